@@ -1,0 +1,46 @@
+# make demo PYTHON=python3.12 chooses the interpreter; ARGS are passed on: make test ARGS="-x tests/test_emoji.py"
+PYTHON ?= python3
+ARGS ?=
+OMP_WAIT_POLICY ?= PASSIVE
+export OMP_WAIT_POLICY
+
+PIP = .venv/bin/python -m pip --quiet --disable-pip-version-check install
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check
+
+help:
+	@echo "make demo    a small model from 1,898 labelled emoji, taught by a larger one: the embedded example"
+	@echo "make test    the tests"
+	@echo "make check   ruff and pyright, as in CI"
+	@echo "Each sets up .venv first: about two minutes and 5.5 GB, once. PYTHON=... chooses the interpreter (3.11 or later)."
+
+demo: .venv/.demo-installed
+	.venv/bin/tutelage demo $(ARGS)
+
+test: .venv/.dev-installed
+	.venv/bin/python -m pytest $(ARGS)
+
+check: .venv/.dev-installed
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/pyright
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "given:   PYTHON=$(PYTHON), which is $$($(PYTHON) --version 2>/dev/null || echo 'not to be found')" >&2; \
+		echo "allowed: Python 3.11 or later" >&2; \
+		echo "mend:    make $(MAKECMDGOALS) PYTHON=python3.12 (or the path of one that you have)" >&2; \
+		exit 2; }
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; exit 2; }
+
+# The stamps keep a second call from installing again until pyproject.toml changes; [dev] contains [demo].
+.venv/.demo-installed: pyproject.toml | .venv/bin/python
+	@echo "Installing tutelage into .venv; the first time takes about two minutes"
+	@$(PIP) --editable '.[demo]'
+	@touch $@
+
+.venv/.dev-installed: pyproject.toml | .venv/bin/python
+	@echo "Installing tutelage and its tools into .venv; the first time takes about two minutes"
+	@$(PIP) --editable '.[dev]'
+	@touch .venv/.demo-installed $@

@@ -1,0 +1,36 @@
+"""Tutelage: a few labelled images and a pile of unlabelled ones in, a small fast vision model out.
+
+Every command is a function here, with the same name and arguments: `tutelage.run(target=..., gallery=[...], ...)`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tutelage.errors import TutelageError
+from tutelage.version import __version__
+
+if TYPE_CHECKING:
+    from tutelage.recipes.adapt import adapt
+    from tutelage.recipes.alone import alone
+    from tutelage.recipes.cache import cache
+    from tutelage.recipes.curate import curate
+    from tutelage.recipes.demo import demo
+    from tutelage.recipes.doctor import doctor
+    from tutelage.recipes.evaluate import evaluate
+    from tutelage.recipes.finetune import finetune
+    from tutelage.recipes.pipeline import run
+    from tutelage.recipes.transfer import transfer
+
+__all__ = [
+    "TutelageError", "__version__", "adapt", "alone", "cache", "curate", "demo", "doctor", "evaluate", "finetune", "run",
+    "transfer",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    from tutelage.cli import RECIPES, recipe
+
+    if name in RECIPES:
+        return recipe(name)
+    raise AttributeError(f"module 'tutelage' has no attribute {name!r}")

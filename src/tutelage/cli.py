@@ -1,0 +1,137 @@
+"""The command: words to a recipe, results to stdout, messages to stderr, exit codes 0 (done), 2 (ours), 130 (Ctrl-C)."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from tutelage.compute import prepare_process
+from tutelage.errors import TutelageError, did_you_mean
+from tutelage.version import __version__
+
+# command -> where its recipe is; the signature is the configuration
+RECIPES = {
+    "demo": "tutelage.recipes.demo",
+    "run": "tutelage.recipes.pipeline",
+    "curate": "tutelage.recipes.curate",
+    "adapt": "tutelage.recipes.adapt",
+    "transfer": "tutelage.recipes.transfer",
+    "finetune": "tutelage.recipes.finetune",
+    "alone": "tutelage.recipes.alone",
+    "evaluate": "tutelage.recipes.evaluate",
+    "cache": "tutelage.recipes.cache",
+    "doctor": "tutelage.recipes.doctor",
+}
+
+
+def recipe(name: str) -> Callable[..., Any]:
+    """The function behind a command."""
+    return getattr(importlib.import_module(RECIPES[name]), name)
+
+
+def main() -> None:
+    """Entry point of the command `tutelage`."""
+    prepare_process()
+    sys.exit(call(sys.argv[1:]))
+
+
+def call(words: list[str]) -> int:
+    """Run one command.
+
+    Args:
+        words: the command line without the program's name.
+
+    Returns:
+        the exit code.
+    """
+    try:
+        function, given = _parsed(words)
+        if function is None:
+            return 0
+        result = function(**given)
+        _show(function.__name__, result, bool(given.get("json")))
+        return 0
+    except TutelageError as error:
+        print(f"tutelage: cannot go on\n{error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        again = " ".join(["tutelage", *[repr(w) if " " in w else w for w in words]])
+        print(f"\nstopped; what is finished is kept. To go on, give the same command again:\n  {again}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
+            raise
+        given = f"{error.filename or 'a file of the run or the cache'}: {error.strerror}"
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        mend = "free some space (tutelage cache tells what is kept)" if full else "choose another --out or --cache"
+        fault = TutelageError(given, "a disk with room" if full else "folders that can be written", f"{mend}; the same command goes on")
+        print(f"tutelage: cannot go on\n{fault}", file=sys.stderr)
+        return 2
+
+
+def _parsed(words: list[str]) -> tuple[Callable[..., Any] | None, dict[str, Any]]:
+    """The recipe and its explicit arguments; None when help or version was shown.
+
+    Raises:
+        TutelageError: unknown command, flag or value.
+    """
+    import cyclopts
+
+    app = cyclopts.App(
+        name="tutelage", version=__version__, help_format="plaintext", version_flags=["--version"],
+        help="A few labelled images and a pile of unlabelled ones in, a small fast vision model out, taught by a foundation model.",
+    )  # fmt: skip
+    names = [words[0]] if words and words[0] in RECIPES else list(RECIPES)
+    for name in names:  # one command needs one recipe
+        app.command(recipe(name), name=name)
+    if words and not words[0].startswith("-") and words[0] not in RECIPES:
+        near = did_you_mean(words[0], RECIPES)
+        raise TutelageError(f"command {words[0]!r}", "one of " + ", ".join(RECIPES), near or "tutelage --help tells what each does")
+    if not words or {"--help", "-h", "--version"} & set(words):
+        app(words or ["--help"], exit_on_error=False, print_error=False, result_action="return_value")
+        return None, {}
+    _check_flags(words)
+    try:
+        function, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
+    except cyclopts.CycloptsError as error:
+        text = " ".join(str(error).split())
+        given, _, allowed = text.partition(". ")
+        raise TutelageError(given, allowed or "values as `--help` shows them", f"tutelage {words[0]} --help") from error
+    return function, dict(bound.arguments)
+
+
+def _check_flags(words: list[str]) -> None:
+    """Unknown flags, named with their nearest neighbours before any value is looked at."""
+    import inspect
+
+    from tutelage.config import flag
+
+    known = [flag(name) for name in inspect.signature(recipe(words[0])).parameters]
+    for word in words[1:]:
+        name = word.split("=", 1)[0]
+        if name.startswith("--") and len(name) > 2 and name.replace("_", "-") not in known:
+            near = did_you_mean(name, known)
+            raise TutelageError(f"flag {name} of tutelage {words[0]}", "one of " + " ".join(known), near or f"tutelage {words[0]} --help")
+
+
+def _show(command: str, result: Any, as_json: bool) -> None:
+    """Results to stdout: one JSON object, or a table."""
+    from tutelage.progress import main_process
+    from tutelage.report.table import text_of
+
+    if not main_process() or result is None:
+        return
+    if as_json:
+        print(json.dumps(result, ensure_ascii=False))
+        return
+    text = text_of(command, result)
+    if text:
+        print(text)

@@ -1,0 +1,186 @@
+"""Settings: one vocabulary of names, ranges and help texts; a recipe's signature is its configuration.
+
+Every setting is one annotated type below. A recipe takes those it needs as keyword arguments, so the same name is the
+flag (`--teacher-size`), the key in a TOML file (`teacher-size` or `teacher_size`) and the argument in Python
+(`teacher_size`). `recipe` checks a call: explicit arguments beat `config`, which beats the defaults; all faults are
+told at once, before data or weights load.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import tomllib
+import types
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+from pydantic import Field, TypeAdapter, ValidationError
+
+from tutelage.errors import TutelageError, did_you_mean, raise_all
+
+
+def _say(text: str, **more: Any) -> Parameter:
+    return Parameter(help=text, **more)
+
+
+# Data
+Target = Annotated[str, Field(min_length=1), _say("labelled images: a folder, a CSV or Parquet list, or Parquet shards")]
+NewTarget = Annotated[str | None, _say("other labelled images to score the models on")]
+Paths = Annotated[
+    list[str],
+    Field(min_length=1),
+    _say("unlabelled images: folders, tar or Parquet shards; several at once", consume_multiple=True, negative=()),
+]
+Val = Annotated[str | None, _say("validation images: a path like --target, or a share of train such as 0.1")]
+Test = Annotated[str | None, _say("test images: a path like --target, or a share of train such as 0.2")]
+Classes = Annotated[str | None, _say("use only these classes: names with commas between")]
+Budget = Annotated[int | None, Field(ge=1), _say("labels per class that may be used; default: all that are there")]
+GroupBy = Annotated[str | None, _say("regular expression on the image's name; what it matches is never split apart")]
+Resize = Annotated[Literal["squash", "crop", "pad"], _say("how an image becomes a square")]
+Total = Annotated[int | None, Field(ge=1), _say("size of the transfer set, labelled images included; default: the whole gallery")]
+Strategy = Annotated[Literal["all", "random"], _say("how gallery images are chosen")]
+MaxRejected = Annotated[float, Field(ge=0, le=1), _say("stop before training when a larger share of images is unusable")]
+
+# Models
+Teacher = Annotated[str, Field(min_length=1), _say("foundation model: an alias such as dinov2-s, or any timm name")]
+TeacherWeights = Annotated[str, Field(min_length=1), _say("pretrained (installed package or hub), scratch, or a file")]
+TeacherSize = Annotated[int | None, Field(ge=16, le=2048), _say("pixels; default: the model's own size")]
+Student = Annotated[str, Field(min_length=1), _say("model to ship: an alias such as mobilenetv4-s, or any timm name")]
+StudentWeights = Annotated[str, Field(min_length=1), _say("pretrained, scratch, or a file")]
+StudentSize = Annotated[int | None, Field(ge=16, le=2048), _say("pixels; default: the model's own size")]
+Adapt = Annotated[Literal["probe", "probe-then-full", "full", "auto"], _say("how the teacher learns the task")]
+ClassWeight = Annotated[Literal["none", "balanced"], _say("weight of the classes in the losses on labels")]
+
+# Views and targets
+ViewCount = Annotated[int, Field(ge=1, le=1000), _say("augmented views of each image; epoch e reads view e mod M")]
+ViewSeed = Annotated[int, Field(ge=0, lt=2**63), _say("seed of the views; other than --seed it is shared by all runs")]
+Flip = Annotated[Literal["none", "horizontal", "both"], _say("mirror views: never for text, both for aerial images")]
+CropArea = Annotated[float, Field(gt=0, le=1), _say("smallest share of the image that a view shows")]
+Refine = Annotated[Literal["none", "propagate"], _say("label propagation over the gallery, kept when it validates better")]
+CacheLimit = Annotated[float, Field(ge=0), _say("GiB of teacher outputs; above it the teacher runs online")]
+
+# Training
+Seed = Annotated[int, Field(ge=0, lt=2**63), _say("seed of draws, initialisation and order")]
+Epochs = Annotated[int | None, Field(ge=1), _say("passes over the transfer set")]
+Steps = Annotated[int | None, Field(ge=1), _say("optimizer steps instead of epochs")]
+BatchSize = Annotated[int, Field(ge=2), _say("images per step, over all processes")]
+LearningRate = Annotated[float, Field(gt=0, le=1), _say("at batch 128; scaled by the square root of batch / 128")]
+Temperature = Annotated[float, Field(gt=0, le=100), _say("softens teacher and student in the transfer")]
+Mixup = Annotated[float, Field(ge=0), _say("alpha of mixup in the transfer, targets mixed alike; 0 = none")]
+Finetune = Annotated[Literal["auto", "keep", "head", "full"], _say("last stage on the labels; auto: what validates best")]
+NoBaseline = Annotated[bool, _say("do not train the same student alone on the labels", negative=())]
+
+# Machine and run
+Out = Annotated[str, Field(min_length=1), _say("run folder")]
+Cache = Annotated[str | None, _say("decoded images and teacher outputs, shared by runs; default: cache/ beside the run")]
+Device = Annotated[Literal["auto", "cpu", "cuda", "mps"], _say("where to compute")]
+Precision = Annotated[Literal["auto", "fp32", "bf16", "fp16"], _say("auto: bf16 where the GPU has it, else fp32")]
+Tracker = Annotated[Literal["none", "tensorboard", "wandb", "mlflow"], _say("experiment tracker beside metrics.jsonl")]
+Prune = Annotated[float | None, Field(ge=0), _say("remove what has not been used for so many days")]
+Overwrite = Annotated[bool, _say("move a finished run with other settings aside", negative=())]
+Smoke = Annotated[bool, _say("the real recipe, cut down to a minute on a CPU", negative=())]
+Json = Annotated[bool, _say("print one JSON object for machines", negative=())]
+Config = Annotated[str | None, _say("TOML file with any of these settings; flags beat it")]
+
+
+def recipe(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a recipe its checked settings.
+
+    The wrapped function takes keyword arguments only. `config`, when among them, names a TOML file whose values
+    stand in for arguments that were not given.
+
+    Raises:
+        TutelageError: unknown, missing or impossible settings, all of them in one message.
+    """
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def checked(**given: Any) -> Any:
+        return function(**resolve(function, given))
+
+    checked.__signature__ = signature  # type: ignore[attr-defined]
+    return checked
+
+
+def resolve(function: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Settings of one call: explicit over file over default, each within its range.
+
+    Args:
+        function: whose signature names the settings.
+        given: explicit arguments.
+
+    Returns:
+        A value for every parameter of `function`.
+    """
+    parameters = inspect.signature(function).parameters
+    errors = [_unknown(name, parameters, "argument") for name in given if name not in parameters]
+    values = {name: value for name, value in given.items() if name in parameters}
+    if "config" in parameters and values.get("config"):
+        from_file, faults = _read_toml(Path(values["config"]), parameters)
+        errors += faults
+        values = {**from_file, **values}
+    checked, faults = _validate(function, values)
+    errors += faults
+    raise_all(errors)
+    return checked
+
+
+def flag(name: str) -> str:
+    """`teacher_size` -> `--teacher-size`."""
+    return "--" + name.replace("_", "-")
+
+
+def _unknown(name: str, parameters: Any, kind: str) -> TutelageError:
+    return TutelageError(f"{kind} {name!r}", "one of " + ", ".join(parameters), did_you_mean(name, parameters))
+
+
+def _read_toml(path: Path, parameters: Any) -> tuple[dict[str, Any], list[TutelageError]]:
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = did_you_mean(path.name, [p.name for p in path.parent.glob("*.toml")] if path.parent.is_dir() else [])
+        return {}, [TutelageError(f"--config {path}", "a TOML file that exists", near)]
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        return {}, [TutelageError(f"--config {path}: {error}", "a TOML file of settings, such as  budget = 10")]
+    values = {name.replace("-", "_"): value for name, value in raw.items()}
+    errors = [_unknown(name, parameters, f"{path}: setting") for name in values if name not in parameters]
+    return {name: value for name, value in values.items() if name in parameters}, errors
+
+
+def _validate(function: Callable[..., Any], values: dict[str, Any]) -> tuple[dict[str, Any], list[TutelageError]]:
+    hints = typing.get_type_hints(function, include_extras=True)
+    parameters = inspect.signature(function).parameters
+    for name, value in values.items():  # a list may be given as any sequence, a path as a Path
+        if isinstance(value, Path):
+            values[name] = str(value)
+        elif isinstance(value, (tuple, list)):
+            values[name] = [str(item) for item in value]
+        elif _takes_text(hints[name]) and isinstance(value, (int, float)) and not isinstance(value, bool):
+            values[name] = str(value)
+    checked: dict[str, Any] = {}
+    errors: list[TutelageError] = []
+    for name, parameter in parameters.items():
+        value = values.get(name, parameter.default)
+        try:
+            checked[name] = TypeAdapter(hints[name]).validate_python(value)
+        except ValidationError as error:
+            errors.append(_fault(name, value, error.errors()[0], hints[name]))
+    return checked, errors
+
+
+def _takes_text(hint: Any) -> bool:
+    base = typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
+    return base is str or (isinstance(base, types.UnionType) and str in typing.get_args(base))
+
+
+def _fault(name: str, value: Any, fault: Any, hint: Any) -> TutelageError:
+    if value in ("", [], ()):
+        text = next(note for note in typing.get_args(hint) if isinstance(note, Parameter)).help
+        return TutelageError(f"no {flag(name)}", f"{flag(name)}: {text}", f"add {flag(name)} to the command or the TOML file")
+    allowed = fault["msg"].removeprefix("Input should be ")
+    choices = typing.get_args(typing.get_args(hint)[0]) if fault["type"] == "literal_error" else ()
+    return TutelageError(f"{flag(name)} {value}", allowed, did_you_mean(str(value), [str(c) for c in choices]))

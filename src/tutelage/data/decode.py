@@ -1,0 +1,260 @@
+"""Bytes to RGB: the one decoder and the one resize of training, evaluation, export and `predict`.
+
+Only Pillow and numpy. What every odd kind of image becomes is decided here and nowhere else:
+
+- EXIF orientation is applied; of an animation the first frame is taken.
+- Transparency (alpha channel, palette or colour key) is laid on white.
+- CMYK JPEGs are inverted when they bear Adobe's marker, as nearly all of them do, and else taken as they are.
+- 16-bit grey is divided by 257, so that 65535 becomes 255. 32-bit integer grey is taken as 16-bit unless its
+  largest value is at most 255. Floats count as [0, 1], as [0, 255] or as 16-bit, by the largest value.
+
+The file's own bytes decide its kind, not its name; kinds that start other programs (EPS) are never opened. AVIF is
+read where the installed Pillow can. Pillow's warnings, such as of a corrupt EXIF block, are not passed on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import struct
+import threading
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageChops,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+from tutelage.errors import TutelageError, Unreadable, did_you_mean
+
+try:
+    from PIL import AvifImagePlugin
+except ImportError:  # before Pillow 11.3
+    AvifImagePlugin = None
+
+MAX_PIXELS = 178_956_970  # where Pillow itself refuses: 2 x 1 GiB / 4 / 3
+RESIZES = ("squash", "crop", "pad")
+PAD_GREY = 128
+
+_Opener = Callable[[io.BytesIO], ImageFile.ImageFile]
+
+# First bytes -> reader. `Image.open` is not used: it warns about large images (and a warning filter is shared by
+# all threads), and it tries every format that is installed.
+_OPENERS: dict[bytes, _Opener] = {
+    b"\xff\xd8\xff": JpegImagePlugin.JpegImageFile,
+    b"\x89PNG\r\n\x1a\n": PngImagePlugin.PngImageFile,
+    b"GIF8": GifImagePlugin.GifImageFile,
+    b"RIFF": WebPImagePlugin.WebPImageFile,
+    b"BM": BmpImagePlugin.BmpImageFile,
+    b"II*\0": TiffImagePlugin.TiffImageFile,
+    b"MM\0*": TiffImagePlugin.TiffImageFile,
+    b"II+\0": TiffImagePlugin.TiffImageFile,
+    b"MM\0+": TiffImagePlugin.TiffImageFile,
+    **{f"P{n}".encode(): PpmImagePlugin.PpmImageFile for n in range(1, 7)},
+}
+
+_AVIF = AvifImagePlugin is not None and AvifImagePlugin.SUPPORTED
+_AVIF_BRANDS = (b"avif", b"avis", b"mif1", b"msf1")  # of the box `ftyp`, the last two for other kinds too
+_KINDS = f"JPEG, PNG, GIF, WebP, {'AVIF, ' if _AVIF else ''}BMP, TIFF and PPM"
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class _PillowWarnings(threading.local):
+    """What Pillow's readers find under the name `warnings`: silent in a thread that decodes here, else the real module.
+
+    A filter would be shared by all threads, and Pillow warns while it opens, decodes and reads EXIF.
+    """
+
+    silent = False
+
+    def __getattr__(self, name: str):
+        return getattr(warnings, name)
+
+    def warn(self, message: Warning | str, category: type[Warning] | None = None, stacklevel: int = 1, **rest) -> None:
+        if not self.silent:
+            warnings.warn(message, category, stacklevel + 1, **rest)
+
+
+_pillow_warnings = _PillowWarnings()
+for _module in (Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin):
+    vars(_module)["warnings"] = _pillow_warnings
+
+
+def decode(data: bytes, short_side: int | None = None) -> tuple[np.ndarray, tuple[int, int]]:
+    """Decode one image.
+
+    Args:
+        data: the bytes of an image file.
+        short_side: shrink so that the short side has this many pixels (antialiased); smaller images stay as they
+            are, nothing is ever enlarged. None keeps the size.
+
+    Returns:
+        rgb: (H, W, 3) uint8, C-contiguous, writable.
+        original_size: (height, width) in pixels before shrinking, after the EXIF rotation.
+
+    Raises:
+        Unreadable: empty, not an image, cut off, broken, more than MAX_PIXELS, or zero-sized.
+    """
+    if not data:
+        raise Unreadable("the file is empty")
+    _pillow_warnings.silent = True
+    try:
+        image = _open(data)
+        rgb, size = _rgb(image, short_side)
+        turn = _TURNS.get(_orientation(image))
+        if turn is not None:
+            rgb = rgb.transpose(turn)
+        if turn is not None and turn not in (_TURNS[2], _TURNS[3], _TURNS[4]):
+            size = (size[1], size[0])
+        return np.array(rgb), (size[1], size[0])
+    except Unreadable:
+        raise
+    except MemoryError:
+        raise Unreadable("decoding needs more memory than there is") from None
+    except Exception as error:  # Pillow's readers raise almost anything on broken data
+        raise Unreadable(_reason(error)) from None
+    finally:
+        _pillow_warnings.silent = False
+
+
+def fit(rgb: np.ndarray, size: int, resize: str) -> np.ndarray:
+    """Make an image square. The one resize of evaluation, export and `predict`.
+
+    Args:
+        rgb: (H, W, 3) uint8.
+        size: side of the result in pixels; smaller images are enlarged.
+        resize: "squash" the whole image, ignoring its proportions; "crop" the centre square of the short side;
+            "pad" the whole image with mid grey, centred.
+
+    Returns:
+        (size, size, 3) uint8, C-contiguous. Bilinear, antialiased when shrinking.
+    """
+    height, width = rgb.shape[:2]
+    if resize == "squash":
+        return _resized(rgb, size, size)
+    if resize == "crop":
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        return _resized(rgb[top : top + side, left : left + side], size, size)
+    if resize == "pad":
+        scale = size / max(height, width)
+        inner = _resized(rgb, max(1, round(height * scale)), max(1, round(width * scale)))
+        canvas = np.full((size, size, 3), PAD_GREY, np.uint8)
+        top, left = (size - inner.shape[0]) // 2, (size - inner.shape[1]) // 2
+        canvas[top : top + inner.shape[0], left : left + inner.shape[1]] = inner
+        return canvas
+    raise TutelageError(f"resize {resize!r}", f"one of {', '.join(RESIZES)}", did_you_mean(resize, RESIZES))
+
+
+def content_key(rgb: np.ndarray, original_size: tuple[int, int]) -> bytes:
+    """What an image is known by, whatever its file is called: 32 bytes, SHA-256 of the sizes and the pixels.
+
+    Args:
+        rgb: (H, W, 3) uint8, as stored.
+        original_size: (height, width) before shrinking.
+    """
+    digest = hashlib.sha256(struct.pack("<4q", rgb.shape[0], rgb.shape[1], *original_size))
+    digest.update(np.ascontiguousarray(rgb, np.uint8).data)
+    return digest.digest()
+
+
+def _open(data: bytes) -> ImageFile.ImageFile:
+    """Read the header and check the size; no pixel is decoded yet."""
+    opener: _Opener | None = next((opener for magic, opener in _OPENERS.items() if data.startswith(magic)), None)
+    if AvifImagePlugin is not None and _AVIF and data[4:8] == b"ftyp" and data[8:12] in _AVIF_BRANDS:
+        opener = AvifImagePlugin.AvifImageFile
+    if opener is None or (data.startswith(b"RIFF") and data[8:12] != b"WEBP"):
+        raise Unreadable(f"not an image ({_KINDS} are read)")
+    image = opener(io.BytesIO(data))
+    width, height = image.size
+    if width <= 0 or height <= 0:
+        raise Unreadable(f"zero-sized: {width} x {height} pixels")
+    if width * height > MAX_PIXELS:
+        raise Unreadable(f"{width} x {height} pixels, the limit is {MAX_PIXELS:,} pixels in all")
+    return image
+
+
+def _rgb(image: ImageFile.ImageFile, short_side: int | None) -> tuple[Image.Image, tuple[int, int]]:
+    """Decode, convert and shrink: mode RGB, not yet turned, and the (width, height) before shrinking."""
+    size, box = image.size, None
+    if short_side is not None and isinstance(image, JpegImagePlugin.JpegImageFile) and min(size) > 2 * short_side:
+        draft = image.draft(None, (2 * short_side, 2 * short_side))  # decodes at 1/2, 1/4 or 1/8, never below this
+        box = draft[1] if draft else None
+    image.load()
+    if box is None:
+        size = image.size  # a TIFF is turned, and its size swapped, while it loads
+    rgb = _to_rgb(image)
+    if short_side is not None and min(size) > short_side:
+        scale = short_side / min(size)
+        target = (max(short_side, round(size[0] * scale)), max(short_side, round(size[1] * scale)))
+        rgb = rgb.resize(target, Image.Resampling.BILINEAR, box=box, reducing_gap=None)
+    return rgb, size
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode of Pillow to RGB, transparency laid on white."""
+    if image.mode == "CMYK" and isinstance(image, JpegImagePlugin.JpegImageFile) and "adobe" not in image.info:
+        image = ImageChops.invert(image)  # Pillow has inverted it, whoever wrote it
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode == "F" or image.mode.startswith("I"):
+        return Image.fromarray(_grey8(np.asarray(image))).convert("RGB")
+    if image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _grey8(values: np.ndarray) -> np.ndarray:
+    """(H, W) uint16, int32 or float32 of any byte order to (H, W) uint8; the range is decided as the module says."""
+    if values.dtype.kind == "f":
+        values = np.clip(np.nan_to_num(values, nan=0.0, posinf=65535.0, neginf=0.0), 0, None)
+        top = values.max()
+        scale = 255.0 if top <= 1 else 1.0 if top <= 255 else 1 / 257
+        return np.clip(np.rint(values * scale), 0, 255).astype(np.uint8)
+    if values.dtype.itemsize > 2 and values.max() <= 255:
+        return np.clip(values, 0, 255).astype(np.uint8)
+    return ((np.clip(values, 0, 65535).astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def _orientation(image: ImageFile.ImageFile) -> int:
+    """The EXIF (or XMP) orientation, 1 to 8; 1 where there is none or it cannot be read."""
+    try:
+        value = image.getexif().get(0x0112, 1)
+        return value if isinstance(value, int) else 1
+    except Exception:  # a broken EXIF block does not make the pixels unusable
+        return 1
+
+
+def _resized(rgb: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(H, W, 3) uint8 to (height, width, 3) uint8, bilinear, antialiased when shrinking."""
+    image = Image.fromarray(np.ascontiguousarray(rgb))
+    return np.array(image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=None))
+
+
+def _reason(error: Exception) -> str:
+    """Pillow's message in a form for rejected.csv: one short line."""
+    text = " ".join(str(error).split())[:120]
+    if isinstance(error, EOFError) or "truncated" in text.lower() or "unexpected end" in text.lower():
+        return f"cut off: {text or 'the file ends too early'}"
+    return f"cannot be decoded: {text or type(error).__name__}"

@@ -1,0 +1,105 @@
+"""The gallery: a large pool of images without labels to choose from. Nothing is decoded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tutelage.data.sources import ImageRef, Rejected, clean, list_images
+from tutelage.errors import TutelageError, raise_all, shown
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The images of all places, each under an id of its own.
+
+    refs: in the order of the places, and within each as it was listed.
+    rejected: what was found but cannot be used, and why.
+    counts: path as given -> how many of `refs` came from it.
+    """
+
+    refs: list[ImageRef]
+    rejected: list[Rejected]
+    counts: dict[str, int]
+
+
+def list_gallery(paths: Sequence[str | Path]) -> Gallery:
+    """List the images of folders, tars, Parquet files or single images. Nothing is decoded.
+
+    The same file reached from two of the paths is listed once. When two places use one id, the ids of all places
+    get the place's name in front.
+
+    Raises:
+        TutelageError: no path at all, a path that is missing or cannot be read, or one without images.
+    """
+    errors: list[TutelageError] = []
+    listed: list[tuple[list[ImageRef], list[Rejected]]] = []
+    for path in paths:
+        try:
+            refs, rejected = list_images(path)
+        except TutelageError as error:
+            errors.append(error)
+            continue
+        if not refs:
+            errors.append(_empty(path, rejected))
+        listed.append((refs, rejected))
+    if not paths:
+        errors.append(TutelageError("no gallery", "one or more folders, tars or Parquet files", "name one"))
+    raise_all(errors)
+
+    listed = _once(listed)
+    listed = unique_ids(listed, place_names(paths))
+    counts: dict[str, int] = {}
+    for path, (refs, _) in zip(paths, listed, strict=True):
+        counts[str(path)] = counts.get(str(path), 0) + len(refs)
+    return Gallery([ref for refs, _ in listed for ref in refs], [bad for _, bads in listed for bad in bads], counts)
+
+
+def place_names(paths: Sequence[str | Path]) -> list[str]:
+    """A name for every place: the last part of its path, with a number where that is taken."""
+    names: list[str] = []
+    for path in paths:
+        name = stem = clean(os.path.basename(os.path.abspath(path))) or "root"
+        number = 2
+        while name in names:
+            name, number = f"{stem}-{number}", number + 1
+        names.append(name)
+    return names
+
+
+def unique_ids(
+    listed: list[tuple[list[ImageRef], list[Rejected]]], names: Sequence[str]
+) -> list[tuple[list[ImageRef], list[Rejected]]]:
+    """Put the place's name before all ids when two places share one; otherwise leave them as they are."""
+    ids = [{ref.id for ref in refs} for refs, _ in listed]
+    if len(set().union(*ids)) == sum(map(len, ids)):
+        return listed
+    return [
+        ([replace(ref, id=f"{name}/{ref.id}") for ref in refs], [Rejected(f"{name}/{b.id}", b.reason) for b in bads])
+        for name, (refs, bads) in zip(names, listed, strict=True)
+    ]
+
+
+def _once(listed: list[tuple[list[ImageRef], list[Rejected]]]) -> list[tuple[list[ImageRef], list[Rejected]]]:
+    """Drop what an earlier place has already: the same bytes of the same file."""
+    seen: set[bytes] = set()
+    kept = []
+    for refs, rejected in listed:
+        fresh = [ref for ref in refs if ref.fingerprint not in seen]
+        seen.update(ref.fingerprint for ref in fresh)
+        kept.append((fresh, rejected))
+    return kept
+
+
+def _empty(path: str | Path, rejected: list[Rejected]) -> TutelageError:
+    if rejected:
+        what = f"none that can be used: {shown((f'{bad.id} ({bad.reason})' for bad in rejected), 3)}"
+    else:
+        what = "no images in it"
+    return TutelageError(
+        f"gallery {path}: {what}",
+        "a folder, tar or Parquet file with images (.jpg, .png, .webp, ...; hidden names are skipped)",
+        "check the path, or unpack the archives in it",
+    )

@@ -1,0 +1,267 @@
+"""Places where images have labels, in every form that is read.
+
+Labels stand in a folder `train|val|test` with `<class>/*` or Parquet files in each, a plain folder of classes, a list
+(CSV or Parquet with the columns path, label and optionally split, group), or Parquet shards with the image bytes
+inside. Nothing is decoded.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tutelage.data.sources import IMAGE_SUFFIXES, ImageRef, Rejected, clean, file_ref, image_column, list_images
+from tutelage.errors import TutelageError, raise_all, shown
+
+FORMS = "a folder train|val|test/<class>/*, a folder of classes, a list (.csv, .txt, .tsv, .parquet), Parquet shards"
+
+_SPLIT_WORDS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_COLUMNS = {
+    "path": ("path", "file_name", "filename", "file", "image"),
+    "label": ("label", "class"),
+    "split": ("split",),
+    "group": ("group",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledRef:
+    """One labelled image: its class by name, its split (train, val or test), its group ("" = none)."""
+
+    ref: ImageRef
+    label: str
+    split: str = "train"
+    group: str = ""
+
+
+@dataclass
+class LabelledPlace:
+    """What one place with labels holds; `names` are the classes in the order of its metadata, or empty."""
+
+    images: list[LabelledRef] = field(default_factory=list)
+    names: tuple[str, ...] = ()
+    rejected: list[Rejected] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def read_labelled(place: Path) -> LabelledPlace:
+    """Read one place with labels, in any of FORMS. Raises TutelageError: all that is wrong with it, told at once."""
+    listing = LabelledPlace()
+    suffix = place.suffix.lower()
+    if place.is_dir():
+        listing = _read_folder(place)
+    elif suffix in (".csv", ".txt", ".tsv"):
+        listing = _read_list(place, *_csv_columns(place))
+    elif suffix == ".parquet":
+        listing = _read_parquet(place)
+    else:
+        raise TutelageError(f"{place}", FORMS)
+    if not listing.images:
+        why = f"; {shown((f'{bad.id}: {bad.reason}' for bad in listing.rejected), 3)}" if listing.rejected else ""
+        raise TutelageError(f"{place}: no labelled images{why}", FORMS, "check the path and the names of its folders")
+    return listing
+
+
+def _read_folder(place: Path) -> LabelledPlace:
+    """`train|val|test` with classes or Parquet files in each, Parquet shards (also in `data/`), or a folder of classes."""
+    listing = LabelledPlace()
+    folders = sorted(p for p in place.iterdir() if p.is_dir() and not p.name.startswith("."))
+    splits = [p for p in folders if p.name.lower() in _SPLIT_WORDS]
+    shards = sorted(place.glob("[!.]*.parquet")) or sorted(place.glob("data/[!.]*.parquet"))
+    if splits:
+        for folder in splits:
+            split, inside = _SPLIT_WORDS[folder.name.lower()], sorted(folder.glob("[!.]*.parquet"))
+            if inside and not any(p.is_dir() and not p.name.startswith(".") for p in folder.iterdir()):
+                _add_shards(listing, inside, folder.name + "/", split)
+            else:
+                _add_classes(listing, folder, folder.name + "/", split)
+        if others := [p.name for p in folders if p not in splits]:
+            listing.notes.append(f"{place}: not read, beside {splits[0].name}: {shown(others)}")
+    elif shards:
+        _add_shards(listing, shards, "", "")
+    else:
+        _add_classes(listing, place, "", "train")
+    return listing
+
+
+def _add_shards(listing: LabelledPlace, shards: Sequence[Path], prefix: str, split: str) -> None:
+    """Add Parquet files with images inside; without a split, each file's name says it."""
+    for shard in shards:
+        named = re.match(r"(train|test|validation|valid|val)(?=[-_.])", shard.name.lower())
+        part = _read_shard(shard, split or (_SPLIT_WORDS[named[1]] if named else "train"))
+        if listing.images and listing.names != part.names:
+            given = f"{shard}: its class names are not those of the shards before it"
+            raise TutelageError(given, "the same names in every shard", "write the shards again with one list")
+        listing.names = part.names
+        listing.images += [replace(i, ref=replace(i.ref, id=clean(prefix) + i.ref.id)) for i in part.images]
+        listing.rejected += [Rejected(clean(prefix) + bad.id, bad.reason) for bad in part.rejected]
+
+
+def _add_classes(listing: LabelledPlace, folder: Path, prefix: str, split: str) -> None:
+    """Add `<class>/*` of one folder; what lies in no class folder is rejected."""
+    refs, rejected = list_images(folder)
+    for ref in refs:
+        label, _, rest = ref.id.partition("/")
+        if rest:
+            listing.images.append(LabelledRef(replace(ref, id=clean(prefix) + ref.id), label, split))
+        else:
+            listing.rejected.append(Rejected(clean(prefix) + ref.id, "lies in no class folder"))
+    listing.rejected += [Rejected(clean(prefix) + bad.id, bad.reason) for bad in rejected]
+
+
+def _read_parquet(place: Path) -> LabelledPlace:
+    """One Parquet file: with the images inside, or a list of paths."""
+    schema = _schema(place)
+    try:
+        image_column(schema, str(place))
+    except TutelageError:
+        if "path" not in _found(schema.names):
+            raise
+        return _read_list(place, *_parquet_columns(place))
+    return _read_shard(place, "train")
+
+
+def _read_shard(place: Path, split: str) -> LabelledPlace:
+    """The rows of a Parquet file with image bytes; a `split` column, where there is one, counts more than `split`."""
+    columns, names = _parquet_columns(place)
+    refs, rejected = list_images(place)
+    listing = LabelledPlace(names=names, rejected=rejected)
+    splits, groups = columns.get("split") or [""] * len(refs), columns.get("group") or [""] * len(refs)
+    raise_all(_unknown_splits(place, splits))
+    for ref, label, own, group in zip(refs, columns["label"], splits, groups, strict=True):
+        if label:
+            listing.images.append(LabelledRef(ref, label, _SPLIT_WORDS[own.lower()] if own else split, group))
+        else:
+            listing.rejected.append(Rejected(ref.id, "has no label"))
+    return listing
+
+
+def _read_list(place: Path, columns: dict[str, list[str]], names: tuple[str, ...]) -> LabelledPlace:
+    """Images named by a list, relative to its folder (or in a folder of their class's name there)."""
+    listing = LabelledPlace(names=names)
+    count = len(columns["path"])
+    splits, groups = columns.get("split") or [""] * count, columns.get("group") or [""] * count
+    errors = _unknown_splits(place, splits)
+    lost, unlabelled, torn = [], [], []
+    seen: dict[str, tuple[str, str]] = {}
+    for name, label, split, group in zip(columns["path"], columns["label"], splits, groups, strict=True):
+        ways = (os.path.join(place.parent, name), os.path.join(place.parent, label, name))
+        path = next((os.path.abspath(way) for way in ways if os.path.isfile(way)), "")
+        if not label:
+            unlabelled.append(clean(name))
+        elif not path:
+            lost.append(clean(name))
+        elif path in seen:
+            torn += [clean(name)] if seen[path] != (label, split) else []
+        else:
+            seen[path] = (label, split)
+            ref = file_ref(path, clean(name.removeprefix("./")))
+            listing.images.append(
+                LabelledRef(ref, clean(label), _SPLIT_WORDS.get(split.lower(), "train"), clean(group))
+            )
+    where = f"paths relative to {place.parent or '.'}"
+    if lost:
+        errors.append(
+            TutelageError(f"{place}: {len(lost)} files are not there: {shown(lost, 20)}", where, "copy them there")
+        )
+    if unlabelled:
+        given = f"{place}: {len(unlabelled)} rows without a label: {shown(unlabelled, 20)}"
+        errors.append(TutelageError(given, "a label in every row", "take these rows out"))
+    if torn:
+        given = f"{place}: {len(torn)} paths are listed twice with two labels or splits: {shown(torn, 20)}"
+        errors.append(TutelageError(given, "every path once", "keep the right row"))
+    raise_all(errors)
+    if len(seen) < count:
+        listing.notes.append(f"{place}: {count - len(seen)} rows say the same as another and are counted once")
+    return listing
+
+
+def _unknown_splits(place: Path, splits: Iterable[str]) -> list[TutelageError]:
+    unknown = sorted({split for split in splits if split and split.lower() not in _SPLIT_WORDS})
+    given = f"{place}: column split holds {shown(map(repr, unknown))}"
+    return [TutelageError(given, ", ".join(_SPLIT_WORDS), "rename them, or drop the column")] if unknown else []
+
+
+def _found(header: Sequence[str]) -> dict[str, int]:
+    """Our word for a column -> its place, for those that are there."""
+    lower = [cell.strip().lower() for cell in header]
+    found = {word: [lower.index(alias) for alias in aliases if alias in lower] for word, aliases in _COLUMNS.items()}
+    return {word: places[0] for word, places in found.items() if places}
+
+
+def _lacking(place: Path, header: Sequence[str], words: Iterable[str]) -> TutelageError:
+    allowed = "; ".join(f"{word}: a column named {' or '.join(_COLUMNS[word])}" for word in words)
+    return TutelageError(
+        f"{place}: no {' and no '.join(words)} column (columns: {shown(header, 20)})", allowed, "rename it"
+    )
+
+
+def _csv_columns(place: Path) -> tuple[dict[str, list[str]], tuple[str, ...]]:
+    """The columns of a text list, with a header, or without one as `file.jpg,class`."""
+    text = place.read_bytes().decode("utf-8-sig", "surrogateescape")
+    first = text.lstrip().partition("\n")[0]
+    mark = next((mark for mark in ",;\t" if mark in first), ",")
+    try:
+        rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=mark) if any(map(str.strip, row))]
+    except csv.Error as error:
+        raise TutelageError(f"{place}: {error}", "a text list in UTF-8 with the columns path,label") from None
+    if not rows:
+        raise TutelageError(f"{place}: an empty list", "a list with the columns path,label")
+    header = rows[0]
+    if header[0].strip().lower().endswith(IMAGE_SUFFIXES):  # no header: file.jpg,class
+        header = ["path", "label"][: len(header)]
+    else:
+        rows = rows[1:]
+    found = _found(header)
+    if lacking := [word for word in ("path", "label") if word not in found]:
+        raise _lacking(place, header, lacking)
+    columns = {word: [row[at].strip() if at < len(row) else "" for row in rows] for word, at in found.items()}
+    return columns, ()
+
+
+def _schema(place: Path) -> pa.Schema:
+    try:
+        return pq.read_schema(place)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise TutelageError(f"{place}: {error}", "a Parquet file that is whole", "copy it again") from None
+
+
+def _parquet_columns(place: Path) -> tuple[dict[str, list[str]], tuple[str, ...]]:
+    """The columns path, label, split and group as text, and the class names in the order of the metadata (or ())."""
+    schema = _schema(place)
+    features = _features(schema)
+    found = _found(schema.names)
+    named = [schema.get_field_index(name) for name, feature in features.items() if feature.get("_type") == "ClassLabel"]
+    if "label" not in found and len(named) == 1:
+        found["label"] = named[0]
+    if "label" not in found:
+        raise _lacking(place, schema.names, ["label"])
+    flat = {word: schema.names[at] for word, at in found.items() if not pa.types.is_nested(schema.field(at).type)}
+    flat = {word: name for word, name in flat.items() if not pa.types.is_binary(schema.field(name).type)}
+    table = pq.read_table(place, columns=sorted(set(flat.values())))
+    columns = {w: [clean("" if v is None else str(v)) for v in table[name].to_pylist()] for w, name in flat.items()}
+    names = tuple(str(name) for name in features.get(flat["label"], {}).get("names") or ())
+    if pa.types.is_integer(schema.field(flat["label"]).type):
+        if names:
+            columns["label"] = [names[int(v)] if v and 0 <= int(v) < len(names) else "" for v in columns["label"]]
+        else:
+            names = tuple(str(v) for v in sorted({int(v) for v in columns["label"] if v}))
+    return columns, names
+
+
+def _features(schema: pa.Schema) -> dict[str, dict]:
+    """What Hugging Face's metadata says of the columns; empty where there is none."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return {}

@@ -1,0 +1,95 @@
+"""The manifests of a run folder: which images take part, where they come from, and what they are for.
+
+`transfer_set/manifest.parquet` lists what the student learns on, labelled images first; `target_set/manifest.parquet` the
+labelled, validation and test images with their labels. Labels beyond the budget are in neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tutelage.data.sources import ImageRef
+from tutelage.data.store import Images, Store
+from tutelage.runs import read_json, whole
+
+_SOURCE = ("id", "container", "kind", "position", "length", "fingerprint")
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Images with their labels. labels: (n,) int64 in [0, C); groups: (n,) text, "" for none."""
+
+    ids: list[str]
+    images: Images
+    labels: np.ndarray
+    groups: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """All images of one run, decoded.
+
+    train: the labelled images within the budget. val, test: None where there are none. transfer: the transfer set; its first
+    len(train) images are those of train, in the same order. side: short side of the stored images in pixels.
+    """
+
+    task: str
+    classes: tuple[str, ...]
+    train: Labelled
+    val: Labelled | None
+    test: Labelled | None
+    transfer: Images
+    transfer_ids: list[str]
+    side: int
+
+
+def write_manifest(path: Path, refs: Sequence[ImageRef], columns: dict[str, Any]) -> None:
+    """Write one manifest: where each image is, and what else is known of it."""
+    rows = {name: [getattr(ref, name) for ref in refs] for name in _SOURCE}
+    with whole(path) as temporary:
+        pq.write_table(pa.table({**rows, **columns}), temporary)
+
+
+def read_manifest(path: Path) -> tuple[list[ImageRef], pa.Table]:
+    """The images of a manifest, and all of its columns."""
+    table = pq.read_table(path)
+    rows = zip(*[table.column(name).to_pylist() for name in _SOURCE], strict=True)
+    return [ImageRef(**dict(zip(_SOURCE, row, strict=True))) for row in rows], table
+
+
+def load_task(run: Path, cache: str | Path) -> TaskData:
+    """Open the images of a run whose transfer set has been curated; decodes only what the cache has lost."""
+    about = read_json(run / "transfer_set" / "result.json")
+    store = Store(cache, about["store_side"])
+    refs, table = read_manifest(run / "target_set" / "manifest.parquet")
+    extra, transfer = read_manifest(run / "transfer_set" / "manifest.parquet")
+    store.add([*refs, *extra])
+    splits = np.array(table.column("split").to_pylist(), dtype=str)
+    labels = np.array(table.column("label").to_pylist(), dtype=np.int64)
+    groups = np.array(table.column("group").to_pylist(), dtype=str)
+
+    def part(split: str) -> Labelled | None:
+        rows = np.flatnonzero(splits == split)
+        if not len(rows):
+            return None
+        images, good, bad = store.find([refs[i] for i in rows])
+        assert not bad and len(good) == len(rows), "the manifest lists usable images only"
+        return Labelled([refs[i].id for i in rows], images, labels[rows], groups[rows])
+
+    train = part("train")
+    assert train is not None
+    images, _, _ = store.find(extra)
+    ids = transfer.column("id").to_pylist()
+    return TaskData(
+        about["task"], tuple(about["classes"]), train, part("val"), part("test"), images, ids, about["store_side"]
+    )

@@ -1,0 +1,395 @@
+"""What an image is before it is decoded: a file, a member of a tar, or a row of a Parquet file.
+
+Listing reads names and sizes only; `read_bytes` fetches the bytes, each container opened once. Nothing is ever
+unpacked to disk. An image that cannot be used becomes a `Rejected` (while listing) or is yielded as an
+`Unreadable` (while reading): bad images are told, never silently dropped, and never raised.
+"""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import hashlib
+import itertools
+import os
+import re
+import stat
+import struct
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tutelage.errors import TutelageError, Unreadable, did_you_mean
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif", ".ppm", ".pgm")
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+PARQUET_SUFFIXES = (".parquet",)
+IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "bytes")
+MAX_BYTES = 1 << 30  # no image of at most decode.MAX_PIXELS needs more
+BATCH_BYTES = 64 << 20  # of one Parquet column in memory at a time
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRef:
+    """Where the bytes of one image are.
+
+    id: its name for people and manifests, always encodable as UTF-8.
+    container: absolute path of the file, the tar or the Parquet file.
+    kind: "file", "tar" or "parquet".
+    position: 0, or the byte where the member's data starts (in the unpacked stream for tar.gz), or the row number.
+    length: bytes; -1 for Parquet.
+    fingerprint: 16 bytes; the same as last time means the same bytes, without reading them.
+    """
+
+    id: str
+    container: str
+    kind: str
+    position: int
+    length: int
+    fingerprint: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """An image, or a whole container, that cannot be used, and why."""
+
+    id: str
+    reason: str
+
+
+def list_images(root: str | Path) -> tuple[list[ImageRef], list[Rejected]]:
+    """List the images under a folder, in a .tar, .tar.gz, .tgz or .parquet file, or one image file.
+
+    Folders are walked sorted by name, through links but never in circles; tars and Parquet files inside are opened
+    too; hidden names are skipped. Ids are the path under the root, for members `tarname/member`, for rows
+    `file.parquet#row`.
+
+    Raises:
+        TutelageError: no such path, a kind of file that is not read, or a Parquet file without one clear image column.
+    """
+    path = os.path.abspath(root)
+    if not os.path.exists(path):
+        raise missing(root)
+    refs: list[ImageRef] = []
+    rejected: list[Rejected] = []
+    if os.path.isdir(path):
+        _walk(path, "", frozenset(), refs, rejected)
+        return refs, rejected
+    name = os.path.basename(path)
+    if not name.lower().endswith(IMAGE_SUFFIXES + TAR_SUFFIXES + PARQUET_SUFFIXES):
+        raise TutelageError(
+            f"{root}", "a folder, a .tar, .tar.gz, .tgz or .parquet file, or an image " + " ".join(IMAGE_SUFFIXES)
+        )
+    _add(path, clean(name), refs, rejected, alone=True)
+    return refs, rejected
+
+
+def file_ref(path: str, id: str) -> ImageRef:
+    """The reference of one image file. Raises OSError when it is missing or not a regular file."""
+    path = os.path.abspath(path)
+    status = _regular(path)
+    return ImageRef(id, path, "file", 0, status.st_size, _prints("file", path, status)(0))
+
+
+def image_column(schema: pa.Schema, where: str) -> str:
+    """Name of the column that holds image bytes: a struct with `bytes`, or binary with a name of IMAGE_COLUMNS.
+
+    Raises:
+        TutelageError: none or several such columns.
+    """
+    found = [field.name for field in schema if _holds_images(field)]
+    if len(found) == 1:
+        return found[0]
+    columns = ", ".join(
+        f"{field.name} ({'struct' if pa.types.is_struct(field.type) else field.type})" for field in schema
+    )
+    what = f"{len(found)} image columns ({', '.join(found)})" if found else f"no image column (columns: {columns})"
+    raise TutelageError(
+        f"{where}: {what}",
+        f"one struct column with `bytes`, as Hugging Face writes, or one binary column of {', '.join(IMAGE_COLUMNS)}",
+        "keep or rename one column",
+    )
+
+
+def read_bytes(refs: Sequence[ImageRef]) -> Iterator[tuple[int, bytes | Unreadable]]:
+    """Yield (position in refs, bytes or why not) for every reference, container by container, never raising.
+
+    Memory holds one image of a file or tar, or BATCH_BYTES of a Parquet column (only the image column is read).
+    """
+    rank: dict[str, int] = {}
+    for ref in refs:
+        rank.setdefault(ref.container, len(rank))
+    order = sorted(range(len(refs)), key=lambda i: (rank[refs[i].container], refs[i].position))
+    for _, group in itertools.groupby(order, key=lambda i: refs[i].container):
+        wanted, done = list(group), 0
+        reader = {"file": _read_file, "tar": _read_tar, "parquet": _read_parquet}[refs[wanted[0]].kind]
+        try:
+            for data in reader([refs[i] for i in wanted]):
+                done += 1
+                yield wanted[done - 1], data
+            reason = "the container ends before this image"
+        except Exception as error:  # the readers of broken files raise almost anything
+            reason = why(error)
+        for i in wanted[done:]:
+            yield i, Unreadable(reason)
+
+
+def missing(path: str | Path) -> TutelageError:
+    """The error for a path that does not exist, with the nearest names beside it."""
+    path = Path(path)
+    try:
+        beside = os.listdir(path.absolute().parent)
+    except OSError:
+        return TutelageError(
+            f"{path}: no such file or folder", "a path that exists", f"there is no {path.parent} either"
+        )
+    return TutelageError(f"{path}: no such file or folder", "a path that exists", did_you_mean(path.name, beside))
+
+
+def clean(name: str) -> str:
+    """A file name as a str that UTF-8 can encode; bytes that are not text become \\xNN."""
+    try:
+        return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:
+        return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def why(error: Exception) -> str:
+    """Why a file could not be read, in one short line."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot be read: {error.strerror}"
+    return f"cannot be read: {' '.join(str(error).split())[:120] or type(error).__name__}"
+
+
+def _walk(folder: str, prefix: str, above: frozenset, refs: list[ImageRef], rejected: list[Rejected]) -> None:
+    """Add all images under one folder; `above` holds (device, inode) of the folders that lead here."""
+    try:
+        status = os.stat(folder)
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        rejected.append(Rejected(clean(prefix) or clean(folder), why(error)))
+        return
+    key = (status.st_dev, status.st_ino)
+    if key in above:  # a link back up
+        return
+    for name in names:
+        path = os.path.join(folder, name)
+        if name.startswith("."):
+            continue
+        if os.path.isdir(path):
+            _walk(path, prefix + name + "/", above | {key}, refs, rejected)
+        elif name.lower().endswith(IMAGE_SUFFIXES + TAR_SUFFIXES + PARQUET_SUFFIXES):
+            _add(path, clean(prefix + name), refs, rejected, alone=False)
+
+
+def _add(path: str, id: str, refs: list[ImageRef], rejected: list[Rejected], alone: bool) -> None:
+    """Add what one file holds. `alone`: the user named this very file, so that a wrong kind of Parquet is an error."""
+    name = id.lower()
+    try:
+        if name.endswith(TAR_SUFFIXES):
+            _list_tar(path, id, refs, rejected)
+        elif name.endswith(PARQUET_SUFFIXES):
+            _list_parquet(path, id, refs)
+        else:
+            refs.append(file_ref(path, id))
+    except FileNotFoundError:
+        rejected.append(Rejected(id, "a link to nothing" if os.path.islink(path) else "the file is gone"))
+    except TutelageError as error:
+        if alone or "no image column" not in error.given:
+            raise
+        rejected.append(Rejected(id, error.given.removeprefix(f"{path}: ")))  # such as a manifest among images
+    except Exception as error:  # the readers of broken files raise almost anything
+        if alone and name.endswith(PARQUET_SUFFIXES):
+            raise TutelageError(f"{path}: {why(error)}", "a Parquet file that is whole", "copy it again") from error
+        rejected.append(Rejected(id, why(error)))
+
+
+def _regular(path: str) -> os.stat_result:
+    """The status of a regular file; anything else would block or never end. Raises OSError."""
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", path)
+    return status
+
+
+def _prints(kind: str, path: str, status: os.stat_result):
+    """A function from position to fingerprint for one container."""
+    head = f"{kind}\0".encode() + os.fsencode(path) + struct.pack("<xqq", status.st_size, status.st_mtime_ns)
+    base = hashlib.blake2b(head, digest_size=16)
+
+    def fingerprint(position: int) -> bytes:
+        digest = base.copy()
+        digest.update(struct.pack("<q", position))
+        return digest.digest()
+
+    return fingerprint
+
+
+# Tar
+
+
+def _open_tar(path: str) -> IO[bytes]:
+    """The plain byte stream of a tar; of a compressed one the unpacked stream, which is read forwards only."""
+    with open(path, "rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    return cast(IO[bytes], gzip.open(path, "rb")) if packed else open(path, "rb")
+
+
+def _list_tar(path: str, id: str, refs: list[ImageRef], rejected: list[Rejected]) -> None:
+    """Add the images of a tar. Of members with the same name the last one counts, as when unpacked."""
+    status = _regular(path)
+    fingerprint = _prints("tar", path, status)
+    last: dict[str, ImageRef] = {}
+    with _open_tar(path) as stream:
+        size = None if isinstance(stream, gzip.GzipFile) else status.st_size
+        try:
+            for member in _members(stream, size):
+                name = clean(member.name).removeprefix("./")
+                member_id = f"{id}/{name}"
+                reason = _refusal(member)
+                if reason:
+                    rejected.append(Rejected(member_id, reason))
+                elif name.lower().endswith(IMAGE_SUFFIXES) and "/." not in f"/{name}":
+                    if member_id in last:
+                        rejected.append(
+                            Rejected(member_id, "this name comes again later in the tar; the last one counts")
+                        )
+                    at = member.offset_data
+                    last[member_id] = ImageRef(member_id, path, "tar", at, member.size, fingerprint(at))
+        except Unreadable as error:
+            rejected.append(Rejected(id, f"{error}; images before that are used"))
+    refs.extend(sorted(last.values(), key=lambda ref: ref.position))
+
+
+def _members(stream: IO[bytes], size: int | None) -> Iterator[tarfile.TarInfo]:
+    """Yield the members that are whole; raise Unreadable where the tar breaks off or makes no sense.
+
+    size: bytes of the stream when it is known (plain tar), None when it is only found by reading (tar.gz).
+    """
+    end, name = 0, ""
+    try:
+        with tarfile.open(fileobj=stream, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
+            while (member := tar.next()) is not None:
+                tar.members.clear()  # type: ignore[attr-defined]  # it would keep all of them
+                name, start = member.name, member.offset_data
+                if member.size < 0 or start < end:
+                    raise Unreadable(f"broken at byte {end}: a member that goes backwards")
+                data_end = start + (member.size if member.isreg() and not member.issparse() else 0)
+                if not _reaches(stream, data_end, size):
+                    break
+                yield member
+                end, name = data_end, ""
+            end = end if name else tar.offset
+            stream.seek(end)
+            if not name and stream.read(512) == bytes(512):
+                return
+    except Unreadable:
+        raise
+    except Exception as error:
+        if size is None or end + 1024 < size:
+            raise Unreadable(f"broken off after byte {end}: {why(error)}") from None
+    inside = f", inside {clean(name)}" if name else ""
+    if size is not None and (name or end + 512 > size):
+        raise Unreadable(f"the tar breaks off at byte {size}{inside}")
+    raise Unreadable(f"the tar is broken or breaks off after byte {end}{inside}")
+
+
+def _reaches(stream: IO[bytes], end: int, size: int | None) -> bool:
+    """Whether the stream has at least `end` bytes."""
+    if size is not None:
+        return end <= size
+    stream.seek(max(end - 1, stream.tell()))
+    return end == 0 or stream.tell() >= end or len(stream.read(1)) == 1
+
+
+def _refusal(member: tarfile.TarInfo) -> str:
+    """Why a member is refused whatever it is called, or an empty text."""
+    if member.isdir():
+        return ""
+    parts = member.name.replace("\\", "/").split("/")
+    if parts[0] == "" or re.match(r"[A-Za-z]:", parts[0]):
+        return "an absolute path in a tar"
+    if ".." in parts:
+        return "a path with .. in a tar"
+    if member.issym() or member.islnk():
+        return "a link in a tar"
+    if not member.isreg():
+        return "a device or pipe in a tar"
+    return "a sparse file in a tar" if member.issparse() else ""
+
+
+def _read_tar(refs: list[ImageRef]) -> Iterator[bytes | Unreadable]:
+    with _open_tar(refs[0].container) as stream:
+        for ref in refs:
+            if ref.length > MAX_BYTES:
+                yield Unreadable(f"{ref.length:,} bytes, the limit is {MAX_BYTES:,}")
+                continue
+            stream.seek(ref.position)
+            data = stream.read(ref.length)
+            yield data if len(data) == ref.length else Unreadable("the tar breaks off inside this image")
+
+
+def _read_file(refs: list[ImageRef]) -> Iterator[bytes | Unreadable]:
+    for ref in refs:
+        with open(ref.container, "rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        yield data if len(data) <= MAX_BYTES else Unreadable(f"more than {MAX_BYTES:,} bytes")
+
+
+# Parquet
+
+
+def _holds_images(field: pa.Field) -> bool:
+    kind = field.type
+    if pa.types.is_struct(kind):
+        return any(part.name == "bytes" and _is_binary(part.type) for part in kind)
+    return _is_binary(kind) and field.name.lower() in IMAGE_COLUMNS
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _list_parquet(path: str, id: str, refs: list[ImageRef]) -> None:
+    fingerprint = _prints("parquet", path, _regular(path))
+    with pq.ParquetFile(path) as file:
+        image_column(file.schema_arrow, path)
+        rows = file.metadata.num_rows
+    refs.extend(ImageRef(f"{id}#{row}", path, "parquet", row, -1, fingerprint(row)) for row in range(rows))
+
+
+def _read_parquet(refs: list[ImageRef]) -> Iterator[bytes | Unreadable]:
+    """In the order of rows; row groups without a wanted row are skipped, the others come in small batches."""
+    with pq.ParquetFile(refs[0].container, buffer_size=1 << 20) as file:
+        column = image_column(file.schema_arrow, refs[0].container)
+        nested = pa.types.is_struct(file.schema_arrow.field(column).type)
+        leaf = f"{column}.bytes" if nested else column
+        first, at = 0, 0  # row where the group starts; place in refs
+        for group in range(file.metadata.num_row_groups):
+            rows, mean = _group_size(file, group, leaf)
+            if at < len(refs) and refs[at].position < first + rows:
+                batch_rows = int(min(max(BATCH_BYTES // max(mean, 1), 1), 1024))
+                start = first
+                for batch in file.iter_batches(batch_rows, row_groups=[group], columns=[leaf]):
+                    values = batch.column(0).field("bytes") if nested else batch.column(0)
+                    while at < len(refs) and refs[at].position < start + batch.num_rows:
+                        data = values[refs[at].position - start].as_py()
+                        yield Unreadable("the row holds no image bytes") if data is None else data
+                        at += 1
+                    start += batch.num_rows
+                    if at == len(refs) or refs[at].position >= first + rows:
+                        break
+            first += rows
+
+
+def _group_size(file: pq.ParquetFile, group: int, leaf: str) -> tuple[int, float]:
+    """Rows of a row group and the mean bytes of an image in it."""
+    meta = file.metadata.row_group(group)
+    columns = [meta.column(i) for i in range(meta.num_columns)]
+    size = sum(column.total_uncompressed_size for column in columns if column.path_in_schema == leaf)
+    return meta.num_rows, size / max(meta.num_rows, 1)

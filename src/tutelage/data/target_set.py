@@ -1,0 +1,359 @@
+"""The target set: the labelled images of the task, where each belongs (train, val or test), and which may be used.
+
+Nothing is decoded here. The forms that can be read are those of `gallery.read_labelled`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from tutelage.data.gallery import FORMS, Labelled, LabelledPlace, place_names, read_labelled, unique_ids
+from tutelage.data.sources import ImageRef, Rejected, missing
+from tutelage.errors import TutelageError, did_you_mean, raise_all, shown
+
+SPLITS = ("train", "val", "test")
+TEST_SHARE = 0.2  # held out where no test split is given
+FOLDS, FEW_FOLDS = 5, 2  # the latter when a class has fewer than FOLDS images or groups
+
+
+@dataclass(frozen=True, eq=False)
+class TargetSet:
+    """n labelled images.
+
+    task: "classification".
+    classes: C names; a label is a place in it. Sorted, or in the order of the file's own metadata.
+    refs: n references. labels: (n,) int64 in [0, C). splits: (n,) str, train, val or test.
+    groups: (n,) str, what must not be split (one patient, product, video); "" = none.
+    notes: what the log should say, such as how the test images were chosen.
+    rejected: files of the target set that cannot be used, and why.
+    """
+
+    task: str
+    classes: tuple[str, ...]
+    refs: list[ImageRef]
+    labels: np.ndarray
+    splits: np.ndarray
+    groups: np.ndarray
+    notes: tuple[str, ...] = ()
+    rejected: tuple[Rejected, ...] = ()
+
+
+def read_target_set(
+    target: str | Path,
+    *,
+    val: str | Path | float | None = None,
+    test: str | Path | float | None = None,
+    classes: Sequence[str] | None = None,
+    group_by: str | None = None,
+) -> TargetSet:
+    """Read the labelled images and say to which split each belongs.
+
+    Args:
+        target: a path in any of the forms that `gallery.read_labelled` reads.
+        val, test: a path in any of those forms, all of whose images go to that split (instead of the target's own);
+            or a fraction in (0, 1) of the train images, by class, groups kept whole, chosen by a fixed hash of the
+            ids. Where there is no test split at all, TEST_SHARE is held out and a note says so.
+        classes: keep these classes only.
+        group_by: regular expression searched in every id; its first group (or the whole match) is the image's group.
+
+    Raises:
+        TutelageError: everything that is wrong, told at once.
+    """
+    shares, places, pattern = _settings(target, {"val": val, "test": test}, group_by)
+    listings, errors = {}, []
+    for split, place in places.items():
+        try:
+            listings[split] = read_labelled(place)
+        except TutelageError as error:
+            errors.append(error)
+    raise_all(errors)
+    images, rejected, notes = _merge(listings, places)
+    labels = {image.label for image in images}
+    names = tuple(n for n in listings[""].names if n in labels) or tuple(sorted({i.label for i in listings[""].images}))
+    if classes is not None:
+        names = _kept(names, classes)
+        images = [image for image in images if image.label in names]
+    if pattern:
+        images = _grouped(images, pattern)
+    raise_all(_taken_twice(shares, images))
+    if "test" not in shares and not any(image.split == "test" for image in images):
+        shares["test"] = TEST_SHARE
+        notes.append(f"no test split is given, so {TEST_SHARE:.0%} of the labelled images are held out as one")
+    for split in ("test", "val"):  # test first: a val split never changes the test images
+        if split in shares:
+            images, note = _hold_out(images, split, shares[split])
+            notes.append(note)
+    raise_all(_faults(images, names, target))
+    place = {name: i for i, name in enumerate(names)}
+    return TargetSet(
+        "classification",
+        names,
+        [image.ref for image in images],
+        np.array([place[image.label] for image in images], np.int64),
+        np.array([image.split for image in images], np.str_),
+        np.array([image.group for image in images], np.str_),
+        tuple(notes),
+        tuple(rejected),
+    )
+
+
+def draw_budget(
+    labels: np.ndarray,
+    keys: Sequence[bytes] | np.ndarray,
+    budget: int | None,
+    seed: int,
+    groups: np.ndarray | None = None,
+) -> np.ndarray:
+    """Choose `budget` images of every class: those that come first by a hash of (seed, key).
+
+    A smaller budget's images are among a larger one's; the order of the images and the other classes do not matter.
+    With groups, a second image of a group comes only after one of every group of that class.
+
+    Args:
+        labels: (n,) int64. keys: n content keys of 32 bytes, or (n, 32) uint8. groups: (n,) str, "" = none.
+        budget: images per class, at least 1; None = all.
+
+    Returns:
+        (m,) int64, sorted positions. A class with fewer images gives what it has; see `shortfalls`.
+    """
+    if budget is None:
+        return np.arange(len(labels))
+    if budget < 1:
+        raise TutelageError(f"budget {budget}", "at least 1 label per class", "leave it out to use all labels")
+    salt = f"{seed}\0".encode()
+    digests = [hashlib.blake2b(salt + bytes(key), digest_size=8).digest() for key in keys]
+    hashes = np.frombuffer(b"".join(digests), ">u8")
+    turn = np.zeros(len(labels), np.int64)  # 0 for the first image of its group in its class, 1 for the second ...
+    if groups is not None and len(labels):
+        codes = np.unique(groups, return_inverse=True)[1]
+        order = np.lexsort((hashes, codes, labels))
+        turn[order] = _places_in_runs(np.stack([labels[order], codes[order]], axis=1))
+        turn[np.asarray(groups) == ""] = 0
+    order = np.lexsort((hashes, turn, labels))
+    return np.sort(order[_places_in_runs(labels[order][:, None]) < budget])
+
+
+def shortfalls(labels: np.ndarray, budget: int | None, classes: Sequence[str]) -> list[str]:
+    """One message for every class with fewer images than the budget. labels: (n,) int64 of the train images."""
+    counts = np.bincount(labels, minlength=len(classes))
+    return [
+        f"class {name!r} has {count} train images, fewer than the budget of {budget}"
+        for name, count in zip(classes, counts, strict=True)
+        if budget is not None and count < budget
+    ]
+
+
+def folds(labels: np.ndarray, groups: np.ndarray | None, seed: int) -> np.ndarray:
+    """Stratified folds for cross-validation: FOLDS, or FEW_FOLDS when any class has fewer than FOLDS images or groups.
+
+    All images of a non-empty group share a fold. A class with one image or group is in one fold only, and is then
+    missing from the training part of that fold.
+
+    Args:
+        labels: (n,) int64. groups: (n,) str, "" = none, or None.
+
+    Returns:
+        (n,) int64, the fold in which each image is validated.
+    """
+    shuffled = np.random.default_rng(seed).permutation(len(labels))
+    units: dict[object, list[int]] = defaultdict(list)
+    for i in shuffled.tolist():
+        units[str(groups[i]) if groups is not None and groups[i] else i].append(i)
+    per_class = Counter(label for unit in units.values() for label in set(labels[unit].tolist()))
+    count = FOLDS if min(per_class.values(), default=0) >= FOLDS else FEW_FOLDS
+    total = Counter(labels.tolist())
+    held: list[Counter] = [Counter() for _ in range(count)]  # images of each class in each fold
+    sizes = [0] * count
+    fold = np.zeros(len(labels), np.int64)
+    for unit in sorted(units.values(), key=len, reverse=True):  # large groups first; sorting keeps the shuffle
+        mine = Counter(labels[unit].tolist())
+        costs = [sum(m * (2 * h[c] + m) / total[c] ** 2 for c, m in mine.items()) for h in held]
+        best = min(range(count), key=lambda f: (costs[f], sizes[f]))
+        fold[unit] = best
+        held[best].update(mine)
+        sizes[best] += len(unit)
+    return fold
+
+
+def _places_in_runs(rows: np.ndarray) -> np.ndarray:
+    """(n, k) sorted rows -> (n,) int64: 0, 1, 2, ... inside every run of equal rows."""
+    fresh = np.ones(len(rows), bool)
+    fresh[1:] = (rows[1:] != rows[:-1]).any(axis=1)
+    at = np.arange(len(rows))
+    return at - np.maximum.accumulate(np.where(fresh, at, 0))
+
+
+# Settings and checks
+
+
+def _settings(target: str | Path, given: dict[str, str | Path | float | None], group_by: str | None):
+    """Check the settings before anything is read: fractions by split, places by split ("" = target), the pattern."""
+    shares: dict[str, float] = {}
+    places: dict[str, Path] = {"": Path(target)}
+    errors: list[TutelageError] = []
+    for split, value in given.items():
+        share = _number(value)
+        if share is not None and not 0 < share < 1:
+            errors.append(TutelageError(f"{split} {value}", "a path, or a fraction above 0 and below 1", "such as 0.2"))
+        elif share is not None:
+            shares[split] = share
+        elif value is not None:
+            places[split] = Path(str(value))
+    errors += [missing(place) for place in places.values() if not place.exists()]
+    pattern = None
+    try:
+        pattern = re.compile(group_by) if group_by else None
+    except re.error as error:
+        errors.append(TutelageError(f"group_by {group_by!r}: {error}", "a regular expression", "such as '^([^_]+)_'"))
+    raise_all(errors)
+    return shares, places, pattern
+
+
+def _number(value: str | Path | float | None) -> float | None:
+    try:
+        return None if value is None or isinstance(value, Path) else float(value)
+    except ValueError:
+        return None
+
+
+def _kept(names: tuple[str, ...], classes: Sequence[str]) -> tuple[str, ...]:
+    raise_all(
+        [
+            TutelageError(f"classes: {c!r}", f"classes of the target set: {shown(names, 20)}", did_you_mean(c, names))
+            for c in classes
+            if c not in names
+        ]
+    )
+    return tuple(name for name in names if name in set(classes))
+
+
+def _grouped(images: list[Labelled], pattern: re.Pattern[str]) -> list[Labelled]:
+    found = [pattern.search(image.ref.id) for image in images]
+    lost = [image.ref.id for image, match in zip(images, found, strict=True) if match is None]
+    if lost:
+        raise TutelageError(
+            f"group_by {pattern.pattern!r} finds nothing in {len(lost)} ids: {shown(lost)}",
+            "a regular expression that is found in every image's id",
+            "add '|$' at its end if some images have no group",
+        )
+    groups = [(m.group(1) if pattern.groups else m.group()) or "" for m in found if m]
+    return [replace(image, group=group) for image, group in zip(images, groups, strict=True)]
+
+
+def _taken_twice(shares: dict[str, float], images: list[Labelled]) -> list[TutelageError]:
+    """A fraction for a split that is there already; one image in two splits."""
+    counts = Counter(image.split for image in images)
+    errors = [
+        TutelageError(
+            f"{split} {share}, and {counts[split]} {split} images",
+            "one of the two",
+            f"leave out {split}, or give a path",
+        )
+        for split, share in shares.items()
+        if counts[split]
+    ]
+    first: dict[bytes, Labelled] = {}
+    twice = [i for i in images if first.setdefault(i.ref.fingerprint, i).split != i.split]
+    if twice:
+        given = f"{len(twice)} images are in two splits: {shown(i.ref.id for i in twice)}"
+        errors.append(TutelageError(given, "every image in one split", "take them out of one"))
+    return errors
+
+
+def _faults(images: list[Labelled], names: tuple[str, ...], target: str | Path) -> list[TutelageError]:
+    """What makes a target set unusable."""
+    train = Counter(image.label for image in images if image.split == "train")
+    if not train:
+        return [TutelageError(f"{target}: no train images", FORMS, "check the path and the names of its folders")]
+    errors = []
+    if len(names) < 2:
+        given = f"{target}: one class only ({shown(names)})"
+        errors.append(TutelageError(given, "at least 2 classes", "give the folder above, if this is one class of it"))
+    single = [name for name in names if train[name] == 1]
+    if single:
+        given = f"{target}: {len(single)} classes have one train image: {shown(single, 10)}"
+        errors.append(
+            TutelageError(given, "at least 2 train images per class", "add images, or name the `classes` to keep")
+        )
+    for split in ("val", "test"):
+        lost = sorted({i.label for i in images if i.split == split} - train.keys())
+        near = did_you_mean(lost[0], train) if lost else ""
+        if lost:
+            given = f"{split} has classes that train lacks: {shown(lost, 10)}"
+            errors.append(TutelageError(given, f"classes of train: {shown(sorted(train), 10)}", near))
+    where: dict[str, set[str]] = defaultdict(set)
+    for image in images:
+        where[image.group].add(image.split)
+    torn = sorted(group for group, splits in where.items() if group and len(splits) > 1)
+    if torn:
+        given = f"{len(torn)} groups are in several splits: " + shown(
+            f"{g} ({', '.join(sorted(where[g]))})" for g in torn
+        )
+        errors.append(TutelageError(given, "every group in one split", "split by group, or give a fraction instead"))
+    return errors
+
+
+# Splits
+
+
+def _merge(listings: dict[str, LabelledPlace], places: dict[str, Path]):
+    """One list of images from the target ("") and the places given for val and test; ids made unique."""
+    notes = [note for listing in listings.values() for note in listing.notes]
+    own = Counter(image.split for image in listings[""].images)
+    parts = []
+    for split, listing in listings.items():
+        if split:
+            part = [replace(image, split=split) for image in listing.images]
+            if own[split]:
+                notes.append(f"the target set's own {own[split]} {split} images are left out: {places[split]} is given")
+        else:
+            part = [image for image in listing.images if image.split not in listings]
+        parts.append(part)
+    bad = [listing.rejected for listing in listings.values()]
+    raise_all(_taken_twice({}, [image for part in parts for image in part]))
+    refs = [([image.ref for image in part], bads) for part, bads in zip(parts, bad, strict=True)]
+    renamed = unique_ids(refs, place_names(list(places.values())))
+    images = [
+        replace(i, ref=r) for part, (new, _) in zip(parts, renamed, strict=True) for i, r in zip(part, new, strict=True)
+    ]
+    return images, [b for _, bads in renamed for b in bads], notes
+
+
+def _hold_out(images: list[Labelled], split: str, share: float) -> tuple[list[Labelled], str]:
+    """Move a share of the train images of every class to another split, whole groups only; at least 2 stay."""
+    units: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for i, image in enumerate(images):
+        if image.split == "train":
+            units[("group", image.group) if image.group else ("image", image.ref.id)].append(i)
+    left = Counter(image.label for image in images if image.split == "train")
+    aim = {name: min(max(int(share * n + 0.5), 1), max(n - 2, 0)) for name, n in left.items()}
+    need, taken = dict(aim), []
+    order = sorted(units, key=lambda unit: hashlib.blake2b("\0".join((split, *unit)).encode(), digest_size=16).digest())
+    counts = {unit: Counter(images[i].label for i in units[unit]) for unit in order}
+
+    def take(unit: tuple[str, str]) -> None:
+        taken.append(unit)
+        for name, m in counts[unit].items():
+            need[name] -= m
+            left[name] -= m
+
+    for unit in order:
+        mine = counts[unit]
+        nearer = sum(abs(need[name]) - abs(need[name] - m) for name, m in mine.items())
+        if nearer > 0 and all(left[name] - m >= 2 for name, m in mine.items()):
+            take(unit)
+    for name in sorted(aim):  # a class of few large groups: its smallest group
+        if aim[name] and need[name] == aim[name]:
+            free = [u for u in order if name in counts[u] and all(left[n] - m >= 2 for n, m in counts[u].items())]
+            if free:
+                take(min(free, key=lambda u: len(units[u])))
+    held = {i for unit in taken for i in units[unit]}
+    note = f"{split}: {len(held)} of the train images ({share:.0%} of each class), by a fixed hash of their ids"
+    return [replace(image, split=split) if i in held else image for i, image in enumerate(images)], note

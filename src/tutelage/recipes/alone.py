@@ -1,0 +1,71 @@
+"""The baseline: the same student on the labels only, with the same views, steps, batch, learning rate and mixup."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tutelage import config as c
+from tutelage.config import recipe
+from tutelage.progress import progress
+from tutelage.recipes.stage import MetricsLog, file_hash, open_run, save_weights
+from tutelage.recipes.transfer import default_epochs
+from tutelage.runs import hash_of
+
+
+@recipe
+def alone(
+    *, out: c.Out = "", student: c.Student = "mobilenetv4-s", student_weights: c.StudentWeights = "scratch",
+    student_size: c.StudentSize = None, epochs: c.Epochs = None, steps: c.Steps = None, batch_size: c.BatchSize = 128,
+    lr: c.LearningRate = 2e-3, mixup: c.Mixup = 0.0, class_weight: c.ClassWeight = "none", resize: c.Resize = "squash",
+    flip: c.Flip = "horizontal", crop_area: c.CropArea = 0.35, view_seed: c.ViewSeed = 0, seed: c.Seed = 0,
+    device: c.Device = "auto", precision: c.Precision = "auto", cache: c.Cache = None, overwrite: c.Overwrite = False,
+    config: c.Config = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Train the student on the labelled images alone, for as many steps as the taught one gets.
+
+    Returns:
+        result of the stage: steps, images seen, seconds.
+    """
+    settings = dict(locals())
+    import torch
+
+    from tutelage import losses, training
+    from tutelage.compute import accelerator
+    from tutelage.data.manifest import load_task
+    from tutelage.models.students import build_student
+    from tutelage.recipes import supervised
+    from tutelage.targets import ViewSettings
+
+    with open_run(out, cache, settings, overwrite) as (run, cache_dir):
+        curated = run.result("transfer_set", "alone")
+        free = ("out", "cache", "device", "overwrite", "config")
+        inputs = hash_of(["alone", curated["outputs"], {k: v for k, v in settings.items() if k not in free}])
+        if done := run.done("alone", inputs):
+            return {**done, "reused": True}
+        clock, task, hardware = run.clock("alone"), load_task(run.path, cache_dir), accelerator(device, precision)
+        classes, count = len(task.classes), len(task.transfer)
+        total = steps or max(1, round((epochs or default_epochs(count)) * count / batch_size))
+        torch.manual_seed(training.seed_of(seed, "student"))
+        built = build_student(student, classes, student_weights, student_size)
+        module = built.module.to(hardware.device)
+        if built.channels_last:
+            module = module.to(memory_format=torch.channels_last)
+        plan = supervised.Plan(total, batch_size, training.scaled_rate(lr, batch_size), seed, classes, mixup)
+        every = max(1, min(total // 8, 1 + 60_000 // batch_size))
+        resumable = supervised.Resumable(run.path / "checkpoints", "alone", inputs, every)
+        weights = losses.class_weights(torch.from_numpy(task.train.labels), classes, class_weight)
+        start = training.newest_step(resumable.folder, "alone", inputs)
+        metrics = MetricsLog(run.path / "alone" / "metrics.jsonl", start, "none", run.path, hardware)
+        with progress("student alone", total * batch_size) as advance:
+            state = supervised.train_on_labels(
+                module, built, task.train.images, task.train.labels, plan,
+                ViewSettings(view_seed, flip, crop_area, resize=resize),
+                class_weights=None if weights is None else weights.to(hardware.device), accelerator=hardware,
+                resumable=resumable, advance=lambda n: (advance(n), clock.tick()), log=metrics.write, what="student alone",
+            )  # fmt: skip
+        save_weights(run.path / "alone" / "weights.safetensors", state)
+        result = {
+            "outputs": file_hash(run.path / "alone" / "weights.safetensors"), "student": built.about(), "steps": total,
+            "images_seen": total * batch_size, "loss": metrics.last, "seconds": clock.stop(),
+        }  # fmt: skip
+        return run.finish("alone", inputs, result)

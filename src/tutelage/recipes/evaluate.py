@@ -1,0 +1,143 @@
+"""The scores: student, the same student alone, and teacher, on test images that entered no choice.
+
+Evaluation sees whole images through the one decode and resize of data/decode.py, which export and predict share.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tutelage import config as c
+from tutelage.config import recipe
+from tutelage.errors import TutelageError
+from tutelage.progress import progress
+from tutelage.recipes.stage import open_run
+from tutelage.runs import Run, hash_of, read_json, write_json
+
+
+@recipe
+def evaluate(
+    *, run: c.Out = "", target: c.NewTarget = None, teacher_weights: c.TeacherWeights = "pretrained", resize: c.Resize = "squash",
+    device: c.Device = "auto", precision: c.Precision = "auto", cache: c.Cache = None, json: c.Json = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Score the models of a run on its test images, or on the test images of another target set.
+
+    Args:
+        run: the run folder.
+        target: new labelled images (all splits are used); None for the run's own test images.
+
+    Returns:
+        {"student": {"test": scores, "parameters", "flops", "latency_ms", "agreement"}, "alone": {...}, "teacher": {...}}.
+    """
+    from tutelage.compute import accelerator
+
+    if not (Path(run) / "settings.toml").exists():
+        raise TutelageError(f"{run} holds no run", "a folder that `tutelage run --out` has written", f"tutelage run --out {run} ...")
+    with open_run(run, cache, {}, False) as (folder, cache_dir):
+        kept = folder.settings()["settings"]
+        resize, teacher_weights = kept.get("resize", resize), kept.get("teacher_weights", teacher_weights)
+        hardware = accelerator(device, precision)
+        stages = {name: read_json(folder.path / name / "result.json") for name in ("transfer_set", "teacher", "transfer", "student", "alone")}
+        inputs = hash_of(["evaluate", resize, {name: one and one["outputs"] for name, one in stages.items()}])
+        if target is None and (done := folder.done("report", inputs)):
+            return {**done, "reused": True}
+        clock = folder.clock("report")
+        work = _Work(folder, stages, cache_dir, resize, teacher_weights, hardware, target)
+        result: dict[str, Any] = work.scores()
+        if target is not None:
+            return {"run": str(folder.path), "target": target, **result}
+        result["seconds"] = clock.stop()
+        finished = folder.finish("report", inputs, result)
+        write_json(folder.path / "report" / "results.json", finished)
+        return finished
+
+
+class _Work:
+    """Evaluation while it runs."""
+
+    def __init__(self, run: Run, stages: dict[str, Any], cache_dir: Path, resize: str, teacher_weights: str, hardware: Any, target: str | None):
+        from tutelage.data.manifest import load_task
+
+        self.run, self.stages, self.cache_dir, self.resize = run, stages, cache_dir, resize
+        self.teacher_weights, self.hardware = teacher_weights, hardware
+        run.result("transfer_set", "evaluate")
+        self.task = load_task(run.path, cache_dir)
+        self.test = _new_images(target, self.task, cache_dir) if target else self.task.test
+
+    def scores(self) -> dict[str, Any]:
+        """All models that the run has."""
+        result: dict[str, Any] = {"classes": list(self.task.classes), "test_images": 0 if self.test is None else len(self.test)}
+        teacher_logits = None
+        if self.stages["teacher"]:
+            result["teacher"], teacher_logits = self.teacher()
+        for name, stage in (("student", "student"), ("alone", "alone")):
+            if self.stages[stage]:
+                result[name] = self.student(stage, teacher_logits)
+        return result
+
+    def teacher(self) -> tuple[dict[str, Any], Any]:
+        """Scores and logits of the adapted teacher."""
+        from tutelage.compute import flops
+        from tutelage.models.adapted import load_adapted
+        from tutelage.targets import CLEAN, OutputCache, ViewSettings, compute_outputs
+
+        adapted = load_adapted(self.run.path / "teacher", self.stages["teacher"], self.teacher_weights, self.hardware)
+        about: dict[str, Any] = {"name": adapted.network.name, "parameters": adapted.parameters, "flops": flops(adapted.module, adapted.network.size)}
+        if self.test is None:
+            return about, None
+        kept = self.run.settings()["settings"]
+        settings = ViewSettings(kept.get("view_seed", 0), kept.get("flip", "horizontal"), kept.get("crop_area", 0.35), resize=self.resize)
+        cache = OutputCache(self.cache_dir, adapted.network, settings, self.task.side)
+        with progress("teacher on test images", len(self.test)) as advance:
+            compute_outputs(cache, adapted.network, self.test.images, [CLEAN], settings, advance)
+        logits = adapted.head(cache.table(self.test.images, CLEAN).rows())
+        return {**about, "test": self.judged(logits)}, logits
+
+    def student(self, stage: str, teacher_logits: Any) -> dict[str, Any]:
+        """Scores of a student."""
+        from tutelage.compute import flops, latency_ms
+        from tutelage.recipes.supervised import predict_logits
+        from tutelage.recipes.taught import load_student
+        from tutelage.recipes.teaching import agreement
+
+        student = load_student(self.run.path / stage, self.stages[stage]["student"], len(self.task.classes))
+        about: dict[str, Any] = {
+            "name": student.name, "parameters": student.parameters, "flops": flops(student.module, student.size),
+            "latency_ms": latency_ms(student.module, student.size), "initialisation": student.initialisation,
+        }  # fmt: skip
+        if self.test is None:
+            return about
+        module = student.module.to(self.hardware.device)
+        with progress(f"{stage} on test images", len(self.test)) as advance:
+            logits = predict_logits(module, student, self.test.images, self.resize, self.hardware, advance)
+        if teacher_logits is not None:
+            about["agreement"] = agreement(logits, teacher_logits)
+        return {**about, "test": self.judged(logits)}
+
+    def judged(self, logits: Any) -> dict[str, Any]:
+        """Scores of logits on the test images."""
+        from tutelage.metrics import classification
+
+        assert self.test is not None
+        return classification(logits, self.test.labels)
+
+
+def _new_images(target: str, task: Any, cache_dir: Path) -> Any:
+    """Labelled images of another target set, with the run's classes."""
+    import numpy as np
+
+    from tutelage.data.manifest import Labelled
+    from tutelage.data.store import Store
+    from tutelage.data.target_set import read_any
+
+    found = read_any(target, task.classes)
+    store = Store(cache_dir, task.side)
+    store.add(found.refs)
+    images, good, bad = store.find(found.refs)
+    if bad:
+        raise TutelageError(
+            f"{target}: {len(bad)} images cannot be used, the first is {bad[0].id}: {bad[0].reason}",
+            "images that can be read", "mend or remove them",
+        )  # fmt: skip
+    return Labelled([found.refs[i].id for i in good], images, found.labels[good], np.full(len(good), ""))

@@ -1,0 +1,100 @@
+"""The main job: all stages in order, each skipped when its result is already there."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable
+from typing import Any
+
+from tutelage import config as c
+from tutelage.config import recipe
+from tutelage.progress import duration, main_process, say
+from tutelage.recipes.adapt import adapt as adapt_stage
+from tutelage.recipes.alone import alone
+from tutelage.recipes.curate import curate
+from tutelage.recipes.evaluate import evaluate
+from tutelage.recipes.finetune import finetune as finetune_stage
+from tutelage.recipes.stage import open_run
+from tutelage.recipes.transfer import transfer
+from tutelage.runs import Run, read_json
+
+SMOKE = {"total": 256, "views": 1, "steps": 24, "batch_size": 32}
+
+
+@recipe
+def run(
+    *, target: c.Target = "", gallery: c.Paths = [], out: c.Out = "", val: c.Val = None, test: c.Test = None,  # noqa: B006
+    classes: c.Classes = None, budget: c.Budget = None, group_by: c.GroupBy = None, strategy: c.Strategy = "all",
+    total: c.Total = None, max_rejected: c.MaxRejected = 0.05, resize: c.Resize = "squash", flip: c.Flip = "horizontal",
+    crop_area: c.CropArea = 0.35, teacher: c.Teacher = "dinov2-s", teacher_weights: c.TeacherWeights = "pretrained",
+    teacher_size: c.TeacherSize = None, adapt: c.Adapt = "probe", class_weight: c.ClassWeight = "none",
+    student: c.Student = "mobilenetv4-s", student_weights: c.StudentWeights = "scratch", student_size: c.StudentSize = None,
+    views: c.ViewCount = 2, view_seed: c.ViewSeed = 0, refine: c.Refine = "propagate", cache_limit: c.CacheLimit = 20.0,
+    epochs: c.Epochs = None, steps: c.Steps = None, batch_size: c.BatchSize = 128, lr: c.LearningRate = 2e-3,
+    temperature: c.Temperature = 1.0, mixup: c.Mixup = 0.0, finetune: c.Finetune = "auto", no_baseline: c.NoBaseline = False,
+    seed: c.Seed = 0, device: c.Device = "auto", precision: c.Precision = "auto", tracker: c.Tracker = "none",
+    cache: c.Cache = None, overwrite: c.Overwrite = False, smoke: c.Smoke = False, json: c.Json = False, config: c.Config = None,
+) -> dict[str, Any]:  # fmt: skip
+    """A few labelled images and a pile of unlabelled ones in, a small trained model out.
+
+    Curates the transfer set, adapts the teacher, transfers its knowledge of the task to the student, fine-tunes the
+    student, trains the same student alone for comparison, and scores all three on the test images. Killed or stopped, the
+    same command goes on where it was.
+
+    Returns:
+        the object that `--json` prints: run, student, alone, teacher, seconds, reused.
+    """
+    settings = dict(locals())
+    if smoke:
+        settings |= SMOKE
+        total = SMOKE["total"] if total is None else min(total, SMOKE["total"])
+        settings["total"] = total
+    started = time.monotonic()
+    stages: list[tuple[str, Callable[..., Any], str]] = [
+        ("curate", curate, "transfer_set"), ("adapt", adapt_stage, "teacher"), ("transfer", transfer, "transfer"),
+        ("finetune", finetune_stage, "student"),
+    ]  # fmt: skip
+    if not no_baseline:
+        stages.append(("alone", alone, "alone"))
+    with open_run(out, cache, {k: v for k, v in settings.items() if k != "smoke"}, overwrite) as (folder, _):
+        results: dict[str, Any] = {}
+        for name, stage, place in stages:
+            results[name] = _one(folder, stage, place, settings)
+        results["evaluate"] = _one(folder, evaluate, "report", {**settings, "run": out, "target": None})
+        summary = _summary(folder, results)
+    say(f"done in {duration(time.monotonic() - started)}; {folder.path}")
+    return summary
+
+
+def _one(run: Run, stage: Callable[..., Any], place: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Run one stage with its part of the settings. Only `transfer` works in several processes; the others wait for the first."""
+    mine = {name: settings[name] for name in inspect.signature(stage).parameters if name in settings and name != "config"}
+    if stage is transfer:
+        return transfer(**mine)
+    import os
+
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return stage(**mine)
+    from tutelage.compute import accelerator
+
+    hardware = accelerator(settings["device"], settings["precision"])
+    result = stage(**mine) if main_process() else None
+    hardware.wait_for_everyone()
+    return result or read_json(run.path / place / "result.json")
+
+
+def _summary(run: Run, results: dict[str, Any]) -> dict[str, Any]:
+    names = ("curate", "adapt", "transfer", "finetune", "evaluate")
+    seconds = {name: round(results[name]["seconds"], 3) for name in names}
+    seconds["targets"] = round(results["transfer"]["target_seconds"], 3)
+    if "alone" in results:
+        seconds["alone"] = round(results["alone"]["seconds"], 3)
+    seconds["total"] = round(sum(seconds.values()), 3)
+    scores = results["evaluate"]
+    return {
+        "run": str(run.path),
+        **{name: scores[name] for name in ("student", "alone", "teacher") if name in scores},
+        "seconds": seconds,
+        "reused": [name for name, result in results.items() if result.get("reused")],
+    }

@@ -1,0 +1,86 @@
+"""What all stages do at their beginning: open the run folder, hold its lock, claim its settings, find the cache."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tutelage.progress import main_process
+from tutelage.runs import Run, whole
+
+_HELD: dict[Path, Run] = {}  # run folders that this process holds already: `run` calls the stages inside its own lock
+
+
+@contextlib.contextmanager
+def open_run(out: str, cache: str | None, settings: dict[str, Any], overwrite: bool) -> Iterator[tuple[Run, Path]]:
+    """Hold a run folder for the length of a stage.
+
+    Args:
+        out: the folder. cache: of decoded images and teacher outputs; None means cache/ beside the run folder.
+        settings: of the stage, by name; refused when the folder holds a run with other ones.
+        overwrite: move a run with other settings aside.
+
+    Yields:
+        the run, and the cache folder.
+    """
+    path = Path(out).absolute()
+    cache_dir = Path(cache) if cache else path.parent / "cache"
+    if path in _HELD or not main_process():
+        yield _HELD.get(path) or Run(path), cache_dir
+        return
+    with Run(path) as run:
+        run.claim(settings, overwrite)
+        _HELD[path] = run
+        try:
+            yield run, cache_dir
+        finally:
+            del _HELD[path]
+
+
+def save_weights(path, state) -> None:
+    """Write a state dict as safetensors."""
+    from safetensors.torch import save_file
+
+    with whole(path) as temporary:
+        save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, temporary)
+
+
+def file_hash(path) -> str:
+    """SHA-256 (hex) of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+class MetricsLog:
+    """metrics.jsonl, and a tracker of accelerate's when one is asked for. Only the main process writes."""
+
+    def __init__(self, path, start: int, tracker: str, run_path, hardware):
+        self.last: float | None = None
+        self._path, self._hardware, self._tracker = path, hardware, tracker if hardware.is_main_process else "none"
+        if hardware.is_main_process:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            kept = [row for row in path.read_text().splitlines() if json.loads(row)["step"] <= start] if start and path.exists() else []
+            path.write_text("".join(f"{row}\n" for row in kept))
+        if tracker != "none":
+            from accelerate.tracking import filter_trackers
+
+            hardware.log_with = filter_trackers([tracker], str(run_path / "trackers"))
+            hardware.project_configuration.set_directories(str(run_path / "trackers"))
+            hardware.init_trackers(run_path.name)
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Add one row of numbers."""
+        self.last = row["loss"]
+        if self._hardware.is_main_process:
+            with self._path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+        if self._tracker != "none":
+            self._hardware.log({k: v for k, v in row.items() if k != "step"}, step=row["step"])
+
+    def close(self) -> None:
+        """End the tracker."""
+        if self._tracker != "none":
+            self._hardware.end_training()

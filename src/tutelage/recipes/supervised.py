@@ -1,0 +1,169 @@
+"""The loop on labels: full fine-tuning of the teacher, the student alone, and the last stage share it.
+
+Each pass over the images sees new views (view number = pass). Batches, views and mixing are functions of the step, so
+the loop may stop after any step and go on from a checkpoint with the same result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from tutelage import losses, training
+from tutelage.compute import to_device
+from tutelage.data.store import Images
+from tutelage.targets import ViewSettings, view_input
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to train on labels.
+
+    steps: optimizer steps. batch_size: images per step. rate: peak learning rate (already scaled). mixup: alpha, 0 = none.
+    backbone: whether more than the head is trained; without, the network stays in evaluation mode (its BatchNorm rests).
+    """
+
+    steps: int
+    batch_size: int
+    rate: float
+    seed: int
+    classes: int
+    mixup: float = 0.0
+    backbone: bool = True
+
+
+@dataclass(frozen=True)
+class Resumable:
+    """Where a loop keeps its checkpoints. every: steps between two of them."""
+
+    folder: Any
+    stage: str
+    inputs: str
+    every: int
+
+
+def train_on_labels(
+    module: nn.Module,
+    network: Any,
+    images: Images,
+    labels: np.ndarray,
+    plan: Plan,
+    views: ViewSettings,
+    *,
+    groups: list[dict[str, Any]] | None = None,
+    class_weights: torch.Tensor | None = None,
+    accelerator: Any,
+    resumable: Resumable | None = None,
+    advance: Callable[[int], None] = lambda n: None,
+    log: Callable[[dict[str, Any]], None] = lambda row: None,
+    what: str = "training on labels",
+) -> dict[str, torch.Tensor]:
+    """Train a classifier on labelled images.
+
+    Args:
+        module: (B, 3, S, S) -> (B, C) logits; changed in place.
+        network: size, mean and std of its input.
+        images: n of them. labels: (n,) int64 in [0, C).
+        groups: parameter groups with their own "lr" and "lr_scale", or None for AdamW on everything that is trainable.
+        class_weights: (C,) float32 or None.
+        log: called with step, loss and rate about a hundred times.
+
+    Returns:
+        the state of the averaged weights, on the device of `module`.
+
+    Raises:
+        TutelageError: the loss is no number any more.
+    """
+    device = accelerator.device
+    optimizer = torch.optim.AdamW(groups, lr=plan.rate) if groups else training.optimizer_for(module, plan.rate, device)
+    average = training.Average(module)
+    start = 0
+    if resumable:
+        start = training.load_checkpoint(resumable.folder, resumable.stage, resumable.inputs, module, optimizer, average)
+    advance(start * plan.batch_size)
+    order = training.seed_of(plan.seed, "order")
+    every_log = max(1, plan.steps // 100)
+    seen = training.LossLog(what)
+    scales = [group.get("lr_scale", 1.0) for group in optimizer.param_groups]
+
+    def make(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        positions, epochs = training.batch_of(step, plan.batch_size, len(labels), order)
+        return view_input(images, positions, epochs, views, network), torch.from_numpy(labels[positions])
+
+    module.train(plan.backbone)
+    for step, (inputs, truth) in training.ahead(make, range(start, plan.steps)):
+        rate = training.learning_rate(step, plan.steps, plan.rate)
+        for group, scale in zip(optimizer.param_groups, scales, strict=True):
+            group["lr"] = rate * scale
+        torch.manual_seed(training.seed_of(plan.seed, "step", step))
+        inputs, truth = to_device(inputs, device), truth.to(device)
+        targets = nn.functional.one_hot(truth, plan.classes).float()
+        inputs, targets = training.mixup(inputs, targets, plan.mixup, training.seed_of(plan.seed, "mixup", step))
+        with accelerator.autocast():
+            loss = losses.soft_cross_entropy(module(inputs), targets, class_weights)
+        optimizer.zero_grad(set_to_none=True)
+        accelerator.backward(loss)
+        nn.utils.clip_grad_norm_(module.parameters(), training.CLIP)
+        optimizer.step()
+        average.update(module)
+        seen.add(step, loss)
+        save = resumable is not None and (step + 1) % resumable.every == 0 and step + 1 < plan.steps
+        if save or (step + 1) % every_log == 0 or step + 1 == plan.steps:
+            log({"step": step + 1, "loss": seen.mean(), "rate": rate})
+        if resumable and save:
+            training.save_checkpoint(
+                resumable.folder, resumable.stage, step + 1, resumable.inputs, module, optimizer, average
+            )
+        advance(plan.batch_size)
+    return average.state
+
+
+@torch.inference_mode()
+def predict_logits(
+    module: nn.Module, network: Any, images: Images, resize: str, accelerator: Any,
+    advance: Callable[[int], None] = lambda n: None, batch_size: int = 256,
+) -> np.ndarray:  # fmt: skip
+    """Logits of whole images, as evaluation sees them.
+
+    Returns:
+        (n, C) float32.
+    """
+    module.eval()
+    parts: list[np.ndarray] = []
+    settings = ViewSettings(resize=resize)
+    for start in range(0, len(images), batch_size):
+        positions = np.arange(start, min(start + batch_size, len(images)))
+        batch = to_device(view_input(images, positions, -1, settings, network), accelerator.device)
+        with accelerator.autocast():
+            parts.append(module(batch).float().cpu().numpy())
+        advance(len(positions))
+    return np.concatenate(parts)
+
+
+def chosen_state(module: nn.Module, state: dict[str, torch.Tensor]) -> nn.Module:
+    """Put averaged weights into a module."""
+    module.load_state_dict(state)
+    return module.eval()
+
+
+def epochs_to_steps(epochs: float, images: int, batch_size: int) -> int:
+    """Optimizer steps of so many passes over the images; at least 1."""
+    return max(1, round(epochs * images / batch_size))
+
+
+def paired_gain(correct: Sequence[bool] | np.ndarray, reference: Sequence[bool] | np.ndarray) -> tuple[float, float]:
+    """Difference in accuracy on the same images, and its standard error.
+
+    Args:
+        correct, reference: (n,) bool.
+
+    Returns:
+        mean difference and standard error, both in [-1, 1].
+    """
+    difference = np.asarray(correct, dtype=float) - np.asarray(reference, dtype=float)
+    return float(difference.mean()), float(difference.std(ddof=1) / np.sqrt(len(difference))) if len(difference) > 1 else 0.0

@@ -1,0 +1,26 @@
+"""The student of a run, taken up again from its folder."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+from tutelage.models.students import Student, build_student
+
+
+def load_student(folder: Path, about: dict[str, Any], classes: int) -> Student:
+    """A student with the weights that a stage left in `folder`/weights.safetensors.
+
+    Args:
+        folder: transfer/, student/ or alone/ of a run. about: "student" of the stage's result.json. classes: C.
+    """
+    student = build_student(about["name"], classes, "scratch", about["size"])
+    student.module.load_state_dict(load_file(folder / "weights.safetensors"))
+    student.module.eval()
+    keep = ("initialisation", "channels_last")
+    return replace(
+        student, mean=tuple(about["mean"]), std=tuple(about["std"]), **{name: about[name] for name in keep}
+    )  # fmt: skip

@@ -1,0 +1,134 @@
+"""The targets of a run: cached or online, and refined by the images' neighbourhoods where that validates better."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tutelage.data.manifest import TaskData
+from tutelage.metrics import softmax
+from tutelage.models import heads
+from tutelage.models.adapted import AdaptedTeacher
+from tutelage.progress import duration, progress, say
+from tutelage.retrieval import mixed_logits, neighbour_graph, propagate, unit_embeddings
+from tutelage.runs import Clock, Run, whole
+from tutelage.targets import CLEAN, OutputCache, Targets, ViewSettings, bytes_needed, compute_outputs
+
+
+def make_targets(
+    run: Run, task: TaskData, teacher: AdaptedTeacher, settings: ViewSettings, views: int, refine: str,
+    cache_limit: float, cache_dir: Path, hardware: Any, adapted: dict[str, Any],
+) -> tuple[Targets, dict[str, Any], float]:  # fmt: skip
+    """Compute what the student is to match, or find it in the cache.
+
+    Args:
+        views: M. refine: "none" or "propagate". cache_limit: GiB of outputs, above which the teacher runs online.
+        adapted: result.json of the teacher's stage.
+
+    Returns:
+        the targets; how they were refined (kind, log losses on held-out labels); seconds that took, summed over restarts.
+    """
+    network, images = teacher.network, task.transfer
+    needed = bytes_needed(len(images), views, network.width) / 2**30
+    clock = Clock(run.path / "transfer" / "target_seconds.json")
+    share = (hardware.process_index, hardware.num_processes)
+    table = None
+    if needed <= cache_limit:
+        say(f"teacher outputs: {len(images):,} images x {views} views, {needed:.2f} GiB in {cache_dir}")
+        cache = OutputCache(cache_dir, network, settings, task.side)
+        with progress("targets", len(images) * views) as advance:
+            compute_outputs(cache, network, images, range(views), settings, lambda n: (advance(n), _tick(clock, share)), share)
+        hardware.wait_for_everyone()
+        table = [cache.table(images, number) for number in range(views)]
+    else:
+        say(f"teacher outputs would take {needed:.2f} GiB, more than --cache-limit {cache_limit:g}: the teacher runs online")
+    targets = Targets(images, network, teacher.head, settings, views, table)
+    refined: dict[str, Any] = {"kind": "none"}
+    kept = run.path / "transfer" / "propagated.npz"
+    if refine == "propagate" and table is not None and network.output == "features":
+        if not kept.exists() and hardware.is_main_process:
+            cache = OutputCache(cache_dir, network, settings, task.side)
+            chosen = _refine(run, task, targets, cache, clock, adapted)
+            with whole(kept) as path, path.open("wb") as file:
+                np.savez(file, **chosen)
+        hardware.wait_for_everyone()
+        with np.load(kept) as saved:
+            refined = {"kind": str(saved["kind"]), "log_loss": float(saved["log_loss"]), "log_loss_alone": float(saved["alone"])}
+            if refined["kind"] != "none":
+                targets = Targets(
+                    images, network, teacher.head, settings, views, table, saved["probabilities"].astype(np.float32),
+                    float(saved["temperature"]),
+                )  # fmt: skip
+    elif refine == "propagate":
+        say("targets are not refined: that needs cached features of a frozen teacher (--adapt probe, a larger --cache-limit)")
+    seconds = clock.tick(force=True) if hardware.is_main_process else 0.0
+    return targets, refined, seconds
+
+
+def _tick(clock: Any, share: tuple[int, int]) -> None:
+    if share[0] == 0:
+        clock.tick()
+
+
+def _refine(
+    run: Run, task: TaskData, targets: Targets, cache: OutputCache, clock: Any, adapted: dict[str, Any]
+) -> dict[str, Any]:
+    """Label propagation, judged on labels that it has not seen: kept when the log loss falls."""
+    from tutelage.data.target_set import folds
+
+    start = time.monotonic()
+    network, settings = targets.network, targets.settings
+    with progress("features of whole images", len(task.transfer)) as advance:
+        compute_outputs(cache, network, task.transfer, [CLEAN], settings, lambda n: (advance(n), clock.tick()))
+    features = cache.table(task.transfer, CLEAN).rows()
+    with np.load(run.path / "teacher" / "validation.npz") as file:
+        held_logits, held_labels = file["logits"], file["labels"]
+    count, classes = len(task.transfer), len(task.classes)
+    if task.val:  # the validation images join the graph, without their labels, for this judgement only
+        compute_outputs(cache, network, task.val.images, [CLEAN], settings)
+        both = np.concatenate([features, cache.table(task.val.images, CLEAN).rows()])
+        graph = neighbour_graph(unit_embeddings(both))
+        split = [(np.arange(len(task.train)), np.arange(count, len(both)))]
+    else:
+        graph = neighbour_graph(unit_embeddings(features))
+        fold = folds(task.train.labels, task.train.groups, run.settings()["settings"]["seed"])
+        split = [(np.flatnonzero(fold != f), np.flatnonzero(fold == f)) for f in np.unique(fold)]
+    clock.tick(force=True)
+    shares = {
+        "balanced": np.full(classes, 1 / classes),
+        "estimated": softmax(targets.head(features)).mean(axis=0),
+    }
+    alone = float(heads.log_loss(held_logits, held_labels).mean())
+    best: dict[str, Any] = {"kind": "none", "log_loss": alone, "alone": alone}
+    for kind, share in shares.items():
+        logits = np.zeros_like(held_logits)
+        for seen, held in split:
+            rows = np.arange(len(held_labels)) if task.val else held
+            spread = propagate(graph, seen, task.train.labels[seen], share)[held]
+            logits[rows] = mixed_logits(held_logits[rows], spread)
+        temperature = heads.best_temperature(logits, held_labels)
+        loss = float(heads.log_loss(logits / temperature, held_labels).mean())
+        if loss < best["log_loss"]:
+            best |= {"kind": kind, "log_loss": loss, "temperature": temperature}
+    if best["kind"] != "none":
+        if task.val:
+            graph = neighbour_graph(unit_embeddings(features))
+        labelled = np.arange(len(task.train))
+        probabilities = propagate(graph, labelled, task.train.labels, shares[best["kind"]])
+        best["probabilities"] = probabilities.astype(np.float16)
+    say(
+        f"label propagation: log loss on held-out labels {alone:.3f} without, {best['log_loss']:.3f} with "
+        f"({best['kind']}, {duration(time.monotonic() - start)})"
+    )
+    clock.tick(force=True)
+    return best
+
+
+def agreement(student: np.ndarray, teacher: np.ndarray) -> float:
+    """Share of images on which two (n, C) logits decide alike."""
+    return float((student.argmax(axis=1) == teacher.argmax(axis=1)).mean())
+
+

@@ -1,0 +1,132 @@
+"""Stage 2: the adapted teacher's knowledge of the task goes to the student, on unlabelled images.
+
+The teacher's outputs for M views of every image are computed once (or taken from the cache, or, above `--cache-limit`, in the
+loop); the student sees the same views at its own size and matches the teacher's probabilities: KL at temperature T.
+Label propagation over the nearest-neighbour graph of the teacher's features sharpens the targets where held-out labels
+say so. No label is read here but through the teacher and that graph.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tutelage import config as c
+from tutelage.config import recipe
+from tutelage.progress import progress, say
+from tutelage.recipes.stage import MetricsLog, file_hash, open_run, save_weights
+from tutelage.runs import hash_of
+
+
+@recipe
+def transfer(
+    *, out: c.Out = "", student: c.Student = "mobilenetv4-s", student_weights: c.StudentWeights = "scratch",
+    student_size: c.StudentSize = None, teacher_weights: c.TeacherWeights = "pretrained", views: c.ViewCount = 2,
+    refine: c.Refine = "propagate", cache_limit: c.CacheLimit = 20.0, epochs: c.Epochs = None, steps: c.Steps = None,
+    batch_size: c.BatchSize = 128, lr: c.LearningRate = 2e-3, temperature: c.Temperature = 1.0, mixup: c.Mixup = 0.0,
+    resize: c.Resize = "squash", flip: c.Flip = "horizontal", crop_area: c.CropArea = 0.35, view_seed: c.ViewSeed = 0,
+    seed: c.Seed = 0, device: c.Device = "auto", precision: c.Precision = "auto", tracker: c.Tracker = "none",
+    cache: c.Cache = None, overwrite: c.Overwrite = False, config: c.Config = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Teach the student on the transfer set.
+
+    Returns:
+        result of the stage: steps, images seen, loss, agreement, how the targets were refined, seconds of targets and of training.
+    """
+    settings = dict(locals())
+    import torch
+
+    from tutelage import losses, training
+    from tutelage.compute import accelerator, to_device
+    from tutelage.data.manifest import load_task
+    from tutelage.models.adapted import load_adapted
+    from tutelage.models.students import build_student
+    from tutelage.recipes.teaching import make_targets
+    from tutelage.targets import ViewSettings, view_input
+
+    with open_run(out, cache, settings, overwrite) as (run, cache_dir):
+        curated, adapted = run.result("transfer_set", "transfer"), run.result("teacher", "transfer")
+        free = ("out", "cache", "device", "tracker", "overwrite", "config", "cache_limit")
+        inputs = hash_of(["transfer", curated["outputs"], adapted["outputs"], {k: v for k, v in settings.items() if k not in free}])
+        if done := run.done("transfer", inputs):
+            return {**done, "reused": True}
+        hardware = accelerator(device, precision)
+        rank, processes = hardware.process_index, hardware.num_processes
+        task = load_task(run.path, cache_dir)
+        teacher = load_adapted(run.path / "teacher", adapted, teacher_weights, hardware)
+        view_settings = ViewSettings(view_seed, flip, crop_area, resize=resize)
+        targets, refined, target_seconds = make_targets(
+            run, task, teacher, view_settings, views, refine, cache_limit, cache_dir, hardware, adapted
+        )
+
+        torch.manual_seed(training.seed_of(seed, "student"))
+        built = build_student(student, len(task.classes), student_weights, student_size)
+        module = built.module.to(hardware.device)
+        if built.channels_last:
+            module = module.to(memory_format=torch.channels_last)
+        count = len(task.transfer)
+        total = steps or max(1, round((epochs or default_epochs(count)) * count / batch_size))
+        every = max(1, min(total // 8, 1 + 60_000 // batch_size))  # a checkpoint each 60,000 images or eighth of the way
+        rate = training.scaled_rate(lr, batch_size)
+        optimizer = training.optimizer_for(module, rate, hardware.device)
+        average = training.Average(module)
+        checkpoints, clock = run.path / "checkpoints", run.clock("transfer")
+        start = training.load_checkpoint(checkpoints, "transfer", inputs, module, optimizer, average)
+        if start:
+            say(f"transfer goes on after step {start:,} of {total:,}")
+        hardware.wait_for_everyone()
+        module, optimizer = hardware.prepare(module, optimizer)
+        plain = hardware.unwrap_model(module)
+        metrics = MetricsLog(run.path / "transfer" / "metrics.jsonl", start, tracker, run.path, hardware)
+        order, seen = training.seed_of(seed, "order"), training.LossLog("transfer")
+
+        def make(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+            positions, passes = training.batch_of(step, batch_size, count, order)
+            positions, passes = positions[rank::processes], passes[rank::processes]
+            logits = torch.from_numpy(targets.logits(positions, passes))
+            return view_input(task.transfer, positions, passes % views, view_settings, built), logits
+
+        module.train()
+        with progress("transfer", total * batch_size, start * batch_size) as advance:
+            workers = 1 if hardware.device.type == "cpu" else 8
+            for step, (images, logits) in training.ahead(make, range(start, total), workers):
+                now = training.learning_rate(step, total, rate)
+                for group in optimizer.param_groups:
+                    group["lr"] = now
+                torch.manual_seed(training.seed_of(seed, "step", step, rank))
+                images, logits = to_device(images, hardware.device), logits.to(hardware.device)
+                soft = torch.softmax(logits / temperature, dim=1)
+                images, soft = training.mixup(images, soft, mixup, training.seed_of(seed, "mixup", step))
+                with hardware.autocast():
+                    output = module(images)
+                loss = losses.distillation(output, temperature * torch.log(soft.clamp(min=1e-8)), temperature)
+                optimizer.zero_grad(set_to_none=True)
+                hardware.backward(loss)
+                hardware.clip_grad_norm_(module.parameters(), training.CLIP)
+                optimizer.step()
+                average.update(plain)
+                seen.add(step, loss)
+                save = (step + 1) % every == 0 and step + 1 < total
+                if save or (step + 1) % max(1, total // 200) == 0 or step + 1 == total:
+                    metrics.write({"step": step + 1, "loss": seen.mean(), "rate": now, "images": (step + 1) * batch_size})
+                if save and hardware.is_main_process:
+                    training.save_checkpoint(checkpoints, "transfer", step + 1, inputs, plain, optimizer, average)
+                clock.tick()
+                advance(batch_size)
+        metrics.close()
+        hardware.wait_for_everyone()
+        if hardware.is_main_process:
+            save_weights(run.path / "transfer" / "weights.safetensors", average.state)
+            result = {
+                "outputs": hash_of([inputs, file_hash(run.path / "transfer" / "weights.safetensors")]), "student": built.about(),
+                "steps": total, "images_seen": total * batch_size, "processes": processes, "loss": metrics.last,
+                "refined": refined, "online": targets.table is None, "seconds": clock.stop(), "target_seconds": target_seconds,
+            }  # fmt: skip
+            run.finish("transfer", inputs, result)
+            (run.path / "transfer" / "target_seconds.json").unlink(missing_ok=True)
+        hardware.wait_for_everyone()
+        return run.result("transfer", "transfer")
+
+
+def default_epochs(count: int) -> int:
+    """Passes over a transfer set of `count` images when nothing is said: 400,000 images in all, at least 4, at most 100."""
+    return int(min(100, max(4, round(400_000 / count))))

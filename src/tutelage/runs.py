@@ -1,0 +1,250 @@
+"""The run folder: settings, results, lock, and files that are whole or not there.
+
+A stage is done when its result.json names the hash of its inputs. Files are written beside their final name and
+renamed, so that a killed run leaves the old file or the new one, never half of one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import time
+import tomllib
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Self
+
+from tutelage.errors import TutelageError, shown
+from tutelage.version import __version__
+
+SETTINGS = "settings.toml"
+DEFAULT = "default"  # in settings.toml, which has no word for None
+TEMPORARY = ".partial"  # suffix of files being written
+# Settings that change where or how fast, and not what comes out; a finished run may be repeated with others.
+FREE = {"out", "cache", "device", "json", "overwrite", "config", "tracker", "no_baseline", "max_rejected", "cache_limit"}
+
+
+def hash_of(value: Any) -> str:
+    """SHA-256 (hex) of a JSON-like value in canonical form; the identity of a stage's inputs."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it when the block ends well, remove it when it does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole UTF-8 file."""
+    with whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a whole JSON file."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file, or None where there is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+
+
+def toml(tables: dict[str, Any]) -> str:
+    """Plain TOML of nested dicts of text, numbers, truth values and lists; None is left out."""
+    plain = [f"{k} = {json.dumps(v, ensure_ascii=False)}" for k, v in tables.items() if not isinstance(v, dict | None)]
+    blocks = ["\n".join(plain)] if plain else []
+    blocks += [f"[{k}]\n{toml(v).rstrip()}" for k, v in tables.items() if isinstance(v, dict)]
+    return "\n\n".join(blocks) + "\n"
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what a killed process left half-written below `folder`."""
+    for path in folder.rglob(f"*{TEMPORARY}"):
+        path.unlink(missing_ok=True)
+
+
+class Run:
+    """One run folder, held by one process at a time."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self._lock: int | None = None
+
+    def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def open(self) -> None:
+        """Make the folder and take its lock (flock: a killed process lets go of it by itself).
+
+        Raises:
+            TutelageError: the folder cannot be written, or another run holds it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise TutelageError(
+                f"--out {self.path}: {error.strerror}", "a folder that can be written", "choose another --out"
+            ) from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.pread(self._lock, 20, 0).decode() or "unknown"
+            os.close(self._lock)
+            self._lock = None
+            raise TutelageError(
+                f"--out {self.path}: process {holder} is at work in it", "one run at a time in a folder",
+                "wait for it, or choose another --out",
+            ) from error  # fmt: skip
+        os.ftruncate(self._lock, 0)
+        os.pwrite(self._lock, str(os.getpid()).encode(), 0)
+        remove_partial(self.path)
+
+    def close(self) -> None:
+        """Let go of the lock."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    # Settings
+
+    def settings(self) -> dict[str, Any]:
+        """What settings.toml holds, or an empty dict in a new folder."""
+        try:
+            return tomllib.loads((self.path / SETTINGS).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except tomllib.TOMLDecodeError as error:
+            raise TutelageError(f"{self.path / SETTINGS}: {error}", "the file as tutelage wrote it", "use --overwrite") from error
+
+    def claim(self, settings: dict[str, Any], overwrite: bool) -> None:
+        """Write the settings, or refuse when the folder holds a run with other ones.
+
+        Settings that the folder does not know yet are added: a stage's command brings those of its stage.
+
+        Args:
+            settings: resolved settings by name.
+            overwrite: move the old run aside instead of refusing.
+        """
+        before = self.settings().get("settings", {})
+        mine = {name: DEFAULT if value is None else value for name, value in settings.items()}
+        differing = [
+            f"{name}: {before[name]} -> {value}"
+            for name, value in sorted(mine.items())
+            if name not in FREE and before.get(name, value) != value
+        ]
+        if differing and not overwrite:
+            raise TutelageError(
+                f"--out {self.path} holds a run with other settings: {shown(differing, 12)}",
+                "the same settings, to go on or to reuse it",
+                "choose another --out, or --overwrite to move the old run aside",
+            )
+        if differing:
+            self.move_aside()
+            before = {}
+        self.update_settings({"settings": {**before, **mine}, "versions": {"tutelage": __version__}})
+
+    def update_settings(self, tables: dict[str, Any]) -> None:
+        """Merge tables (versions, data hashes, models) into settings.toml."""
+        now = self.settings()
+        merged = {**now, **{name: {**now.get(name, {}), **table} for name, table in tables.items()}}
+        if merged != now:
+            write_text(self.path / SETTINGS, toml(merged))
+
+    def move_aside(self) -> Path:
+        """Move the run's files to a folder beside it; nothing is deleted.
+
+        Returns:
+            the folder that now holds them.
+        """
+        old = self.path.with_name(f"{self.path.name}.old-{datetime.now():%Y%m%d-%H%M%S}")
+        old.mkdir()
+        for item in self.path.iterdir():
+            if item.name != ".lock":
+                item.rename(old / item.name)
+        return old
+
+    # Stages
+
+    def done(self, stage: str, inputs: str) -> dict[str, Any] | None:
+        """The result of a stage that was finished with these inputs, else None."""
+        result = read_json(self.path / stage / "result.json")
+        return result if result and result.get("inputs") == inputs else None
+
+    def result(self, stage: str, needed_by: str) -> dict[str, Any]:
+        """The result of an earlier stage.
+
+        Raises:
+            TutelageError: the stage has not been finished in this folder.
+        """
+        result = read_json(self.path / stage / "result.json")
+        if result is None:
+            before = {"transfer_set": "curate", "teacher": "adapt", "transfer": "transfer", "student": "finetune"}[stage]
+            raise TutelageError(
+                f"{self.path} has no {stage}/result.json, which {needed_by} needs",
+                f"a run folder in which `tutelage {before}` has finished",
+                f"run `tutelage {before} --out {self.path} ...` first, or `tutelage run`, which does all stages",
+            )
+        return result
+
+    def finish(self, stage: str, inputs: str, result: dict[str, Any]) -> dict[str, Any]:
+        """Write a stage's result.json, which makes it done, and drop its checkpoints."""
+        result = {"inputs": inputs, **result}
+        write_json(self.path / stage / "result.json", result)
+        for path in sorted((self.path / "checkpoints").glob(f"{stage}-*")):
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            (self.path / "checkpoints").rmdir()
+        return result
+
+    def clock(self, stage: str) -> Clock:
+        """A clock that sums a stage's working time over restarts."""
+        return Clock(self.path / stage / "seconds.json")
+
+
+class Clock:
+    """Wall time of work on one stage, in seconds, summed over restarts. `tick` saves it, at most once a second."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._before: float = (read_json(path) or {"seconds": 0.0})["seconds"]
+        self._start = self._saved = time.monotonic()
+
+    def tick(self, force: bool = False) -> float:
+        """Save and return the seconds so far."""
+        now = time.monotonic()
+        seconds = self._before + now - self._start
+        if force or now - self._saved >= 1:
+            self._saved = now
+            write_json(self._path, {"seconds": seconds})
+        return seconds
+
+    def stop(self) -> float:
+        """The seconds in all; the file goes, since the stage's result.json takes the number."""
+        seconds = self._before + time.monotonic() - self._start
+        self._path.unlink(missing_ok=True)
+        return seconds
+
+

@@ -1,0 +1,264 @@
+"""What the teacher says of views: computed once, kept in the cache, the same for every run that asks.
+
+A cache folder belongs to one (encoder's weights, size, preprocessing, view settings): `about.json` in it says which.
+Inside, an output is found by the image's content hash and the view's number, in blocks of up to 4,096 images. A frozen
+teacher stores pooled features, so that every head, budget and seed shares them and logits are a matrix product; a
+fine-tuned teacher has another weights' hash and stores logits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tutelage.data import views
+from tutelage.data.decode import fit
+from tutelage.data.store import BLOCK, Images
+from tutelage.models.adapted import Network
+from tutelage.retrieval import mixed_logits
+from tutelage.runs import hash_of, whole, write_json
+
+if TYPE_CHECKING:
+    import torch
+
+CLEAN = -1  # the number of the view that shows the whole image as evaluation does
+CHUNK = 64  # images in one forward pass of the teacher
+
+
+@dataclass(frozen=True)
+class ViewSettings:
+    """What all views of a run have in common; part of the cache's key."""
+
+    seed: int = 0
+    flip: str = "horizontal"
+    area: float = views.CROP_AREA[0]
+    colour: float = views.COLOUR
+    resize: str = "squash"
+
+
+def shaped(image: np.ndarray, resize: str) -> np.ndarray:
+    """The part of a stored image that views are drawn from: all of it, the centre square, or a square with grey edges.
+
+    Args:
+        image: (H, W, 3) uint8.
+
+    Returns:
+        (H', W', 3) uint8.
+    """
+    height, width = image.shape[:2]
+    if resize == "squash" or height == width:
+        return image
+    side = min(height, width) if resize == "crop" else max(height, width)
+    top, left = abs(height - side) // 2, abs(width - side) // 2
+    if resize == "crop":
+        return image[top : top + side, left : left + side]
+    square = np.full((side, side, 3), 128, dtype=np.uint8)
+    square[top : top + height, left : left + width] = image
+    return square
+
+
+def view_input(
+    images: Images, positions: np.ndarray, number: int | np.ndarray, settings: ViewSettings, network: Any
+) -> torch.Tensor:
+    """One view of each image as the input of one network.
+
+    Args:
+        images: where the pixels are.
+        positions: (B,) which of them.
+        number: the view, one for all or (B,) integers; or CLEAN.
+        settings: of the views.
+        network: anything with size (pixels), mean and std (3 floats each).
+
+    Returns:
+        (B, 3, size, size) float32, normalised, channels_last, on the CPU.
+    """
+    import torch
+
+    if isinstance(number, int) and number == CLEAN:
+        pixels = np.stack([fit(images[int(i)], network.size, settings.resize) for i in positions])
+        return views.to_input(torch.from_numpy(pixels).permute(0, 3, 1, 2), network.mean, network.std)
+    pixels = [shaped(images[int(i)], settings.resize) for i in positions]
+    sizes = np.array([p.shape[:2] for p in pixels])
+    area = (settings.area, 1.0)
+    drawn = views.draw(
+        images.seeds[positions], sizes, number, settings.seed, flip=settings.flip, area=area, colour=settings.colour
+    )
+    return views.to_input(views.render(pixels, drawn, network.size), network.mean, network.std, drawn.colours)
+
+
+class OutputCache:
+    """Outputs of one network for views of images, float16, in blocks on disk."""
+
+    def __init__(self, cache: str | Path, network: Network, settings: ViewSettings, side: int):
+        about = {
+            "encoder": network.name, "weights": network.hash, "output": network.output, "width": network.width,
+            "size": network.size, "mean": network.mean, "std": network.std, "store_side": side, "views": asdict(settings),
+        }  # fmt: skip
+        self.folder = Path(cache) / f"outputs-{hash_of(about)[:24]}"
+        self.width = network.width
+        if not (self.folder / "about.json").exists():
+            write_json(self.folder / "about.json", about)
+
+    def table(self, images: Images, number: int) -> Outputs:
+        """Where each image's output of view `number` is; `Outputs.missing` names those that have none yet."""
+        folder = self._view(number)
+        paths = sorted(folder.glob("*.keys.npy"))
+        keys = [np.load(path) for path in paths]
+        blocks = tuple(np.load(str(path).replace(".keys.npy", ".npy"), mmap_mode="r") for path in paths)
+        every = np.concatenate([np.zeros((0, 32), np.uint8), *keys])
+        block = np.repeat(np.arange(len(keys)), [len(k) for k in keys])
+        row = np.concatenate([np.zeros(0, np.int64), *[np.arange(len(k)) for k in keys]])
+        order = np.argsort(as_void(every), kind="stable")
+        known, asked = as_void(every)[order], as_void(images.keys)
+        at = np.searchsorted(known, asked)
+        at = np.minimum(at, max(len(known) - 1, 0))
+        hit = known[at] == asked if len(known) else np.zeros(len(asked), bool)
+        chosen = order[at] if len(known) else np.zeros(len(asked), np.int64)
+        return Outputs(
+            np.where(hit, block[chosen] if len(known) else 0, -1), row[chosen] if len(known) else chosen, blocks, self.width
+        )
+
+    def add(self, keys: np.ndarray, outputs: np.ndarray, number: int) -> None:
+        """Write one block: keys (n, 32) uint8, outputs (n, D)."""
+        name = hashlib.sha256(keys.tobytes()).hexdigest()[:24]
+        for suffix, array in ((".npy", outputs.astype(np.float16)), (".keys.npy", keys)):
+            with whole(self._view(number) / f"{name}{suffix}") as path, path.open("wb") as file:
+                np.save(file, array)
+
+    def _view(self, number: int) -> Path:
+        return self.folder / ("clean" if number == CLEAN else f"view-{number:04d}")
+
+
+def as_void(keys: np.ndarray) -> np.ndarray:
+    """(n, 32) uint8 -> (n,) of 32-byte strings that compare, sort and search."""
+    return np.ascontiguousarray(keys).view("S32")[:, 0] if len(keys) else np.zeros(0, "S32")
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Cached outputs of one view for a selection of images."""
+
+    block: np.ndarray
+    row: np.ndarray
+    blocks: tuple[np.ndarray, ...]
+    width: int
+
+    @property
+    def missing(self) -> np.ndarray:
+        """(m,) positions of the images that have no output yet."""
+        return np.flatnonzero(self.block < 0)
+
+    def rows(self, positions: np.ndarray | None = None) -> np.ndarray:
+        """(B, D) float32 outputs of the images at these positions (default: all)."""
+        block = self.block if positions is None else self.block[positions]
+        row = self.row if positions is None else self.row[positions]
+        out = np.empty((len(block), self.width), dtype=np.float32)
+        for number in np.unique(block):
+            here = np.flatnonzero(block == number)
+            out[here] = self.blocks[number][row[here]]
+        return out
+
+
+def run_network(network: Network, images: Images, positions: np.ndarray, number: int, settings: ViewSettings) -> np.ndarray:
+    """(B, D) float32 outputs of one view, straight from the network."""
+    import torch
+
+    parts = []
+    for start in range(0, len(positions), CHUNK):
+        batch = view_input(images, positions[start : start + CHUNK], number, settings, network)
+        with torch.inference_mode():
+            parts.append(network.forward(batch.to(network.device)).float().cpu().numpy())
+    return np.concatenate([np.zeros((0, network.width), np.float32), *parts])
+
+
+def compute_outputs(
+    cache: OutputCache,
+    network: Network,
+    images: Images,
+    numbers: Sequence[int],
+    settings: ViewSettings,
+    advance: Callable[[int], None] = lambda n: None,
+    share: tuple[int, int] = (0, 1),
+) -> int:
+    """Make sure that the cache holds the network's outputs for these views of these images.
+
+    Args:
+        cache: of this network and these view settings.
+        images: each computed once, however often its content appears.
+        numbers: views.
+        advance: called with the number of outputs just computed or found.
+        share: (rank, processes): each process does its part of the blocks.
+
+    Returns:
+        how many outputs this call computed.
+    """
+    rank, processes = share
+    computed = 0
+    for number in numbers:
+        missing = cache.table(images, number).missing
+        _, first = np.unique(as_void(images.keys[missing]), return_index=True)
+        unique = missing[np.sort(first)]
+        advance(len(images) - len(unique))
+        for index, start in enumerate(range(0, len(unique), BLOCK)):
+            if index % processes != rank:
+                continue
+            positions, parts = unique[start : start + BLOCK], []
+            for at in range(0, len(positions), CHUNK):
+                parts.append(run_network(network, images, positions[at : at + CHUNK], number, settings))
+                advance(len(parts[-1]))
+            cache.add(images.keys[positions], np.concatenate(parts), number)
+            computed += len(positions)
+    return computed
+
+
+def bytes_needed(images: int, views_each: int, width: int) -> int:
+    """Bytes that cached outputs take: float16."""
+    return images * views_each * width * 2
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the student is to match: the adapted teacher's logits for a view, refined by the image's neighbourhood.
+
+    table: one Outputs per view, or None when the teacher runs online. head: outputs (B, D) -> logits (B, C). propagated: (n, C)
+    probabilities of each image, or None. temperature: divides the mixed logits; calibrated on held-out labels.
+    """
+
+    images: Images
+    network: Network
+    head: Callable[[np.ndarray], np.ndarray]
+    settings: ViewSettings
+    views: int
+    table: list[Outputs] | None
+    propagated: np.ndarray | None = None
+    temperature: float = 1.0
+
+    def outputs(self, positions: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+        """(B, D) float32 outputs of the network, from the cache or from the network."""
+        out = np.empty((len(positions), self.network.width), dtype=np.float32)
+        for number in np.unique(numbers):
+            here = numbers == number
+            if self.table is None:
+                out[here] = run_network(self.network, self.images, positions[here], int(number), self.settings)
+            else:
+                out[here] = self.table[number].rows(positions[here])
+        return out
+
+    def logits(self, positions: np.ndarray, epochs: np.ndarray) -> np.ndarray:
+        """Logits of the views that these passes show.
+
+        Args:
+            positions: (B,) int64 images. epochs: (B,) int64 passes; pass e shows view e mod M.
+
+        Returns:
+            (B, C) float32.
+        """
+        logits = self.head(self.outputs(positions, epochs % self.views))
+        if self.propagated is None:
+            return logits
+        return mixed_logits(logits, self.propagated[positions]) / np.float32(self.temperature)

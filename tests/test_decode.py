@@ -1,0 +1,298 @@
+"""Bytes to RGB: every odd kind of image, every reason to refuse one, and the one resize."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import struct
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tutelage.data.decode import MAX_PIXELS, RESIZES, content_key, decode, fit
+from tutelage.data.sources import list_images, read_bytes
+from tutelage.errors import TutelageError, Unreadable
+
+DATA = Path(os.environ.get("TUTELAGE_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+# How the EXIF standard stores an upright image, by which side its row 0 and its column 0 are: 6 is right and top.
+STORED = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a),
+    7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
+    8: lambda a: np.rot90(a, -1),
+}
+
+
+def encoded(image: Image.Image, kind: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def pixels(data: bytes) -> list:
+    return decode(data)[0].tolist()
+
+
+def noise(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM", "WEBP"])
+def test_lossless_kinds_come_back_exactly(kind: str):
+    """What was saved without loss is decoded without loss, contiguous and writable, with its size."""
+    rgb = noise(5, 7)
+    got, size = decode(encoded(Image.fromarray(rgb), kind, **({"lossless": True} if kind == "WEBP" else {})))
+    assert np.array_equal(got, rgb)
+    assert size == (5, 7)
+    assert got.dtype == np.uint8
+    assert got.flags.c_contiguous
+    assert got.flags.writeable
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(kind: str, orientation: int):
+    """An image stored in any of the eight orientations is decoded upright, and its size is that of the upright one."""
+    upright = np.zeros((32, 48, 3), np.uint8)
+    upright[:16, :24], upright[:16, 24:], upright[16:, :24] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+    stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](upright)))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}.get(kind, {})
+    data = encoded(stored, kind, exif=exif, **options)
+    for short_side in (None, 16):
+        got, size = decode(data, short_side)
+        assert size == (32, 48)
+        assert got.shape[:2] == ((32, 48) if short_side is None else (16, 24))
+        h, w = got.shape[0] // 4, got.shape[1] // 4
+        corners = [got[h, w], got[h, 3 * w], got[3 * h, w], got[3 * h, 3 * w]]
+        assert np.abs(np.stack(corners).astype(int) - [[255, 0, 0], [0, 255, 0], [0, 0, 255], [0, 0, 0]]).max() < 12
+
+
+def test_broken_exif_does_not_cost_the_image():
+    """A JPEG whose EXIF block is nonsense is decoded as it is stored."""
+    data = encoded(Image.new("RGB", (8, 6), "red"), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert decode(data)[0].shape == (6, 8, 3)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
+def test_cmyk(kind: str):
+    """CMYK has its right colours, both as JPEG (inverted, as Adobe writes it) and as TIFF (not inverted)."""
+    image = Image.new("CMYK", (16, 16), (0, 255, 255, 0))  # full magenta and yellow: red
+    data = encoded(image, kind, **({"quality": 95} if kind == "JPEG" else {}))
+    if kind == "JPEG":
+        assert b"Adobe" in data
+    got = decode(data)[0]
+    assert np.abs(got.astype(int) - [255, 0, 0]).max() <= 3
+
+
+def test_transparency_is_laid_on_white():
+    """Alpha, a transparent palette entry and a colour key all show white where nothing is."""
+    rgba = Image.new("RGBA", (2, 1), (0, 0, 0, 0))
+    rgba.putpixel((1, 0), (0, 0, 0, 128))
+    assert pixels(encoded(rgba, "PNG")) == [[[255] * 3, [127] * 3]]
+    grey = Image.new("LA", (2, 1), (0, 0))
+    grey.putpixel((1, 0), (100, 255))
+    assert pixels(encoded(grey, "PNG")) == [[[255] * 3, [100] * 3]]
+    palette = Image.new("P", (2, 1), 0)
+    palette.putpalette([10, 20, 30, 200, 100, 50])
+    palette.putpixel((1, 0), 1)
+    assert pixels(encoded(palette, "PNG")) == [[[10, 20, 30], [200, 100, 50]]]
+    assert pixels(encoded(palette, "PNG", transparency=0)) == [[[255] * 3, [200, 100, 50]]]
+    assert pixels(encoded(palette, "PNG", transparency=b"\xff\x00")) == [[[10, 20, 30], [255] * 3]]
+    assert pixels(encoded(palette, "GIF", transparency=0)) == [[[255] * 3, [200, 100, 50]]]
+    key = Image.fromarray(np.array([[[1, 2, 3], [4, 5, 6]]], np.uint8))
+    assert pixels(encoded(key, "PNG", transparency=(1, 2, 3))) == [[[255] * 3, [4, 5, 6]]]
+
+
+def test_one_bit_and_grey():
+    """1-bit and 8-bit grey become RGB of the same brightness."""
+    bits = Image.fromarray(np.array([[0, 255]], np.uint8)).convert("1")
+    for kind in ("PNG", "TIFF", "BMP", "PPM"):
+        assert pixels(encoded(bits, kind)) == [[[0] * 3, [255] * 3]]
+    assert pixels(encoded(Image.fromarray(np.array([[0, 77, 255]], np.uint8)), "PNG")) == [
+        [[0] * 3, [77] * 3, [255] * 3]
+    ]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_16_bit_grey_is_divided_by_257(kind: str):
+    """65535 becomes 255, and every 8-bit value that was stored as 257 times itself comes back."""
+    values = np.arange(256, dtype=np.uint16)[None] * 257
+    got = decode(encoded(Image.fromarray(values), kind))[0]
+    assert np.array_equal(got[0, :, 0], np.arange(256))
+    assert np.array_equal(got[..., 0], got[..., 2])
+
+
+def test_wide_grey():
+    """32-bit integers and floats are read by their largest value: to 1, to 255, or 16-bit."""
+
+    def first(values: list, dtype: type) -> list:
+        return decode(encoded(Image.fromarray(np.array([values], dtype)), "TIFF"))[0][0, :, 0].tolist()
+
+    assert first([0, 100, 255], np.int32) == [0, 100, 255]
+    assert first([0, 257, 65535], np.int32) == [0, 1, 255]
+    assert first([-5, 70000, 0], np.int32) == [0, 255, 0]
+    assert first([0, 0.5, 1], np.float32) == [0, 128, 255]
+    assert first([0, 100, 255], np.float32) == [0, 100, 255]
+    assert first([0, 257, 65535], np.float32) == [0, 1, 255]
+    assert first([float("nan"), 0, 1], np.float32) == [0, 0, 255]
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_an_animation_gives_its_first_frame(kind: str):
+    """Of several frames the first one is taken."""
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
+    options = {"WEBP": {"lossless": True}}.get(kind, {})
+    data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options)
+    assert pixels(data)[3][3] == [255, 0, 0]
+
+
+def test_shrinking_never_enlarges():
+    """The short side becomes what was asked when the image is larger, and nothing changes when it is not."""
+    data = encoded(Image.fromarray(noise(60, 100)), "PNG")
+    assert [decode(data, side)[0].shape for side in (30, 60, 61, 1)] == [
+        (30, 50, 3),
+        (60, 100, 3),
+        (60, 100, 3),
+        (1, 2, 3),
+    ]
+    assert {decode(data, side)[1] for side in (None, 30, 61)} == {(60, 100)}
+    assert np.array_equal(decode(data, 60)[0], decode(data)[0])
+    assert decode(encoded(Image.new("L", (3000, 2)), "PNG"), 1)[0].shape == (1, 1500, 3)
+
+
+@pytest.mark.parametrize("side", [(801, 1203), (1024, 768), (449, 448)])
+def test_draft_sees_the_same_image(side: tuple[int, int]):
+    """A large JPEG decoded at a fraction of its size looks as one decoded in full and then shrunk."""
+    x, y = np.meshgrid(np.linspace(0, 9, side[0]), np.linspace(0, 7, side[1]))
+    rgb = np.stack([128 + 100 * np.sin(x), 128 + 100 * np.cos(y), 128 + 60 * np.sin(x + y)], -1).astype(np.uint8)
+    data = encoded(Image.fromarray(rgb), "JPEG", quality=95)
+    got, size = decode(data, 100)
+    assert size == (side[1], side[0])
+    full = Image.fromarray(decode(data)[0]).resize((got.shape[1], got.shape[0]), Image.Resampling.BILINEAR)
+    assert min(got.shape[:2]) == 100
+    assert np.abs(got.astype(int) - np.asarray(full)).mean() < 1.0
+
+
+def test_what_is_not_an_image_is_refused(tmp_path: Path):
+    """Empty bytes, text, other kinds of files and cut-off images are unreadable, each with a short reason."""
+    jpeg, png = encoded(Image.fromarray(noise(64, 64)), "JPEG"), encoded(Image.fromarray(noise(64, 64)), "PNG")
+    for data, reason in [
+        (b"", "empty"),
+        (b"this is a text in a file called cat.jpg", "not an image"),
+        (b"<html>404</html>", "not an image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
+        (b"RIFF\x24\0\0\0WAVEfmt ", "not an image"),
+        (jpeg[: len(jpeg) // 2], "cut off"),
+        (png[: len(png) // 2], "cut off"),
+        (jpeg[:20], "."),
+        (png[:30], "."),
+        (b"\xff\xd8\xff" + bytes(100), "cannot be decoded"),
+        (b"P6 0 4 255\n", "."),
+        (struct.pack("<6s2H3B", b"GIF89a", 0, 0, 0, 0, 0), "."),
+    ]:
+        with pytest.raises(Unreadable, match=reason) as caught:
+            decode(data)
+        assert 0 < len(str(caught.value)) < 160
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF:UserWarning", "ignore:Truncated File:UserWarning")
+def test_every_cut_is_unreadable_or_an_image():
+    """Wherever a file breaks off, decoding gives an image or says why not, and nothing else is raised."""
+    image = Image.fromarray(noise(12, 12))
+    for kind in ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM"):
+        data = encoded(image, kind)
+        for end in range(0, len(data), max(1, len(data) // 60)):
+            with contextlib.suppress(Unreadable):
+                assert decode(data[:end])[0].shape == (12, 12, 3)
+
+
+def test_too_many_pixels_are_refused_by_the_header():
+    """A small file that claims 400 million pixels is refused with its size, before anything is decoded."""
+    bomb = encoded(Image.new("1", (20000, 20000)), "PNG")
+    assert len(bomb) < 200_000
+    with pytest.raises(Unreadable, match=f"20000 x 20000 pixels, the limit is {MAX_PIXELS:,}"):
+        decode(bomb)
+
+
+def test_no_warning_and_no_changed_limit():
+    """A large image within the limit is decoded without a warning, also in threads; Pillow's limits stay."""
+    before = Image.MAX_IMAGE_PIXELS
+    large = encoded(Image.new("1", (10_000, 9_000)), "PNG")  # 90 million pixels: Pillow's own opening warns from 89.5
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(Image.DecompressionBombWarning):
+            Image.open(io.BytesIO(large))
+        assert decode(large, 9)[1] == (9_000, 10_000)
+        small = encoded(Image.fromarray(noise(40, 40)), "JPEG")
+        with ThreadPoolExecutor(2) as pool:
+            assert len({got[0].tobytes() for got in pool.map(decode, [small] * 20)}) == 1
+    assert before == Image.MAX_IMAGE_PIXELS
+
+
+def test_fit_squashes_crops_and_pads():
+    """All of the image, its centre square, or all of it on mid grey; always square, also from smaller images."""
+    rgb = np.zeros((40, 80, 3), np.uint8)
+    rgb[:, :20], rgb[:, 60:] = 255, 255  # white, black, black, white
+    squash, crop, pad = (fit(rgb, 20, resize) for resize in RESIZES)
+    assert squash[10, [1, 10, 18], 0].tolist() == [255, 0, 255]
+    assert crop.max() == 0
+    assert pad[[0, 4, 15, 19], 10, 0].tolist() == [128] * 4
+    assert pad[10, [1, 10, 18], 0].tolist() == [255, 0, 255]
+    for resize in RESIZES:
+        for shape in ((40, 80), (80, 40), (20, 20), (1, 300), (7, 3)):
+            got = fit(noise(*shape), 20, resize)
+            assert got.shape == (20, 20, 3)
+            assert got.dtype == np.uint8
+            assert got.flags.c_contiguous
+    same = noise(20, 20)
+    assert all(np.array_equal(fit(same, 20, resize), same) for resize in RESIZES)
+    with pytest.raises(TutelageError, match="did you mean 'squash'"):
+        fit(rgb, 20, "sqash")
+
+
+def test_fit_is_antialiased():
+    """Shrinking a fine checkerboard gives its mean, not a pattern."""
+    board = np.indices((200, 200)).sum(0)[..., None].repeat(3, -1) % 2 * 255
+    got = fit(board.astype(np.uint8), 20, "squash")
+    assert np.abs(got.astype(int) - 127).max() <= 3
+
+
+def test_content_key_knows_pixels_and_sizes():
+    """The key is SHA-256 of sizes and pixels: equal for equal images, other for another shape or another original."""
+    rgb = noise(4, 6)
+    key = content_key(rgb, (8, 12))
+    assert key == hashlib.sha256(struct.pack("<4q", 4, 6, 8, 12) + rgb.tobytes()).digest()
+    assert key == content_key(np.asfortranarray(rgb), (8, 12))
+    others = [content_key(rgb, (12, 8)), content_key(rgb.reshape(6, 4, 3), (8, 12)), content_key(rgb ^ 1, (8, 12))]
+    assert len({key, *others}) == 4
+
+
+@pytest.mark.skipif(not (DATA / "photos1k").is_dir(), reason=f"no photos1k in {DATA}")
+def test_all_photos_decode():
+    """Every one of 1,000 real photos decodes, with the size that it says."""
+    refs, rejected = list_images(DATA / "photos1k")
+    assert (len(refs), rejected) == (1000, [])
+    sizes = []
+    for _, data in read_bytes(refs):
+        assert isinstance(data, bytes)
+        rgb, size = decode(data, 64)
+        assert min(rgb.shape[:2]) == min(64, *size)
+        sizes.append(min(size))
+    assert max(sizes) <= 224

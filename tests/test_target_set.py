@@ -1,0 +1,399 @@
+"""The target set: every form, every split rule, every fault; budgets and folds."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from tutelage.data.sources import read_bytes
+from tutelage.data.target_set import TargetSet, draw_budget, folds, read_target_set, shortfalls
+from tutelage.errors import TutelageError
+
+DATA = Path(os.environ.get("TUTELAGE_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+def png() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", (1, 1)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+PNG = png()
+
+
+def put(root: Path, counts: dict[str, int], start: int = 0) -> Path:
+    """Folders with that many images each."""
+    for folder, count in counts.items():
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        for i in range(start, start + count):
+            (root / folder / f"{i:03}.png").write_bytes(PNG)
+    return root
+
+
+def listed(root: Path, text: str, name: str = "list.csv") -> Path:
+    """A list, and an empty image for every cell that looks like one."""
+    root.mkdir(parents=True, exist_ok=True)
+    for word in text.replace("\n", ",").replace(";", ",").replace("\r", ",").split(","):
+        if word.strip().endswith((".png", ".jpg")):
+            (root / word.strip()).parent.mkdir(parents=True, exist_ok=True)
+            (root / word.strip()).write_bytes(PNG)
+    (root / name).write_bytes(text.encode())
+    return root / name
+
+
+def shard(path: Path, labels: list, names: list[str] | None = None, **columns: list) -> Path:
+    """A Parquet file as Hugging Face writes it."""
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    images = pa.array([{"bytes": PNG, "path": None} for _ in labels], kind)
+    table = pa.table({"image": images, "label": labels, **columns})
+    if names:
+        features = {"image": {"_type": "Image"}, "label": {"names": names, "_type": "ClassLabel"}}
+        table = table.replace_schema_metadata({b"huggingface": json.dumps({"info": {"features": features}}).encode()})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path)
+    return path
+
+
+def counts(found: TargetSet) -> dict[tuple[str, str], int]:
+    return dict(
+        Counter((s, found.classes[i]) for s, i in zip(found.splits.tolist(), found.labels.tolist(), strict=True))
+    )
+
+
+def ids(found: TargetSet, split: str) -> set[str]:
+    return {ref.id for ref, s in zip(found.refs, found.splits, strict=True) if s == split}
+
+
+def message(*args, **kwargs) -> str:
+    with pytest.raises(TutelageError) as caught:
+        read_target_set(*args, **kwargs)
+    text = str(caught.value)
+    assert "given: " in text and "allowed: " in text  # noqa: PT018
+    return text
+
+
+def test_split_folders(tmp_path: Path):
+    """train, val (or valid, validation) and test folders are the splits; classes are sorted; strays are told."""
+    for word in ("val", "valid", "Validation"):
+        root = put(tmp_path / word, {"train/b": 3, "train/a/deep": 2, f"{word}/a": 1, "test/b": 2, "other/x": 1})
+        (root / "train" / "stray.png").write_bytes(PNG)
+        found = read_target_set(root)
+        assert found.task == "classification"
+        assert found.classes == ("a", "b")
+        assert counts(found) == {("train", "b"): 3, ("train", "a"): 2, ("val", "a"): 1, ("test", "b"): 2}
+        assert found.labels.dtype == np.int64
+        assert set(found.groups) == {""}
+        assert "train/a/deep/000.png" in ids(found, "train")
+        assert [(r.id, r.reason) for r in found.rejected] == [("train/stray.png", "lies in no class folder")]
+        assert found.notes[0].endswith(": other")
+
+
+def test_a_plain_folder_is_split_and_says_so(tmp_path: Path):
+    """Without a test split a fifth of every class is held out, the same images every time, and a note says so."""
+    root = put(tmp_path / "pets", {"cat": 10, "dog": 20})
+    found = read_target_set(root)
+    assert counts(found) == {("train", "cat"): 8, ("train", "dog"): 16, ("test", "cat"): 2, ("test", "dog"): 4}
+    assert "no test split is given" in " ".join(found.notes)
+    assert "test: 6 of the train images (20% of each class)" in " ".join(found.notes)
+    assert ids(read_target_set(str(root)), "test") == ids(found, "test")
+    moved = put(tmp_path / "elsewhere", {"cat": 10, "dog": 20})
+    assert ids(read_target_set(moved), "test") == ids(found, "test")
+    with_val = read_target_set(root, val="0.25")
+    assert ids(with_val, "test") == ids(found, "test")
+    assert counts(with_val)["val", "dog"] == 4
+    more = read_target_set(put(root, {"cat": 5}, start=50))
+    assert len(ids(more, "test") & ids(found, "test")) >= 4
+
+
+@pytest.mark.parametrize("form", ["folder", "list", "parquet"])
+def test_val_and_test_may_be_given_as_paths(tmp_path: Path, form: str):
+    """All images of the given place go to that split, instead of the target set's own, and ids stay unique."""
+    root = put(tmp_path / "t", {"train/a": 4, "train/b": 4, "test/a": 3})
+    place = {
+        "folder": lambda: put(tmp_path / "more", {"a": 2, "b": 1}),
+        "list": lambda: listed(tmp_path / "more", "path,label\n1.png,a\n2.png,a\n3.png,b\n"),
+        "parquet": lambda: shard(tmp_path / "more" / "x.parquet", [1, 1, 0], ["b", "a"]),
+    }[form]()
+    found = read_target_set(root, test=place)
+    assert counts(found) == {("train", "a"): 4, ("train", "b"): 4, ("test", "a"): 2, ("test", "b"): 1}
+    assert "own 3 test images are left out" in found.notes[0]
+    found = read_target_set(root / "train", test=root / "test", val=place)
+    assert Counter(found.splits.tolist()) == {"train": 8, "test": 3, "val": 3}
+    assert len({ref.id for ref in found.refs}) == len(found.refs) == 14
+    assert "test/a/000.png" in ids(found, "test")
+
+
+def test_lists(tmp_path: Path):
+    """CSV lists with or without a header, with split and group, BOM, CRLF, semicolons and quotes are read."""
+    rows = "1.png,a,train,g1 2.png,a,train,g1  3.png,b,train, 4.png,b,train,g2 5.png,b,valid,g3 6.png,a,test, "
+    path = listed(tmp_path, "\ufeffpath,label,split,group\r\n" + rows.replace(" ", "\r\n"))
+    found = read_target_set(path)
+    assert found.splits.tolist() == ["train"] * 4 + ["val", "test"]
+    assert found.groups.tolist() == ["g1", "g1", "", "g2", "g3", ""]
+    assert found.notes == ()
+    assert [ref.id for ref in found.refs] == [f"{i}.png" for i in range(1, 7)]
+    listed(tmp_path, "Label;Path;x\na;1.png;\nb;./3.png;\nb;4.png;\na;2.png;\na;2.png;\n", "semi.csv")
+    found = read_target_set(tmp_path / "semi.csv", test=0.3)
+    assert len(found.refs) == 4
+    assert "1 rows say the same" in found.notes[0]
+    assert "3.png" in {ref.id for ref in found.refs}
+    (tmp_path / "a,b.png").write_bytes(PNG)
+    (tmp_path / "plain.txt").write_text('"a,b.png",a\n1.png,a\n3.png,b\n4.png,b\n')
+    assert "a,b.png" in {ref.id for ref in read_target_set(tmp_path / "plain.txt").refs}
+
+
+def test_a_parquet_list(tmp_path: Path):
+    """A Parquet file of paths and labels is a list like a CSV."""
+    listed(tmp_path, "1.png,2.png,3.png,4.png,5.png")
+    columns = {"path": [f"{i}.png" for i in range(1, 6)], "label": list("aabbb"), "split": ["train"] * 4 + ["test"]}
+    pq.write_table(pa.table(columns), tmp_path / "l.parquet")
+    assert counts(read_target_set(tmp_path / "l.parquet")) == {("train", "a"): 2, ("train", "b"): 2, ("test", "b"): 1}
+
+
+def test_parquet_shards(tmp_path: Path):
+    """Shards are split by their file names, classes keep the order of the metadata, rows without label are told."""
+    names = ["zebra", "ape", "never", "cow"]
+    shard(tmp_path / "hf" / "data" / "train-00000-of-00002.parquet", [0, 1, 3, -1], names)
+    shard(tmp_path / "hf" / "data" / "train-00001-of-00002.parquet", [3, 0, 1, None], names)
+    shard(tmp_path / "hf" / "data" / "validation-00000-of-00001.parquet", [0], names)
+    shard(tmp_path / "hf" / "data" / "test-00000-of-00001.parquet", [1, 3], names)
+    found = read_target_set(tmp_path / "hf")
+    assert found.classes == ("zebra", "ape", "cow")
+    assert counts(found)["train", "zebra"] == 2
+    assert Counter(found.splits.tolist()) == {"train": 6, "test": 2, "val": 1}
+    assert [r.reason for r in found.rejected] == ["has no label"] * 2
+    for i, data in read_bytes(found.refs):
+        assert data == PNG, found.refs[i]
+    text = shard(tmp_path / "text.parquet", list("bbbaaa"), group=list("xyzuvw"), split=["train"] * 5 + ["test"])
+    found = read_target_set(text)
+    assert found.classes == ("a", "b")
+    assert found.groups.tolist() == list("xyzuvw")
+    assert found.splits.tolist() == ["train"] * 5 + ["test"]
+    assert read_target_set(shard(tmp_path / "n.parquet", [2, 10, 2, 10, 2, 10])).classes == ("2", "10")
+    shard(tmp_path / "hf" / "data" / "test-00001-of-00002.parquet", [1, 3], names[::-1])
+    assert "its class names are not those of" in message(tmp_path / "hf")
+
+
+def test_classes_may_be_chosen(tmp_path: Path):
+    """Only the named classes are kept, in the order of the class list; an unknown name is told with the nearest."""
+    root = put(tmp_path, {"cat": 5, "dog": 5, "horse": 5})
+    found = read_target_set(root, classes=["horse", "cat"])
+    assert found.classes == ("cat", "horse")
+    assert set(found.labels.tolist()) == {0, 1}
+    text = message(root, classes=["hors", "dgo"])
+    assert all(f"did you mean '{name}'?" in text for name in ("horse", "dog"))
+
+
+def test_groups_are_kept_whole(tmp_path: Path):
+    """Groups come from the ids by a regular expression, and held-out fractions never divide one."""
+    root = tmp_path / "g"
+    for name in ("cat", "dog"):
+        for patient in range(10):
+            (root / name).mkdir(parents=True, exist_ok=True)
+            for i in range(1 + patient % 3):
+                (root / name / f"{name[0]}{patient}_{i}.png").write_bytes(PNG)
+    found = read_target_set(root, group_by=r"/(\w\d)_", val=0.2)
+    assert len(set(found.groups)) == 20
+    for group in set(found.groups):
+        assert len(set(found.splits[found.groups == group])) == 1
+    assert all(counts(found)[split, name] >= 2 for split in ("train", "val", "test") for name in ("cat", "dog"))
+    assert "finds nothing in 38 ids: cat/c0_0.png" in message(root, group_by="patient-(.*)")
+    other = put(tmp_path / "x", {"cat": 1, "dog": 1})
+    assert set(read_target_set(root, group_by=r"c\d_|d\d_|$", test=other).groups[-2:]) == {""}
+
+
+def test_few_large_groups_still_give_every_class_a_test_image(tmp_path: Path):
+    """A class that consists of few large groups has its smallest one held out."""
+    rows = [f"{name}{g}_{i}.png,{name},{name}{g}" for name in "ab" for g in range(2) for i in range(10 + g)]
+    found = read_target_set(listed(tmp_path, "path,label,group\n" + "\n".join(rows)))
+    assert set(found.groups[found.splits == "test"]) == {"a0", "b0"}
+
+
+def test_settings_are_checked_before_anything_is_read(tmp_path: Path):
+    """Missing paths, bad fractions and a bad pattern are told together."""
+    (tmp_path / "pets").mkdir()
+    text = message(tmp_path / "pest", val=1.5, test="0", group_by="(")
+    assert "did you mean 'pets'?" in text
+    assert "val 1.5" in text
+    assert "test 0" in text
+    assert "group_by '(': missing )" in text
+    assert text.count("given:") == 4
+    assert "tset: no such file" in message(tmp_path / "pets", test=str(tmp_path / "tset"))
+    for bad in (1, 0.0, -0.2, float("nan"), "1e9"):
+        assert "a fraction above 0 and below 1" in message(tmp_path / "pets", test=bad)
+
+
+def test_faults_of_the_images(tmp_path: Path):
+    """Empty folders, one class, single images, unknown classes and torn groups are errors that name them."""
+    (tmp_path / "empty").mkdir()
+    assert "no labelled images" in message(tmp_path / "empty")
+    put(tmp_path / "stray", {"train": 2})
+    assert "lies in no class folder" in message(tmp_path / "stray")
+    assert "one class only (a)" in message(put(tmp_path / "one", {"a": 9}))
+    assert "2 classes have one train image: a, c" in message(put(tmp_path / "few", {"a": 1, "b": 9, "c": 1}))
+    root = put(tmp_path / "lack", {"train/cat": 2, "train/dog": 2, "test/cats": 2, "test/owl": 1, "val/elk": 1})
+    text = message(root)
+    assert "test has classes that train lacks: cats, owl" in text
+    assert "did you mean 'cat'?" in text
+    assert "val has classes that train lacks: elk" in text
+    assert "no train images" in message(put(tmp_path / "no", {"test/a": 2, "test/b": 2}))
+    assert "one of the two" in message(put(tmp_path / "two", {"train/a": 3, "train/b": 3, "test/a": 1}), test=0.2)
+    rows = "1.png,a,train,g 2.png,a,train, 3.png,b,train,h 4.png,b,train, 5.png,a,test,g 6.png,b,val,h 7.png,b,test,"
+    text = message(listed(tmp_path / "torn", "path,label,split,group\n" + rows.replace(" ", "\n")))
+    assert "2 groups are in several splits: g (test, train), h (train, val)" in text
+    same = put(tmp_path / "same", {"a": 3, "b": 3})
+    assert "6 images are in two splits" in message(same, test=same)
+    (tmp_path / "x.zip").write_bytes(b"")
+    assert "a folder train|val|test/<class>/*" in message(tmp_path / "x.zip")
+
+
+def test_faults_of_lists(tmp_path: Path):
+    """Missing files are all told at once; so are missing columns, two labels for one path, and unknown splits."""
+    path = listed(tmp_path, "path,label\n")
+    assert "no labelled images" in message(path)
+    path.write_text("path,label\n" + "".join(f"no{i:02}.png,a\n" for i in range(30)))
+    text = message(path)
+    assert "30 files are not there: no00.png" in text
+    assert "no19.png and 10 more" in text
+    path.write_text("path,species\n1.png,a\n")
+    assert "no label column (columns: path, species)" in message(path)
+    path.write_text("x,y\n1,2\n")
+    assert "no path and no label column (columns: x, y)" in message(path)
+    path.write_text("1.png\n2.png\n")
+    assert "no label column" in message(path)
+    path.write_text("")
+    assert "an empty list" in message(path)
+    listed(
+        tmp_path,
+        "path,label,split\n1.png,a,train\n./1.png,b,train\n2.png,b,dev\n3.png,,test\n4.png,a,test\n4.png,a,val\n",
+    )
+    text = message(path)
+    assert "2 paths are listed twice with two labels or splits: ./1.png, 4.png" in text
+    assert "1 rows without a label: 3.png" in text
+    assert "column split holds 'dev'" in text
+    pq.write_table(pa.table({"path": ["1.png"], "x": [1]}), tmp_path / "l.parquet")
+    assert "no label column (columns: path, x)" in message(tmp_path / "l.parquet")
+    (tmp_path / "l.parquet").write_bytes(b"rubbish")
+    assert "a Parquet file that is whole" in message(tmp_path / "l.parquet")
+
+
+def keys(n: int) -> list[bytes]:
+    return [hashlib.sha256(str(i).encode()).digest() for i in range(n)]
+
+
+def test_a_budget_is_nested_and_knows_no_order():
+    """A smaller budget is part of a larger one; order and other classes change nothing; seeds differ."""
+    labels, names = np.arange(300) % 3, keys(300)
+    small, large = draw_budget(labels, names, 5, 0), draw_budget(labels, names, 20, 0)
+    assert np.bincount(labels[small]).tolist() == [5, 5, 5]
+    assert set(small) < set(large)
+    assert (np.diff(small) > 0).all()
+    assert set(small) != set(draw_budget(labels, names, 5, 1))
+    order = np.random.default_rng(0).permutation(300)
+    again = draw_budget(labels[order], [names[i] for i in order], 5, 0)
+    assert set(order[again]) == set(small)
+    other = np.where(labels == 2, 1, labels)
+    assert {i for i in draw_budget(other, names, 5, 0) if labels[i] == 0} == {i for i in small if labels[i] == 0}
+    assert (
+        draw_budget(labels, np.frombuffer(b"".join(names), np.uint8).reshape(-1, 32), 5, 0).tolist() == small.tolist()
+    )
+    assert draw_budget(labels, names, None, 0).tolist() == list(range(300))
+    assert draw_budget(labels[:0], [], 5, 0, np.array([], np.str_)).tolist() == []
+    with pytest.raises(TutelageError, match="at least 1 label per class"):
+        draw_budget(labels, names, 0, 0)
+
+
+def test_a_budget_spreads_over_groups():
+    """With groups no group gives a second image before every group of the class has given one; still nested."""
+    labels, groups = np.repeat([0, 1], 40), np.array([f"g{i // 10}" for i in range(80)])
+    chosen = draw_budget(labels, keys(80), 4, 0, groups)
+    assert len(set(groups[chosen])) == 8
+    assert set(chosen) < set(draw_budget(labels, keys(80), 6, 0, groups))
+    alone = draw_budget(labels, keys(80), 4, 0, np.full(80, ""))
+    assert alone.tolist() == draw_budget(labels, keys(80), 4, 0).tolist()
+
+
+def test_shortfalls_name_the_classes():
+    """Classes with fewer images than the budget are told with both numbers."""
+    labels = np.array([0, 0, 0, 2])
+    assert shortfalls(labels, 2, ["a", "b", "c"]) == [
+        "class 'b' has 0 train images, fewer than the budget of 2",
+        "class 'c' has 1 train images, fewer than the budget of 2",
+    ]
+    assert shortfalls(labels, None, ["a", "b", "c"]) == []
+
+
+def test_folds_are_stratified():
+    """Five folds with equally many of every class, two when a class has under five; the same for the same seed."""
+    labels = np.repeat([0, 1, 2], [10, 25, 7])
+    fold = folds(labels, None, 0)
+    for label in range(3):
+        per_fold = np.bincount(fold[labels == label], minlength=5)
+        assert per_fold.max() - per_fold.min() <= 1
+        assert len(per_fold) == 5
+    assert np.ptp(np.bincount(fold)) <= 1
+    assert np.array_equal(fold, folds(labels, np.full(42, ""), 0))
+    assert not np.array_equal(fold, folds(labels, None, 1))
+    few = folds(np.repeat([0, 1, 2], [10, 4, 1]), None, 0)
+    assert [np.bincount(part).tolist() for part in (few[:10], few[10:14])] == [[5, 5], [2, 2]]
+    assert folds(labels[:0], None, 0).shape == (0,)
+
+
+def test_folds_keep_groups_whole():
+    """All images of a group are in one fold; under five groups in a class make two folds; one group is still placed."""
+    rng = np.random.default_rng(0)
+    groups = np.array([f"g{g}" for g in rng.integers(0, 40, 400)])
+    labels = np.array([int(g[1:]) % 4 for g in groups])
+    fold = folds(labels, groups, 0)
+    assert set(fold) == set(range(5))
+    assert all(len(set(fold[groups == g])) == 1 for g in set(groups))
+    for label in range(4):
+        assert np.bincount(fold[labels == label], minlength=5).min() >= 10
+    labels, groups = np.repeat([0, 1], [12, 6]), np.array([f"a{i // 3}" for i in range(12)] + ["b"] * 6)
+    fold = folds(labels, groups, 3)
+    assert set(fold) == {0, 1}
+    assert np.bincount(fold[:12]).tolist() == [6, 6]
+    assert len(set(fold[12:])) == 1
+
+
+@pytest.mark.skipif(not (DATA / "cifar10").is_dir(), reason=f"no cifar10 in {DATA}")
+def test_cifar10():
+    """Real shards of Hugging Face give 50,000 train and 10,000 test images of ten classes in their own order."""
+    found = read_target_set(DATA / "cifar10")
+    assert Counter(found.splits.tolist()) == {"train": 50_000, "test": 10_000}
+    assert " ".join(found.classes) == "airplane automobile bird cat deer dog frog horse ship truck"
+    assert (found.notes, found.rejected) == ((), ())
+    some = found.refs[::997]
+    assert all(isinstance(data, bytes) and data[:2] == b"\xff\xd8" for _, data in read_bytes(some))
+    chosen = draw_budget(found.labels, [ref.fingerprint for ref in found.refs], 10, 0)
+    assert np.bincount(found.labels[chosen]).tolist() == [10] * 10
+
+
+@pytest.mark.skipif(not (DATA / "splits").is_dir(), reason=f"no splits in {DATA}")
+def test_official_lists(tmp_path: Path):
+    """The official EuroSAT lists parse as they are, with images beside them or in a folder per class."""
+    lists = {}
+    for split, name in (("train", "train_10img_per_class.txt"), ("val", "train_25img_per_class.txt")):
+        lists[split] = tmp_path / split / name
+        lists[split].parent.mkdir()
+        lists[split].write_bytes((DATA / "splits" / "EuroSAT" / name).read_bytes())
+        for line in lists[split].read_text().splitlines():
+            image, label = line.split(",")
+            path = lists[split].parent / (image if split == "train" else f"{label}/{image}")
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(PNG)
+    found = read_target_set(lists["train"], val=lists["val"], test=0.2)
+    assert len(found.classes) == 10
+    assert Counter(found.splits.tolist()) == {"train": 80, "val": 250, "test": 20}
+    assert "100 files are not there" in message(DATA / "splits" / "EuroSAT" / "train_10img_per_class.txt")
+    assert "no label column" in message(DATA / "splits" / "ADE20K" / "val.txt")
