@@ -7,13 +7,16 @@ import hashlib
 import io
 import os
 import struct
+import threading
 import warnings
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops, features
 
 from tutelage.data.decode import MAX_PIXELS, RESIZES, content_key, decode, fit
 from tutelage.data.sources import list_images, read_bytes
@@ -81,23 +84,99 @@ def test_exif_orientation_is_applied(kind: str, orientation: int):
         assert np.abs(np.stack(corners).astype(int) - [[255, 0, 0], [0, 255, 0], [0, 0, 255], [0, 0, 0]]).max() < 12
 
 
-def test_broken_exif_does_not_cost_the_image():
-    """A JPEG whose EXIF block is nonsense is decoded as it is stored."""
-    data = encoded(Image.new("RGB", (8, 6), "red"), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+def corrupt() -> dict[str, bytes]:
+    """Images whose pixels are whole and whose EXIF, animation header or tags make Pillow warn."""
+    red = Image.new("RGB", (8, 6), "red")
+    png = encoded(red, "PNG")
+    chunk = b"acTL" + bytes(8)
+    tagged = encoded(red, "TIFF", tiffinfo={315: "somebody of a name that does not fit into four bytes"})
+    ifd = struct.unpack_from("<L", tagged, 4)[0]
+    at = next(at for at in range(ifd + 2, len(tagged), 12) if struct.unpack_from("<H", tagged, at)[0] == 315)
+    return {
+        "JPEG": encoded(red, "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x09\x01\x12\0\x03"),
+        "PNG": png[:33] + struct.pack(">L", 8) + chunk + struct.pack(">L", zlib.crc32(chunk)) + png[33:],
+        "TIFF": tagged[: at + 4] + struct.pack("<L", 10**9) + tagged[at + 8 :],
+    }
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
+@pytest.mark.parametrize("action", ["error", "always"])
+def test_what_pillow_warns_of_neither_leaks_nor_costs_the_image(kind: str, action: Literal["error", "always"]):
+    """Corrupt EXIF and tags give the image as it is stored, without a warning, whatever the filter, in threads too."""
+    data = corrupt()[kind]
+    with pytest.warns(UserWarning, match="EXIF|APNG|larger|Truncated"):
+        Image.open(io.BytesIO(data)).getexif()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter(action)
         assert decode(data)[0].shape == (6, 8, 3)
+        with ThreadPoolExecutor(4) as pool:
+            assert {got[0].shape for got in pool.map(decode, [data] * 40)} == {(6, 8, 3)}
+        assert told == []
+        filters = list(warnings.filters)
+        decode(data)
+        assert warnings.filters == filters
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
+def test_others_keep_pillows_warnings():
+    """Outside of `decode`, after it and beside it in another thread, Pillow warns as it always does."""
+    data, inside, go_on = corrupt()["JPEG"], threading.Event(), threading.Event()
+
+    class Slow(bytes):
+        def startswith(self, *args) -> bool:
+            inside.set()
+            go_on.wait(10)
+            return super().startswith(*args)
+
+    with ThreadPoolExecutor(1) as pool:
+        beside = pool.submit(decode, Slow(data))
+        assert inside.wait(10)
+        with pytest.warns(UserWarning, match="EXIF"):
+            Image.open(io.BytesIO(data))
+        go_on.set()
+        assert beside.result()[0].shape == (6, 8, 3)
+    with pytest.raises(Unreadable):
+        decode(b"no image")
+    with pytest.warns(UserWarning, match="EXIF") as told:
+        Image.open(io.BytesIO(data))
+    assert Path(told[0].filename).parent.name == "PIL"
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
+def test_avif(monkeypatch: pytest.MonkeyPatch):
+    """AVIF is decoded upright, transparency on white, its first frame; cut off, or without support, it is told."""
+    image = Image.new("RGBA", (32, 16), (255, 0, 0, 255))
+    image.paste((0, 0, 0, 0), (16, 0, 32, 16))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(image, "AVIF", quality=95, exif=exif)
+    got, size = decode(data)
+    assert size == (32, 16)
+    assert np.abs(got[[8, 24], 8].astype(int) - [[255, 0, 0], [255, 255, 255]]).max() < 12
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("blue", "lime")]
+    got = decode(encoded(frames[0], "AVIF", save_all=True, append_images=frames[1:]))[0]
+    assert np.abs(got[8, 8].astype(int) - [0, 0, 255]).max() < 12
+    for end in range(0, len(data), 9):
+        with contextlib.suppress(Unreadable):
+            assert decode(data[:end])[0].shape == (32, 16, 3)
+    monkeypatch.setattr("tutelage.data.decode._AVIF", False)
+    with pytest.raises(Unreadable, match="not an image"):
+        decode(data)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "plain JPEG", "TIFF"])
 def test_cmyk(kind: str):
-    """CMYK has its right colours, both as JPEG (inverted, as Adobe writes it) and as TIFF (not inverted)."""
+    """CMYK has its right colours, as JPEG with Adobe's marker (inverted), JPEG without it and TIFF (not inverted)."""
     image = Image.new("CMYK", (16, 16), (0, 255, 255, 0))  # full magenta and yellow: red
-    data = encoded(image, kind, **({"quality": 95} if kind == "JPEG" else {}))
-    if kind == "JPEG":
-        assert b"Adobe" in data
-    got = decode(data)[0]
-    assert np.abs(got.astype(int) - [255, 0, 0]).max() <= 3
+    if kind == "plain JPEG":
+        data = encoded(ImageChops.invert(image), "JPEG", quality=95)
+        at = data.index(b"\xff\xee")  # Adobe's segment: marker, length, content
+        data = data[:at] + data[at + 2 + struct.unpack_from(">H", data, at + 2)[0] :]
+    else:
+        data = encoded(image, kind, **({"quality": 95} if kind == "JPEG" else {}))
+    assert (b"Adobe" in data) == (kind == "JPEG")
+    for short_side in (None, 5):
+        got = decode(data, short_side)[0]
+        assert np.abs(got.astype(int) - [255, 0, 0]).max() <= 3
 
 
 def test_transparency_is_laid_on_white():
@@ -151,6 +230,7 @@ def test_wide_grey():
     assert first([0, 100, 255], np.float32) == [0, 100, 255]
     assert first([0, 257, 65535], np.float32) == [0, 1, 255]
     assert first([float("nan"), 0, 1], np.float32) == [0, 0, 255]
+    assert first([-3e38, 0, 1], np.float32) == [0, 0, 255]
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
@@ -212,7 +292,7 @@ def test_what_is_not_an_image_is_refused(tmp_path: Path):
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF:UserWarning", "ignore:Truncated File:UserWarning")
+@pytest.mark.filterwarnings("error")
 def test_every_cut_is_unreadable_or_an_image():
     """Wherever a file breaks off, decoding gives an image or says why not, and nothing else is raised."""
     image = Image.fromarray(noise(12, 12))

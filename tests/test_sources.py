@@ -61,17 +61,18 @@ def contents(refs: list[ImageRef]) -> dict[str, bytes | str]:
 
 def test_a_folder_is_listed_sorted_with_all_that_is_in_it(tmp_path: Path):
     """Images, tars and Parquet files under a folder are listed in order of name; hidden and other files are not."""
-    for name in ("b/2.JPG", "b/10.webp", "a.png", ".hidden.png", ".cache/x.png", "b/._2.JPG", "z.tiff"):
+    for name in ("b/2.JPG", "b/10.webp", "a.png", ".hidden.png", ".cache/x.png", "b/._2.JPG", "c.avif", "z.tiff"):
         put(tmp_path / name)
     (tmp_path / "notes.txt").write_text("no image")
     make_tar(tmp_path / "m.tar", {"./x/1.png": png(1), "x/1.json": b"{}", ".h/2.png": b"", "0.png": png(2)})
     make_parquet(tmp_path / "p.parquet", [png(3), png(4)])
     refs, rejected = list_images(tmp_path)
     assert [r.id for r in refs] == [
-        "a.png", "b/10.webp", "b/2.JPG", "m.tar/x/1.png", "m.tar/0.png", "p.parquet#0", "p.parquet#1", "z.tiff",
+        "a.png", "b/10.webp", "b/2.JPG", "c.avif", "m.tar/x/1.png", "m.tar/0.png", "p.parquet#0", "p.parquet#1",
+        "z.tiff",
     ]  # fmt: skip
     assert rejected == []
-    assert [r.kind for r in refs] == ["file"] * 3 + ["tar"] * 2 + ["parquet"] * 2 + ["file"]
+    assert [r.kind for r in refs] == ["file"] * 4 + ["tar"] * 2 + ["parquet"] * 2 + ["file"]
     assert all(os.path.isabs(r.container) and len(r.fingerprint) == 16 for r in refs)
     assert len({r.fingerprint for r in refs}) == len(refs)
     got = contents(refs)

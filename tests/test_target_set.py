@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from tutelage.data.sources import read_bytes
-from tutelage.data.target_set import TargetSet, draw_budget, folds, read_target_set, shortfalls
+from tutelage.data.target_set import TargetSet, draw_budget, folds, read_any, read_target_set, shortfalls
 from tutelage.errors import TutelageError
 
 DATA = Path(os.environ.get("TUTELAGE_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -182,6 +182,66 @@ def test_parquet_shards(tmp_path: Path):
     assert read_target_set(shard(tmp_path / "n.parquet", [2, 10, 2, 10, 2, 10])).classes == ("2", "10")
     shard(tmp_path / "hf" / "data" / "test-00001-of-00002.parquet", [1, 3], names[::-1])
     assert "its class names are not those of" in message(tmp_path / "hf")
+
+
+def test_a_folder_of_shards_per_split(tmp_path: Path):
+    """`train/*.parquet` and `test/*.parquet` are splits; bare numbers are classes though no file has all of them."""
+    names = ["zebra", "ape"]
+    for split in ("train", "validation", "test"):
+        shard(tmp_path / "hf" / split / "0000.parquet", [0, 1, 0, 1, -1], names)
+    found = read_target_set(tmp_path / "hf")
+    assert found.classes == ("zebra", "ape")
+    assert Counter(found.splits.tolist()) == {"train": 4, "val": 4, "test": 4}
+    assert len({ref.id for ref in found.refs}) == 12
+    assert "validation/0000.parquet#3" in ids(found, "val")
+    assert "train/0000.parquet#4" in {bad.id for bad in found.rejected}
+    shard(tmp_path / "n" / "train" / "0.parquet", [10, 10, 2])
+    shard(tmp_path / "n" / "train" / "1.parquet", [2, 7, 7])
+    shard(tmp_path / "n" / "test" / "0.parquet", [7])
+    assert read_target_set(tmp_path / "n").classes == ("2", "7", "10")
+    put(tmp_path / "mixed", {"train/ape": 2, "train/cow": 2})
+    shard(tmp_path / "mixed" / "test" / "0.parquet", [1], names)
+    assert read_target_set(tmp_path / "mixed").classes == ("ape", "cow")
+
+
+def test_any_labelled_images_by_the_classes_of_a_run(tmp_path: Path):
+    """All images of a path are read, whatever their split and form, with the numbers that the run gave its classes."""
+    classes = ("dog", "cat", "owl")
+    root = put(tmp_path / "t", {"train/cat": 3, "val/dog": 1, "test/cat": 1, "test/dog": 2})
+    (root / "test" / "stray.png").write_bytes(PNG)
+    found = read_any(root, classes)
+    assert found.classes == classes
+    assert counts(found) == {("train", "cat"): 3, ("val", "dog"): 1, ("test", "cat"): 1, ("test", "dog"): 2}
+    assert sorted(found.labels.tolist()) == [0, 0, 0, 1, 1, 1, 1]
+    assert [bad.id for bad in found.rejected] == ["test/stray.png"]
+    assert read_any(put(tmp_path / "one", {"owl": 1}), classes).labels.tolist() == [2]
+    assert read_any(str(listed(tmp_path / "l", "1.png,owl\n2.png,dog\n")), classes).labels.tolist() == [2, 0]
+    assert read_any(shard(tmp_path / "s.parquet", [1, 0], ["cat", "dog"]), classes).labels.tolist() == [0, 1]
+    put(root, {"train/cats": 1, "test/elk": 1})
+    with pytest.raises(TutelageError) as caught:
+        read_any(root, classes)
+    assert "2 classes that the run does not have: 'cats', 'elk'" in caught.value.given
+    assert caught.value.allowed == "the run's classes: 'dog', 'cat', 'owl'"
+    assert caught.value.mend == "'cats': did you mean 'cat'?"
+    with pytest.raises(TutelageError, match="no such file or folder"):
+        read_any(tmp_path / "tt", classes)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(TutelageError, match="no labelled images"):
+        read_any(tmp_path / "empty", classes)
+
+
+def test_a_fraction_does_not_depend_on_other_places(tmp_path: Path):
+    """The held-out images and the groups are the same whether or not a val place uses the same names."""
+    root = put(tmp_path / "t", {"cat": 20, "dog": 20})
+    for name, start in (("free", 100), ("same", 0)):
+        put(tmp_path / name, {"cat": 3, "dog": 3}, start)
+    alone, free = (ids(read_target_set(root, val=val, test=0.25), "test") for val in (None, tmp_path / "free"))
+    same = ids(read_target_set(root, val=tmp_path / "same", test=0.25), "test")
+    assert len(alone) == 10
+    assert alone == free == {id.removeprefix("t/") for id in same}
+    assert all(id.startswith("t/") for id in same)
+    given = message(root, val=tmp_path / "same", group_by=r"^(\w+/\d+)")
+    assert "6 groups are in several splits: cat/000" in given
 
 
 def test_classes_may_be_chosen(tmp_path: Path):

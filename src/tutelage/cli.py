@@ -61,18 +61,30 @@ def call(words: list[str]) -> int:
         return 2
     except KeyboardInterrupt:
         again = " ".join(["tutelage", *[repr(w) if " " in w else w for w in words]])
-        print(f"\nstopped; what is finished is kept. To go on, give the same command again:\n  {again}", file=sys.stderr)
+        print(
+            f"\nstopped; what is finished is kept. To go on, give the same command again:\n  {again}", file=sys.stderr
+        )
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
+        if error.errno not in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.EROFS,
+            errno.EACCES,
+            errno.EPERM,
+            errno.ENOTDIR,
+            errno.EEXIST,
+        ):
             raise
         given = f"{error.filename or 'a file of the run or the cache'}: {error.strerror}"
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         mend = "free some space (tutelage cache tells what is kept)" if full else "choose another --out or --cache"
-        fault = TutelageError(given, "a disk with room" if full else "folders that can be written", f"{mend}; the same command goes on")
+        fault = TutelageError(
+            given, "a disk with room" if full else "folders that can be written", f"{mend}; the same command goes on"
+        )
         print(f"tutelage: cannot go on\n{fault}", file=sys.stderr)
         return 2
 
@@ -94,7 +106,9 @@ def _parsed(words: list[str]) -> tuple[Callable[..., Any] | None, dict[str, Any]
         app.command(recipe(name), name=name)
     if words and not words[0].startswith("-") and words[0] not in RECIPES:
         near = did_you_mean(words[0], RECIPES)
-        raise TutelageError(f"command {words[0]!r}", "one of " + ", ".join(RECIPES), near or "tutelage --help tells what each does")
+        raise TutelageError(
+            f"command {words[0]!r}", "one of " + ", ".join(RECIPES), near or "tutelage --help tells what each does"
+        )
     if not words or {"--help", "-h", "--version"} & set(words):
         app(words or ["--help"], exit_on_error=False, print_error=False, result_action="return_value")
         return None, {}
@@ -119,7 +133,11 @@ def _check_flags(words: list[str]) -> None:
         name = word.split("=", 1)[0]
         if name.startswith("--") and len(name) > 2 and name.replace("_", "-") not in known:
             near = did_you_mean(name, known)
-            raise TutelageError(f"flag {name} of tutelage {words[0]}", "one of " + " ".join(known), near or f"tutelage {words[0]} --help")
+            raise TutelageError(
+                f"flag {name} of tutelage {words[0]}",
+                "one of " + " ".join(known),
+                near or f"tutelage {words[0]} --help",
+            )
 
 
 def _show(command: str, result: Any, as_json: bool) -> None:

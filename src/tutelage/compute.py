@@ -52,7 +52,9 @@ def accelerator(device: str, precision: str) -> Any:
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if device != "auto" and not there[device]:
         found = ", ".join(name for name, is_there in there.items() if is_there)
-        raise TutelageError(f"--device {device}", f"auto, or what this machine has: {found}", "tutelage doctor tells more")
+        raise TutelageError(
+            f"--device {device}", f"auto, or what this machine has: {found}", "tutelage doctor tells more"
+        )
     on_gpu = device in ("auto", "cuda") and there["cuda"]
     if precision == "auto":
         precision = "bf16" if on_gpu and torch.cuda.is_bf16_supported() else "fp32"

@@ -28,7 +28,9 @@ def _say(text: str, **more: Any) -> Parameter:
 
 
 # Data
-Target = Annotated[str, Field(min_length=1), _say("labelled images: a folder, a CSV or Parquet list, or Parquet shards")]
+Target = Annotated[
+    str, Field(min_length=1), _say("labelled images: a folder, a CSV or Parquet list, or Parquet shards")
+]
 NewTarget = Annotated[str | None, _say("other labelled images to score the models on")]
 Paths = Annotated[
     list[str],
@@ -41,9 +43,13 @@ Classes = Annotated[str | None, _say("use only these classes: names with commas 
 Budget = Annotated[int | None, Field(ge=1), _say("labels per class that may be used; default: all that are there")]
 GroupBy = Annotated[str | None, _say("regular expression on the image's name; what it matches is never split apart")]
 Resize = Annotated[Literal["squash", "crop", "pad"], _say("how an image becomes a square")]
-Total = Annotated[int | None, Field(ge=1), _say("size of the transfer set, labelled images included; default: the whole gallery")]
+Total = Annotated[
+    int | None, Field(ge=1), _say("size of the transfer set, labelled images included; default: the whole gallery")
+]
 Strategy = Annotated[Literal["all", "random"], _say("how gallery images are chosen")]
-MaxRejected = Annotated[float, Field(ge=0, le=1), _say("stop before training when a larger share of images is unusable")]
+MaxRejected = Annotated[
+    float, Field(ge=0, le=1), _say("stop before training when a larger share of images is unusable")
+]
 
 # Models
 Teacher = Annotated[str, Field(min_length=1), _say("foundation model: an alias such as dinov2-s, or any timm name")]
@@ -60,7 +66,9 @@ ViewCount = Annotated[int, Field(ge=1, le=1000), _say("augmented views of each i
 ViewSeed = Annotated[int, Field(ge=0, lt=2**63), _say("seed of the views; other than --seed it is shared by all runs")]
 Flip = Annotated[Literal["none", "horizontal", "both"], _say("mirror views: never for text, both for aerial images")]
 CropArea = Annotated[float, Field(gt=0, le=1), _say("smallest share of the image that a view shows")]
-Refine = Annotated[Literal["none", "propagate"], _say("label propagation over the gallery, kept when it validates better")]
+Refine = Annotated[
+    Literal["none", "propagate"], _say("label propagation over the gallery, kept when it validates better")
+]
 CacheLimit = Annotated[float, Field(ge=0), _say("GiB of teacher outputs; above it the teacher runs online")]
 
 # Training
@@ -71,12 +79,16 @@ BatchSize = Annotated[int, Field(ge=2), _say("images per step, over all processe
 LearningRate = Annotated[float, Field(gt=0, le=1), _say("at batch 128; scaled by the square root of batch / 128")]
 Temperature = Annotated[float, Field(gt=0, le=100), _say("softens teacher and student in the transfer")]
 Mixup = Annotated[float, Field(ge=0), _say("alpha of mixup in the transfer, targets mixed alike; 0 = none")]
-Finetune = Annotated[Literal["auto", "keep", "head", "full"], _say("last stage on the labels; auto: what validates best")]
+Finetune = Annotated[
+    Literal["auto", "keep", "head", "full"], _say("last stage on the labels; auto: what validates best")
+]
 NoBaseline = Annotated[bool, _say("do not train the same student alone on the labels", negative=())]
 
 # Machine and run
 Out = Annotated[str, Field(min_length=1), _say("run folder")]
-Cache = Annotated[str | None, _say("decoded images and teacher outputs, shared by runs; default: cache/ beside the run")]
+Cache = Annotated[
+    str | None, _say("decoded images and teacher outputs, shared by runs; default: cache/ beside the run")
+]
 Device = Annotated[Literal["auto", "cpu", "cuda", "mps"], _say("where to compute")]
 Precision = Annotated[Literal["auto", "fp32", "bf16", "fp16"], _say("auto: bf16 where the GPU has it, else fp32")]
 Tracker = Annotated[Literal["none", "tensorboard", "wandb", "mlflow"], _say("experiment tracker beside metrics.jsonl")]
@@ -180,7 +192,9 @@ def _takes_text(hint: Any) -> bool:
 def _fault(name: str, value: Any, fault: Any, hint: Any) -> TutelageError:
     if value in ("", [], ()):
         text = next(note for note in typing.get_args(hint) if isinstance(note, Parameter)).help
-        return TutelageError(f"no {flag(name)}", f"{flag(name)}: {text}", f"add {flag(name)} to the command or the TOML file")
+        return TutelageError(
+            f"no {flag(name)}", f"{flag(name)}: {text}", f"add {flag(name)} to the command or the TOML file"
+        )
     allowed = fault["msg"].removeprefix("Input should be ")
     choices = typing.get_args(typing.get_args(hint)[0]) if fault["type"] == "literal_error" else ()
     return TutelageError(f"{flag(name)} {value}", allowed, did_you_mean(str(value), [str(c) for c in choices]))

@@ -28,7 +28,9 @@ def distillation(student: torch.Tensor, teacher: torch.Tensor, temperature: floa
     return F.kl_div(output, target, reduction="batchmean", log_target=True) * temperature**2
 
 
-def soft_cross_entropy(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
+def soft_cross_entropy(
+    logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None = None
+) -> torch.Tensor:
     """Cross-entropy with probabilities as targets, classes weighted.
 
     L = - sum_i sum_c w_c t_ic log q_ic / sum_i sum_c w_c t_ic,  q = softmax(logits)

@@ -13,7 +13,7 @@ import json
 import os
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
@@ -25,7 +25,18 @@ SETTINGS = "settings.toml"
 DEFAULT = "default"  # in settings.toml, which has no word for None
 TEMPORARY = ".partial"  # suffix of files being written
 # Settings that change where or how fast, and not what comes out; a finished run may be repeated with others.
-FREE = {"out", "cache", "device", "json", "overwrite", "config", "tracker", "no_baseline", "max_rejected", "cache_limit"}
+FREE = {
+    "out",
+    "cache",
+    "device",
+    "json",
+    "overwrite",
+    "config",
+    "tracker",
+    "no_baseline",
+    "max_rejected",
+    "cache_limit",
+}
 
 
 def hash_of(value: Any) -> str:
@@ -137,7 +148,9 @@ class Run:
         except FileNotFoundError:
             return {}
         except tomllib.TOMLDecodeError as error:
-            raise TutelageError(f"{self.path / SETTINGS}: {error}", "the file as tutelage wrote it", "use --overwrite") from error
+            raise TutelageError(
+                f"{self.path / SETTINGS}: {error}", "the file as tutelage wrote it", "use --overwrite"
+            ) from error
 
     def claim(self, settings: dict[str, Any], overwrite: bool) -> None:
         """Write the settings, or refuse when the folder holds a run with other ones.
@@ -201,7 +214,9 @@ class Run:
         """
         result = read_json(self.path / stage / "result.json")
         if result is None:
-            before = {"transfer_set": "curate", "teacher": "adapt", "transfer": "transfer", "student": "finetune"}[stage]
+            before = {"transfer_set": "curate", "teacher": "adapt", "transfer": "transfer", "student": "finetune"}[
+                stage
+            ]
             raise TutelageError(
                 f"{self.path} has no {stage}/result.json, which {needed_by} needs",
                 f"a run folder in which `tutelage {before}` has finished",
@@ -241,10 +256,17 @@ class Clock:
             write_json(self._path, {"seconds": seconds})
         return seconds
 
+    def ticking(self, advance: Callable[[int], None]) -> Callable[[int], None]:
+        """`advance`, with a tick after it: for work that reports its progress."""
+
+        def both(count: int) -> None:
+            advance(count)
+            self.tick()
+
+        return both
+
     def stop(self) -> float:
         """The seconds in all; the file goes, since the stage's result.json takes the number."""
         seconds = self._before + time.monotonic() - self._start
         self._path.unlink(missing_ok=True)
         return seconds
-
-

@@ -120,7 +120,10 @@ class OutputCache:
         hit = known[at] == asked if len(known) else np.zeros(len(asked), bool)
         chosen = order[at] if len(known) else np.zeros(len(asked), np.int64)
         return Outputs(
-            np.where(hit, block[chosen] if len(known) else 0, -1), row[chosen] if len(known) else chosen, blocks, self.width
+            np.where(hit, block[chosen] if len(known) else 0, -1),
+            row[chosen] if len(known) else chosen,
+            blocks,
+            self.width,
         )
 
     def add(self, keys: np.ndarray, outputs: np.ndarray, number: int) -> None:
@@ -164,7 +167,9 @@ class Outputs:
         return out
 
 
-def run_network(network: Network, images: Images, positions: np.ndarray, number: int, settings: ViewSettings) -> np.ndarray:
+def run_network(
+    network: Network, images: Images, positions: np.ndarray, number: int, settings: ViewSettings
+) -> np.ndarray:
     """(B, D) float32 outputs of one view, straight from the network."""
     import torch
 

@@ -147,7 +147,9 @@ class Average:
         self.step += 1
         now = module.state_dict()
         floats = [name for name, value in self.state.items() if value.is_floating_point()]
-        torch._foreach_lerp_([self.state[n] for n in floats], [now[n].detach() for n in floats], 1 - decay)
+        torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
+            [self.state[n] for n in floats], [now[n].detach() for n in floats], 1 - decay
+        )
         for name in self.state.keys() - set(floats):
             self.state[name].copy_(now[name])
 
@@ -185,7 +187,13 @@ class LossLog:
 
 
 def save_checkpoint(
-    folder: Path, stage: str, step: int, inputs: str, module: nn.Module, optimizer: torch.optim.Optimizer, average: Average
+    folder: Path,
+    stage: str,
+    step: int,
+    inputs: str,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: Average,
 ) -> None:
     """Write weights, average and optimizer state after `step` steps; older ones than the last two go."""
     tensors = {f"model.{name}": value for name, value in module.state_dict().items()}

@@ -72,7 +72,7 @@ def read_labelled(place: Path) -> LabelledPlace:
 
 
 def _read_folder(place: Path) -> LabelledPlace:
-    """`train|val|test` with classes or Parquet files in each, Parquet shards (also in `data/`), or a folder of classes."""
+    """`train|val|test` with classes or shards in each, Parquet shards (also in `data/`), or a folder of classes."""
     listing = LabelledPlace()
     folders = sorted(p for p in place.iterdir() if p.is_dir() and not p.name.startswith("."))
     splits = [p for p in folders if p.name.lower() in _SPLIT_WORDS]
@@ -90,6 +90,8 @@ def _read_folder(place: Path) -> LabelledPlace:
         _add_shards(listing, shards, "", "")
     else:
         _add_classes(listing, place, "", "train")
+    if not {image.label for image in listing.images} <= set(listing.names):  # folders beside shards
+        listing.names = ()
     return listing
 
 
@@ -98,7 +100,10 @@ def _add_shards(listing: LabelledPlace, shards: Sequence[Path], prefix: str, spl
     for shard in shards:
         named = re.match(r"(train|test|validation|valid|val)(?=[-_.])", shard.name.lower())
         part = _read_shard(shard, split or (_SPLIT_WORDS[named[1]] if named else "train"))
-        if listing.images and listing.names != part.names:
+        names = {*listing.names, *part.names}
+        if all(name.isdecimal() for name in names):  # bare numbers: each file knows only those that it holds
+            part.names = tuple(sorted(names, key=int))
+        elif listing.images and listing.names != part.names:
             given = f"{shard}: its class names are not those of the shards before it"
             raise TutelageError(given, "the same names in every shard", "write the shards again with one list")
         listing.names = part.names

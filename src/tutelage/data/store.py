@@ -116,7 +116,9 @@ class Store:
         taken = index.take(pa.array(rows))
         reasons = taken.column("reason")
         good = np.flatnonzero(np.asarray(reasons.is_null()))
-        bad = [Rejected(refs[i].id, reasons[i].as_py()) for i in np.flatnonzero(np.asarray(reasons.is_valid())).tolist()]
+        bad = [
+            Rejected(refs[i].id, reasons[i].as_py()) for i in np.flatnonzero(np.asarray(reasons.is_valid())).tolist()
+        ]
         taken = taken.take(pa.array(good))
         keys = np.frombuffer(b"".join(taken.column("key").to_pylist()), dtype=np.uint8).reshape(-1, 32)
         sizes = np.stack([taken.column("height").to_numpy(), taken.column("width").to_numpy()], axis=1)
@@ -139,10 +141,14 @@ class Store:
     def _lookup(refs: Sequence[ImageRef], index: pa.Table) -> np.ndarray:
         """(n,) int64 row in the index, -1 where there is none."""
         asked = pa.array([ref.fingerprint for ref in refs], pa.binary(16))
-        rows = pc.index_in(asked, value_set=index.column("fingerprint").combine_chunks())
+        rows = pc.index_in(  # pyright: ignore[reportAttributeAccessIssue]
+            asked, value_set=index.column("fingerprint").combine_chunks()
+        )
         return rows.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
 
-    def _decoded(self, refs: Sequence[ImageRef], pool: ThreadPoolExecutor) -> Iterator[tuple[int, np.ndarray | str, bytes]]:
+    def _decoded(
+        self, refs: Sequence[ImageRef], pool: ThreadPoolExecutor
+    ) -> Iterator[tuple[int, np.ndarray | str, bytes]]:
         def one(item: tuple[int, bytes | Unreadable]) -> tuple[int, np.ndarray | str, bytes]:
             position, data = item
             try:
@@ -170,7 +176,14 @@ class Store:
                 for position, rgb, key in self._decoded(refs, pool):
                     good = isinstance(rgb, np.ndarray)
                     height, width = rgb.shape[:2] if good else (0, 0)
-                    row = (refs[position].fingerprint, key if good else None, height, width, offset, None if good else rgb)
+                    row = (
+                        refs[position].fingerprint,
+                        key if good else None,
+                        height,
+                        width,
+                        offset,
+                        None if good else rgb,
+                    )
                     for field, value in zip(rows, row, strict=True):
                         rows[field].append(value)
                     if good:

@@ -1,6 +1,6 @@
 """The target set: the labelled images of the task, where each belongs (train, val or test), and which may be used.
 
-Nothing is decoded here. The forms that can be read are those of `gallery.read_labelled`.
+Nothing is decoded here. The forms that can be read are those of `labelled.read_labelled`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tutelage.data.gallery import FORMS, Labelled, LabelledPlace, place_names, read_labelled, unique_ids
+from tutelage.data.gallery import place_names, unique_ids
+from tutelage.data.labelled import FORMS, LabelledPlace, LabelledRef, read_labelled
 from tutelage.data.sources import ImageRef, Rejected, missing
 from tutelage.errors import TutelageError, did_you_mean, raise_all, shown
 
@@ -56,7 +57,7 @@ def read_target_set(
     """Read the labelled images and say to which split each belongs.
 
     Args:
-        target: a path in any of the forms that `gallery.read_labelled` reads.
+        target: a path in any of the forms that `labelled.read_labelled` reads.
         val, test: a path in any of those forms, all of whose images go to that split (instead of the target's own);
             or a fraction in (0, 1) of the train images, by class, groups kept whole, chosen by a fixed hash of the
             ids. Where there is no test split at all, TEST_SHARE is held out and a note says so.
@@ -74,7 +75,7 @@ def read_target_set(
         except TutelageError as error:
             errors.append(error)
     raise_all(errors)
-    images, rejected, notes = _merge(listings, places)
+    images, rejected, notes, ids = _merge(listings, places)
     labels = {image.label for image in images}
     names = tuple(n for n in listings[""].names if n in labels) or tuple(sorted({i.label for i in listings[""].images}))
     if classes is not None:
@@ -91,6 +92,38 @@ def read_target_set(
             images, note = _hold_out(images, split, shares[split])
             notes.append(note)
     raise_all(_faults(images, names, target))
+    images = [replace(i, ref=replace(i.ref, id=ids[i.ref.fingerprint])) for i in images]
+    return _numbered(images, names, notes, rejected)
+
+
+def read_any(target: str | Path, classes: Sequence[str]) -> TargetSet:
+    """Read all labelled images of one path, whatever their split, to score a model whose classes are known.
+
+    Args:
+        target: a path in any of the forms that `labelled.read_labelled` reads; of a folder all splits are used.
+        classes: the run's C classes; a label is a place in them. Not all of them need have images.
+
+    Raises:
+        TutelageError: no such path, no labelled images, or classes that are not among those of the run.
+    """
+    if not Path(target).exists():
+        raise missing(target)
+    listing = read_labelled(Path(target))
+    unknown = sorted({image.label for image in listing.images} - set(classes))
+    if unknown:
+        near = [(name, did_you_mean(name, classes, 1)) for name in unknown]
+        raise TutelageError(
+            f"{target}: {len(unknown)} classes that the run does not have: {shown(map(repr, unknown), 20)}",
+            f"the run's classes: {shown(map(repr, classes), 20)}",
+            "; ".join(f"{name!r}: {mend}" for name, mend in near if mend) or "rename or remove them",
+        )
+    return _numbered(listing.images, tuple(classes), listing.notes, listing.rejected)
+
+
+def _numbered(
+    images: Sequence[LabelledRef], names: tuple[str, ...], notes: Sequence[str], rejected: Sequence[Rejected]
+) -> TargetSet:
+    """Class names to numbers, rows to columns."""
     place = {name: i for i, name in enumerate(names)}
     return TargetSet(
         "classification",
@@ -234,7 +267,7 @@ def _kept(names: tuple[str, ...], classes: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in names if name in set(classes))
 
 
-def _grouped(images: list[Labelled], pattern: re.Pattern[str]) -> list[Labelled]:
+def _grouped(images: list[LabelledRef], pattern: re.Pattern[str]) -> list[LabelledRef]:
     found = [pattern.search(image.ref.id) for image in images]
     lost = [image.ref.id for image, match in zip(images, found, strict=True) if match is None]
     if lost:
@@ -247,7 +280,7 @@ def _grouped(images: list[Labelled], pattern: re.Pattern[str]) -> list[Labelled]
     return [replace(image, group=group) for image, group in zip(images, groups, strict=True)]
 
 
-def _taken_twice(shares: dict[str, float], images: list[Labelled]) -> list[TutelageError]:
+def _taken_twice(shares: dict[str, float], images: list[LabelledRef]) -> list[TutelageError]:
     """A fraction for a split that is there already; one image in two splits."""
     counts = Counter(image.split for image in images)
     errors = [
@@ -259,7 +292,7 @@ def _taken_twice(shares: dict[str, float], images: list[Labelled]) -> list[Tutel
         for split, share in shares.items()
         if counts[split]
     ]
-    first: dict[bytes, Labelled] = {}
+    first: dict[bytes, LabelledRef] = {}
     twice = [i for i in images if first.setdefault(i.ref.fingerprint, i).split != i.split]
     if twice:
         given = f"{len(twice)} images are in two splits: {shown(i.ref.id for i in twice)}"
@@ -267,7 +300,7 @@ def _taken_twice(shares: dict[str, float], images: list[Labelled]) -> list[Tutel
     return errors
 
 
-def _faults(images: list[Labelled], names: tuple[str, ...], target: str | Path) -> list[TutelageError]:
+def _faults(images: list[LabelledRef], names: tuple[str, ...], target: str | Path) -> list[TutelageError]:
     """What makes a target set unusable."""
     train = Counter(image.label for image in images if image.split == "train")
     if not train:
@@ -304,7 +337,11 @@ def _faults(images: list[Labelled], names: tuple[str, ...], target: str | Path) 
 
 
 def _merge(listings: dict[str, LabelledPlace], places: dict[str, Path]):
-    """One list of images from the target ("") and the places given for val and test; ids made unique."""
+    """One list of images from the target ("") and the places given for val and test.
+
+    The last result holds fingerprint -> unique id, for the end: groups and fractions go by the ids before, so that
+    another place which happens to use the same names changes neither.
+    """
     notes = [note for listing in listings.values() for note in listing.notes]
     own = Counter(image.split for image in listings[""].images)
     parts = []
@@ -320,13 +357,15 @@ def _merge(listings: dict[str, LabelledPlace], places: dict[str, Path]):
     raise_all(_taken_twice({}, [image for part in parts for image in part]))
     refs = [([image.ref for image in part], bads) for part, bads in zip(parts, bad, strict=True)]
     renamed = unique_ids(refs, place_names(list(places.values())))
-    images = [
-        replace(i, ref=r) for part, (new, _) in zip(parts, renamed, strict=True) for i, r in zip(part, new, strict=True)
-    ]
-    return images, [b for _, bads in renamed for b in bads], notes
+    ids = {
+        old.fingerprint: new.id
+        for (before, _), (after, _) in zip(refs, renamed, strict=True)
+        for old, new in zip(before, after, strict=True)
+    }
+    return [image for part in parts for image in part], [b for _, bads in renamed for b in bads], notes, ids
 
 
-def _hold_out(images: list[Labelled], split: str, share: float) -> tuple[list[Labelled], str]:
+def _hold_out(images: list[LabelledRef], split: str, share: float) -> tuple[list[LabelledRef], str]:
     """Move a share of the train images of every class to another split, whole groups only; at least 2 stay."""
     units: dict[tuple[str, str], list[int]] = defaultdict(list)
     for i, image in enumerate(images):

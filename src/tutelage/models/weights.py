@@ -253,6 +253,9 @@ def _load(name: str, state: State, classes: int | None, options: dict[str, Any],
     try:
         model, names = _heard(name, overlay, options)
     except (RuntimeError, KeyError, ValueError, TypeError, AttributeError, AssertionError, IndexError) as error:
+        if {k: v.shape for k, v in state.items()} == {k: v.shape for k, v in ours.items()}:
+            own = "the model's own size only: timm does not resize its position tables"
+            raise TutelageError(f"{given} at another size: {_first(str(error))}", own, "leave the size out") from error
         raise wrong_architecture(given, name, state, ours) from error
     heads = model.pretrained_cfg.get("classifier") or ()
     heads = (heads,) if isinstance(heads, str) else tuple(heads)

@@ -56,7 +56,9 @@ def adapt(
             return {**done, "reused": True}
         clock, task = run.clock("teacher"), load_task(run.path, cache_dir)
         hardware = accelerator(device, precision)
-        work = _Work(task, encoder, cache_dir, settings, ViewSettings(view_seed, flip, crop_area, resize=resize), hardware, clock)
+        work = _Work(
+            task, encoder, cache_dir, settings, ViewSettings(view_seed, flip, crop_area, resize=resize), hardware, clock
+        )
         found: dict[str, dict[str, Any]] = {}
         if adapt != "full":
             found["probe"] = work.probe()
@@ -110,7 +112,7 @@ class _Work:
         from tutelage.targets import compute_outputs
 
         with progress("teacher features", len(images)) as advance:
-            compute_outputs(self.cache, self.network, images, [number], self.views, lambda n: (advance(n), self.clock.tick()))
+            compute_outputs(self.cache, self.network, images, [number], self.views, self.clock.ticking(advance))
         return self.cache.table(images, number).rows()
 
     def probe(self) -> dict[str, Any]:
@@ -129,7 +131,9 @@ class _Work:
                 head = heads.fit_probe(features, train.labels, classes, strength, scale, weight)
                 logits = head(self.features(self.task.val.images, CLEAN))
             else:
-                logits = heads.cross_validate(features[None], train.labels, self.folds, classes, strength, scale, weight)
+                logits = heads.cross_validate(
+                    features[None], train.labels, self.folds, classes, strength, scale, weight
+                )
             tried[strength] = self.judge(logits)
             self.clock.tick()
         strength = min(tried, key=lambda s: tried[s]["log_loss"])
@@ -165,7 +169,7 @@ class _Work:
                 break
         best = min(tried, key=lambda n: tried[n]["log_loss"])
         module = self.fine_tune(head, np.arange(len(train)), best)
-        module.temperature.fill_(tried[best]["temperature"])
+        module.temperature.fill_(tried[best]["temperature"])  # pyright: ignore[reportCallIssue]
         return {**tried[best], "module": module, "choice": f"{best} passes"}
 
     def head_for(self, head, held: np.ndarray):
@@ -193,7 +197,9 @@ class _Work:
         module.requires_grad_(True).to(self.hardware.device)
         rate = training.scaled_rate(FULL_RATE, batch)
         groups = decayed_parameter_groups(module.backbone, rate, training.WEIGHT_DECAY, LAYER_DECAY)
-        groups.append({"params": list(module.head.parameters()), "lr_scale": 1.0, "weight_decay": training.WEIGHT_DECAY})
+        groups.append(
+            {"params": list(module.head.parameters()), "lr_scale": 1.0, "weight_decay": training.WEIGHT_DECAY}
+        )
         steps = supervised.epochs_to_steps(passes, len(positions), batch)
         plan = supervised.Plan(steps, batch, rate, seed, len(self.task.classes))
         labels = train.labels[positions]
@@ -202,7 +208,7 @@ class _Work:
             state = supervised.train_on_labels(
                 module, self.encoder, train.images.take(positions), labels, plan, self.views, groups=groups,
                 class_weights=None if weights is None else weights.to(self.hardware.device), accelerator=self.hardware,
-                advance=lambda n: (advance(n), self.clock.tick()), what="fine-tuning the teacher",
+                advance=self.clock.ticking(advance), what="fine-tuning the teacher",
             )  # fmt: skip
         return supervised.chosen_state(module, state)
 

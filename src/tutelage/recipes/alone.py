@@ -61,7 +61,7 @@ def alone(
                 module, built, task.train.images, task.train.labels, plan,
                 ViewSettings(view_seed, flip, crop_area, resize=resize),
                 class_weights=None if weights is None else weights.to(hardware.device), accelerator=hardware,
-                resumable=resumable, advance=lambda n: (advance(n), clock.tick()), log=metrics.write, what="student alone",
+                resumable=resumable, advance=clock.ticking(advance), log=metrics.write, what="student alone",
             )  # fmt: skip
         save_weights(run.path / "alone" / "weights.safetensors", state)
         result = {

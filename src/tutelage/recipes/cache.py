@@ -30,7 +30,11 @@ def cache(*, cache: c.Cache = "cache", prune: c.Prune = None, json: c.Json = Fal
         files = [p.stat() for p in path.rglob("*") if p.is_file()]
         days = (time.time() - max((max(s.st_mtime, s.st_atime) for s in files), default=0)) / 86400
         about = read_json(path / "about.json")
-        what = f"{about['encoder']} at {about['size']} px, {about['output']}" if about else f"decoded images, short side {path.name[7:]}"
+        what = (
+            f"{about['encoder']} at {about['size']} px, {about['output']}"
+            if about
+            else f"decoded images, short side {path.name[7:]}"
+        )
         entries.append({"name": path.name, "what": what, "gib": sum(s.st_size for s in files) / 2**30, "days": days})
         if prune is not None and days >= prune:
             shutil.rmtree(path)
@@ -38,6 +42,8 @@ def cache(*, cache: c.Cache = "cache", prune: c.Prune = None, json: c.Json = Fal
     if not json:
         for entry in entries:
             gone = "  removed" if entry["name"] in removed else ""
-            print(f"{entry['gib']:9.3f} GiB  used {entry['days']:5.1f} days ago  {entry['what']}  ({entry['name']}){gone}")
+            print(
+                f"{entry['gib']:9.3f} GiB  used {entry['days']:5.1f} days ago  {entry['what']}  ({entry['name']}){gone}"
+            )
         print(f"{sum(e['gib'] for e in entries):9.3f} GiB in {folder}")
     return {"cache": str(folder), "entries": entries, "gib": sum(e["gib"] for e in entries), "removed": removed}

@@ -62,7 +62,7 @@ def curate(
         store = Store(cache_dir, side)
         everything = [*labelled.refs, *pool.refs]
         with progress("decode", len(store.missing(everything))) as advance:
-            store.add(everything, lambda n: (advance(n), clock.tick()))
+            store.add(everything, clock.ticking(advance))
         found = _Found.of(store, labelled, pool)
         _reject(run, found, len(everything), max_rejected)
         return _write(run, inputs, clock, labelled, pool, found, settings, side)
@@ -111,7 +111,10 @@ def _check_labels(labelled, found: _Found) -> None:
     two_labels, leaks = [], []
     for row, key in zip(found.target_rows, found.target_keys, strict=True):
         other = first.setdefault(key, row)
-        names = [f"{labelled.refs[i].id} ({labelled.splits[i]}, {labelled.classes[labelled.labels[i]]})" for i in (other, row)]
+        names = [
+            f"{labelled.refs[i].id} ({labelled.splits[i]}, {labelled.classes[labelled.labels[i]]})"
+            for i in (other, row)
+        ]
         if labelled.labels[other] != labelled.labels[row]:
             two_labels.append(" = ".join(names))
         elif {labelled.splits[other], labelled.splits[row]} > {"train"}:
@@ -141,14 +144,18 @@ def _draw(labelled, found: _Found, budget: int | None, seed: int) -> np.ndarray:
     for class_number, name in enumerate(labelled.classes):
         if not (labels == class_number).any():
             raise TutelageError(
-                f"class {name!r} has no usable train image", "at least one per class", "see rejected.csv in the run folder"
+                f"class {name!r} has no usable train image",
+                "at least one per class",
+                "see rejected.csv in the run folder",
             )
     for line in shortfalls(labels, budget, labelled.classes):
         say(line)
     chosen = draw_budget(labels, [found.target_keys[i] for i in train], budget, seed, labelled.groups[rows])
     beyond = len(rows) - len(chosen)
     if beyond:
-        say(f"{beyond:,} train images are beyond the budget: their labels are not used, and the images only if the gallery has them")
+        say(
+            f"{beyond:,} train images are beyond the budget: their labels are not used, and the images only if the gallery has them"
+        )
     return rows[chosen]
 
 
@@ -179,7 +186,9 @@ def _write(run: Run, inputs: str, clock, labelled, pool, found: _Found, settings
     chosen = [candidates[i] for i in picked]
     if leaks:
         text = io.StringIO()
-        csv.writer(text).writerows([("gallery_image", "is", "split", "how"), *[(*leak, "same pixels") for leak in leaks]])
+        csv.writer(text).writerows(
+            [("gallery_image", "is", "split", "how"), *[(*leak, "same pixels") for leak in leaks]]
+        )
         write_text(run.path / "transfer_set" / "leaks.csv", text.getvalue())
         say(f"{len(leaks):,} gallery images are validation or test images and stay out (transfer_set/leaks.csv)")
     kept = np.concatenate([drawn, [row for row in key_of if labelled.splits[row] != "train"]]).astype(np.int64)

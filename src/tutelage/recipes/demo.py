@@ -25,7 +25,9 @@ SETTINGS: dict[str, Any] = {
 
 
 @recipe
-def demo(*, out: c.Out = "tutelage-demo", seed: c.Seed = 0, smoke: c.Smoke = False, json: c.Json = False) -> dict[str, Any]:
+def demo(
+    *, out: c.Out = "tutelage-demo", seed: c.Seed = 0, smoke: c.Smoke = False, json: c.Json = False
+) -> dict[str, Any]:
     """Run the main job on emoji: 10 labels in each of 9 categories, 500 test images, the rest unlabelled.
 
     Returns:
@@ -35,7 +37,9 @@ def demo(*, out: c.Out = "tutelage-demo", seed: c.Seed = 0, smoke: c.Smoke = Fal
 
     started, folder = time.monotonic(), Path(out)
     drawn = draw_emoji(folder / ("data-smoke" if smoke else "data"), per_class=20 if smoke else None, progress=progress)
-    say(f"emoji of OpenMoji ({drawn.licence}), {drawn.source}: {drawn.train} drawings to label, {drawn.test} test, {drawn.unlabelled} others")
+    say(
+        f"emoji of OpenMoji ({drawn.licence}), {drawn.source}: {drawn.train} drawings to label, {drawn.test} test, {drawn.unlabelled} others"
+    )
     say(f"{BUDGET} labels in each of {len(drawn.classes)} classes; all other drawings are used without a label")
     result = run(
         target=str(drawn.target), gallery=[str(drawn.gallery), str(drawn.target / "train")], budget=BUDGET, seed=seed,
@@ -76,13 +80,20 @@ def pixels_and_logistic_regression(run: Path, cache: Path, size: int = 16) -> di
     assert task.test is not None
 
     def pixels(images: Any) -> Any:
-        return np.stack([fit(images[i], size, "squash").reshape(-1) / 255 for i in range(len(images))]).astype(np.float32)
+        return np.stack([fit(images[i], size, "squash").reshape(-1) / 255 for i in range(len(images))]).astype(
+            np.float32
+        )
 
     features, labels, classes = pixels(task.train.images), task.train.labels, len(task.classes)
     fold, scale = folds(labels, task.train.groups, 0), heads.scale_of(features)
     losses = {
-        strength: heads.log_loss(heads.cross_validate(features[None], labels, fold, classes, strength, scale), labels).mean()
+        strength: heads.log_loss(
+            heads.cross_validate(features[None], labels, fold, classes, strength, scale), labels
+        ).mean()
         for strength in heads.STRENGTHS
     }
     head = heads.fit_probe(features, labels, classes, min(losses, key=losses.__getitem__), scale)
-    return {"test": classification(head(pixels(task.test.images)), task.test.labels), "parameters": head.weight.size + head.bias.size}
+    return {
+        "test": classification(head(pixels(task.test.images)), task.test.labels),
+        "parameters": head.weight.size + head.bias.size,
+    }

@@ -33,12 +33,17 @@ def evaluate(
     from tutelage.compute import accelerator
 
     if not (Path(run) / "settings.toml").exists():
-        raise TutelageError(f"{run} holds no run", "a folder that `tutelage run --out` has written", f"tutelage run --out {run} ...")
+        raise TutelageError(
+            f"{run} holds no run", "a folder that `tutelage run --out` has written", f"tutelage run --out {run} ..."
+        )
     with open_run(run, cache, {}, False) as (folder, cache_dir):
         kept = folder.settings()["settings"]
         resize, teacher_weights = kept.get("resize", resize), kept.get("teacher_weights", teacher_weights)
         hardware = accelerator(device, precision)
-        stages = {name: read_json(folder.path / name / "result.json") for name in ("transfer_set", "teacher", "transfer", "student", "alone")}
+        stages = {
+            name: read_json(folder.path / name / "result.json")
+            for name in ("transfer_set", "teacher", "transfer", "student", "alone")
+        }
         inputs = hash_of(["evaluate", resize, {name: one and one["outputs"] for name, one in stages.items()}])
         if target is None and (done := folder.done("report", inputs)):
             return {**done, "reused": True}
@@ -56,7 +61,16 @@ def evaluate(
 class _Work:
     """Evaluation while it runs."""
 
-    def __init__(self, run: Run, stages: dict[str, Any], cache_dir: Path, resize: str, teacher_weights: str, hardware: Any, target: str | None):
+    def __init__(
+        self,
+        run: Run,
+        stages: dict[str, Any],
+        cache_dir: Path,
+        resize: str,
+        teacher_weights: str,
+        hardware: Any,
+        target: str | None,
+    ):
         from tutelage.data.manifest import load_task
 
         self.run, self.stages, self.cache_dir, self.resize = run, stages, cache_dir, resize
@@ -67,7 +81,10 @@ class _Work:
 
     def scores(self) -> dict[str, Any]:
         """All models that the run has."""
-        result: dict[str, Any] = {"classes": list(self.task.classes), "test_images": 0 if self.test is None else len(self.test)}
+        result: dict[str, Any] = {
+            "classes": list(self.task.classes),
+            "test_images": 0 if self.test is None else len(self.test),
+        }
         teacher_logits = None
         if self.stages["teacher"]:
             result["teacher"], teacher_logits = self.teacher()
@@ -83,11 +100,17 @@ class _Work:
         from tutelage.targets import CLEAN, OutputCache, ViewSettings, compute_outputs
 
         adapted = load_adapted(self.run.path / "teacher", self.stages["teacher"], self.teacher_weights, self.hardware)
-        about: dict[str, Any] = {"name": adapted.network.name, "parameters": adapted.parameters, "flops": flops(adapted.module, adapted.network.size)}
+        about: dict[str, Any] = {
+            "name": adapted.network.name,
+            "parameters": adapted.parameters,
+            "flops": flops(adapted.module, adapted.network.size),
+        }
         if self.test is None:
             return about, None
         kept = self.run.settings()["settings"]
-        settings = ViewSettings(kept.get("view_seed", 0), kept.get("flip", "horizontal"), kept.get("crop_area", 0.35), resize=self.resize)
+        settings = ViewSettings(
+            kept.get("view_seed", 0), kept.get("flip", "horizontal"), kept.get("crop_area", 0.35), resize=self.resize
+        )
         cache = OutputCache(self.cache_dir, adapted.network, settings, self.task.side)
         with progress("teacher on test images", len(self.test)) as advance:
             compute_outputs(cache, adapted.network, self.test.images, [CLEAN], settings, advance)

@@ -81,7 +81,9 @@ class _Work:
         from tutelage.targets import ViewSettings
 
         self.task, self.student, self.settings, self.hardware, self.clock = task, student, settings, hardware, clock
-        self.views = ViewSettings(settings["view_seed"], settings["flip"], settings["crop_area"], resize=settings["resize"])
+        self.views = ViewSettings(
+            settings["view_seed"], settings["flip"], settings["crop_area"], resize=settings["resize"]
+        )
 
     def held_out(self, how: str) -> np.ndarray:
         """(n,) bool: whether each image, held out of this last stage, is classified rightly."""
@@ -120,7 +122,7 @@ class _Work:
             state = supervised.train_on_labels(
                 module, self.student, train.images.take(positions), labels, plan, self.views,
                 class_weights=None if weights is None else weights.to(self.hardware.device), accelerator=self.hardware,
-                advance=lambda n: (advance(n), self.clock.tick()), what="fine-tuning the student",
+                advance=self.clock.ticking(advance), what="fine-tuning the student",
             )  # fmt: skip
         return supervised.chosen_state(module, state)
 

@@ -69,7 +69,9 @@ def run(
 
 def _one(run: Run, stage: Callable[..., Any], place: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Run one stage with its part of the settings. Only `transfer` works in several processes; the others wait for the first."""
-    mine = {name: settings[name] for name in inspect.signature(stage).parameters if name in settings and name != "config"}
+    mine = {
+        name: settings[name] for name in inspect.signature(stage).parameters if name in settings and name != "config"
+    }
     if stage is transfer:
         return transfer(**mine)
     import os

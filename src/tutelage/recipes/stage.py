@@ -62,7 +62,11 @@ class MetricsLog:
         self._path, self._hardware, self._tracker = path, hardware, tracker if hardware.is_main_process else "none"
         if hardware.is_main_process:
             path.parent.mkdir(parents=True, exist_ok=True)
-            kept = [row for row in path.read_text().splitlines() if json.loads(row)["step"] <= start] if start and path.exists() else []
+            kept = (
+                [row for row in path.read_text().splitlines() if json.loads(row)["step"] <= start]
+                if start and path.exists()
+                else []
+            )
             path.write_text("".join(f"{row}\n" for row in kept))
         if tracker != "none":
             from accelerate.tracking import filter_trackers

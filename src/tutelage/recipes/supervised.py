@@ -84,7 +84,9 @@ def train_on_labels(
     average = training.Average(module)
     start = 0
     if resumable:
-        start = training.load_checkpoint(resumable.folder, resumable.stage, resumable.inputs, module, optimizer, average)
+        start = training.load_checkpoint(
+            resumable.folder, resumable.stage, resumable.inputs, module, optimizer, average
+        )
     advance(start * plan.batch_size)
     order = training.seed_of(plan.seed, "order")
     every_log = max(1, plan.steps // 100)
@@ -166,4 +168,6 @@ def paired_gain(correct: Sequence[bool] | np.ndarray, reference: Sequence[bool] 
         mean difference and standard error, both in [-1, 1].
     """
     difference = np.asarray(correct, dtype=float) - np.asarray(reference, dtype=float)
-    return float(difference.mean()), float(difference.std(ddof=1) / np.sqrt(len(difference))) if len(difference) > 1 else 0.0
+    return float(difference.mean()), float(difference.std(ddof=1) / np.sqrt(len(difference))) if len(
+        difference
+    ) > 1 else 0.0

@@ -40,11 +40,13 @@ def make_targets(
         say(f"teacher outputs: {len(images):,} images x {views} views, {needed:.2f} GiB in {cache_dir}")
         cache = OutputCache(cache_dir, network, settings, task.side)
         with progress("targets", len(images) * views) as advance:
-            compute_outputs(cache, network, images, range(views), settings, lambda n: (advance(n), _tick(clock, share)), share)
+            compute_outputs(cache, network, images, range(views), settings, clock.ticking(advance), share)
         hardware.wait_for_everyone()
         table = [cache.table(images, number) for number in range(views)]
     else:
-        say(f"teacher outputs would take {needed:.2f} GiB, more than --cache-limit {cache_limit:g}: the teacher runs online")
+        say(
+            f"teacher outputs would take {needed:.2f} GiB, more than --cache-limit {cache_limit:g}: the teacher runs online"
+        )
     targets = Targets(images, network, teacher.head, settings, views, table)
     refined: dict[str, Any] = {"kind": "none"}
     kept = run.path / "transfer" / "propagated.npz"
@@ -56,21 +58,22 @@ def make_targets(
                 np.savez(file, **chosen)
         hardware.wait_for_everyone()
         with np.load(kept) as saved:
-            refined = {"kind": str(saved["kind"]), "log_loss": float(saved["log_loss"]), "log_loss_alone": float(saved["alone"])}
+            refined = {
+                "kind": str(saved["kind"]),
+                "log_loss": float(saved["log_loss"]),
+                "log_loss_alone": float(saved["alone"]),
+            }
             if refined["kind"] != "none":
                 targets = Targets(
                     images, network, teacher.head, settings, views, table, saved["probabilities"].astype(np.float32),
                     float(saved["temperature"]),
                 )  # fmt: skip
     elif refine == "propagate":
-        say("targets are not refined: that needs cached features of a frozen teacher (--adapt probe, a larger --cache-limit)")
+        say(
+            "targets are not refined: that needs cached features of a frozen teacher (--adapt probe, a larger --cache-limit)"
+        )
     seconds = clock.tick(force=True) if hardware.is_main_process else 0.0
     return targets, refined, seconds
-
-
-def _tick(clock: Any, share: tuple[int, int]) -> None:
-    if share[0] == 0:
-        clock.tick()
 
 
 def _refine(
@@ -82,7 +85,7 @@ def _refine(
     start = time.monotonic()
     network, settings = targets.network, targets.settings
     with progress("features of whole images", len(task.transfer)) as advance:
-        compute_outputs(cache, network, task.transfer, [CLEAN], settings, lambda n: (advance(n), clock.tick()))
+        compute_outputs(cache, network, task.transfer, [CLEAN], settings, clock.ticking(advance))
     features = cache.table(task.transfer, CLEAN).rows()
     with np.load(run.path / "teacher" / "validation.npz") as file:
         held_logits, held_labels = file["logits"], file["labels"]
@@ -130,5 +133,3 @@ def _refine(
 def agreement(student: np.ndarray, teacher: np.ndarray) -> float:
     """Share of images on which two (n, C) logits decide alike."""
     return float((student.argmax(axis=1) == teacher.argmax(axis=1)).mean())
-
-

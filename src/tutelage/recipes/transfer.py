@@ -8,6 +8,8 @@ say so. No label is read here but through the teacher and that graph.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from tutelage import config as c
@@ -35,18 +37,20 @@ def transfer(
     settings = dict(locals())
     import torch
 
-    from tutelage import losses, training
-    from tutelage.compute import accelerator, to_device
+    from tutelage import training
+    from tutelage.compute import accelerator
     from tutelage.data.manifest import load_task
     from tutelage.models.adapted import load_adapted
     from tutelage.models.students import build_student
     from tutelage.recipes.teaching import make_targets
-    from tutelage.targets import ViewSettings, view_input
+    from tutelage.targets import ViewSettings
 
     with open_run(out, cache, settings, overwrite) as (run, cache_dir):
         curated, adapted = run.result("transfer_set", "transfer"), run.result("teacher", "transfer")
         free = ("out", "cache", "device", "tracker", "overwrite", "config", "cache_limit")
-        inputs = hash_of(["transfer", curated["outputs"], adapted["outputs"], {k: v for k, v in settings.items() if k not in free}])
+        inputs = hash_of(
+            ["transfer", curated["outputs"], adapted["outputs"], {k: v for k, v in settings.items() if k not in free}]
+        )
         if done := run.done("transfer", inputs):
             return {**done, "reused": True}
         hardware = accelerator(device, precision)
@@ -65,7 +69,9 @@ def transfer(
             module = module.to(memory_format=torch.channels_last)
         count = len(task.transfer)
         total = steps or max(1, round((epochs or default_epochs(count)) * count / batch_size))
-        every = max(1, min(total // 8, 1 + 60_000 // batch_size))  # a checkpoint each 60,000 images or eighth of the way
+        every = max(
+            1, min(total // 8, 1 + 60_000 // batch_size)
+        )  # a checkpoint each 60,000 images or eighth of the way
         rate = training.scaled_rate(lr, batch_size)
         optimizer = training.optimizer_for(module, rate, hardware.device)
         average = training.Average(module)
@@ -77,41 +83,16 @@ def transfer(
         module, optimizer = hardware.prepare(module, optimizer)
         plain = hardware.unwrap_model(module)
         metrics = MetricsLog(run.path / "transfer" / "metrics.jsonl", start, tracker, run.path, hardware)
-        order, seen = training.seed_of(seed, "order"), training.LossLog("transfer")
 
-        def make(step: int) -> tuple[torch.Tensor, torch.Tensor]:
-            positions, passes = training.batch_of(step, batch_size, count, order)
-            positions, passes = positions[rank::processes], passes[rank::processes]
-            logits = torch.from_numpy(targets.logits(positions, passes))
-            return view_input(task.transfer, positions, passes % views, view_settings, built), logits
+        def save(step: int) -> None:
+            if hardware.is_main_process and step % every == 0 and step < total:
+                training.save_checkpoint(checkpoints, "transfer", step, inputs, plain, optimizer, average)
+            clock.tick()
 
-        module.train()
+        plan = Plan(total, batch_size, rate, temperature, mixup, seed)
         with progress("transfer", total * batch_size, start * batch_size) as advance:
-            workers = 1 if hardware.device.type == "cpu" else 8
-            for step, (images, logits) in training.ahead(make, range(start, total), workers):
-                now = training.learning_rate(step, total, rate)
-                for group in optimizer.param_groups:
-                    group["lr"] = now
-                torch.manual_seed(training.seed_of(seed, "step", step, rank))
-                images, logits = to_device(images, hardware.device), logits.to(hardware.device)
-                soft = torch.softmax(logits / temperature, dim=1)
-                images, soft = training.mixup(images, soft, mixup, training.seed_of(seed, "mixup", step))
-                with hardware.autocast():
-                    output = module(images)
-                loss = losses.distillation(output, temperature * torch.log(soft.clamp(min=1e-8)), temperature)
-                optimizer.zero_grad(set_to_none=True)
-                hardware.backward(loss)
-                hardware.clip_grad_norm_(module.parameters(), training.CLIP)
-                optimizer.step()
-                average.update(plain)
-                seen.add(step, loss)
-                save = (step + 1) % every == 0 and step + 1 < total
-                if save or (step + 1) % max(1, total // 200) == 0 or step + 1 == total:
-                    metrics.write({"step": step + 1, "loss": seen.mean(), "rate": now, "images": (step + 1) * batch_size})
-                if save and hardware.is_main_process:
-                    training.save_checkpoint(checkpoints, "transfer", step + 1, inputs, plain, optimizer, average)
-                clock.tick()
-                advance(batch_size)
+            teach(module, built, targets, plan, hardware, optimizer=optimizer, average=average, start=start,
+                  log=metrics.write, save=save, advance=advance)  # fmt: skip
         metrics.close()
         hardware.wait_for_everyone()
         if hardware.is_main_process:
@@ -125,6 +106,74 @@ def transfer(
             (run.path / "transfer" / "target_seconds.json").unlink(missing_ok=True)
         hardware.wait_for_everyone()
         return run.result("transfer", "transfer")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """steps: optimizer steps. batch_size: over all processes. rate: peak, already scaled. mixup: alpha, 0 = none."""
+
+    steps: int
+    batch_size: int
+    rate: float
+    temperature: float
+    mixup: float
+    seed: int
+
+
+def teach(
+    module: Any, student: Any, targets: Any, plan: Plan, hardware: Any, *, optimizer: Any, average: Any, start: int = 0,
+    log: Callable[[dict[str, Any]], None] = lambda row: None, save: Callable[[int], None] = lambda step: None,
+    advance: Callable[[int], None] = lambda n: None,
+) -> None:  # fmt: skip
+    """The loop: views of a batch, the teacher's word on them, KL, one step, one update of the average.
+
+    Args:
+        module: the student, prepared by `hardware`; changed in place. student: its size, mean and std.
+        targets: what the teacher says. average: of the student's weights.
+        start: steps that are done already.
+        log: called about 200 times with step, loss, rate, images. save: called after each step. advance: with images seen.
+
+    Raises:
+        TutelageError: the loss is no number any more.
+    """
+    import torch
+
+    from tutelage import losses, training
+    from tutelage.compute import to_device
+    from tutelage.targets import view_input
+
+    rank, processes, plain = hardware.process_index, hardware.num_processes, hardware.unwrap_model(module)
+    order, seen = training.seed_of(plan.seed, "order"), training.LossLog("transfer")
+
+    def make(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        positions, passes = training.batch_of(step, plan.batch_size, len(targets.images), order)
+        positions, passes = positions[rank::processes], passes[rank::processes]
+        logits = torch.from_numpy(targets.logits(positions, passes))
+        return view_input(targets.images, positions, passes % targets.views, targets.settings, student), logits
+
+    module.train()
+    workers = 1 if hardware.device.type == "cpu" else 8
+    for step, (images, logits) in training.ahead(make, range(start, plan.steps), workers):
+        now = training.learning_rate(step, plan.steps, plan.rate)
+        for group in optimizer.param_groups:
+            group["lr"] = now
+        torch.manual_seed(training.seed_of(plan.seed, "step", step, rank))
+        images, logits = to_device(images, hardware.device), logits.to(hardware.device)
+        soft = torch.softmax(logits / plan.temperature, dim=1)
+        images, soft = training.mixup(images, soft, plan.mixup, training.seed_of(plan.seed, "mixup", step))
+        with hardware.autocast():
+            output = module(images)
+        loss = losses.distillation(output, plan.temperature * torch.log(soft.clamp(min=1e-8)), plan.temperature)
+        optimizer.zero_grad(set_to_none=True)
+        hardware.backward(loss)
+        hardware.clip_grad_norm_(module.parameters(), training.CLIP)
+        optimizer.step()
+        average.update(plain)
+        seen.add(step, loss)
+        if (step + 1) % max(1, plan.steps // 200) == 0 or step + 1 == plan.steps:
+            log({"step": step + 1, "loss": seen.mean(), "rate": now, "images": (step + 1) * plan.batch_size})
+        save(step + 1)
+        advance(plan.batch_size)
 
 
 def default_epochs(count: int) -> int:

@@ -11,17 +11,23 @@ def scores_table(rows: list[tuple[str, dict[str, Any]]]) -> str:
     """One line a model, columns aligned.
 
     Args:
-        rows: title and scores: {"test": {"accuracy", ...}, "parameters", "latency_ms"}; what is missing shows as a dash.
+        rows: title and scores: {"test": {"accuracy", ...}, "parameters", "latency_ms"}; a dash for what is missing.
     """
-    cells = [HEAD]
+    cells: list[tuple[str, ...]] = [HEAD]
     for title, one in rows:
         test = one.get("test", {})
-        numbers = [f"{test[name]:.3f}" if name in test else "-" for name in ("accuracy", "balanced_accuracy", "macro_f1", "ece")]
+        numbers = [
+            f"{test[name]:.3f}" if name in test else "-"
+            for name in ("accuracy", "balanced_accuracy", "macro_f1", "ece")
+        ]
         size = f"{one['parameters']:,}" if one.get("parameters") else "-"
         time = f"{one['latency_ms']:.2f}" if one.get("latency_ms") else "-"
         cells.append((title, *numbers, size, time))
     widths = [max(len(row[i]) for row in cells) for i in range(len(HEAD))]
-    lines = ["  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))) for row in cells]
+    lines = [
+        "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        for row in cells
+    ]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
@@ -35,4 +41,8 @@ def text_of(command: str, result: dict[str, Any]) -> str:
         return str(result["text"])
     if command in ("doctor", "cache"):
         return ""  # they print as they go
-    return "\n".join(f"{name}: {value}" for name, value in result.items() if isinstance(value, str | int | float) and name != "inputs")
+    return "\n".join(
+        f"{name}: {value}"
+        for name, value in result.items()
+        if isinstance(value, str | int | float) and name != "inputs"
+    )
