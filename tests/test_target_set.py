@@ -286,7 +286,7 @@ def test_settings_are_checked_before_anything_is_read(tmp_path: Path):
     assert "did you mean 'pets'?" in text
     assert "val 1.5" in text
     assert "test 0" in text
-    assert "group_by '(': missing )" in text
+    assert "--group-by '(': missing )" in text
     assert text.count("given:") == 4
     assert "tset: no such file" in message(tmp_path / "pets", test=str(tmp_path / "tset"))
     for bad in (1, 0.0, -0.2, float("nan"), "1e9"):

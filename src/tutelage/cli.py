@@ -6,8 +6,11 @@ import errno
 import importlib
 import json
 import os
+import shlex
+import shutil
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from tutelage.compute import prepare_process
@@ -27,6 +30,9 @@ RECIPES = {
     "cache": "tutelage.recipes.cache",
     "doctor": "tutelage.recipes.doctor",
 }
+
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
+NO_WRITING = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
 
 
 def recipe(name: str) -> Callable[..., Any]:
@@ -49,6 +55,7 @@ def call(words: list[str]) -> int:
     Returns:
         the exit code.
     """
+    given: dict[str, Any] = {}
     try:
         function, given = _parsed(words)
         if function is None:
@@ -60,7 +67,7 @@ def call(words: list[str]) -> int:
         print(f"tutelage: cannot go on\n{error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        again = " ".join(["tutelage", *[repr(w) if " " in w else w for w in words]])
+        again = shlex.join(["tutelage", *words])
         print(
             f"\nstopped; what is finished is kept. To go on, give the same command again:\n  {again}", file=sys.stderr
         )
@@ -69,24 +76,26 @@ def call(words: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if error.errno not in (
-            errno.ENOSPC,
-            errno.EDQUOT,
-            errno.EROFS,
-            errno.EACCES,
-            errno.EPERM,
-            errno.ENOTDIR,
-            errno.EEXIST,
-        ):
+        if error.errno not in NO_ROOM | NO_WRITING:
             raise
-        given = f"{error.filename or 'a file of the run or the cache'}: {error.strerror}"
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        mend = "free some space (tutelage cache tells what is kept)" if full else "choose another --out or --cache"
-        fault = TutelageError(
-            given, "a disk with room" if full else "folders that can be written", f"{mend}; the same command goes on"
-        )
-        print(f"tutelage: cannot go on\n{fault}", file=sys.stderr)
+        print(f"tutelage: cannot go on\n{_disk_fault(error, given)}", file=sys.stderr)
         return 2
+
+
+def _disk_fault(error: OSError, given: dict[str, Any]) -> TutelageError:
+    """What to free, or what to choose, when a file of the run or the cache could not be written."""
+    where = f"{error.filename or 'a file of the run or the cache'}: {error.strerror}"
+    cache = Path(given.get("cache") or Path(given.get("out") or ".").absolute().parent / "cache")
+    if error.errno in NO_WRITING:
+        mend = "choose another --out or --cache, or give yourself the right to write there"
+        return TutelageError(where, "folders that can be written", mend)
+    room = next((place for place in (Path(error.filename or cache), *cache.absolute().parents) if place.is_dir()), cache)
+    taken = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file()) / 2**20
+    return TutelageError(
+        f"{where} ({shutil.disk_usage(room).free / 2**20:,.1f} MiB are free on its disk)", "a disk with room",
+        f"free some space there (the cache, {cache}, takes {taken:,.1f} MiB: tutelage cache --cache {cache} lists it, "
+        "and --prune DAYS removes what is old); then the same command goes on where it was",
+    )  # fmt: skip
 
 
 def _parsed(words: list[str]) -> tuple[Callable[..., Any] | None, dict[str, Any]]:
@@ -148,7 +157,7 @@ def _show(command: str, result: Any, as_json: bool) -> None:
     if not main_process() or result is None:
         return
     if as_json:
-        print(json.dumps(result, ensure_ascii=False))
+        print(json.dumps(result))
         return
     text = text_of(command, result)
     if text:

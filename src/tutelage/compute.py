@@ -40,12 +40,20 @@ def accelerator(device: str, precision: str) -> Any:
         precision: "auto" (bf16 where the GPU has it, else fp32), "fp32", "bf16" or "fp16".
 
     Raises:
-        TutelageError: the device is not there.
+        TutelageError: the device is not there, or has not that precision.
     """
     from datetime import timedelta
 
-    import torch
     from accelerate import Accelerator, InitProcessGroupKwargs
+
+    mixed = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[check_hardware(device, precision)]
+    patient = InitProcessGroupKwargs(timeout=timedelta(days=7))  # others wait while one process decodes
+    return Accelerator(cpu=device == "cpu", mixed_precision=mixed, kwargs_handlers=[patient])
+
+
+def check_hardware(device: str, precision: str) -> str:
+    """The precision that "auto" stands for. Arguments and exceptions as for `accelerator`."""
+    import torch
 
     from tutelage.errors import TutelageError
 
@@ -60,9 +68,7 @@ def accelerator(device: str, precision: str) -> Any:
         precision = "bf16" if on_gpu and torch.cuda.is_bf16_supported() else "fp32"
     if precision == "fp16" and not on_gpu:
         raise TutelageError("--precision fp16 without a CUDA device", "fp32 or bf16 here", "leave out --precision")
-    mixed = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[precision]
-    patient = InitProcessGroupKwargs(timeout=timedelta(days=7))  # others wait while one process decodes
-    return Accelerator(cpu=device == "cpu", mixed_precision=mixed, kwargs_handlers=[patient])
+    return precision
 
 
 def flops(module: nn.Module, size: int) -> int:

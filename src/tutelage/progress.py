@@ -83,7 +83,7 @@ def _lines(what: str, total: int, done: int, unit: str) -> Iterator[Callable[[in
         nonlocal count, last
         count += n
         now = time.monotonic()
-        if now - last >= PLAIN_EVERY and done + count < total:
+        if count and now - last >= PLAIN_EVERY and done + count < total:
             last = now
             rate = count / (now - start)
             left = duration((total - done - count) / rate)

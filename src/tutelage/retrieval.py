@@ -89,7 +89,8 @@ def propagate(graph, labelled: np.ndarray, labels: np.ndarray, shares: np.ndarra
         shares: (C,) float64, expected share of each class, sums to 1.
 
     Returns:
-        (n, C) float32 probabilities; an image that no label reaches has `shares`.
+        (n, C) float32 probabilities. An image that no label reaches starts from `shares`, and takes what they lack; where
+        whole parts of the graph hear of one class only, the sums cannot agree with `shares` and stay nearer to the labels.
     """
     start = np.zeros((graph.shape[0], len(shares)), dtype=np.float32)
     start[labelled, labels] = 1

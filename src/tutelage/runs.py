@@ -7,10 +7,12 @@ renamed, so that a killed run leaves the old file or the new one, never half of 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import shutil
 import time
 import tomllib
 from collections.abc import Callable, Iterator
@@ -55,8 +57,20 @@ def whole(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+    except Exception as error:
+        if _no_room(error, path.parent):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _no_room(error: Exception, folder: Path) -> bool:
+    """Whether a write failed for want of space; safetensors, NumPy and Arrow each say so in exceptions of their own."""
+    if isinstance(error, TutelageError):
+        return False
+    said = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
+    return said or shutil.disk_usage(folder).free < 2**14
 
 
 def write_text(path: Path, text: str) -> None:
@@ -116,6 +130,8 @@ class Run:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
+            if _no_room(error, self.path):
+                raise
             raise TutelageError(
                 f"--out {self.path}: {error.strerror}", "a folder that can be written", "choose another --out"
             ) from error
@@ -130,7 +146,8 @@ class Run:
                 "wait for it, or choose another --out",
             ) from error  # fmt: skip
         os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, str(os.getpid()).encode(), 0)
+        with contextlib.suppress(OSError):  # who holds it is said for people; a full disk need not stop here
+            os.pwrite(self._lock, str(os.getpid()).encode(), 0)
         remove_partial(self.path)
 
     def close(self) -> None:
@@ -152,22 +169,34 @@ class Run:
                 f"{self.path / SETTINGS}: {error}", "the file as tutelage wrote it", "use --overwrite"
             ) from error
 
-    def claim(self, settings: dict[str, Any], overwrite: bool) -> None:
+    def claim(self, settings: dict[str, Any], overwrite: bool) -> Path | None:
         """Write the settings, or refuse when the folder holds a run with other ones.
 
-        Settings that the folder does not know yet are added: a stage's command brings those of its stage.
+        Settings that the folder does not know yet are added: a stage's command brings those of its stage. While no
+        stage is finished, others may take their place: who mends a setting after a fault need not choose a new folder.
 
         Args:
             settings: resolved settings by name.
             overwrite: move the old run aside instead of refusing.
+
+        Returns:
+            where the old run is now, if it was moved.
         """
-        before = self.settings().get("settings", {})
+        old = None
+        try:
+            before = self.settings().get("settings", {})
+        except TutelageError:
+            if not overwrite:
+                raise
+            old, before = self.move_aside(), {}
         mine = {name: DEFAULT if value is None else value for name, value in settings.items()}
         differing = [
             f"{name}: {before[name]} -> {value}"
             for name, value in sorted(mine.items())
             if name not in FREE and before.get(name, value) != value
         ]
+        if differing and not self._begun():
+            before, differing = {}, []
         if differing and not overwrite:
             raise TutelageError(
                 f"--out {self.path} holds a run with other settings: {shown(differing, 12)}",
@@ -175,9 +204,9 @@ class Run:
                 "choose another --out, or --overwrite to move the old run aside",
             )
         if differing:
-            self.move_aside()
-            before = {}
+            old, before = self.move_aside(), {}
         self.update_settings({"settings": {**before, **mine}, "versions": {"tutelage": __version__}})
+        return old
 
     def update_settings(self, tables: dict[str, Any]) -> None:
         """Merge tables (versions, data hashes, models) into settings.toml."""
@@ -192,12 +221,19 @@ class Run:
         Returns:
             the folder that now holds them.
         """
-        old = self.path.with_name(f"{self.path.name}.old-{datetime.now():%Y%m%d-%H%M%S}")
+        name, number = f"{self.path.name}.old-{datetime.now():%Y%m%d-%H%M%S}", 2
+        old = self.path.with_name(name)
+        while old.exists():
+            old, number = self.path.with_name(f"{name}-{number}"), number + 1
         old.mkdir()
         for item in self.path.iterdir():
             if item.name != ".lock":
                 item.rename(old / item.name)
         return old
+
+    def _begun(self) -> bool:
+        """Whether any stage is finished, or has left a checkpoint."""
+        return any(True for pattern in ("*/result.json", "checkpoints/*") for _ in self.path.glob(pattern))
 
     # Stages
 

@@ -225,8 +225,12 @@ def load_checkpoint(
     average.step = step
     layout = optimizer.state_dict()
     layout["state"] = {}
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     for name, value in _under("optimizer.", tensors).items():
         index, field = name.split(".", 1)
+        weight = weights[int(index)]
+        if value.shape == weight.shape:  # fused AdamW reads the raw memory: it must lie as the weight's does (channels_last)
+            value = torch.empty_like(weight).copy_(value)
         layout["state"].setdefault(int(index), {})[field] = value
     optimizer.load_state_dict(layout)
     return step

@@ -207,7 +207,8 @@ class Store:
         free = shutil.disk_usage(self.folder).free
         if needed > 0.95 * free:
             raise TutelageError(
-                f"{len(refs):,} images take about {needed / 2**30:,.2f} GiB in {self.folder}",
-                f"{free / 2**30:,.2f} GiB are free there",
-                "choose another --cache, a smaller gallery (--total) or smaller --teacher-size and --student-size",
+                f"{len(refs):,} decoded images take about {needed / 2**30:,.3g} GiB in {self.folder}",
+                f"{free / 2**30:,.3g} GiB are free there",
+                "free some space, or choose a --cache on another disk, a smaller gallery or smaller --teacher-size and "
+                "--student-size",
             )

@@ -67,7 +67,7 @@ def read_target_set(
     Raises:
         TutelageError: everything that is wrong, told at once.
     """
-    shares, places, pattern = _settings(target, {"val": val, "test": test}, group_by)
+    shares, places, pattern = check_places(target, {"val": val, "test": test}, group_by)
     listings, errors = {}, []
     for split, place in places.items():
         try:
@@ -226,7 +226,7 @@ def _places_in_runs(rows: np.ndarray) -> np.ndarray:
 # Settings and checks
 
 
-def _settings(target: str | Path, given: dict[str, str | Path | float | None], group_by: str | None):
+def check_places(target: str | Path, given: dict[str, str | Path | float | None], group_by: str | None):
     """Check the settings before anything is read: fractions by split, places by split ("" = target), the pattern."""
     shares: dict[str, float] = {}
     places: dict[str, Path] = {"": Path(target)}
@@ -234,17 +234,20 @@ def _settings(target: str | Path, given: dict[str, str | Path | float | None], g
     for split, value in given.items():
         share = _number(value)
         if share is not None and not 0 < share < 1:
-            errors.append(TutelageError(f"{split} {value}", "a path, or a fraction above 0 and below 1", "such as 0.2"))
+            errors.append(TutelageError(f"--{split} {value}", "a path, or a fraction above 0 and below 1", "such as 0.2"))
         elif share is not None:
             shares[split] = share
         elif value is not None:
             places[split] = Path(str(value))
-    errors += [missing(place) for place in places.values() if not place.exists()]
+    for split, place in places.items():
+        if not place.exists():
+            fault = missing(place)
+            errors.append(TutelageError(f"--{split or 'target'} {fault.given}", fault.allowed, fault.mend))
     pattern = None
     try:
         pattern = re.compile(group_by) if group_by else None
     except re.error as error:
-        errors.append(TutelageError(f"group_by {group_by!r}: {error}", "a regular expression", "such as '^([^_]+)_'"))
+        errors.append(TutelageError(f"--group-by {group_by!r}: {error}", "a regular expression", "such as '^([^_]+)_'"))
     raise_all(errors)
     return shares, places, pattern
 
@@ -259,7 +262,7 @@ def _number(value: str | Path | float | None) -> float | None:
 def _kept(names: tuple[str, ...], classes: Sequence[str]) -> tuple[str, ...]:
     raise_all(
         [
-            TutelageError(f"classes: {c!r}", f"classes of the target set: {shown(names, 20)}", did_you_mean(c, names))
+            TutelageError(f"--classes: {c!r}", f"classes of the target set: {shown(names, 20)}", did_you_mean(c, names))
             for c in classes
             if c not in names
         ]
@@ -272,7 +275,7 @@ def _grouped(images: list[LabelledRef], pattern: re.Pattern[str]) -> list[Labell
     lost = [image.ref.id for image, match in zip(images, found, strict=True) if match is None]
     if lost:
         raise TutelageError(
-            f"group_by {pattern.pattern!r} finds nothing in {len(lost)} ids: {shown(lost)}",
+            f"--group-by {pattern.pattern!r} finds nothing in {len(lost)} ids: {shown(lost)}",
             "a regular expression that is found in every image's id",
             "add '|$' at its end if some images have no group",
         )
@@ -313,7 +316,7 @@ def _faults(images: list[LabelledRef], names: tuple[str, ...], target: str | Pat
     if single:
         given = f"{target}: {len(single)} classes have one train image: {shown(single, 10)}"
         errors.append(
-            TutelageError(given, "at least 2 train images per class", "add images, or name the `classes` to keep")
+            TutelageError(given, "at least 2 train images per class", "add images, or name the others with --classes")
         )
     for split in ("val", "test"):
         lost = sorted({i.label for i in images if i.split == split} - train.keys())

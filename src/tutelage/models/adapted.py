@@ -14,6 +14,7 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from tutelage.errors import TutelageError
 from tutelage.models.heads import LinearHead
 from tutelage.models.teachers import Encoder, build_teacher
 from tutelage.models.weights import weights_hash
@@ -114,6 +115,11 @@ def load_adapted(folder: Path, result: dict[str, Any], weights: str, accelerator
     about = result["teacher"]
     if result["mode"] == "probe":
         encoder = build_teacher(about["name"], weights, about["size"])
+        if encoder.hash != about["hash"]:
+            raise TutelageError(
+                f"--teacher-weights {weights}: other weights than those that the teacher in {folder} was adapted with",
+                "the weights that `adapt` saw", "give those again, or another --out",
+            )  # fmt: skip
         head = LinearHead(**load_arrays(folder / "head.safetensors"))
         network = network_of(encoder, accelerator)
         size = sum(p.numel() for p in encoder.module.parameters()) + head.weight.size + head.bias.size

@@ -15,6 +15,7 @@ from tutelage.metrics import softmax
 # Inverse strength of the L2 penalty on standardised features, as scikit-learn's C. With 10 labels per class and 1,280
 # features the best is near 1e-3; ten times more or less costs about a point.
 STRENGTHS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 1e-1)
+NEVER = -30.0  # logit of a class without an image
 
 
 @dataclass(frozen=True)
@@ -52,14 +53,18 @@ def fit_probe(
     from threadpoolctl import threadpool_limits
 
     mean, std = scale
+    full_weight = np.zeros((classes, features.shape[1]))
+    full_bias = np.full(classes, NEVER)
+    present = np.unique(labels)
+    if len(present) == 1:  # a fold may leave one class, which scikit-learn refuses
+        full_bias[present] = 0
+        return LinearHead(full_weight.astype(np.float32), full_bias.astype(np.float32))
     model = LogisticRegression(C=strength, max_iter=2000, class_weight=None if class_weight == "none" else "balanced")
     with threadpool_limits(1):  # two waiting BLAS threads beside another busy process were 100 times slower than one
         model.fit((features - mean) / std, labels)
     weight, bias = model.coef_, model.intercept_
     if len(model.classes_) == 2:  # scikit-learn keeps one row for two classes
         weight, bias = np.concatenate([-weight / 2, weight / 2]), np.concatenate([-bias / 2, bias / 2])
-    full_weight = np.zeros((classes, features.shape[1]))
-    full_bias = np.full(classes, -30.0)
     full_weight[model.classes_] = weight / std
     full_bias[model.classes_] = bias - (weight / std) @ mean
     return LinearHead(full_weight.astype(np.float32), full_bias.astype(np.float32))

@@ -1,6 +1,14 @@
-"""Short names for the models that people use, and the licences of known weights. No torch, no timm."""
+"""What can be known of models without loading torch or timm: short names, licences, sizes, where weights may lie."""
 
 from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from tutelage.errors import TutelageError, did_you_mean
+
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")  # of files with weights
 
 TEACHERS = {
     "dinov2-s": "vit_small_patch14_dinov2.lvd142m",
@@ -86,3 +94,46 @@ def licence_of(tag_or_package: str, stated: str | None = None) -> str:
         stated: what timm says of them, for the rest.
     """
     return LICENCES.get(tag_or_package) or _SPELLING.get(stated or "", stated or "unknown")
+
+
+def full_name(name: str, kind: str = "teacher") -> str | None:
+    """timm's name for a short name; None for what is none. `kind`: "teacher" or "student", whose names come first."""
+    own, other = (STUDENTS, TEACHERS) if kind == "student" else (TEACHERS, STUDENTS)
+    return own.get(name) or other.get(name)
+
+
+def check_size(name: str, size: int, kind: str = "teacher") -> None:
+    """Refuse a size that a model cannot take, before anything is built. `name`: timm's; `size`: pixels."""
+    patch = re.search(r"patch(\d+)", name)
+    step = int(patch[1]) if patch else 1
+    lowest = step if patch else 16
+    if size >= lowest and size % step == 0:
+        return
+    below, above = size // step * step, (size // step + 1) * step
+    near = f"{below} or {above}" if below >= lowest else f"{max(above, lowest)} or {max(above, lowest) + step}"
+    allowed = f"multiples of its patch, {step} px" if patch else f"{lowest} px or more"
+    raise TutelageError(f"--{kind}-size {size} for {name}", allowed, f"use {near}")
+
+
+def weights_path(weights: str, kind: str = "teacher") -> Path | None:
+    """The file that a weight spec names; None for "pretrained" and "scratch".
+
+    Raises:
+        TutelageError: no such file, a folder, or an ending that is not read.
+    """
+    if weights in ("pretrained", "scratch"):
+        return None
+    given, path = f"--{kind}-weights {weights}", Path(weights).expanduser()
+    allowed = f"pretrained, scratch, or a file that exists ({', '.join(SUFFIXES)})"
+    if path.is_dir():
+        raise TutelageError(f"{given}: a folder", allowed, "name the file in it")
+    if not path.exists():
+        words = ["pretrained", "scratch"] if os.sep not in weights and "." not in weights else []
+        try:
+            beside = [entry.name for entry in path.absolute().parent.iterdir() if entry.suffix in SUFFIXES]
+        except OSError:
+            beside = []
+        raise TutelageError(f"{given}: no such file", allowed, did_you_mean(path.name, [*words, *beside]))
+    if path.suffix not in SUFFIXES:
+        raise TutelageError(f"{given}: a file ending in {path.suffix!r}", allowed, "rename or convert it")
+    return path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import nn
 
 from tutelage.errors import TutelageError, did_you_mean, shown
-from tutelage.models.names import STUDENTS, TEACHERS
+from tutelage.models.names import STUDENTS, TEACHERS, check_size, full_name
 from tutelage.models.weights import Source, create, weights_hash
 
 
@@ -44,12 +43,12 @@ def resolve(name: str, kind: str = "teacher") -> str:
     Raises:
         TutelageError: unknown, with the nearest names.
     """
+    if full := full_name(name, kind):
+        return full
     import timm
     from timm.models import get_arch_pretrained_cfgs
 
     own, other = (STUDENTS, TEACHERS) if kind == "student" else (TEACHERS, STUDENTS)
-    if name in own or name in other:
-        return own.get(name) or other[name]
     arch, _, tag = name.partition(".")
     if not timm.is_model(arch) or ":" in name:
         known = timm.list_models()
@@ -84,17 +83,10 @@ def input_statistics(name: str) -> tuple[tuple[float, float, float], tuple[float
     return (m1, m2, m3), (s1, s2, s3)
 
 
-def check_size(name: str, size: int, kind: str = "teacher") -> None:
-    """Refuse a size that a model cannot take, before anything is built. `name`: timm's; `size`: pixels."""
-    patch = re.search(r"patch(\d+)", name)
-    step = int(patch[1]) if patch else 1
-    lowest = step if patch else 16
-    if size >= lowest and size % step == 0:
-        return
-    below, above = size // step * step, (size // step + 1) * step
-    near = f"{below} or {above}" if below >= lowest else f"{max(above, lowest)} or {max(above, lowest) + step}"
-    allowed = f"multiples of its patch, {step} px" if patch else f"{lowest} px or more"
-    raise TutelageError(f"--{kind}-size {size} for {name}", allowed, f"use {near}")
+def unusual_size(name: str, size: int) -> bool:
+    """Whether an architecture of fixed size is asked for another size. `name`: timm's; `size`: pixels."""
+    cfg = _cfg(name)
+    return bool(cfg.fixed_input_size and size != cfg.input_size[-1] and "patch" not in name)
 
 
 def build(name: str, weights: str, classes: int, size: int, kind: str) -> tuple[nn.Module, Source]:
@@ -106,8 +98,7 @@ def build(name: str, weights: str, classes: int, size: int, kind: str) -> tuple[
         TutelageError: the architecture cannot take the size, or weights that cannot be had or do not fit.
     """
     check_size(name, size, kind)
-    cfg = _cfg(name)
-    unusual = cfg.fixed_input_size and size != cfg.input_size[-1] and "patch" not in name
+    cfg, unusual = _cfg(name), unusual_size(name, size)
     try:
         module, source = create(name, weights, classes, size, kind)
         if unusual:  # some say only in the forward pass that they cannot
@@ -125,7 +116,8 @@ def build_teacher(name: str, weights: str = "pretrained", size: int | None = Non
 
     Args:
         name: alias or any name of timm's.
-        weights: "pretrained", "scratch" (random, from torch's seed, which the caller sets) or the path of a file.
+        weights: "pretrained", "scratch" (random, but the same at every call: a teacher's outputs are kept) or the path
+            of a file.
         size: input side in pixels; None for the model's own.
 
     Raises:
@@ -133,7 +125,9 @@ def build_teacher(name: str, weights: str = "pretrained", size: int | None = Non
     """
     name = resolve(name)
     size = default_size(name) if size is None else size
-    module, source = build(name, weights, 0, size, "teacher")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module, source = build(name, weights, 0, size, "teacher")
     module.eval().requires_grad_(False)
     mean, std = input_statistics(name)
     features = int(getattr(module, "head_hidden_size", None) or getattr(module, "num_features"))  # noqa: B009

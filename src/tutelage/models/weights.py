@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import logging
-import os
 import queue
 import re
 import threading
@@ -23,13 +22,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from tutelage.errors import TutelageError, did_you_mean, shown
-from tutelage.models.names import PACKAGES, licence_of
+from tutelage.errors import TutelageError, shown
+from tutelage.models.names import PACKAGES, SUFFIXES, licence_of, weights_path
 
 State = dict[str, torch.Tensor]
 
 HUB_SECONDS = 3.0  # for one attempt to reach the hub; told within five
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 # In timm's order: averaged weights first.
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "teacher", "student")
 PREFIXES = {"module", "_orig_mod", "model", "backbone", "encoder", "teacher", "student", "net", "visual_encoder"}
@@ -103,10 +101,7 @@ def read_file(path: Path, kind: str = "teacher") -> State:
     """
     given = f"--{kind}-weights {path}"
     allowed = f"a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file of tensors"
-    if not path.is_file():
-        raise TutelageError(f"{given}: {'a folder' if path.is_dir() else 'no such file'}", allowed)
-    if path.suffix not in SUFFIXES:
-        raise TutelageError(f"{given}: a file ending in {path.suffix!r}", allowed)
+    weights_path(str(path), kind)
     mend = "save only the tensors: safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
     try:
         if path.suffix == ".safetensors":
@@ -273,6 +268,8 @@ def _cached(cfg: Any) -> Path | None:
     """The file of a model in the hub's cache on this disk."""
     from huggingface_hub import try_to_load_from_cache
 
+    if not cfg.hf_hub_id or cfg.custom_load == "hf":
+        return None
     for file in [cfg.hf_hub_filename] if cfg.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]:
         found = try_to_load_from_cache(cfg.hf_hub_id, file)
         if isinstance(found, str):
@@ -281,26 +278,56 @@ def _cached(cfg: Any) -> Path | None:
 
 
 def _from_hub(name: str, classes: int | None, options: dict[str, Any], kind: str) -> tuple[nn.Module, str]:
-    from timm.models import get_pretrained_cfg
-
-    cfg = get_pretrained_cfg(name)
-    where = cfg and (cfg.hf_hub_id or cfg.url)
-    if cfg is None or not where:
-        raise TutelageError(f"--{kind} {name}: timm has no weights for it", f"--{kind}-weights FILE, or scratch")
-    if cfg.hf_hub_id and cfg.custom_load != "hf" and (file := _cached(cfg)):
+    cfg, where = _hub_entry(name, kind)
+    if file := _cached(cfg):
         return _load(name, read_file(file, kind), classes, options, f"the cached file {file}"), f"hub {where}"
-    fault = hub_fault(None if cfg.hf_hub_id else str(where))
+    fault = hub_fault(None if cfg.hf_hub_id else where)
     if not fault:
         try:
             model, _ = _heard(name, {} if classes is None else {"num_classes": -1}, options)
             return model, f"hub {where}"
         except Exception as error:  # a download ends in any exception of its client
             fault = _first(str(error)) or type(error).__name__
-    raise TutelageError(
+    raise _no_hub(name, kind, where, fault)
+
+
+def _hub_entry(name: str, kind: str) -> tuple[Any, str]:
+    """timm's entry of a model's weights, and the repository or address where they are."""
+    from timm.models import get_pretrained_cfg
+
+    cfg = get_pretrained_cfg(name)
+    where = cfg and (cfg.hf_hub_id or cfg.url)
+    if cfg is None or not where:
+        raise TutelageError(f"--{kind} {name}: timm has no weights for it", f"--{kind}-weights FILE, or scratch")
+    return cfg, str(where)
+
+
+def _no_hub(name: str, kind: str, where: str, fault: str) -> TutelageError:
+    return TutelageError(
         f"--{kind} {name}: its weights cannot be had from the hub ({where}): {fault}",
         "weights from the hub, from a file or from an installed package",
         f"give --{kind}-weights FILE (.safetensors or .pth, fetched elsewhere), or {_package_way(name, kind)}",
     )
+
+
+def _from_package(name: str) -> Path | None:
+    """The file of an installed package that carries a model's weights."""
+    arch, _, tag = name.partition(".")
+    package = PACKAGES.get(arch) if tag in ("", "in1k") else None
+    return package_file(package) if package else None
+
+
+def check_within_reach(name: str, kind: str) -> None:
+    """Refuse pretrained weights that can be had nowhere, before anything is loaded. `name`: timm's.
+
+    Raises:
+        TutelageError: timm knows none, or no package, no cached file and no hub; within five seconds.
+    """
+    if _from_package(name):
+        return
+    cfg, where = _hub_entry(name, kind)
+    if not _cached(cfg) and (fault := hub_fault(None if cfg.hf_hub_id else where)):
+        raise _no_hub(name, kind, where, fault)
 
 
 def _package_way(name: str, kind: str) -> str:
@@ -331,20 +358,17 @@ def create(
     from timm.models import get_pretrained_cfg
 
     options: dict[str, Any] = _size_option(name, size) | ({} if classes is None else {"num_classes": classes})
-    arch, _, tag = name.partition(".")
     if weights == "scratch":
         return timm.create_model(name, **options), Source("scratch", "none (random weights)")
     if weights == "pretrained":
-        package = PACKAGES.get(arch) if tag in ("", "in1k") else None
-        if package and (file := package_file(package)):
+        if file := _from_package(name):
+            package = PACKAGES[name.partition(".")[0]]
             model = _load(name, read_file(file, kind), classes, options, f"package {package}")
             return model, Source(f"package {package}", licence_of(package))
         model, where = _from_hub(name, classes, options, kind)
         cfg = get_pretrained_cfg(name)
         return model, Source(where, licence_of(cfg.tag or "", cfg.license) if cfg else "unknown")
-    if os.sep not in weights and "." not in weights and not Path(weights).exists():
-        allowed = "pretrained, scratch, or the path of a file"
-        raise TutelageError(f"--{kind}-weights {weights}", allowed, did_you_mean(weights, ["pretrained", "scratch"]))
-    path = Path(weights).expanduser()
+    path = weights_path(weights, kind)
+    assert path is not None
     given = f"--{kind}-weights {weights}"
     return _load(name, read_file(path, kind), classes, options, given), Source(f"file {path}", "unknown (own file)")

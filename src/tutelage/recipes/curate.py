@@ -38,21 +38,16 @@ def curate(
     from tutelage.data.gallery import list_gallery
     from tutelage.data.store import Store, short_side
     from tutelage.data.target_set import read_target_set
-    from tutelage.models.teachers import default_size, resolve
 
-    sizes = (
-        teacher_size or default_size(resolve(teacher, "teacher")),
-        student_size or default_size(resolve(student, "student")),
-    )
     chosen_classes = [name.strip() for name in classes.split(",")] if classes else None
-    labelled = read_target_set(target, val=val, test=test, classes=chosen_classes, group_by=group_by)
-    pool = list_gallery(gallery)
     with open_run(out, cache, settings, overwrite) as (run, cache_dir):
-        side = short_side(*sizes)
+        labelled = read_target_set(target, val=val, test=test, classes=chosen_classes, group_by=group_by)
+        pool = list_gallery(gallery)
+        side = short_side(_size(teacher, teacher_size, "teacher"), _size(student, student_size, "student"))
         listing = [[ref.id, ref.fingerprint.hex()] for ref in [*labelled.refs, *pool.refs]]
         inputs = hash_of([
-            "curate", side, hash_of(listing), labelled.labels.tolist() if budget is None else None,
-            {k: settings[k] for k in ("classes", "budget", "val", "test", "group_by", "strategy", "total", "seed")},
+            "curate", side, hash_of(listing), labelled.classes, *_columns(labelled, np.arange(len(labelled.refs))).values(),
+            {k: settings[k] for k in ("budget", "strategy", "total", "seed")},
         ])  # fmt: skip
         if done := run.done("transfer_set", inputs):
             return {**done, "reused": True}
@@ -64,8 +59,23 @@ def curate(
         with progress("decode", len(store.missing(everything))) as advance:
             store.add(everything, clock.ticking(advance))
         found = _Found.of(store, labelled, pool)
-        _reject(run, found, len(everything), max_rejected)
+        _reject(run, found, len(everything) + len(labelled.rejected) + len(pool.rejected), max_rejected)
         return _write(run, inputs, clock, labelled, pool, found, settings, side)
+
+
+def _size(name: str, size: int | None, kind: str) -> int:
+    """Input side in pixels; timm (5 s) is asked only where none is given."""
+    if size is not None:
+        return size
+    from tutelage.models.teachers import default_size, resolve
+
+    return default_size(resolve(name, kind))
+
+
+def _columns(labelled, rows: np.ndarray) -> dict[str, list]:
+    """What is known of these rows of the target set: split, label, group."""
+    columns = {"split": labelled.splits, "label": labelled.labels, "group": labelled.groups}
+    return {name: column[rows].tolist() for name, column in columns.items()}
 
 
 class _Found:
@@ -81,13 +91,15 @@ class _Found:
         images, rows, bad = store.find(labelled.refs)
         others, other_rows, other_bad = store.find(pool.refs)
         keys, other_keys = ([k.tobytes() for k in part.keys] for part in (images, others))
-        rejected = [("target", r) for r in bad] + [("gallery", r) for r in [*pool.rejected, *other_bad]]
+        rejected = [("target", r) for r in [*labelled.rejected, *bad]]
+        rejected += [("gallery", r) for r in [*pool.rejected, *other_bad]]
         return cls(rows, keys, other_rows, other_keys, rejected)
 
 
 def _reject(run: Run, found: _Found, total: int, most: float) -> None:
     """Write rejected.csv; stop when a larger share than `most` cannot be used."""
     if not found.rejected:
+        (run.path / "rejected.csv").unlink(missing_ok=True)
         return
     text = io.StringIO()
     rows = csv.writer(text)
@@ -141,13 +153,11 @@ def _draw(labelled, found: _Found, budget: int | None, seed: int) -> np.ndarray:
     train = [i for i in train if not (found.target_keys[i] in seen or seen.add(found.target_keys[i]))]
     rows = np.array([found.target_rows[i] for i in train], dtype=np.int64)
     labels = labelled.labels[rows]
-    for class_number, name in enumerate(labelled.classes):
-        if not (labels == class_number).any():
-            raise TutelageError(
-                f"class {name!r} has no usable train image",
-                "at least one per class",
-                "see rejected.csv in the run folder",
-            )
+    if lost := [name for number, name in enumerate(labelled.classes) if not (labels == number).any()]:
+        raise TutelageError(
+            f"no train image that can be used in {len(lost)} classes: {shown(map(repr, lost), 10)}",
+            "at least one per class", "rejected.csv in the run folder says why; mend the images, or leave out --classes",
+        )  # fmt: skip
     for line in shortfalls(labels, budget, labelled.classes):
         say(line)
     chosen = draw_budget(labels, [found.target_keys[i] for i in train], budget, seed, labelled.groups[rows])
@@ -184,6 +194,7 @@ def _write(run: Run, inputs: str, clock, labelled, pool, found: _Found, settings
         )  # fmt: skip
     picked = STRATEGIES[settings["strategy"]](len(candidates), len(drawn), settings["total"], settings["seed"])
     chosen = [candidates[i] for i in picked]
+    (run.path / "transfer_set" / "leaks.csv").unlink(missing_ok=True)
     if leaks:
         text = io.StringIO()
         csv.writer(text).writerows(
@@ -194,7 +205,7 @@ def _write(run: Run, inputs: str, clock, labelled, pool, found: _Found, settings
     kept = np.concatenate([drawn, [row for row in key_of if labelled.splits[row] != "train"]]).astype(np.int64)
     write_manifest(
         run.path / "target_set" / "manifest.parquet", [labelled.refs[i] for i in kept],
-        {"split": labelled.splits[kept].tolist(), "label": labelled.labels[kept].tolist(), "group": labelled.groups[kept].tolist()},
+        _columns(labelled, kept),
     )  # fmt: skip
     refs = [labelled.refs[i] for i in drawn] + [pool.refs[i] for i in chosen]
     none = [None] * len(refs)
@@ -213,7 +224,9 @@ def _write(run: Run, inputs: str, clock, labelled, pool, found: _Found, settings
         f"transfer set {len(refs):,} of {len(pool.refs):,} gallery images and the labelled ones"
     )
     result = {
-        "outputs": hash_of([[k.hex() for k in keys], labelled.labels[kept].tolist(), [ref.id for ref in refs]]),
+        "outputs": hash_of([
+            [k.hex() for k in keys], labelled.classes, *_columns(labelled, kept).values(), [ref.id for ref in refs]
+        ]),
         "task": labelled.task, "classes": list(labelled.classes), "store_side": side, "images": {**counts, "transfer": len(refs)},
         "gallery": len(pool.refs), "leaks": len(leaks), "duplicates": twice, "rejected": len(found.rejected),
         "seconds": clock.stop(),

@@ -12,13 +12,17 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from tutelage import config as c
+from tutelage.config import recipe
+
 PACKAGES = ("tutelage", "torch", "torchvision", "timm", "accelerate", "faiss-cpu", "numpy", "pillow")
 EXTRAS = ("onnx", "onnxruntime", "tensorboard", "wandb", "mlflow", "ray", "segmentation_models_pytorch")
 GIB = 2**30
 DISK_GIB, MEMORY_GIB = 10, 4  # below these, a warning: 50,000 images at 224 px take 7 GiB decoded
 
 
-def doctor(*, json: bool = False, cache: str = "cache") -> dict[str, Any]:
+@recipe
+def doctor(*, cache: c.Cache = "cache", json: c.Json = False) -> dict[str, Any]:
     """Look at the machine and say what to change.
 
     Args:

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tutelage.progress import main_process
+from tutelage.progress import main_process, say
+from tutelage.recipes.preflight import preflight
 from tutelage.runs import Run, whole
 
 _HELD: dict[Path, Run] = {}  # run folders that this process holds already: `run` calls the stages inside its own lock
@@ -21,7 +22,8 @@ def open_run(out: str, cache: str | None, settings: dict[str, Any], overwrite: b
 
     Args:
         out: the folder. cache: of decoded images and teacher outputs; None means cache/ beside the run folder.
-        settings: of the stage, by name; refused when the folder holds a run with other ones.
+        settings: of the stage, by name; all that cannot work is told before anything is read or written. Refused when
+            the folder holds a run with other ones.
         overwrite: move a run with other settings aside.
 
     Yields:
@@ -32,8 +34,11 @@ def open_run(out: str, cache: str | None, settings: dict[str, Any], overwrite: b
     if path in _HELD or not main_process():
         yield _HELD.get(path) or Run(path), cache_dir
         return
+    if settings:
+        preflight({**settings, "out": out}, cache_dir)
     with Run(path) as run:
-        run.claim(settings, overwrite)
+        if old := run.claim(settings, overwrite):
+            say(f"the run that was in {out} is now in {old}")
         _HELD[path] = run
         try:
             yield run, cache_dir

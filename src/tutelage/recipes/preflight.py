@@ -1,0 +1,171 @@
+"""Before anything is read or written: every setting that cannot work, told at once.
+
+What needs neither torch nor timm comes first, so that a mistyped path is told in a second; a name that is not in our
+own table needs timm's list (5 s) and is told in the same message. Weights from the hub are asked for, and weights in
+files are loaded once on trial, before the first image is decoded.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tutelage.errors import SeveralErrors, TutelageError, raise_all
+from tutelage.models.names import check_size, full_name, weights_path
+from tutelage.runs import Run
+
+KINDS = ("teacher", "student")
+FIXED = ("patch", "efficientvit_m")  # in the names of those of our own table whose size is part of the architecture
+
+
+def preflight(settings: dict[str, Any], cache: Path) -> None:
+    """Check the settings of `run` or of one stage; those that are not there are not looked at.
+
+    Args:
+        settings: by name. cache: the folder that will hold decoded images and teacher outputs.
+
+    Raises:
+        TutelageError: everything that cannot work, in one message.
+    """
+    if "target" not in settings:  # a later stage
+        Run(settings["out"]).result("transfer_set", "this stage")
+    faults: list[TutelageError] = []
+    _try(faults, lambda: _check_folders(settings, cache))
+    _try(faults, lambda: _check_data(settings))
+    _try(faults, lambda: _check_tracker(settings.get("tracker", "none")))
+    for kind in KINDS:
+        if f"{kind}_weights" in settings:
+            _try(faults, lambda kind=kind: weights_path(settings[f"{kind}_weights"], kind))
+    named = [kind for kind in KINDS if kind in settings]
+    ours = {kind: full_name(settings[kind], kind) for kind in named}
+    if not faults or not all(ours.values()):
+        _check_machine(faults, settings)
+        for kind in named:
+            _try(faults, lambda kind=kind: _check_model(settings, kind, hub=not faults))
+    else:
+        for kind in named:
+            _try(faults, lambda kind=kind: _check_alias_size(ours[kind], settings.get(f"{kind}_size"), kind))
+    raise_all(faults)
+    for kind in named:
+        _try(faults, lambda kind=kind: _try_file(settings, kind))
+    raise_all(faults)
+
+
+def _try(faults: list[TutelageError], check: Callable[[], object]) -> None:
+    """Run one check and keep what it finds."""
+    try:
+        check()
+    except SeveralErrors as several:
+        faults += several.errors
+    except TutelageError as error:
+        faults.append(error)
+
+
+def _check_folders(settings: dict[str, Any], cache: Path) -> None:
+    faults: list[TutelageError] = []
+    out = Path(settings["out"])
+    for name, folder in (("out", out), ("cache", cache)):
+        if why := _not_writable(folder):
+            mend = f"choose another --{name}" if name == "out" or settings.get("cache") else "give --cache DIR"
+            faults.append(TutelageError(f"--{name} {folder}: {why}", "a folder that can be made and written", mend))
+    if not faults and (others := _others(out)):
+        faults.append(TutelageError(
+            f"--out {out}: a folder with other things in it, such as {others[0]}", "a new folder, an empty one, or a run's",
+            f"--out {out / 'run'}",
+        ))  # fmt: skip
+    raise_all(faults)
+
+
+def _not_writable(folder: Path) -> str:
+    """Why a folder can neither be made nor written to; an empty text when it can."""
+    folder = folder.absolute()
+    there = next(place for place in (folder, *folder.parents) if place.exists() or place.is_symlink())
+    if not there.is_dir():
+        return f"{'it' if there == folder else there} is a file" if there.exists() else f"{there} is a link to nothing"
+    try:
+        read_only = bool(os.statvfs(there).f_flag & os.ST_RDONLY)
+    except OSError:
+        read_only = False
+    if read_only:
+        return f"{there} is on a disk that is mounted read-only"
+    return "" if os.access(there, os.W_OK | os.X_OK) else f"no permission to write in {there}"
+
+
+def _others(out: Path) -> list[str]:
+    """What lies in a folder that is not a run's; nothing for a run's folder, an empty one and one that is not there."""
+    if not out.is_dir() or (out / ".lock").exists() or (out / "transfer_set").is_dir():
+        return []
+    return sorted(name for name in os.listdir(out) if not name.startswith("."))
+
+
+def _check_data(settings: dict[str, Any]) -> None:
+    if "target" not in settings:
+        return
+    from tutelage.data.sources import missing
+    from tutelage.data.target_set import check_places
+
+    faults: list[TutelageError] = []
+    splits = {name: settings[name] for name in ("val", "test")}
+    _try(faults, lambda: check_places(settings["target"], splits, settings["group_by"]))
+    for place in settings["gallery"]:
+        if not Path(place).exists():
+            fault = missing(place)
+            faults.append(TutelageError(f"--gallery {fault.given}", fault.allowed, fault.mend))
+    raise_all(faults)
+
+
+def _check_tracker(tracker: str) -> None:
+    if tracker != "none" and importlib.util.find_spec(tracker) is None:
+        raise TutelageError(
+            f"--tracker {tracker}: the package is not installed", "none, or an installed tracker",
+            f"pip install {tracker}",
+        )  # fmt: skip
+
+
+def _check_machine(faults: list[TutelageError], settings: dict[str, Any]) -> None:
+    device, precision = settings.get("device", "auto"), settings.get("precision", "auto")
+    if device in ("auto", "cpu") and precision != "fp16":
+        return
+    from tutelage.compute import check_hardware
+
+    _try(faults, lambda: check_hardware(device, "auto"))
+    if precision == "fp16":
+        _try(faults, lambda: check_hardware("auto" if faults else device, precision))
+
+
+def _check_alias_size(name: str | None, size: int | None, kind: str) -> None:
+    if name and size is not None:
+        check_size(name, size, kind)
+
+
+def _check_model(settings: dict[str, Any], kind: str, hub: bool) -> None:
+    """Name, size and, with `hub`, whether pretrained weights can be had."""
+    name, weights, size = settings[kind], settings.get(f"{kind}_weights", "scratch"), settings.get(f"{kind}_size")
+    full = full_name(name, kind)
+    if full and size is not None and weights != "pretrained" and not any(word in full for word in FIXED):
+        return check_size(full, size, kind)  # no need of timm
+    from tutelage.models.teachers import build, resolve, unusual_size
+    from tutelage.models.weights import check_within_reach
+
+    full = resolve(name, kind)
+    if size is not None:
+        check_size(full, size, kind)
+        if unusual_size(full, size):
+            build(full, "scratch", 0, size, kind)
+    if hub and weights == "pretrained":
+        check_within_reach(full, kind)
+    return None
+
+
+def _try_file(settings: dict[str, Any], kind: str) -> None:
+    weights = settings.get(f"{kind}_weights", "scratch")
+    if weights_path(weights, kind) is None:
+        return
+    from tutelage.models.teachers import default_size, resolve
+    from tutelage.models.weights import create
+
+    name = resolve(settings[kind], kind)
+    create(name, weights, 0, settings.get(f"{kind}_size") or default_size(name), kind)

@@ -1,0 +1,107 @@
+"""What tests of the command share: a tiny task, models that train in seconds, and the command in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+MODELS = (
+    *("--teacher", "efficientnet-lite0", "--teacher-weights", "scratch", "--teacher-size", "32"),
+    *("--student", "mobilenetv3-s-050", "--student-size", "32"),
+)
+SHORT = (*("--views", "1", "--steps", "2", "--batch-size", "8", "--refine", "none"), "--no-baseline", "--finetune", "keep")
+
+
+def draw(path: Path, label: int, number: int, size: int = 48) -> None:
+    """One image of a class: waves as close as the label says, with noise of its own."""
+    random = np.random.default_rng([label, number])
+    waves = 128 + 60 * np.sin(np.arange(size) * (0.2 + 0.25 * label))
+    pixels = waves[None, :, None] + random.normal(0, 25, (size, size, 3)) + random.integers(-20, 20, 3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(path)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A target set of 3 classes (6 train and 4 test images each) and a gallery of 24 images, all in `root`."""
+
+    root: Path
+
+    @property
+    def target(self) -> Path:
+        return self.root / "target"
+
+    @property
+    def gallery(self) -> Path:
+        return self.root / "gallery"
+
+    @property
+    def out(self) -> Path:
+        return self.root / "runs" / "first"
+
+    def words(self, command: str = "run", *more: str) -> list[str]:
+        """The words of `run` or `curate` on this task with tiny models."""
+        data = ["--target", str(self.target), "--gallery", str(self.gallery), "--out", str(self.out)]
+        models = [*MODELS[:2], *MODELS[4:]] if command == "curate" else [*MODELS, *SHORT]
+        given = set(more)
+        kept = []
+        for word in [*data, *models]:  # what `more` says anew is left out
+            if word.startswith("--"):
+                flag = word
+            if flag not in given:
+                kept.append(word)
+        return [command, *kept, *more]
+
+    def files(self) -> list[str]:
+        """What lies in the run folder, the clocks of stages under way and the lock left out."""
+        paths = (p.relative_to(self.out).as_posix() for p in self.out.rglob("*") if p.is_file())
+        return sorted(p for p in paths if not p.endswith("seconds.json") and p != ".lock")
+
+
+def make_task(root: Path) -> Task:
+    """Draw the tiny task."""
+    task, number = Task(root), 0
+    for split, count in (("train", 6), ("test", 4)):
+        for label in range(3):
+            for i in range(count):
+                draw(task.target / split / f"c{label}" / f"{i}.png", label, number := number + 1)
+    for i in range(24):
+        draw(task.gallery / f"{i}.png", i % 3, number := number + 1)
+    return task
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory) -> Task:
+    """The tiny task, drawn once; tests copy it."""
+    return make_task(tmp_path_factory.mktemp("drawn"))
+
+
+@pytest.fixture
+def task(drawn, tmp_path) -> Task:
+    """A copy of the tiny task that a test may spoil."""
+    return Task(Path(shutil.copytree(drawn.root, tmp_path / "task")))
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Variables for the command: no active waiting, no hub."""
+    return {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "HF_ENDPOINT": "http://127.0.0.1:9", "COLUMNS": "120", **more}
+
+
+@pytest.fixture(scope="session")
+def tutelage() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """tutelage(*words): the command in a process of its own; the hub refuses connections."""
+
+    def call(*words: str, options: tuple[str, ...] = (), **more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, *options, "-m", "tutelage", *words]
+        return subprocess.run(command, env=environment(**more), capture_output=True, text=True, timeout=300, check=False)
+
+    return call

@@ -1,0 +1,505 @@
+"""What the command says and leaves behind when something is wrong with what it was given.
+
+Every fault goes through the command in a process of its own: exit code 2, a message of three parts, no traceback, and
+nothing of the user's is lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import os
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import MODELS, SHORT, Task, draw, environment, make_task
+
+from tutelage.runs import Run
+
+BEGUN = ["settings.toml"]  # a run folder in which no stage has finished
+
+
+def refused(done: subprocess.CompletedProcess[str]) -> str:
+    """The message of a command that must have refused."""
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert done.stderr.count("given: ") == done.stderr.count("allowed: ") > 0
+    return done.stderr
+
+
+def rejected(task: Task) -> dict[str, str]:
+    with (task.out / "rejected.csv").open(newline="", encoding="utf-8") as file:
+        return {row["image"]: row["reason"] for row in csv.DictReader(file)}
+
+
+# The command line and the TOML file
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["rum"], "did you mean 'run'"),
+        (["run", "--teachr", "dinov2-s"], "did you mean '--teacher'"),
+        (["run", "--views", "many"], "--views"),
+        (["run", "--views", "1", "--views", "2"], "--views specified multiple times"),
+        (["run", "--target", "d", "--gallery", "g", "--out", "o", "--flip", "horizontl"], "did you mean 'horizontal'?"),
+        (["run", "--target", "d", "--gallery", "g", "--out", "o", "--lr", "2"], "--lr 2.0"),
+        (["run", "--target", "d", "--gallery", "g", "--out", "o", "--mixup", "inf"], "--mixup inf"),
+        (["run", "--target"], "--target"),
+        (["run", "d"], "d"),
+        (["evaluate", "--run", "nowhere"], "nowhere holds no run"),
+        (["adapt", "--out", "nowhere"], "tutelage curate"),
+    ],
+)
+def test_words_that_make_no_command(tutelage, words, told, tmp_path, monkeypatch):
+    """Unknown commands, flags and values are told with what is allowed, and nothing is written."""
+    monkeypatch.chdir(tmp_path)
+    assert told in refused(tutelage(*words))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_settings_are_told_together(tutelage):
+    """A bare `run` names all three settings that it needs."""
+    text = refused(tutelage("run"))
+    assert all(f"no --{name}" in text for name in ("target", "gallery", "out"))
+
+
+def test_bad_toml(tutelage, tmp_path):
+    """A TOML file that is missing, broken, or has unknown keys or impossible values is told with its place."""
+    file = tmp_path / "settings.toml"
+    file.write_text("views = [")
+    assert "line 1" in refused(tutelage("run", "--config", str(file)))
+    assert "did you mean 'settings.toml'?" in refused(tutelage("run", "--config", str(tmp_path / "setings.toml")))
+    file.write_text('teechr = "dinov2-s"\nbudget = 0\nsmoke = "perhaps"\n[run]\nseed = 1\n')
+    text = refused(tutelage("run", "--config", str(file)))
+    assert "did you mean 'teacher'?" in text
+    assert f"{file}: setting 'run'" in text
+    assert "--budget 0" in text
+    assert "--smoke perhaps" in text
+
+
+def test_flag_beats_file(tutelage, task):
+    """A flag stands over the TOML file, and the file over the default."""
+    file = task.root / "settings.toml"
+    file.write_text(f'target = "{task.root / "absent"}"\nseed = 7\nbudget = 3\n')
+    done = tutelage(*task.words("curate", "--config", str(file), "--budget", "2"))
+    assert done.returncode == 0, done.stderr
+    settings = Run(task.out).settings()["settings"]
+    assert (settings["seed"], settings["budget"], settings["target"]) == (7, 2, str(task.target))
+
+
+# Settings that cannot work
+
+
+def test_all_faults_of_settings_are_told_at_once(tutelage, task):
+    """Names, sizes, devices, weights, paths and folders that cannot work are told in one message; nothing is written."""
+    (task.root / "runs").write_text("a file")
+    (task.root / "mine.safetensors").write_text("")
+    words = [
+        *("--target", f"{task.target}s", "--gallery", str(task.gallery), str(task.root / "galery"), "--test", "1.5"),
+        *("--group-by", "(", "--teacher", "dinov2-z", "--student", "fastvit-t9", "--student-size", "32"),
+        *("--student-weights", str(task.root / "min.safetensors"), "--device", "mps", "--precision", "fp16"),
+        *("--tracker", "wandb" if not _installed("wandb") else "mlflow"),
+    ]
+    text = refused(tutelage(*task.words("run", *words)))
+    for told in (
+        f"--target {task.target}s: no such", "did you mean 'target'?", f"--gallery {task.root / 'galery'}: no such",
+        "did you mean 'gallery'?", "--test 1.5", "--group-by '('", "--teacher dinov2-z: no such model", "'dinov2-s'",
+        "--student fastvit-t9: no such model", "'fastvit-t8'", "min.safetensors: no such file", "'mine.safetensors'",
+        "--device mps", "--precision fp16", "--tracker", f"--out {task.out}: {task.root / 'runs'} is a file", "--cache",
+    ):  # fmt: skip
+        assert told in text, told
+    assert sorted(p.name for p in task.root.iterdir()) == ["gallery", "mine.safetensors", "runs", "target"]
+
+
+def _installed(name: str) -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec(name) is not None
+
+
+def test_a_mistyped_path_is_told_before_torch_loads(tutelage, task):
+    """With names that we know, a fault of paths costs no import of torch or timm."""
+    done = tutelage(*task.words("run", "--target", "absent"), options=("-X", "importtime"))
+    message = "\n".join(line for line in done.stderr.splitlines() if not line.startswith("import time"))
+    assert done.returncode == 2
+    assert "--target absent: no such file or folder" in message
+    assert "| torch" not in done.stderr.replace("|   ", "| ")
+    assert " timm\n" not in done.stderr
+    assert not task.out.parent.exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--teacher", "dinov2-s", "--teacher-size", "100"], "use 98 or 112"),
+        (["--student", "efficientformer_l1", "--student-size", "96"], "use 224 px"),
+        (["--teacher", "resnet18", "--student", "mobilenetv9", "--student-size", "64"], "--student mobilenetv9: no such"),
+    ],
+)
+def test_curate_checks_models_too(tutelage, task, more, told):
+    """Sizes and names are checked by `curate` as well, whether or not a size is given."""
+    assert told in refused(tutelage(*task.words("curate", *more)))
+    assert not task.out.parent.exists()
+
+
+@contextlib.contextmanager
+def silent_server() -> Iterator[str]:
+    """An address that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0), backlog=8) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_hub_out_of_reach(tutelage, task):
+    """A hub that does not answer is told within five seconds with two other ways, before an image is decoded."""
+    words = task.words("run", "--teacher", "dinov2-s", "--teacher-weights", "pretrained", "--teacher-size", "98")
+    with silent_server() as address:
+        began = time.monotonic()
+        subprocess.run([sys.executable, "-c", "import timm, tutelage.models.teachers"], env=environment(), check=True)
+        loading, began = time.monotonic() - began, time.monotonic()
+        text = refused(tutelage(*words, HF_ENDPOINT=address, HF_HOME=str(task.root / "hub")))
+        assert time.monotonic() - began < 5 + 1.5 * loading + 1
+    assert "--teacher dinov2-s" in text or "vit_small_patch14_dinov2" in text
+    assert "--teacher-weights FILE" in text
+    assert "package" in text
+    assert not task.out.parent.exists()
+
+
+def test_weights_that_do_not_fit(tutelage, task):
+    """Weights of another architecture, and weights with NaN, are refused before an image is decoded."""
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    other, spoilt = task.root / "other.safetensors", task.root / "spoilt.safetensors"
+    save_file(timm.create_model("mobilenetv3_small_075").state_dict(), other)
+    state = timm.create_model("tf_efficientnet_lite0").state_dict()
+    state["conv_head.weight"][0] = torch.nan
+    save_file(state, spoilt)
+    text = refused(tutelage(*task.words("run", "--student-weights", str(other), "--teacher-weights", str(spoilt))))
+    assert "blocks.0.0.conv_pw.weight: (16, 16, 1, 1) in the file, (8, 16, 1, 1) in the model" in text
+    assert "NaN or infinity in conv_head.weight" in text
+    assert not task.out.parent.exists()
+
+
+def test_read_only_output(tutelage, task):
+    """A run folder on a disk mounted read-only is refused; nothing changes there."""
+    there = task.root / "read-only"
+    there.mkdir()
+    with mounted("--bind", str(there), str(there)):
+        subprocess.run(["mount", "-o", "remount,ro,bind", str(there)], check=True)
+        assert "mounted read-only" in refused(tutelage(*task.words("run", "--out", str(there / "run"))))
+        assert list(there.iterdir()) == []
+
+
+@contextlib.contextmanager
+def mounted(*words: str) -> Iterator[None]:
+    """A mount for the length of a test, which is skipped where mounting is not permitted."""
+    done = subprocess.run(["mount", *words], capture_output=True, text=True, check=False) if shutil.which("mount") else None
+    if done is None or done.returncode:
+        pytest.skip(f"mounting is not permitted here: {done.stderr.strip() if done else 'no mount'}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", words[-1]], check=True)
+
+
+def test_a_folder_with_other_things_in_it(tutelage, task):
+    """A run is not written among the user's own files."""
+    text = refused(tutelage(*task.words("run", "--out", str(task.target))))
+    assert "a folder with other things in it" in text
+    assert sorted(p.name for p in task.target.iterdir()) == ["test", "train"]
+
+
+# Data that cannot be used
+
+
+def test_empty_folders(tutelage, task):
+    """A target set and a gallery without images are told, with the forms that can be read."""
+    (task.root / "empty").mkdir()
+    text = refused(tutelage(*task.words("run", "--target", str(task.root / "empty"))))
+    assert "no labelled images" in text
+    assert "train|val|test/<class>/*" in text
+    assert "no images in it" in refused(tutelage(*task.words("run", "--gallery", str(task.root / "empty"))))
+    assert task.files() == BEGUN
+
+
+def test_a_mended_setting_goes_on_in_the_same_folder(tutelage, task):
+    """While no stage has finished, another setting is no other run: who mends a path need not choose a new folder."""
+    (task.root / "empty").mkdir()
+    refused(tutelage(*task.words("curate", "--gallery", str(task.root / "empty"))))
+    assert tutelage(*task.words("curate")).returncode == 0
+
+
+def test_one_class(tutelage, task):
+    """One class is no task."""
+    text = refused(tutelage(*task.words("run", "--target", str(task.target / "train" / "c0"))))
+    assert "no labelled images" in text or "no class folder" in text
+    for name in ("c1", "c2"):
+        shutil.rmtree(task.target / "train" / name)
+        shutil.rmtree(task.target / "test" / name)
+    assert "one class only (c0)" in refused(tutelage(*task.words()))
+    assert task.files() == BEGUN
+
+
+def test_class_with_one_image_and_test_classes_without_train(tutelage, task):
+    """A class with one image and test classes that train lacks are told together, by name."""
+    for i in range(1, 6):
+        (task.target / "train" / "c0" / f"{i}.png").unlink()
+    draw(task.target / "test" / "c3" / "0.png", 3, 99)
+    text = refused(tutelage(*task.words()))
+    assert "have one train image: c0" in text
+    assert "test has classes that train lacks: c3" in text
+    assert task.files() == BEGUN
+
+
+def spoil(folder: Path) -> dict[str, str]:
+    """Put images that cannot be used into a folder; their names and a word of the reason."""
+    whole = folder / "0.png"
+    (folder / "cut.png").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    (folder / "zero.jpg").write_bytes(b"")
+    (folder / "text.jpg").write_text("this is no image")
+    (folder / "noise.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(range(200)))
+    _huge(folder / "huge.png", 20_000)
+    os.symlink(folder / "nothing.png", folder / "link.png")
+    reasons = {"cut": "cut off", "zero": "empty", "text": "not an image", "noise": "cannot be decoded", "huge": "pixels"}
+    reasons = {f"{name}.{'jpg' if name in ('zero', 'text') else 'png'}": why for name, why in reasons.items()}
+    return {**reasons, "link.png": "a link to nothing"}
+
+
+def _huge(path: Path, side: int) -> None:
+    """A whole black-and-white PNG of side x side pixels, 50 kB."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = zlib.compress(bytes((1 + (side + 7) // 8) * side), 1)
+    head = struct.pack(">2I5B", side, side, 1, 0, 0, 0, 0)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
+
+
+def test_unusable_images(tutelage, task):
+    """Images that cannot be used are listed with the reason; above --max-rejected the run stops before any training."""
+    reasons = spoil(task.gallery)
+    (task.target / "train" / "c0" / "bad.png").write_bytes(b"no")
+    text = refused(tutelage(*task.words()))
+    assert "7 of 61 images cannot be used (11.5 %)" in text
+    assert "at most 5 % (--max-rejected 0.05)" in text
+    assert task.files() == ["rejected.csv", "settings.toml"]
+    told = rejected(task)
+    assert set(told) == {*reasons, "train/c0/bad.png"}
+    assert all(why in told[name] for name, why in reasons.items())
+    done = tutelage(*task.words("curate", "--max-rejected", "0.2"))
+    assert done.returncode == 0, done.stderr
+    assert set(rejected(task)) == set(told)
+    assert "7 of 61 images cannot be used; they are listed in" in done.stderr
+
+
+def test_a_class_that_loses_all_its_images(tutelage, task):
+    """When no image of a class can be used the run stops and names the class."""
+    for path in (task.target / "train" / "c1").iterdir():
+        path.write_bytes(b"")
+    text = refused(tutelage(*task.words("run", "--max-rejected", "1")))
+    assert "no train image that can be used in 1 classes: 'c1'" in text
+    assert len(rejected(task)) == 6
+
+
+def test_one_image_with_two_labels_or_in_two_splits(tutelage, task):
+    """The same pixels under two labels, or among labelled and test images, are refused with the pairs."""
+    shutil.copy(task.target / "train" / "c0" / "0.png", task.target / "train" / "c1" / "copy.png")
+    shutil.copy(task.target / "train" / "c2" / "0.png", task.target / "test" / "c2" / "copy.png")
+    text = refused(tutelage(*task.words()))
+    assert "train/c0/0.png (train, c0) = train/c1/copy.png (train, c1)" in text
+    assert "train/c2/0.png (train, c2) = test/c2/copy.png (test, c2)" in text or (
+        "test/c2/copy.png (test, c2) = train/c2/0.png (train, c2)" in text
+    )
+    assert task.files() == BEGUN
+
+
+def test_a_list_that_names_missing_files(tutelage, task):
+    """All files that a list names in vain are told at once."""
+    rows = [f"train/c{label}/{i}.png,c{label}" for label in range(3) for i in range(8)]
+    (task.target / "labels.csv").write_text("\n".join(["path,label", *rows]))
+    text = refused(tutelage(*task.words("run", "--target", str(task.target / "labels.csv"))))
+    assert "6 files are not there" in text
+    assert all(f"train/c{label}/{i}.png" in text for label in range(3) for i in (6, 7))
+    assert task.files() == BEGUN
+
+
+def test_a_corrected_label_is_seen(tutelage, task):
+    """A label that is corrected in the list counts in the next run, also when a budget is given."""
+    rows = [f"train/c{label}/{i}.png,c{label},train" for label in range(3) for i in range(6)]
+    rows += [f"test/c{label}/{i}.png,c{label},test" for label in range(3) for i in range(4)]
+    words = task.words("curate", "--target", str(task.target / "labels.csv"), "--budget", "6")
+    outputs = []
+    for row in (rows[0], rows[0].replace("c0,train", "c1,train")):
+        (task.target / "labels.csv").write_text("\n".join(["path,label,split", row, *rows[1:]]))
+        done = tutelage(*words)
+        assert done.returncode == 0, done.stderr
+        outputs.append(json.loads((task.out / "transfer_set" / "result.json").read_text())["outputs"])
+    assert outputs[0] != outputs[1]
+
+
+def test_a_gallery_of_target_images_only(tutelage, task):
+    """A gallery that has no image of its own is refused, with the counts."""
+    text = refused(tutelage(*task.words("run", "--gallery", str(task.target))))
+    assert "12 are validation or test images, 18 duplicates" in text
+    assert task.files() == BEGUN
+
+
+# What is odd, and works
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory, tutelage) -> tuple[Task, subprocess.CompletedProcess[str]]:
+    """A run on a task with odd names, a few bad images, test images in the gallery, and a class below the budget."""
+    task = make_task(tmp_path_factory.mktemp("odd") / "tâche d'été")
+    for split in ("train", "test"):
+        (task.target / split / "c0").rename(task.target / split / "naïve 猫\nclass, \"quoted\"")
+    names = ["tab\there.png", "új sor\n.png", "猫.png", "--flag.png", "a,b'c\"d.png"]
+    for i, name in enumerate(names):
+        (task.gallery / f"{i}.png").rename(task.gallery / name)
+    (task.gallery / os.fsdecode(b"latin-\xe9.png")).write_bytes((task.gallery / "9.png").read_bytes())
+    (task.gallery / "10.png").write_bytes(b"broken")
+    for i in range(2):
+        shutil.copy(task.target / "test" / "c1" / f"{i}.png", task.gallery / f"seen-{i}.png")
+    (task.target / "train" / "c2" / "5.png").unlink()
+    return task, tutelage(*task.words("run", "--budget", "6", "--json"))
+
+
+def test_odd_names_and_a_few_bad_images(odd):
+    """Unicode, line breaks and bytes that are no text in names work, and bad images below the limit do not stop a run."""
+    task, done = odd
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["student"]["test"]["images"] == 12
+    assert set(rejected(task)) == {"10.png"}
+    classes = json.loads((task.out / "transfer_set" / "result.json").read_text())["classes"]
+    assert "naïve 猫\nclass, \"quoted\"" in classes
+
+
+def test_test_images_in_the_gallery(odd):
+    """Gallery images that are test images stay out of the transfer set, and are counted and listed."""
+    task, done = odd
+    with (task.out / "transfer_set" / "leaks.csv").open(newline="") as file:
+        leaks = {row["gallery_image"]: row["is"] for row in csv.DictReader(file)}
+    assert leaks == {f"seen-{i}.png": f"test/c1/{i}.png" for i in range(2)}
+    assert "2 gallery images are validation or test images and stay out" in done.stderr
+    assert json.loads((task.out / "transfer_set" / "result.json").read_text())["leaks"] == 2
+
+
+def test_a_budget_above_a_class(odd):
+    """The log names every class that has fewer images than the budget."""
+    assert "class 'c2' has 5 train images, fewer than the budget of 6" in odd[1].stderr
+
+
+# A folder that holds something already
+
+
+def test_a_finished_folder_with_other_settings(odd, tutelage):
+    """Other settings in a finished folder are refused by name; --overwrite moves the old run aside and loses nothing."""
+    task, _ = odd
+    before = {name: (task.out / name).read_bytes() for name in task.files()}
+    text = refused(tutelage(*task.words("run", "--budget", "5", "--seed", "3")))
+    assert "budget: 6 -> 5" in text
+    assert "seed: 0 -> 3" in text
+    assert "--overwrite" in text
+    assert {name: (task.out / name).read_bytes() for name in task.files()} == before
+    done = tutelage(*task.words("curate", "--budget", "5", "--overwrite"))
+    assert done.returncode == 0, done.stderr
+    old = [p for p in task.out.parent.iterdir() if p.name.startswith(f"{task.out.name}.old-")]
+    assert len(old) == 1
+    assert str(old[0]) in done.stderr
+    assert {name: (old[0] / name).read_bytes() for name in before} == before
+    assert json.loads((task.out / "transfer_set" / "result.json").read_text())["images"]["train"] == 15
+
+
+def test_a_folder_at_work(tutelage, task):
+    """A second run in a folder at work is refused and names the process; the folder stays as it was."""
+    with Run(task.out):
+        text = refused(tutelage(*task.words()))
+        assert f"process {os.getpid()} is at work in it" in text
+        assert task.files() == []
+    assert tutelage(*task.words("curate")).returncode == 0
+
+
+def test_a_broken_settings_file(tutelage, task):
+    """A settings.toml that cannot be read is refused; --overwrite moves it aside."""
+    assert tutelage(*task.words("curate")).returncode == 0
+    (task.out / "settings.toml").write_text("x = [")
+    assert "use --overwrite" in refused(tutelage(*task.words("curate")))
+    assert tutelage(*task.words("curate", "--overwrite")).returncode == 0
+    (old,) = task.out.parent.glob("first.old-*")
+    assert (old / "settings.toml").read_text() == "x = ["
+
+
+# What goes wrong on the way
+
+
+def test_full_disk(tutelage, task):
+    """A full disk is told with what to free and leaves no half files; with room the same command finishes."""
+    disk = task.root / "disk"
+    disk.mkdir()
+    words = task.words("run", "--out", str(disk / "run"), "--steps", "4")
+    with mounted("-t", "tmpfs", "-o", "size=40m", "tmpfs", str(disk)):
+        for room, where in ((120_000, "decoded images"), (4_000_000, "checkpoints/")):
+            (disk / "filler").unlink(missing_ok=True)
+            (disk / "filler").write_bytes(bytes(shutil.disk_usage(disk).free - room))
+            text = refused(tutelage(*words))
+            assert where in text
+            assert "free some space" in text
+            assert list(disk.rglob("*.partial")) == []
+        assert f"No space left on device ({shutil.disk_usage(disk).free / 2**20:,.1f} MiB are free" in text
+        assert f"tutelage cache --cache {disk / 'cache'}" in text
+        (disk / "filler").unlink()
+        done = tutelage(*words, "--json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["reused"] == ["curate", "adapt"]
+
+
+def test_loss_that_is_no_number(tutelage, task):
+    """A loss that is no number stops the run and names the step; what was finished before is kept."""
+    import timm
+    from safetensors.torch import save_file
+
+    state = timm.create_model("mobilenetv3_small_050").state_dict()
+    state["conv_head.weight"].fill_(3e38)  # finite, and too large to be multiplied
+    save_file(state, task.root / "large.safetensors")
+    text = refused(tutelage(*task.words("run", "--student-weights", str(task.root / "large.safetensors"))))
+    assert "transfer: the loss of step " in text
+    assert " is nan" in text
+    assert "lower --lr" in text
+    assert "teacher/result.json" in task.files()
+    assert not [name for name in task.files() if name.startswith(("transfer/result", "transfer/weights", "checkpoints"))]
+
+
+def test_ctrl_c(task, tutelage):
+    """Ctrl-C in the middle of training ends with 130 and says how to go on; the same command does."""
+    words = task.words("run", "--steps", "2000", "--refine", "none")
+    command = [sys.executable, "-m", "tutelage", *words]
+    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        log = task.out / "transfer" / "metrics.jsonl"
+        waited = time.monotonic()
+        while not (log.exists() and log.stat().st_size) and process.poll() is None and time.monotonic() - waited < 120:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert out == ""
+    assert "Traceback" not in err
+    assert "give the same command again:\n  tutelage run --target" in err
+    assert list(task.root.rglob("*.partial")) == []
+    before = (task.out / "teacher" / "result.json").read_bytes()
+    done = tutelage("adapt", "--out", str(task.out), *MODELS[:6])
+    assert done.returncode == 0, done.stderr
+    assert (task.out / "teacher" / "result.json").read_bytes() == before

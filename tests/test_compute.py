@@ -1,0 +1,150 @@
+"""What is promised of costs and of the device."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from tutelage import compute
+from tutelage.errors import TutelageError
+
+
+def test_flops_of_a_convolution_by_hand():
+    """One multiplication with addition counts as two operations: 2 x output x kernel x input channels."""
+    module = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.Conv2d(8, 8, 3, padding=1, groups=8))
+    first, depthwise = 2 * 8 * 16 * 16 * 3 * 9, 2 * 8 * 16 * 16 * 9
+    assert compute.flops(module, 32) == first + depthwise
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_flops_of_a_transformer_by_hand(fused: bool):
+    """A ViT's FLOPs count its attention, also where it is fused: patches, projections, q k, attention v, MLP, head."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    depth, width, heads, patch, classes = 2, 32, 4, 8, 5
+    module = VisionTransformer(
+        img_size=32, patch_size=patch, embed_dim=width, depth=depth, num_heads=heads, num_classes=classes
+    )
+    for block in module.blocks:
+        block.attn.fused_attn = fused
+    n = (32 // patch) ** 2 + 1
+    embed = (n - 1) * 3 * patch**2 * width
+    block = n * width * 3 * width + 2 * n * n * width + n * width * width + 2 * n * width * 4 * width
+    assert compute.flops(module, 32) == 2 * (embed + depth * block + width * classes)
+
+
+def test_flops_leaves_the_mode_alone():
+    """Counting runs the module in evaluation mode and puts it back: statistics and mode are as before."""
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).train()
+    compute.flops(module, 16)
+    assert module.training
+    assert module[1].training
+    assert module[1].num_batches_tracked == 0
+    compute.flops(module.eval(), 16)
+    assert not module.training
+
+
+class Waits(nn.Module):
+    """Takes its time, notes the threads, and now and then takes much longer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple] = SEEN
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.calls.append((torch.get_num_threads(), tuple(images.shape), self.training, images.dtype))
+        time.sleep(0.05 if len(self.calls) % 5 == 0 else 0.004)
+        return images
+
+
+SEEN: list[tuple] = []
+
+
+def test_latency_is_the_median_of_one_image_on_one_thread(monkeypatch):
+    """Latency is the median, batch 1, one thread, in evaluation mode; the threads and the module stay as they were."""
+    monkeypatch.setattr(Waits, "__deepcopy__", lambda self, memo: Waits(), raising=False)
+    SEEN.clear()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        module = Waits().train()
+        latency = compute.latency_ms(module, 24, repeats=15)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert len(SEEN) == 20
+    assert set(SEEN) == {(1, (1, 3, 24, 24), False, torch.float32)}
+    assert module.training
+    assert 4 <= latency < 40
+
+
+def test_latency_puts_the_threads_back_after_an_error():
+    """A module that fails leaves the number of threads as it was."""
+    threads = torch.get_num_threads()
+    with pytest.raises(RuntimeError):
+        compute.latency_ms(nn.Conv2d(4, 4, 1), 8)
+    assert torch.get_num_threads() == threads
+
+
+def test_parameters_counts_frozen_ones_too():
+    """All weights of a model count, trainable or not."""
+    module = nn.Linear(3, 4).requires_grad_(False)
+    assert compute.parameters(nn.Sequential(module, nn.Linear(4, 2))) == 16 + 10
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the kernel does not tell")
+def test_peak_memory_is_the_kernels():
+    """The peak is in MiB and agrees with what the kernel says of this process."""
+    block = torch.ones(50 * 2**18)
+    kibibytes = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    if kibibytes is None:
+        pytest.skip("the kernel does not tell")
+    assert compute.peak_memory_mib() == pytest.approx(int(kibibytes[1]) / 1024, rel=0.05)
+    assert block.nbytes == 50 * 2**20 < compute.peak_memory_mib() * 2**20
+
+
+def test_devices_that_are_not_there():
+    """A device that the machine lacks is refused with those that it has."""
+    missing = "mps" if not torch.backends.mps.is_available() else "cuda"
+    with pytest.raises(TutelageError, match=f"--device {missing}") as error:
+        compute.accelerator(missing, "auto")
+    assert "cpu" in error.value.allowed
+    assert missing not in error.value.allowed
+    with pytest.raises(TutelageError, match="--precision fp16"):
+        compute.accelerator("cpu", "fp16")
+
+
+def test_cpu_is_full_precision_by_itself():
+    """On the CPU "auto" means float32, and the device is the CPU."""
+    hardware = compute.accelerator("cpu", "auto")
+    assert hardware.device.type == "cpu"
+    assert hardware.mixed_precision == "no"
+
+
+def test_to_device_moves_and_keeps():
+    """A batch arrives with the same values."""
+    batch = torch.randn(2, 3)
+    assert torch.equal(compute.to_device(batch, torch.device("cpu")), batch)
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_wait_passively_unless_the_user_says_otherwise(given: str | None, expected: str):
+    """Preparing a process sets OMP_WAIT_POLICY where the user has not, and loads no torch."""
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    if given:
+        environment["OMP_WAIT_POLICY"] = given
+    code = (
+        "import os, sys; from tutelage.compute import prepare_process; prepare_process(); "
+        "print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [expected, "False"]

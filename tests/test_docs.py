@@ -1,0 +1,87 @@
+"""The documentation says what the code does."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_cli_page_is_generated():
+    """docs/cli.md is what docs/make_cli.py writes, so every flag is documented."""
+    spec = importlib.util.spec_from_file_location("make_cli", ROOT / "docs" / "make_cli.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == module.page(), "run: python docs/make_cli.py"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.toml")), ids=lambda path: path.name)
+def test_examples_resolve(path):
+    """Every example TOML opens with its command and resolves to settings of `run`."""
+    from tutelage.config import resolve
+    from tutelage.recipes.pipeline import run
+
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith("# tutelage run --config"), "the first line is the command"
+    settings = resolve(run.__wrapped__, {"config": str(path)})
+    for name, value in tomllib.loads(text).items():
+        assert settings[name.replace("-", "_")] == value
+
+
+def commands() -> list[str]:
+    """The `tutelage` commands of the README's sh blocks, continued lines joined."""
+    blocks = re.findall(r"```sh\n(.*?)```", README, flags=re.S)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line for line in lines if line.startswith("tutelage ")]
+
+
+@pytest.mark.parametrize("line", commands())
+def test_readme_commands_have_these_flags(line):
+    """Every command of the README has flags that exist and values that are allowed."""
+    from tutelage.cli import _parsed
+    from tutelage.config import resolve
+
+    function, given = _parsed(shlex.split(line)[1:])
+    assert function is not None
+    assert resolve(function.__wrapped__, given)
+
+
+def test_readme_demo_runs(tmp_path):
+    """The README's first command runs for real, cut down by --smoke, and prints its table."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tutelage", "demo", "--smoke", "--out", str(tmp_path / "demo")],
+        capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for title in ("pixels + logistic regression", "student alone", "student taught", "teacher"):
+        assert title in done.stdout
+        assert title in README
+    for name in re.findall(r"\S+\.safetensors|\S+\.json", done.stdout):
+        assert Path(name).exists()
+
+
+def test_readme_python(tmp_path, monkeypatch):
+    """The README's lines of Python run as they stand, on small data and with --smoke."""
+    from textures import write_textures
+
+    write_textures(tmp_path)
+    code = re.findall(r"```python\n(.*?)```", README, flags=re.S)[0]
+    code = code.replace("labelled/", str(tmp_path / "target")).replace("unlabelled/", str(tmp_path / "gallery"))
+    code = code.replace("student_size=64,", "student_size=32, smoke=True, finetune='keep',")
+    assert "smoke=True" in code
+    script = tmp_path / "readme.py"
+    script.write_text(code)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=240, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"0\.\d+", done.stdout)

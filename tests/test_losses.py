@@ -1,0 +1,164 @@
+"""What the losses promise."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.utils.class_weight import compute_class_weight
+from torch import nn
+
+from tutelage.losses import class_weights, distillation, soft_cross_entropy
+
+
+def logits_of(seed: int, batch: int = 6, classes: int = 5, size: float = 3.0) -> torch.Tensor:
+    return size * torch.randn(batch, classes, generator=torch.Generator().manual_seed(seed))
+
+
+def softmax_loop(row: list[float]) -> list[float]:
+    top = max(row)
+    exp = [math.exp(x - top) for x in row]
+    return [e / sum(exp) for e in exp]
+
+
+def test_distillation_worked_example():
+    """The number in the docstring of distillation is right, and so is its formula beside it."""
+    loss = distillation(torch.zeros(1, 2), torch.tensor([[0.0, math.log(3)]]), 1.0)
+    assert loss.item() == pytest.approx(0.25 * math.log(1 / 2) + 0.75 * math.log(3 / 2), abs=1e-6)
+    assert loss.item() == pytest.approx(0.1308, abs=5e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_distillation_is_its_formula(temperature: float):
+    """distillation is the sum of p (log p - log q) over classes, averaged over images, times T squared."""
+    student, teacher = logits_of(0), logits_of(1)
+    total = 0.0
+    for s, t in zip(student.tolist(), teacher.tolist(), strict=True):
+        q, p = softmax_loop([x / temperature for x in s]), softmax_loop([x / temperature for x in t])
+        total += sum(pc * (math.log(pc) - math.log(qc)) for pc, qc in zip(p, q, strict=True))
+    expected = temperature**2 * total / len(student)
+    assert distillation(student, teacher, temperature).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_distillation_is_that_of_timm(temperature: float):
+    """Loss and gradient are those of timm's LogitDistillationTask, so that results can be compared with timm's."""
+    task_module = pytest.importorskip("timm.task")
+    if not hasattr(task_module, "LogitDistillationTask"):
+        pytest.skip("this timm has no LogitDistillationTask")
+
+    class Given(nn.Module):
+        """Says what it was given to say, whatever it sees."""
+
+        num_classes, in_chans = 5, 3
+
+        def __init__(self, logits: torch.Tensor):
+            super().__init__()
+            self.logits = nn.Parameter(logits.clone())
+            self.pretrained_cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.logits
+
+    student, teacher = Given(logits_of(2)), Given(logits_of(3))
+    task = task_module.LogitDistillationTask(
+        student, teacher, criterion=nn.CrossEntropyLoss(), distill_loss_weight=1.0, task_loss_weight=0.0,
+        temperature=temperature, device=torch.device("cpu"), verbose=False,
+    )  # fmt: skip
+    theirs = task(torch.zeros(6, 3, 8, 8), torch.zeros(6, dtype=torch.long))["loss"]
+    theirs.backward()
+    mine = student.logits.detach().clone().requires_grad_()
+    loss = distillation(mine, teacher.logits.detach(), temperature)
+    loss.backward()
+    assert loss.item() == pytest.approx(theirs.item(), rel=1e-6)
+    assert student.logits.grad is not None
+    torch.testing.assert_close(mine.grad, student.logits.grad)
+
+
+def test_distillation_takes_log_probabilities():
+    """The teacher may come as logits or as log probabilities: the loss is the same, also at a temperature."""
+    student, teacher = logits_of(4), logits_of(5)
+    from_logits = distillation(student, teacher, 2.0)
+    assert distillation(student, teacher.log_softmax(1), 2.0).item() == pytest.approx(from_logits.item(), rel=1e-5)
+
+
+def test_distillation_is_zero_for_agreement_only():
+    """The loss is 0 where the student says what the teacher says, and above 0 where it does not."""
+    teacher = logits_of(6)
+    assert distillation(teacher + 7.0, teacher, 2.0).item() == pytest.approx(0, abs=1e-5)
+    assert distillation(teacher.flip(0), teacher, 2.0).item() > 0.1
+
+
+def test_distillation_keeps_the_gradient_when_the_temperature_changes():
+    """T squared keeps the gradient's size: at high T it tends to (student - teacher) / (B C) of centred logits."""
+    student = logits_of(7).requires_grad_()
+    teacher = logits_of(8)
+    distillation(student, teacher, 1000.0).backward()
+    gap = student.detach() - teacher
+    expected = (gap - gap.mean(1, keepdim=True)) / gap.numel()
+    torch.testing.assert_close(student.grad, expected, rtol=2e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [0.0, 1.0, 1e4])
+def test_gradients_are_finite(size: float):
+    """Losses and gradients are finite numbers for flat, for usual and for very sure logits, also in half precision."""
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        student = logits_of(9, size=size).to(dtype).requires_grad_()
+        teacher = logits_of(10, size=size).to(dtype)
+        loss = distillation(student, teacher, 1.0) + soft_cross_entropy(student, teacher.float().softmax(1))
+        assert loss.dtype == torch.float32
+        loss.backward()
+        assert student.grad is not None
+        assert torch.isfinite(loss)
+        assert torch.isfinite(student.grad).all()
+
+
+def test_soft_cross_entropy_worked_example():
+    """The number in the docstring of soft_cross_entropy is right, whatever the weights."""
+    logits, target = torch.zeros(1, 2), torch.tensor([[1.0, 0.0]])
+    for weights in (None, torch.tensor([0.2, 7.0])):
+        assert soft_cross_entropy(logits, target, weights).item() == pytest.approx(0.6931, abs=5e-5)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_soft_cross_entropy_is_its_formula(weighted: bool):
+    """soft_cross_entropy is the weighted sum of -t log q over the sum of w t."""
+    logits, targets = logits_of(11), logits_of(12).softmax(1)
+    weights = torch.tensor([0.5, 1.0, 2.0, 4.0, 0.1]) if weighted else None
+    above = below = 0.0
+    for row, target in zip(logits.tolist(), targets.tolist(), strict=True):
+        for c, q in enumerate(softmax_loop(row)):
+            w = weights[c].item() if weights is not None else 1.0
+            above -= w * target[c] * math.log(q)
+            below += w * target[c]
+    assert soft_cross_entropy(logits, targets, weights).item() == pytest.approx(above / below, rel=1e-5)
+
+
+def test_soft_cross_entropy_of_one_label_is_that_of_torch():
+    """On one-hot targets the loss is torch's cross-entropy, with and without weights."""
+    logits, labels = logits_of(13), torch.tensor([0, 1, 1, 4, 2, 2])
+    one_hot = nn.functional.one_hot(labels, 5).float()
+    for weights in (None, torch.tensor([0.5, 1.0, 2.0, 4.0, 0.1])):
+        theirs = nn.functional.cross_entropy(logits, labels, weight=weights)
+        assert soft_cross_entropy(logits, one_hot, weights).item() == pytest.approx(theirs.item(), rel=1e-5)
+
+
+def test_class_weights_are_those_of_scikit_learn():
+    """ "balanced" weighs the classes as scikit-learn does; "none" weighs nothing."""
+    labels = torch.tensor([0, 0, 0, 1, 2, 2, 2, 2])
+    theirs = compute_class_weight("balanced", classes=np.arange(3), y=labels.numpy())
+    weights = class_weights(labels, 3, "balanced")
+    assert weights is not None
+    np.testing.assert_allclose(weights.numpy(), theirs, rtol=1e-6)
+    assert class_weights(labels, 3, "none") is None
+
+
+def test_class_weights_without_an_image_are_finite():
+    """A class without an image has a finite weight, so that it cannot turn the loss into no number."""
+    weights = class_weights(torch.tensor([0, 0, 2]), 3, "balanced")
+    assert weights is not None
+    assert torch.isfinite(weights).all()
+    loss = soft_cross_entropy(torch.zeros(1, 3), torch.tensor([[0.0, 0.5, 0.5]]), weights)
+    assert loss.item() == pytest.approx(math.log(3), rel=1e-5)

@@ -1,0 +1,58 @@
+"""Several processes train the student that one would."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+from textures import write_textures
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("processes")
+    write_textures(folder)
+    return folder
+
+
+def train(data: Path, name: str, student: str, processes: int, steps: int, *more: str) -> Path:
+    """A run with so many processes; returns its folder."""
+    out = data / "runs" / name
+    start = [sys.executable, "-m"]
+    if processes > 1:
+        start += ["torch.distributed.run", f"--nproc-per-node={processes}", "--master-port=29541", "-m"]
+    words = [
+        *start, "tutelage", "run", "--target", str(data / "target"), "--gallery", str(data / "gallery"), "--out", str(out),
+        "--teacher", "tf_efficientnet_lite0", "--teacher-size", "32", "--student", student, "--student-size", "32",
+        "--steps", str(steps), "--batch-size", "16", "--finetune", "keep", "--no-baseline", "--device", "cpu", *more,
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, capture_output=True, text=True, timeout=400, env=environment)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((out / "transfer" / "result.json").read_text())
+    assert result["processes"] == processes
+    assert result["images_seen"] == steps * 16
+    return out
+
+
+def test_two_processes_agree_without_batchnorm(data):
+    """Two gloo processes give a ViT student the weights that one process gives it, within float error."""
+    one, two = (load_file(train(data, f"vit-{n}", "vit_tiny_patch16_224", n, 6) / "student" / "weights.safetensors") for n in (1, 2))
+    worst = max(float(abs(one[name] - two[name]).max()) for name in one)
+    moved = max(float(abs(one[name]).max()) for name in one)
+    assert 0 <= worst < 2e-4 < moved, f"the weights differ by {worst}"
+
+
+def test_two_processes_agree_with_batchnorm(data):
+    """With BatchNorm, two processes see equally many images and score within a point of one."""
+    scores = []
+    for processes in (1, 2):
+        out = train(data, f"cnn-{processes}", "mobilenetv3_small_050", processes, 240, "--lr", "4e-3")
+        scores.append(json.loads((out / "report" / "results.json").read_text())["student"]["test"]["accuracy"])
+    assert abs(scores[0] - scores[1]) <= 0.01, scores
+    assert scores[0] > 0.9, "the task must be learnt for the comparison to mean anything"

@@ -1,0 +1,139 @@
+"""A run that is killed and continued ends as if it had never been stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from textures import write_textures
+
+STAGES = ("transfer_set", "teacher", "transfer", "student", "alone", "report")
+WEIGHTS = ("transfer/weights.safetensors", "student/weights.safetensors", "alone/weights.safetensors")
+
+
+def command(data: Path, out: Path) -> list[str]:
+    """A small run with real ImageNet weights in the teacher."""
+    return [
+        sys.executable, "-m", "tutelage", "run", "--target", str(data / "target"), "--gallery", str(data / "gallery"),
+        "--out", str(out), "--cache", str(out.parent / "cache"), "--teacher", "tf_efficientnet_lite0", "--teacher-size", "32",
+        "--student", "mobilenetv3_small_050", "--student-size", "32", "--steps", "48", "--batch-size", "16", "--mixup", "0.2",
+        "--finetune", "full", "--json",
+    ]  # fmt: skip
+
+
+def digests(out: Path) -> dict[str, str]:
+    return {name: hashlib.sha256((out / name).read_bytes()).hexdigest() for name in WEIGHTS}
+
+
+def finish(words: list[str]) -> None:
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"})
+    assert done.returncode == 0, done.stderr
+
+
+def kill_when(words: list[str], moment: Callable[[], bool]) -> None:
+    """Start the command and SIGKILL it while `moment` holds: it is stopped first, so that the moment cannot pass."""
+    said = tempfile.TemporaryFile()
+    process = subprocess.Popen(words, stdout=said, stderr=said, env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"})
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            said.seek(0)
+            raise AssertionError(f"the run ended before the moment came: {said.read().decode()}")
+        if moment():
+            process.send_signal(signal.SIGSTOP)
+            if moment():
+                process.kill()
+                process.wait()
+                return
+            process.send_signal(signal.SIGCONT)
+    process.kill()
+    raise AssertionError("the moment never came")
+
+
+def under_way(out: Path, stage: str) -> Callable[[], bool]:
+    """Whether a stage has its inputs and no result yet."""
+    before = STAGES[: STAGES.index(stage)]
+
+    def holds() -> bool:
+        ready = all((out / name / "result.json").exists() for name in before)
+        return out.exists() and ready and not (out / stage / "result.json").exists()
+
+    return holds
+
+
+def writing_checkpoint(out: Path) -> Callable[[], bool]:
+    """Whether a checkpoint is half-written."""
+    return lambda: any((out / "checkpoints").glob("transfer-*.partial"))
+
+
+def after_checkpoint(out: Path, stage: str) -> Callable[[], bool]:
+    """Whether a loop has written a checkpoint and goes on."""
+    return lambda: under_way(out, stage)() and any((out / "checkpoints").glob(f"{stage}-*.safetensors"))
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory) -> tuple[Path, dict[str, str]]:
+    """A run that is never stopped, with a cache of its own."""
+    folder = tmp_path_factory.mktemp("reference")
+    write_textures(folder)
+    finish(command(folder, folder / "runs" / "whole"))
+    return folder, digests(folder / "runs" / "whole")
+
+
+def test_killed_in_every_stage(reference, tmp_path):
+    """A run killed in every stage and inside a checkpoint's write ends with the same weights, bit for bit."""
+    data, expected = reference
+    out = tmp_path / "runs" / "killed"
+    words = command(data, out)
+    moments = [
+        ("transfer_set", under_way(out, "transfer_set")),
+        ("teacher", under_way(out, "teacher")),
+        ("transfer", writing_checkpoint(out)),
+        ("transfer", after_checkpoint(out, "transfer")),
+        ("student", under_way(out, "student")),
+        ("alone", after_checkpoint(out, "alone")),
+        ("report", under_way(out, "report")),
+    ]
+    for stage, moment in moments:
+        kill_when(words, moment)
+        assert under_way(out, stage)(), f"the kill was to land in {stage}"
+        if moment is moments[2][1]:
+            assert writing_checkpoint(out)(), "the kill was to land inside a checkpoint's write"
+    finish(words)
+    assert digests(out) == expected
+    assert not list(out.rglob("*.partial")), "half-written files are cleared away"
+
+
+def test_files_of_a_run(reference):
+    """A finished run leaves exactly these files."""
+    data, _ = reference
+    out = data / "runs" / "whole"
+    files = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
+    assert files == sorted([
+        ".lock", "settings.toml", "target_set/manifest.parquet", "transfer_set/manifest.parquet", "transfer_set/result.json",
+        "teacher/head.safetensors", "teacher/validation.npz", "teacher/result.json", "transfer/propagated.npz",
+        "transfer/metrics.jsonl", "transfer/weights.safetensors", "transfer/result.json", "student/weights.safetensors",
+        "student/result.json", "alone/metrics.jsonl", "alone/weights.safetensors", "alone/result.json",
+        "report/result.json", "report/results.json",
+    ])  # fmt: skip
+
+
+def test_finished_run_is_reused(reference):
+    """A finished run given again computes nothing and names what it reused."""
+    import json
+
+    data, expected = reference
+    out = data / "runs" / "whole"
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("weights.safetensors")}
+    done = subprocess.run(command(data, out), capture_output=True, text=True, timeout=120)
+    assert json.loads(done.stdout)["reused"] == ["curate", "adapt", "transfer", "finetune", "alone", "evaluate"]
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("weights.safetensors")} == before
+    assert digests(out) == expected
