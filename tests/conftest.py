@@ -14,11 +14,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported, as the command does
+
 MODELS = (
     *("--teacher", "efficientnet-lite0", "--teacher-weights", "scratch", "--teacher-size", "32"),
     *("--student", "mobilenetv3-s-050", "--student-size", "32"),
 )
-SHORT = (*("--views", "1", "--steps", "2", "--batch-size", "8", "--refine", "none"), "--no-baseline", "--finetune", "keep")
+SHORT = (
+    *("--views", "1", "--steps", "2", "--batch-size", "8", "--refine", "none"),
+    "--no-baseline",
+    "--finetune",
+    "keep",
+)
 
 
 def draw(path: Path, label: int, number: int, size: int = 48) -> None:
@@ -92,8 +99,8 @@ def task(drawn, tmp_path) -> Task:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Variables for the command: no active waiting, no hub."""
-    return {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "HF_ENDPOINT": "http://127.0.0.1:9", "COLUMNS": "120", **more}
+    """Variables for the command: no hub."""
+    return {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "COLUMNS": "120", **more}
 
 
 @pytest.fixture(scope="session")
@@ -102,6 +109,8 @@ def tutelage() -> Callable[..., subprocess.CompletedProcess[str]]:
 
     def call(*words: str, options: tuple[str, ...] = (), **more: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, *options, "-m", "tutelage", *words]
-        return subprocess.run(command, env=environment(**more), capture_output=True, text=True, timeout=300, check=False)
+        return subprocess.run(
+            command, env=environment(**more), capture_output=True, text=True, timeout=300, check=False
+        )
 
     return call

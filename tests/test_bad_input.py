@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import MODELS, SHORT, Task, draw, environment, make_task
+from conftest import Task, draw, environment, make_task
 
 from tutelage.runs import Run
 
@@ -54,7 +54,7 @@ def rejected(task: Task) -> dict[str, str]:
         (["run", "--views", "many"], "--views"),
         (["run", "--views", "1", "--views", "2"], "--views specified multiple times"),
         (["run", "--target", "d", "--gallery", "g", "--out", "o", "--flip", "horizontl"], "did you mean 'horizontal'?"),
-        (["run", "--target", "d", "--gallery", "g", "--out", "o", "--lr", "2"], "--lr 2.0"),
+        (["run", "--target", "d", "--gallery", "g", "--out", "o", "--lr", "2"], "--lr 2"),
         (["run", "--target", "d", "--gallery", "g", "--out", "o", "--mixup", "inf"], "--mixup inf"),
         (["run", "--target"], "--target"),
         (["run", "d"], "d"),
@@ -144,13 +144,25 @@ def test_a_mistyped_path_is_told_before_torch_loads(tutelage, task):
     ("more", "told"),
     [
         (["--teacher", "dinov2-s", "--teacher-size", "100"], "use 98 or 112"),
-        (["--student", "efficientformer_l1", "--student-size", "96"], "use 224 px"),
-        (["--teacher", "resnet18", "--student", "mobilenetv9", "--student-size", "64"], "--student mobilenetv9: no such"),
+        (
+            [
+                "--teacher",
+                "efficientformer_l1",
+                "--teacher-size",
+                "96",
+                "--student",
+                "mobilenetv9",
+                "--student-size",
+                "64",
+            ],
+            "use 224 px; --student mobilenetv9: no such model",
+        ),
     ],
 )
 def test_curate_checks_models_too(tutelage, task, more, told):
     """Sizes and names are checked by `curate` as well, whether or not a size is given."""
-    assert told in refused(tutelage(*task.words("curate", *more)))
+    text = refused(tutelage(*task.words("curate", *more)))
+    assert all(part in text for part in told.split("; "))
     assert not task.out.parent.exists()
 
 
@@ -166,10 +178,8 @@ def test_hub_out_of_reach(tutelage, task):
     words = task.words("run", "--teacher", "dinov2-s", "--teacher-weights", "pretrained", "--teacher-size", "98")
     with silent_server() as address:
         began = time.monotonic()
-        subprocess.run([sys.executable, "-c", "import timm, tutelage.models.teachers"], env=environment(), check=True)
-        loading, began = time.monotonic() - began, time.monotonic()
         text = refused(tutelage(*words, HF_ENDPOINT=address, HF_HOME=str(task.root / "hub")))
-        assert time.monotonic() - began < 5 + 1.5 * loading + 1
+        assert time.monotonic() - began < 20  # five, and the import of timm on a busy machine
     assert "--teacher dinov2-s" in text or "vit_small_patch14_dinov2" in text
     assert "--teacher-weights FILE" in text
     assert "package" in text
@@ -206,7 +216,11 @@ def test_read_only_output(tutelage, task):
 @contextlib.contextmanager
 def mounted(*words: str) -> Iterator[None]:
     """A mount for the length of a test, which is skipped where mounting is not permitted."""
-    done = subprocess.run(["mount", *words], capture_output=True, text=True, check=False) if shutil.which("mount") else None
+    done = (
+        subprocess.run(["mount", *words], capture_output=True, text=True, check=False)
+        if shutil.which("mount")
+        else None
+    )
     if done is None or done.returncode:
         pytest.skip(f"mounting is not permitted here: {done.stderr.strip() if done else 'no mount'}")
     try:
@@ -273,7 +287,13 @@ def spoil(folder: Path) -> dict[str, str]:
     (folder / "noise.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(range(200)))
     _huge(folder / "huge.png", 20_000)
     os.symlink(folder / "nothing.png", folder / "link.png")
-    reasons = {"cut": "cut off", "zero": "empty", "text": "not an image", "noise": "cannot be decoded", "huge": "pixels"}
+    reasons = {
+        "cut": "cut off",
+        "zero": "empty",
+        "text": "not an image",
+        "noise": "cannot be decoded",
+        "huge": "pixels",
+    }
     reasons = {f"{name}.{'jpg' if name in ('zero', 'text') else 'png'}": why for name, why in reasons.items()}
     return {**reasons, "link.png": "a link to nothing"}
 
@@ -366,7 +386,7 @@ def odd(tmp_path_factory, tutelage) -> tuple[Task, subprocess.CompletedProcess[s
     """A run on a task with odd names, a few bad images, test images in the gallery, and a class below the budget."""
     task = make_task(tmp_path_factory.mktemp("odd") / "tâche d'été")
     for split in ("train", "test"):
-        (task.target / split / "c0").rename(task.target / split / "naïve 猫\nclass, \"quoted\"")
+        (task.target / split / "c0").rename(task.target / split / 'naïve 猫\nclass, "quoted"')
     names = ["tab\there.png", "új sor\n.png", "猫.png", "--flag.png", "a,b'c\"d.png"]
     for i, name in enumerate(names):
         (task.gallery / f"{i}.png").rename(task.gallery / name)
@@ -385,7 +405,7 @@ def test_odd_names_and_a_few_bad_images(odd):
     assert json.loads(done.stdout)["student"]["test"]["images"] == 12
     assert set(rejected(task)) == {"10.png"}
     classes = json.loads((task.out / "transfer_set" / "result.json").read_text())["classes"]
-    assert "naïve 猫\nclass, \"quoted\"" in classes
+    assert 'naïve 猫\nclass, "quoted"' in classes
 
 
 def test_test_images_in_the_gallery(odd):
@@ -480,18 +500,22 @@ def test_loss_that_is_no_number(tutelage, task):
     assert " is nan" in text
     assert "lower --lr" in text
     assert "teacher/result.json" in task.files()
-    assert not [name for name in task.files() if name.startswith(("transfer/result", "transfer/weights", "checkpoints"))]
+    assert not [
+        name for name in task.files() if name.startswith(("transfer/result", "transfer/weights", "checkpoints"))
+    ]
 
 
 def test_ctrl_c(task, tutelage):
-    """Ctrl-C in the middle of training ends with 130 and says how to go on; the same command does."""
-    words = task.words("run", "--steps", "2000", "--refine", "none")
+    """Ctrl-C in the middle of training ends with 130 and says how to go on; the same command goes on from there."""
+    words = task.words("run", "--steps", "80")
     command = [sys.executable, "-m", "tutelage", *words]
-    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        log = task.out / "transfer" / "metrics.jsonl"
-        waited = time.monotonic()
-        while not (log.exists() and log.stat().st_size) and process.poll() is None and time.monotonic() - waited < 120:
-            time.sleep(0.05)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, env=environment(), text=True, **pipes) as process:
+        began = time.monotonic()
+        while process.poll() is None and time.monotonic() - began < 120:
+            if any(path.suffix == ".safetensors" for path in task.out.glob("checkpoints/*")):
+                break
+            time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
@@ -499,7 +523,8 @@ def test_ctrl_c(task, tutelage):
     assert "Traceback" not in err
     assert "give the same command again:\n  tutelage run --target" in err
     assert list(task.root.rglob("*.partial")) == []
-    before = (task.out / "teacher" / "result.json").read_bytes()
-    done = tutelage("adapt", "--out", str(task.out), *MODELS[:6])
+    done = tutelage(*words, "--json")
     assert done.returncode == 0, done.stderr
-    assert (task.out / "teacher" / "result.json").read_bytes() == before
+    assert "transfer goes on after step" in done.stderr
+    assert json.loads(done.stdout)["reused"] == ["curate", "adapt"]
+    assert not (task.out / "checkpoints").exists()

@@ -62,7 +62,7 @@ class Waits(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         self.calls.append((torch.get_num_threads(), tuple(images.shape), self.training, images.dtype))
-        time.sleep(0.05 if len(self.calls) % 5 == 0 else 0.004)
+        time.sleep(0.2 if len(self.calls) % 5 == 0 else 0.004)
         return images
 
 

@@ -43,7 +43,7 @@ RECIPES = (
         "adapt", "alone", "bench", "cache", "curate", "doctor", "evaluate", "export", "finetune", "predict",
         "transfer",
     },
-    {"stage", "supervised", "taught", "teaching"},
+    {"preflight", "stage", "supervised", "taught", "teaching"},
 )  # fmt: skip
 SHARED = len(RECIPES) - 1
 ALLOWED = {("tutelage.recipes.alone", "tutelage.recipes.transfer")}  # alone trains as long as transfer does

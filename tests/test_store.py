@@ -266,7 +266,7 @@ def test_a_full_disk_is_told_first(folder: Path, tmp_path: Path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     refs, store = refs_of(folder), Store(tmp_path / "cache", 32)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(100, 0, 2**14))
-    with pytest.raises(TutelageError, match="MiB are free") as error:
+    with pytest.raises(TutelageError, match="are free there") as error:
         store.add(refs)
     assert str(store.folder) in error.value.given
     assert "10 decoded images" in error.value.given

@@ -158,6 +158,22 @@ def test_ahead_passes_errors_on_and_stops_its_threads():
     assert threading.active_count() == before
 
 
+def test_ahead_makes_nothing_more_when_the_loop_stops():
+    """Batches that are still waiting when the loop stops are not made."""
+    made: list[int] = []
+
+    def make(step: int) -> int:
+        if step:
+            time.sleep(0.1)
+        made.append(step)
+        return step
+
+    batches = training.ahead(make, range(100), workers=1, depth=4)
+    next(batches)
+    batches.close()
+    assert len(made) <= 2  # the first, and the one under way
+
+
 # Mixup
 
 

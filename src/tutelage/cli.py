@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import errno
 import importlib
+import inspect
 import json
 import os
 import shlex
 import shutil
 import sys
+import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tutelage.compute import prepare_process
-from tutelage.errors import TutelageError, did_you_mean
+from tutelage.errors import TutelageError, did_you_mean, raise_all
 from tutelage.version import __version__
 
 # command -> where its recipe is; the signature is the configuration
@@ -89,7 +91,9 @@ def _disk_fault(error: OSError, given: dict[str, Any]) -> TutelageError:
     if error.errno in NO_WRITING:
         mend = "choose another --out or --cache, or give yourself the right to write there"
         return TutelageError(where, "folders that can be written", mend)
-    room = next((place for place in (Path(error.filename or cache), *cache.absolute().parents) if place.is_dir()), cache)
+    room = next(
+        (place for place in (Path(error.filename or cache), *cache.absolute().parents) if place.is_dir()), cache
+    )
     taken = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file()) / 2**20
     return TutelageError(
         f"{where} ({shutil.disk_usage(room).free / 2**20:,.1f} MiB are free on its disk)", "a disk with room",
@@ -122,31 +126,52 @@ def _parsed(words: list[str]) -> tuple[Callable[..., Any] | None, dict[str, Any]
         app(words or ["--help"], exit_on_error=False, print_error=False, result_action="return_value")
         return None, {}
     _check_flags(words)
+    app = cyclopts.App(help_flags=[], version_flags=[])
+    app.command(_as_text(recipe(words[0])), name=words[0])
     try:
-        function, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
+        _, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
     except cyclopts.CycloptsError as error:
         text = " ".join(str(error).split())
         given, _, allowed = text.partition(". ")
         raise TutelageError(given, allowed or "values as `--help` shows them", f"tutelage {words[0]} --help") from error
-    return function, dict(bound.arguments)
+    return recipe(words[0]), dict(bound.arguments)
+
+
+def _as_text(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same flags with every value as text: `config.resolve` turns text into numbers, and tells all faults at once."""
+
+    import cyclopts
+
+    def words(**given: Any) -> None: ...
+
+    hints = typing.get_type_hints(function, include_extras=True)
+    hints.pop("return", None)
+    parameters = []
+    for parameter in inspect.signature(function).parameters.values():
+        hint = hints[parameter.name]
+        base, *notes = typing.get_args(hint) if typing.get_origin(hint) is typing.Annotated else (hint,)
+        kind = base if base in (bool, list[str]) else str | None
+        kept = [note for note in notes if isinstance(note, cyclopts.Parameter)]
+        hints[parameter.name] = typing.Annotated[kind, *kept] if kept else kind
+        default = parameter.default if kind in (bool, list[str]) else None  # cyclopts checks defaults too
+        parameters.append(parameter.replace(annotation=hints[parameter.name], default=default))
+    words.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    words.__annotations__ = hints
+    return words
 
 
 def _check_flags(words: list[str]) -> None:
     """Unknown flags, named with their nearest neighbours before any value is looked at."""
-    import inspect
-
     from tutelage.config import flag
 
+    faults: list[TutelageError] = []
     known = [flag(name) for name in inspect.signature(recipe(words[0])).parameters]
     for word in words[1:]:
         name = word.split("=", 1)[0]
         if name.startswith("--") and len(name) > 2 and name.replace("_", "-") not in known:
-            near = did_you_mean(name, known)
-            raise TutelageError(
-                f"flag {name} of tutelage {words[0]}",
-                "one of " + " ".join(known),
-                near or f"tutelage {words[0]} --help",
-            )
+            near = did_you_mean(name, known) or f"tutelage {words[0]} --help"
+            faults.append(TutelageError(f"flag {name} of tutelage {words[0]}", "one of " + " ".join(known), near))
+    raise_all(faults)
 
 
 def _show(command: str, result: Any, as_json: bool) -> None:

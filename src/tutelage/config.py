@@ -78,7 +78,7 @@ Steps = Annotated[int | None, Field(ge=1), _say("optimizer steps instead of epoc
 BatchSize = Annotated[int, Field(ge=2), _say("images per step, over all processes")]
 LearningRate = Annotated[float, Field(gt=0, le=1), _say("at batch 128; scaled by the square root of batch / 128")]
 Temperature = Annotated[float, Field(gt=0, le=100), _say("softens teacher and student in the transfer")]
-Mixup = Annotated[float, Field(ge=0), _say("alpha of mixup in the transfer, targets mixed alike; 0 = none")]
+Mixup = Annotated[float, Field(ge=0, le=100), _say("alpha of mixup in the transfer, targets mixed alike; 0 = none")]
 Finetune = Annotated[
     Literal["auto", "keep", "head", "full"], _say("last stage on the labels; auto: what validates best")
 ]
@@ -134,6 +134,8 @@ def resolve(function: Callable[..., Any], given: dict[str, Any]) -> dict[str, An
     if "config" in parameters and values.get("config"):
         from_file, faults = _read_toml(Path(values["config"]), parameters)
         errors += faults
+        if faults and not from_file:
+            raise_all(errors)
         values = {**from_file, **values}
     checked, faults = _validate(function, values)
     errors += faults
@@ -177,6 +179,9 @@ def _validate(function: Callable[..., Any], values: dict[str, Any]) -> tuple[dic
     errors: list[TutelageError] = []
     for name, parameter in parameters.items():
         value = values.get(name, parameter.default)
+        if isinstance(value, bool) and not isinstance(parameter.default, bool):  # else true would count as 1
+            errors.append(TutelageError(f"{flag(name)} {value}", _help(hints[name]), "give a value"))
+            continue
         try:
             checked[name] = TypeAdapter(hints[name]).validate_python(value)
         except ValidationError as error:
@@ -191,10 +196,14 @@ def _takes_text(hint: Any) -> bool:
 
 def _fault(name: str, value: Any, fault: Any, hint: Any) -> TutelageError:
     if value in ("", [], ()):
-        text = next(note for note in typing.get_args(hint) if isinstance(note, Parameter)).help
         return TutelageError(
-            f"no {flag(name)}", f"{flag(name)}: {text}", f"add {flag(name)} to the command or the TOML file"
+            f"no {flag(name)}", f"{flag(name)}: {_help(hint)}", f"add {flag(name)} to the command or the TOML file"
         )
-    allowed = fault["msg"].removeprefix("Input should be ")
+    allowed = fault["msg"].removeprefix("Input should be ").partition(", unable to")[0]
     choices = typing.get_args(typing.get_args(hint)[0]) if fault["type"] == "literal_error" else ()
     return TutelageError(f"{flag(name)} {value}", allowed, did_you_mean(str(value), [str(c) for c in choices]))
+
+
+def _help(hint: Any) -> str:
+    """The help text of a setting."""
+    return str(next(note for note in typing.get_args(hint) if isinstance(note, Parameter)).help)

@@ -145,8 +145,9 @@ def _check_model(settings: dict[str, Any], kind: str, hub: bool) -> None:
     """Name, size and, with `hub`, whether pretrained weights can be had."""
     name, weights, size = settings[kind], settings.get(f"{kind}_weights", "scratch"), settings.get(f"{kind}_size")
     full = full_name(name, kind)
+    _check_alias_size(full, size, kind)
     if full and size is not None and weights != "pretrained" and not any(word in full for word in FIXED):
-        return check_size(full, size, kind)  # no need of timm
+        return  # no need of timm
     from tutelage.models.teachers import build, resolve, unusual_size
     from tutelage.models.weights import check_within_reach
 
@@ -157,7 +158,6 @@ def _check_model(settings: dict[str, Any], kind: str, hub: bool) -> None:
             build(full, "scratch", 0, size, kind)
     if hub and weights == "pretrained":
         check_within_reach(full, kind)
-    return None
 
 
 def _try_file(settings: dict[str, Any], kind: str) -> None:

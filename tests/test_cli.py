@@ -1,0 +1,190 @@
+"""What the command promises: quick help, one JSON object, and the same result as its Python twins and its stages."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import MODELS, SHORT, Task, environment
+
+import tutelage as package
+from tutelage.cli import RECIPES, call, recipe
+from tutelage.runs import Run
+from tutelage.version import __version__
+
+STAGES = ("curate", "adapt", "transfer", "finetune", "alone", "evaluate")
+TAUGHT = [word for word in SHORT if word != "--no-baseline"]
+
+
+def in_python(code: str) -> str:
+    """What a fresh interpreter prints."""
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_help_is_quick(tutelage):
+    """`tutelage --help` names every command within a second."""
+    took = []
+    for _ in range(3):  # the best of three: the machine may be busy
+        began = time.perf_counter()
+        done = tutelage("--help")
+        took.append(time.perf_counter() - began)
+        assert done.returncode == 0
+        assert all(name in done.stdout for name in RECIPES)
+    assert min(took) < 1
+
+
+def test_help_of_every_command_loads_no_torch():
+    """Each command explains itself, every flag with a text, without loading torch, timm or scikit-learn."""
+    code = (
+        "import contextlib, io, sys\nfrom tutelage.cli import RECIPES, call\n"
+        "texts = {}\n"
+        "for words in ([], ['--help'], ['--version'], *([name, '--help'] for name in RECIPES)):\n"
+        "    with contextlib.redirect_stdout(io.StringIO()) as text:\n"
+        "        assert call(list(words)) == 0, words\n"
+        "    texts[' '.join(words)] = text.getvalue()\n"
+        "print(repr((texts, sorted({'torch', 'timm', 'sklearn'} & set(sys.modules)))))"
+    )
+    texts, loaded = eval(in_python(code))  # repr of plain text and lists
+    assert loaded == []
+    assert texts["--version"].strip() == __version__
+    assert texts[""] == texts["--help"]
+    for name in RECIPES:
+        for parameter in inspect.signature(recipe(name)).parameters:
+            assert f"--{parameter.replace('_', '-')} " in texts[f"{name} --help"].replace("\n", " "), parameter
+        for line in recipe(name).__doc__.splitlines()[:1]:  # type: ignore[union-attr]
+            assert line.split(",")[0].split(":")[0] in " ".join(texts[f"{name} --help"].split())
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_stages_and_run_say_the_same(stage):
+    """A setting has the same type, range, help and default in a stage as in `run`."""
+    whole = inspect.signature(recipe("run")).parameters
+    own = {name: p for name, p in inspect.signature(recipe(stage)).parameters.items()}
+    if stage == "evaluate":  # it takes a finished run, and perhaps new images
+        assert own.pop("run").annotation == whole["out"].annotation
+        own.pop("target")
+    assert own.keys() <= whole.keys()
+    for name, parameter in own.items():
+        assert parameter.annotation == whole[name].annotation, name
+        assert parameter.default == whole[name].default, name
+
+
+def test_every_setting_of_run_reaches_a_stage():
+    """No flag of `run` is idle: each is a setting of a stage, or of `run` itself."""
+    stages = {name for stage in STAGES for name in inspect.signature(recipe(stage)).parameters}
+    assert set(inspect.signature(recipe("run")).parameters) - stages == {"no_baseline", "smoke"}
+
+
+def test_twins():
+    """Every command is a function of the package with the same name."""
+    assert all(getattr(package, name) is recipe(name) for name in RECIPES)
+    assert set(RECIPES) | {"TutelageError", "__version__"} == set(package.__all__)
+    with pytest.raises(AttributeError, match="rum"):
+        package.rum  # noqa: B018
+
+
+# Results
+
+
+@pytest.fixture(scope="module")
+def finished(drawn, tutelage) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """`tutelage run --json`, with the student alone, in a folder of its own."""
+    out = drawn.root / "command" / "run"
+    words = [word for word in drawn.words() if word != "--no-baseline"]
+    words[words.index("--out") + 1] = str(out)
+    return out, tutelage(*words, "--json")
+
+
+def test_json(finished):
+    """--json prints exactly one object with the scores of all models and the seconds of all stages."""
+    out, done = finished
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 1
+    result = json.loads(done.stdout)
+    assert set(result) == {"run", "student", "alone", "teacher", "seconds", "reused"}
+    assert result["run"] == str(out)
+    for model in ("student", "alone", "teacher"):
+        assert {"accuracy", "balanced_accuracy", "macro_f1", "ece"} <= set(result[model]["test"])
+        assert all(
+            0 <= result[model]["test"][name] <= 1 for name in ("accuracy", "balanced_accuracy", "macro_f1", "ece")
+        )
+        assert result[model]["parameters"] > 100_000
+    assert {"curate", "adapt", "targets", "transfer", "finetune", "evaluate", "total"} <= set(result["seconds"])
+    assert result["seconds"]["total"] == pytest.approx(
+        sum(seconds for name, seconds in result["seconds"].items() if name != "total"), abs=0.01
+    )
+    assert result["reused"] == []
+
+
+def timeless(result: dict) -> dict:
+    """A result without what differs from run to run: times and the folder."""
+    models = ("student", "alone", "teacher")
+    return {name: {k: v for k, v in result[name].items() if k != "latency_ms"} for name in models if name in result}
+
+
+def test_python_twin_gives_the_same(finished, drawn):
+    """`tutelage.run(...)` returns what the command prints."""
+    again = package.run(
+        target=drawn.target, gallery=[drawn.gallery], out=drawn.root / "twin" / "run", teacher="efficientnet-lite0",
+        teacher_weights="scratch", teacher_size=32, student="mobilenetv3-s-050", student_size=32, views=1, steps=2,
+        batch_size=8, refine="none", finetune="keep",
+    )  # fmt: skip
+    assert timeless(again) == timeless(json.loads(finished[1].stdout))
+    weights = [path / "student" / "weights.safetensors" for path in (finished[0], drawn.root / "twin" / "run")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_stages_one_after_another_give_the_same(finished, drawn, capsys):
+    """The stages as commands of their own, in one folder, end with the weights and scores of `run`."""
+    out = drawn.root / "stages" / "run"
+    given = dict(zip(MODELS[::2], MODELS[1::2], strict=True)) | dict(zip(TAUGHT[::2], TAUGHT[1::2], strict=True))
+    given |= {"--target": str(drawn.target), "--gallery": str(drawn.gallery), "--out": str(out), "--run": str(out)}
+    for stage in STAGES:
+        flags = ["--" + name.replace("_", "-") for name in inspect.signature(recipe(stage)).parameters]
+        words = [word for flag in flags if flag in given for word in (flag, given[flag])]
+        if stage == "evaluate":
+            words = ["--run", str(out), "--json"]
+        capsys.readouterr()
+        assert call([stage, *words]) == 0, capsys.readouterr().err
+    scores = json.loads(capsys.readouterr().out)
+    assert timeless(scores) == timeless(json.loads(finished[1].stdout))
+    for name in ("student", "alone"):
+        mine, theirs = (path / name / "weights.safetensors" for path in (out, finished[0]))
+        assert mine.read_bytes() == theirs.read_bytes()
+
+
+def test_a_second_time_nothing_is_done_again(finished, drawn, capsys):
+    """The same command on a finished run gives the same numbers and says that all stages were reused."""
+    out, done = finished
+    settings = Run(out).settings()["settings"]
+    words = [word for word in drawn.words() if word != "--no-baseline"]
+    words[words.index("--out") + 1] = str(out)
+    assert call([*words, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["reused"] == list(STAGES)
+    assert {k: v for k, v in result.items() if k != "reused"} == {
+        k: v for k, v in json.loads(done.stdout).items() if k != "reused"
+    }
+    assert Run(out).settings()["settings"] == settings
+
+
+def test_table(finished, drawn, capsys):
+    """Without --json the scores come as a table on stdout, and all other words on stderr."""
+    assert call(["evaluate", "--run", str(finished[0])]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in lines[2:]] == ["student, taught", "student alone", "teacher, adapted"]
+
+
+def test_words_of_a_task():
+    """The tests' own tool: what is said anew stands in place of what it said before."""
+    words = Task(Path("/t")).words("run", "--gallery", "a", "b", "--steps", "9")
+    assert words.count("--gallery") == words.count("--steps") == 1
+    assert "/t/gallery" not in words
+    assert "2" not in words

@@ -1,0 +1,74 @@
+"""What the lines about work under way promise."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tutelage import progress as progress_module
+from tutelage.progress import duration, progress, say
+
+
+@pytest.fixture
+def clock(monkeypatch) -> list[float]:
+    """A clock that a test sets."""
+    now = [100.0]
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: now[0])
+    monkeypatch.delenv("RANK", raising=False)
+    return now
+
+
+def test_durations():
+    """Durations are in seconds with one decimal, then minutes, then hours."""
+    assert [duration(s) for s in (8.06, 59.94, 60, 200, 3599.4, 3600, 7500)] == [
+        "8.1 s", "59.9 s", "1 min 00 s", "3 min 20 s", "59 min 59 s", "1 h 00 min", "2 h 05 min",
+    ]  # fmt: skip
+
+
+def test_lines_tell_how_far_how_fast_and_how_long(clock, capsys):
+    """Without a terminal a line comes every 15 seconds at most, on stderr, and one at the end."""
+    with progress("decode", 3000, done=1000) as advance:
+        for _ in range(4):
+            clock[0] += 10
+            advance(250)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == [
+        "decode: 1,500 of 3,000 images, 25 images/s, 1 min 00 s left",
+        "decode: 2,000 of 3,000 images, 25 images/s, 40.0 s left",
+        "decode: 1,000 images in 40.0 s, 25 images/s",
+    ]
+
+
+def test_nothing_done_yet_is_no_error(clock, capsys):
+    """A long wait before the first unit is done is told of later, and stops nothing."""
+    with progress("targets", 100) as advance:
+        clock[0] += 60
+        advance(0)
+        clock[0] += 1
+        advance(50)
+    assert re.match(r"targets: 50 of 100 images", capsys.readouterr().err)
+
+
+def test_quick_work_leaves_no_line(clock, capsys):
+    """What takes less than a second, and what had nothing to do, is not worth a line."""
+    with progress("decode", 10) as advance:
+        clock[0] += 0.5
+        advance(10)
+    with progress("decode", 10):
+        clock[0] += 60
+    assert capsys.readouterr().err == ""
+
+
+def test_only_the_first_process_speaks(clock, capsys, monkeypatch):
+    """Of several processes the first one speaks."""
+    monkeypatch.setenv("RANK", "1")
+    say("hello")
+    with progress("decode", 10) as advance:
+        clock[0] += 60
+        advance(5)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("RANK", "0")
+    say("hello")
+    assert capsys.readouterr().err == "hello\n"
