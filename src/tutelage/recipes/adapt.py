@@ -30,7 +30,7 @@ FULL_BATCH = 32
 def adapt(
     *, out: c.Out = "", teacher: c.Teacher = "dinov2-s", teacher_weights: c.TeacherWeights = "pretrained",
     teacher_size: c.TeacherSize = None, adapt: c.Adapt = "probe", class_weight: c.ClassWeight = "none",
-    resize: c.Resize = "squash", flip: c.Flip = "horizontal", crop_area: c.CropArea = 0.35, view_seed: c.ViewSeed = 0,
+    resize: c.Resize = "squash", flip: c.Flip = "horizontal", crop_area: c.CropArea = 0.6, view_seed: c.ViewSeed = 0,
     seed: c.Seed = 0, device: c.Device = "auto", precision: c.Precision = "auto", cache: c.Cache = None,
     overwrite: c.Overwrite = False, config: c.Config = None,
 ) -> dict[str, Any]:  # fmt: skip

@@ -109,7 +109,7 @@ class _Work:
             return about, None
         kept = self.run.settings()["settings"]
         settings = ViewSettings(
-            kept.get("view_seed", 0), kept.get("flip", "horizontal"), kept.get("crop_area", 0.35), resize=self.resize
+            kept.get("view_seed", 0), kept.get("flip", "horizontal"), kept.get("crop_area", 0.6), resize=self.resize
         )
         cache = OutputCache(self.cache_dir, adapted.network, settings, self.task.side)
         with progress("teacher on test images", len(self.test)) as advance:

@@ -26,7 +26,7 @@ BATCH = 64
 @recipe
 def finetune(
     *, out: c.Out = "", finetune: c.Finetune = "auto", class_weight: c.ClassWeight = "none", resize: c.Resize = "squash",
-    flip: c.Flip = "horizontal", crop_area: c.CropArea = 0.35, view_seed: c.ViewSeed = 0, seed: c.Seed = 0,
+    flip: c.Flip = "horizontal", crop_area: c.CropArea = 0.6, view_seed: c.ViewSeed = 0, seed: c.Seed = 0,
     device: c.Device = "auto", precision: c.Precision = "auto", cache: c.Cache = None, overwrite: c.Overwrite = False,
     config: c.Config = None,
 ) -> dict[str, Any]:  # fmt: skip
