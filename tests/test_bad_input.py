@@ -22,8 +22,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Task, draw, environment, make_task
 
+from conftest import Task, draw, environment, make_task
 from tutelage.runs import Run
 
 BEGUN = ["settings.toml"]  # a run folder in which no stage has finished

@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import MODELS, SHORT, Task, environment
 
 import tutelage as package
+from conftest import MODELS, SHORT, Task, environment
 from tutelage.cli import RECIPES, call, recipe
 from tutelage.runs import Run
 from tutelage.version import __version__
@@ -66,7 +66,7 @@ def test_help_of_every_command_loads_no_torch():
 def test_stages_and_run_say_the_same(stage):
     """A setting has the same type, range, help and default in a stage as in `run`."""
     whole = inspect.signature(recipe("run")).parameters
-    own = {name: p for name, p in inspect.signature(recipe(stage)).parameters.items()}
+    own = dict(inspect.signature(recipe(stage)).parameters)
     if stage == "evaluate":  # it takes a finished run, and perhaps new images
         assert own.pop("run").annotation == whole["out"].annotation
         own.pop("target")

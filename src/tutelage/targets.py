@@ -160,6 +160,7 @@ class Outputs:
         """(B, D) float32 outputs of the images at these positions (default: all)."""
         block = self.block if positions is None else self.block[positions]
         row = self.row if positions is None else self.row[positions]
+        assert (block >= 0).all(), "compute_outputs() comes before rows()"
         out = np.empty((len(block), self.width), dtype=np.float32)
         for number in np.unique(block):
             here = np.flatnonzero(block == number)
@@ -197,7 +198,7 @@ def compute_outputs(
         images: each computed once, however often its content appears.
         numbers: views.
         advance: called with the number of outputs just computed or found.
-        share: (rank, processes): each process does its part of the blocks.
+        share: (rank, processes): each process does the images whose content hash falls to it.
 
     Returns:
         how many outputs this call computed.
@@ -209,9 +210,8 @@ def compute_outputs(
         _, first = np.unique(as_void(images.keys[missing]), return_index=True)
         unique = missing[np.sort(first)]
         advance(len(images) - len(unique))
-        for index, start in enumerate(range(0, len(unique), BLOCK)):
-            if index % processes != rank:
-                continue
+        unique = unique[images.keys[unique, -1] % processes == rank]  # by content: what others have done changes no share
+        for start in range(0, len(unique), BLOCK):
             positions, parts = unique[start : start + BLOCK], []
             for at in range(0, len(positions), CHUNK):
                 parts.append(run_network(network, images, positions[at : at + CHUNK], number, settings))

@@ -83,7 +83,7 @@ def load_task(run: Path, cache: str | Path) -> TaskData:
         if not len(rows):
             return None
         images, good, bad = store.find([refs[i] for i in rows])
-        assert not bad and len(good) == len(rows), "the manifest lists usable images only"
+        assert len(good) == len(rows), f"the manifest lists usable images only: {bad[:1]}"
         return Labelled([refs[i].id for i in rows], images, labels[rows], groups[rows])
 
     train = part("train")

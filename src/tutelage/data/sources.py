@@ -139,16 +139,16 @@ def read_bytes(refs: Sequence[ImageRef]) -> Iterator[tuple[int, bytes | Unreadab
             yield i, Unreadable(reason)
 
 
-def missing(path: str | Path) -> TutelageError:
-    """The error for a path that does not exist, with the nearest names beside it."""
+def missing(path: str | Path, flag: str = "") -> TutelageError:
+    """The error for a path that does not exist, with the nearest names beside it; `flag` ("--target ") goes before it."""
     path = Path(path)
     try:
         beside = os.listdir(path.absolute().parent)
     except OSError:
         return TutelageError(
-            f"{path}: no such file or folder", "a path that exists", f"there is no {path.parent} either"
+            f"{flag}{path}: no such file or folder", "a path that exists", f"there is no {path.parent} either"
         )
-    return TutelageError(f"{path}: no such file or folder", "a path that exists", did_you_mean(path.name, beside))
+    return TutelageError(f"{flag}{path}: no such file or folder", "a path that exists", did_you_mean(path.name, beside))
 
 
 def clean(name: str) -> str:

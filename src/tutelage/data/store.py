@@ -171,27 +171,30 @@ class Store:
         name = hashlib.sha256(b"".join(ref.fingerprint for ref in refs)).hexdigest()[:24]
         rows: dict[str, list] = {field: [] for field in _INDEX.names}
         offset = 0
-        with whole(self.folder / f"{name}.pixels") as path, ThreadPoolExecutor(os.cpu_count()) as pool:
-            with path.open("wb") as file:
-                for position, rgb, key in self._decoded(refs, pool):
-                    good = isinstance(rgb, np.ndarray)
-                    height, width = rgb.shape[:2] if good else (0, 0)
-                    row = (
-                        refs[position].fingerprint,
-                        key if good else None,
-                        height,
-                        width,
-                        offset,
-                        None if good else rgb,
-                    )
-                    for field, value in zip(rows, row, strict=True):
-                        rows[field].append(value)
-                    if good:
-                        file.write(rgb.data)
-                        offset += rgb.nbytes
-                    advance(1)
-                if not offset:
-                    file.write(b"\0")  # an empty file cannot be mapped
+        with (
+            whole(self.folder / f"{name}.pixels") as path,
+            ThreadPoolExecutor(os.cpu_count()) as pool,
+            path.open("wb") as file,
+        ):
+            for position, rgb, key in self._decoded(refs, pool):
+                good = isinstance(rgb, np.ndarray)
+                height, width = rgb.shape[:2] if good else (0, 0)
+                row = (
+                    refs[position].fingerprint,
+                    key if good else None,
+                    height,
+                    width,
+                    offset,
+                    None if good else rgb,
+                )
+                for field, value in zip(rows, row, strict=True):
+                    rows[field].append(value)
+                if good:
+                    file.write(rgb.data)
+                    offset += rgb.nbytes
+                advance(1)
+            if not offset:
+                file.write(b"\0")  # an empty file cannot be mapped
         with whole(self.folder / f"{name}.parquet") as path:
             pq.write_table(pa.table(rows, _INDEX), path)
 

@@ -234,15 +234,14 @@ def check_places(target: str | Path, given: dict[str, str | Path | float | None]
     for split, value in given.items():
         share = _number(value)
         if share is not None and not 0 < share < 1:
-            errors.append(TutelageError(f"--{split} {value}", "a path, or a fraction above 0 and below 1", "such as 0.2"))
+            errors.append(
+                TutelageError(f"--{split} {value}", "a path, or a fraction above 0 and below 1", "such as 0.2")
+            )
         elif share is not None:
             shares[split] = share
         elif value is not None:
             places[split] = Path(str(value))
-    for split, place in places.items():
-        if not place.exists():
-            fault = missing(place)
-            errors.append(TutelageError(f"--{split or 'target'} {fault.given}", fault.allowed, fault.mend))
+    errors += [missing(place, f"--{split or 'target'} ") for split, place in places.items() if not place.exists()]
     pattern = None
     try:
         pattern = re.compile(group_by) if group_by else None

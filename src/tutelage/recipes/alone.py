@@ -7,8 +7,7 @@ from typing import Any
 from tutelage import config as c
 from tutelage.config import recipe
 from tutelage.progress import progress
-from tutelage.recipes.stage import MetricsLog, file_hash, open_run, save_weights
-from tutelage.recipes.transfer import default_epochs
+from tutelage.recipes.stage import MetricsLog, default_epochs, file_hash, open_run, save_weights
 from tutelage.runs import hash_of
 
 

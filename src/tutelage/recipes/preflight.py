@@ -110,10 +110,7 @@ def _check_data(settings: dict[str, Any]) -> None:
     faults: list[TutelageError] = []
     splits = {name: settings[name] for name in ("val", "test")}
     _try(faults, lambda: check_places(settings["target"], splits, settings["group_by"]))
-    for place in settings["gallery"]:
-        if not Path(place).exists():
-            fault = missing(place)
-            faults.append(TutelageError(f"--gallery {fault.given}", fault.allowed, fault.mend))
+    faults += [missing(place, "--gallery ") for place in settings["gallery"] if not Path(place).exists()]
     raise_all(faults)
 
 

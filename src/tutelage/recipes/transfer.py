@@ -15,7 +15,7 @@ from typing import Any
 from tutelage import config as c
 from tutelage.config import recipe
 from tutelage.progress import progress, say
-from tutelage.recipes.stage import MetricsLog, file_hash, open_run, save_weights
+from tutelage.recipes.stage import MetricsLog, default_epochs, file_hash, open_run, save_weights
 from tutelage.runs import hash_of
 
 
@@ -174,8 +174,3 @@ def teach(
             log({"step": step + 1, "loss": seen.mean(), "rate": now, "images": (step + 1) * plan.batch_size})
         save(step + 1)
         advance(plan.batch_size)
-
-
-def default_epochs(count: int) -> int:
-    """Passes over a transfer set of `count` images when nothing is said: 400,000 images in all, at least 4, at most 100."""
-    return int(min(100, max(4, round(400_000 / count))))

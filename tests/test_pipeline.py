@@ -1,0 +1,168 @@
+"""The main job for real on small images: what is shared, what is never read, and every way through the stages."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from textures import CLASSES, write_textures
+
+import tutelage
+from tutelage.data.decode import content_key, decode
+from tutelage.data.manifest import read_manifest
+from tutelage.data.target_set import draw_budget
+
+SMALL = {
+    "teacher": "tf_efficientnet_lite0", "teacher_size": 32, "student": "mobilenetv3_small_050", "student_size": 32,
+    "steps": 30, "batch_size": 16, "finetune": "keep", "no_baseline": True, "views": 2,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pipeline")
+    write_textures(folder)
+    return folder
+
+
+def go(data: Path, name: str, **more) -> dict:
+    settings = {"target": str(data / "target"), "gallery": [str(data / "gallery")], **SMALL, **more}
+    return tutelage.run(out=str(data / "runs" / name), **settings)
+
+
+def student_of(result: dict) -> dict[str, np.ndarray]:
+    return load_file(Path(result["run"]) / "student" / "weights.safetensors")
+
+
+def same(one: dict[str, np.ndarray], two: dict[str, np.ndarray]) -> bool:
+    return all(np.array_equal(one[name], two[name]) for name in one)
+
+
+def test_more_labels_tomorrow(data):
+    """A rerun with more labels decodes nothing and asks the teacher nothing that it has said already."""
+    gallery = [str(data / "gallery"), str(data / "target" / "train")]
+    cache = data / "tomorrow"
+    go(data, "today", budget=4, gallery=gallery, cache=str(cache))
+    before = {path: path.stat().st_mtime_ns for path in cache.rglob("*") if path.is_file()}
+    result = go(data, "tomorrow", budget=8, gallery=gallery, cache=str(cache))
+    assert {path: path.stat().st_mtime_ns for path in cache.rglob("*") if path.is_file()} == before
+    assert "teacher" in result
+
+
+def test_budgets_are_nested(data):
+    """The labelled images of a small budget are among those of a larger one with the same seed."""
+    drawn = []
+    for budget in (2, 5):
+        result = go(data, f"nested-{budget}", budget=budget, steps=1)
+        refs, table = read_manifest(Path(result["run"]) / "target_set" / "manifest.parquet")
+        splits = table.column("split").to_pylist()
+        drawn.append({ref.id for ref, split in zip(refs, splits, strict=True) if split == "train"})
+    assert [len(d) for d in drawn] == [6, 15]
+    assert drawn[0] < drawn[1]
+
+
+def test_labels_beyond_the_budget_are_never_read(data, tmp_path):
+    """Other labels on the images that the draw left over change no weight."""
+    paths = sorted((data / "target").glob("*/*/*.png"))
+    splits = [path.parent.parent.name for path in paths]
+    labels = np.array([CLASSES.index(path.parent.name) for path in paths])
+    keys = [content_key(*decode(path.read_bytes())) for path in paths]
+    train = np.flatnonzero(np.array(splits) == "train")
+    drawn = draw_budget(labels[train], [keys[i] for i in train], 3, 0)
+    others = labels.copy()
+    for position in np.setdiff1d(np.arange(len(train)), drawn):  # a new label that leaves the draw as it is
+        trial = others.copy()
+        trial[train[position]] = (trial[train[position]] + 1) % 3
+        if np.array_equal(draw_budget(trial[train], [keys[i] for i in train], 3, 0), drawn):
+            others = trial
+    assert (others != labels).sum() >= 5
+    results = []
+    for number, given in enumerate((labels, others)):
+        place = tmp_path / f"list-{number}.csv"
+        with place.open("w", newline="") as file:
+            rows = [[str(p), CLASSES[label], s] for p, label, s in zip(paths, given, splits, strict=True)]
+            csv.writer(file).writerows([["path", "label", "split"], *rows])
+        results.append(go(data, f"unread-{number}", budget=3, target=str(place)))
+    manifests = [read_manifest(Path(r["run"]) / "target_set" / "manifest.parquet")[1] for r in results]
+    assert manifests[0].select(["id", "label"]).equals(manifests[1].select(["id", "label"]))
+    assert same(student_of(results[0]), student_of(results[1]))
+
+
+def test_gallery_labels_are_never_read(data, tmp_path):
+    """A gallery in folders of classes teaches what the same images teach in one folder."""
+    sorted_by_class = tmp_path / "sorted"
+    for number, path in enumerate(sorted((data / "gallery").iterdir())):
+        place = sorted_by_class / ("wrong" if number % 2 else "names")
+        place.mkdir(parents=True, exist_ok=True)
+        (place / path.name).symlink_to(path)
+    result = go(data, "gallery-names", gallery=[str(sorted_by_class)])
+    assert "teacher" in result
+    assert read_manifest(Path(result["run"]) / "transfer_set" / "manifest.parquet")[1].num_rows == 90 + 24
+
+
+@pytest.mark.parametrize("mode", ["full", "probe-then-full", "auto"])
+def test_adapt_modes(data, mode):
+    """Every way to adapt the teacher ends with a teacher far above chance, whose word the student can hear."""
+    result = go(data, f"adapt-{mode}", adapt=mode)
+    about = json.loads((Path(result["run"]) / "teacher" / "result.json").read_text())
+    assert about["mode"] == mode or mode == "auto"
+    if mode == "auto":
+        losses = {name: one["log_loss"] for name, one in about["validation"].items()}
+        assert set(losses) == {"probe", "full", "probe-then-full"}
+        assert losses[about["mode"]] == min(losses.values())
+    assert result["teacher"]["test"]["accuracy"] > 0.6
+
+
+def test_validation_split(data):
+    """With validation images every choice is made on them, label propagation included, and none is called optimistic."""
+    result = go(data, "validation", val=str(data / "target" / "test"), test="0.3", finetune="auto")
+    folder = Path(result["run"])
+    assert json.loads((folder / "teacher" / "result.json").read_text())["validated_on"] == "30 validation images"
+    finished = json.loads((folder / "student" / "result.json").read_text())
+    assert not finished["optimistic"]
+    assert set(finished["validation"]) == {"keep", "head", "full"}
+
+
+def test_online_teacher_gives_the_same_student(data):
+    """Without room for the teacher's outputs it runs in the loop, and the losses agree to 1e-3."""
+    rows = {}
+    for name, limit in (("cached", 20.0), ("online", 0.0)):
+        result = go(data, f"limit-{name}", cache_limit=limit, refine="none", cache=str(data / f"cache-{name}"))
+        about = json.loads((Path(result["run"]) / "transfer" / "result.json").read_text())
+        assert about["online"] == (name == "online")
+        lines = (Path(result["run"]) / "transfer" / "metrics.jsonl").read_text().splitlines()
+        rows[name] = [json.loads(line)["loss"] for line in lines]
+    # the first losses see the same weights; later ones have gone their own way by float16's rounding
+    assert rows["online"][0] == pytest.approx(rows["cached"][0], abs=1e-3)
+    assert rows["online"][:5] == pytest.approx(rows["cached"][:5], abs=1e-2)
+
+
+def test_evaluate_on_new_images(data):
+    """`evaluate --target` scores a finished run on other labelled images, and leaves the run as it was."""
+    result = go(data, "evaluated")
+    before = (Path(result["run"]) / "report" / "result.json").read_bytes()
+    again = tutelage.evaluate(run=result["run"], target=str(data / "target" / "test"))
+    new = tutelage.evaluate(run=result["run"], target=str(data / "target" / "train"))
+    assert again["student"]["test"] == result["student"]["test"]
+    assert new["test_images"] == 24
+    assert (Path(result["run"]) / "report" / "result.json").read_bytes() == before
+
+
+def test_student_learns(data):
+    """The whole job teaches: the student ends far above chance on images that it has never seen."""
+    result = go(data, "learns", steps=250, lr=4e-3, no_baseline=False, finetune="auto")
+    assert result["student"]["test"]["accuracy"] > 0.8
+    assert result["student"]["agreement"] > 0.8
+    assert "alone" in result
+
+
+def test_tracker(data):
+    """`--tracker tensorboard` leaves event files beside metrics.jsonl."""
+    pytest.importorskip("tensorboard")
+    result = go(data, "tracked", tracker="tensorboard", steps=10)
+    assert list((Path(result["run"]) / "trackers").rglob("events.out.tfevents*"))
+    assert (Path(result["run"]) / "transfer" / "metrics.jsonl").read_text().count("\n") == 10
