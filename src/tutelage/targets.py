@@ -210,7 +210,9 @@ def compute_outputs(
         _, first = np.unique(as_void(images.keys[missing]), return_index=True)
         unique = missing[np.sort(first)]
         advance(len(images) - len(unique))
-        unique = unique[images.keys[unique, -1] % processes == rank]  # by content: what others have done changes no share
+        unique = unique[
+            images.keys[unique, -1] % processes == rank
+        ]  # by content: what others have done changes no share
         for start in range(0, len(unique), BLOCK):
             positions, parts = unique[start : start + BLOCK], []
             for at in range(0, len(positions), CHUNK):

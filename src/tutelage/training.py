@@ -229,7 +229,9 @@ def load_checkpoint(
     for name, value in _under("optimizer.", tensors).items():
         index, field = name.split(".", 1)
         weight = weights[int(index)]
-        if value.shape == weight.shape:  # fused AdamW reads the raw memory: it must lie as the weight's does (channels_last)
+        if (
+            value.shape == weight.shape
+        ):  # fused AdamW reads the raw memory: it must lie as the weight's does (channels_last)
             value = torch.empty_like(weight).copy_(value)
         layout["state"].setdefault(int(index), {})[field] = value
     optimizer.load_state_dict(layout)

@@ -9,7 +9,7 @@ Only Pillow and numpy. What every odd kind of image becomes is decided here and 
   largest value is at most 255. Floats count as [0, 1], as [0, 255] or as 16-bit, by the largest value.
 
 The file's own bytes decide its kind, not its name; kinds that start other programs (EPS) are never opened. AVIF is
-read where the installed Pillow can. Pillow's warnings, such as of a corrupt EXIF block, are not passed on.
+read where the installed Pillow can. What Pillow warns of, such as a corrupt EXIF block, costs no image.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from __future__ import annotations
 import hashlib
 import io
 import struct
-import threading
-import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -78,27 +76,6 @@ _TURNS = {
 }
 
 
-class _PillowWarnings(threading.local):
-    """What Pillow's readers find under the name `warnings`: silent in a thread that decodes here, else the real module.
-
-    A filter would be shared by all threads, and Pillow warns while it opens, decodes and reads EXIF.
-    """
-
-    silent = False
-
-    def __getattr__(self, name: str):
-        return getattr(warnings, name)
-
-    def warn(self, message: Warning | str, category: type[Warning] | None = None, stacklevel: int = 1, **rest) -> None:
-        if not self.silent:
-            warnings.warn(message, category, stacklevel + 1, **rest)
-
-
-_pillow_warnings = _PillowWarnings()
-for _module in (Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin):
-    vars(_module)["warnings"] = _pillow_warnings
-
-
 def decode(data: bytes, short_side: int | None = None) -> tuple[np.ndarray, tuple[int, int]]:
     """Decode one image.
 
@@ -116,7 +93,6 @@ def decode(data: bytes, short_side: int | None = None) -> tuple[np.ndarray, tupl
     """
     if not data:
         raise Unreadable("the file is empty")
-    _pillow_warnings.silent = True
     try:
         image = _open(data)
         rgb, size = _rgb(image, short_side)
@@ -132,8 +108,6 @@ def decode(data: bytes, short_side: int | None = None) -> tuple[np.ndarray, tupl
         raise Unreadable("decoding needs more memory than there is") from None
     except Exception as error:  # Pillow's readers raise almost anything on broken data
         raise Unreadable(_reason(error)) from None
-    finally:
-        _pillow_warnings.silent = False
 
 
 def fit(rgb: np.ndarray, size: int, resize: str) -> np.ndarray:

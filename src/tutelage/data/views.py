@@ -19,7 +19,10 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
-CROP_AREA = (0.6, 1.0)  # share of the image that a view shows; 5 epochs from scratch on CIFAR-10: 0.461, from 0.35 up: 0.436
+CROP_AREA = (
+    0.6,
+    1.0,
+)  # share of the image that a view shows; 5 epochs from scratch on CIFAR-10: 0.461, from 0.35 up: 0.436
 CROP_RATIO = (3 / 4, 4 / 3)  # width / height of the region
 COLOUR = 0.2  # brightness, contrast and saturation each in [1 - COLOUR, 1 + COLOUR]
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow converts to grey
