@@ -88,7 +88,7 @@ def make_task(root: Path) -> Task:
 
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory) -> Task:
-    """The tiny task, drawn once; tests copy it."""
+    """The tiny task, drawn once; to be read only."""
     return make_task(tmp_path_factory.mktemp("drawn"))
 
 

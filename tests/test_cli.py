@@ -94,9 +94,9 @@ def test_twins():
 
 
 @pytest.fixture(scope="module")
-def finished(drawn, tutelage) -> tuple[Path, subprocess.CompletedProcess[str]]:
+def finished(drawn, tutelage, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """`tutelage run --json`, with the student alone, in a folder of its own."""
-    out = drawn.root / "command" / "run"
+    out = tmp_path_factory.mktemp("command") / "run"
     words = [word for word in drawn.words() if word != "--no-baseline"]
     words[words.index("--out") + 1] = str(out)
     return out, tutelage(*words, "--json")
@@ -129,21 +129,21 @@ def timeless(result: dict) -> dict:
     return {name: {k: v for k, v in result[name].items() if k != "latency_ms"} for name in models if name in result}
 
 
-def test_python_twin_gives_the_same(finished, drawn):
+def test_python_twin_gives_the_same(finished, drawn, tmp_path):
     """`tutelage.run(...)` returns what the command prints."""
     again = package.run(
-        target=drawn.target, gallery=[drawn.gallery], out=drawn.root / "twin" / "run", teacher="efficientnet-lite0",
+        target=drawn.target, gallery=[drawn.gallery], out=tmp_path / "run", teacher="efficientnet-lite0",
         teacher_weights="scratch", teacher_size=32, student="mobilenetv3-s-050", student_size=32, views=1, steps=2,
         batch_size=8, refine="none", finetune="keep",
     )  # fmt: skip
     assert timeless(again) == timeless(json.loads(finished[1].stdout))
-    weights = [path / "student" / "weights.safetensors" for path in (finished[0], drawn.root / "twin" / "run")]
+    weights = [path / "student" / "weights.safetensors" for path in (finished[0], tmp_path / "run")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
-def test_stages_one_after_another_give_the_same(finished, drawn, capsys):
+def test_stages_one_after_another_give_the_same(finished, drawn, capsys, tmp_path):
     """The stages as commands of their own, in one folder, end with the weights and scores of `run`."""
-    out = drawn.root / "stages" / "run"
+    out = tmp_path / "run"
     given = dict(zip(MODELS[::2], MODELS[1::2], strict=True)) | dict(zip(TAUGHT[::2], TAUGHT[1::2], strict=True))
     given |= {"--target": str(drawn.target), "--gallery": str(drawn.gallery), "--out": str(out), "--run": str(out)}
     for stage in STAGES:
@@ -175,7 +175,7 @@ def test_a_second_time_nothing_is_done_again(finished, drawn, capsys):
     assert Run(out).settings()["settings"] == settings
 
 
-def test_table(finished, drawn, capsys):
+def test_table(finished, capsys):
     """Without --json the scores come as a table on stdout, and all other words on stderr."""
     assert call(["evaluate", "--run", str(finished[0])]) == 0
     lines = capsys.readouterr().out.splitlines()
