@@ -14,8 +14,9 @@ from tutelage.config import flag
 HEAD = """# The command
 
 Made by `python docs/make_cli.py` from the recipes' signatures; a test holds it to them.
-The same names are arguments in Python (`tutelage.run(teacher_size=112)`) and keys in a TOML file (`teacher-size = 112`, given by
-`--config FILE.toml`; a flag beats the file). Exit codes: 0 done, 2 a message that says what was given, what is allowed and the mend, 130 Ctrl-C.
+The same names are arguments in Python (`tutelage.run(teacher_size=112)`) and keys in a TOML file (`teacher-size = 112`, given
+by `--config FILE.toml`; a flag beats the file). Exit codes: 0 done, 2 a message that says what was given, what is
+allowed and the mend, 130 Ctrl-C.
 """
 
 
@@ -45,11 +46,17 @@ def page() -> str:
         function = recipe(command)
         hints = typing.get_type_hints(function, include_extras=True)
         summary = (inspect.getdoc(function) or "").split("\n\n")[0].replace("\n", " ")
-        parts.append(f"## tutelage {command}\n\n{summary}\n\n| flag | value | default | meaning |\n| --- | --- | --- | --- |")
+        parts.append(
+            f"## tutelage {command}\n\n{summary}\n\n| flag | value | default | meaning |\n| --- | --- | --- | --- |"
+        )
         rows = []
         for name, parameter in inspect.signature(function).parameters.items():
             help_text = next(note.help for note in typing.get_args(hints[name]) if isinstance(note, Parameter))
-            default = "" if parameter.default is None or parameter.default is False or parameter.default in ("", []) else f"`{parameter.default}`"
+            default = (
+                ""
+                if parameter.default is None or parameter.default is False or parameter.default in ("", [])
+                else f"`{parameter.default}`"
+            )
             rows.append(f"| `{flag(name)}` | {allowed(hints[name])} | {default} | {help_text} |")
         parts[-1] += "\n" + "\n".join(rows) + "\n"
     return "\n".join(parts)

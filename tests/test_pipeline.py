@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from textures import CLASSES, write_textures
 
 import tutelage
+from textures import CLASSES, write_textures
 from tutelage.data.decode import content_key, decode
 from tutelage.data.manifest import read_manifest
 from tutelage.data.target_set import draw_budget

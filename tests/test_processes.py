@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.numpy import load_file
+
 from textures import write_textures
 
 
@@ -42,7 +43,10 @@ def train(data: Path, name: str, student: str, processes: int, steps: int, *more
 
 def test_two_processes_agree_without_batchnorm(data):
     """Two gloo processes give a ViT student the weights that one process gives it, within float error."""
-    one, two = (load_file(train(data, f"vit-{n}", "vit_tiny_patch16_224", n, 6) / "student" / "weights.safetensors") for n in (1, 2))
+    one, two = (
+        load_file(train(data, f"vit-{n}", "vit_tiny_patch16_224", n, 6) / "student" / "weights.safetensors")
+        for n in (1, 2)
+    )
     worst = max(float(abs(one[name] - two[name]).max()) for name in one)
     moved = max(float(abs(one[name]).max()) for name in one)
     assert 0 <= worst < 2e-4 < moved, f"the weights differ by {worst}"

@@ -11,8 +11,10 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import pytest
+
 from textures import write_textures
 
 STAGES = ("transfer_set", "teacher", "transfer", "student", "alone", "report")
@@ -34,13 +36,19 @@ def digests(out: Path) -> dict[str, str]:
 
 
 def finish(words: list[str]) -> None:
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"})
+    done = subprocess.run(
+        words, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
+    )
     assert done.returncode == 0, done.stderr
 
 
 def kill_when(words: list[str], moment: Callable[[], bool]) -> None:
     """Start the command and SIGKILL it while `moment` holds: it is stopped first, so that the moment cannot pass."""
-    said = tempfile.TemporaryFile()
+    with tempfile.TemporaryFile() as said:
+        _kill_when(words, moment, said)
+
+
+def _kill_when(words: list[str], moment: Callable[[], bool], said: IO[bytes]) -> None:
     process = subprocess.Popen(words, stdout=said, stderr=said, env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"})
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline:

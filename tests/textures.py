@@ -25,7 +25,9 @@ def texture(name: str, seed: int, size: int = 32) -> np.ndarray:
     return np.clip(image, 0, 255).astype(np.uint8)
 
 
-def write_textures(folder: Path, train: int = 8, test: int = 10, gallery: int = 90, size: int = 32) -> tuple[Path, Path]:
+def write_textures(
+    folder: Path, train: int = 8, test: int = 10, gallery: int = 90, size: int = 32
+) -> tuple[Path, Path]:
     """Write a target set and a gallery.
 
     Args:

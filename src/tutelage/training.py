@@ -177,7 +177,7 @@ class LossLog:
                 raise TutelageError(
                     f"{self._what}: the loss of step {step} is {value}",
                     "a finite loss",
-                    "lower --lr, or use --precision fp32; a rerun starts from the last checkpoint",
+                    "lower --lr or use --precision fp32, with --overwrite: decoded images and teacher outputs are kept in the cache",
                 )
         self._seen.clear()
         return sum(values) / len(values)

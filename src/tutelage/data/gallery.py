@@ -94,10 +94,8 @@ def _once(listed: list[tuple[list[ImageRef], list[Rejected]]]) -> list[tuple[lis
 
 
 def _empty(path: str | Path, rejected: list[Rejected]) -> TutelageError:
-    if rejected:
-        what = f"none that can be used: {shown((f'{bad.id} ({bad.reason})' for bad in rejected), 3)}"
-    else:
-        what = "no images in it"
+    bad = shown((f"{image.id} ({image.reason})" for image in rejected), 3)
+    what = f"none that can be used: {bad}" if rejected else "no images in it"
     return TutelageError(
         f"gallery {path}: {what}",
         "a folder, tar or Parquet file with images (.jpg, .png, .webp, ...; hidden names are skipped)",

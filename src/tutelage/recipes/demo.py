@@ -19,8 +19,8 @@ from tutelage.report.table import scores_table
 
 BUDGET = 10
 SETTINGS: dict[str, Any] = {
-    "teacher": "tf_efficientnet_lite2", "teacher_size": 128, "student": "mobilenetv3_small_050", "student_size": 64,
-    "student_weights": "scratch", "views": 3, "epochs": 16, "batch_size": 64, "flip": "none",
+    "teacher": "tf_efficientnet_lite2", "teacher_size": 112, "student": "mobilenetv3_small_050", "student_size": 64,
+    "student_weights": "scratch", "views": 2, "epochs": 14, "batch_size": 64, "flip": "none",
 }  # fmt: skip
 
 
@@ -38,7 +38,8 @@ def demo(
     started, folder = time.monotonic(), Path(out)
     drawn = draw_emoji(folder / ("data-smoke" if smoke else "data"), per_class=20 if smoke else None, progress=progress)
     say(
-        f"emoji of OpenMoji ({drawn.licence}), {drawn.source}: {drawn.train} drawings to label, {drawn.test} test, {drawn.unlabelled} others"
+        f"emoji of OpenMoji ({drawn.licence}), {drawn.source}: "
+        f"{drawn.train} drawings to label, {drawn.test} test, {drawn.unlabelled} others"
     )
     say(f"{BUDGET} labels in each of {len(drawn.classes)} classes; all other drawings are used without a label")
     result = run(
@@ -52,7 +53,8 @@ def demo(
     ]  # fmt: skip
     gain = 100 * (result["student"]["test"]["accuracy"] - result["alone"]["test"]["accuracy"])
     result["text"] = (
-        f"{scores_table(rows)}\n\nThe teacher brought the student {gain:+.1f} points of accuracy; {duration(time.monotonic() - started)} in all.\n"
+        f"{scores_table(rows)}\n\nThe teacher brought the student {gain:+.1f} points of accuracy; "
+        f"{duration(time.monotonic() - started)} in all.\n"
         f"student   {result['run']}/student/weights.safetensors\nresults   {result['run']}/report/results.json\n"
         f"chosen    {result['run']}/transfer_set/manifest.parquet\nimages    {folder / 'data'}"
     )

@@ -45,7 +45,7 @@ def doctor(*, cache: c.Cache = "cache", json: c.Json = False) -> dict[str, Any]:
         "versions": {name: _version(name) for name in PACKAGES},
         "devices": _devices(),
         "threads": _threads(policy_of_user),
-        "disk_gib": {"cache": _free_disk(Path(cache)), "here": _free_disk(Path.cwd())},
+        "disk_gib": {"cache": _free_disk(Path(cache or "cache")), "here": _free_disk(Path.cwd())},
         "memory_gib": _free_memory(),
         "extras": {name: importlib.util.find_spec(name) is not None for name in EXTRAS},
     }

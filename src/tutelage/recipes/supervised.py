@@ -113,7 +113,7 @@ def train_on_labels(
         nn.utils.clip_grad_norm_(module.parameters(), training.CLIP)
         optimizer.step()
         average.update(module)
-        seen.add(step, loss)
+        seen.add(step + 1, loss)
         save = resumable is not None and (step + 1) % resumable.every == 0 and step + 1 < plan.steps
         if save or (step + 1) % every_log == 0 or step + 1 == plan.steps:
             log({"step": step + 1, "loss": seen.mean(), "rate": rate})

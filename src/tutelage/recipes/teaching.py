@@ -20,13 +20,13 @@ from tutelage.targets import CLEAN, OutputCache, Targets, ViewSettings, bytes_ne
 
 def make_targets(
     run: Run, task: TaskData, teacher: AdaptedTeacher, settings: ViewSettings, views: int, refine: str,
-    cache_limit: float, cache_dir: Path, hardware: Any, adapted: dict[str, Any],
+    cache_limit: float, cache_dir: Path, hardware: Any, inputs: str,
 ) -> tuple[Targets, dict[str, Any], float]:  # fmt: skip
     """Compute what the student is to match, or find it in the cache.
 
     Args:
         views: M. refine: "none" or "propagate". cache_limit: GiB of outputs, above which the teacher runs online.
-        adapted: result.json of the teacher's stage.
+        inputs: hash of all that the targets depend on.
 
     Returns:
         the targets; how they were refined (kind, log losses on held-out labels); seconds that took, summed over restarts.
@@ -51,11 +51,11 @@ def make_targets(
     refined: dict[str, Any] = {"kind": "none"}
     kept = run.path / "transfer" / "propagated.npz"
     if refine == "propagate" and table is not None and network.output == "features":
-        if not kept.exists() and hardware.is_main_process:
+        if hardware.is_main_process and not _is_of(kept, inputs):
             cache = OutputCache(cache_dir, network, settings, task.side)
-            chosen = _refine(run, task, targets, cache, clock, adapted)
+            chosen = _refine(run, task, targets, cache, clock)
             with whole(kept) as path, path.open("wb") as file:
-                np.savez(file, **chosen)
+                np.savez(file, inputs=inputs, **chosen)
         hardware.wait_for_everyone()
         with np.load(kept) as saved:
             refined = {
@@ -76,9 +76,15 @@ def make_targets(
     return targets, refined, seconds
 
 
-def _refine(
-    run: Run, task: TaskData, targets: Targets, cache: OutputCache, clock: Any, adapted: dict[str, Any]
-) -> dict[str, Any]:
+def _is_of(kept: Path, inputs: str) -> bool:
+    """Whether the propagated labels of an earlier start were made from the same inputs."""
+    if not kept.exists():
+        return False
+    with np.load(kept) as saved:
+        return "inputs" in saved and str(saved["inputs"]) == inputs
+
+
+def _refine(run: Run, task: TaskData, targets: Targets, cache: OutputCache, clock: Clock) -> dict[str, Any]:
     """Label propagation, judged on labels that it has not seen: kept when the log loss falls."""
     from tutelage.data.target_set import folds
 

@@ -59,7 +59,7 @@ def transfer(
         teacher = load_adapted(run.path / "teacher", adapted, teacher_weights, hardware)
         view_settings = ViewSettings(view_seed, flip, crop_area, resize=resize)
         targets, refined, target_seconds = make_targets(
-            run, task, teacher, view_settings, views, refine, cache_limit, cache_dir, hardware, adapted
+            run, task, teacher, view_settings, views, refine, cache_limit, cache_dir, hardware, inputs
         )
 
         torch.manual_seed(training.seed_of(seed, "student"))
@@ -85,14 +85,13 @@ def transfer(
         metrics = MetricsLog(run.path / "transfer" / "metrics.jsonl", start, tracker, run.path, hardware)
 
         def save(step: int) -> None:
-            if hardware.is_main_process and step % every == 0 and step < total:
+            if hardware.is_main_process:
                 training.save_checkpoint(checkpoints, "transfer", step, inputs, plain, optimizer, average)
-            clock.tick()
 
         plan = Plan(total, batch_size, rate, temperature, mixup, seed)
         with progress("transfer", total * batch_size, start * batch_size) as advance:
             teach(module, built, targets, plan, hardware, optimizer=optimizer, average=average, start=start,
-                  log=metrics.write, save=save, advance=advance)  # fmt: skip
+                  log=metrics.write, save=save, every=every, advance=clock.ticking(advance))  # fmt: skip
         metrics.close()
         hardware.wait_for_everyone()
         if hardware.is_main_process:
@@ -123,6 +122,7 @@ class Plan:
 def teach(
     module: Any, student: Any, targets: Any, plan: Plan, hardware: Any, *, optimizer: Any, average: Any, start: int = 0,
     log: Callable[[dict[str, Any]], None] = lambda row: None, save: Callable[[int], None] = lambda step: None,
+    every: int = 2**62,
     advance: Callable[[int], None] = lambda n: None,
 ) -> None:  # fmt: skip
     """The loop: views of a batch, the teacher's word on them, KL, one step, one update of the average.
@@ -131,7 +131,8 @@ def teach(
         module: the student, prepared by `hardware`; changed in place. student: its size, mean and std.
         targets: what the teacher says. average: of the student's weights.
         start: steps that are done already.
-        log: called about 200 times with step, loss, rate, images. save: called after each step. advance: with images seen.
+        log: called about 200 times with step, loss, rate, images. save: called with the steps done, each `every` steps.
+        advance: called with images seen.
 
     Raises:
         TutelageError: the loss is no number any more.
@@ -169,8 +170,10 @@ def teach(
         hardware.clip_grad_norm_(module.parameters(), training.CLIP)
         optimizer.step()
         average.update(plain)
-        seen.add(step, loss)
-        if (step + 1) % max(1, plan.steps // 200) == 0 or step + 1 == plan.steps:
-            log({"step": step + 1, "loss": seen.mean(), "rate": now, "images": (step + 1) * plan.batch_size})
-        save(step + 1)
+        seen.add(step + 1, loss)
+        done, due = step + 1, (step + 1) % every == 0 and step + 1 < plan.steps
+        if due or done % max(1, plan.steps // 200) == 0 or done == plan.steps:
+            log({"step": done, "loss": seen.mean(), "rate": now, "images": done * plan.batch_size})
+        if due:  # after the losses were looked at: a checkpoint never holds what is no number
+            save(done)
         advance(plan.batch_size)
