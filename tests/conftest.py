@@ -18,7 +18,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported,
 
 MODELS = (
     *("--teacher", "efficientnet-lite0", "--teacher-weights", "scratch", "--teacher-size", "32"),
-    *("--student", "mobilenetv3-s-050", "--student-size", "32"),
+    *("--student", "mobilenetv3-s-050", "--student-weights", "scratch", "--student-size", "32"),
 )
 SHORT = (
     *("--views", "1", "--steps", "2", "--batch-size", "8", "--refine", "none"),

@@ -13,7 +13,7 @@ from tutelage.runs import hash_of
 
 @recipe
 def alone(
-    *, out: c.Out = "", student: c.Student = "mobilenetv4-s", student_weights: c.StudentWeights = "scratch",
+    *, out: c.Out = "", student: c.Student = "mobilenetv4-s", student_weights: c.StudentWeights = "pretrained",
     student_size: c.StudentSize = None, epochs: c.Epochs = None, steps: c.Steps = None, batch_size: c.BatchSize = 128,
     lr: c.LearningRate = 2e-3, mixup: c.Mixup = 0.0, class_weight: c.ClassWeight = "none", resize: c.Resize = "squash",
     flip: c.Flip = "horizontal", crop_area: c.CropArea = 0.6, view_seed: c.ViewSeed = 0, seed: c.Seed = 0,
