@@ -133,7 +133,8 @@ def test_python_twin_gives_the_same(finished, drawn, tmp_path):
     """`tutelage.run(...)` returns what the command prints."""
     again = package.run(
         target=drawn.target, gallery=[drawn.gallery], out=tmp_path / "run", teacher="efficientnet-lite0",
-        teacher_weights="scratch", teacher_size=32, student="mobilenetv3-s-050", student_weights="scratch", student_size=32, views=1, steps=2,
+        teacher_weights="scratch", teacher_size=32, student="mobilenetv3-s-050", student_weights="scratch",
+        student_size=32, views=1, steps=2,
         batch_size=8, refine="none", finetune="keep",
     )  # fmt: skip
     assert timeless(again) == timeless(json.loads(finished[1].stdout))

@@ -17,7 +17,8 @@ from tutelage.data.manifest import read_manifest
 from tutelage.data.target_set import draw_budget
 
 SMALL = {
-    "teacher": "tf_efficientnet_lite0", "teacher_size": 32, "student": "mobilenetv3_small_050", "student_weights": "scratch", "student_size": 32,
+    "teacher": "tf_efficientnet_lite0", "teacher_size": 32, "student": "mobilenetv3_small_050",
+    "student_weights": "scratch", "student_size": 32,
     "steps": 30, "batch_size": 16, "finetune": "keep", "no_baseline": True, "views": 2,
 }  # fmt: skip
 

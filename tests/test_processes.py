@@ -29,7 +29,8 @@ def train(data: Path, name: str, student: str, processes: int, steps: int, *more
         start += ["torch.distributed.run", f"--nproc-per-node={processes}", "--master-port=29541", "-m"]
     words = [
         *start, "tutelage", "run", "--target", str(data / "target"), "--gallery", str(data / "gallery"), "--out", str(out),
-        "--teacher", "tf_efficientnet_lite0", "--teacher-size", "32", "--student", student, "--student-weights", "scratch", "--student-size", "32",
+        "--teacher", "tf_efficientnet_lite0", "--teacher-size", "32",
+        "--student", student, "--student-weights", "scratch", "--student-size", "32",
         "--steps", str(steps), "--batch-size", "16", "--finetune", "keep", "--no-baseline", "--device", "cpu", *more,
     ]  # fmt: skip
     environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}

@@ -26,7 +26,8 @@ def command(data: Path, out: Path) -> list[str]:
     return [
         sys.executable, "-m", "tutelage", "run", "--target", str(data / "target"), "--gallery", str(data / "gallery"),
         "--out", str(out), "--cache", str(out.parent / "cache"), "--teacher", "tf_efficientnet_lite0", "--teacher-size", "32",
-        "--student", "mobilenetv3_small_050", "--student-weights", "scratch", "--student-size", "32", "--steps", "48", "--batch-size", "16", "--mixup", "0.2",
+        "--student", "mobilenetv3_small_050", "--student-weights", "scratch", "--student-size", "32",
+        "--steps", "48", "--batch-size", "16", "--mixup", "0.2",
         "--finetune", "full", "--json",
     ]  # fmt: skip
 
