@@ -7,7 +7,7 @@ from typing import Any
 from tutelage import config as c
 from tutelage.config import recipe
 from tutelage.progress import progress
-from tutelage.recipes.stage import MetricsLog, default_epochs, file_hash, open_run, save_weights
+from tutelage.recipes.stage import MetricsLog, checkpoint_steps, default_epochs, file_hash, open_run, save_weights
 from tutelage.runs import hash_of
 
 
@@ -50,8 +50,7 @@ def alone(
         if built.channels_last:
             module = module.to(memory_format=torch.channels_last)
         plan = supervised.Plan(total, batch_size, training.scaled_rate(lr, batch_size), seed, classes, mixup)
-        every = max(1, min(total // 8, 1 + 60_000 // batch_size))
-        resumable = supervised.Resumable(run.path / "checkpoints", "alone", inputs, every)
+        resumable = supervised.Resumable(run.path / "checkpoints", "alone", inputs, checkpoint_steps(total, batch_size))
         weights = losses.class_weights(torch.from_numpy(task.train.labels), classes, class_weight)
         start = training.newest_step(resumable.folder, "alone", inputs)
         metrics = MetricsLog(run.path / "alone" / "metrics.jsonl", start, "none", run.path, hardware)

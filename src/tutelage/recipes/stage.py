@@ -98,3 +98,8 @@ class MetricsLog:
 def default_epochs(count: int) -> int:
     """Passes over a transfer set of `count` images when nothing is said: 400,000 images in all, at least 4, at most 100."""
     return int(min(100, max(4, round(400_000 / count))))
+
+
+def checkpoint_steps(steps: int, batch_size: int) -> int:
+    """Steps between two checkpoints: an eighth of the way, and at most 60,000 images (a minute or two on a CPU)."""
+    return max(1, min(steps // 8, 60_000 // batch_size))

@@ -40,7 +40,8 @@ def make_targets(
         say(f"teacher outputs: {len(images):,} images x {views} views, {needed:.2f} GiB in {cache_dir}")
         cache = OutputCache(cache_dir, network, settings, task.side)
         with progress("targets", len(images) * views) as advance:
-            compute_outputs(cache, network, images, range(views), settings, clock.ticking(advance), share)
+            tick = clock.ticking(advance) if hardware.is_main_process else advance
+            compute_outputs(cache, network, images, range(views), settings, tick, share)
         hardware.wait_for_everyone()
         table = [cache.table(images, number) for number in range(views)]
     else:

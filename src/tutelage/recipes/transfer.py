@@ -15,7 +15,7 @@ from typing import Any
 from tutelage import config as c
 from tutelage.config import recipe
 from tutelage.progress import progress, say
-from tutelage.recipes.stage import MetricsLog, default_epochs, file_hash, open_run, save_weights
+from tutelage.recipes.stage import MetricsLog, checkpoint_steps, default_epochs, file_hash, open_run, save_weights
 from tutelage.runs import hash_of
 
 
@@ -32,7 +32,7 @@ def transfer(
     """Teach the student on the transfer set.
 
     Returns:
-        result of the stage: steps, images seen, loss, agreement, how the targets were refined, seconds of targets and of training.
+        result of the stage: steps, images seen, loss, how the targets were refined, seconds of targets and of training.
     """
     settings = dict(locals())
     import torch
@@ -54,7 +54,7 @@ def transfer(
         if done := run.done("transfer", inputs):
             return {**done, "reused": True}
         hardware = accelerator(device, precision)
-        rank, processes = hardware.process_index, hardware.num_processes
+        main, processes = hardware.is_main_process, hardware.num_processes
         task = load_task(run.path, cache_dir)
         teacher = load_adapted(run.path / "teacher", adapted, teacher_weights, hardware)
         view_settings = ViewSettings(view_seed, flip, crop_area, resize=resize)
@@ -69,9 +69,7 @@ def transfer(
             module = module.to(memory_format=torch.channels_last)
         count = len(task.transfer)
         total = steps or max(1, round((epochs or default_epochs(count)) * count / batch_size))
-        every = max(
-            1, min(total // 8, 1 + 60_000 // batch_size)
-        )  # a checkpoint each 60,000 images or eighth of the way
+        every = checkpoint_steps(total, batch_size)
         rate = training.scaled_rate(lr, batch_size)
         optimizer = training.optimizer_for(module, rate, hardware.device)
         average = training.Average(module)
@@ -85,16 +83,17 @@ def transfer(
         metrics = MetricsLog(run.path / "transfer" / "metrics.jsonl", start, tracker, run.path, hardware)
 
         def save(step: int) -> None:
-            if hardware.is_main_process:
+            if main:
                 training.save_checkpoint(checkpoints, "transfer", step, inputs, plain, optimizer, average)
 
         plan = Plan(total, batch_size, rate, temperature, mixup, seed)
         with progress("transfer", total * batch_size, start * batch_size) as advance:
             teach(module, built, targets, plan, hardware, optimizer=optimizer, average=average, start=start,
-                  log=metrics.write, save=save, every=every, advance=clock.ticking(advance))  # fmt: skip
+                  log=metrics.write, save=save, every=every,
+                  advance=clock.ticking(advance) if main else advance)  # fmt: skip
         metrics.close()
         hardware.wait_for_everyone()
-        if hardware.is_main_process:
+        if main:
             save_weights(run.path / "transfer" / "weights.safetensors", average.state)
             result = {
                 "outputs": hash_of([inputs, file_hash(run.path / "transfer" / "weights.safetensors")]), "student": built.about(),
