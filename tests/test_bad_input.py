@@ -123,6 +123,28 @@ def test_all_faults_of_settings_are_told_at_once(tutelage, task):
     assert sorted(p.name for p in task.root.iterdir()) == ["gallery", "mine.safetensors", "runs", "target"]
 
 
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--total", "20"], ["--total 20 with --strategy all", "--strategy random"]),
+        (["--strategy", "random"], ["--strategy random without --total"]),
+        (["--epochs", "2", "--steps", "3"], ["--epochs 2 and --steps 3"]),
+    ],
+)
+def test_settings_that_contradict_each_other(tutelage, task, more, told):
+    """Settings of which only one can be meant are refused together, and nothing is written."""
+    text = refused(tutelage(*task.words("run", *more)))
+    assert all(part in text for part in told)
+    assert not task.out.parent.exists()
+
+
+def test_a_batch_that_the_processes_cannot_share(tutelage, task):
+    """A batch is a multiple of the number of processes, and the message gives one."""
+    text = refused(tutelage(*task.words("run"), WORLD_SIZE="3", RANK="0"))
+    assert "--batch-size 8 on 3 processes" in text
+    assert "use --batch-size 6" in text
+
+
 def _installed(name: str) -> bool:
     import importlib.util
 

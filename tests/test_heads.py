@@ -13,6 +13,7 @@ from tutelage.models.heads import (
     best_temperature,
     cross_validate,
     fit_probe,
+    judgeable,
     log_loss,
     scale_of,
     stacked,
@@ -143,3 +144,10 @@ def test_a_head_is_a_matrix_product():
     """logits = features @ weight.T + bias."""
     head = LinearHead(np.array([[1.0, 2.0], [0.0, -1.0]], np.float32), np.array([0.5, 0.0], np.float32))
     assert head(np.array([[1.0, 1.0]], np.float32)).tolist() == [[3.5, -1.0]]
+
+
+def test_judgeable():
+    """A held-out image is judged only where the rest still has an image of its class."""
+    labels = np.array([0, 0, 1, 2, 2])
+    folds = np.array([0, 1, 0, 1, 1])
+    assert judgeable(labels, folds).tolist() == [True, True, False, False, False]

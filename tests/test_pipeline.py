@@ -167,3 +167,11 @@ def test_tracker(data):
     result = go(data, "tracked", tracker="tensorboard", steps=10)
     assert list((Path(result["run"]) / "trackers").rglob("events.out.tfevents*"))
     assert (Path(result["run"]) / "transfer" / "metrics.jsonl").read_text().count("\n") == 10
+
+
+def test_one_label_per_class(data):
+    """With one label per class nothing can be held out: the run says so, keeps sharp targets and the student as taught."""
+    result = go(data, "one", budget=1, finetune="auto")
+    about = json.loads((Path(result["run"]) / "teacher" / "result.json").read_text())
+    assert about["validation"]["probe"]["temperature"] == 0.25
+    assert json.loads((Path(result["run"]) / "transfer" / "result.json").read_text())["refined"]["kind"] == "none"

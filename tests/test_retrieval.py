@@ -15,6 +15,7 @@ from tutelage.retrieval import (
     SHARPNESS,
     STRATEGIES,
     choose_all,
+    choose_random,
     mixed_logits,
     neighbour_graph,
     propagate,
@@ -39,23 +40,23 @@ def clusters(seed: int, count: int = 120, classes: int = 3, noise: float = 1.0) 
 def test_all_takes_everything_or_a_random_part():
     """Without a total the whole gallery is taken; with one, so many that labelled and chosen images make it up."""
     assert choose_all(7, 3, None, 0).tolist() == list(range(7))
-    assert choose_all(7, 3, 10, 0).tolist() == list(range(7))
-    assert choose_all(7, 3, 99, 0).tolist() == list(range(7))
-    chosen = choose_all(100, 10, 40, 0)
+    assert choose_random(7, 3, 10, 0).tolist() == list(range(7))
+    assert choose_random(7, 3, 99, 0).tolist() == list(range(7))
+    chosen = choose_random(100, 10, 40, 0)
     assert len(chosen) == 30
     assert len(set(chosen.tolist())) == 30
     assert chosen.tolist() == sorted(chosen.tolist())
     assert chosen[0] >= 0
     assert chosen[-1] < 100
-    assert choose_all(100, 50, 40, 0).tolist() == []
+    assert choose_random(100, 50, 40, 0).tolist() == []
     assert set(STRATEGIES) >= {"all", "random"}
 
 
 def test_the_random_part_depends_on_the_seed_alone():
     """The same seed chooses the same images, another seed others, and every image is chosen as often."""
-    assert choose_all(50, 0, 10, 3).tolist() == choose_all(50, 0, 10, 3).tolist()
-    assert choose_all(50, 0, 10, 3).tolist() != choose_all(50, 0, 10, 4).tolist()
-    counts = np.bincount(np.concatenate([choose_all(50, 0, 10, seed) for seed in range(500)]), minlength=50)
+    assert choose_random(50, 0, 10, 3).tolist() == choose_random(50, 0, 10, 3).tolist()
+    assert choose_random(50, 0, 10, 3).tolist() != choose_random(50, 0, 10, 4).tolist()
+    counts = np.bincount(np.concatenate([choose_random(50, 0, 10, seed) for seed in range(500)]), minlength=50)
     assert counts.min() > 60  # 100 expected, 9 standard deviation
     assert counts.max() < 140
 

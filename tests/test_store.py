@@ -212,7 +212,7 @@ def test_the_same_image_named_twice(folder: Path, tmp_path: Path):
 
 
 def test_reasons_are_kept(folder: Path, tmp_path: Path, decoded: list[int]):
-    """An image that cannot be used is told with its reason, each time, and is not tried again."""
+    """An image that cannot be used is told with its reason, each time, and one store tries it once."""
     (folder / "bad.png").write_bytes(b"no image")
     (folder / "cut.png").write_bytes((folder / "0.png").read_bytes()[:200])
     (folder / "gone.png").write_bytes(b"x")
@@ -231,6 +231,29 @@ def test_reasons_are_kept(folder: Path, tmp_path: Path, decoded: list[int]):
         assert "No such file" in bad[2].reason
         assert all(b.reason for b in bad)
     assert len(decoded) == calls
+
+
+def test_failures_are_tried_again_by_the_next_process(folder: Path, tmp_path: Path):
+    """What could not be used yesterday is tried anew and, once it can be, is never decoded again."""
+    refs, away = refs_of(folder), folder.rename(tmp_path / "away")
+    folder.mkdir()
+    shutil.copy2(away / "0.png", folder)
+    Store(tmp_path / "cache", 32).add(refs)
+    for _ in range(2):
+        store = Store(tmp_path / "cache", 32)
+        assert len(store.missing(refs)) == 9
+        store.add(refs)
+        assert len(store.find(refs)[2]) == 9
+    folder.rename(tmp_path / "empty")
+    away.rename(folder)
+    store = Store(tmp_path / "cache", 32)
+    store.add(refs)
+    for one in (store, Store(tmp_path / "cache", 32)):
+        assert one.missing(refs) == []
+        images, good, bad = one.find(refs)
+        assert (len(good), bad) == (10, [])
+        for i, ref in enumerate(refs):
+            np.testing.assert_array_equal(images[i], decode(Path(ref.container).read_bytes(), 32)[0])
 
 
 def test_nothing_usable_and_nothing_asked(tmp_path: Path):

@@ -242,14 +242,14 @@ def test_processes_share_the_work(tmp_path: Path, monkeypatch, processes: int):
     np.testing.assert_allclose(cache.table(images, 1).rows(), online, atol=1e-3)
 
 
-def test_bytes_needed_is_what_is_written(tmp_path: Path):
+def test_gibibytes_is_what_is_written(tmp_path: Path):
     """The space foretold is the space taken, but for headers and keys."""
     images, counted = images_of(list(range(20)), 30, 40), Counted()
     cache = cache_of(tmp_path, counted.network)
     compute_outputs(cache, counted.network, images, [0, 1, 2], SETTINGS)
     blocks = [path for path in cache.folder.rglob("*.npy") if not path.name.endswith(".keys.npy")]
     written = sum(np.load(path).nbytes for path in blocks)
-    assert targets.bytes_needed(20, 3, 8) == written
+    assert targets.gibibytes(20, 3, 8) * 2**30 == written
 
 
 # Targets

@@ -46,11 +46,21 @@ def accelerator(device: str, precision: str) -> Any:
     """
     from datetime import timedelta
 
+    import torch
     from accelerate import Accelerator, InitProcessGroupKwargs
+    from accelerate.state import AcceleratorState
 
     mixed = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[check_hardware(device, precision)]
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes == 1:  # accelerate keeps one state for all: a second run in this process may ask for another device
+        AcceleratorState._reset_state(reset_partial_state=True)
     patient = InitProcessGroupKwargs(timeout=timedelta(days=7))  # others wait while one process decodes
-    return Accelerator(cpu=device == "cpu", mixed_precision=mixed, kwargs_handlers=[patient])
+    on_cpu = device == "cpu" or (
+        device == "auto" and not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    )
+    hardware = Accelerator(cpu=on_cpu, mixed_precision=mixed, kwargs_handlers=[patient])
+    assert hardware.num_processes == processes, "accelerate sees other processes than torch.distributed.run started"
+    return hardware
 
 
 def check_hardware(device: str, precision: str) -> str:
@@ -67,7 +77,7 @@ def check_hardware(device: str, precision: str) -> str:
         )
     on_gpu = device in ("auto", "cuda") and there["cuda"]
     if precision == "auto":
-        precision = "bf16" if on_gpu and torch.cuda.is_bf16_supported() else "fp32"
+        precision = "bf16" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     if precision == "fp16" and not on_gpu:
         raise TutelageError("--precision fp16 without a CUDA device", "fp32 or bf16 here", "leave out --precision")
     return precision

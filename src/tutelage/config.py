@@ -44,9 +44,9 @@ Budget = Annotated[int | None, Field(ge=1), _say("labels per class that may be u
 GroupBy = Annotated[str | None, _say("regular expression on the image's name; what it matches is never split apart")]
 Resize = Annotated[Literal["squash", "crop", "pad"], _say("how an image becomes a square")]
 Total = Annotated[
-    int | None, Field(ge=1), _say("size of the transfer set, labelled images included; default: the whole gallery")
+    int | None, Field(ge=1), _say("size of the transfer set, labelled images included; with --strategy random")
 ]
-Strategy = Annotated[Literal["all", "random"], _say("how gallery images are chosen")]
+Strategy = Annotated[Literal["all", "random"], _say("the whole gallery, or a random part of it (--total)")]
 MaxRejected = Annotated[
     float, Field(ge=0, le=1), _say("stop before training when a larger share of images is unusable")
 ]
@@ -54,6 +54,7 @@ MaxRejected = Annotated[
 # Models
 Teacher = Annotated[str, Field(min_length=1), _say("foundation model: an alias such as dinov2-s, or any timm name")]
 TeacherWeights = Annotated[str, Field(min_length=1), _say("pretrained (installed package or hub), scratch, or a file")]
+OtherWeights = Annotated[str | None, Field(min_length=1), _say("the teacher's weights; default: those of the run")]
 TeacherSize = Annotated[int | None, Field(ge=16, le=2048), _say("pixels; default: the model's own size")]
 Student = Annotated[str, Field(min_length=1), _say("model to ship: an alias such as mobilenetv4-s, or any timm name")]
 StudentWeights = Annotated[str, Field(min_length=1), _say("pretrained, scratch, or a file")]
@@ -74,7 +75,7 @@ CacheLimit = Annotated[float, Field(ge=0), _say("GiB of teacher outputs; above i
 # Training
 Seed = Annotated[int, Field(ge=0, lt=2**63), _say("seed of draws, initialisation and order")]
 Epochs = Annotated[int | None, Field(ge=1), _say("passes over the transfer set")]
-Steps = Annotated[int | None, Field(ge=1), _say("optimizer steps instead of epochs")]
+Steps = Annotated[int | None, Field(ge=1), _say("optimizer steps, instead of --epochs")]
 BatchSize = Annotated[int, Field(ge=2), _say("images per step, over all processes")]
 LearningRate = Annotated[float, Field(gt=0, le=1), _say("at batch 128; scaled by the square root of batch / 128")]
 Temperature = Annotated[float, Field(gt=0, le=100), _say("softens teacher and student in the transfer")]

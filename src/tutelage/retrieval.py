@@ -11,23 +11,27 @@ COMPONENTS = 256  # principal components kept for the search: the graph is as go
 
 
 def choose_all(count: int, labelled: int, total: int | None, seed: int) -> np.ndarray:
-    """Strategy "all": every gallery image, or a random part when `total` is smaller.
+    """Strategy "all": every gallery image. Arguments and result as for `choose_random`; only `count` is looked at."""
+    return np.arange(count)
+
+
+def choose_random(count: int, labelled: int, total: int | None, seed: int) -> np.ndarray:
+    """Strategy "random": a random part of the gallery.
 
     Args:
         count: images in the gallery.
         labelled: labelled images, which count towards `total`.
-        total: size of the transfer set, or None.
+        total: size of the transfer set.
         seed: of the draw.
 
     Returns:
-        (k,) int64 sorted positions in [0, count).
+        (k,) int64 sorted positions in [0, count); all of them when they do not reach `total`.
     """
-    if total is None or total - labelled >= count:
-        return np.arange(count)
+    assert total is not None, "the settings were checked"
     return np.sort(np.random.default_rng(seed).permutation(count)[: max(0, total - labelled)])
 
 
-STRATEGIES = {"all": choose_all, "random": choose_all}
+STRATEGIES = {"all": choose_all, "random": choose_random}
 
 
 def unit_embeddings(features: np.ndarray, components: int = COMPONENTS) -> np.ndarray:

@@ -15,7 +15,7 @@ import os
 import shutil
 import time
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
@@ -26,6 +26,13 @@ from tutelage.version import __version__
 SETTINGS = "settings.toml"
 DEFAULT = "default"  # in settings.toml, which has no word for None
 TEMPORARY = ".partial"  # suffix of files being written
+COMMANDS = {
+    "transfer_set": "curate",
+    "teacher": "adapt",
+    "transfer": "transfer",
+    "student": "finetune",
+    "alone": "alone",
+}
 # Settings that change where or how fast, and not what comes out; a finished run may be repeated with others.
 FREE = {
     "out",
@@ -169,7 +176,9 @@ class Run:
                 f"{self.path / SETTINGS}: {error}", "the file as tutelage wrote it", "use --overwrite"
             ) from error
 
-    def claim(self, settings: dict[str, Any], overwrite: bool) -> Path | None:
+    def claim(
+        self, settings: dict[str, Any], overwrite: bool, stages: dict[str, frozenset[str]] | None = None
+    ) -> Path | None:
         """Write the settings, or refuse when the folder holds a run with other ones.
 
         Settings that the folder does not know yet are added: a stage's command brings those of its stage. While no
@@ -178,9 +187,11 @@ class Run:
         Args:
             settings: resolved settings by name.
             overwrite: move the old run aside instead of refusing.
+            stages: folder -> the settings whose change moves it (none: any change), for a stage that keeps what the
+                earlier ones have made; None moves the whole run.
 
         Returns:
-            where the old run is now, if it was moved.
+            where the old run, or the part of it, is now, if it was moved.
         """
         old = None
         try:
@@ -188,23 +199,27 @@ class Run:
         except TutelageError:
             if not overwrite:
                 raise
-            old, before = self.move_aside(), {}
+            old, before = self.move_aside(None if stages is None else [*stages, SETTINGS]), {}
         mine = {name: DEFAULT if value is None else value for name, value in settings.items()}
-        differing = [
-            f"{name}: {before[name]} -> {value}"
+        differing = {
+            name: f"{name}: {before[name]} -> {value}"
             for name, value in sorted(mine.items())
             if name not in FREE and before.get(name, value) != value
-        ]
+        }
         if differing and not self._begun():
-            before, differing = {}, []
+            before, differing = {}, {}
         if differing and not overwrite:
             raise TutelageError(
-                f"--out {self.path} holds a run with other settings: {shown(differing, 12)}",
+                f"--out {self.path} holds a run with other settings: {shown(differing.values(), 12)}",
                 "the same settings, to go on or to reuse it",
-                "choose another --out, or --overwrite to move the old run aside",
+                "choose another --out, or --overwrite to move the old run aside"
+                if stages is None
+                else f"--overwrite to move {', '.join(stages)} aside and do them anew, or curate in another --out",
             )
-        if differing:
+        if differing and stages is None:
             old, before = self.move_aside(), {}
+        elif differing and stages is not None:
+            old = self.move_aside([name for name, named in stages.items() if not named or named & differing.keys()])
         self.update_settings({"settings": {**before, **mine}, "versions": {"tutelage": __version__}})
         return old
 
@@ -215,18 +230,23 @@ class Run:
         if merged != now:
             write_text(self.path / SETTINGS, toml(merged))
 
-    def move_aside(self) -> Path:
-        """Move the run's files to a folder beside it; nothing is deleted.
+    def move_aside(self, names: Sequence[str] | None = None) -> Path | None:
+        """Move the run's files, or those with these names, to a folder beside it; nothing is deleted.
 
         Returns:
-            the folder that now holds them.
+            the folder that now holds them, with the settings they were made with; None when there was nothing to move.
         """
+        moved = [item for item in self.path.iterdir() if item.name in names] if names is not None else None
+        if moved == []:
+            return None
         name, number = f"{self.path.name}.old-{datetime.now():%Y%m%d-%H%M%S}", 2
         old = self.path.with_name(name)
         while old.exists():
             old, number = self.path.with_name(f"{name}-{number}"), number + 1
         old.mkdir()
-        for item in self.path.iterdir():
+        if moved is not None and (self.path / SETTINGS).exists():
+            shutil.copy(self.path / SETTINGS, old)
+        for item in list(self.path.iterdir()) if moved is None else moved:
             if item.name != ".lock":
                 item.rename(old / item.name)
         return old
@@ -246,19 +266,27 @@ class Run:
         """The result of an earlier stage.
 
         Raises:
-            TutelageError: the stage has not been finished in this folder.
+            TutelageError: the stage has not been finished in this folder, or from another transfer set.
         """
         result = read_json(self.path / stage / "result.json")
+        before = COMMANDS[stage]
+        if result is not None and self.outdated(result):
+            raise TutelageError(
+                f"{self.path / stage} was made from another transfer set than the one in the folder now",
+                f"results of one transfer set, for {needed_by}", f"run `tutelage {before} --out {self.path} ...` again",
+            )  # fmt: skip
         if result is None:
-            before = {"transfer_set": "curate", "teacher": "adapt", "transfer": "transfer", "student": "finetune"}[
-                stage
-            ]
             raise TutelageError(
                 f"{self.path} has no {stage}/result.json, which {needed_by} needs",
                 f"a run folder in which `tutelage {before}` has finished",
                 f"run `tutelage {before} --out {self.path} ...` first, or `tutelage run`, which does all stages",
             )
         return result
+
+    def outdated(self, result: dict[str, Any]) -> bool:
+        """Whether a stage's result was made from another transfer set than the one that the folder holds now."""
+        now = (read_json(self.path / "transfer_set" / "result.json") or {}).get("outputs")
+        return result.get("curated", now) != now
 
     def finish(self, stage: str, inputs: str, result: dict[str, Any]) -> dict[str, Any]:
         """Write a stage's result.json, which makes it done, and drop its checkpoints."""

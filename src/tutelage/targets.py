@@ -19,6 +19,7 @@ import numpy as np
 from tutelage.data import views
 from tutelage.data.decode import fit
 from tutelage.data.store import BLOCK, Images
+from tutelage.errors import TutelageError
 from tutelage.models.adapted import Network
 from tutelage.retrieval import mixed_logits
 from tutelage.runs import hash_of, whole, write_json
@@ -98,6 +99,7 @@ class OutputCache:
         about = {
             "encoder": network.name, "weights": network.hash, "output": network.output, "width": network.width,
             "size": network.size, "mean": network.mean, "std": network.std, "store_side": side, "views": asdict(settings),
+            "precision": network.precision,
         }  # fmt: skip
         self.folder = Path(cache) / f"outputs-{hash_of(about)[:24]}"
         self.width = network.width
@@ -127,9 +129,19 @@ class OutputCache:
         )
 
     def add(self, keys: np.ndarray, outputs: np.ndarray, number: int) -> None:
-        """Write one block: keys (n, 32) uint8, outputs (n, D)."""
+        """Write one block: keys (n, 32) uint8, outputs (n, D).
+
+        Raises:
+            TutelageError: an output is no number, or too large for float16.
+        """
+        halves = outputs.astype(np.float16)
+        if not np.isfinite(halves).all():
+            raise TutelageError(
+                f"{int((~np.isfinite(halves)).any(axis=1).sum())} of {len(outputs)} images get outputs from the teacher that are no "
+                "number, or beyond 65,504", "finite outputs", "use --precision fp32, or another teacher",
+            )  # fmt: skip
         name = hashlib.sha256(keys.tobytes()).hexdigest()[:24]
-        for suffix, array in ((".npy", outputs.astype(np.float16)), (".keys.npy", keys)):
+        for suffix, array in ((".npy", halves), (".keys.npy", keys)):
             with whole(self._view(number) / f"{name}{suffix}") as path, path.open("wb") as file:
                 np.save(file, array)
 
@@ -223,9 +235,9 @@ def compute_outputs(
     return computed
 
 
-def bytes_needed(images: int, views_each: int, width: int) -> int:
-    """Bytes that cached outputs take: float16."""
-    return images * views_each * width * 2
+def gibibytes(images: int, views_each: int, width: int) -> float:
+    """GiB that cached outputs take: float16."""
+    return images * views_each * width * 2 / 2**30
 
 
 @dataclass(frozen=True)

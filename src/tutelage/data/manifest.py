@@ -6,8 +6,9 @@ labelled, validation and test images with their labels. Labels beyond the budget
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tutelage.data.sources import ImageRef
+from tutelage.data.sources import ImageRef, _prints
 from tutelage.data.store import Images, Store
+from tutelage.errors import TutelageError, shown
 from tutelage.runs import read_json, whole
 
 _SOURCE = ("id", "container", "kind", "position", "length", "fingerprint")
@@ -68,12 +70,16 @@ def read_manifest(path: Path) -> tuple[list[ImageRef], pa.Table]:
 
 
 def load_task(run: Path, cache: str | Path) -> TaskData:
-    """Open the images of a run whose transfer set has been curated; decodes only what the cache has lost."""
+    """Open the images of a run whose transfer set has been curated; decodes only what the cache has lost.
+
+    Raises:
+        TutelageError: images are gone or are not those that were chosen.
+    """
     about = read_json(run / "transfer_set" / "result.json")
     store = Store(cache, about["store_side"])
     refs, table = read_manifest(run / "target_set" / "manifest.parquet")
     extra, transfer = read_manifest(run / "transfer_set" / "manifest.parquet")
-    store.add([*refs, *extra])
+    images = _as_chosen(store, [*refs, *extra], [*_keys(table), *_keys(transfer)])
     splits = np.array(table.column("split").to_pylist(), dtype=str)
     labels = np.array(table.column("label").to_pylist(), dtype=np.int64)
     groups = np.array(table.column("group").to_pylist(), dtype=str)
@@ -82,14 +88,45 @@ def load_task(run: Path, cache: str | Path) -> TaskData:
         rows = np.flatnonzero(splits == split)
         if not len(rows):
             return None
-        images, good, bad = store.find([refs[i] for i in rows])
-        assert len(good) == len(rows), f"the manifest lists usable images only: {bad[:1]}"
-        return Labelled([refs[i].id for i in rows], images, labels[rows], groups[rows])
+        return Labelled([refs[i].id for i in rows], images.take(rows), labels[rows], groups[rows])
 
     train = part("train")
     assert train is not None
-    images, _, _ = store.find(extra)
     ids = transfer.column("id").to_pylist()
+    chosen = images.take(np.arange(len(refs), len(images)))
     return TaskData(
-        about["task"], tuple(about["classes"]), train, part("val"), part("test"), images, ids, about["store_side"]
+        about["task"], tuple(about["classes"]), train, part("val"), part("test"), chosen, ids, about["store_side"]
     )
+
+
+def _keys(table: pa.Table) -> list[bytes | None]:
+    """Content hash of each image; None where the manifest has none."""
+    return table.column("key").to_pylist() if "key" in table.column_names else [None] * len(table)
+
+
+def _as_chosen(store: Store, refs: Sequence[ImageRef], keys: Sequence[bytes | None]) -> Images:
+    """The images, all of them, with the content that they had when they were chosen."""
+    lost = {ref.fingerprint for ref in store.missing(refs)}
+    refs = [_present(ref) if ref.fingerprint in lost else ref for ref in refs]
+    store.add(refs)
+    images, good, bad = store.find(refs)
+    wrong = [f"{one.id} ({one.reason})" for one in bad]
+    for position, key in zip(good.tolist(), images.keys, strict=True):
+        if keys[position] not in (None, key.tobytes()):
+            wrong.append(f"{refs[position].id} (another image now)")
+    if wrong:
+        wrong = list(dict.fromkeys(wrong))
+        raise TutelageError(
+            f"{len(wrong):,} images of the run are gone or have changed: {shown(wrong)}",
+            "the files as they were when the transfer set was chosen",
+            "put them back, or curate again with --overwrite",
+        )
+    return images
+
+
+def _present(ref: ImageRef) -> ImageRef:
+    """The reference as its file is now: what is decoded today is not stored as what was there on the day of choice."""
+    try:
+        return replace(ref, fingerprint=_prints(ref.kind, ref.container, os.stat(ref.container))(ref.position))
+    except OSError:
+        return ref

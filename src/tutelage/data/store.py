@@ -3,7 +3,8 @@
 `cache/images-<short side>/` holds blocks of up to 4,096 images: `<name>.pixels`, the raw RGB bytes one after another,
 and `<name>.parquet`, the index. The index is renamed into place last, so a block is whole or not there. An image is
 found by its source's fingerprint (path, size, time, position), so a rerun on the same files decodes nothing, and more
-images tomorrow cost only themselves. Images that cannot be used stand in the index with the reason.
+images tomorrow cost only themselves. Images that cannot be used stand in the index with the reason; the next process
+tries them again, because rights, memory and the formats of Pillow may have changed.
 """
 
 from __future__ import annotations
@@ -80,6 +81,7 @@ class Store:
     def __init__(self, cache: str | Path, side: int):
         self.folder = Path(cache) / f"images-{side}"
         self.side = side
+        self._tried: set[bytes] = set()  # what this object has tried to decode
 
     def add(self, refs: Sequence[ImageRef], advance: Callable[[int], None] = lambda n: None) -> None:
         """Decode the images that the store does not hold yet; what cannot be used is recorded with its reason.
@@ -94,13 +96,21 @@ class Store:
         missing = self.missing(refs)
         if missing:
             self._check_disk(missing)
+        self._tried.update(ref.fingerprint for ref in missing)
         for start in range(0, len(missing), BLOCK):
             self._add_block(missing[start : start + BLOCK], advance)
 
     def missing(self, refs: Sequence[ImageRef]) -> list[ImageRef]:
-        """Those of `refs` that were never tried, each once."""
-        found = self._lookup(refs, self._index())
-        unique = {ref.fingerprint: ref for ref, row in zip(refs, found, strict=True) if row < 0}
+        """Those of `refs` that are to be decoded, each once: never tried, or tried in vain by others."""
+        index = self._index()
+        found = self._lookup(refs, index)
+        failed = np.append(np.asarray(index.column("reason").is_valid()), False)  # the last stands for row -1
+        again = (found < 0) | failed[found]
+        unique = {
+            ref.fingerprint: ref
+            for ref, row, due in zip(refs, found, again, strict=True)
+            if due and (row < 0 or ref.fingerprint not in self._tried)
+        }
         return list(unique.values())
 
     def find(self, refs: Sequence[ImageRef]) -> tuple[Images, np.ndarray, list[Rejected]]:
@@ -130,12 +140,16 @@ class Store:
         return Images(keys, sizes, places, blocks), good, bad
 
     def _index(self) -> pa.Table:
+        """All rows. `_lookup` takes the first of an image: the one that succeeded, else the newest failure."""
         tables = []
-        for path in sorted(self.folder.glob("*.parquet")):
+        for path in sorted(self.folder.glob("*.parquet"), key=lambda path: path.stat().st_mtime_ns, reverse=True):
             table = pq.read_table(path)
             tables.append(table.append_column("block", pa.array([path.stem] * len(table), pa.string())))
         empty = _INDEX.append(pa.field("block", pa.string())).empty_table()
-        return pa.concat_tables([empty, *tables]).combine_chunks()
+        index = pa.concat_tables([empty, *tables]).combine_chunks()
+        good = index.column("reason").is_null()
+        failed = index.column("reason").is_valid()
+        return pa.concat_tables([index.filter(good), index.filter(failed)]).combine_chunks()
 
     @staticmethod
     def _lookup(refs: Sequence[ImageRef], index: pa.Table) -> np.ndarray:

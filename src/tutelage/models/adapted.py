@@ -26,7 +26,8 @@ class Network:
     """A teacher whose outputs are computed once.
 
     forward: (B, 3, S, S) float32, normalised, on `device` -> (B, D) float. size: S in pixels. mean, std: of the input.
-    width: D. hash: of the weights. output: "features" (pooled; a head turns them to logits) or "logits".
+    width: D. hash: of the weights. precision: of the forward pass, as accelerate names it.
+    output: "features" (pooled; a head turns them to logits) or "logits".
     """
 
     forward: Callable[[torch.Tensor], torch.Tensor]
@@ -38,6 +39,7 @@ class Network:
     output: str
     name: str
     device: str = "cpu"
+    precision: str = "no"
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,16 @@ def _network(module: nn.Module, encoder: Encoder, accelerator: Any, width: int, 
             return module(images)
 
     return Network(
-        forward, encoder.size, encoder.mean, encoder.std, width, digest, output, encoder.name, str(accelerator.device)
+        forward,
+        encoder.size,
+        encoder.mean,
+        encoder.std,
+        width,
+        digest,
+        output,
+        encoder.name,
+        str(accelerator.device),
+        accelerator.mixed_precision,
     )
 
 

@@ -15,6 +15,7 @@ from tutelage.metrics import softmax
 # Inverse strength of the L2 penalty on standardised features, as scikit-learn's C. With 10 labels per class and 1,280
 # features the best is near 1e-3; ten times more or less costs about a point.
 STRENGTHS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 1e-1)
+UNJUDGED = {"strength": 1e-3, "temperature": 0.25}  # where no label can be held out: what 10 labels per class chose
 NEVER = -30.0  # logit of a class without an image
 
 
@@ -95,6 +96,20 @@ def cross_validate(
         head = fit_probe(*stacked(features[:, rest], labels[rest]), classes, strength, scale, class_weight)
         out[held] = head(features[0, held])
     return out
+
+
+def judgeable(labels: np.ndarray, folds: np.ndarray) -> np.ndarray:
+    """Whether a fold's training part has an image of the held-out image's class: without one, nothing can be learnt of it.
+
+    Args:
+        labels, folds: (B,) int64.
+
+    Returns:
+        (B,) bool.
+    """
+    return np.array(
+        [bool(((labels == label) & (folds != fold)).any()) for label, fold in zip(labels, folds, strict=True)]
+    )
 
 
 def stacked(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -65,23 +65,28 @@ def adapt(
         if adapt in ("full", "auto"):
             found["full"] = work.full(None)
         if adapt in ("probe-then-full", "auto"):
-            found["probe-then-full"] = work.full(found["probe"]["head"])
+            found["probe-then-full"] = work.full(found["probe"])
         mode = min(found, key=lambda name: found[name]["log_loss"]) if adapt == "auto" else adapt
         best = found[mode]
         for name, one in found.items():
             say(f"teacher, {name}: validation accuracy {one['accuracy']:.3f}, log loss {one['log_loss']:.3f}")
-        if best["accuracy"] < 1.5 / len(task.classes):
+        if not work.fair.any():
+            say(
+                "no class has labels to hold out: nothing could be validated, and the probe is not calibrated on this task"
+            )
+        elif best["accuracy"] < 1.5 / len(task.classes):
             say("the teacher is hardly better than chance on validation: the student can learn little from it")
         if mode == "probe":
             save_head(run.path / "teacher", best["head"])
         else:
             save_whole(run.path / "teacher", best["module"])
         with whole(run.path / "teacher" / "validation.npz") as path, path.open("wb") as file:
-            np.savez(file, logits=best["logits"], labels=work.judged)
+            np.savez(file, logits=best["logits"], labels=work.judged, fair=work.fair)
         about = {name: getattr(encoder, name) for name in ("name", "size", "mean", "std", "licence", "weights", "hash")}
         run.update_settings({"teacher": {k: list(v) if isinstance(v, tuple) else v for k, v in about.items()}})
         result = {
-            "outputs": hash_of([inputs, mode]), "mode": mode, "teacher": about, "classes": len(task.classes),
+            "outputs": hash_of([inputs, mode]), "curated": curated["outputs"], "mode": mode, "width": work.width(mode),
+            "teacher": about, "classes": len(task.classes),
             "validation": {name: {k: one[k] for k in ("accuracy", "log_loss", "temperature", "choice")} for name, one in found.items()},
             "validated_on": work.validated_on, "labels": len(task.train) + (len(task.val) if task.val else 0),
             "seconds": clock.stop(),
@@ -95,6 +100,7 @@ class _Work:
     def __init__(self, task, encoder, cache_dir, settings, views, hardware, clock):
         from tutelage.data.target_set import folds
         from tutelage.models.adapted import network_of
+        from tutelage.models.heads import judgeable
         from tutelage.targets import OutputCache
 
         self.task, self.encoder, self.settings, self.views = task, encoder, settings, views
@@ -104,6 +110,7 @@ class _Work:
         train = task.train
         self.folds = None if task.val else folds(train.labels, train.groups, settings["seed"])
         self.judged = task.val.labels if task.val else train.labels
+        self.fair = np.ones(len(self.judged), bool) if self.folds is None else judgeable(train.labels, self.folds)
         count = 0 if self.folds is None else len(np.unique(self.folds))
         self.validated_on = f"{len(task.val)} validation images" if task.val else f"{count}-fold cross-validation"
 
@@ -122,11 +129,10 @@ class _Work:
 
         train, classes = self.task.train, len(self.task.classes)
         features = self.features(train.images, CLEAN)
-        sample = np.random.default_rng(0).permutation(len(self.task.transfer))[:SCALE_SAMPLE]
-        scale = heads.scale_of(self.features(self.task.transfer.take(np.sort(sample)), 0))
+        scale = self.scale()
         weight = self.settings["class_weight"]
         tried = {}
-        for strength in heads.STRENGTHS:
+        for strength in heads.STRENGTHS:  # a second or two on 100 images
             if self.folds is None:
                 head = heads.fit_probe(features, train.labels, classes, strength, scale, weight)
                 logits = head(self.features(self.task.val.images, CLEAN))
@@ -136,24 +142,49 @@ class _Work:
                 )
             tried[strength] = self.judge(logits)
             self.clock.tick()
-        strength = min(tried, key=lambda s: tried[s]["log_loss"])
-        head = heads.fit_probe(features, train.labels, classes, strength, scale, weight)
-        temperature = tried[strength]["temperature"]
-        head = heads.LinearHead(head.weight / np.float32(temperature), head.bias / np.float32(temperature))
-        return {**tried[strength], "head": head, "choice": f"strength {strength:g}"}
+        strength = min(tried, key=lambda s: tried[s]["log_loss"]) if self.fair.any() else heads.UNJUDGED["strength"]
+        head = self.fitted(np.arange(len(train)), strength, tried[strength]["temperature"])
+        return {**tried[strength], "head": head, "strength": strength, "choice": f"strength {strength:g}"}
+
+    def fitted(self, positions: np.ndarray, strength: float, temperature: float):
+        """A calibrated probe on these labelled images."""
+        from tutelage.models import heads
+        from tutelage.targets import CLEAN
+
+        train = self.task.train
+        features = self.features(train.images, CLEAN)[positions]
+        labels, classes = train.labels[positions], len(self.task.classes)
+        head = heads.fit_probe(features, labels, classes, strength, self.scale(), self.settings["class_weight"])
+        return heads.LinearHead(head.weight / np.float32(temperature), head.bias / np.float32(temperature))
+
+    def scale(self):
+        """Mean and spread of the features over a sample of the transfer set."""
+        from tutelage.models import heads
+
+        sample = np.random.default_rng(0).permutation(len(self.task.transfer))[:SCALE_SAMPLE]
+        return heads.scale_of(self.features(self.task.transfer.take(np.sort(sample)), 0))
+
+    def width(self, mode: str) -> int:
+        """Numbers that the adapted teacher gives for a view: pooled features, or logits once it is fine-tuned."""
+        return self.encoder.features if mode == "probe" else len(self.task.classes)
 
     def judge(self, logits: np.ndarray) -> dict[str, Any]:
         """Accuracy, and log loss once calibrated, of held-out logits."""
         from tutelage.models import heads
 
-        temperature = heads.best_temperature(logits, self.judged)
-        loss = float(heads.log_loss(logits / temperature, self.judged).mean())
-        accuracy = float((logits.argmax(1) == self.judged).mean())
+        if not self.fair.any():
+            temperature = heads.UNJUDGED["temperature"]
+            return {"accuracy": 0.0, "log_loss": 0.0, "temperature": temperature, "logits": logits / temperature}
+        fair, labels = logits[self.fair], self.judged[self.fair]
+        temperature = heads.best_temperature(fair, labels)
+        loss = float(heads.log_loss(fair / temperature, labels).mean())
+        accuracy = float((fair.argmax(1) == labels).mean())
         return {"accuracy": accuracy, "log_loss": loss, "temperature": temperature, "logits": logits / temperature}
 
-    def full(self, head) -> dict[str, Any]:
-        """Passes by validation, then fine-tuning on all labels."""
-        train, passes = self.task.train, [FULL_PASSES // 4, FULL_PASSES // 2, FULL_PASSES]
+    def full(self, probe: dict[str, Any] | None) -> dict[str, Any]:
+        """Passes by validation, then fine-tuning on all labels; from a probe when one is given."""
+        train, head = self.task.train, probe and probe["head"]
+        passes = [FULL_PASSES // 4, FULL_PASSES // 2, FULL_PASSES]
         tried = {}
         for count in passes:  # early stopping over whole schedules: a cosine that ends early is not a cosine cut short
             if self.folds is None:
@@ -162,7 +193,7 @@ class _Work:
                 logits = np.zeros((len(train), len(self.task.classes)), np.float32)
                 for fold in np.unique(self.folds):
                     held = np.flatnonzero(self.folds == fold)
-                    module = self.fine_tune(self.head_for(head, held), np.flatnonzero(self.folds != fold), count)
+                    module = self.fine_tune(self.head_for(probe, held), np.flatnonzero(self.folds != fold), count)
                     logits[held] = self.logits(module, train.images.take(held))
             tried[count] = self.judge(logits)
             if len(tried) > 1 and tried[count]["log_loss"] > tried[passes[len(tried) - 2]]["log_loss"]:
@@ -172,17 +203,12 @@ class _Work:
         module.temperature.fill_(tried[best]["temperature"])  # pyright: ignore[reportCallIssue]
         return {**tried[best], "module": module, "choice": f"{best} passes"}
 
-    def head_for(self, head, held: np.ndarray):
-        """A probe that has not seen the held-out images, for `probe-then-full`."""
-        if head is None:
+    def head_for(self, probe: dict[str, Any] | None, held: np.ndarray):
+        """The probe, fitted as it was but without the held-out images."""
+        if probe is None:
             return None
-        from tutelage.models import heads
-        from tutelage.targets import CLEAN
-
         rest = np.setdiff1d(np.arange(len(self.task.train)), held)
-        features = self.features(self.task.train.images, CLEAN)
-        scale = heads.scale_of(features[rest])
-        return heads.fit_probe(features[rest], self.task.train.labels[rest], len(self.task.classes), 1e-3, scale)
+        return self.fitted(rest, probe["strength"], probe["temperature"])
 
     def fine_tune(self, head, positions: np.ndarray, passes: int):
         from tutelage import losses, training

@@ -63,7 +63,8 @@ def alone(
             )  # fmt: skip
         save_weights(run.path / "alone" / "weights.safetensors", state)
         result = {
-            "outputs": file_hash(run.path / "alone" / "weights.safetensors"), "student": built.about(), "steps": total,
+            "outputs": file_hash(run.path / "alone" / "weights.safetensors"), "curated": curated["outputs"],
+            "student": built.about(), "steps": total,
             "images_seen": total * batch_size, "loss": metrics.last, "seconds": clock.stop(),
         }  # fmt: skip
         return run.finish("alone", inputs, result)

@@ -129,7 +129,7 @@ def _check_labels(labelled, found: _Found) -> None:
         ]
         if labelled.labels[other] != labelled.labels[row]:
             two_labels.append(" = ".join(names))
-        elif {labelled.splits[other], labelled.splits[row]} > {"train"}:
+        elif labelled.splits[other] != labelled.splits[row]:
             leaks.append(" = ".join(names))
     errors = []
     if two_labels:
@@ -138,7 +138,7 @@ def _check_labels(labelled, found: _Found) -> None:
         ))  # fmt: skip
     if leaks:
         errors.append(TutelageError(
-            f"labelled images that are also validation or test images: {shown(leaks)}",
+            f"the same image in two splits: {shown(leaks)}",
             "no image in two splits", "remove one of each pair; give --group-by when products or patients repeat",
         ))  # fmt: skip
     raise_all(errors)
@@ -169,6 +169,43 @@ def _draw(labelled, found: _Found, budget: int | None, seed: int) -> np.ndarray:
     return rows[chosen]
 
 
+def _candidates(labelled, pool, found: _Found, held: dict, taken: set[bytes]) -> tuple[dict[int, bytes], list, int]:
+    """Gallery images to choose from.
+
+    Args:
+        held: content of validation and test images -> row. taken: content of the labelled images.
+
+    Returns:
+        row -> content; (gallery image, held image, split) of those that are held out; the number of duplicates.
+    """
+    candidates: dict[int, bytes] = {}
+    seen, leaks, twice = set(taken), [], 0
+    for row, key in zip(found.gallery_rows.tolist(), found.gallery_keys, strict=True):
+        if key in held:
+            leaks.append((pool.refs[row].id, labelled.refs[held[key]].id, labelled.splits[held[key]]))
+        elif key in seen:
+            twice += 1
+        else:
+            seen.add(key)
+            candidates[row] = key
+    if not candidates:
+        raise TutelageError(
+            f"the gallery has no image of its own: {len(leaks):,} are validation or test images, {twice:,} duplicates",
+            "unlabelled images other than those of the target set", "give another --gallery",
+        )  # fmt: skip
+    return candidates, leaks, twice
+
+
+def _write_leaks(run: Run, leaks: list) -> None:
+    (run.path / "transfer_set" / "leaks.csv").unlink(missing_ok=True)
+    if not leaks:
+        return
+    text = io.StringIO()
+    csv.writer(text).writerows([("gallery_image", "is", "split", "how"), *[(*leak, "same pixels") for leak in leaks]])
+    write_text(run.path / "transfer_set" / "leaks.csv", text.getvalue())
+    say(f"{len(leaks):,} gallery images are validation or test images and stay out (transfer_set/leaks.csv)")
+
+
 def _write(run: Run, inputs: str, clock, labelled, pool, found: _Found, settings: dict, side: int) -> dict[str, Any]:
     from tutelage.data.manifest import write_manifest
     from tutelage.retrieval import STRATEGIES
@@ -178,34 +215,22 @@ def _write(run: Run, inputs: str, clock, labelled, pool, found: _Found, settings
     key_of = dict(zip(found.target_rows.tolist(), found.target_keys, strict=True))
     held = {key_of[row]: row for row in key_of if labelled.splits[row] != "train"}
     taken = {key_of[row] for row in drawn.tolist()}
-    candidates, leaks, twice = [], [], 0
-    for row, key in zip(found.gallery_rows.tolist(), found.gallery_keys, strict=True):
-        if key in held:
-            leaks.append((pool.refs[row].id, labelled.refs[held[key]].id, labelled.splits[held[key]]))
-        elif key in taken:
-            twice += 1
-        else:
-            taken.add(key)
-            candidates.append(row)
-    if not candidates:
+    candidates, leaks, twice = _candidates(labelled, pool, found, held, taken)
+    places = list(candidates)
+    total = settings["total"]
+    if total is not None and total <= len(drawn):
         raise TutelageError(
-            f"the gallery has no image of its own: {len(leaks):,} are validation or test images, {twice:,} duplicates",
-            "unlabelled images other than those of the target set", "give another --gallery",
-        )  # fmt: skip
-    picked = STRATEGIES[settings["strategy"]](len(candidates), len(drawn), settings["total"], settings["seed"])
-    chosen = [candidates[i] for i in picked]
-    (run.path / "transfer_set" / "leaks.csv").unlink(missing_ok=True)
-    if leaks:
-        text = io.StringIO()
-        csv.writer(text).writerows(
-            [("gallery_image", "is", "split", "how"), *[(*leak, "same pixels") for leak in leaks]]
+            f"--total {total} with {len(drawn):,} labelled images, which count towards it",
+            f"more than {len(drawn):,}: the rest comes from the gallery",
+            "raise --total, or give a smaller --budget (--smoke takes at most 256 images)",
         )
-        write_text(run.path / "transfer_set" / "leaks.csv", text.getvalue())
-        say(f"{len(leaks):,} gallery images are validation or test images and stay out (transfer_set/leaks.csv)")
+    picked = STRATEGIES[settings["strategy"]](len(candidates), len(drawn), total, settings["seed"])
+    chosen = [places[i] for i in picked]
+    _write_leaks(run, leaks)
     kept = np.concatenate([drawn, [row for row in key_of if labelled.splits[row] != "train"]]).astype(np.int64)
     write_manifest(
         run.path / "target_set" / "manifest.parquet", [labelled.refs[i] for i in kept],
-        _columns(labelled, kept),
+        {**_columns(labelled, kept), "key": [key_of[i] for i in kept.tolist()]},
     )  # fmt: skip
     refs = [labelled.refs[i] for i in drawn] + [pool.refs[i] for i in chosen]
     none = [None] * len(refs)
@@ -215,13 +240,14 @@ def _write(run: Run, inputs: str, clock, labelled, pool, found: _Found, settings
             "source": ["target"] * len(drawn) + ["gallery"] * len(chosen),
             "strategy": ["labelled"] * len(drawn) + [settings["strategy"]] * len(chosen),
             "query": none, "similarity": none, "rank": none,
+            "key": [key_of[i] for i in drawn.tolist()] + [candidates[i] for i in chosen],
         },
     )  # fmt: skip
-    keys = [key_of[i] for i in kept] + sorted(taken - {key_of[i] for i in drawn})
+    keys = [key_of[i] for i in kept] + sorted(candidates.values())
     counts = {split: int((labelled.splits[kept] == split).sum()) for split in ("train", "val", "test")}
     say(
-        f"labelled {counts['train']:,} · validation {counts['val']:,} · test {counts['test']:,} · "
-        f"transfer set {len(refs):,} of {len(pool.refs):,} gallery images and the labelled ones"
+        f"validation {counts['val']:,} · test {counts['test']:,} · transfer set {len(refs):,}: {len(drawn):,} labelled + "
+        f"{len(chosen):,} of {len(pool.refs):,} gallery images ({len(leaks):,} held out as validation/test, {twice:,} duplicates)"
     )
     result = {
         "outputs": hash_of([

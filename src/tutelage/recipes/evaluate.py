@@ -10,15 +10,15 @@ from typing import Any
 
 from tutelage import config as c
 from tutelage.config import recipe
-from tutelage.errors import TutelageError
-from tutelage.progress import progress
+from tutelage.errors import TutelageError, shown
+from tutelage.progress import progress, say
 from tutelage.recipes.stage import open_run
-from tutelage.runs import Run, hash_of, read_json, write_json
+from tutelage.runs import COMMANDS, Run, hash_of, read_json, write_json
 
 
 @recipe
 def evaluate(
-    *, run: c.Out = "", target: c.NewTarget = None, teacher_weights: c.TeacherWeights = "pretrained", resize: c.Resize = "squash",
+    *, run: c.Out = "", target: c.NewTarget = None, teacher_weights: c.OtherWeights = None,
     device: c.Device = "auto", precision: c.Precision = "auto", cache: c.Cache = None, json: c.Json = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Score the models of a run on its test images, or on the test images of another target set.
@@ -26,6 +26,7 @@ def evaluate(
     Args:
         run: the run folder.
         target: new labelled images (all splits are used); None for the run's own test images.
+        teacher_weights: None for those that the run was given.
 
     Returns:
         {"student": {"test": scores, "parameters", "flops", "latency_ms", "agreement"}, "alone": {...}, "teacher": {...}}.
@@ -38,17 +39,15 @@ def evaluate(
         )
     with open_run(run, cache, {}, False) as (folder, cache_dir):
         kept = folder.settings()["settings"]
-        resize, teacher_weights = kept.get("resize", resize), kept.get("teacher_weights", teacher_weights)
+        resize = kept.get("resize", "squash")
+        weights: str = teacher_weights or kept.get("teacher_weights", "pretrained")
         hardware = accelerator(device, precision)
-        stages = {
-            name: read_json(folder.path / name / "result.json")
-            for name in ("transfer_set", "teacher", "transfer", "student", "alone")
-        }
+        stages = _results(folder)
         inputs = hash_of(["evaluate", resize, {name: one and one["outputs"] for name, one in stages.items()}])
         if target is None and (done := folder.done("report", inputs)):
             return {**done, "reused": True}
         clock = folder.clock("report")
-        work = _Work(folder, stages, cache_dir, resize, teacher_weights, hardware, target)
+        work = _Work(folder, stages, cache_dir, resize, weights, hardware, target)
         result: dict[str, Any] = work.scores()
         if target is not None:
             return {"run": str(folder.path), "target": target, **result}
@@ -56,6 +55,17 @@ def evaluate(
         finished = folder.finish("report", inputs, result)
         write_json(folder.path / "report" / "results.json", finished)
         return finished
+
+
+def _results(run: Run) -> dict[str, Any]:
+    """The result of each stage, None where there is none of the present transfer set."""
+    stages = {}
+    for name in ("transfer_set", "teacher", "transfer", "student", "alone"):
+        stages[name] = read_json(run.path / name / "result.json")
+        if stages[name] and run.outdated(stages[name]):
+            say(f"{name} is left out: it was made from another transfer set; tutelage {COMMANDS[name]} makes it anew")
+            stages[name] = None
+    return stages
 
 
 class _Work:
@@ -155,6 +165,11 @@ def _new_images(target: str, task: Any, cache_dir: Path) -> Any:
     from tutelage.data.target_set import read_any
 
     found = read_any(target, task.classes)
+    for note in found.notes:
+        say(note)
+    if found.rejected:
+        first = shown((f"{item.id} ({item.reason})" for item in found.rejected), 3)
+        say(f"{target}: {len(found.rejected):,} images cannot be used and are not scored: {first}")
     store = Store(cache_dir, task.side)
     store.add(found.refs)
     images, good, bad = store.find(found.refs)
@@ -163,4 +178,7 @@ def _new_images(target: str, task: Any, cache_dir: Path) -> Any:
             f"{target}: {len(bad)} images cannot be used, the first is {bad[0].id}: {bad[0].reason}",
             "images that can be read", "mend or remove them",
         )  # fmt: skip
+    trained = {key.tobytes() for key in task.transfer.keys}
+    if known := sum(key.tobytes() in trained for key in images.keys):
+        say(f"{known:,} of {len(images):,} images of {target} are among those that the run was trained on")
     return Labelled([found.refs[i].id for i in good], images, found.labels[good], np.full(len(good), ""))

@@ -68,7 +68,8 @@ def finetune(
         module = work.trained(chosen, np.arange(len(task.train)))
         save_weights(run.path / "student" / "weights.safetensors", module.state_dict())
         result = {
-            "outputs": file_hash(run.path / "student" / "weights.safetensors"), "chosen": chosen, "validation": validation,
+            "outputs": file_hash(run.path / "student" / "weights.safetensors"), "curated": curated["outputs"], "chosen": chosen,
+            "validation": validation,
             "optimistic": task.val is None, "student": taught["student"], "seconds": clock.stop(),
         }  # fmt: skip
         return run.finish("student", inputs, result)

@@ -19,7 +19,7 @@ from tutelage.recipes.stage import open_run
 from tutelage.recipes.transfer import transfer
 from tutelage.runs import Run, read_json
 
-SMOKE = {"total": 256, "views": 1, "steps": 24, "batch_size": 32}
+SMOKE = {"strategy": "random", "total": 256, "views": 1, "epochs": None, "steps": 24, "batch_size": 32}
 
 
 @recipe
@@ -48,8 +48,7 @@ def run(
     settings = dict(locals())
     if smoke:
         settings |= SMOKE
-        total = SMOKE["total"] if total is None else min(total, SMOKE["total"])
-        settings["total"] = total
+        settings["total"] = min(total or SMOKE["total"], SMOKE["total"])
     started = time.monotonic()
     stages: list[tuple[str, Callable[..., Any], str]] = [
         ("curate", curate, "transfer_set"), ("adapt", adapt_stage, "teacher"), ("transfer", transfer, "transfer"),

@@ -33,6 +33,7 @@ def preflight(settings: dict[str, Any], cache: Path) -> None:
     if "target" not in settings:  # a later stage
         Run(settings["out"]).result("transfer_set", "this stage")
     faults: list[TutelageError] = []
+    faults += _contradictions(settings)
     _try(faults, lambda: _check_folders(settings, cache))
     _try(faults, lambda: _check_data(settings))
     _try(faults, lambda: _check_tracker(settings.get("tracker", "none")))
@@ -62,6 +63,29 @@ def _try(faults: list[TutelageError], check: Callable[[], object]) -> None:
         faults += several.errors
     except TutelageError as error:
         faults.append(error)
+
+
+def _contradictions(settings: dict[str, Any]) -> list[TutelageError]:
+    """Settings that are each possible, and not together."""
+    faults: list[TutelageError] = []
+    strategy, total = settings.get("strategy"), settings.get("total")
+    if strategy == "random" and total is None:
+        faults.append(
+            TutelageError("--strategy random without --total", "both: how many images to draw", "add --total N")
+        )
+    if strategy == "all" and total is not None:
+        mend = "add --strategy random to draw as many, or leave out --total"
+        faults.append(TutelageError(f"--total {total} with --strategy all", "the whole gallery, or a size", mend))
+    epochs, steps = settings.get("epochs"), settings.get("steps")
+    if epochs is not None and steps is not None:
+        faults.append(TutelageError(f"--epochs {epochs} and --steps {steps}", "one of them", "leave out the other"))
+    processes, batch = int(os.environ.get("WORLD_SIZE", "1")), settings.get("batch_size", 0)
+    if batch % processes:
+        near = max(2, batch // processes) * processes
+        faults.append(TutelageError(
+            f"--batch-size {batch} on {processes} processes", f"a multiple of {processes}", f"use --batch-size {near}",
+        ))  # fmt: skip
+    return faults
 
 
 def _check_folders(settings: dict[str, Any], cache: Path) -> None:

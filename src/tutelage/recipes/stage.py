@@ -11,8 +11,21 @@ from typing import Any
 
 from tutelage.progress import main_process, say
 from tutelage.recipes.preflight import preflight
-from tutelage.runs import Run, whole
+from tutelage.runs import Run, whole, write_text
 
+# What the baseline shares with the taught student: another value of these makes it another baseline.
+_BASELINE = frozenset((
+    "student", "student_weights", "student_size", "epochs", "steps", "batch_size", "lr", "mixup", "class_weight", "resize",
+    "flip", "crop_area", "view_seed", "seed",
+))  # fmt: skip
+_ANY: frozenset[str] = frozenset()
+# setting that only this stage has -> what --overwrite moves aside: its folder and those of the stages after it
+_LATER = {
+    "adapt": {"teacher": _ANY, "transfer": _ANY, "student": _ANY, "alone": _BASELINE, "report": _ANY},
+    "views": {"transfer": _ANY, "student": _ANY, "alone": _BASELINE, "report": _ANY},
+    "finetune": {"student": _ANY, "report": _ANY},
+    "student": {"alone": _ANY, "report": _ANY},
+}
 _HELD: dict[Path, Run] = {}  # run folders that this process holds already: `run` calls the stages inside its own lock
 
 
@@ -24,7 +37,7 @@ def open_run(out: str, cache: str | None, settings: dict[str, Any], overwrite: b
         out: the folder. cache: of decoded images and teacher outputs; None means cache/ beside the run folder.
         settings: of the stage, by name; all that cannot work is told before anything is read or written. Refused when
             the folder holds a run with other ones.
-        overwrite: move a run with other settings aside.
+        overwrite: move a run with other settings aside; a later stage moves its own results and those that follow.
 
     Yields:
         the run, and the cache folder.
@@ -37,13 +50,20 @@ def open_run(out: str, cache: str | None, settings: dict[str, Any], overwrite: b
     if settings:
         preflight({**settings, "out": out}, cache_dir)
     with Run(path) as run:
-        if old := run.claim(settings, overwrite):
-            say(f"the run that was in {out} is now in {old}")
+        if old := run.claim(settings, overwrite, _moved_by(settings)):
+            say(f"the run that was in {out}, or the part that is made anew, is now in {old}")
         _HELD[path] = run
         try:
             yield run, cache_dir
         finally:
             del _HELD[path]
+
+
+def _moved_by(settings: dict[str, Any]) -> dict[str, frozenset[str]] | None:
+    """The folders that a stage makes anew, as `Run.claim` takes them; None for `run` and `curate`: all."""
+    if "target" in settings:
+        return None
+    return next((folders for name, folders in _LATER.items() if name in settings), {})
 
 
 def save_weights(path, state) -> None:
@@ -67,12 +87,8 @@ class MetricsLog:
         self._path, self._hardware, self._tracker = path, hardware, tracker if hardware.is_main_process else "none"
         if hardware.is_main_process:
             path.parent.mkdir(parents=True, exist_ok=True)
-            kept = (
-                [row for row in path.read_text().splitlines() if json.loads(row)["step"] <= start]
-                if start and path.exists()
-                else []
-            )
-            path.write_text("".join(f"{row}\n" for row in kept))
+            rows = path.read_text(encoding="utf-8", errors="replace").splitlines() if start and path.exists() else []
+            write_text(path, "".join(f"{row}\n" for row in rows if _step_of(row) <= start))
         if tracker != "none":
             from accelerate.tracking import filter_trackers
 
@@ -93,6 +109,14 @@ class MetricsLog:
         """End the tracker."""
         if self._tracker != "none":
             self._hardware.end_training()
+
+
+def _step_of(row: str) -> float:
+    """The step of one row; infinity for what is no whole row: a full disk leaves half a line."""
+    try:
+        return json.loads(row)["step"]
+    except (ValueError, TypeError, KeyError):
+        return float("inf")
 
 
 def default_epochs(count: int) -> int:

@@ -81,6 +81,7 @@ def train_on_labels(
     """
     device = accelerator.device
     optimizer = torch.optim.AdamW(groups, lr=plan.rate) if groups else training.optimizer_for(module, plan.rate, device)
+    optimizer = accelerator.prepare_optimizer(optimizer)  # with fp16 it unscales, and skips a step that overflowed
     average = training.Average(module)
     start = 0
     if resumable:
@@ -110,7 +111,7 @@ def train_on_labels(
             loss = losses.soft_cross_entropy(module(inputs), targets, class_weights)
         optimizer.zero_grad(set_to_none=True)
         accelerator.backward(loss)
-        nn.utils.clip_grad_norm_(module.parameters(), training.CLIP)
+        accelerator.clip_grad_norm_(module.parameters(), training.CLIP)
         optimizer.step()
         average.update(module)
         seen.add(step + 1, loss)

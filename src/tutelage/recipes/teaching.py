@@ -15,7 +15,7 @@ from tutelage.models.adapted import AdaptedTeacher
 from tutelage.progress import duration, progress, say
 from tutelage.retrieval import mixed_logits, neighbour_graph, propagate, unit_embeddings
 from tutelage.runs import Clock, Run, whole
-from tutelage.targets import CLEAN, OutputCache, Targets, ViewSettings, bytes_needed, compute_outputs
+from tutelage.targets import CLEAN, OutputCache, Targets, ViewSettings, compute_outputs, gibibytes
 
 
 def make_targets(
@@ -32,7 +32,7 @@ def make_targets(
         the targets; how they were refined (kind, log losses on held-out labels); seconds that took, summed over restarts.
     """
     network, images = teacher.network, task.transfer
-    needed = bytes_needed(len(images), views, network.width) / 2**30
+    needed = gibibytes(len(images), views, network.width)
     clock = Clock(run.path / "transfer" / "target_seconds.json")
     share = (hardware.process_index, hardware.num_processes)
     table = None
@@ -95,7 +95,7 @@ def _refine(run: Run, task: TaskData, targets: Targets, cache: OutputCache, cloc
         compute_outputs(cache, network, task.transfer, [CLEAN], settings, clock.ticking(advance))
     features = cache.table(task.transfer, CLEAN).rows()
     with np.load(run.path / "teacher" / "validation.npz") as file:
-        held_logits, held_labels = file["logits"], file["labels"]
+        held_logits, held_labels, fair = file["logits"], file["labels"], file["fair"]
     count, classes = len(task.transfer), len(task.classes)
     if task.val:  # the validation images join the graph, without their labels, for this judgement only
         compute_outputs(cache, network, task.val.images, [CLEAN], settings)
@@ -111,7 +111,10 @@ def _refine(run: Run, task: TaskData, targets: Targets, cache: OutputCache, cloc
         "balanced": np.full(classes, 1 / classes),
         "estimated": softmax(targets.head(features)).mean(axis=0),
     }
-    alone = float(heads.log_loss(held_logits, held_labels).mean())
+    if not fair.any():
+        say("targets are not refined: no label can be held out to judge it")
+        return {"kind": "none", "log_loss": 0.0, "alone": 0.0}
+    alone = float(heads.log_loss(held_logits[fair], held_labels[fair]).mean())
     best: dict[str, Any] = {"kind": "none", "log_loss": alone, "alone": alone}
     for kind, share in shares.items():
         logits = np.zeros_like(held_logits)
@@ -119,8 +122,8 @@ def _refine(run: Run, task: TaskData, targets: Targets, cache: OutputCache, cloc
             rows = np.arange(len(held_labels)) if task.val else held
             spread = propagate(graph, seen, task.train.labels[seen], share)[held]
             logits[rows] = mixed_logits(held_logits[rows], spread)
-        temperature = heads.best_temperature(logits, held_labels)
-        loss = float(heads.log_loss(logits / temperature, held_labels).mean())
+        temperature = heads.best_temperature(logits[fair], held_labels[fair])
+        loss = float(heads.log_loss(logits[fair] / temperature, held_labels[fair]).mean())
         if loss < best["log_loss"]:
             best |= {"kind": kind, "log_loss": loss, "temperature": temperature}
     if best["kind"] != "none":

@@ -43,14 +43,15 @@ def transfer(
     from tutelage.models.adapted import load_adapted
     from tutelage.models.students import build_student
     from tutelage.recipes.teaching import make_targets
-    from tutelage.targets import ViewSettings
+    from tutelage.targets import ViewSettings, gibibytes
 
     with open_run(out, cache, settings, overwrite) as (run, cache_dir):
         curated, adapted = run.result("transfer_set", "transfer"), run.result("teacher", "transfer")
         free = ("out", "cache", "device", "tracker", "overwrite", "config", "cache_limit")
-        inputs = hash_of(
-            ["transfer", curated["outputs"], adapted["outputs"], {k: v for k, v in settings.items() if k not in free}]
-        )
+        online = gibibytes(curated["images"]["transfer"], views, adapted["width"]) > cache_limit
+        inputs = hash_of([
+            "transfer", curated["outputs"], adapted["outputs"], online, {k: v for k, v in settings.items() if k not in free},
+        ])  # fmt: skip
         if done := run.done("transfer", inputs):
             return {**done, "reused": True}
         hardware = accelerator(device, precision)
@@ -97,7 +98,8 @@ def transfer(
             save_weights(run.path / "transfer" / "weights.safetensors", average.state)
             result = {
                 "outputs": hash_of([inputs, file_hash(run.path / "transfer" / "weights.safetensors")]), "student": built.about(),
-                "steps": total, "images_seen": total * batch_size, "processes": processes, "loss": metrics.last,
+                "curated": curated["outputs"], "steps": total, "images_seen": total * batch_size, "processes": processes,
+                "loss": metrics.last,
                 "refined": refined, "online": targets.table is None, "seconds": clock.stop(), "target_seconds": target_seconds,
             }  # fmt: skip
             run.finish("transfer", inputs, result)

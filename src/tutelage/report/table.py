@@ -44,5 +44,5 @@ def text_of(command: str, result: dict[str, Any]) -> str:
     return "\n".join(
         f"{name}: {value}"
         for name, value in result.items()
-        if isinstance(value, str | int | float) and name != "inputs"
+        if isinstance(value, str | int | float) and name not in ("inputs", "curated")
     )

@@ -1,0 +1,135 @@
+"""What was made from other data or other settings is never taken for what the folder holds now."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import tutelage
+from conftest import Task, draw
+from tutelage.data.manifest import load_task
+from tutelage.errors import TutelageError
+from tutelage.recipes.evaluate import _new_images, _results
+from tutelage.recipes.stage import MetricsLog, open_run
+from tutelage.runs import Run, write_json
+
+STAGES = ("transfer_set", "teacher", "transfer", "student", "alone", "report")
+
+
+def curate(task: Task, **more) -> dict:
+    """The transfer set of the tiny task."""
+    settings = {"target": str(task.target), "gallery": [str(task.gallery)], "out": str(task.out)}
+    return tutelage.curate(**settings, teacher="efficientnet-lite0", teacher_size=32, student_size=32, **more)
+
+
+def finished(path: Path, curated: str = "now") -> Run:
+    """A folder in which all stages have a result, those after the first of a transfer set `curated`."""
+    run = Run(path)
+    write_json(path / "transfer_set" / "result.json", {"outputs": "now"})
+    for stage in STAGES[1:]:
+        write_json(path / stage / "result.json", {"outputs": stage, "curated": curated})
+    return run
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "moved"),
+    [
+        ({"adapt": "probe"}, {"adapt": "full"}, {"teacher", "transfer", "student", "report"}),
+        ({"adapt": "probe", "flip": "none"}, {"adapt": "probe", "flip": "both"}, set(STAGES[1:])),
+        ({"views": 1}, {"views": 2}, {"transfer", "student", "report"}),
+        ({"views": 1, "lr": 0.1}, {"views": 1, "lr": 0.2}, {"transfer", "student", "alone", "report"}),
+        ({"finetune": "keep"}, {"finetune": "head"}, {"student", "report"}),
+        ({"steps": 1}, {"steps": 2, "student": "mobilenetv3-s-050", "student_size": 32}, {"alone", "report"}),
+    ],
+)
+def test_overwrite_in_a_later_stage(tmp_path, capsys, before, now, moved):
+    """--overwrite of a later stage moves aside what that stage and the later ones made, and nothing earlier."""
+    run = finished(tmp_path / "run")
+    run.claim(before, False)
+    with pytest.raises(TutelageError, match=r"--overwrite to move .* aside and do them anew"):
+        open_run(str(run.path), None, now, False).__enter__()
+    with open_run(str(run.path), None, now, True) as (held, _):
+        assert {stage for stage in STAGES if (run.path / stage).exists()} == set(STAGES) - moved
+        assert now.items() <= held.settings()["settings"].items()
+    (old,) = tmp_path.glob("run.old-*")
+    assert {path.name for path in old.iterdir()} == moved | {"settings.toml"}
+    assert str(old) in capsys.readouterr().err
+
+
+def test_results_of_another_transfer_set(tmp_path, capsys):
+    """A stage that was made from another transfer set is refused by the next stage, and evaluation leaves it out."""
+    run = finished(tmp_path / "run", "before")
+    for stage, command in (("teacher", "adapt"), ("transfer", "transfer"), ("student", "finetune"), ("alone", "alone")):
+        with pytest.raises(TutelageError, match="made from another transfer set") as error:
+            run.result(stage, "the test")
+        assert f"tutelage {command} --out" in error.value.mend
+    assert [name for name, result in _results(run).items() if result] == ["transfer_set"]
+    assert capsys.readouterr().err.count("is left out: it was made from another transfer set") == 4
+    assert all(_results(finished(tmp_path / "run")).values())
+
+
+def test_files_that_changed_after_curation(task):
+    """Without the cache, images that are gone or have changed are named; put back, the run goes on."""
+    curate(task)
+    cache = task.out.parent / "cache"
+    whole = load_task(task.out, cache)
+    shutil.rmtree(cache)
+    changed, gone = task.gallery / "3.png", task.target / "train" / "c0" / "0.png"
+    kept = [path.read_bytes() for path in (changed, gone)]
+    draw(changed, 2, 999)
+    gone.unlink()
+    for _ in range(2):
+        with pytest.raises(TutelageError, match="2 images of the run are gone or have changed") as error:
+            load_task(task.out, cache)
+        assert "3.png (another image now)" in error.value.given
+        assert "train/c0/0.png (" in error.value.given
+    for path, data in zip((changed, gone), kept, strict=True):
+        path.write_bytes(data)
+    again = load_task(task.out, cache)
+    assert (again.transfer.keys == whole.transfer.keys).all()
+    assert (again.train.images.keys == whole.train.images.keys).all()
+    assert (again.transfer.keys[: len(again.train)] == again.train.images.keys).all()
+
+
+def test_an_image_in_validation_and_test(task):
+    """An image among the validation and the test images is refused."""
+    shutil.copytree(task.target / "test", task.target / "val")
+    with pytest.raises(TutelageError, match="the same image in two splits"):
+        curate(task)
+
+
+def test_size_of_the_transfer_set(task, capsys):
+    """--total draws as many from the gallery as the labelled images leave room for; less than that is refused."""
+    with pytest.raises(TutelageError, match="--total 18 with 18 labelled images"):
+        curate(task, strategy="random", total=18)
+    assert curate(task, strategy="random", total=20)["images"]["transfer"] == 20
+    told = "transfer set 20: 18 labelled + 2 of 24 gallery images (0 held out as validation/test, 0 duplicates)"
+    assert told in capsys.readouterr().err
+
+
+def test_new_images_that_were_trained_on(task, capsys):
+    """Scores on new images say how many of them the run was trained on, and what could not be used."""
+    curate(task)
+    cache = task.out.parent / "cache"
+    other = task.root / "other"
+    for label in range(3):
+        draw(other / f"c{label}" / "new.png", label, 500 + label)
+    shutil.copy(task.target / "train" / "c1" / "0.png", other / "c1" / "old.png")
+    (other / "c1" / "link.png").symlink_to("nothing.png")
+    assert len(_new_images(str(other), load_task(task.out, cache), cache)) == 4
+    said = capsys.readouterr().err
+    assert f"1 of 4 images of {other} are among those that the run was trained on" in said
+    assert "1 images cannot be used and are not scored: c1/link.png" in said
+
+
+def test_half_a_line_of_metrics(tmp_path):
+    """A line that a full disk cut off is left out when a run goes on."""
+    path, main = tmp_path / "metrics.jsonl", SimpleNamespace(is_main_process=True)
+    rows = [json.dumps({"step": step, "loss": 1.0}) for step in (1, 2, 3)]
+    path.write_text("\n".join([*rows, rows[0][:9]]))
+    MetricsLog(path, 2, "none", tmp_path, main).write({"step": 3, "loss": 0.5})
+    assert [json.loads(line)["loss"] for line in path.read_text().splitlines()] == [1.0, 1.0, 0.5]
