@@ -69,7 +69,7 @@ def fresh():
 def transfer(targets: Targets, hardware, images: int = IMAGES) -> float:
     """Seconds of an epoch of the real loop."""
     student, module, optimizer, average = fresh()
-    plan = Plan(images // BATCH, BATCH, 1e-3, 1.0, 0.0, 0)
+    plan = Plan(images // BATCH, BATCH, 1e-3, 1.0, 0.0, 0.0, 0)
     start = time.perf_counter()
     teach(module, student, targets, plan, hardware, optimizer=optimizer, average=average)
     return time.perf_counter() - start

@@ -58,7 +58,7 @@ class Task:
     def words(self, command: str = "run", *more: str) -> list[str]:
         """The words of `run` or `curate` on this task with tiny models."""
         data = ["--target", str(self.target), "--gallery", str(self.gallery), "--out", str(self.out)]
-        models = [*MODELS[:2], *MODELS[4:]] if command == "curate" else [*MODELS, *SHORT]
+        models = [*MODELS[:2], *MODELS[4:8], *MODELS[10:]] if command == "curate" else [*MODELS, *SHORT]
         given = set(more)
         kept = []
         for word in [*data, *models]:  # what `more` says anew is left out

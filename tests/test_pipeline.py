@@ -153,12 +153,12 @@ def test_evaluate_on_new_images(data):
     assert (Path(result["run"]) / "report" / "result.json").read_bytes() == before
 
 
-def test_student_learns(data):
+def test_student_learns(tmp_path):
     """The whole job teaches: the student ends far above chance on images that it has never seen."""
-    result = go(data, "learns", steps=250, lr=4e-3, no_baseline=False, finetune="auto")
+    write_textures(tmp_path, gallery=400)
+    result = go(tmp_path, "learns", steps=220, batch_size=32, student_size=64, lr=6e-3)
     assert result["student"]["test"]["accuracy"] > 0.8
     assert result["student"]["agreement"] > 0.8
-    assert "alone" in result
 
 
 def test_tracker(data):

@@ -79,6 +79,9 @@ Steps = Annotated[int | None, Field(ge=1), _say("optimizer steps, instead of --e
 BatchSize = Annotated[int, Field(ge=2), _say("images per step, over all processes")]
 LearningRate = Annotated[float, Field(gt=0, le=1), _say("at batch 128; scaled by the square root of batch / 128")]
 Temperature = Annotated[float, Field(gt=0, le=100), _say("softens teacher and student in the transfer")]
+FeatureWeight = Annotated[
+    float, Field(ge=0), _say("weight of matching the teacher's features beside its word; 0 = none")
+]
 Mixup = Annotated[float, Field(ge=0, le=100), _say("alpha of mixup in the transfer, targets mixed alike; 0 = none")]
 Finetune = Annotated[
     Literal["auto", "keep", "head", "full"], _say("last stage on the labels; auto: what validates best")

@@ -28,6 +28,22 @@ def distillation(student: torch.Tensor, teacher: torch.Tensor, temperature: floa
     return F.kl_div(output, target, reduction="batchmean", log_target=True) * temperature**2
 
 
+def feature_distance(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """One minus the cosine between the student's projected features and the teacher's, mean over the batch.
+
+    L = 1 - 1/B sum_i  z_i . t_i / (|z_i| |t_i|)
+
+    Worked example: z = (1, 0), t = (1, 1): L = 1 - 1/sqrt(2) = 0.2929.
+
+    Args:
+        student, teacher: (B, D) float.
+
+    Returns:
+        scalar float32 in [0, 2].
+    """
+    return 1 - F.cosine_similarity(student.float(), teacher.float(), dim=1).mean()
+
+
 def soft_cross_entropy(
     logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None = None
 ) -> torch.Tensor:

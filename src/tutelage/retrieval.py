@@ -34,6 +34,17 @@ def choose_random(count: int, labelled: int, total: int | None, seed: int) -> np
 STRATEGIES = {"all": choose_all, "random": choose_random}
 
 
+def principal_axes(features: np.ndarray, components: int = COMPONENTS) -> tuple[np.ndarray, np.ndarray]:
+    """Mean (D,) and the first principal axes (D, min(D, components)) of (n, D) float32 features, the largest first."""
+    from threadpoolctl import threadpool_limits
+
+    mean = features.mean(axis=0)
+    centred = features - mean
+    with threadpool_limits(1):  # on busy cores two threads of eigh took 6 to 10 s instead of 0.6
+        _, vectors = np.linalg.eigh((centred.T @ centred).astype(np.float64))
+    return mean, np.ascontiguousarray(vectors[:, ::-1][:, :components].astype(np.float32))
+
+
 def unit_embeddings(features: np.ndarray, components: int = COMPONENTS) -> np.ndarray:
     """Centred features on their first principal components, at unit length.
 
@@ -43,14 +54,9 @@ def unit_embeddings(features: np.ndarray, components: int = COMPONENTS) -> np.nd
     Returns:
         (n, min(D, components)) float32.
     """
-    from threadpoolctl import threadpool_limits
-
     centred = features - features.mean(axis=0)
     if centred.shape[1] > components:
-        covariance = centred.T @ centred
-        with threadpool_limits(1):  # two BLAS threads on 2 busy cores took 6 to 10 s for 1,280 features, one takes 0.6
-            _, vectors = np.linalg.eigh(covariance.astype(np.float64))
-        centred = centred @ vectors[:, -components:].astype(np.float32)
+        centred = centred @ principal_axes(features, components)[1]
     return np.ascontiguousarray(centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12))
 
 

@@ -246,6 +246,7 @@ class Targets:
 
     table: one Outputs per view, or None when the teacher runs online. head: outputs (B, D) -> logits (B, C). propagated: (n, C)
     probabilities of each image, or None. temperature: divides the mixed logits; calibrated on held-out labels.
+    embedding: mean (D,) and principal axes (D, d) of the outputs, when the student is to match them too.
     """
 
     images: Images
@@ -256,6 +257,7 @@ class Targets:
     table: list[Outputs] | None
     propagated: np.ndarray | None = None
     temperature: float = 1.0
+    embedding: tuple[np.ndarray, np.ndarray] | None = None
 
     def outputs(self, positions: np.ndarray, numbers: np.ndarray) -> np.ndarray:
         """(B, D) float32 outputs of the network, from the cache or from the network."""
@@ -268,16 +270,24 @@ class Targets:
                 out[here] = self.table[number].rows(positions[here])
         return out
 
-    def logits(self, positions: np.ndarray, epochs: np.ndarray) -> np.ndarray:
-        """Logits of the views that these passes show.
+    def of(self, positions: np.ndarray, epochs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Logits and embedded features of the views that these passes show.
 
         Args:
             positions: (B,) int64 images. epochs: (B,) int64 passes; pass e shows view e mod M.
 
         Returns:
-            (B, C) float32.
+            (B, C) float32, and (B, d) float32 (d = 0 without an embedding).
         """
-        logits = self.head(self.outputs(positions, epochs % self.views))
-        if self.propagated is None:
-            return logits
-        return mixed_logits(logits, self.propagated[positions]) / np.float32(self.temperature)
+        outputs = self.outputs(positions, epochs % self.views)
+        logits = self.head(outputs)
+        if self.propagated is not None:
+            logits = mixed_logits(logits, self.propagated[positions]) / np.float32(self.temperature)
+        if self.embedding is None:
+            return logits, np.zeros((len(logits), 0), dtype=np.float32)
+        mean, basis = self.embedding
+        return logits, (outputs - mean) @ basis
+
+    def logits(self, positions: np.ndarray, epochs: np.ndarray) -> np.ndarray:
+        """(B, C) float32 logits, as `of`."""
+        return self.of(positions, epochs)[0]

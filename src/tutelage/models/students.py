@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from tutelage.errors import TutelageError
@@ -59,6 +60,42 @@ def build_student(name: str, classes: int, weights: str = "scratch", size: int |
     mean, std = input_statistics(name)
     count = sum(p.numel() for p in module.parameters())
     return Student(module, name, size, mean, std, count, classes, source.text, channels_last(module))
+
+
+class Taught(nn.Module):
+    """A student with a projection of its pooled features to the teacher's; for the transfer only.
+
+    forward: (B, 3, S, S) -> (B, C) logits and (B, D) projected features. The student's own logits are the same.
+    """
+
+    def __init__(self, student: nn.Module, width: int, size: int):
+        super().__init__()
+        self.student = student
+        with torch.no_grad():
+            features = self._features(torch.zeros(2, 3, size, size))
+        self.projection = nn.Linear(features.shape[1], width)
+
+    def _features(self, images: torch.Tensor) -> torch.Tensor:
+        return self.student.forward_head(self.student.forward_features(images), pre_logits=True)  # pyright: ignore[reportCallIssue]
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features = self._features(images)
+        return self.student.get_classifier()(features), self.projection(features)  # pyright: ignore[reportCallIssue]
+
+    @staticmethod
+    def possible(student: nn.Module, size: int) -> bool:
+        """Whether the student's head is one layer on pooled features, as in most of timm (not: several heads)."""
+        was, images = student.training, torch.linspace(0, 1, 6 * size * size).reshape(2, 3, size, size)
+        student.eval()
+        try:
+            with torch.no_grad():
+                features = student.forward_head(student.forward_features(images), pre_logits=True)  # pyright: ignore[reportCallIssue]
+                again = student.get_classifier()(features)  # pyright: ignore[reportCallIssue]
+                return features.ndim == 2 and torch.allclose(again, student(images), atol=1e-5)
+        except (AttributeError, TypeError, RuntimeError):
+            return False
+        finally:
+            student.train(was)
 
 
 def channels_last(module: nn.Module) -> bool:

@@ -19,7 +19,7 @@ from tutelage.recipes.stage import open_run
 from tutelage.recipes.transfer import transfer
 from tutelage.runs import Run, read_json
 
-SMOKE = {"strategy": "random", "total": 256, "views": 1, "epochs": None, "steps": 24, "batch_size": 32}
+SMOKE = {"strategy": "random", "total": 512, "budget": 10, "views": 1, "epochs": None, "steps": 24, "batch_size": 32}
 
 
 @recipe
@@ -32,7 +32,8 @@ def run(
     student: c.Student = "mobilenetv4-s", student_weights: c.StudentWeights = "pretrained", student_size: c.StudentSize = None,
     views: c.ViewCount = 2, view_seed: c.ViewSeed = 0, refine: c.Refine = "propagate", cache_limit: c.CacheLimit = 20.0,
     epochs: c.Epochs = None, steps: c.Steps = None, batch_size: c.BatchSize = 128, lr: c.LearningRate = 2e-3,
-    temperature: c.Temperature = 1.0, mixup: c.Mixup = 0.0, finetune: c.Finetune = "auto", no_baseline: c.NoBaseline = False,
+    temperature: c.Temperature = 1.0, feature_weight: c.FeatureWeight = 2.0,
+    mixup: c.Mixup = 0.0, finetune: c.Finetune = "auto", no_baseline: c.NoBaseline = False,
     seed: c.Seed = 0, device: c.Device = "auto", precision: c.Precision = "auto", tracker: c.Tracker = "none",
     cache: c.Cache = None, overwrite: c.Overwrite = False, smoke: c.Smoke = False, json: c.Json = False, config: c.Config = None,
 ) -> dict[str, Any]:  # fmt: skip
@@ -49,6 +50,7 @@ def run(
     if smoke:
         settings |= SMOKE
         settings["total"] = min(total or SMOKE["total"], SMOKE["total"])
+        settings["budget"] = min(budget or SMOKE["budget"], SMOKE["budget"])
     started = time.monotonic()
     stages: list[tuple[str, Callable[..., Any], str]] = [
         ("curate", curate, "transfer_set"), ("adapt", adapt_stage, "teacher"), ("transfer", transfer, "transfer"),

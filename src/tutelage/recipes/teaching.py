@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,22 @@ from tutelage.metrics import softmax
 from tutelage.models import heads
 from tutelage.models.adapted import AdaptedTeacher
 from tutelage.progress import duration, progress, say
-from tutelage.retrieval import mixed_logits, neighbour_graph, propagate, unit_embeddings
+from tutelage.retrieval import mixed_logits, neighbour_graph, principal_axes, propagate, unit_embeddings
 from tutelage.runs import Clock, Run, whole
 from tutelage.targets import CLEAN, OutputCache, Targets, ViewSettings, compute_outputs, gibibytes
 
+SAMPLE = 2048  # images whose features give the axes on which the student matches them
+
 
 def make_targets(
-    run: Run, task: TaskData, teacher: AdaptedTeacher, settings: ViewSettings, views: int, refine: str,
+    run: Run, task: TaskData, teacher: AdaptedTeacher, settings: ViewSettings, views: int, refine: str, match_features: bool,
     cache_limit: float, cache_dir: Path, hardware: Any, inputs: str,
 ) -> tuple[Targets, dict[str, Any], float]:  # fmt: skip
     """Compute what the student is to match, or find it in the cache.
 
     Args:
-        views: M. refine: "none" or "propagate". cache_limit: GiB of outputs, above which the teacher runs online.
+        views: M. refine: "none" or "propagate". match_features: whether the student is to match features too.
+        cache_limit: GiB of outputs, above which the teacher runs online.
         inputs: hash of all that the targets depend on.
 
     Returns:
@@ -49,6 +53,11 @@ def make_targets(
             f"teacher outputs would take {needed:.2f} GiB, more than --cache-limit {cache_limit:g}: the teacher runs online"
         )
     targets = Targets(images, network, teacher.head, settings, views, table)
+    if match_features and network.output == "features":
+        sample = np.sort(np.random.default_rng(0).permutation(len(images))[:SAMPLE])
+        targets = replace(targets, embedding=principal_axes(targets.outputs(sample, np.zeros_like(sample))))
+    elif match_features:
+        say("a fine-tuned teacher keeps logits only: its features are not matched")
     refined: dict[str, Any] = {"kind": "none"}
     kept = run.path / "transfer" / "propagated.npz"
     if refine == "propagate" and table is not None and network.output == "features":
@@ -65,10 +74,8 @@ def make_targets(
                 "log_loss_alone": float(saved["alone"]),
             }
             if refined["kind"] != "none":
-                targets = Targets(
-                    images, network, teacher.head, settings, views, table, saved["probabilities"].astype(np.float32),
-                    float(saved["temperature"]),
-                )  # fmt: skip
+                probabilities = saved["probabilities"].astype(np.float32)
+                targets = replace(targets, propagated=probabilities, temperature=float(saved["temperature"]))
     elif refine == "propagate":
         say(
             "targets are not refined: that needs cached features of a frozen teacher (--adapt probe, a larger --cache-limit)"

@@ -1,15 +1,16 @@
 """Stage 2: the adapted teacher's knowledge of the task goes to the student, on unlabelled images.
 
-The teacher's outputs for M views of every image are computed once (or taken from the cache, or, above `--cache-limit`, in the
-loop); the student sees the same views at its own size and matches the teacher's probabilities: KL at temperature T.
-Label propagation over the nearest-neighbour graph of the teacher's features sharpens the targets where held-out labels
-say so. No label is read here but through the teacher and that graph.
+The teacher's outputs for M views of every image are computed once (or taken from the cache, or, above
+`--cache-limit`, in the loop); the student sees the same views at its own size and matches the teacher's probabilities
+(KL at temperature T) and, through a projection that is thrown away, its pooled features (cosine, on 256 principal
+axes). Label propagation over the nearest-neighbour graph of the teacher's features sharpens the targets where held-out
+labels say so. No label is read here but through the teacher and that graph.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tutelage import config as c
@@ -24,7 +25,8 @@ def transfer(
     *, out: c.Out = "", student: c.Student = "mobilenetv4-s", student_weights: c.StudentWeights = "pretrained",
     student_size: c.StudentSize = None, teacher_weights: c.TeacherWeights = "pretrained", views: c.ViewCount = 2,
     refine: c.Refine = "propagate", cache_limit: c.CacheLimit = 20.0, epochs: c.Epochs = None, steps: c.Steps = None,
-    batch_size: c.BatchSize = 128, lr: c.LearningRate = 2e-3, temperature: c.Temperature = 1.0, mixup: c.Mixup = 0.0,
+    batch_size: c.BatchSize = 128, lr: c.LearningRate = 2e-3, temperature: c.Temperature = 1.0, feature_weight: c.FeatureWeight = 2.0,
+    mixup: c.Mixup = 0.0,
     resize: c.Resize = "squash", flip: c.Flip = "horizontal", crop_area: c.CropArea = 0.6, view_seed: c.ViewSeed = 0,
     seed: c.Seed = 0, device: c.Device = "auto", precision: c.Precision = "auto", tracker: c.Tracker = "none",
     cache: c.Cache = None, overwrite: c.Overwrite = False, config: c.Config = None,
@@ -41,7 +43,7 @@ def transfer(
     from tutelage.compute import accelerator
     from tutelage.data.manifest import load_task
     from tutelage.models.adapted import load_adapted
-    from tutelage.models.students import build_student
+    from tutelage.models.students import Taught, build_student
     from tutelage.recipes.teaching import make_targets
     from tutelage.targets import ViewSettings, gibibytes
 
@@ -60,12 +62,28 @@ def transfer(
         teacher = load_adapted(run.path / "teacher", adapted, teacher_weights, hardware)
         view_settings = ViewSettings(view_seed, flip, crop_area, resize=resize)
         targets, refined, target_seconds = make_targets(
-            run, task, teacher, view_settings, views, refine, cache_limit, cache_dir, hardware, inputs
+            run,
+            task,
+            teacher,
+            view_settings,
+            views,
+            refine,
+            feature_weight > 0,
+            cache_limit,
+            cache_dir,
+            hardware,
+            inputs,
         )
 
         torch.manual_seed(training.seed_of(seed, "student"))
         built = build_student(student, len(task.classes), student_weights, student_size)
-        module = built.module.to(hardware.device)
+        module = built.module
+        if targets.embedding is not None and not Taught.possible(module, built.size):
+            say(f"{built.name} has no single head on pooled features: the teacher's features are not matched")
+            targets = replace(targets, embedding=None)
+        if targets.embedding is not None:
+            module = Taught(module, targets.embedding[1].shape[1], built.size)
+        module = module.to(hardware.device)
         if built.channels_last:
             module = module.to(memory_format=torch.channels_last)
         count = len(task.transfer)
@@ -87,7 +105,7 @@ def transfer(
             if main:
                 training.save_checkpoint(checkpoints, "transfer", step, inputs, plain, optimizer, average)
 
-        plan = Plan(total, batch_size, rate, temperature, mixup, seed)
+        plan = Plan(total, batch_size, rate, temperature, feature_weight, mixup, seed)
         with progress("transfer", total * batch_size, start * batch_size) as advance:
             teach(module, built, targets, plan, hardware, optimizer=optimizer, average=average, start=start,
                   log=metrics.write, save=save, every=every,
@@ -95,11 +113,16 @@ def transfer(
         metrics.close()
         hardware.wait_for_everyone()
         if main:
-            save_weights(run.path / "transfer" / "weights.safetensors", average.state)
+            own = {
+                name.removeprefix("student."): value
+                for name, value in average.state.items()
+                if not name.startswith("projection.")
+            }
+            save_weights(run.path / "transfer" / "weights.safetensors", own)
             result = {
                 "outputs": hash_of([inputs, file_hash(run.path / "transfer" / "weights.safetensors")]), "student": built.about(),
                 "curated": curated["outputs"], "steps": total, "images_seen": total * batch_size, "processes": processes,
-                "loss": metrics.last,
+                "loss": metrics.last, "features": targets.embedding is not None,
                 "refined": refined, "online": targets.table is None, "seconds": clock.stop(), "target_seconds": target_seconds,
             }  # fmt: skip
             run.finish("transfer", inputs, result)
@@ -110,12 +133,15 @@ def transfer(
 
 @dataclass(frozen=True)
 class Plan:
-    """steps: optimizer steps. batch_size: over all processes. rate: peak, already scaled. mixup: alpha, 0 = none."""
+    """steps: optimizer steps. batch_size: over all processes. rate: peak, already scaled. mixup: alpha, 0 = none.
+    features: weight of the features' distance beside the KL divergence.
+    """
 
     steps: int
     batch_size: int
     rate: float
     temperature: float
+    features: float
     mixup: float
     seed: int
 
@@ -130,7 +156,7 @@ def teach(
 
     Args:
         module: the student, prepared by `hardware`; changed in place. student: its size, mean and std.
-        targets: what the teacher says. average: of the student's weights.
+        targets: what the teacher says; with an embedding, `module` is a `Taught`. average: of the student's weights.
         start: steps that are done already.
         log: called about 200 times with step, loss, rate, images. save: called with the steps done, each `every` steps.
         advance: called with images seen.
@@ -147,25 +173,34 @@ def teach(
     rank, processes, plain = hardware.process_index, hardware.num_processes, hardware.unwrap_model(module)
     order, seen = training.seed_of(plan.seed, "order"), training.LossLog("transfer")
 
-    def make(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def make(step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         positions, passes = training.batch_of(step, plan.batch_size, len(targets.images), order)
         positions, passes = positions[rank::processes], passes[rank::processes]
-        logits = torch.from_numpy(targets.logits(positions, passes))
-        return view_input(targets.images, positions, passes % targets.views, targets.settings, student), logits
+        logits, features = (torch.from_numpy(array) for array in targets.of(positions, passes))
+        return (
+            view_input(targets.images, positions, passes % targets.views, targets.settings, student),
+            logits,
+            features,
+        )
 
+    matching = targets.embedding is not None
     module.train()
     workers = 1 if hardware.device.type == "cpu" else 8
-    for step, (images, logits) in training.ahead(make, range(start, plan.steps), workers):
+    for step, (images, logits, features) in training.ahead(make, range(start, plan.steps), workers):
         now = training.learning_rate(step, plan.steps, plan.rate)
         for group in optimizer.param_groups:
             group["lr"] = now
         torch.manual_seed(training.seed_of(plan.seed, "step", step, rank))
-        images, logits = to_device(images, hardware.device), logits.to(hardware.device)
-        soft = torch.softmax(logits / plan.temperature, dim=1)
-        images, soft = training.mixup(images, soft, plan.mixup, training.seed_of(plan.seed, "mixup", step))
+        images, logits, features = (to_device(part, hardware.device) for part in (images, logits, features))
+        told = torch.cat([torch.softmax(logits / plan.temperature, dim=1), features], dim=1)
+        images, told = training.mixup(images, told, plan.mixup, training.seed_of(plan.seed, "mixup", step))
+        soft, features = told.split([logits.shape[1], features.shape[1]], dim=1)
         with hardware.autocast():
             output = module(images)
+        output, projected = output if matching else (output, None)
         loss = losses.distillation(output, plan.temperature * torch.log(soft.clamp(min=1e-8)), plan.temperature)
+        if projected is not None:
+            loss = loss + plan.features * losses.feature_distance(projected, features)
         optimizer.zero_grad(set_to_none=True)
         hardware.backward(loss)
         hardware.clip_grad_norm_(module.parameters(), training.CLIP)
