@@ -34,7 +34,7 @@ def test_examples_resolve(path):
 
     text = path.read_text(encoding="utf-8")
     assert text.startswith("# tutelage run --config"), "the first line is the command"
-    settings = resolve(run.__wrapped__, {"config": str(path)})
+    settings = resolve(run.__wrapped__, {"config": str(path), "target": "t", "gallery": ["g"], "out": "o"})
     for name, value in tomllib.loads(text).items():
         assert settings[name.replace("-", "_")] == value
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file
 
 import tutelage
-from textures import CLASSES, write_textures
+from textures import CLASSES, texture, write_textures
 from tutelage.data.decode import content_key, decode
 from tutelage.data.manifest import read_manifest
 from tutelage.data.target_set import draw_budget
@@ -118,9 +119,15 @@ def test_adapt_modes(data, mode):
     assert result["teacher"]["test"]["accuracy"] > 0.6
 
 
-def test_validation_split(data):
+def test_validation_split(data, tmp_path):
     """With validation images every choice is made on them, label propagation included, and none is called optimistic."""
-    result = go(data, "validation", val=str(data / "target" / "test"), test="0.3", finetune="auto")
+    for split, number in (("train", 0), ("val", 5000), ("test", 1000)):
+        for name in CLASSES:
+            place = tmp_path / "target" / split / name
+            place.mkdir(parents=True)
+            for seed in range(number, number + 10):
+                Image.fromarray(texture(name, seed)).save(place / f"{seed}.png")
+    result = go(data, "validation", target=str(tmp_path / "target"), finetune="auto")
     folder = Path(result["run"])
     assert json.loads((folder / "teacher" / "result.json").read_text())["validated_on"] == "30 validation images"
     finished = json.loads((folder / "student" / "result.json").read_text())

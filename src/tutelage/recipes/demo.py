@@ -20,7 +20,8 @@ from tutelage.report.table import scores_table
 BUDGET = 10
 SETTINGS: dict[str, Any] = {
     "teacher": "tf_efficientnet_lite2", "teacher_size": 112, "student": "mobilenetv3_small_050", "student_size": 64,
-    "student_weights": "scratch", "views": 2, "epochs": 14, "batch_size": 64, "flip": "none",
+    "student_weights": "scratch", "views": 2, "epochs": 14, "batch_size": 64, "lr": 6e-3, "flip": "none",
+    "crop_area": 0.8,
 }  # fmt: skip
 
 
