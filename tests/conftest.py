@@ -15,6 +15,8 @@ import pytest
 from PIL import Image
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported, as the command does
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers share the cores
 
 MODELS = (
     *("--teacher", "efficientnet-lite0", "--teacher-weights", "scratch", "--teacher-size", "32"),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -31,10 +31,11 @@ def in_python(code: str) -> str:
 def test_help_is_quick(tutelage):
     """`tutelage --help` names every command within a second."""
     took = []
-    for _ in range(3):  # the best of three: the machine may be busy
-        began = time.perf_counter()
+    for _ in range(3):  # the processor's seconds and the best of three: other tests run beside this one
+        began = os.times()
         done = tutelage("--help")
-        took.append(time.perf_counter() - began)
+        ended = os.times()
+        took.append(ended.children_user + ended.children_system - began.children_user - began.children_system)
         assert done.returncode == 0
         assert all(name in done.stdout for name in RECIPES)
     assert min(took) < 1
