@@ -217,7 +217,7 @@ class _Work:
         from tutelage.recipes import supervised
 
         torch = training.torch
-        train, seed, batch = self.task.train, self.settings["seed"], min(FULL_BATCH, len(positions))
+        train, seed, batch = self.task.train, self.settings["seed"], max(2, min(FULL_BATCH, len(positions)))
         torch.manual_seed(training.seed_of(seed, "teacher head"))
         module = whole_teacher(copy.deepcopy(self.encoder.module), self.encoder.features, len(self.task.classes), head)
         module.requires_grad_(True).to(self.hardware.device)

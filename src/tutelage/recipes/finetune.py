@@ -114,7 +114,7 @@ class _Work:
         module.requires_grad_(how == "full")
         head_of(module).requires_grad_(True)
         train, classes = self.task.train, len(self.task.classes)
-        labels, batch = train.labels[positions], min(BATCH, len(positions))
+        labels, batch = train.labels[positions], max(2, min(BATCH, len(positions)))
         steps = supervised.epochs_to_steps(PASSES, len(positions), batch)
         rate = training.scaled_rate(RATES[how], batch)
         plan = supervised.Plan(steps, batch, rate, self.settings["seed"], classes, backbone=how == "full")
