@@ -77,7 +77,9 @@ def test_readme_python(tmp_path, monkeypatch):
 
     write_textures(tmp_path)
     code = re.findall(r"```python\n(.*?)```", README, flags=re.S)[0]
-    code = code.replace("labelled/", str(tmp_path / "target")).replace("unlabelled/", str(tmp_path / "gallery"))
+    code = code.replace('"unlabelled/"', repr(str(tmp_path / "gallery"))).replace(
+        '"labelled/"', repr(str(tmp_path / "target"))
+    )
     code = code.replace('student_weights="scratch",', 'student_weights="scratch", smoke=True, finetune="keep",')
     assert "smoke=True" in code
     script = tmp_path / "readme.py"

@@ -32,6 +32,7 @@ class Hardware:
     """As much of accelerate as a network needs."""
 
     device = torch.device("cpu")
+    mixed_precision = "no"
 
     @staticmethod
     def autocast():
