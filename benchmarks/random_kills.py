@@ -30,7 +30,9 @@ def main(kills: int = 10, seed: int = 0) -> int:
         print(f"never stopped: {seconds:.1f} s")
         out = data / "killed" / "run"
         for number in range(kills):
-            wait = moments.uniform(1, max(4, seconds / 3))
+            wait = moments.uniform(
+                seconds / 4, seconds / 2
+            )  # less than the way to the next stage leaves all kills in one
             process = subprocess.Popen(command(data, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             try:
                 process.wait(wait)
