@@ -116,9 +116,9 @@ def test_adapt_modes(data, mode):
         losses = {name: one["log_loss"] for name, one in about["validation"].items()}
         assert set(losses) == {"probe", "full", "probe-then-full"}
         assert losses[about["mode"]] == min(losses.values())
-        assert result["teacher"]["test"]["accuracy"] > 0.6
     else:
         assert (Path(result["run"]) / "teacher" / "weights.safetensors").exists()
+    assert result["teacher"]["test"]["accuracy"] > 0.8
     assert result["teacher"]["test"]["images"] == result["student"]["test"]["images"] == 30
 
 

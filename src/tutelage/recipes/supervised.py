@@ -26,6 +26,7 @@ class Plan:
 
     steps: optimizer steps. batch_size: images per step. rate: peak learning rate (already scaled). mixup: alpha, 0 = none.
     backbone: whether more than the head is trained; without, the network stays in evaluation mode (its BatchNorm rests).
+    statistics: whether BatchNorm takes each batch's mean and spread and learns them; without, it uses those it has.
     """
 
     steps: int
@@ -35,6 +36,7 @@ class Plan:
     classes: int
     mixup: float = 0.0
     backbone: bool = True
+    statistics: bool = True
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,10 @@ def train_on_labels(
         return view_input(images, positions, epochs, views, network), torch.from_numpy(labels[positions])
 
     module.train(plan.backbone)
+    if not plan.statistics:
+        for part in module.modules():
+            if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                part.eval()
     for step, (inputs, truth) in training.ahead(make, range(start, plan.steps)):
         rate = training.learning_rate(step, plan.steps, plan.rate)
         for group, scale in zip(optimizer.param_groups, scales, strict=True):
