@@ -10,17 +10,15 @@ import pytest
 
 from tutelage.metrics import softmax
 from tutelage.models import weights
-from tutelage.retrieval import (
+from tutelage.retrieval.graph import (
     ALPHA,
     SHARPNESS,
-    STRATEGIES,
-    choose_all,
-    choose_random,
     mixed_logits,
     neighbour_graph,
     propagate,
     unit_embeddings,
 )
+from tutelage.retrieval.strategies import STRATEGIES, choose_all, choose_random
 
 DATA = Path(os.environ.get("TUTELAGE_TEST_DATA", Path(__file__).parents[1] / ".." / "shared" / "data"))
 CIFAR = DATA / "cifar10" / "test-00000-of-00001.parquet"

@@ -18,7 +18,7 @@ from tutelage.models import weights
 from tutelage.models.adapted import Network, network_of
 from tutelage.models.heads import LinearHead
 from tutelage.models.teachers import build_teacher
-from tutelage.retrieval import mixed_logits
+from tutelage.retrieval.graph import mixed_logits
 from tutelage.targets import CLEAN, OutputCache, Targets, ViewSettings, compute_outputs, run_network, shaped, view_input
 
 SETTINGS = ViewSettings()

@@ -21,7 +21,7 @@ from tutelage.data.decode import fit
 from tutelage.data.store import BLOCK, Images
 from tutelage.errors import TutelageError
 from tutelage.models.adapted import Network
-from tutelage.retrieval import mixed_logits
+from tutelage.retrieval.graph import mixed_logits
 from tutelage.runs import hash_of, whole, write_json
 
 if TYPE_CHECKING:

@@ -208,7 +208,7 @@ def _write_leaks(run: Run, leaks: list) -> None:
 
 def _write(run: Run, inputs: str, clock, labelled, pool, found: _Found, settings: dict, side: int) -> dict[str, Any]:
     from tutelage.data.manifest import write_manifest
-    from tutelage.retrieval import STRATEGIES
+    from tutelage.retrieval.strategies import STRATEGIES
 
     _check_labels(labelled, found)
     drawn = _draw(labelled, found, settings["budget"], settings["seed"])

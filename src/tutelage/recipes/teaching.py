@@ -14,7 +14,7 @@ from tutelage.metrics import softmax
 from tutelage.models import heads
 from tutelage.models.adapted import AdaptedTeacher
 from tutelage.progress import duration, progress, say
-from tutelage.retrieval import mixed_logits, neighbour_graph, principal_axes, propagate, unit_embeddings
+from tutelage.retrieval.graph import mixed_logits, neighbour_graph, principal_axes, propagate, unit_embeddings
 from tutelage.runs import Clock, Run, whole
 from tutelage.targets import CLEAN, OutputCache, Targets, ViewSettings, compute_outputs, gibibytes
 

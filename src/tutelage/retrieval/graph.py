@@ -1,4 +1,4 @@
-"""Embeddings in, chosen indices out: strategies for the transfer set, neighbours, and label propagation over them."""
+"""Neighbours of embeddings, and label propagation over them."""
 
 from __future__ import annotations
 
@@ -8,30 +8,6 @@ NEIGHBOURS = 20
 ALPHA = 0.99  # how far labels travel; 0.95 to 0.99 differ by less than a point
 SHARPNESS = 3  # power of the cosine in the graph's weights
 COMPONENTS = 256  # principal components kept for the search: the graph is as good and the search 5 times faster
-
-
-def choose_all(count: int, labelled: int, total: int | None, seed: int) -> np.ndarray:
-    """Strategy "all": every gallery image. Arguments and result as for `choose_random`; only `count` is looked at."""
-    return np.arange(count)
-
-
-def choose_random(count: int, labelled: int, total: int | None, seed: int) -> np.ndarray:
-    """Strategy "random": a random part of the gallery.
-
-    Args:
-        count: images in the gallery.
-        labelled: labelled images, which count towards `total`.
-        total: size of the transfer set.
-        seed: of the draw.
-
-    Returns:
-        (k,) int64 sorted positions in [0, count); all of them when they do not reach `total`.
-    """
-    assert total is not None, "the settings were checked"
-    return np.sort(np.random.default_rng(seed).permutation(count)[: max(0, total - labelled)])
-
-
-STRATEGIES = {"all": choose_all, "random": choose_random}
 
 
 def principal_axes(features: np.ndarray, components: int = COMPONENTS) -> tuple[np.ndarray, np.ndarray]:
