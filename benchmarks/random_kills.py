@@ -57,7 +57,9 @@ def main(kills: int = 10, seed: int = 0) -> int:
         startup, seconds = timeline(command(data, data / "whole" / "run"), data / "whole" / "run")
         print(f"never stopped: {startup + sum(seconds.values()):.1f} s; {seconds}")
         out = data / "killed" / "run"
-        more = draw.choices(STAGES[:-1], k=kills - len(STAGES))  # a second one in the last stage would come after the end
+        more = draw.choices(
+            STAGES[:-1], k=kills - len(STAGES)
+        )  # a second one in the last stage would come after the end
         stages = sorted([*STAGES, *more], key=STAGES.index)
         for number, stage in enumerate(stages):
             wait = draw.uniform(0, 0.8 * seconds[stage])

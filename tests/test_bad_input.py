@@ -126,7 +126,7 @@ def test_all_faults_of_settings_are_told_at_once(tutelage, task):
 @pytest.mark.parametrize(
     ("more", "told"),
     [
-        (["--total", "20"], ["--total 20 with --strategy all", "--strategy random"]),
+        (["--strategy", "all", "--total", "20"], ["--total 20 with --strategy all", "--strategy balanced"]),
         (["--strategy", "random"], ["--strategy random without --total"]),
         (["--epochs", "2", "--steps", "3"], ["--epochs 2 and --steps 3"]),
     ],

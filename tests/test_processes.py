@@ -56,7 +56,18 @@ def test_two_processes_agree_without_batchnorm(data):
 def test_two_processes_agree_with_batchnorm(tmp_path):
     """With BatchNorm, two processes see equally many images and score within 1 point of one on 300 test images."""
     write_textures(tmp_path, train=16, test=100, gallery=600, size=64)
-    settings = ("--teacher-size", "64", "--student-size", "64", "--batch-size", "64", "--lr", "4e-3", "--crop-area", "0.8")
+    settings = (
+        "--teacher-size",
+        "64",
+        "--student-size",
+        "64",
+        "--batch-size",
+        "64",
+        "--lr",
+        "4e-3",
+        "--crop-area",
+        "0.8",
+    )
     scores = []
     for processes in (1, 2):
         out = train(tmp_path, f"cnn-{processes}", "mobilenetv3_small_050", processes, 200, *settings)

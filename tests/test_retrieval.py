@@ -18,7 +18,6 @@ from tutelage.retrieval.graph import (
     propagate,
     unit_embeddings,
 )
-from tutelage.retrieval.strategies import STRATEGIES, choose_all, choose_random
 
 DATA = Path(os.environ.get("TUTELAGE_TEST_DATA", Path(__file__).parents[1] / ".." / "shared" / "data"))
 CIFAR = DATA / "cifar10" / "test-00000-of-00001.parquet"
@@ -30,33 +29,6 @@ def clusters(seed: int, count: int = 120, classes: int = 3, noise: float = 1.0) 
     labels = np.arange(count) % classes
     centres = 2 * np.random.default_rng(1).normal(size=(classes, 16))
     return (centres[labels] + noise * generator.normal(size=(count, 16))).astype(np.float32), labels
-
-
-# Selection
-
-
-def test_all_takes_everything_or_a_random_part():
-    """Without a total the whole gallery is taken; with one, so many that labelled and chosen images make it up."""
-    assert choose_all(7, 3, None, 0).tolist() == list(range(7))
-    assert choose_random(7, 3, 10, 0).tolist() == list(range(7))
-    assert choose_random(7, 3, 99, 0).tolist() == list(range(7))
-    chosen = choose_random(100, 10, 40, 0)
-    assert len(chosen) == 30
-    assert len(set(chosen.tolist())) == 30
-    assert chosen.tolist() == sorted(chosen.tolist())
-    assert chosen[0] >= 0
-    assert chosen[-1] < 100
-    assert choose_random(100, 50, 40, 0).tolist() == []
-    assert set(STRATEGIES) >= {"all", "random"}
-
-
-def test_the_random_part_depends_on_the_seed_alone():
-    """The same seed chooses the same images, another seed others, and every image is chosen as often."""
-    assert choose_random(50, 0, 10, 3).tolist() == choose_random(50, 0, 10, 3).tolist()
-    assert choose_random(50, 0, 10, 3).tolist() != choose_random(50, 0, 10, 4).tolist()
-    counts = np.bincount(np.concatenate([choose_random(50, 0, 10, seed) for seed in range(500)]), minlength=50)
-    assert counts.min() > 60  # 100 expected, 9 standard deviation
-    assert counts.max() < 140
 
 
 # Embeddings

@@ -9,6 +9,7 @@ import statistics
 import sys
 import time
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -154,3 +155,18 @@ def to_device(batch: torch.Tensor, device: Any) -> torch.Tensor:
     if str(device).startswith("cuda"):
         return batch.pin_memory().to(device, non_blocking=True)
     return batch.to(device)
+
+
+def free_memory() -> int | None:
+    """Available bytes of memory, within the limit of a container where one is set; None where it cannot be told."""
+    try:
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        free = int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None
+    try:
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        free = min(free, limit - int(Path("/sys/fs/cgroup/memory.current").read_text()))
+    except (OSError, ValueError):
+        pass  # no limit
+    return free

@@ -43,10 +43,27 @@ Classes = Annotated[str | None, _say("use only these classes: names with commas 
 Budget = Annotated[int | None, Field(ge=1), _say("labels per class that may be used; default: all that are there")]
 GroupBy = Annotated[str | None, _say("regular expression on the image's name; what it matches is never split apart")]
 Resize = Annotated[Literal["squash", "crop", "pad"], _say("how an image becomes a square")]
-Total = Annotated[
-    int | None, Field(ge=1), _say("size of the transfer set, labelled images included; with --strategy random")
+Strategy = Annotated[
+    Literal["auto", "all", "random", "best", "balanced", "text", "diverse", "hard"],
+    _say("how the gallery is searched; auto: balanced when --total or --per-query says how many, else all"),
 ]
-Strategy = Annotated[Literal["all", "random"], _say("the whole gallery, or a random part of it (--total)")]
+Total = Annotated[int | None, Field(ge=1), _say("size of the transfer set, labelled images included")]
+PerQuery = Annotated[int | None, Field(ge=1), _say("gallery images for each query, instead of --total")]
+Balance = Annotated[
+    Literal["query", "class"], _say("who takes turns in the choice: every labelled image, or every class")
+]
+Dedup = Annotated[
+    Literal["candidates", "gallery", "none"],
+    _say("near duplicates: keep one of each among the chosen; in the whole gallery; or only out of val and test"),
+]
+Index = Annotated[
+    Literal["auto", "exact", "ivf"],
+    _say("exact search, or an inverted file with its recall told; auto: exact to 5 million"),
+]
+Memory = Annotated[float | None, Field(gt=0), _say("GiB that the search may take; default: half of what is free")]
+Shard = Annotated[
+    str | None, _say("only embed part i of n of the gallery, as i/n from 0; env: RANK of WORLD_SIZE, as torchrun sets")
+]
 MaxRejected = Annotated[
     float, Field(ge=0, le=1), _say("stop before training when a larger share of images is unusable")
 ]

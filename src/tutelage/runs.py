@@ -45,6 +45,8 @@ FREE = {
     "no_baseline",
     "max_rejected",
     "cache_limit",
+    "memory",
+    "shard",
 }
 
 

@@ -93,18 +93,27 @@ def view_input(
 
 
 class OutputCache:
-    """Outputs of one network for views of images, float16, in blocks on disk."""
+    """Outputs of one network for views of images, float16, in blocks on disk. clean_only: for whole images alone."""
 
-    def __init__(self, cache: str | Path, network: Network, settings: ViewSettings, side: int):
+    def __init__(
+        self, cache: str | Path, network: Network, settings: ViewSettings, side: int, clean_only: bool = False
+    ):
         about = {
             "encoder": network.name, "weights": network.hash, "output": network.output, "width": network.width,
-            "size": network.size, "mean": network.mean, "std": network.std, "store_side": side, "views": asdict(settings),
+            "size": network.size, "mean": network.mean, "std": network.std, "store_side": side,
             "precision": network.precision,
         }  # fmt: skip
-        self.folder = Path(cache) / f"outputs-{hash_of(about)[:24]}"
         self.width = network.width
-        if not (self.folder / "about.json").exists():
-            write_json(self.folder / "about.json", about)
+        # whole images look the same whatever the views are like: all runs with this encoder share their outputs
+        self.clean = self._made(Path(cache), {**about, "views": {"resize": settings.resize}})
+        self.folder = self.clean if clean_only else self._made(Path(cache), {**about, "views": asdict(settings)})
+
+    @staticmethod
+    def _made(cache: Path, about: dict[str, Any]) -> Path:
+        folder = cache / f"outputs-{hash_of(about)[:24]}"
+        if not (folder / "about.json").exists():
+            write_json(folder / "about.json", about)
+        return folder
 
     def table(self, images: Images, number: int) -> Outputs:
         """Where each image's output of view `number` is; `Outputs.missing` names those that have none yet."""
@@ -146,7 +155,7 @@ class OutputCache:
                 np.save(file, array)
 
     def _view(self, number: int) -> Path:
-        return self.folder / ("clean" if number == CLEAN else f"view-{number:04d}")
+        return self.clean / "clean" if number == CLEAN else self.folder / f"view-{number:04d}"
 
 
 def as_void(keys: np.ndarray) -> np.ndarray:

@@ -160,27 +160,6 @@ class Store:
         )
         return rows.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
 
-    def _decoded(
-        self, refs: Sequence[ImageRef], pool: ThreadPoolExecutor
-    ) -> Iterator[tuple[int, np.ndarray | str, bytes]]:
-        def one(item: tuple[int, bytes | Unreadable]) -> tuple[int, np.ndarray | str, bytes]:
-            position, data = item
-            try:
-                if isinstance(data, Unreadable):
-                    raise data
-                rgb, original = decode(data, self.side)
-            except Unreadable as reason:
-                return position, str(reason), b""
-            return position, rgb, content_key(rgb, original)
-
-        waiting: list[tuple[int, bytes | Unreadable]] = []
-        for item in read_bytes(refs):
-            waiting.append(item)
-            if len(waiting) == 256:
-                yield from pool.map(one, waiting)
-                waiting = []
-        yield from pool.map(one, waiting)
-
     def _add_block(self, refs: Sequence[ImageRef], advance: Callable[[int], None]) -> None:
         name = hashlib.sha256(b"".join(ref.fingerprint for ref in refs)).hexdigest()[:24]
         rows: dict[str, list] = {field: [] for field in _INDEX.names}
@@ -190,7 +169,7 @@ class Store:
             ThreadPoolExecutor(os.cpu_count()) as pool,
             path.open("wb") as file,
         ):
-            for position, rgb, key in self._decoded(refs, pool):
+            for position, rgb, key in decoded(refs, self.side, pool):
                 good = isinstance(rgb, np.ndarray)
                 height, width = rgb.shape[:2] if good else (0, 0)
                 row = (
@@ -216,7 +195,7 @@ class Store:
         step = max(1, len(refs) // SAMPLE)
         sizes = []
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for _, rgb, _ in self._decoded(refs[::step][:SAMPLE], pool):
+            for _, rgb, _ in decoded(refs[::step][:SAMPLE], self.side, pool):
                 if isinstance(rgb, np.ndarray):
                     sizes.append(rgb.nbytes)
         needed = float(np.mean(sizes)) * len(refs) if sizes else 0.0
@@ -229,3 +208,34 @@ class Store:
                 "free some space, or choose a --cache on another disk, a smaller gallery or smaller --teacher-size and "
                 "--student-size",
             )
+
+
+def decoded(
+    refs: Sequence[ImageRef], side: int, pool: ThreadPoolExecutor
+) -> Iterator[tuple[int, np.ndarray | str, bytes]]:
+    """Decode images in the pool's threads, in the order that their containers are read.
+
+    Args:
+        side: short side in pixels, as `decode` takes it.
+
+    Yields:
+        position in `refs`; pixels (H, W, 3) uint8, or why there are none; content hash (32 bytes, or none).
+    """
+
+    def one(item: tuple[int, bytes | Unreadable]) -> tuple[int, np.ndarray | str, bytes]:
+        position, data = item
+        try:
+            if isinstance(data, Unreadable):
+                raise data
+            rgb, original = decode(data, side)
+        except Unreadable as reason:
+            return position, str(reason), b""
+        return position, rgb, content_key(rgb, original)
+
+    waiting: list[tuple[int, bytes | Unreadable]] = []
+    for item in read_bytes(refs):
+        waiting.append(item)
+        if len(waiting) == 256:
+            yield from pool.map(one, waiting)
+            waiting = []
+    yield from pool.map(one, waiting)

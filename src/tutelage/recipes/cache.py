@@ -15,7 +15,7 @@ from tutelage.runs import read_json
 
 @recipe
 def cache(*, cache: c.Cache = "cache", prune: c.Prune = None, json: c.Json = False) -> dict[str, Any]:
-    """List what the cache holds: decoded images and teacher outputs; `--prune DAYS` removes what is older.
+    """List what the cache holds: decoded images, teacher outputs, embeddings; `--prune DAYS` removes what is older.
 
     Nothing is lost for good: a run computes again what it misses.
 
@@ -26,12 +26,14 @@ def cache(*, cache: c.Cache = "cache", prune: c.Prune = None, json: c.Json = Fal
     if not folder.is_dir():
         raise TutelageError(f"--cache {folder}", "a cache folder that exists (cache/ beside the run folders)")
     entries, removed = [], []
-    for path in sorted(p for p in folder.iterdir() if p.is_dir() and p.name.startswith(("images-", "outputs-"))):
+    for path in sorted(
+        p for p in folder.iterdir() if p.is_dir() and p.name.startswith(("images-", "outputs-", "embeddings-"))
+    ):
         files = [p.stat() for p in path.rglob("*") if p.is_file()]
         days = (time.time() - max((max(s.st_mtime, s.st_atime) for s in files), default=0)) / 86400
         about = read_json(path / "about.json")
         what = (
-            f"{about['encoder']} at {about['size']} px, {about['output']}"
+            f"{about['encoder']} at {about['size']} px, {about.get('output', 'embeddings of galleries')}"
             if about
             else f"decoded images, short side {path.name[7:]}"
         )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage import config as c
+from tutelage.compute import free_memory
 from tutelage.config import recipe
 
 PACKAGES = ("tutelage", "torch", "torchvision", "timm", "accelerate", "faiss-cpu", "numpy", "pillow")
@@ -46,7 +47,7 @@ def doctor(*, cache: c.Cache = "cache", json: c.Json = False) -> dict[str, Any]:
         "devices": _devices(),
         "threads": _threads(policy_of_user),
         "disk_gib": {"cache": _free_disk(Path(cache or "cache")), "here": _free_disk(Path.cwd())},
-        "memory_gib": _free_memory(),
+        "memory_gib": None if (free := free_memory()) is None else free / GIB,
         "extras": {name: importlib.util.find_spec(name) is not None for name in EXTRAS},
     }
     installed = {package: weights.package_file(package) is not None for package in weights.PACKAGES.values()}
@@ -127,21 +128,6 @@ def _free_disk(folder: Path) -> float:
     folder = folder.expanduser().absolute()
     there = next(place for place in (folder, *folder.parents) if place.is_dir())
     return shutil.disk_usage(there).free / GIB
-
-
-def _free_memory() -> float | None:
-    """Available GiB of memory, within the limit of a container where one is set; None where it cannot be told."""
-    try:
-        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        free = int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return None
-    try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        free = min(free, limit - int(Path("/sys/fs/cgroup/memory.current").read_text()))
-    except (OSError, ValueError):
-        pass  # no limit
-    return free / GIB
 
 
 def _print(found: dict[str, Any]) -> None:

@@ -19,14 +19,25 @@ from tutelage.recipes.stage import open_run
 from tutelage.recipes.transfer import transfer
 from tutelage.runs import Run, read_json
 
-SMOKE = {"strategy": "random", "total": 512, "budget": 10, "views": 1, "epochs": None, "steps": 24, "batch_size": 32}
+SMOKE = {
+    "strategy": "random",
+    "total": 512,
+    "per_query": None,
+    "budget": 10,
+    "views": 1,
+    "epochs": None,
+    "steps": 24,
+    "batch_size": 32,
+}
 
 
 @recipe
 def run(
     *, target: c.Target = "", gallery: c.Paths = [], out: c.Out = "", val: c.Val = None, test: c.Test = None,  # noqa: B006
-    classes: c.Classes = None, budget: c.Budget = None, group_by: c.GroupBy = None, strategy: c.Strategy = "all",
-    total: c.Total = None, max_rejected: c.MaxRejected = 0.05, resize: c.Resize = "squash", flip: c.Flip = "horizontal",
+    classes: c.Classes = None, budget: c.Budget = None, group_by: c.GroupBy = None, strategy: c.Strategy = "auto",
+    total: c.Total = None, per_query: c.PerQuery = None, balance: c.Balance = "query", dedup: c.Dedup = "candidates",
+    index: c.Index = "auto", memory: c.Memory = None, max_rejected: c.MaxRejected = 0.05,
+    resize: c.Resize = "squash", flip: c.Flip = "horizontal",
     crop_area: c.CropArea = 0.6, teacher: c.Teacher = "dinov2-s", teacher_weights: c.TeacherWeights = "pretrained",
     teacher_size: c.TeacherSize = None, adapt: c.Adapt = "probe", class_weight: c.ClassWeight = "none",
     student: c.Student = "mobilenetv4-s", student_weights: c.StudentWeights = "pretrained", student_size: c.StudentSize = None,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,14 +69,7 @@ def _try(faults: list[TutelageError], check: Callable[[], object]) -> None:
 def _contradictions(settings: dict[str, Any]) -> list[TutelageError]:
     """Settings that are each possible, and not together."""
     faults: list[TutelageError] = []
-    strategy, total = settings.get("strategy"), settings.get("total")
-    if strategy == "random" and total is None:
-        faults.append(
-            TutelageError("--strategy random without --total", "both: how many images to draw", "add --total N")
-        )
-    if strategy == "all" and total is not None:
-        mend = "add --strategy random to draw as many, or leave out --total"
-        faults.append(TutelageError(f"--total {total} with --strategy all", "the whole gallery, or a size", mend))
+    faults += _of_the_choice(settings)
     epochs, steps = settings.get("epochs"), settings.get("steps")
     if epochs is not None and steps is not None:
         faults.append(TutelageError(f"--epochs {epochs} and --steps {steps}", "one of them", "leave out the other"))
@@ -86,6 +80,46 @@ def _contradictions(settings: dict[str, Any]) -> list[TutelageError]:
             f"--batch-size {batch} on {processes} processes", f"a multiple of {processes}", f"use --batch-size {near}",
         ))  # fmt: skip
     return faults
+
+
+def _of_the_choice(settings: dict[str, Any]) -> list[TutelageError]:
+    """How many images a strategy is to choose, and whose turn it is."""
+    faults: list[TutelageError] = []
+    strategy, total, per_query = (settings.get(name) for name in ("strategy", "total", "per_query"))
+    if strategy not in ("auto", "all", None) and total is None and per_query is None:
+        faults.append(
+            TutelageError(f"--strategy {strategy} without --total", "both: how many images to choose", "add --total N")
+        )
+    if strategy == "all" and (total or per_query):
+        mend = "add --strategy balanced (near the labelled images) or random, or leave the number out"
+        given = f"--total {total}" if total else f"--per-query {per_query}"
+        faults.append(TutelageError(f"{given} with --strategy all", "the whole gallery, or a number", mend))
+    if total and per_query:
+        faults.append(
+            TutelageError(f"--total {total} and --per-query {per_query}", "one of them", "leave out the other")
+        )
+    elif per_query and strategy in ("random", "best"):
+        faults.append(TutelageError(
+            f"--per-query {per_query} with --strategy {strategy}", "--total: queries take no turns there",
+            "give --total N, or --strategy balanced",
+        ))  # fmt: skip
+    if settings.get("shard") is not None:
+        _try(faults, lambda: share_of(settings["shard"]))
+    return faults
+
+
+def share_of(shard: str) -> tuple[int, int]:
+    """ "i/n", or "env" for RANK and WORLD_SIZE, to (i, n)."""
+    text = shard
+    if shard == "env":
+        text = f"{os.environ.get('RANK', '?')}/{os.environ.get('WORLD_SIZE', '?')}"
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or int(found[1]) >= int(found[2]):
+        raise TutelageError(
+            f"--shard {shard}" + (f", which is {text}" if text != shard else ""), "i/n with 0 <= i < n, or env",
+            "the first of four machines is --shard 0/4, the last --shard 3/4; env reads RANK and WORLD_SIZE",
+        )  # fmt: skip
+    return int(found[1]), int(found[2])
 
 
 def _check_folders(settings: dict[str, Any], cache: Path) -> None:

@@ -165,14 +165,14 @@ def epochs_to_steps(epochs: float, images: int, batch_size: int) -> int:
     return max(1, round(epochs * images / batch_size))
 
 
-def paired_gain(correct: Sequence[bool] | np.ndarray, reference: Sequence[bool] | np.ndarray) -> tuple[float, float]:
-    """Difference in accuracy on the same images, and its standard error.
+def paired_gain(correct: Sequence[float] | np.ndarray, reference: Sequence[float] | np.ndarray) -> tuple[float, float]:
+    """Mean difference of scores on the same images, and its standard error.
 
     Args:
-        correct, reference: (n,) bool.
+        correct, reference: (n,) scores, or bool for right and wrong.
 
     Returns:
-        mean difference and standard error, both in [-1, 1].
+        mean difference and standard error.
     """
     difference = np.asarray(correct, dtype=float) - np.asarray(reference, dtype=float)
     return float(difference.mean()), float(difference.std(ddof=1) / np.sqrt(len(difference))) if len(

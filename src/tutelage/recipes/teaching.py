@@ -14,6 +14,7 @@ from tutelage.metrics import softmax
 from tutelage.models import heads
 from tutelage.models.adapted import AdaptedTeacher
 from tutelage.progress import duration, progress, say
+from tutelage.recipes.supervised import paired_gain
 from tutelage.retrieval.graph import mixed_logits, neighbour_graph, principal_axes, propagate, unit_embeddings
 from tutelage.runs import Clock, Run, whole
 from tutelage.targets import CLEAN, OutputCache, Targets, ViewSettings, compute_outputs, gibibytes
@@ -93,7 +94,13 @@ def _is_of(kept: Path, inputs: str) -> bool:
 
 
 def _refine(run: Run, task: TaskData, targets: Targets, cache: OutputCache, clock: Clock) -> dict[str, Any]:
-    """Label propagation, judged on labels that it has not seen: kept when the log loss falls."""
+    """Label propagation, judged on labels that it has not seen.
+
+    Kept when their log loss falls by more than two standard errors, and the neighbourhoods by themselves are not behind the head
+    by more than a standard error of accuracy. On drawings the log loss fell by 1 to 2 errors, but the neighbourhoods by
+    themselves were right for 39 % of the images where the head was for 51 %, and students taught with the mean of both
+    were 4 points worse.
+    """
     from tutelage.data.target_set import folds
 
     start = time.monotonic()
@@ -121,18 +128,26 @@ def _refine(run: Run, task: TaskData, targets: Targets, cache: OutputCache, cloc
     if not fair.any():
         say("targets are not refined: no label can be held out to judge it")
         return {"kind": "none", "log_loss": 0.0, "alone": 0.0}
-    alone = float(heads.log_loss(held_logits[fair], held_labels[fair]).mean())
+    without = heads.log_loss(held_logits[fair], held_labels[fair])
+    alone = float(without.mean())
+    right_alone = held_logits[fair].argmax(axis=1) == held_labels[fair]
     best: dict[str, Any] = {"kind": "none", "log_loss": alone, "alone": alone}
+    tried = []
     for kind, share in shares.items():
-        logits = np.zeros_like(held_logits)
+        logits, heard = np.zeros_like(held_logits), np.zeros(len(held_logits), np.int64)
         for seen, held in split:
             rows = np.arange(len(held_labels)) if task.val else held
             spread = propagate(graph, seen, task.train.labels[seen], share)[held]
             logits[rows] = mixed_logits(held_logits[rows], spread)
+            heard[rows] = spread.argmax(axis=1)
         temperature = heads.best_temperature(logits[fair], held_labels[fair])
-        loss = float(heads.log_loss(logits[fair] / temperature, held_labels[fair]).mean())
-        if loss < best["log_loss"]:
-            best |= {"kind": kind, "log_loss": loss, "temperature": temperature}
+        losses = heads.log_loss(logits[fair] / temperature, held_labels[fair])
+        gain, error = paired_gain(-losses, -without)
+        right = heard[fair] == held_labels[fair]
+        behind, spread = paired_gain(right_alone, right)
+        tried.append(f"{losses.mean():.3f} {kind}, better by {gain:.3f} +- {error:.3f}, {right.sum()} right by itself")
+        if gain > 2 * error and behind <= spread and losses.mean() < best["log_loss"]:
+            best |= {"kind": kind, "log_loss": float(losses.mean()), "temperature": temperature}
     if best["kind"] != "none":
         if task.val:
             graph = neighbour_graph(unit_embeddings(features))
@@ -140,8 +155,9 @@ def _refine(run: Run, task: TaskData, targets: Targets, cache: OutputCache, cloc
         probabilities = propagate(graph, labelled, task.train.labels, shares[best["kind"]])
         best["probabilities"] = probabilities.astype(np.float16)
     say(
-        f"label propagation: log loss on held-out labels {alone:.3f} without, {best['log_loss']:.3f} with "
-        f"({best['kind']}, {duration(time.monotonic() - start)})"
+        f"label propagation: log loss on {len(without)} held-out labels {alone:.3f} without, {right_alone.sum()} right; "
+        f"with it {'; '.join(tried)}: "
+        f"{'not used' if best['kind'] == 'none' else best['kind']} ({duration(time.monotonic() - start)})"
     )
     clock.tick(force=True)
     return best

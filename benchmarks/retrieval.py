@@ -1,0 +1,152 @@
+"""Exact nearest-neighbour search against faiss, in time and memory: python benchmarks/retrieval.py
+
+Synthetic float16 embeddings with 384 features that are far from centred; 1,000 queries, 128 neighbours. Measures the time in memory
+against `faiss.IndexFlatIP` on the same centred float32 vectors (building its index not counted), what 500 queries more cost (the
+check for leaks), the share of neighbours on which both agree, the peak memory of a search in memory, and, from files, the peak memory
+under a limit and how the time grows with the number of rows. Runs are interleaved, medians are told, the ratios are what counts.
+
+Needs 768 MB of disk for each million rows (--folder) and 3 GB of memory for each million of --millions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # two OpenMP libraries must not wait for each other's threads
+
+import numpy as np
+
+from tutelage.retrieval.search import Vectors, mean_of, search
+
+WIDTH, QUERIES, MORE_QUERIES, K = 384, 1000, 500, 128
+MEGABYTE = 2**20
+
+
+def write_vectors(path: Path, count: int, seed: int) -> None:
+    """A .npy file of (count, WIDTH) float16, normal around 0.5, written in blocks."""
+    generator = np.random.Generator(np.random.SFC64(seed))
+    with path.open("wb") as file:
+        header = {"descr": "<f2", "fortran_order": False, "shape": (count, WIDTH)}
+        np.lib.format.write_array_header_1_0(file, header)
+        for start in range(0, count, 65536):
+            rows = generator.standard_normal((min(65536, count - start), WIDTH), dtype=np.float32) + 0.5
+            file.write(rows.astype(np.float16).tobytes())
+
+
+def queries_of(count: int) -> np.ndarray:
+    """(count, WIDTH) float32, unit length."""
+    rows = np.random.default_rng(7).standard_normal((count, WIDTH), dtype=np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def seconds(run) -> tuple[float, object]:
+    """Time of one run and its result."""
+    start = time.perf_counter()
+    result = run()
+    return time.perf_counter() - start, result
+
+
+def status(name: str) -> int:
+    """Bytes of a line of /proc/self/status: VmRSS now, VmHWM at the peak."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(name + ":")).split()[1])
+
+
+def child(path: str, in_memory: bool, limit: int) -> None:
+    """One search in this process: time, and peak memory beyond the imported process, as JSON."""
+    before = status("VmRSS")
+    mean = mean_of((Path(path),))
+    vectors = Vectors((np.load(path) if in_memory else Path(path),), mean)
+    queries = queries_of(QUERIES)
+    took, _ = seconds(lambda: search(vectors, queries, K, memory=limit or None))
+    print(json.dumps({"seconds": took, "peak": status("VmHWM") - before}))
+
+
+def in_child(path: Path, in_memory: bool, limit: int = 0) -> dict:
+    """`child` in a process of its own."""
+    command = [sys.executable, __file__, "--child", str(path), str(int(in_memory)), str(limit)]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def against_faiss(path: Path, repeats: int) -> dict:
+    """Times in memory beside those of faiss, interleaved."""
+    import faiss
+
+    rows = np.load(path)
+    vectors = Vectors((rows,), mean_of((path,)))
+    index = faiss.IndexFlatIP(WIDTH)
+    for _, block in vectors.blocks(65536):
+        index.add(block)
+    queries, more = queries_of(QUERIES), queries_of(QUERIES + MORE_QUERIES)
+    times: dict[str, list[float]] = {"faiss": [], "search": [], "with_leak_check": []}
+    agree = 0.0
+    for _ in range(repeats):
+        took, theirs = seconds(lambda: index.search(queries, K))
+        times["faiss"].append(took)
+        took, ours = seconds(lambda: search(vectors, queries, K))
+        times["search"].append(took)
+        times["with_leak_check"].append(seconds(lambda: search(vectors, more, K))[0])
+        agree = float((np.sort(theirs[1], axis=1) == np.sort(ours[1], axis=1)).mean())
+    median = {name: statistics.median(taken) for name, taken in times.items()}
+    return {
+        "seconds": {name: [round(value, 2) for value in taken] for name, taken in times.items()},
+        "search_to_faiss": round(median["search"] / median["faiss"], 3),
+        "search_to_faiss_fastest": round(min(times["search"]) / min(times["faiss"]), 3),
+        "with_leak_check_to_search": round(median["with_leak_check"] / median["search"], 3),
+        "agree_with_faiss": round(agree, 5),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--millions", type=float, default=1, help="millions of rows in memory")
+    parser.add_argument("--disk-millions", type=float, default=10, help="millions of rows in files; 0: not measured")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--disk-repeats", type=int, default=1)
+    parser.add_argument("--limit-mb", type=int, default=1024, help="memory that the search in files may take")
+    parser.add_argument(
+        "--folder", type=Path, help="where the files are written; default: the system's temporary folder"
+    )
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    settings = parser.parse_args()
+    if settings.child:
+        return child(settings.child[0], settings.child[1] == "1", int(settings.child[2]))
+    with tempfile.TemporaryDirectory(dir=settings.folder) as folder:
+        small, large = Path(folder) / "small.npy", Path(folder) / "large.npy"
+        count, large_count = int(settings.millions * 1e6), int(settings.disk_millions * 1e6)
+        write_vectors(small, count, 0)
+        result: dict = {"rows": count, "width": WIDTH, "queries": QUERIES, "k": K}
+        result["in_memory"] = against_faiss(small, settings.repeats)
+        held = in_child(small, in_memory=True)["peak"]
+        result["in_memory"]["peak_mb"] = round(held / MEGABYTE)
+        result["in_memory"]["peak_to_vectors"] = round(held / (count * WIDTH * 2), 3)
+        if large_count:
+            write_vectors(large, large_count, 1)
+            limit = settings.limit_mb * MEGABYTE
+            runs: dict[Path, list[dict]] = {small: [], large: []}
+            for _ in range(settings.disk_repeats):
+                for path in (small, large, small):  # the small one before and after: the machine may have changed
+                    runs[path].append(in_child(path, in_memory=False, limit=limit))
+            times = {path: [run["seconds"] for run in taken] for path, taken in runs.items()}
+            result["on_disk"] = {
+                "rows": large_count,
+                "limit_mb": settings.limit_mb,
+                "peak_mb": round(max(run["peak"] for taken in runs.values() for run in taken) / MEGABYTE),
+                "seconds_small": [round(value, 2) for value in times[small]],
+                "seconds_large": [round(value, 2) for value in times[large]],
+                "time_ratio": round(statistics.median(times[large]) / statistics.median(times[small]), 2),
+                "rows_ratio": round(large_count / count, 2),
+            }
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

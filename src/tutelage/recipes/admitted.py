@@ -1,0 +1,146 @@
+"""Which labelled images take part: decoded, with one label, in one split, within the budget."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tutelage.data.sources import Rejected
+from tutelage.data.store import Images
+from tutelage.data.target_set import TargetSet, draw_budget, shortfalls
+from tutelage.errors import TutelageError, raise_all, shown
+from tutelage.progress import say
+from tutelage.runs import Run, write_text
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """The usable images of a target set.
+
+    rows: (n,) int64 rows of the target set, in the order of `images`. keys: their content hashes.
+    drawn: (m,) int64 rows of the train images within the budget. held: (h,) int64 rows of validation and test images.
+    """
+
+    target: TargetSet
+    images: Images
+    rows: np.ndarray
+    keys: list[bytes]
+    drawn: np.ndarray
+    held: np.ndarray
+
+    @property
+    def kept(self) -> np.ndarray:
+        """Rows of all images that take part: those drawn, then validation and test."""
+        return np.concatenate([self.drawn, self.held])
+
+    def columns(self, rows: np.ndarray) -> dict[str, list]:
+        """What is known of these rows of the target set: split, label, group."""
+        target = self.target
+        columns = {"split": target.splits, "label": target.labels, "group": target.groups}
+        return {name: column[rows].tolist() for name, column in columns.items()}
+
+    def of(self, rows: np.ndarray) -> Images:
+        """The images of these rows of the target set."""
+        return self.images.take(self._places(rows))
+
+    def keys_of(self, rows: np.ndarray) -> list[bytes]:
+        """Content hashes of these rows of the target set."""
+        return [self.keys[place] for place in self._places(rows)]
+
+    def _places(self, rows: np.ndarray) -> np.ndarray:
+        return np.searchsorted(self.rows, rows)
+
+
+def admit(target: TargetSet, images: Images, rows: np.ndarray, budget: int | None, seed: int) -> Admitted:
+    """Check the labelled images and draw those within the budget; the labels of the others are not read after this.
+
+    Args:
+        images: those of the target set that can be used. rows: (n,) int64 ascending, their rows in the target set.
+        budget: labels per class; None takes all. seed: of the draw.
+
+    Raises:
+        TutelageError: one image with two labels or in two splits, a class without a train image.
+    """
+    keys = [key.tobytes() for key in images.keys]
+    _check_labels(target, rows, keys)
+    drawn = _draw(target, rows, keys, budget, seed)
+    return Admitted(target, images, rows, keys, drawn, rows[target.splits[rows] != "train"])
+
+
+def _check_labels(target: TargetSet, rows: np.ndarray, keys: list[bytes]) -> None:
+    """One image with two labels, or in train and in test, makes every score a lie: refuse, with the pairs."""
+    first: dict[bytes, int] = {}
+    two_labels, leaks = [], []
+    for row, key in zip(rows.tolist(), keys, strict=True):
+        other = first.setdefault(key, row)
+        names = [f"{target.refs[i].id} ({target.splits[i]}, {target.classes[target.labels[i]]})" for i in (other, row)]
+        if target.labels[other] != target.labels[row]:
+            two_labels.append(" = ".join(names))
+        elif target.splits[other] != target.splits[row]:
+            leaks.append(" = ".join(names))
+    errors = []
+    if two_labels:
+        errors.append(TutelageError(
+            f"the same image with two labels: {shown(two_labels)}", "one label for one image", "remove one of each pair",
+        ))  # fmt: skip
+    if leaks:
+        errors.append(TutelageError(
+            f"the same image in two splits: {shown(leaks)}",
+            "no image in two splits", "remove one of each pair; give --group-by when products or patients repeat",
+        ))  # fmt: skip
+    raise_all(errors)
+
+
+def _draw(target: TargetSet, usable: np.ndarray, keys: list[bytes], budget: int | None, seed: int) -> np.ndarray:
+    train = [i for i, row in enumerate(usable) if target.splits[row] == "train"]
+    seen: set[bytes] = set()
+    train = [i for i in train if not (keys[i] in seen or seen.add(keys[i]))]
+    rows = usable[np.array(train, dtype=np.int64)]
+    labels = target.labels[rows]
+    if lost := [name for number, name in enumerate(target.classes) if not (labels == number).any()]:
+        raise TutelageError(
+            f"no train image that can be used in {len(lost)} classes: {shown(map(repr, lost), 10)}",
+            "at least one per class", "rejected.csv in the run folder says why; mend the images, or leave out --classes",
+        )  # fmt: skip
+    for line in shortfalls(labels, budget, target.classes):
+        say(line)
+    chosen = draw_budget(labels, [keys[i] for i in train], budget, seed, target.groups[rows])
+    if beyond := len(rows) - len(chosen):
+        say(
+            f"{beyond:,} train images are beyond the budget: their labels are not used, and the images only if the gallery has them"
+        )
+    return rows[chosen]
+
+
+def reject(run: Run, rejected: Sequence[tuple[str, Rejected]], total: int, most: float) -> None:
+    """Write rejected.csv; stop when a larger share than `most` of all images cannot be used.
+
+    Args:
+        rejected: ("target" or "gallery", image). total: images that were looked at.
+    """
+    if not rejected:
+        (run.path / "rejected.csv").unlink(missing_ok=True)
+        return
+    listed: list[list[Any]] = [["set", "image", "reason"], *([kind, item.id, item.reason] for kind, item in rejected)]
+    write_csv(run.path / "rejected.csv", listed)
+    count = len(rejected)
+    say(f"{count:,} of {total:,} images cannot be used; they are listed in {run.path / 'rejected.csv'}")
+    if count > most * total:
+        first = shown((f"{item.id} ({item.reason})" for _, item in rejected), 3)
+        raise TutelageError(
+            f"{count:,} of {total:,} images cannot be used ({100 * count / total:.1f} %): {first}",
+            f"at most {100 * most:g} % (--max-rejected {most:g})",
+            f"mend or remove the images listed in {run.path / 'rejected.csv'}, or raise --max-rejected",
+        )
+
+
+def write_csv(path, rows: Sequence[Sequence[Any]]) -> None:
+    """Write a whole CSV file."""
+    text = io.StringIO()
+    csv.writer(text).writerows(rows)
+    write_text(path, text.getvalue())

@@ -1,0 +1,176 @@
+"""What stage 0 does with embeddings: leaks out, a strategy's choice, each picture once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tutelage.errors import TutelageError
+from tutelage.progress import progress, say
+from tutelage.retrieval import strategies
+from tutelage.retrieval.duplicates import near_duplicates
+from tutelage.retrieval.embed import Embedded
+from tutelage.retrieval.search import best_query, search, search_ivf
+from tutelage.retrieval.strategies import Choice
+from tutelage.retrieval.vectors import Vectors
+
+EXACT = 5_000_000  # vectors, above which --index auto takes an inverted file
+NEAR = 0.5  # a similarity that is near whatever chance finds: in a gallery of one kind, chance finds much
+NULL = 64  # directions without a meaning that the queries are compared with
+
+
+@dataclass
+class Pool:
+    """The gallery, ready to be chosen from.
+
+    embedded: its usable images. vectors: their embeddings. usable: (N,) bool: images that may be chosen; changed in place by those
+    who find duplicates. index, memory: how to search; memory in bytes.
+    """
+
+    embedded: Embedded
+    vectors: Vectors
+    usable: np.ndarray
+    index: str
+    memory: int
+
+    def neighbours(self, queries: np.ndarray, k: int, what: str) -> tuple[np.ndarray, np.ndarray]:
+        """(Q, k) float32 similarities and (Q, k) int64 rows, best first; -1 where there are no more."""
+        count = self.vectors.count
+        with progress(what, count) as advance:
+            if self.index == "ivf" or (self.index == "auto" and count > EXACT):
+                similarity, rows, recall = search_ivf(
+                    self.vectors, queries, k, usable=self.usable, memory=self.memory, advance=advance
+                )
+                say(f"inverted file over {count:,} images: finds {100 * recall:.1f} % of the true {k} nearest")
+                return similarity, rows
+            return search(self.vectors, queries, k, usable=self.usable, memory=self.memory, advance=advance)
+
+
+@dataclass(frozen=True)
+class Leak:
+    """A gallery image (row of the pool) that shows a validation or test image (row of the target set), and how."""
+
+    row: int
+    held: int
+    how: str
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is to be chosen. groups: (Q,) int64: whose turn a query takes. unsure: (m, D) unit embeddings -> (m,) for `hard`."""
+
+    strategy: str
+    wanted: int
+    groups: np.ndarray
+    seed: int
+    dedup: str
+    unsure: Callable[[np.ndarray], np.ndarray]
+
+
+def choose(pool: Pool, queries: np.ndarray, wish: Wish) -> tuple[Choice, int]:
+    """Let a strategy choose, and again without the near duplicates that it chose, until there are none.
+
+    Args:
+        queries: (Q, D) float32 unit embeddings; may be empty for `all` and `random`.
+
+    Returns:
+        the choice; how many gallery images were passed over as near duplicates of chosen ones.
+    """
+    if wish.dedup == "gallery":
+        passed = _drop_duplicates(pool, np.flatnonzero(pool.usable))
+        return _strategy(pool, queries, wish)(), passed
+    again, passed = _strategy(pool, queries, wish), 0
+    while True:
+        choice = again()
+        if wish.dedup == "none" or wish.strategy == "all":
+            return choice, passed
+        dropped = _drop_duplicates(pool, choice.rows)
+        if not dropped:
+            return choice, passed
+        passed += dropped
+
+
+def _drop_duplicates(pool: Pool, rows: np.ndarray) -> int:
+    """Of the near duplicates among these rows, only the first stays usable; how many do not."""
+    if len(rows) < 2:
+        return 0
+    first = near_duplicates(pool.vectors.rows(rows), pool.embedded.thumbs(rows))
+    dropped = rows[first != np.arange(len(rows))]
+    pool.usable[dropped] = False
+    return len(dropped)
+
+
+def _strategy(pool: Pool, queries: np.ndarray, wish: Wish) -> Callable[[], Choice]:
+    """A strategy over a pool; each call looks again at what is usable, and searches only as much as it must."""
+    if wish.strategy == "all":
+        return lambda: strategies.all_rows(pool.usable)
+    if wish.strategy == "random":
+        return lambda: strategies.random(pool.usable, wish.wanted, wish.seed)
+    if wish.strategy == "best":
+        with progress("search", pool.vectors.count) as advance:
+            similarity, query = best_query(pool.vectors, queries, usable=pool.usable, advance=advance)
+        return lambda: strategies.best(np.where(pool.usable, similarity, -np.inf), query, wish.wanted)
+    if wish.strategy in ("balanced", "text"):
+        return _balanced(pool, queries, wish, wish.wanted)
+    wide = min(strategies.NEIGHBOURHOOD * wish.wanted, int(pool.usable.sum()))
+    near = _balanced(pool, queries, wish, wide)
+
+    def narrowed() -> Choice:
+        found = near()
+        embeddings = pool.vectors.rows(found.rows)
+        if wish.strategy == "hard":
+            return strategies.hard(found, wish.unsure(embeddings), wish.wanted)
+        return strategies.diverse(found, embeddings, wish.wanted, wish.seed)
+
+    return narrowed
+
+
+def _balanced(pool: Pool, queries: np.ndarray, wish: Wish, wanted: int) -> Callable[[], Choice]:
+    turn = strategies.turns(wish.groups, wanted, wish.seed)
+    most = int(np.bincount(turn, minlength=len(queries)).max())
+    state: dict[str, Any] = {"k": min(2 * most + 16, pool.vectors.count), "lists": None}
+
+    def chosen() -> Choice:
+        while True:
+            if state["lists"] is None:
+                state["lists"] = pool.neighbours(queries, state["k"], f"search, {state['k']:,} for each query")
+            similarity, rows = state["lists"]
+            choice = strategies.balanced(similarity, rows, turn, ~pool.usable)
+            if choice is not None:
+                return choice
+            if state["k"] == pool.vectors.count:  # every list holds the whole gallery: the rest goes without
+                raise TutelageError(
+                    f"{wanted:,} images wanted of a gallery that has fewer once duplicates are out",
+                    f"at most {int(pool.usable.sum()):,}", "lower --total, or give more --gallery",
+                )  # fmt: skip
+            state["k"], state["lists"] = min(2 * state["k"], pool.vectors.count), None
+
+    return chosen
+
+
+def nothing_near(pool: Pool, queries: np.ndarray, similarity: np.ndarray) -> str:
+    """A warning when the queries find nothing that is nearer than what directions without a meaning find.
+
+    These are random sums of gallery embeddings (so they share the gallery's spread), at unit length.
+
+    Args:
+        queries: (Q, D) float32. similarity: (m,) float32 of the chosen images.
+    """
+    if not len(similarity):
+        return ""
+    random = np.random.default_rng(0)
+    rows = np.sort(random.permutation(pool.vectors.count)[:1024])
+    null = random.normal(size=(NULL, len(rows))).astype(np.float32) @ pool.vectors.rows(rows)
+    null /= np.maximum(np.linalg.norm(null, axis=1, keepdims=True), 1e-12)
+    found = search(pool.vectors, np.concatenate([queries, null]), 1, usable=pool.usable, memory=pool.memory)[0][:, 0]
+    mine, theirs = float(np.median(found[: len(queries)])), float(np.quantile(found[len(queries) :], 0.95))
+    if mine > min(theirs, NEAR):
+        return ""
+    return (
+        f"nothing in the gallery is near the queries: their nearest image has a similarity of {mine:.2f} (median), a direction "
+        f"without a meaning finds {theirs:.2f}. The transfer set is as good as random: look at montage.jpg, and give a --gallery that "
+        "shows such things"
+    )

@@ -1,0 +1,158 @@
+"""What stage 0 leaves for people and for the later stages: manifests, leaks.csv, montage.jpg and a summary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tutelage.data.manifest import write_manifest
+from tutelage.data.sources import ImageRef
+from tutelage.data.store import Images, Store
+from tutelage.progress import say
+from tutelage.recipes.admitted import Admitted, write_csv
+from tutelage.recipes.choosing import Leak, Pool, nothing_near
+from tutelage.report.montage import KeptOut, Row, choose_rows, montage, save_montage
+from tutelage.retrieval.distance import mmd
+from tutelage.retrieval.embed import Embedded
+from tutelage.retrieval.strategies import Choice
+from tutelage.runs import Run, hash_of
+
+QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+SAMPLE = 2000  # images whose distance is taken
+LEAKS_SHOWN = 24  # pairs of leaks in the montage
+SHOWN = 9  # images that the montage shows of each query
+
+
+def raw_rows(embedded: Embedded, rows: np.ndarray) -> np.ndarray:
+    """(m, D) float16 features as the encoder gave them; rows ascending."""
+    piece = np.searchsorted(embedded.starts, rows, side="right") - 1
+    parts = []
+    for number in np.unique(piece):
+        table = np.load(embedded.parts[number], mmap_mode="r")
+        parts.append(np.asarray(table[rows[piece == number] - embedded.starts[number]]))
+    return np.concatenate(parts) if parts else np.zeros((0, 0), np.float16)
+
+
+def write_manifests(
+    run: Run, admitted: Admitted, refs: list[ImageRef], choice: Choice, embedded: Embedded, strategy: str
+) -> None:
+    """Write both manifests. refs: the chosen gallery images, as `choice` has them."""
+    target, kept, drawn = admitted.target, admitted.kept, admitted.drawn
+    write_manifest(
+        run.path / "target_set" / "manifest.parquet", [target.refs[i] for i in kept],
+        {**admitted.columns(kept), "key": admitted.keys_of(kept)},
+    )  # fmt: skip
+    ids = [target.refs[i].id for i in drawn]
+    none = [None] * len(drawn)
+    write_manifest(
+        run.path / "transfer_set" / "manifest.parquet", [*[target.refs[i] for i in drawn], *refs],
+        {
+            "source": ["target"] * len(drawn) + ["gallery"] * len(refs),
+            "strategy": ["labelled"] * len(drawn) + [strategy] * len(refs),
+            "query": [*none, *(ids[q] if q >= 0 else None for q in choice.query.tolist())],
+            "similarity": [*none, *(s if q >= 0 else None for q, s in zip(choice.query.tolist(), choice.similarity.tolist(), strict=True))],
+            "rank": [*none, *(r if r >= 0 else None for r in choice.rank.tolist())],
+            "key": [*admitted.keys_of(drawn), *(key.tobytes() for key in embedded.keys[choice.rows])],
+        },
+    )  # fmt: skip
+
+
+def identity(admitted: Admitted, refs: list[ImageRef], embedded: Embedded, choice: Choice) -> str:
+    """Hash of all that later stages see of the choice."""
+    kept = admitted.kept
+    return hash_of([
+        [key.hex() for key in admitted.keys_of(kept)], admitted.target.classes, *admitted.columns(kept).values(),
+        [ref.id for ref in refs], [key.tobytes().hex() for key in embedded.keys[choice.rows]],
+    ])  # fmt: skip
+
+
+def write_leaks(run: Run, admitted: Admitted, refs: list[ImageRef], leaks: Sequence[Leak]) -> None:
+    """Write leaks.csv, or remove the one of an earlier start. refs: the gallery image of each leak."""
+    path, target = run.path / "transfer_set" / "leaks.csv", admitted.target
+    if not leaks:
+        path.unlink(missing_ok=True)
+        return
+    rows = [
+        (ref.id, target.refs[leak.held].id, target.splits[leak.held], leak.how)
+        for ref, leak in zip(refs, leaks, strict=True)
+    ]
+    write_csv(path, [("gallery_image", "is", "split", "how"), *rows])
+    say(f"{len(leaks):,} gallery images are validation or test images and stay out (transfer_set/leaks.csv)")
+
+
+def pairs(store: Store, admitted: Admitted, refs: list[ImageRef], leaks: Sequence[Leak]) -> list[KeptOut]:
+    """Some of the leaks, evenly spaced, each beside the image that it shows. refs: the gallery image of each leak."""
+    places = np.unique(np.linspace(0, len(leaks) - 1, LEAKS_SHOWN).astype(np.int64)) if leaks else np.zeros(0, np.int64)
+    wanted = [refs[i] for i in places.tolist()]
+    store.add(wanted)
+    images, found, _ = store.find(wanted)
+    shown = [leaks[i] for i in places[found].tolist()]
+    twins = admitted.of(np.array([leak.held for leak in shown], np.int64))
+    return [KeptOut(images[i], twins[i], leak.how) for i, leak in enumerate(shown)]
+
+
+def write_montage(run: Run, admitted: Admitted, images: Images, choice: Choice, kept_out: Sequence[KeptOut]) -> None:
+    """Write montage.jpg: queries and what each of them brought; without queries, labelled images beside a part of the set.
+
+    Args:
+        images: the chosen gallery images, as `choice` has them.
+    """
+    target, drawn = admitted.target, admitted.drawn
+    labels, own = target.labels[drawn], admitted.of(drawn)
+    by_query = bool((choice.query >= 0).any())
+    rows = []
+    for number, query in enumerate(choose_rows(labels).tolist()):
+        if by_query:
+            mine = np.flatnonzero(choice.query == query)
+            mine = mine[np.argsort(choice.rank[mine])][:SHOWN]
+            captions = [f"{choice.similarity[i]:.2f}" for i in mine]
+        else:
+            mine = np.random.default_rng(number).permutation(len(choice))[:SHOWN]
+            captions = [""] * len(mine)
+        brought = [(images[int(i)], caption) for i, caption in zip(mine, captions, strict=True)]
+        rows.append(Row(target.classes[labels[query]], own[query], brought))
+    what = (
+        "labelled images and what each of them brought"
+        if by_query
+        else "labelled images, and some of the set at random"
+    )
+    picture = montage(rows, f"{len(choice):,} gallery images: {what}", kept_out, columns=SHOWN)
+    save_montage(run.path / "transfer_set" / "montage.jpg", picture)
+
+
+def summary(pool: Pool, choice: Choice, queries: np.ndarray, admitted: Admitted) -> dict[str, Any]:
+    """Similarities, images that each class's queries brought, and how far set and gallery are from the target set."""
+    labels = admitted.target.labels[admitted.drawn]
+    sampled = pool.vectors.rows(np.unique(np.linspace(0, pool.vectors.count - 1, SAMPLE).astype(np.int64)))
+    some = (
+        choice.rows[np.unique(np.linspace(0, len(choice) - 1, SAMPLE).astype(np.int64))] if len(choice) else choice.rows
+    )
+    found: dict[str, Any] = {}
+    near = far = float("nan")
+    if len(queries) > 1 and len(some) > 1:
+        near, far = mmd(pool.vectors.rows(some), queries), mmd(sampled, queries)
+        found["distance"] = {"name": "MMD^2", "transfer_set": near, "gallery": far}
+    if not (choice.query >= 0).any():
+        return found
+    quantiles = np.quantile(choice.similarity, QUANTILES)
+    found["similarity"] = {f"{100 * q:g} %": round(float(v), 4) for q, v in zip(QUANTILES, quantiles, strict=True)}
+    brought = np.bincount(labels[choice.query], minlength=len(admitted.target.classes))
+    found["brought"] = dict(zip(admitted.target.classes, brought.tolist(), strict=True))
+    if without := [name for name, count in found["brought"].items() if not count]:
+        say(
+            f"the queries of {', '.join(without)} bring nothing new: their nearest images went to other queries or are duplicates"
+        )
+    if warning := nothing_near(pool, queries, choice.similarity):
+        say(warning)
+        found["nothing_near"] = True
+    say(
+        f"similarity to the query that brought an image: median {quantiles[3]:.2f}, 5 % below {quantiles[1]:.2f}"
+        + (
+            f"; distance to the labelled images (MMD^2) {near:.3f}, of the whole gallery {far:.3f}"
+            if "distance" in found
+            else ""
+        )
+    )
+    return found

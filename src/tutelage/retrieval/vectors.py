@@ -1,0 +1,216 @@
+"""Embeddings of a gallery, in memory or on disk, read in blocks or by position."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tutelage.errors import TutelageError, shown
+
+BLOCK = 2048  # rows that are read and compared at once: 1.5 MB of a file with 384 features
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One array of rows: in memory, or the rows of a .npy file from byte `offset` on."""
+
+    source: np.ndarray | Path
+    rows: int
+    width: int
+    dtype: np.dtype
+    offset: int = 0
+
+    def read(self, first: int, count: int, scratch: np.ndarray) -> torch.Tensor:
+        """Rows first ... first + count: (count, D) as stored; scratch: (bytes,) uint8 that they may lie in."""
+        room = scratch[: count * self.width * self.dtype.itemsize]
+        stored = room.view(self.dtype).reshape(count, self.width)
+        if isinstance(self.source, Path):
+            with self.source.open("rb", buffering=0) as file:
+                self._read_at(file, first, room)
+        else:
+            rows = self.source[first : first + count]
+            if rows.flags.c_contiguous and rows.flags.writeable:  # torch warns of arrays that it may not write to
+                return torch.from_numpy(rows)
+            np.copyto(stored, rows)
+        return torch.from_numpy(stored)
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """Rows (m,) in ascending order: (m, D) as stored."""
+        if isinstance(self.source, np.ndarray):
+            return self.source[rows]
+        taken = np.empty((len(rows), self.width), dtype=self.dtype)
+        with self.source.open("rb", buffering=0) as file:
+            for place, row in enumerate(rows.tolist()):
+                self._read_at(file, row, taken[place].view(np.uint8))
+        return taken
+
+    def _read_at(self, file, first: int, room: np.ndarray) -> None:
+        file.seek(self.offset + first * self.width * self.dtype.itemsize)
+        view, read = room.data, 0
+        while read < len(view):  # one call reads 2 GB at most
+            got = file.readinto(view[read:])
+            if not got:
+                raise TutelageError(
+                    f"{self.source}: ends within row {first + read // (self.width * self.dtype.itemsize)}",
+                    f"the {self.rows} rows that its header names",
+                    "write the file again",
+                )
+            read += got
+
+
+def _part(source: np.ndarray | Path) -> _Part:
+    """What is known of an array or a .npy file without reading its rows."""
+    offset, fortran, name = 0, False, "an array"
+    if isinstance(source, np.ndarray):
+        shape, dtype = source.shape, source.dtype
+    else:
+        name = str(source)
+        try:
+            with open(source, "rb") as file:
+                version = np.lib.format.read_magic(file)
+                header = (
+                    np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                )
+                shape, fortran, dtype = header(file)
+                offset = file.tell()
+        except (OSError, ValueError) as error:
+            raise TutelageError(f"{name}: {error}", "a readable .npy file of embeddings") from error
+    if len(shape) != 2 or shape[1] < 1 or fortran or dtype not in (np.dtype(np.float16), np.dtype(np.float32)):
+        raise TutelageError(
+            f"{name}: shape {tuple(shape)}, {dtype}{', columns first' if fortran else ''}",
+            "embeddings (rows, features) in float16 or float32, rows first",
+        )
+    return _Part(source, shape[0], shape[1], dtype, offset)
+
+
+@dataclass(frozen=True, eq=False)
+class Vectors:
+    """Embeddings of a gallery, cut into parts in any way; the rows are counted through all parts.
+
+    Args:
+        parts: arrays or .npy files, (n_i, D) float16 or float32 each. A file is read block by block, never mapped.
+        mean: (D,) float32 that is subtracted before every row is divided by its length; None: the rows are taken as
+            they are, at unit length already. A row that equals the mean stays zero.
+
+    Raises:
+        TutelageError: a part that cannot be read or has another shape or dtype, parts or a mean of different widths.
+    """
+
+    parts: tuple[np.ndarray | Path, ...]
+    mean: np.ndarray | None
+
+    def __post_init__(self):
+        widths = sorted({part.width for part in self._parts})
+        if len(widths) != 1:
+            raise TutelageError(f"parts with {shown(widths) or 'no'} features", "one part at least, all of one width")
+        if self.mean is not None and (self.mean.shape != (self.width,) or not np.isfinite(self.mean).all()):
+            raise TutelageError(
+                f"a mean of shape {self.mean.shape}", f"({self.width},) finite numbers, as many as the rows have"
+            )
+
+    @cached_property
+    def _parts(self) -> tuple[_Part, ...]:
+        return tuple(_part(source) for source in self.parts)
+
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        """(parts + 1,) int64: the first row of each part, and the number of all rows."""
+        return np.cumsum([0, *(part.rows for part in self._parts)])
+
+    @property
+    def count(self) -> int:
+        """Rows in all parts."""
+        return int(self._starts[-1])
+
+    @property
+    def width(self) -> int:
+        """D, features of a row."""
+        return self._parts[0].width
+
+    def blocks(self, size: int = BLOCK) -> Iterator[tuple[int, np.ndarray]]:
+        """All rows in order: (start row, (n, D) float32 centred, unit length), n <= size; never across two parts."""
+        scratch = self._scratch(size)
+        for first, after in zip(self._starts[:-1].tolist(), self._starts[1:].tolist(), strict=True):
+            for start in range(first, after, size):
+                rows = torch.empty((min(size, after - start), self.width))
+                self._fill(start, rows, scratch)
+                yield start, rows.numpy()
+
+    def aligned(self, usable: np.ndarray | None) -> Iterator[tuple[int, int, torch.Tensor | None, np.ndarray | None]]:
+        """Blocks for a search: start, n <= BLOCK, (BLOCK, D) float32 of which n rows count, usable (n,) or None for all.
+
+        They start at multiples of BLOCK whatever the parts, so that no cut into parts changes a product's shape. No rows
+        where none is usable, and rows that are not may be NaN. The tensor is written over by the next block but one.
+        """
+        scratch, buffers = self._scratch(BLOCK), torch.zeros((2, BLOCK, self.width))
+        for index, start in enumerate(range(0, self.count, BLOCK)):
+            count = min(BLOCK, self.count - start)
+            mask = None if usable is None else usable[start : start + count]
+            if mask is not None and not mask.any():
+                yield start, count, None, mask
+                continue
+            rows = buffers[index % 2]
+            self._fill(start, rows[:count], scratch, mask)
+            yield start, count, rows, None if mask is None or mask.all() else mask
+
+    def rows(self, positions: np.ndarray) -> np.ndarray:
+        """The rows at `positions` (m,) int64, in any order, also twice: (m, D) float32 centred, unit length."""
+        positions = np.asarray(positions, dtype=np.int64)
+        outside = positions[(positions < 0) | (positions >= self.count)]
+        if len(outside):
+            raise TutelageError(f"row {shown(outside)}", f"rows 0 to {self.count - 1}")
+        order = np.argsort(positions, kind="stable")  # a disk reads forwards
+        rows = np.empty((len(positions), self.width), dtype=np.float32)
+        cuts = np.searchsorted(positions[order], self._starts)
+        for part, start, low, high in zip(self._parts, self._starts[:-1], cuts[:-1], cuts[1:], strict=True):
+            for first in range(low, high, BLOCK):
+                places = order[first : min(first + BLOCK, high)]
+                rows[places] = part.take(positions[places] - start)
+        self._prepare(torch.from_numpy(rows), positions)
+        return rows
+
+    def _scratch(self, size: int) -> np.ndarray:
+        """Bytes that `size` rows may lie in as they are stored, to be used again and again."""
+        return np.empty(size * self.width * max(part.dtype.itemsize for part in self._parts), dtype=np.uint8)
+
+    def _fill(self, start: int, rows: torch.Tensor, scratch: np.ndarray, usable: np.ndarray | None = None) -> None:
+        """Fill rows (n, D) float32 with those from row `start` on, across parts; usable: (n,) bool, others may be NaN."""
+        filled, index = 0, int(np.searchsorted(self._starts, start, side="right")) - 1
+        while filled < len(rows):
+            part, first = self._parts[index], start + filled - int(self._starts[index])
+            count = min(part.rows - first, len(rows) - filled)
+            if count:
+                rows[filled : filled + count].copy_(part.read(first, count, scratch))  # torch: 10 times numpy's speed
+            filled, index = filled + count, index + 1
+        self._prepare(rows, np.arange(start, start + len(rows)), usable)
+
+    def _prepare(self, rows: torch.Tensor, names: np.ndarray, usable: np.ndarray | None = None) -> None:
+        """Centre rows (n, D) and bring them to unit length, in place; refuse those without a finite length."""
+        if self.mean is not None:
+            rows.sub_(torch.from_numpy(np.array(self.mean, dtype=np.float32)))
+        squares = np.einsum("nd,nd->n", rows.numpy(), rows.numpy())
+        broken = ~np.isfinite(squares)
+        if usable is not None:
+            broken &= usable
+        if broken.any():
+            raise TutelageError(f"NaN or infinite numbers in row {shown(names[broken])}", "finite embeddings")
+        if self.mean is not None:
+            scales = np.divide(1, np.sqrt(squares), out=np.zeros_like(squares), where=squares > 0)
+            rows.mul_(torch.from_numpy(scales)[:, None])
+
+
+def mean_of(parts: tuple[np.ndarray | Path, ...], sample: int = 100_000) -> np.ndarray:
+    """Mean (D,) float32 of up to `sample` rows, evenly spaced through all parts: the same rows at every call."""
+    vectors = Vectors(parts, None)
+    if not vectors.count:
+        raise TutelageError("no rows to take a mean of", "one row at least")
+    positions = np.linspace(0, vectors.count - 1, min(sample, vectors.count)).astype(np.int64)
+    total = np.zeros(vectors.width)
+    for start in range(0, len(positions), BLOCK):
+        total += vectors.rows(positions[start : start + BLOCK]).sum(axis=0, dtype=np.float64)
+    return (total / len(positions)).astype(np.float32)

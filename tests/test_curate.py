@@ -1,0 +1,273 @@
+"""Curation by retrieval, for real: what is found, what is kept out, and that only the images decide."""
+
+from __future__ import annotations
+
+import csv
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import tutelage
+from conftest import draw, environment
+from textures import CLASSES, texture
+from tutelage.data.manifest import read_manifest
+from tutelage.errors import TutelageError
+
+MODELS = {
+    "teacher": "tf_efficientnet_lite0", "teacher_size": 64, "student": "mobilenetv3_small_050", "student_size": 32,
+}  # fmt: skip
+
+
+def picture(name: str, seed: int, size: int = 64) -> np.ndarray:
+    """A texture with five blobs of its own, so that no two images are crops of each other: (size, size, 3) uint8."""
+    random = np.random.default_rng([7, CLASSES.index(name), seed])
+    pixels = texture(name, seed, size).astype(float)
+    y, x = np.mgrid[0:size, 0:size] / size
+    for _ in range(5):
+        cx, cy, radius = *random.uniform(0.1, 0.9, 2), random.uniform(0.06, 0.16)
+        inside = ((x - cx) ** 2 + (y - cy) ** 2 < radius**2)[..., None]
+        pixels = np.where(inside, random.uniform(0, 255, 3), pixels)
+    return pixels.astype(np.uint8)
+
+
+def save(path: Path, pixels: np.ndarray, **more) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, **more)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Dots and stripes to learn; a gallery of 60 of each and of 240 other things, and copies of six test images."""
+    root = tmp_path_factory.mktemp("curate")
+    for name in ("dots", "stripes"):
+        for seed in range(8):
+            save(root / "target" / "train" / name / f"{seed}.png", picture(name, seed))
+            save(root / "target" / "test" / name / f"{seed}.png", picture(name, 1000 + seed))
+        for seed in range(60):
+            save(root / "gallery" / f"{name}-{seed:03d}.png", picture(name, 5000 + seed))
+    for number in range(240):
+        draw(root / "gallery" / f"other-{number:03d}.png", number % 3, number, 64)
+    copies = root / "gallery" / "copies"
+    for seed in range(3):
+        for name in ("dots", "stripes"):
+            pixels = picture(name, 1000 + seed)
+            save(copies / f"{name}-{seed}-quality.jpg", pixels, quality=40)
+            save(copies / f"{name}-{seed}-mirrored.png", pixels[:, ::-1])
+    save(copies / "dots-7-same.png", picture("dots", 1007))
+    (root / "gallery" / "broken.png").write_bytes(b"nothing")
+    return root
+
+
+def curate(data: Path, name: str, **more) -> dict:
+    settings = {
+        "target": str(data / "target"), "gallery": [str(data / "gallery")], "out": str(data / "runs" / name), "budget": 6,
+        "strategy": "balanced", "total": 72, **MODELS, **more,
+    }  # fmt: skip
+    return tutelage.curate(**settings)
+
+
+def chosen(data: Path, name: str) -> list[dict]:
+    table = read_manifest(data / "runs" / name / "transfer_set" / "manifest.parquet")[1].to_pylist()
+    return [row for row in table if row["source"] == "gallery"]
+
+
+def test_balanced_finds_what_the_queries_show(data):
+    """Of a gallery that is two thirds other things, the chosen images are of the classes, each query having brought five."""
+    result = curate(data, "balanced")
+    rows = chosen(data, "balanced")
+    assert result["images"]["transfer"] == 72 == len(rows) + 12
+    right = [row["id"].startswith(row["query"].split("/")[1]) for row in rows]
+    assert np.mean(right) > 0.8
+    assert set(np.unique([row["query"] for row in rows], return_counts=True)[1]) == {5}
+    assert all(row["strategy"] == "balanced" and -1 <= row["similarity"] <= 1 for row in rows)
+    assert sorted({row["rank"] for row in rows}) == list(range(5))
+    assert result["brought"] == {"dots": 30, "stripes": 30}
+    assert result["distance"]["transfer_set"] < result["distance"]["gallery"]
+    assert "nothing_near" not in result
+    files = sorted(p.name for p in (data / "runs" / "balanced" / "transfer_set").iterdir())
+    assert files == ["leaks.csv", "manifest.parquet", "montage.jpg", "result.json"]
+    with Image.open(data / "runs" / "balanced" / "transfer_set" / "montage.jpg") as picture:
+        assert picture.width >= 400
+
+
+@pytest.mark.parametrize("strategy", ["all", "random", "best", "diverse", "hard", "balanced"])
+def test_copies_of_test_images_stay_out(data, strategy):
+    """Whatever the strategy, re-encoded, mirrored and identical copies of test images are listed and not learnt from."""
+    name = f"leaks-{strategy}"
+    curate(data, name, strategy=strategy, total=None if strategy == "all" else 72)
+    rows = chosen(data, name)
+    assert len(rows) == 60 or strategy == "all"
+    assert not [row["id"] for row in rows if row["id"].startswith("copies/")]
+    if strategy == "random":  # which looks at a part of the gallery only
+        return
+    with (data / "runs" / name / "transfer_set" / "leaks.csv").open() as file:
+        leaks = {row["gallery_image"]: row for row in csv.DictReader(file)}
+    assert set(leaks) == {f"copies/{p.name}" for p in (data / "gallery" / "copies").iterdir()}
+    assert leaks["copies/dots-7-same.png"]["how"] == "same pixels"
+    assert "mirrored" in leaks["copies/dots-0-mirrored.png"]["how"]
+    assert leaks["copies/dots-0-mirrored.png"]["is"].endswith("test/dots/0.png")
+    assert leaks["copies/dots-0-quality.jpg"]["split"] == "test"
+
+
+def test_strategies_differ_and_repeat(data):
+    """The strategies choose different sets, and the one with k-means in it the same one again."""
+    curate(data, "diverse-again", strategy="diverse", total=72, cache=str(data / "other-cache"))
+    sets = {}
+    for strategy in ("random", "best", "balanced", "diverse", "hard"):
+        curate(data, f"leaks-{strategy}", strategy=strategy, total=72)  # there already
+        sets[strategy] = frozenset(row["id"] for row in chosen(data, f"leaks-{strategy}"))
+    assert len(set(sets.values())) == 5
+    assert chosen(data, "diverse-again") == chosen(data, "leaks-diverse")
+
+
+def test_near_duplicates_are_chosen_once(data, tmp_path):
+    """A gallery in which every picture stands four times gives each once, until the gallery has no others."""
+    for seed in range(20):
+        pixels = picture(CLASSES[seed % 2], 7000 + seed)
+        save(tmp_path / "four" / f"{seed:02d}-a.png", pixels)
+        save(tmp_path / "four" / f"{seed:02d}-b.jpg", pixels, quality=50)
+        save(tmp_path / "four" / f"{seed:02d}-c.png", pixels[:, ::-1])
+        small = Image.fromarray(pixels).resize((44, 44))
+        save(tmp_path / "four" / f"{seed:02d}-d.png", np.asarray(small))
+    result = curate(data, "four", gallery=[str(tmp_path / "four")], total=12 + 18)
+    pictures = [row["id"][:2] for row in chosen(data, "four")]
+    assert len(pictures) == 18
+    assert len(set(pictures)) >= 17
+    assert result["near_duplicates"] > 0
+    curate(data, "four-none", gallery=[str(tmp_path / "four")], total=12 + 18, dedup="none")
+    assert len({row["id"][:2] for row in chosen(data, "four-none")}) < 14
+
+
+def manifest_bytes(out: Path) -> bytes:
+    return (out / "transfer_set" / "manifest.parquet").read_bytes()
+
+
+COMMAND = (
+    "import sys; from tutelage.retrieval import embed; embed.PIECE_BITS = 4; from tutelage.cli import main; main()"
+)
+
+
+def words(data: Path, out: Path, *more: str) -> list[str]:
+    return [
+        sys.executable, "-c", COMMAND, "curate", "--target", str(data / "target"), "--gallery", str(data / "gallery"),
+        "--out", str(out), "--cache", str(out.parent / "cache"), "--budget", "6", "--strategy", "balanced", "--total", "72",
+        "--teacher", "tf_efficientnet_lite0", "--teacher-size", "64", "--student", "mobilenetv3_small_050", "--student-size", "32",
+        *more,
+    ]  # fmt: skip
+
+
+def go(command: list[str]) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment())
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_killed_and_sharded_give_the_same_manifest(data, tmp_path):
+    """Killed while it embeds and continued, or embedded by two shares in the wrong order: the same manifest."""
+    whole = tmp_path / "whole" / "run"
+    go(words(data, whole))
+    killed = tmp_path / "killed" / "run"
+    process = subprocess.Popen(
+        words(data, killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment()
+    )
+    deadline = time.monotonic() + 240
+    while len(list((tmp_path / "killed" / "cache").glob("embeddings-*/*.parquet"))) < 3:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (killed / "transfer_set" / "result.json").exists()
+    go(words(data, killed))
+    assert manifest_bytes(killed) == manifest_bytes(whole)
+    shared = tmp_path / "shared" / "run"
+    for share in ("1/2", "0/2"):
+        assert f"share {share[0]} of 2" in go(words(data, shared, "--shard", share)).stderr
+        assert not (shared / "transfer_set").exists()
+    pieces = {p: p.stat().st_mtime_ns for p in (tmp_path / "shared" / "cache").glob("embeddings-*/*.npy")}
+    go(words(data, shared))
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "shared" / "cache").glob("embeddings-*/*.npy")} == pieces
+    assert manifest_bytes(shared) == manifest_bytes(whole)
+
+
+def test_more_images_tomorrow(data, tmp_path):
+    """More gallery images tomorrow: only those are embedded, and the encoder is not asked again about labelled images."""
+    cache = tmp_path / "cache"
+    curate(data, "today", cache=str(cache))
+    before = {p: p.stat().st_mtime_ns for p in cache.rglob("*") if p.is_file()}
+    save(tmp_path / "new" / "one.png", picture("dots", 9000))
+    curate(data, "tomorrow", cache=str(cache), gallery=[str(data / "gallery"), str(tmp_path / "new")])
+    after = {p: p.stat().st_mtime_ns for p in cache.rglob("*") if p.is_file()}
+    new = [p for p in after if p not in before and p.parent.name.startswith("embeddings-")]
+    assert {p: after[p] for p in before} == before
+    assert len(new) == 3
+
+
+def test_later_stages_take_the_embeddings_over(data, tmp_path):
+    """A run that searched its gallery asks the teacher nothing again about whole images: the refinement finds them."""
+    cache = tmp_path / "cache"
+    curate(data, "handed", cache=str(cache))
+    clean = sorted(cache.glob("outputs-*/clean/*.keys.npy"))
+    keys = {key.tobytes() for path in clean for key in np.load(path)}
+    table = read_manifest(data / "runs" / "handed" / "transfer_set" / "manifest.parquet")[1]
+    assert set(table.column("key").to_pylist()) <= keys
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"total": 5000}, ["the gallery has", "lower --total"]),
+        ({"total": 12}, ["count towards it"]),
+        ({"total": None}, ["--strategy balanced without --total"]),
+        ({"per_query": 3}, ["--total 72 and --per-query 3"]),
+        ({"per_query": 3, "total": None, "strategy": "best"}, ["--per-query 3 with --strategy best"]),
+        ({"strategy": "all"}, ["--total 72 with --strategy all"]),
+        ({"shard": "2/2"}, ["--shard 2/2", "0 <= i < n"]),
+        ({"shard": "first"}, ["--shard first"]),
+        ({"strategy": "nearest"}, ["--strategy nearest"]),
+    ],
+)
+def test_what_cannot_work_is_told(data, more, said):
+    """Numbers that contradict each other or the gallery get one clear error."""
+    with pytest.raises(TutelageError) as error:
+        curate(data, "wrong", **more)
+    assert all(part in str(error.value) for part in said), str(error.value)
+
+
+def test_per_query_counts_for_each_query(data):
+    """--per-query k brings k images for each labelled one."""
+    result = curate(data, "per-query", total=None, per_query=3)
+    assert result["images"]["transfer"] == 12 + 36
+
+
+def test_a_gallery_that_holds_the_target_set(data):
+    """A gallery in which the target set lies: its test images are kept out and listed, labelled images taken once."""
+    result = curate(data, "own", gallery=[str(data / "gallery"), str(data / "target")])
+    with (data / "runs" / "own" / "transfer_set" / "leaks.csv").open() as file:
+        leaks = {row["gallery_image"] for row in csv.DictReader(file)}
+    assert {f"test/{name}/{seed}.png" for name in ("dots", "stripes") for seed in range(8)} <= leaks
+    assert result["duplicates"] == 12
+    assert not [row for row in chosen(data, "own") if "/test/" in row["id"]]
+
+
+def test_nothing_near_is_said(data, tmp_path, capsys):
+    """When a gallery shows nothing of the task, so that queries find no more than chance does, that is said."""
+    random = np.random.default_rng(0)
+    from tutelage.recipes.choosing import Pool, nothing_near
+    from tutelage.retrieval.vectors import Vectors
+
+    noise = random.normal(size=(2000, 64)).astype(np.float32)
+    clusters = random.normal(size=(20, 64))[np.arange(2000) % 20] + 0.3 * random.normal(size=(2000, 64))
+    for gallery, near in ((noise, False), (clusters.astype(np.float32), True)):
+        gallery = (gallery / np.linalg.norm(gallery, axis=1, keepdims=True)).astype(np.float32)
+        queries = gallery[::100] if near else random.normal(size=(20, 64)).astype(np.float32)
+        queries = queries / np.linalg.norm(queries, axis=1, keepdims=True)
+        usable = np.ones(2000, bool)
+        usable[::100] = False
+        pool = Pool(None, Vectors((gallery,), None), usable, "exact", 2**28)  # type: ignore[arg-type]
+        assert (nothing_near(pool, queries, np.ones(3, np.float32)) == "") == near

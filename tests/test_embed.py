@@ -1,0 +1,144 @@
+"""What the embeddings of a gallery promise: the same bits whoever computes them, bad images passed over and told."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tutelage.retrieval.duplicates import thumbnail
+
+from textures import CLASSES, texture
+from tutelage.data.gallery import list_gallery
+from tutelage.errors import TutelageError
+from tutelage.models.adapted import Network
+from tutelage.retrieval import embed
+from tutelage.retrieval.embed import EmbeddingCache, pieces_of
+
+
+def network(scale: float = 1.0) -> Network:
+    """A small convolution with fixed weights, whose results depend in the last bits on what is in a batch."""
+    torch.manual_seed(0)
+    layers = torch.nn.Sequential(torch.nn.Conv2d(3, 24, 5, stride=3), torch.nn.GELU(), torch.nn.AdaptiveAvgPool2d(1))
+
+    def forward(images: torch.Tensor) -> torch.Tensor:
+        return scale * layers(images).flatten(1)
+
+    return Network(forward, 32, (0.5,) * 3, (0.5,) * 3, 24, f"hash {scale}", "features", "tiny")
+
+
+@pytest.fixture
+def gallery(tmp_path, monkeypatch) -> Path:
+    """120 textures in a folder, 40 in a tar, four broken files; pieces of 16 on the mean."""
+    monkeypatch.setattr(embed, "PIECE_BITS", 4)
+    folder = tmp_path / "gallery"
+    folder.mkdir()
+    for seed in range(120):
+        Image.fromarray(texture(CLASSES[seed % 3], seed)).save(folder / f"{seed:03d}.png")
+    (folder / "004-broken.png").write_bytes(b"no image")
+    (folder / "050-empty.png").write_bytes(b"")
+    (folder / "119-cut.png").write_bytes((folder / "119.png").read_bytes()[:300])
+    with tarfile.open(folder / "more.tar", "w") as tar:
+        for seed in range(200, 241):
+            data = io.BytesIO()
+            Image.fromarray(texture(CLASSES[seed % 3], seed)).save(data, "PNG")
+            content = data.getvalue() if seed != 220 else b"nothing"
+            member = tarfile.TarInfo(f"{seed}.png")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return folder
+
+
+def all_rows(embedded) -> np.ndarray:
+    return np.concatenate([np.load(part) for part in embedded.parts])
+
+
+def test_pieces_depend_on_the_images_alone(gallery):
+    """Pieces cover the gallery in order, end with their tar, and an image more in a folder changes one of them."""
+    refs = list_gallery([gallery]).refs
+    pieces = pieces_of(refs)
+    assert [ref for piece in pieces for ref in piece.refs] == refs
+    assert [piece.first for piece in pieces] == np.cumsum([0, *(len(p.refs) for p in pieces[:-1])]).tolist()
+    assert all(len({ref.kind for ref in piece.refs}) == 1 for piece in pieces)
+    assert len(pieces) > 4
+    Image.fromarray(texture("dots", 999)).save(gallery / "060-new.png")
+    after = {piece.name for piece in pieces_of(list_gallery([gallery]).refs)}
+    assert len(after - {piece.name for piece in pieces}) <= 2  # it may end a piece itself
+
+
+def test_shares_and_restarts_give_the_same_bits(gallery, tmp_path):
+    """Whether one process embeds the gallery, or three shares in another order with one piece done again: the same files."""
+    refs, tiny = list_gallery([gallery]).refs, network()
+    whole = EmbeddingCache(tmp_path / "one", tiny, 40, "squash")
+    shared = EmbeddingCache(tmp_path / "three", tiny, 40, "squash")
+    pieces = pieces_of(refs)
+    for piece in pieces:
+        whole.embed(piece)
+    for share in (2, 0, 1):
+        for piece in reversed(pieces[share::3]):
+            shared.embed(piece)
+    (shared.folder / f"{pieces[1].name}.parquet").unlink()
+    assert [shared.has(piece) for piece in pieces[:3]] == [True, False, True]
+    shared.embed(pieces[1])
+    for path in whole.folder.iterdir():
+        assert path.read_bytes() == (shared.folder / path.name).read_bytes(), path.name
+
+
+def test_rows_are_the_usable_images(gallery, tmp_path):
+    """Every usable image has its row, key and thumbnail, in the gallery's order; the others are told with the reason."""
+    refs, tiny = list_gallery([gallery]).refs, network()
+    cache = EmbeddingCache(tmp_path / "cache", tiny, 40, "squash")
+    seen = []
+    for piece in pieces_of(refs):
+        cache.embed(piece, seen.append)
+    embedded = cache.load(pieces_of(refs))
+    assert sum(seen) == len(refs) == 164
+    assert {bad.id for bad in embedded.rejected} == {
+        "004-broken.png",
+        "050-empty.png",
+        "119-cut.png",
+        "more.tar/220.png",
+    }
+    assert all(bad.reason for bad in embedded.rejected)
+    assert len(embedded) == 160 == len(np.unique(embedded.keys, axis=0))
+    assert embedded.positions.tolist() == [
+        i for i, ref in enumerate(refs) if ref.id not in {b.id for b in embedded.rejected}
+    ]
+    features = all_rows(embedded)
+    assert features.dtype == np.float16
+    rows = np.array([150, 3, 77])
+    for row, small in zip(rows, embedded.thumbs(rows), strict=True):
+        ref = refs[embedded.positions[row]]
+        number = int(Path(ref.id).stem)
+        pixels = texture(CLASSES[number % 3], number)
+        assert np.array_equal(small, thumbnail(pixels))
+        batch = (torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255 - 0.5) / 0.5
+        assert features[row] == pytest.approx(tiny.forward(batch)[0].detach().numpy(), abs=2e-3)
+
+
+def test_another_encoder_has_another_folder(gallery, tmp_path):
+    """Embeddings of other weights, sizes or ways to resize never meet."""
+    tiny = network()
+    folders = {
+        EmbeddingCache(tmp_path, tiny, 40, "squash").folder, EmbeddingCache(tmp_path, tiny, 40, "pad").folder,
+        EmbeddingCache(tmp_path, tiny, 64, "squash").folder, EmbeddingCache(tmp_path, network(2.0), 40, "squash").folder,
+    }  # fmt: skip
+    assert len(folders) == 4
+
+
+def test_embeddings_that_are_no_number_are_refused(gallery, tmp_path):
+    """An encoder that overflows is told, with the mend, and leaves no piece behind."""
+    piece = pieces_of(list_gallery([gallery]).refs)[0]
+    cache = EmbeddingCache(tmp_path / "cache", network(1e9), 40, "squash")
+    with pytest.raises(TutelageError, match="no number"):
+        cache.embed(piece)
+    assert not cache.has(piece)
+
+
+def test_an_empty_gallery_has_no_pieces():
+    """Nothing to embed is no error here."""
+    assert pieces_of([]) == []
