@@ -31,10 +31,14 @@ SHORT = (
 
 
 def draw(path: Path, label: int, number: int, size: int = 48) -> None:
-    """One image of a class: waves as close as the label says, with noise of its own."""
+    """One image of a class: waves as close as the label says, with noise and blobs of its own."""
     random = np.random.default_rng([label, number])
     waves = 128 + 60 * np.sin(np.arange(size) * (0.2 + 0.25 * label))
     pixels = waves[None, :, None] + random.normal(0, 25, (size, size, 3)) + random.integers(-20, 20, 3)
+    y, x = np.mgrid[0:size, 0:size] / size
+    for _ in range(4):  # or images of one class would count as copies of each other
+        cx, cy, radius = *random.uniform(0.1, 0.9, 2), random.uniform(0.1, 0.2)
+        pixels = np.where(((x - cx) ** 2 + (y - cy) ** 2 < radius**2)[..., None], random.uniform(0, 255, 3), pixels)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(path)
 

@@ -21,6 +21,7 @@ SMALL = {
     "teacher": "tf_efficientnet_lite0", "teacher_size": 32, "student": "mobilenetv3_small_050",
     "student_weights": "scratch", "student_size": 32,
     "steps": 30, "batch_size": 16, "finetune": "keep", "no_baseline": True, "views": 2,
+    "dedup": "none",  # textures of one kind count as copies of each other
 }  # fmt: skip
 
 

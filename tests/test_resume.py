@@ -28,7 +28,7 @@ def command(data: Path, out: Path) -> list[str]:
         "--out", str(out), "--cache", str(out.parent / "cache"), "--teacher", "tf_efficientnet_lite0", "--teacher-size", "32",
         "--student", "mobilenetv3_small_050", "--student-weights", "scratch", "--student-size", "32",
         "--steps", "48", "--batch-size", "16", "--mixup", "0.2",
-        "--finetune", "full", "--json",
+        "--finetune", "full", "--dedup", "none", "--json",
     ]  # fmt: skip
 
 
@@ -127,7 +127,8 @@ def test_files_of_a_run(reference):
     out = data / "runs" / "whole"
     files = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
     assert files == sorted([
-        ".lock", "settings.toml", "target_set/manifest.parquet", "transfer_set/manifest.parquet", "transfer_set/result.json",
+        ".lock", "settings.toml", "target_set/manifest.parquet", "transfer_set/manifest.parquet", "transfer_set/montage.jpg",
+        "transfer_set/result.json",
         "teacher/head.safetensors", "teacher/validation.npz", "teacher/result.json", "transfer/propagated.npz",
         "transfer/metrics.jsonl", "transfer/weights.safetensors", "transfer/result.json", "student/weights.safetensors",
         "student/result.json", "alone/metrics.jsonl", "alone/weights.safetensors", "alone/result.json",

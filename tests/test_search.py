@@ -157,8 +157,9 @@ def test_parts_on_disk_and_in_memory_give_one_result(tmp_path):
         assert same(best_query(Vectors(parts, mean), queries), best_query(Vectors((rows,), mean), queries))
 
 
-def test_little_memory_changes_nothing_but_the_passes():
+def test_little_memory_changes_nothing_but_the_passes(monkeypatch):
     """A limit that forces several passes gives the same bits, tells N rows of progress, and one too small is refused."""
+    monkeypatch.setattr("tutelage.retrieval.search.WORKERS", 2)  # more threads need more than the limit
     rows, queries = gallery(BLOCK + 100, 16), asked(1000, 16)
     passes, told = [0], []
 
@@ -333,6 +334,7 @@ def test_the_inverted_file_finds_most_neighbours_and_tells_how_many():
         search_ivf(vectors, queries, 10, usable=usable, memory=1 << 20)
     few = np.zeros(len(rows), dtype=bool)
     few[[3, 9]] = True
+    rows[~few] = np.nan  # looked at neither for the lists nor for the neighbours
     similarities, found, recall = search_ivf(vectors, queries, 4, usable=few)
     assert (np.sort(found[:, :2]) == [3, 9]).all()
     assert (found[:, 2:] == -1).all()

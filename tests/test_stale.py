@@ -107,7 +107,7 @@ def test_size_of_the_transfer_set(task, capsys):
     with pytest.raises(TutelageError, match="--total 18 with 18 labelled images"):
         curate(task, strategy="random", total=18)
     assert curate(task, strategy="random", total=20)["images"]["transfer"] == 20
-    told = "transfer set 20: 18 labelled + 2 of 24 gallery images (0 held out as validation/test, 0 duplicates)"
+    told = "transfer set 20: 18 labelled + 2 of 24 gallery images (0 held out as validation/test, 0 duplicates, 0 near duplicates)"
     assert told in capsys.readouterr().err
 
 

@@ -54,7 +54,7 @@ Balance = Annotated[
 ]
 Dedup = Annotated[
     Literal["candidates", "gallery", "none"],
-    _say("near duplicates: keep one of each among the chosen; in the whole gallery; or only out of val and test"),
+    _say("near duplicates: one of each among the chosen, or in the whole gallery; none: only identical images go"),
 ]
 Index = Annotated[
     Literal["auto", "exact", "ivf"],

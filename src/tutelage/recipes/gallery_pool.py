@@ -22,6 +22,7 @@ from tutelage.retrieval.embed import EmbeddingCache, Piece, pieces_of
 from tutelage.retrieval.vectors import Vectors, mean_of
 from tutelage.targets import CLEAN, OutputCache, ViewSettings, as_void, compute_outputs
 
+MANY_LEAKS = 0.05  # share of the gallery above which leaks are remarked upon
 SPARE = 1.25  # `random` looks at so many times the images that are wanted: some will be duplicates
 MEMORY = 2**30  # bytes for the search where free memory cannot be told
 
@@ -109,7 +110,13 @@ def fill_pool(
     usable = np.ones(len(embedded), dtype=bool)
     pool = Pool(embedded, vectors, usable, settings["index"], int(memory))
     leaks, twice = _same_pixels(pool, admitted)
-    leaks += _near_leaks(pool, admitted, encoder)
+    if settings["dedup"] != "none":
+        leaks += _near_leaks(pool, admitted, encoder)
+    if len(leaks) > MANY_LEAKS * len(embedded):
+        say(
+            f"{100 * len(leaks) / len(embedded):.0f} % of the gallery count as copies of validation or test images: where all images show "
+            "the same scene, that is no wonder; look at montage.jpg. --dedup none keeps only identical images out"
+        )
     if not usable.any():
         raise TutelageError(
             f"the gallery has no image of its own: {len(leaks):,} are validation or test images, {twice:,} duplicates",

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from tutelage.data.decode import fit
+from tutelage.retrieval.graph import COMPONENTS, unit_embeddings
 
 THUMB = 16
 DETAIL = 64  # pixels of a held image from which its crops are made
@@ -22,6 +25,7 @@ COPIES = (
 )
 FLOOR = 0.45  # of either cosine: the embeddings of copies to 90 % start at 0.51, the layouts of other copies at 0.68
 NEIGHBOURS = 10  # of each image in near_duplicates
+MANY = 5_000  # images, above which only their first principal components are searched: 2 s instead of 5 for 20,000
 SURE = 0.8  # layouts above this are looked at whatever the embeddings say
 CROPS = (0.95, 0.9)  # sides of the crops; what lies between is reached by the shift below
 STEP = 0.025  # of their corners, in sides; half of it is 0.2 of a thumbnail's pixels
@@ -31,10 +35,11 @@ HOW = ("", "same picture", "mirrored", "cropped", "cropped and mirrored")
 # Of 1,000 copies (32 and 224 px, a third as JPEG at quality 40) 99.5 % stay below 0.75 and 0.21. Other pictures: CIFAR's
 # 5,000 most alike pairs that are no copies start at 1.0, emoji (another face on the same disc) at 0.76.
 LOCAL, OVERALL = 0.85, 0.3
-WORTH = 0.6  # a crop whose layout is further off than this is not compared: twice OVERALL
-NOISE = 8.0  # levels of structure that a window is taken to have at least: rounding and JPEG are no difference
+WORTH = 0.45  # a crop whose layout is further off is not compared: copies reach 0.32, and their contrast may change
+BLOCK = 1024  # pairs looked at in one go: 80 MB
+NOISE = 12.0  # levels of structure that a window is taken to have at least: rounding and JPEG are no difference
 FAINT = 1.5  # levels of residual that are allowed in a picture without structure
-WINDOW = 4  # pixels of a thumbnail; 6 tells mouths and small emblems less well apart
+WINDOW = 3  # pixels of a thumbnail; with 4, 5 emoji for 3 pass as another face
 SHIFT, GAIN = 0.75, 0.2  # how far a crop may be moved (in pixels of a thumbnail) and its contrast changed to agree
 COLOUR = 0.5  # weight of colour against grey: JPEG at quality 40 harms colour twice as much
 
@@ -79,6 +84,8 @@ def search_layouts(
     heap = faiss.ResultHeap(len(queries), k, keep_max=True)
     start = 0
     for part in thumb_parts:
+        if not len(part):  # a piece of which no image can be used
+            continue
         index = faiss.IndexFlatIP(queries.shape[1])
         index.add(layout(np.asarray(part)))  # type: ignore[call-arg]
         similarity, rows = index.search(queries, k)  # type: ignore[call-arg]
@@ -142,13 +149,12 @@ def confirm(image: np.ndarray, thumbs: np.ndarray) -> np.ndarray:
     Returns:
         (m,) int64, index in HOW: 0 another picture, 1 the same, 2 mirrored, 3 cropped, 4 cropped and mirrored.
     """
-    small = _opponent(thumbs)
-    forth = _matches(_opponent(fit(image, DETAIL, "squash")[None]), _with_mirrored(small[None]))
-    how = _kind(forth[0])
-    rest = np.flatnonzero(how == 0)
-    if len(rest):
-        own = np.repeat(_opponent(thumbnail(image)[None, None]), len(rest), axis=0)
-        how[rest] = _kind(_matches(small[rest], _with_mirrored(own))[:, 0])
+    small, own = _opponent(thumbs), _opponent(thumbnail(image)[None])
+    with threadpool_limits(1, "blas"):  # two threads of BLAS on busy cores took 3 times as long
+        every = np.arange(len(thumbs))
+        how = _compare(_opponent(fit(image, DETAIL, "squash")[None]), small, 0 * every, every)
+        rest = np.flatnonzero(how == 0)
+        how[rest] = _compare(small[rest], own, every[: len(rest)], 0 * rest)
     return how
 
 
@@ -165,18 +171,18 @@ def near_duplicates(embeddings: np.ndarray, thumbs: np.ndarray, floor: float = F
         (n,) int64: the smallest position of a kept image that this one is a copy of; its own where it is kept.
     """
     pairs = _pairs(embeddings, layout(thumbs), floor)
-    partners: list[list[int]] = [[] for _ in range(len(thumbs))]
-    for a, b in pairs.tolist():
-        partners[a].append(b)
-        partners[b].append(a)
-    copies: set[tuple[int, int]] = set()
-    small = _opponent(thumbs)
-    for position, others in enumerate(partners):
-        if others:
-            how = _kind(_matches(small[position][None], _with_mirrored(small[others][None]))[0])
-            copies |= {(min(position, b), max(position, b)) for b in np.array(others)[how > 0].tolist()}
+    pairs = np.concatenate([pairs, pairs[:, ::-1]])  # either may be a crop of the other
+    pairs = pairs[np.argsort(pairs[:, 0], kind="stable")]
+    small, copies = _opponent(thumbs), [np.zeros((0, 2), np.int64)]
+    with threadpool_limits(1, "blas"):
+        for start in range(0, len(pairs), BLOCK):
+            block = pairs[start : start + BLOCK]
+            source, number = np.unique(block[:, 0], return_inverse=True)
+            other, target = np.unique(block[:, 1], return_inverse=True)
+            copies.append(block[_compare(small[source], small[other], number, target) > 0])
     first = np.arange(len(thumbs))
-    for a, b in sorted(copies, key=lambda pair: (pair[1], pair[0])):
+    found = np.unique(np.sort(np.concatenate(copies), axis=1)[:, ::-1], axis=0)  # ordered by the later image
+    for b, a in found.tolist():
         if first[a] == a and first[b] == b:
             first[b] = a
     return first
@@ -184,25 +190,29 @@ def near_duplicates(embeddings: np.ndarray, thumbs: np.ndarray, floor: float = F
 
 def _pairs(embeddings: np.ndarray, layouts: np.ndarray, floor: float) -> np.ndarray:
     """(p, 2) int64, a < b: whom to look at, of the nearest neighbours by embedding and by layout (mirrored ones too)."""
+    half = THUMB // 2
+    mirrored = np.ascontiguousarray(layouts.reshape(-1, half, half, 3)[:, :, ::-1]).reshape(layouts.shape)
+    if len(embeddings) > MANY and embeddings.shape[1] > COMPONENTS:
+        embeddings = unit_embeddings(embeddings)
+    a, b = _near(embeddings, embeddings, floor)
+    blank = np.minimum(_length(layouts[a]), _length(layouts[b])) < 0.99  # their layout says little
+    alike = [np.einsum("pd,pd->p", one[a], layouts[b]) for one in (layouts, mirrored)]
+    keep = blank | (np.maximum(*alike) >= FLOOR)
+    found = [(a[keep], b[keep]), _near(layouts, layouts, SURE), _near(layouts, mirrored, SURE)]
+    pairs = np.concatenate([np.stack(both, axis=1) for both in found])
+    return np.unique(np.sort(pairs, axis=1), axis=0)
+
+
+def _near(base: np.ndarray, queries: np.ndarray, floor: float) -> tuple[np.ndarray, np.ndarray]:
+    """(p,), (p,) int64: pairs of a query and one of its nearest in base, not of the same number, with at least this cosine."""
     import faiss
 
-    found = [np.zeros((0, 2), np.int64)]
-    half = THUMB // 2
-    mirrored = layouts.reshape(-1, half, half, 3)[:, :, ::-1].reshape(layouts.shape)
-    for base, queries in ((embeddings, embeddings), (layouts, layouts), (layouts, np.ascontiguousarray(mirrored))):
-        index = faiss.IndexFlatIP(base.shape[1])
-        index.add(np.ascontiguousarray(base, np.float32))  # type: ignore[call-arg]
-        cosines, near = index.search(np.ascontiguousarray(queries, np.float32), NEIGHBOURS + 1)  # type: ignore[call-arg]
-        a, b, cosine = np.repeat(np.arange(len(base)), near.shape[1]), near.ravel(), cosines.ravel()
-        good = (b >= 0) & (a != b) & (cosine >= (floor if base is embeddings else SURE))
-        a, b = a[good], b[good]
-        if base is embeddings:  # copies that are nothing alike in layout are too far cropped to be confirmed
-            alike = np.maximum((layouts[a] * layouts[b]).sum(axis=1), (mirrored[a] * layouts[b]).sum(axis=1))
-            blank = (np.linalg.norm(layouts[a], axis=1) < 0.99) & (np.linalg.norm(layouts[b], axis=1) < 0.99)
-            keep = (alike >= FLOOR) | blank
-            a, b = a[keep], b[keep]
-        found.append(np.stack([np.minimum(a, b), np.maximum(a, b)], axis=1))
-    return np.unique(np.concatenate(found), axis=0)
+    index = faiss.IndexFlatIP(base.shape[1])
+    index.add(np.ascontiguousarray(base, np.float32))  # type: ignore[call-arg]
+    cosines, near = index.search(np.ascontiguousarray(queries, np.float32), NEIGHBOURS + 1)  # type: ignore[call-arg]
+    query, near = np.repeat(np.arange(len(queries)), near.shape[1]), near.ravel()
+    good = (near >= 0) & (near != query) & (cosines.ravel() >= floor)
+    return query[good], near[good]
 
 
 def _opponent(images: np.ndarray) -> np.ndarray:
@@ -212,13 +222,8 @@ def _opponent(images: np.ndarray) -> np.ndarray:
 
 def _halved(thumbs: np.ndarray) -> np.ndarray:
     """(..., 16, 16, 3) float32 -> (..., 8, 8, 3): means of 2 x 2 pixels."""
-    half = THUMB // 2
-    return thumbs.reshape(*thumbs.shape[:-3], half, 2, half, 2, 3).mean(axis=(-4, -2))
-
-
-def _with_mirrored(thumbs: np.ndarray) -> np.ndarray:
-    """(n, m, 16, 16, 3) -> (n, 2 m, 16, 16, 3): as they are, then mirrored."""
-    return np.concatenate([thumbs, thumbs[:, :, :, ::-1]], axis=1)
+    rows = thumbs[..., ::2, :, :] + thumbs[..., 1::2, :, :]  # 20 times as fast as mean() over two short axes
+    return (rows[..., ::2, :] + rows[..., 1::2, :]) / np.float32(4)
 
 
 @cache
@@ -241,8 +246,9 @@ def _layouts_of_crops(images: np.ndarray) -> np.ndarray:
     flat = lines.reshape(-1, lines.shape[2])
     every = flat @ images.transpose(0, 3, 1, 2) @ flat.T
     every = every.reshape(len(images), 3, len(lines), half, len(lines), half)
-    every -= every.mean(axis=(3, 5), keepdims=True)
-    return np.ascontiguousarray(every.transpose(0, 2, 4, 3, 5, 1)).reshape(len(images), len(lines) ** 2, -1)
+    mean = lines.mean(axis=1)
+    every -= (mean @ images.transpose(0, 3, 1, 2) @ mean.T)[:, :, :, None, :, None]
+    return np.ascontiguousarray(every.transpose(0, 2, 4, 3, 5, 1)).reshape(len(images), len(lines) ** 2, 3 * half**2)
 
 
 def _crop(images: np.ndarray, numbers: np.ndarray) -> np.ndarray:
@@ -255,83 +261,108 @@ def _crop(images: np.ndarray, numbers: np.ndarray) -> np.ndarray:
 
 def _less_mean(images: np.ndarray) -> np.ndarray:
     """(..., h, w, 3) float32 -> (..., h * w * 3): without their mean colour."""
-    return (images - images.mean(axis=(-3, -2), keepdims=True)).reshape(*images.shape[:-3], -1)
+    flat = images.reshape(*images.shape[:-3], -1, images.shape[-1])
+    return (flat - flat.mean(axis=-2, keepdims=True)).reshape(*images.shape[:-3], -1)
 
 
-def _matches(images: np.ndarray, thumbs: np.ndarray) -> np.ndarray:
-    """Whether a thumbnail agrees with the whole of an image, and with the crop whose layout fits it best.
+def _length(vectors: np.ndarray) -> np.ndarray:
+    """(..., d) float32 -> (...): squared lengths."""
+    return np.einsum("...d,...d->...", vectors, vectors)
+
+
+def _compare(images: np.ndarray, thumbs: np.ndarray, image: np.ndarray, thumb: np.ndarray) -> np.ndarray:
+    """How pairs of an image and a thumbnail are related: the whole image, and of its crops the one whose layout fits best.
 
     Args:
-        images: (n, S, S, 3) float32, opponent colours. thumbs: (n, 2 m, 16, 16, 3) float32 from `_with_mirrored`.
+        images: (n, S, S, 3) float32. thumbs: (t, 16, 16, 3) float32. Both in opponent colours.
+        image, thumb: (p,) int64, which of them; ordered by image.
 
     Returns:
-        (n, m, 2, 2) bool: as it is, mirrored; whole, cropped.
+        (p,) int64, index in HOW: the simplest that agrees.
     """
-    count, several = thumbs.shape[:2]
-    a, b = _layouts_of_crops(images), _less_mean(_halved(thumbs))
-    length = np.square(b).sum(axis=2)[:, :, None]
-    apart = length + np.square(a).sum(axis=2)[:, None, :] - 2 * b @ a.transpose(0, 2, 1)
-    best = np.stack([np.zeros((count, several), np.int64), 1 + apart[:, :, 1:].argmin(axis=2)], axis=2)
-    apart = np.take_along_axis(apart, best, 2)
-    pixels = b.shape[2] / 3
-    near = apart <= FAINT**2 * pixels + WORTH**2 * length  # the rest cannot be made to agree
-    image, thumb, which = np.nonzero(near)
-    agree = np.zeros(near.shape, bool)
-    agree[near] = _agree(_crop(images[image], best[image, thumb, which]), thumbs[image, thumb])
-    return agree.reshape(count, 2, several // 2, 2).swapaxes(1, 2)
-
-
-def _kind(agree: np.ndarray) -> np.ndarray:
-    """(m, 2, 2) bool from `_matches` -> (m,) int64, index in HOW of the simplest that agrees."""
-    ordered = agree.swapaxes(1, 2).reshape(-1, 4)  # whole, whole mirrored, cropped, cropped and mirrored
-    return np.where(ordered.any(axis=1), ordered.argmax(axis=1) + 1, 0)
+    layouts = _layouts_of_crops(images)
+    mirrored = thumbs[:, :, ::-1]
+    small = _halved(thumbs)
+    small = np.stack([small, small[:, :, ::-1]])
+    wanted = _less_mean(small)
+    length = _length(wanted)
+    worth = FAINT**2 * (THUMB // 2) ** 2 + WORTH**2 * length
+    crop = np.zeros((2, 2, len(image)), np.int64)  # whole or cropped; as it is or mirrored; pair
+    near = np.zeros(crop.shape, bool)
+    ends = np.searchsorted(image, np.arange(len(images) + 1))
+    for number, (start, end) in enumerate(pairwise(ends)):
+        here = wanted[:, thumb[start:end]]
+        apart = length[:, thumb[start:end], None] + _length(layouts[number]) - 2 * here @ layouts[number].T
+        best = 1 + apart[:, :, 1:].argmin(axis=2)
+        crop[1, :, start:end] = best
+        least = np.stack([apart[:, :, 0], np.take_along_axis(apart, best[:, :, None], 2)[:, :, 0]])
+        near[:, :, start:end] = least <= worth[:, thumb[start:end]]
+    agree = np.zeros(crop.shape, bool)
+    cropped, turned, pair = np.nonzero(near)
+    for start in range(0, len(pair), BLOCK):
+        which = tuple(index[start : start + BLOCK] for index in (cropped, turned, pair))
+        shown = _crop(images[image[which[2]]], crop[which])
+        targets = np.where(which[1][:, None, None, None] == 1, mirrored[thumb[which[2]]], thumbs[thumb[which[2]]])
+        agree[which] = _agree(shown, targets)
+    ordered = agree.reshape(4, -1)  # whole, whole mirrored, cropped, cropped and mirrored
+    return np.where(ordered.any(axis=0), ordered.argmax(axis=0) + 1, 0)
 
 
 def _agree(shown: np.ndarray, thumbs: np.ndarray) -> np.ndarray:
-    """Whether two thumbnails are of one picture.
-
-    One is moved and stretched by up to SHIFT pixels and its contrast changed by up to GAIN so that it agrees best with
-    the other (least squares of the first derivatives); what is left must be small everywhere, by the structure there.
+    """Whether two thumbnails are of one picture: colours first, since that takes little, then `_structure_agrees`.
 
     Args:
-        shown: (m, 16, 16, 3) float32, to be moved. thumbs: (m, 16, 16, 3) float32.
+        shown: (m, 16, 16, 3) float32, which may be moved a little. thumbs: (m, 16, 16, 3) float32.
 
     Returns:
         (m,) bool.
     """
-    if not len(shown):
-        return np.zeros(0, bool)
-    mean_shown, mean_thumbs = shown.mean(axis=(1, 2), keepdims=True), thumbs.mean(axis=(1, 2), keepdims=True)
-    a, b = shown - mean_shown, thumbs - mean_thumbs
-    down, across = np.gradient(a, axis=1), np.gradient(a, axis=2)
-    place = ((np.arange(THUMB) + 0.5) / THUMB * 2 - 1).astype(np.float32)
-    x, y = place[None, None, :, None], place[None, :, None, None]
-    ways = np.stack([across, across * x, down, down * y, a], axis=4)
-    ways = (ways - ways.mean(axis=(1, 2), keepdims=True)).reshape(len(a), -1, 5)
-    left = (b - a).reshape(len(a), -1, 1)
-    normal = ways.transpose(0, 2, 1) @ ways + np.eye(5, dtype=np.float32)  # of a blank image nothing is moved
-    most = np.array([SHIFT, SHIFT, SHIFT, SHIFT, GAIN], np.float32)
-    amount = np.clip(np.linalg.solve(normal, ways.transpose(0, 2, 1) @ left)[:, :, 0], -most, most)
-    left = (left[:, :, 0] - (ways @ amount[:, :, None])[:, :, 0]).reshape(a.shape)
-
+    a, b = (images - images.mean(axis=(1, 2), keepdims=True) for images in (shown, thumbs))
     contrast = np.sqrt((np.square(a) + np.square(b)).sum(axis=3).mean(axis=(1, 2)) / 2)
-    overall = np.square(left).sum(axis=3).mean(axis=(1, 2)) <= FAINT**2 + np.square(OVERALL * contrast)
-    structure = (_variance(a) + _variance(b)) / 2 + NOISE**2
-    local = (_window(np.square(left).sum(axis=3)) <= LOCAL**2 * structure).all(axis=(1, 2))
     # Brightness may change by 17 of 255 levels and colour by half of that, but not where colour is all there is to see.
-    shift = np.abs(mean_shown - mean_thumbs)[:, 0, 0]
-    grey = shift[:, 0] <= np.minimum(4 + 0.3 * contrast, 30)
-    colour = (shift[:, 1:] <= np.minimum(2 + 0.06 * contrast, 8)[:, None]).all(axis=1)
-    return overall & local & grey & colour
+    shift = np.abs(shown.mean(axis=(1, 2)) - thumbs.mean(axis=(1, 2)))
+    agree = shift[:, 0] <= np.minimum(4 + 0.3 * contrast, 30)
+    agree &= (shift[:, 1:] <= np.minimum(2 + 0.06 * contrast, 8)[:, None]).all(axis=1)
+    if agree.any():
+        agree[agree] = _structure_agrees(a[agree], b[agree], contrast[agree])
+    return agree
+
+
+def _structure_agrees(a: np.ndarray, b: np.ndarray, contrast: np.ndarray) -> np.ndarray:
+    """Whether what is left between two thumbnails is small on the whole, and everywhere by the structure there.
+
+    Before, one is moved and stretched by up to SHIFT pixels and its contrast changed by up to GAIN so that it agrees best
+    with the other (least squares of the first derivatives, as Lucas and Kanade, IJCAI 1981).
+
+    Args:
+        a: (m, 16, 16, 3) float32 without its mean, to be moved. b: (m, 16, 16, 3) float32, likewise. contrast: (m,).
+
+    Returns:
+        (m,) bool.
+    """
+    down, across = np.gradient(a, axis=(1, 2))
+    place = ((np.arange(THUMB) + 0.5) / THUMB * 2 - 1).astype(np.float32)
+    x, y = place[:, None], place[:, None, None]
+    ways = np.stack([across, across * x, down, down * y, a], axis=1)
+    ways = (ways - ways.mean(axis=(2, 3), keepdims=True)).reshape(len(a), 5, -1)
+    left = (b - a).reshape(len(a), -1, 1)
+    normal = ways @ ways.transpose(0, 2, 1) + np.eye(5, dtype=np.float32)  # of a blank image nothing is moved
+    most = np.array([SHIFT, SHIFT, SHIFT, SHIFT, GAIN], np.float32)
+    amount = np.clip(np.linalg.solve(normal, ways @ left)[:, :, 0], -most, most)
+    rest = np.square(left[:, :, 0] - (amount[:, None] @ ways)[:, 0]).reshape(a.shape).sum(axis=3)
+
+    overall = rest.mean(axis=(1, 2)) <= FAINT**2 + np.square(OVERALL * contrast)
+    structure = (_variance(a) + _variance(b)) / 2 + NOISE**2
+    return overall & (_window(rest) <= LOCAL**2 * structure).all(axis=(1, 2))
 
 
 def _window(values: np.ndarray) -> np.ndarray:
-    """(m, 16, 16, ...) float32 -> (m, 13, 13, ...): means of all windows of 4 x 4 pixels."""
+    """(m, 16, 16, ...) float32 -> (m, 14, 14, ...): means of all windows of 3 x 3 pixels."""
     most = THUMB - WINDOW + 1
     rows = sum(values[:, at : at + most] for at in range(WINDOW))
     return sum(rows[:, :, at : at + most] for at in range(WINDOW)) / np.float32(WINDOW**2)
 
 
 def _variance(values: np.ndarray) -> np.ndarray:
-    """(m, 16, 16, 3) float32 -> (m, 13, 13): variance in all windows, summed over the colours."""
+    """(m, 16, 16, 3) float32 -> (m, 14, 14): variance in all windows, summed over the colours."""
     return _window(np.square(values).sum(axis=3)) - np.square(_window(values)).sum(axis=3)

@@ -74,11 +74,11 @@ class _Best:
             cuts = np.searchsorted(hits, np.arange(len(scores) + 1) * count)
         found = np.diff(cuts)
         self._weed(first + np.flatnonzero(self.filled[first : first + len(scores)] + found > self.rows.shape[1]))
-        query, row = np.divmod(hits, count)
-        place = self.filled[first + query] + np.arange(len(hits)) - cuts[query]
-        self.similarities[first + query, place] = scores[query, row]
-        self.rows[first + query, place] = start + row
-        self.filled[first : first + len(scores)] += found
+        queries = np.arange(first, first + len(scores))
+        place = np.repeat(queries * self.rows.shape[1] + self.filled[queries] - cuts[:-1], found) + np.arange(len(hits))
+        self.similarities.reshape(-1)[place] = scores.reshape(-1)[hits]
+        self.rows.reshape(-1)[place] = np.repeat(start - np.arange(len(scores)) * count, found) + hits
+        self.filled[queries] += found
 
     def _weed(self, queries: np.ndarray) -> None:
         """Keep only the k best rows of `queries`, which have more, and raise their bars."""
@@ -114,12 +114,12 @@ def _room(k: int, count: int) -> int:
 
 
 def _tiles(queries: np.ndarray) -> torch.Tensor:
-    """Queries (Q, D) in tiles of one size: (tiles, T, D) float32, T <= TILE a multiple of 16, the rest of the last zero.
+    """Queries (Q, D) in tiles of one size: (tiles, T, D) float32, 16 <= T <= TILE, the rest of the last is zero.
 
     All products then have one shape, and equal queries get equal numbers wherever they stand.
     """
     count = max(1, math.ceil(len(queries) / TILE))
-    size = 16 * max(1, math.ceil(len(queries) / count / 16))
+    size = max(16, math.ceil(len(queries) / count))
     tiles = np.zeros((count * size, queries.shape[1]), dtype=np.float32)
     tiles[: len(queries)] = queries
     return torch.from_numpy(tiles.reshape(count, size, -1))
