@@ -29,7 +29,8 @@ def timeline(words: list[str], out: Path) -> tuple[float, dict[str, float]]:
                 begun[name] = time.monotonic()
         end = end if (out / STAGES[-1] / "result.json").exists() else time.monotonic()
         time.sleep(0.01)
-    assert process.returncode == 0 and len(begun) == len(STAGES), f"exit {process.returncode}, seen {list(begun)}"
+    assert process.returncode == 0, f"exit {process.returncode}"
+    assert len(begun) == len(STAGES), f"only {list(begun)} were seen"
     ends = [*list(begun.values())[1:], end]
     return begun[STAGES[0]] - start, {name: last - at for (name, at), last in zip(begun.items(), ends, strict=True)}
 
