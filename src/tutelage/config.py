@@ -44,7 +44,7 @@ Budget = Annotated[int | None, Field(ge=1), _say("labels per class that may be u
 GroupBy = Annotated[str | None, _say("regular expression on the image's name; what it matches is never split apart")]
 Resize = Annotated[Literal["squash", "crop", "pad"], _say("how an image becomes a square")]
 Strategy = Annotated[
-    Literal["auto", "all", "random", "best", "balanced", "text", "diverse", "hard"],
+    Literal["auto", "all", "random", "best", "balanced", "diverse", "hard"],
     _say("how the gallery is searched; auto: balanced when --total or --per-query says how many, else all"),
 ]
 Total = Annotated[int | None, Field(ge=1), _say("size of the transfer set, labelled images included")]
