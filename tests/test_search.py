@@ -171,7 +171,7 @@ def test_little_memory_changes_nothing_but_the_passes(monkeypatch):
     vectors = Counting((rows,), mean_of((rows,)))
     plenty = search(vectors, queries, 1500)
     assert passes == [1]
-    limit = 200 << 20
+    limit = 180 << 20
     assert same(search(vectors, queries, 1500, memory=limit, advance=told.append), plenty)
     assert passes[0] >= 3
     assert sum(told) == len(rows)
