@@ -150,14 +150,8 @@ def main() -> None:
             found = Counter(truth.get(id.split("/")[-1]) for id in chosen)
             mine = [found[name] for name in CLASSES]
             leaks = list(csv.DictReader((out / "transfer_set" / "leaks.csv").open()))
-            planted = {
-                row["gallery_image"].split("planted.tar/")[1].split("/")[0]: 0
-                for row in leaks
-                if "planted.tar/" in row["gallery_image"]
-            }
-            for row in leaks:
-                if "planted.tar/" in row["gallery_image"]:
-                    planted[row["gallery_image"].split("planted.tar/")[1].split("/")[0]] += 1
+            caught = [row["gallery_image"] for row in leaks if "planted.tar/" in row["gallery_image"]]
+            planted = Counter(id.split("planted.tar/")[1].split("/")[0] for id in caught)
             print(json.dumps({
                 "strategy": strategy, "seed": seed, "chosen": len(chosen), "share": round(sum(mine) / len(chosen), 4),
                 "smallest_of_its_sixth": round(min(mine) / (len(chosen) / len(CLASSES)), 3),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 import signal
 import subprocess
 import sys
@@ -237,6 +238,27 @@ def test_what_cannot_work_is_told(data, more, said):
     with pytest.raises(TutelageError) as error:
         curate(data, "wrong", **more)
     assert all(part in str(error.value) for part in said), str(error.value)
+
+
+def test_random_looks_further_where_most_are_duplicates(data, tmp_path):
+    """`random` draws from a part of the gallery; where that is nearly all duplicates it looks at more, and fails no one."""
+    for number in range(300):
+        save(tmp_path / "many" / f"same-{number:03d}.png", picture("dots", 8000))
+    for number in range(60):
+        save(tmp_path / "many" / f"own-{number:03d}.png", picture("stripes", 8100 + number))
+    result = curate(data, "further", gallery=[str(tmp_path / "many")], strategy="random", total=12 + 40)
+    assert result["images"]["transfer"] == 52
+    assert sum(row["id"].startswith("own") for row in chosen(data, "further")) >= 39
+
+
+def test_broken_labelled_images_are_a_share_of_all(data, tmp_path):
+    """Two broken images of 34 labelled ones are less than 5 % of all images, and stop nothing; they are listed."""
+    target = Path(shutil.copytree(data / "target", tmp_path / "target"))
+    for number in range(2):
+        (target / "train" / "dots" / f"broken-{number}.png").write_bytes(b"")
+    curate(data, "broken-label", target=str(target))
+    with (data / "runs" / "broken-label" / "rejected.csv").open() as file:
+        assert [row["set"] for row in csv.DictReader(file)] == ["target", "target", "gallery"]
 
 
 def test_per_query_counts_for_each_query(data):

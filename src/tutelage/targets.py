@@ -19,8 +19,7 @@ import numpy as np
 from tutelage.data import views
 from tutelage.data.decode import fit
 from tutelage.data.store import BLOCK, Images
-from tutelage.errors import TutelageError
-from tutelage.models.adapted import Network
+from tutelage.models.adapted import Network, half_precision
 from tutelage.retrieval.graph import mixed_logits
 from tutelage.runs import hash_of, whole, write_json
 
@@ -103,7 +102,7 @@ class OutputCache:
             "size": network.size, "mean": network.mean, "std": network.std, "store_side": side,
             "precision": network.precision,
         }  # fmt: skip
-        self.width = network.width
+        self.width, self.name = network.width, network.name
         # whole images look the same whatever the views are like: all runs with this encoder share their outputs
         self.clean = self._made(Path(cache), {**about, "views": {"resize": settings.resize}})
         self.folder = self.clean if clean_only else self._made(Path(cache), {**about, "views": asdict(settings)})
@@ -143,12 +142,7 @@ class OutputCache:
         Raises:
             TutelageError: an output is no number, or too large for float16.
         """
-        halves = outputs.astype(np.float16)
-        if not np.isfinite(halves).all():
-            raise TutelageError(
-                f"{int((~np.isfinite(halves)).any(axis=1).sum())} of {len(outputs)} images get outputs from the teacher that are no "
-                "number, or beyond 65,504", "finite outputs", "use --precision fp32, or another teacher",
-            )  # fmt: skip
+        halves = half_precision(outputs, self.name)
         name = hashlib.sha256(keys.tobytes()).hexdigest()[:24]
         for suffix, array in ((".npy", halves), (".keys.npy", keys)):
             with whole(self._view(number) / f"{name}{suffix}") as path, path.open("wb") as file:

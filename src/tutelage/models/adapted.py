@@ -42,6 +42,26 @@ class Network:
     precision: str = "no"
 
 
+def half_precision(outputs: np.ndarray, name: str) -> np.ndarray:
+    """Outputs of a network as they are kept: (n, D) float16.
+
+    Args:
+        outputs: (n, D) float32. name: of the network.
+
+    Raises:
+        TutelageError: an output is no number, or too large for float16.
+    """
+    with np.errstate(over="ignore"):
+        halves = outputs.astype(np.float16)
+    if not np.isfinite(halves).all():
+        raise TutelageError(
+            f"{int((~np.isfinite(halves)).any(axis=1).sum())} of {len(outputs)} images get outputs from the teacher, {name}, "
+            "that are no number, or beyond 65,504",
+            "finite outputs", "use --precision fp32, or another teacher",
+        )  # fmt: skip
+    return halves
+
+
 @dataclass(frozen=True)
 class AdaptedTeacher:
     """network: what is run (and cached). head: (B, D) float32 outputs of the network -> (B, C) float32 logits."""

@@ -98,6 +98,21 @@ def cross_validate(
     return out
 
 
+def best_probe(
+    features: np.ndarray, labels: np.ndarray, folds: np.ndarray, classes: int, scale: tuple[np.ndarray, np.ndarray]
+) -> LinearHead:
+    """A probe on all labelled images, of the strength with the smallest cross-validated log loss.
+
+    Args:
+        features: (B, D) float32. labels: (B,) int64. folds: (B,) int64 fold of each image.
+    """
+    losses = {
+        strength: log_loss(cross_validate(features[None], labels, folds, classes, strength, scale), labels).mean()
+        for strength in STRENGTHS
+    }
+    return fit_probe(features, labels, classes, min(losses, key=losses.__getitem__), scale)
+
+
 def judgeable(labels: np.ndarray, folds: np.ndarray) -> np.ndarray:
     """Whether a fold's training part has an image of the held-out image's class: without one, nothing can be learnt of it.
 

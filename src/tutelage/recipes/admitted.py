@@ -117,18 +117,21 @@ def _draw(target: TargetSet, usable: np.ndarray, keys: list[bytes], budget: int 
     return rows[chosen]
 
 
-def reject(run: Run, rejected: Sequence[tuple[str, Rejected]], total: int, most: float) -> None:
-    """Write rejected.csv; stop when a larger share than `most` of all images cannot be used.
-
-    Args:
-        rejected: ("target" or "gallery", image). total: images that were looked at.
-    """
+def list_rejected(run: Run, rejected: Sequence[tuple[str, Rejected]]) -> None:
+    """Write rejected.csv, or remove that of an earlier start. rejected: ("target" or "gallery", image)."""
     if not rejected:
         (run.path / "rejected.csv").unlink(missing_ok=True)
         return
     listed: list[list[Any]] = [["set", "image", "reason"], *([kind, item.id, item.reason] for kind, item in rejected)]
     write_csv(run.path / "rejected.csv", listed)
+
+
+def reject(run: Run, rejected: Sequence[tuple[str, Rejected]], total: int, most: float) -> None:
+    """List what cannot be used; stop when that is a larger share than `most` of all images. total: images looked at."""
+    list_rejected(run, rejected)
     count = len(rejected)
+    if not count:
+        return
     say(f"{count:,} of {total:,} images cannot be used; they are listed in {run.path / 'rejected.csv'}")
     if count > most * total:
         first = shown((f"{item.id} ({item.reason})" for _, item in rejected), 3)

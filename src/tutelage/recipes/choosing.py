@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -131,22 +130,24 @@ def _strategy(pool: Pool, queries: np.ndarray, wish: Wish) -> Callable[[], Choic
 def _balanced(pool: Pool, queries: np.ndarray, wish: Wish, wanted: int) -> Callable[[], Choice]:
     turn = strategies.turns(wish.groups, wanted, wish.seed)
     most = int(np.bincount(turn, minlength=len(queries)).max())
-    state: dict[str, Any] = {"k": min(2 * most + 16, pool.vectors.count), "lists": None}
+    k = min(2 * most + 16, pool.vectors.count)
+    lists: tuple[np.ndarray, np.ndarray] | None = None
 
     def chosen() -> Choice:
+        nonlocal k, lists
         while True:
-            if state["lists"] is None:
-                state["lists"] = pool.neighbours(queries, state["k"], f"search, {state['k']:,} for each query")
-            similarity, rows = state["lists"]
+            if lists is None:
+                lists = pool.neighbours(queries, k, f"search, {k:,} for each query")
+            similarity, rows = lists
             choice = strategies.balanced(similarity, rows, turn, ~pool.usable)
             if choice is not None:
                 return choice
-            if state["k"] == pool.vectors.count:  # every list holds the whole gallery: the rest goes without
+            if k == pool.vectors.count:  # every list holds the whole gallery: the rest goes without
                 raise TutelageError(
                     f"{wanted:,} images wanted of a gallery that has fewer once duplicates are out",
                     f"at most {int(pool.usable.sum()):,}", "lower --total, or give more --gallery",
                 )  # fmt: skip
-            state["k"], state["lists"] = min(2 * state["k"], pool.vectors.count), None
+            k, lists = min(2 * k, pool.vectors.count), None
 
     return chosen
 

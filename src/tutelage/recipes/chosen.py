@@ -14,25 +14,14 @@ from tutelage.progress import say
 from tutelage.recipes.admitted import Admitted, write_csv
 from tutelage.recipes.choosing import Leak, Pool, nothing_near
 from tutelage.report.montage import KeptOut, Row, choose_rows, montage, save_montage
-from tutelage.retrieval.distance import mmd
+from tutelage.retrieval.distance import looked_at, mmd
 from tutelage.retrieval.embed import Embedded
 from tutelage.retrieval.strategies import Choice
 from tutelage.runs import Run, hash_of
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
-SAMPLE = 2000  # images whose distance is taken
 LEAKS_SHOWN = 24  # pairs of leaks in the montage
 SHOWN = 9  # images that the montage shows of each query
-
-
-def raw_rows(embedded: Embedded, rows: np.ndarray) -> np.ndarray:
-    """(m, D) float16 features as the encoder gave them; rows ascending."""
-    piece = np.searchsorted(embedded.starts, rows, side="right") - 1
-    parts = []
-    for number in np.unique(piece):
-        table = np.load(embedded.parts[number], mmap_mode="r")
-        parts.append(np.asarray(table[rows[piece == number] - embedded.starts[number]]))
-    return np.concatenate(parts) if parts else np.zeros((0, 0), np.float16)
 
 
 def write_manifests(
@@ -125,14 +114,11 @@ def write_montage(run: Run, admitted: Admitted, images: Images, choice: Choice, 
 def summary(pool: Pool, choice: Choice, queries: np.ndarray, admitted: Admitted) -> dict[str, Any]:
     """Similarities, images that each class's queries brought, and how far set and gallery are from the target set."""
     labels = admitted.target.labels[admitted.drawn]
-    sampled = pool.vectors.rows(np.unique(np.linspace(0, pool.vectors.count - 1, SAMPLE).astype(np.int64)))
-    some = (
-        choice.rows[np.unique(np.linspace(0, len(choice) - 1, SAMPLE).astype(np.int64))] if len(choice) else choice.rows
-    )
     found: dict[str, Any] = {}
     near = far = float("nan")
-    if len(queries) > 1 and len(some) > 1:
-        near, far = mmd(pool.vectors.rows(some), queries), mmd(sampled, queries)
+    if len(queries) > 1 and len(choice) > 1:
+        near = mmd(pool.vectors.rows(choice.rows[looked_at(len(choice))]), queries)
+        far = mmd(pool.vectors.rows(looked_at(pool.vectors.count)), queries)
         found["distance"] = {"name": "MMD^2", "transfer_set": near, "gallery": far}
     if not (choice.query >= 0).any():
         return found

@@ -18,6 +18,7 @@ from tutelage.progress import progress, say
 from tutelage.recipes.stage import open_run
 from tutelage.runs import Run, hash_of
 
+SPARE = 1.25  # `random` looks at so many times the images that are wanted at first: some will be duplicates
 _OF_THE_CHOICE = ("budget", "strategy", "total", "per_query", "balance", "dedup", "index", "seed", "resize", "smoke")
 
 
@@ -43,7 +44,7 @@ def curate(
     from tutelage.data.gallery import list_gallery
     from tutelage.data.store import Store
     from tutelage.data.target_set import read_target_set
-    from tutelage.recipes.admitted import admit, reject
+    from tutelage.recipes.admitted import admit, list_rejected, reject
     from tutelage.recipes.gallery_pool import Encoder, embed_share, fill_pool
 
     if shard is not None:
@@ -69,11 +70,16 @@ def curate(
             store.add(labelled.refs, clock.ticking(advance))
         images, rows, bad = store.find(labelled.refs)
         bad = [("target", one) for one in [*labelled.rejected, *bad]]
-        reject(run, bad, len(labelled.refs) + len(labelled.rejected), max_rejected)
+        list_rejected(run, bad)  # errors about the labels point there; how many are too many is of all images
         admitted = admit(labelled, images, rows, budget, seed)
         wanted = wanted_of(settings, len(admitted.drawn))
-        refs = looked_at(listed.refs, settings, wanted)
-        pool, leaks, twice, unreadable = fill_pool(encoder, refs, admitted, settings, tick)
+        spare = SPARE
+        while True:
+            refs = looked_at(listed.refs, settings, wanted, spare)
+            pool, leaks, twice, unreadable = fill_pool(encoder, refs, admitted, settings, tick)
+            if len(refs) == len(listed.refs) or pool.usable.sum() >= (wanted or 0):
+                break
+            spare *= 2  # so many were duplicates or copies that the part was too small
         bad += [("gallery", one) for one in [*listed.rejected, *unreadable]]
         reject(run, bad, len(labelled.refs) + len(refs) + len(labelled.rejected) + len(listed.rejected), max_rejected)
         chosen = _Chosen(run, settings, encoder, admitted, pool, refs, clock)
@@ -94,14 +100,12 @@ def wanted_of(settings: dict[str, Any], labelled: int) -> int | None:
     return None if total is None else total - labelled
 
 
-def looked_at(refs: list, settings: dict[str, Any], wanted: int | None) -> list:
-    """The part of the gallery that is to be embedded: all of it, but for `random` a seeded part with some to spare."""
-    from tutelage.recipes.gallery_pool import SPARE
-
+def looked_at(refs: list, settings: dict[str, Any], wanted: int | None, spare: float) -> list:
+    """The part of the gallery that is to be embedded: all of it, but for `random` a seeded part with some to spare (a factor)."""
     if settings["strategy"] != "random" or wanted is None:
         return refs
     order = np.random.default_rng(settings["seed"]).permutation(len(refs))
-    return [refs[i] for i in np.sort(order[: int(SPARE * wanted) + 64])]
+    return [refs[i] for i in np.sort(order[: int(spare * wanted) + 64])]
 
 
 class _Chosen:
@@ -117,7 +121,7 @@ class _Chosen:
         from tutelage.recipes.gallery_pool import unit
 
         admitted, settings = self.admitted, self.settings
-        labels = admitted.target.labels[admitted.drawn]
+        labels, related = admitted.target.labels[admitted.drawn], admitted.target.groups[admitted.drawn]
         features = self.encoder.outputs(admitted.of(admitted.drawn), "labelled images")
         queries = unit(features, self.pool.vectors.mean)
         free = int(self.pool.usable.sum())
@@ -131,7 +135,7 @@ class _Chosen:
         groups = labels if settings["balance"] == "class" else np.arange(len(labels))
         wish = Wish(
             settings["strategy"], free if wanted is None else wanted, groups, settings["seed"], settings["dedup"],
-            lambda embeddings: unsure(queries, labels, embeddings, settings["seed"]),
+            lambda embeddings: unsure(queries, labels, related, embeddings, settings["seed"]),
         )  # fmt: skip
         choice, passed = choose(self.pool, queries, wish)
         if len(choice) < wish.wanted and wanted is not None:
@@ -145,6 +149,7 @@ class _Chosen:
     ) -> dict[str, Any]:
         """Choose, decode what was chosen, and write manifests, leaks, montage and result."""
         from tutelage.recipes import chosen as written
+        from tutelage.retrieval.vectors import Vectors
 
         choice, passed, queries = self.choose(wanted)
         order = np.argsort(choice.rows, kind="stable")
@@ -159,7 +164,7 @@ class _Chosen:
                 f"{len(refs) - len(found):,} chosen images cannot be read any more, or others have changed",
                 "a gallery that stays as it is while it is read", "give the same command again",
             )  # fmt: skip
-        self.encoder.hand_on(images, written.raw_rows(embedded, choice.rows))
+        self.encoder.hand_on(images, Vectors(embedded.parts, None).rows(choice.rows))
         written.write_manifests(self.run, admitted, refs, choice, embedded, self.settings["strategy"])
         leak_refs = [self.refs[embedded.positions[leak.row]] for leak in leaks]
         written.write_leaks(self.run, admitted, leak_refs, leaks)
@@ -184,11 +189,13 @@ class _Chosen:
         return self.run.finish("transfer_set", inputs, result)
 
 
-def unsure(queries: np.ndarray, labels: np.ndarray, embeddings: np.ndarray, seed: int) -> np.ndarray:
+def unsure(
+    queries: np.ndarray, labels: np.ndarray, groups: np.ndarray, embeddings: np.ndarray, seed: int
+) -> np.ndarray:
     """How unsure a probe on the labelled images is of others: entropy in nats.
 
     Args:
-        queries: (Q, D) float32 with labels (Q,) int64. embeddings: (m, D) float32.
+        queries: (Q, D) float32 with labels (Q,) int64 and groups (Q,) text, "" for none. embeddings: (m, D) float32.
 
     Returns:
         (m,) float64.
@@ -197,12 +204,7 @@ def unsure(queries: np.ndarray, labels: np.ndarray, embeddings: np.ndarray, seed
     from tutelage.metrics import softmax
     from tutelage.models import heads
 
-    classes, scale = int(labels.max()) + 1, heads.scale_of(embeddings)
-    fold = folds(labels, np.full(len(labels), ""), seed)
-    losses = {
-        strength: heads.log_loss(heads.cross_validate(queries[None], labels, fold, classes, strength, scale), labels).mean()
-        for strength in heads.STRENGTHS
-    }  # fmt: skip
-    probe = heads.fit_probe(queries, labels, classes, min(losses, key=losses.__getitem__), scale)
+    fold = folds(labels, groups, seed)
+    probe = heads.best_probe(queries, labels, fold, int(labels.max()) + 1, heads.scale_of(embeddings))
     probabilities = softmax(probe(embeddings))
     return -(probabilities * np.log(np.maximum(probabilities, 1e-12))).sum(axis=1)

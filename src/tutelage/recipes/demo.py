@@ -88,14 +88,7 @@ def pixels_and_logistic_regression(run: Path, cache: Path, size: int = 16) -> di
         )
 
     features, labels, classes = pixels(task.train.images), task.train.labels, len(task.classes)
-    fold, scale = folds(labels, task.train.groups, 0), heads.scale_of(features)
-    losses = {
-        strength: heads.log_loss(
-            heads.cross_validate(features[None], labels, fold, classes, strength, scale), labels
-        ).mean()
-        for strength in heads.STRENGTHS
-    }
-    head = heads.fit_probe(features, labels, classes, min(losses, key=losses.__getitem__), scale)
+    head = heads.best_probe(features, labels, folds(labels, task.train.groups, 0), classes, heads.scale_of(features))
     return {
         "test": classification(head(pixels(task.test.images)), task.test.labels),
         "parameters": head.weight.size + head.bias.size,

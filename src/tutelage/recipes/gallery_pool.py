@@ -23,7 +23,6 @@ from tutelage.retrieval.vectors import Vectors, mean_of
 from tutelage.targets import CLEAN, OutputCache, ViewSettings, as_void, compute_outputs
 
 MANY_LEAKS = 0.05  # share of the gallery above which leaks are remarked upon
-SPARE = 1.25  # `random` looks at so many times the images that are wanted: some will be duplicates
 MEMORY = 2**30  # bytes for the search where free memory cannot be told
 
 
@@ -54,15 +53,15 @@ class Encoder:
         """What the embeddings depend on beside the images."""
         return [self.network.hash, self.network.size, self.network.precision]
 
-    def outputs(self, images: Images, what: str, advance: Callable[[int], None] = lambda n: None) -> np.ndarray:
+    def outputs(self, images: Images, what: str) -> np.ndarray:
         """(n, D) float32 raw features of stored images, shared with the later stages through the cache."""
         cache, settings = self._outputs()
-        with progress(what, len(images)) as shown:
-            compute_outputs(cache, self.network, images, [CLEAN], settings, both(shown, advance))
+        with progress(what, len(images)) as advance:
+            compute_outputs(cache, self.network, images, [CLEAN], settings, advance)
         return cache.table(images, CLEAN).rows()
 
     def hand_on(self, images: Images, features: np.ndarray) -> None:
-        """Give the features of chosen images to the later stages. features: (n, D) float16."""
+        """Give the features of chosen images to the later stages. features: (n, D), as the encoder gave them."""
         cache, _ = self._outputs()
         missing = cache.table(images, CLEAN).missing
         _, first = np.unique(as_void(images.keys[missing]), return_index=True)

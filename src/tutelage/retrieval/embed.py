@@ -24,8 +24,7 @@ from tutelage.data import views
 from tutelage.data.decode import fit
 from tutelage.data.sources import ImageRef, Rejected
 from tutelage.data.store import decoded
-from tutelage.errors import TutelageError
-from tutelage.models.adapted import Network
+from tutelage.models.adapted import Network, half_precision
 from tutelage.retrieval.duplicates import THUMB, thumbnail
 from tutelage.runs import hash_of, whole, write_json
 
@@ -186,12 +185,5 @@ class EmbeddingCache:
 
         network = self.network
         batch = views.to_input(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2), network.mean, network.std)
-        with torch.inference_mode(), np.errstate(over="ignore"):
-            features = network.forward(batch.to(network.device)).float().cpu().numpy().astype(np.float16)
-        if not np.isfinite(features).all():
-            raise TutelageError(
-                f"{int((~np.isfinite(features)).any(axis=1).sum())} of {len(features)} images get embeddings from "
-                f"{network.name} that are no number, or beyond 65,504",
-                "finite embeddings", "use --precision fp32, or another teacher",
-            )  # fmt: skip
-        return features
+        with torch.inference_mode():
+            return half_precision(network.forward(batch.to(network.device)).float().cpu().numpy(), network.name)

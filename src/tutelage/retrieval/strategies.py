@@ -11,8 +11,6 @@ import numpy as np
 
 NEIGHBOURHOOD = 3  # `diverse` and `hard` choose from so many times the images that are wanted
 IN_A_CLUSTER = 25  # images that `diverse` would like to take from each cluster
-STRATEGIES = ("all", "random", "best", "balanced", "diverse", "hard")
-BY_QUERY = ("best", "balanced", "diverse", "hard")  # those that search
 
 
 @dataclass(frozen=True)
