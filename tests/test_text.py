@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tutelage.compute import accelerator
 from tutelage.data.store import Images
 from tutelage.errors import SeveralErrors, TutelageError
 from tutelage.models.text import (
@@ -216,9 +217,7 @@ def test_gallery_is_embedded_as_with_a_teacher(clip):
 
 def test_accelerator_gives_the_precision():
     """With an accelerator the image side runs in its precision and on its device, and the text side in float32."""
-    from accelerate import Accelerator
-
-    clip = build_clip(NAME, "scratch", Accelerator(cpu=True, mixed_precision="bf16"))
+    clip = build_clip(NAME, "scratch", accelerator("cpu", "bf16"))
     assert clip.network.precision == "bf16"
     with torch.no_grad():
         assert clip.network.forward(images(1)).dtype == torch.bfloat16
