@@ -24,7 +24,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # two OpenMP libraries must
 
 import numpy as np
 
-from tutelage.retrieval.search import Vectors, mean_of, search
+from tutelage.retrieval.search import search
+from tutelage.retrieval.vectors import Vectors, mean_of
 
 WIDTH, QUERIES, MORE_QUERIES, K = 384, 1000, 500, 128
 MEGABYTE = 2**20

@@ -67,7 +67,7 @@ def changed(image: Image.Image, kind: str, random: np.random.Generator) -> bytes
 
 
 def make(folder: Path) -> None:
-    """Write the gallery's parts that are not there yet: photos.tar, fashion.tar, digits.tar, planted.tar, broken/."""
+    """Write the gallery's parts beside CIFAR-10 and the copies: photos.tar, fashion.tar, digits.tar, broken/."""
     random = np.random.default_rng(0)
     folder.mkdir(parents=True, exist_ok=True)
     with tarfile.open(folder / "photos.tar", "w") as out:
@@ -95,7 +95,17 @@ def make(folder: Path) -> None:
 
         for number, image in enumerate(load_digits().images):
             add(out, f"{number:04d}.png", encoded(Image.fromarray((image * 15).astype(np.uint8)).resize((32, 32))))
-    with tarfile.open(folder / "planted.tar", "w") as out:
+    broken = folder / "broken"
+    broken.mkdir(exist_ok=True)
+    for number in range(100):
+        (broken / f"{number}.jpg").write_bytes(random.bytes(200) if number % 2 else b"")
+    (folder / "done").touch()
+
+
+def plant(path: Path, seed: int) -> None:
+    """Write copies of test images, drawn by a seed, into a tar file: 100 of each kind."""
+    random = np.random.default_rng(seed)
+    with tarfile.open(path, "w") as out:
         table = pq.read_table(DATA / "cifar10" / "test-00000-of-00001.parquet")
         names = class_names()
         wanted = [i for i, label in enumerate(table.column("label").to_pylist()) if names[label] in CLASSES]
@@ -104,11 +114,6 @@ def make(folder: Path) -> None:
             image = Image.open(io.BytesIO(table.column("image")[row].as_py()["bytes"])).convert("RGB")
             kind = KINDS[number // 100]
             add(out, f"{kind}/{row}.png", changed(image, kind, random))
-    broken = folder / "broken"
-    broken.mkdir(exist_ok=True)
-    for number in range(100):
-        (broken / f"{number}.jpg").write_bytes(random.bytes(200) if number % 2 else b"")
-    (folder / "done").touch()
 
 
 def class_names() -> list[str]:
@@ -122,6 +127,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--strategies", default=",".join(STRATEGIES))
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--copies", type=int, default=1, help="seed of the planted copies")
     parser.add_argument("--total", type=int, default=10_000)
     parser.add_argument("--teacher", default="tf_efficientnet_lite2")
     parser.add_argument("--teacher-size", type=int, default=112)
@@ -129,17 +135,20 @@ def main() -> None:
     folder: Path = given.folder
     if not (folder / "gallery" / "done").exists():
         make(folder / "gallery")
+    planted_tar = folder / "gallery" / f"planted-{given.copies}.tar"
+    if not planted_tar.exists():
+        plant(planted_tar, given.copies)
     names = class_names()
     truth = {}
     for shard in TRAIN:
         labels = pq.read_table(DATA / "cifar10" / shard, columns=["label"]).column("label").to_pylist()
         truth |= {f"{shard}#{row}": names[label] for row, label in enumerate(labels)}
     gallery = [*(str(DATA / "cifar10" / shard) for shard in TRAIN),
-               *(str(folder / "gallery" / f"{part}.tar") for part in ("photos", "fashion", "digits", "planted")),
+               *(str(folder / "gallery" / f"{part}.tar") for part in ("photos", "fashion", "digits")), str(planted_tar),
                str(folder / "gallery" / "broken")]  # fmt: skip
     for strategy in given.strategies.split(","):
         for seed in map(int, given.seeds.split(",")):
-            out = folder / "runs" / f"{strategy}-{given.total}-{seed}"
+            out = folder / "runs" / f"{strategy}-{given.total}-{seed}-copies-{given.copies}"
             result = tutelage.curate(
                 target=str(DATA / "cifar10"), classes=",".join(CLASSES), gallery=gallery, budget=10, seed=seed, out=str(out),
                 strategy=strategy, total=given.total, cache=str(folder / "cache"), teacher=given.teacher, teacher_size=given.teacher_size,
@@ -150,14 +159,15 @@ def main() -> None:
             found = Counter(truth.get(id.split("/")[-1]) for id in chosen)
             mine = [found[name] for name in CLASSES]
             leaks = list(csv.DictReader((out / "transfer_set" / "leaks.csv").open()))
-            caught = [row["gallery_image"] for row in leaks if "planted.tar/" in row["gallery_image"]]
-            planted = Counter(id.split("planted.tar/")[1].split("/")[0] for id in caught)
+            caught = [row["gallery_image"] for row in leaks if f"{planted_tar.name}/" in row["gallery_image"]]
+            planted = Counter(id.split(f"{planted_tar.name}/")[1].split("/")[0] for id in caught)
             print(json.dumps({
-                "strategy": strategy, "seed": seed, "chosen": len(chosen), "share": round(sum(mine) / len(chosen), 4),
+                "strategy": strategy, "seed": seed, "copies": given.copies, "chosen": len(chosen),
+                "share": round(sum(mine) / len(chosen), 4),
                 "smallest_of_its_sixth": round(min(mine) / (len(chosen) / len(CLASSES)), 3),
                 "classes": dict(zip(CLASSES, mine, strict=True)),
                 "other_cifar": sum(n for name, n in found.items() if name and name not in CLASSES),
-                "planted_caught": planted, "planted_chosen": sum("planted.tar/" in id for id in chosen),
+                "planted_caught": planted, "planted_chosen": sum(f"{planted_tar.name}/" in id for id in chosen),
                 "other_leaks": len(leaks) - sum(planted.values()), "near_duplicates": result["near_duplicates"],
                 "distance": result.get("distance"), "seconds": round(result["seconds"], 1), "reused": result.get("reused", False),
             }), flush=True)  # fmt: skip

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from tutelage.errors import TutelageError
-from tutelage.retrieval.search import Vectors, best_query, mean_of, search, search_ivf
-from tutelage.retrieval.vectors import BLOCK
+from tutelage.retrieval.ivf import search_ivf
+from tutelage.retrieval.search import best_query, search
+from tutelage.retrieval.vectors import BLOCK, Vectors, mean_of
 
 CLOSE = 2e-6  # float32 products of unit vectors against float64
 
@@ -188,7 +189,8 @@ def test_memory_stays_within_the_limit(tmp_path):
 import re
 import numpy as np
 from pathlib import Path
-from tutelage.retrieval.search import Vectors, search
+from tutelage.retrieval.search import search
+from tutelage.retrieval.vectors import Vectors
 def kilobytes(name):
     return int(re.search(name + r":\\s+(\\d+)", Path("/proc/self/status").read_text()).group(1))
 before = kilobytes("VmRSS")

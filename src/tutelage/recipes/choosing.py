@@ -12,7 +12,8 @@ from tutelage.progress import progress, say
 from tutelage.retrieval import strategies
 from tutelage.retrieval.duplicates import near_duplicates
 from tutelage.retrieval.embed import Embedded
-from tutelage.retrieval.search import best_query, search, search_ivf
+from tutelage.retrieval.ivf import search_ivf
+from tutelage.retrieval.search import best_query, search
 from tutelage.retrieval.strategies import Choice
 from tutelage.retrieval.vectors import Vectors
 

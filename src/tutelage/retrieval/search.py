@@ -5,29 +5,26 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 
 import numpy as np
 import torch
 
 from tutelage.errors import TutelageError, shown
-from tutelage.retrieval.vectors import BLOCK, Vectors, mean_of
-
-__all__ = ["Vectors", "best_query", "mean_of", "search", "search_ivf"]
+from tutelage.retrieval.vectors import BLOCK, Vectors
 
 TILE = 256  # queries compared at once at most: 2 MB of similarities, which stay in the processor's cache
 LEAST = 64  # rows in a product at least: below 16 rows or 4 queries MKL takes another path, and the last bits differ
 STRIP = 512  # rows of a block that one thread gives their best query
 WORKERS = 8  # threads with similarities of their own at most; more cores share in the products
 OVERHEAD = 48 << 20  # threads and buffers of the matrix product: 10 to 13 MB were measured on 2 cores
-SAMPLE_PER_LIST = 64  # rows for k-means per list of an inverted file
-CHECKED = 32  # queries whose approximate neighbours are compared with the exact ones
 
 
-def _silent(count: int) -> None:
+def silent(count: int) -> None:
     """Progress that nobody watches."""
 
 
@@ -146,16 +143,30 @@ def _for_each_block(
     vectors: Vectors, usable: np.ndarray | None, pool: ThreadPoolExecutor, advance: Callable[[int], None],
     work: Callable[[int, int, torch.Tensor, np.ndarray | None], list[Callable[[], None]]],
 ) -> None:  # fmt: skip
-    """Run the tasks that `work` makes of each block, side by side, while the next block is prepared."""
+    """Run the tasks that `work` makes of each block, side by side, while the next block is prepared.
+
+    A task waits only for the one in its place before it, not for all of the block: so a thread that holds Python's lock
+    stops no product.
+    """
     blocks = vectors.aligned(usable)
+    older: list[Future] = []
+    newer: list[Future] = []
     ahead = pool.submit(next, blocks, None)
     while (block := ahead.result()) is not None:
+        _ = [done.result() for done in older]  # its rows are written over by the block that is prepared now
         ahead = pool.submit(next, blocks, None)
         start, count, rows, mask = block
-        if rows is not None:
-            for done in [pool.submit(task) for task in work(start, count, rows, mask)]:
-                done.result()
+        tasks = [] if rows is None else work(start, count, rows, mask)
+        older, newer = newer, [pool.submit(_after, *pair) for pair in zip_longest(tasks, newer[: len(tasks)])]
         advance(count)
+    _ = [done.result() for done in (*older, *newer)]
+
+
+def _after(task: Callable[[], None], other: Future | None) -> None:
+    """Run a task when another one is done."""
+    if other is not None:
+        other.result()
+    task()
 
 
 class _Own(threading.local):
@@ -171,7 +182,7 @@ class _Own(threading.local):
         return torch.mm(left, right.T, out=out).numpy()
 
 
-def _checked(vectors: Vectors, queries: np.ndarray, usable: np.ndarray | None, k: int = 1) -> None:
+def checked(vectors: Vectors, queries: np.ndarray, usable: np.ndarray | None, k: int = 1) -> None:
     """Refuse queries, masks and numbers of neighbours that do not fit."""
     if queries.ndim != 2 or queries.shape[1] != vectors.width:
         raise TutelageError(f"queries of shape {queries.shape}", f"(queries, {vectors.width}), as wide as the gallery")
@@ -191,7 +202,7 @@ def _chunk(vectors: Vectors, count: int, size: int, k: int, memory: int | None) 
         return tiles
     room = _room(min(k, max(vectors.count, 1)), vectors.count)
     workers = min(torch.get_num_threads(), tiles, WORKERS)
-    block = BLOCK * vectors.width * 12 + workers * size * (BLOCK * 40 + room * 36)  # rows; scores, and what passes
+    block = BLOCK * vectors.width * 16 + workers * size * (BLOCK * 40 + room * 36)  # rows; scores, and what passes
     fixed = OVERHEAD + block + count * (vectors.width * 4 + k * 12)
     tile = size * (room * 12 + 12)
     if memory < fixed + tile:
@@ -204,7 +215,7 @@ def _chunk(vectors: Vectors, count: int, size: int, k: int, memory: int | None) 
     return min(tiles, (memory - fixed) // tile)
 
 
-def _shared(advance: Callable[[int], None], passes: int) -> Callable[[int], None]:
+def shared(advance: Callable[[int], None], passes: int) -> Callable[[int], None]:
     """Progress for several passes over the same rows that ends at their number."""
     seen = [0]
 
@@ -217,7 +228,7 @@ def _shared(advance: Callable[[int], None], passes: int) -> Callable[[int], None
 
 def search(
     vectors: Vectors, queries: np.ndarray, k: int, *, usable: np.ndarray | None = None, memory: int | None = None,
-    advance: Callable[[int], None] = _silent,
+    advance: Callable[[int], None] = silent,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """The k rows with the largest inner product with each query: exact, and the same for every limit and cut into parts.
 
@@ -235,14 +246,14 @@ def search(
         TutelageError: NaN or infinite rows or queries, shapes that do not fit, too little memory.
     """
     queries = np.asarray(queries, dtype=np.float32)
-    _checked(vectors, queries, usable, k)
+    checked(vectors, queries, usable, k)
     similarities = np.full((len(queries), k), -np.inf, dtype=np.float32)
     found = np.full((len(queries), k), -1, dtype=np.int64)
     tiles = _tiles(queries)
     size, most = tiles.shape[1], min(k, max(vectors.count, 1))
     room = _room(most, vectors.count)
     chunk = _chunk(vectors, len(queries), size, k, memory)
-    tell = _shared(advance, math.ceil(len(tiles) / chunk))
+    tell = shared(advance, math.ceil(len(tiles) / chunk))
     with _workers(len(tiles)) as pool:
         for first in range(0, len(queries), size * chunk):
             part = slice(first, min(first + size * chunk, len(queries)))
@@ -272,7 +283,7 @@ def _compare(
 
 def best_query(
     vectors: Vectors, queries: np.ndarray, *, usable: np.ndarray | None = None,
-    advance: Callable[[int], None] = _silent,
+    advance: Callable[[int], None] = silent,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """The query with the largest inner product with each row, of equals the smaller.
 
@@ -286,7 +297,7 @@ def best_query(
         TutelageError: NaN or infinite rows or queries, shapes that do not fit.
     """
     queries = np.asarray(queries, dtype=np.float32)
-    _checked(vectors, queries, usable)
+    checked(vectors, queries, usable)
     similarity = np.full(vectors.count, -np.inf, dtype=np.float32)
     query = np.full(vectors.count, -1, dtype=np.int32)
     tiles, own = _tiles(queries), _Own()
@@ -312,80 +323,3 @@ def best_query(
     if usable is not None:
         similarity[~usable], query[~usable] = -np.inf, -1
     return similarity, query
-
-
-def _ivf_index(
-    vectors: Vectors, usable: np.ndarray | None, lists: int, seed: int, memory: int | None,
-    advance: Callable[[int], None],
-):  # fmt: skip
-    """A faiss inverted file of all usable rows in half precision."""
-    import faiss
-
-    number = vectors.count if usable is None else int(usable.sum())
-    sample = min(number, SAMPLE_PER_LIST * lists)
-    held = number * (vectors.width * 2 + 24) * 1.1  # lists grow in steps, and the sample is drawn from all positions
-    needed = OVERHEAD + held + (2 * sample + 2 * lists + 4 * BLOCK) * vectors.width * 4
-    if memory is not None and needed > memory:
-        raise TutelageError(
-            f"{memory / 2**20:.0f} MB of memory for an approximate index of {number} rows",
-            f"{math.ceil(needed / 2**20)} MB or more",
-            "give more memory, or search exactly, which reads the rows block by block",
-        )
-    index = faiss.IndexIVFScalarQuantizer(
-        faiss.IndexFlatIP(vectors.width), vectors.width, lists, faiss.ScalarQuantizer.QT_fp16,
-        faiss.METRIC_INNER_PRODUCT, False,
-    )  # fmt: skip
-    index.cp.seed, index.cp.spherical, index.cp.niter = seed, True, 10
-    index.cp.min_points_per_centroid, index.cp.max_points_per_centroid = 1, SAMPLE_PER_LIST
-    drawn = np.sort(np.random.default_rng(seed).choice(number, sample, replace=False, shuffle=False))
-    index.train(vectors.rows(drawn if usable is None else np.flatnonzero(usable)[drawn]))  # type: ignore[call-arg]
-    for start, count, block, mask in vectors.aligned(usable):
-        if block is not None:
-            kept = np.arange(count) if mask is None else np.flatnonzero(mask)
-            index.add_with_ids(block.numpy()[kept], start + kept)  # type: ignore[call-arg]
-        advance(count)
-    return index
-
-
-def search_ivf(
-    vectors: Vectors, queries: np.ndarray, k: int, *, usable: np.ndarray | None = None, lists: int | None = None,
-    probes: int | None = None, seed: int = 0, memory: int | None = None, advance: Callable[[int], None] = _silent,
-) -> tuple[np.ndarray, np.ndarray, float]:  # fmt: skip
-    """Approximate `search` with an inverted file: only the rows in the lists nearest to a query are compared with it.
-
-    Building takes as long as an exact search of about `lists` queries, so it pays with many more queries than that.
-
-    Args:
-        queries, k, usable, memory, advance: as in `search`; the index holds all usable rows in memory.
-        lists: clusters of rows, by k-means on a sample; default sqrt(usable rows).
-        probes: lists that are looked into for each query; default 2 sqrt(lists).
-        seed: of the sample and of k-means.
-
-    Returns:
-        similarities (Q, k) float32, of rows rounded to half precision; rows (Q, k) int64; and the recall: the share of
-        the exact neighbours of up to 32 of the queries that were found.
-
-    Raises:
-        TutelageError: as `search`; an index that does not fit in `memory`; lists or probes out of range.
-    """
-    queries = np.asarray(queries, dtype=np.float32)
-    _checked(vectors, queries, usable, k)
-    count = vectors.count if usable is None else int(usable.sum())
-    if not count or not len(queries):
-        return (*search(vectors, queries, k, usable=usable, memory=memory, advance=advance), 1.0)
-    lists = max(1, round(math.sqrt(count))) if lists is None else lists
-    probes = min(lists, max(8, round(2 * math.sqrt(max(lists, 0))))) if probes is None else probes
-    if not 1 <= probes <= lists <= count:
-        raise TutelageError(f"{lists} lists and {probes} probes for {count} rows", "1 <= probes <= lists <= rows")
-    tell = _shared(advance, 2)
-    index = _ivf_index(vectors, usable, lists, seed, memory, tell)
-    index.nprobe = probes
-    similarities, rows = index.search(queries, k)  # type: ignore[call-arg]
-    del index
-    similarities[rows < 0] = -np.inf
-    order = np.lexsort((rows, -similarities))
-    similarities, rows = (np.take_along_axis(values, order, axis=1) for values in (similarities, rows))
-    checked = np.unique(np.linspace(0, len(queries) - 1, CHECKED).astype(np.int64))
-    exact = search(vectors, queries[checked], k, usable=usable, advance=tell)[1]
-    hit = sum(len(np.intersect1d(a[a >= 0], b[b >= 0])) for a, b in zip(exact, rows[checked], strict=True))
-    return similarities, rows, hit / int((exact >= 0).sum())

@@ -145,16 +145,16 @@ class Vectors:
         """Blocks for a search: start, n <= BLOCK, (BLOCK, D) float32 of which n rows count, usable (n,) or None for all.
 
         They start at multiples of BLOCK whatever the parts, so that no cut into parts changes a product's shape. No rows
-        where none is usable, and rows that are not may be NaN. The tensor is written over by the next block but one.
+        where none is usable, and rows that are not may be NaN. The tensor is written over by the third block after it.
         """
-        scratch, buffers = self._scratch(BLOCK), torch.zeros((2, BLOCK, self.width))
+        scratch, buffers = self._scratch(BLOCK), torch.zeros((3, BLOCK, self.width))
         for index, start in enumerate(range(0, self.count, BLOCK)):
             count = min(BLOCK, self.count - start)
             mask = None if usable is None else usable[start : start + count]
             if mask is not None and not mask.any():
                 yield start, count, None, mask
                 continue
-            rows = buffers[index % 2]
+            rows = buffers[index % 3]
             self._fill(start, rows[:count], scratch, mask)
             yield start, count, rows, None if mask is None or mask.all() else mask
 
