@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from tutelage.data.decode import decode
-from tutelage.retrieval.duplicates import HOW, confirm, find_leaks, near_duplicates, search_layouts, thumbnail
+from tutelage.retrieval.duplicates import HOW, confirm, find_leaks, layout, near_duplicates, search_layouts, thumbnail
+from tutelage.retrieval.vectors import Vectors
 
 DATA = Path(os.environ.get("TUTELAGE_TEST_DATA", Path(__file__).parents[1] / ".." / "shared" / "data"))
 CIFAR = DATA / "cifar10" / "test-00000-of-00001.parquet"
@@ -50,7 +51,8 @@ def test_copies_are_found_and_named(images, kind):
     held = images[:50]
     gallery = [*images[50:], *(again(image, kind) for image in held)]
     thumbs = np.stack([thumbnail(image) for image in gallery])
-    similarity, rows = search_layouts(held, [thumbs[:77], thumbs[:0], thumbs[77:]], 20)
+    layouts = layout(thumbs).astype(np.float16)
+    similarity, rows = search_layouts(held, Vectors((layouts[:77], layouts[:0], layouts[77:]), None), 20)
     found = find_leaks(similarity, rows, held, lambda wanted: thumbs[wanted])
     right = [(row, at) for row, at, *_ in found if row == 150 + at]
     assert len(right) >= 48

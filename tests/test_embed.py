@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tutelage.retrieval.duplicates import thumbnail
 
 from textures import CLASSES, texture
 from tutelage.data.gallery import list_gallery
 from tutelage.errors import TutelageError
 from tutelage.models.adapted import Network
 from tutelage.retrieval import embed
-from tutelage.retrieval.embed import EmbeddingCache, pieces_of
+from tutelage.retrieval.duplicates import thumbnail
+from tutelage.retrieval.embed import ByNetwork, EmbeddingCache, pieces_of
 
 
 def network(scale: float = 1.0) -> Network:
@@ -73,8 +73,8 @@ def test_pieces_depend_on_the_images_alone(gallery):
 def test_shares_and_restarts_give_the_same_bits(gallery, tmp_path):
     """Whether one process embeds the gallery, or three shares in another order with one piece done again: the same files."""
     refs, tiny = list_gallery([gallery]).refs, network()
-    whole = EmbeddingCache(tmp_path / "one", tiny, 40, "squash")
-    shared = EmbeddingCache(tmp_path / "three", tiny, 40, "squash")
+    whole = EmbeddingCache(tmp_path / "one", ByNetwork(tiny, "squash"), 40)
+    shared = EmbeddingCache(tmp_path / "three", ByNetwork(tiny, "squash"), 40)
     pieces = pieces_of(refs)
     for piece in pieces:
         whole.embed(piece)
@@ -91,7 +91,7 @@ def test_shares_and_restarts_give_the_same_bits(gallery, tmp_path):
 def test_rows_are_the_usable_images(gallery, tmp_path):
     """Every usable image has its row, key and thumbnail, in the gallery's order; the others are told with the reason."""
     refs, tiny = list_gallery([gallery]).refs, network()
-    cache = EmbeddingCache(tmp_path / "cache", tiny, 40, "squash")
+    cache = EmbeddingCache(tmp_path / "cache", ByNetwork(tiny, "squash"), 40)
     seen = []
     for piece in pieces_of(refs):
         cache.embed(piece, seen.append)
@@ -123,17 +123,15 @@ def test_rows_are_the_usable_images(gallery, tmp_path):
 def test_another_encoder_has_another_folder(gallery, tmp_path):
     """Embeddings of other weights, sizes or ways to resize never meet."""
     tiny = network()
-    folders = {
-        EmbeddingCache(tmp_path, tiny, 40, "squash").folder, EmbeddingCache(tmp_path, tiny, 40, "pad").folder,
-        EmbeddingCache(tmp_path, tiny, 64, "squash").folder, EmbeddingCache(tmp_path, network(2.0), 40, "squash").folder,
-    }  # fmt: skip
+    ways = [(tiny, "squash", 40), (tiny, "pad", 40), (tiny, "squash", 64), (network(2.0), "squash", 40)]
+    folders = {EmbeddingCache(tmp_path, ByNetwork(one, resize), side).folder for one, resize, side in ways}
     assert len(folders) == 4
 
 
 def test_embeddings_that_are_no_number_are_refused(gallery, tmp_path):
     """An encoder that overflows is told, with the mend, and leaves no piece behind."""
     piece = pieces_of(list_gallery([gallery]).refs)[0]
-    cache = EmbeddingCache(tmp_path / "cache", network(1e9), 40, "squash")
+    cache = EmbeddingCache(tmp_path / "cache", ByNetwork(network(1e9), "squash"), 40)
     with pytest.raises(TutelageError, match="no number"):
         cache.embed(piece)
     assert not cache.has(piece)

@@ -44,7 +44,7 @@ Budget = Annotated[int | None, Field(ge=1), _say("labels per class that may be u
 GroupBy = Annotated[str | None, _say("regular expression on the image's name; what it matches is never split apart")]
 Resize = Annotated[Literal["squash", "crop", "pad"], _say("how an image becomes a square")]
 Strategy = Annotated[
-    Literal["auto", "all", "random", "best", "balanced", "diverse", "hard"],
+    Literal["auto", "all", "random", "best", "balanced", "diverse", "hard", "text"],
     _say("how the gallery is searched; auto: balanced when --total or --per-query says how many, else all"),
 ]
 Total = Annotated[int | None, Field(ge=1), _say("size of the transfer set, labelled images included")]
@@ -61,6 +61,24 @@ Index = Annotated[
     _say("exact search, or an inverted file with its recall told; auto: exact to 5 million"),
 ]
 Memory = Annotated[float | None, Field(gt=0), _say("GiB that the search may take; default: half of what is free")]
+Embeddings = Annotated[
+    list[str],
+    _say(
+        "vectors of the gallery made elsewhere, by name: Parquet, .npy with names, or clip-retrieval's folder",
+        consume_multiple=True, negative=(),
+    ),
+]  # fmt: skip
+TextEmbeddings = Annotated[
+    str | None,
+    Field(min_length=1),
+    _say("with --strategy text: a vector for each class name, of the model of --embeddings"),
+]
+Clip = Annotated[str, Field(min_length=1), _say("with --strategy text: model of words and images, a name of open_clip")]
+ClipWeights = Annotated[str, Field(min_length=1), _say("pretrained (hub), scratch, or a file")]
+Templates = Annotated[
+    list[str],
+    _say("with --strategy text: sentences with {} for the class name", consume_multiple=True, negative=()),
+]
 Shard = Annotated[
     str | None, _say("only embed part i of n of the gallery, as i/n from 0; env: RANK of WORLD_SIZE, as torchrun sets")
 ]

@@ -113,7 +113,7 @@ def _strategy(pool: Pool, queries: np.ndarray, wish: Wish) -> Callable[[], Choic
         with progress("search", pool.vectors.count) as advance:
             similarity, query = best_query(pool.vectors, queries, usable=pool.usable, advance=advance)
         return lambda: strategies.best(np.where(pool.usable, similarity, -np.inf), query, wish.wanted)
-    if wish.strategy == "balanced":
+    if wish.strategy in ("balanced", "text"):
         return _balanced(pool, queries, wish, wish.wanted)
     wide = min(strategies.NEIGHBOURHOOD * wish.wanted, int(pool.usable.sum()))
     near = _balanced(pool, queries, wish, wide)

@@ -13,6 +13,7 @@ from tutelage.data.store import Images, Store
 from tutelage.progress import say
 from tutelage.recipes.admitted import Admitted, write_csv
 from tutelage.recipes.choosing import Leak, Pool, nothing_near
+from tutelage.recipes.encoders import Queries
 from tutelage.report.montage import KeptOut, Row, choose_rows, montage, save_montage
 from tutelage.retrieval.distance import looked_at, mmd
 from tutelage.retrieval.embed import Embedded
@@ -25,22 +26,22 @@ SHOWN = 9  # images that the montage shows of each query
 
 
 def write_manifests(
-    run: Run, admitted: Admitted, refs: list[ImageRef], choice: Choice, embedded: Embedded, strategy: str
-) -> None:
-    """Write both manifests. refs: the chosen gallery images, as `choice` has them."""
+    run: Run, admitted: Admitted, refs: list[ImageRef], choice: Choice, embedded: Embedded, strategy: str,
+    queries: list[str],
+) -> None:  # fmt: skip
+    """Write both manifests. refs: the chosen gallery images, as `choice` has them. queries: their names."""
     target, kept, drawn = admitted.target, admitted.kept, admitted.drawn
     write_manifest(
         run.path / "target_set" / "manifest.parquet", [target.refs[i] for i in kept],
         {**admitted.columns(kept), "key": admitted.keys_of(kept)},
     )  # fmt: skip
-    ids = [target.refs[i].id for i in drawn]
     none = [None] * len(drawn)
     write_manifest(
         run.path / "transfer_set" / "manifest.parquet", [*[target.refs[i] for i in drawn], *refs],
         {
             "source": ["target"] * len(drawn) + ["gallery"] * len(refs),
             "strategy": ["labelled"] * len(drawn) + [strategy] * len(refs),
-            "query": [*none, *(ids[q] if q >= 0 else None for q in choice.query.tolist())],
+            "query": [*none, *(queries[q] if q >= 0 else None for q in choice.query.tolist())],
             "similarity": [*none, *(s if q >= 0 else None for q, s in zip(choice.query.tolist(), choice.similarity.tolist(), strict=True))],
             "rank": [*none, *(r if r >= 0 else None for r in choice.rank.tolist())],
             "key": [*admitted.keys_of(drawn), *(key.tobytes() for key in embedded.keys[choice.rows])],
@@ -82,14 +83,16 @@ def pairs(store: Store, admitted: Admitted, refs: list[ImageRef], leaks: Sequenc
     return [KeptOut(images[i], twins[i], leak.how) for i, leak in enumerate(shown)]
 
 
-def write_montage(run: Run, admitted: Admitted, images: Images, choice: Choice, kept_out: Sequence[KeptOut]) -> None:
+def write_montage(
+    run: Run, admitted: Admitted, images: Images, choice: Choice, kept_out: Sequence[KeptOut], queries: Queries
+) -> None:
     """Write montage.jpg: queries and what each of them brought; without queries, labelled images beside a part of the set.
 
     Args:
         images: the chosen gallery images, as `choice` has them.
     """
     target, drawn = admitted.target, admitted.drawn
-    labels, own = target.labels[drawn], admitted.of(drawn)
+    labels, own = queries.labels, admitted.of(drawn[queries.drawn])
     by_query = bool((choice.query >= 0).any())
     rows = []
     for number, query in enumerate(choose_rows(labels).tolist()):
@@ -103,7 +106,7 @@ def write_montage(run: Run, admitted: Admitted, images: Images, choice: Choice, 
         brought = [(images[int(i)], caption) for i, caption in zip(mine, captions, strict=True)]
         rows.append(Row(target.classes[labels[query]], own[query], brought))
     what = (
-        "labelled images and what each of them brought"
+        f"{'classes, each with a labelled image,' if queries.text else 'labelled images'} and what each of them brought"
         if by_query
         else "labelled images, and some of the set at random"
     )
@@ -111,26 +114,26 @@ def write_montage(run: Run, admitted: Admitted, images: Images, choice: Choice, 
     save_montage(run.path / "transfer_set" / "montage.jpg", picture)
 
 
-def summary(pool: Pool, choice: Choice, queries: np.ndarray, admitted: Admitted) -> dict[str, Any]:
+def summary(pool: Pool, choice: Choice, queries: Queries, admitted: Admitted) -> dict[str, Any]:
     """Similarities, images that each class's queries brought, and how far set and gallery are from the target set."""
-    labels = admitted.target.labels[admitted.drawn]
     found: dict[str, Any] = {}
     near = far = float("nan")
-    if len(queries) > 1 and len(choice) > 1:
-        near = mmd(pool.vectors.rows(choice.rows[looked_at(len(choice))]), queries)
-        far = mmd(pool.vectors.rows(looked_at(pool.vectors.count)), queries)
+    images = not queries.text
+    if images and len(queries.vectors) > 1 and len(choice) > 1:
+        near = mmd(pool.vectors.rows(choice.rows[looked_at(len(choice))]), queries.vectors)
+        far = mmd(pool.vectors.rows(looked_at(pool.vectors.count)), queries.vectors)
         found["distance"] = {"name": "MMD^2", "transfer_set": near, "gallery": far}
     if not (choice.query >= 0).any():
         return found
     quantiles = np.quantile(choice.similarity, QUANTILES)
     found["similarity"] = {f"{100 * q:g} %": round(float(v), 4) for q, v in zip(QUANTILES, quantiles, strict=True)}
-    brought = np.bincount(labels[choice.query], minlength=len(admitted.target.classes))
+    brought = np.bincount(queries.labels[choice.query], minlength=len(admitted.target.classes))
     found["brought"] = dict(zip(admitted.target.classes, brought.tolist(), strict=True))
     if without := [name for name, count in found["brought"].items() if not count]:
         say(
             f"the queries of {', '.join(without)} bring nothing new: their nearest images went to other queries or are duplicates"
         )
-    if warning := nothing_near(pool, queries, choice.similarity):
+    if images and (warning := nothing_near(pool, queries.vectors, choice.similarity)):
         say(warning)
         found["nothing_near"] = True
     say(

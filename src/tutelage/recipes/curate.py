@@ -27,7 +27,9 @@ def curate(
     *, target: c.Target = "", gallery: c.Paths = [], out: c.Out = "", val: c.Val = None, test: c.Test = None,  # noqa: B006
     classes: c.Classes = None, budget: c.Budget = None, group_by: c.GroupBy = None, strategy: c.Strategy = "auto",
     total: c.Total = None, per_query: c.PerQuery = None, balance: c.Balance = "query", dedup: c.Dedup = "candidates",
-    index: c.Index = "auto", memory: c.Memory = None, shard: c.Shard = None, max_rejected: c.MaxRejected = 0.05,
+    index: c.Index = "auto", memory: c.Memory = None, embeddings: c.Embeddings = [], text_embeddings: c.TextEmbeddings = None,  # noqa: B006
+    clip: c.Clip = "openclip-b", clip_weights: c.ClipWeights = "pretrained", templates: c.Templates = [],  # noqa: B006
+    shard: c.Shard = None, max_rejected: c.MaxRejected = 0.05,
     teacher: c.Teacher = "dinov2-s", teacher_weights: c.TeacherWeights = "pretrained", teacher_size: c.TeacherSize = None,
     student: c.Student = "mobilenetv4-s", student_size: c.StudentSize = None, resize: c.Resize = "squash", seed: c.Seed = 0,
     device: c.Device = "auto", precision: c.Precision = "auto", cache: c.Cache = None, overwrite: c.Overwrite = False,
@@ -45,7 +47,8 @@ def curate(
     from tutelage.data.store import Store
     from tutelage.data.target_set import read_target_set
     from tutelage.recipes.admitted import admit, list_rejected, reject
-    from tutelage.recipes.gallery_pool import Encoder, embed_share, fill_pool
+    from tutelage.recipes.encoders import Encoder
+    from tutelage.recipes.gallery_pool import embed_share, fill_pool
 
     if shard is not None:
         return embed_share(shard, settings)
@@ -72,7 +75,7 @@ def curate(
         bad = [("target", one) for one in [*labelled.rejected, *bad]]
         list_rejected(run, bad)  # errors about the labels point there; how many are too many is of all images
         admitted = admit(labelled, images, rows, budget, seed)
-        wanted = wanted_of(settings, len(admitted.drawn))
+        wanted = wanted_of(settings, len(admitted.drawn), len(labelled.classes))
         spare = SPARE
         while True:
             refs = looked_at(listed.refs, settings, wanted, spare)
@@ -86,10 +89,10 @@ def curate(
         return chosen.finish(inputs, store, wanted, leaks, twice, len(bad), len(listed.refs))
 
 
-def wanted_of(settings: dict[str, Any], labelled: int) -> int | None:
+def wanted_of(settings: dict[str, Any], labelled: int, classes: int) -> int | None:
     """Gallery images to choose; None for all. The labelled images count towards `--total`."""
     if settings["per_query"] is not None:
-        return settings["per_query"] * labelled
+        return settings["per_query"] * (classes if settings["strategy"] == "text" else labelled)
     total = settings["total"]
     if total is not None and total <= labelled:
         raise TutelageError(
@@ -115,15 +118,13 @@ class _Chosen:
         self.run, self.settings, self.encoder, self.admitted = run, settings, encoder, admitted
         self.pool, self.refs, self.clock = pool, refs, clock
 
-    def choose(self, wanted: int | None) -> tuple[Any, int, np.ndarray]:
-        """The choice, how many near duplicates were passed over, and the queries (Q, D)."""
+    def choose(self, wanted: int | None) -> tuple[Any, int, Any]:
+        """The choice, how many near duplicates were passed over, and the queries."""
         from tutelage.recipes.choosing import Wish, choose
-        from tutelage.recipes.gallery_pool import unit
 
         admitted, settings = self.admitted, self.settings
         labels, related = admitted.target.labels[admitted.drawn], admitted.target.groups[admitted.drawn]
-        features = self.encoder.outputs(admitted.of(admitted.drawn), "labelled images")
-        queries = unit(features, self.pool.vectors.mean)
+        queries = self.encoder.queries(admitted, self.pool.vectors.mean)
         free = int(self.pool.usable.sum())
         if wanted is not None and wanted > free:
             if not settings["smoke"]:
@@ -132,12 +133,12 @@ class _Chosen:
                     f"at most {free + len(labels):,}: {len(labels):,} labelled and those", "lower --total, or give more --gallery",
                 )  # fmt: skip
             wanted = free
-        groups = labels if settings["balance"] == "class" else np.arange(len(labels))
+        groups = queries.labels if settings["balance"] == "class" else np.arange(len(queries.labels))
         wish = Wish(
             settings["strategy"], free if wanted is None else wanted, groups, settings["seed"], settings["dedup"],
-            lambda embeddings: unsure(queries, labels, related, embeddings, settings["seed"]),
+            lambda embeddings: unsure(queries.vectors, labels, related, embeddings, settings["seed"]),
         )  # fmt: skip
-        choice, passed = choose(self.pool, queries, wish)
+        choice, passed = choose(self.pool, queries.vectors, wish)
         if len(choice) < wish.wanted and wanted is not None:
             say(
                 f"{len(choice):,} gallery images instead of {wish.wanted:,}: the others are near duplicates of chosen ones"
@@ -164,12 +165,13 @@ class _Chosen:
                 f"{len(refs) - len(found):,} chosen images cannot be read any more, or others have changed",
                 "a gallery that stays as it is while it is read", "give the same command again",
             )  # fmt: skip
-        self.encoder.hand_on(images, Vectors(embedded.parts, None).rows(choice.rows))
-        written.write_manifests(self.run, admitted, refs, choice, embedded, self.settings["strategy"])
+        if self.encoder.is_teacher:
+            self.encoder.hand_on(images, Vectors(embedded.parts, None).rows(choice.rows))
+        written.write_manifests(self.run, admitted, refs, choice, embedded, self.settings["strategy"], queries.names)
         leak_refs = [self.refs[embedded.positions[leak.row]] for leak in leaks]
         written.write_leaks(self.run, admitted, leak_refs, leaks)
         kept_out = written.pairs(store, admitted, leak_refs, leaks)
-        written.write_montage(self.run, admitted, images, choice, kept_out)
+        written.write_montage(self.run, admitted, images, choice, kept_out, queries)
         summary = written.summary(self.pool, choice, queries, admitted)
         counts = {
             split: int((admitted.target.splits[admitted.kept] == split).sum()) for split in ("train", "val", "test")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,79 +10,17 @@ import numpy as np
 
 from tutelage.compute import free_memory
 from tutelage.data.sources import ImageRef, Rejected
-from tutelage.data.store import Images
 from tutelage.errors import TutelageError
-from tutelage.models.adapted import Network
 from tutelage.progress import progress, say
 from tutelage.recipes.admitted import Admitted
 from tutelage.recipes.choosing import Leak, Pool
+from tutelage.recipes.encoders import Encoder
 from tutelage.retrieval.duplicates import COPIES, find_leaks, search_layouts
-from tutelage.retrieval.embed import EmbeddingCache, Piece, pieces_of
 from tutelage.retrieval.vectors import Vectors, mean_of
-from tutelage.targets import CLEAN, OutputCache, ViewSettings, as_void, compute_outputs
+from tutelage.targets import as_void
 
 MANY_LEAKS = 0.05  # share of the gallery above which leaks are remarked upon
 MEMORY = 2**30  # bytes for the search where free memory cannot be told
-
-
-@dataclass(frozen=True)
-class Encoder:
-    """What embeds: the frozen teacher. side: short side of stored images. cache: the folder. resize: as evaluation does."""
-
-    network: Network
-    side: int
-    cache: Path
-    resize: str
-
-    @classmethod
-    def of(cls, settings: dict[str, Any], cache: Path) -> Encoder:
-        """The encoder that the settings of `curate` name."""
-        from tutelage.compute import accelerator
-        from tutelage.data.store import short_side
-        from tutelage.models.adapted import network_of
-        from tutelage.models.teachers import build_teacher, default_size, resolve
-
-        hardware = accelerator(settings["device"], settings["precision"])
-        encoder = build_teacher(settings["teacher"], settings["teacher_weights"], settings["teacher_size"])
-        size = settings["student_size"] or default_size(resolve(settings["student"], "student"))
-        return cls(network_of(encoder, hardware), short_side(encoder.size, size), cache, settings["resize"])
-
-    @property
-    def identity(self) -> list[Any]:
-        """What the embeddings depend on beside the images."""
-        return [self.network.hash, self.network.size, self.network.precision]
-
-    def outputs(self, images: Images, what: str) -> np.ndarray:
-        """(n, D) float32 raw features of stored images, shared with the later stages through the cache."""
-        cache, settings = self._outputs()
-        with progress(what, len(images)) as advance:
-            compute_outputs(cache, self.network, images, [CLEAN], settings, advance)
-        return cache.table(images, CLEAN).rows()
-
-    def hand_on(self, images: Images, features: np.ndarray) -> None:
-        """Give the features of chosen images to the later stages. features: (n, D), as the encoder gave them."""
-        cache, _ = self._outputs()
-        missing = cache.table(images, CLEAN).missing
-        _, first = np.unique(as_void(images.keys[missing]), return_index=True)
-        missing = missing[np.sort(first)]
-        if len(missing):
-            cache.add(images.keys[missing], features[missing], CLEAN)
-
-    def _outputs(self) -> tuple[OutputCache, ViewSettings]:
-        settings = ViewSettings(resize=self.resize)
-        return OutputCache(self.cache, self.network, settings, self.side, clean_only=True), settings
-
-    def embedded(
-        self, refs: Sequence[ImageRef], tick: Callable[[int], None], share: tuple[int, int] = (0, 1)
-    ) -> tuple[EmbeddingCache, list[Piece]]:
-        """Embed what is not embedded yet of this share of the pieces."""
-        cache, pieces = EmbeddingCache(self.cache, self.network, self.side, self.resize), pieces_of(refs)
-        rank, count = share
-        missing = [piece for piece in pieces[rank::count] if not cache.has(piece)]
-        with progress("embed the gallery", sum(len(piece.refs) for piece in missing)) as advance:
-            for piece in missing:
-                cache.embed(piece, both(advance, tick))
-        return cache, pieces
 
 
 def fill_pool(
@@ -104,7 +41,12 @@ def fill_pool(
         raise TutelageError(
             "the gallery has no image that can be read", "images", "rejected.csv says why; give another --gallery"
         )
-    vectors = Vectors(embedded.parts, mean_of(embedded.parts))
+    mean = mean_of(embedded.parts)
+    if (
+        encoder.words is not None
+    ):  # words and images lie apart in a CLIP model's space: their cosine is taken as it was trained
+        mean = np.zeros_like(mean)
+    vectors = Vectors(embedded.parts, mean)
     memory = settings["memory"] * 2**30 if settings["memory"] else (free_memory() or 2 * MEMORY) / 2
     usable = np.ones(len(embedded), dtype=bool)
     pool = Pool(embedded, vectors, usable, settings["index"], int(memory))
@@ -145,33 +87,17 @@ def _near_leaks(pool: Pool, admitted: Admitted, encoder: Encoder) -> list[Leak]:
     if not len(admitted.held):
         return []
     images = admitted.of(admitted.held)
-    queries = unit(encoder.outputs(images, "validation and test images"), pool.vectors.mean)
+    held, queries = [images[i] for i in range(len(images))], encoder.held(admitted, pool.vectors.mean)
     k = min(COPIES, pool.vectors.count)
-    by_embedding = pool.neighbours(queries, k, "leaks, by embedding")
-    held = [images[i] for i in range(len(images))]
-    by_layout = search_layouts(held, pool.embedded.thumb_parts, k)
-    similarity, rows = (np.concatenate(both, axis=1) for both in zip(by_embedding, by_layout, strict=True))
+    near = [] if queries is None else [pool.neighbours(queries, k, "leaks, by embedding")]
+    with progress("leaks, by layout", pool.vectors.count) as advance:
+        near.append(search_layouts(held, Vectors(pool.embedded.layout_parts, None), k, pool.memory, advance))
+    similarity, rows = (np.concatenate(both, axis=1) for both in zip(*near, strict=True))
     with progress("leaks, by pixels", len(held)) as advance:
         found = find_leaks(similarity, rows, held, pool.embedded.thumbs, advance)
     found = [one for one in found if pool.usable[one[0]]]  # those of the same pixels are told already
     pool.usable[[row for row, *_ in found]] = False
     return [Leak(row, int(admitted.held[at]), how) for row, at, how, _ in found]
-
-
-def both(one: Callable[[int], None], other: Callable[[int], None]) -> Callable[[int], None]:
-    """A function that calls two."""
-
-    def called(count: int) -> None:
-        one(count)
-        other(count)
-
-    return called
-
-
-def unit(features: np.ndarray, mean: np.ndarray | None) -> np.ndarray:
-    """Centred features at unit length: (n, D) float32."""
-    centred = features if mean is None else features - mean
-    return (centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)).astype(np.float32)
 
 
 def embed_share(shard: str, settings: dict[str, Any]) -> dict[str, Any]:

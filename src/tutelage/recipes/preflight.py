@@ -103,8 +103,39 @@ def _of_the_choice(settings: dict[str, Any]) -> list[TutelageError]:
             f"--per-query {per_query} with --strategy {strategy}", "--total: queries take no turns there",
             "give --total N, or --strategy balanced",
         ))  # fmt: skip
+    faults += _of_words(settings)
     if settings.get("shard") is not None:
         _try(faults, lambda: share_of(settings["shard"]))
+    return faults
+
+
+def _of_words(settings: dict[str, Any]) -> list[TutelageError]:
+    """Vectors made elsewhere, and queries of words."""
+    strategy, given = settings.get("strategy"), settings.get("embeddings") or []
+    words, templates = settings.get("text_embeddings"), settings.get("templates") or []
+    if "embeddings" not in settings:
+        return []
+    faults: list[TutelageError] = []
+    if given and strategy in ("all", "random"):
+        allowed = "balanced, best, diverse, hard or text, which search"
+        faults.append(TutelageError(f"--embeddings with --strategy {strategy}", allowed, "leave one of them out"))
+    if words and strategy != "text":
+        faults.append(TutelageError(f"--text-embeddings with --strategy {strategy}", "--strategy text", "add it"))
+    if words and not given:
+        faults.append(TutelageError("--text-embeddings without --embeddings", "both, by one model", "add --embeddings"))
+    if strategy == "text" and given and not words:
+        allowed = "vectors of the class names by the same model"
+        faults.append(TutelageError("--strategy text with --embeddings alone", allowed, "add --text-embeddings FILE"))
+    faults += [
+        TutelageError(f"template {text!r}: no {{}} in it", "a sentence with {}", "write {} where the class name goes")
+        for text in templates
+        if "{}" not in text
+    ]
+    if faults or strategy != "text" or words:
+        return faults
+    from tutelage.models.text import check_clip
+
+    _try(faults, lambda: check_clip(settings["clip"], settings["clip_weights"]))
     return faults
 
 

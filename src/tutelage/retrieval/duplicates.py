@@ -8,7 +8,7 @@ against crops of the other, in every place. All in three opponent colours (grey;
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import pairwise
 
@@ -17,6 +17,8 @@ from threadpoolctl import threadpool_limits
 
 from tutelage.data.decode import fit
 from tutelage.retrieval.graph import COMPONENTS, unit_embeddings
+from tutelage.retrieval.search import search
+from tutelage.retrieval.vectors import Vectors
 
 THUMB = 16
 DETAIL = 64  # pixels of a held image from which its crops are made
@@ -67,41 +69,23 @@ def layout(thumbs: np.ndarray) -> np.ndarray:
 
 
 def search_layouts(
-    held: Sequence[np.ndarray], thumb_parts: Iterable[np.ndarray], k: int = COPIES
-) -> tuple[np.ndarray, np.ndarray]:
+    held: Sequence[np.ndarray], layouts: Vectors, k: int = COPIES, memory: int | None = None,
+    advance: Callable[[int], None] = lambda n: None,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """The gallery images whose layout is nearest to that of a held image or of its mirror image.
 
     Args:
-        held: H images, (H_i, W_i, 3) uint8 each. thumb_parts: (n, 16, 16, 3) uint8 each, the gallery in pieces.
+        held: H images, (H_i, W_i, 3) uint8 each. layouts: those of the gallery, 192 features, as they are.
+        memory, advance: as in `search`.
 
     Returns:
-        (H, k) float32 cosines and (H, k) int64 rows of the gallery, best first; -1 where there are no more.
+        (H, 2 k) float32 cosines and (H, 2 k) int64 rows of the gallery: k for the image, k for its mirror image; a row may be in both;
+        -1 where there are no more.
     """
-    import faiss
-
     thumbs = np.array([thumbnail(image) for image in held], np.uint8).reshape(-1, THUMB, THUMB, 3)
     queries = layout(np.concatenate([thumbs, thumbs[:, :, ::-1]]))
-    heap = faiss.ResultHeap(len(queries), k, keep_max=True)
-    start = 0
-    for part in thumb_parts:
-        if not len(part):  # a piece of which no image can be used
-            continue
-        index = faiss.IndexFlatIP(queries.shape[1])
-        index.add(layout(np.asarray(part)))  # type: ignore[call-arg]
-        similarity, rows = index.search(queries, k)  # type: ignore[call-arg]
-        heap.add_result(similarity, np.where(rows < 0, -1, rows + start))
-        start += len(part)
-    heap.finalize()
-    similarity = np.concatenate(np.split(heap.D, 2), axis=1)
-    rows = np.concatenate(np.split(heap.I, 2), axis=1).astype(np.int64)
-    similarity[rows < 0] = -np.inf
-    order = np.argsort(-similarity, axis=1, kind="stable")
-    similarity, rows = np.take_along_axis(similarity, order, 1), np.take_along_axis(rows, order, 1)
-    twice = np.array([[row in line[:at] for at, row in enumerate(line)] for line in rows.tolist()], bool)
-    twice = twice.reshape(rows.shape)  # found by the image and by its mirror image
-    similarity[twice], rows[twice] = -np.inf, -1
-    order = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(similarity, order, 1), np.take_along_axis(rows, order, 1)
+    similarity, rows = search(layouts, queries, k, memory=memory, advance=advance)
+    return (np.concatenate(np.split(similarity, 2), axis=1), np.concatenate(np.split(rows, 2), axis=1))
 
 
 def find_leaks(

@@ -1,7 +1,7 @@
 """Embeddings of a gallery: each image seen once by the encoder, its pixels not kept.
 
 `cache/embeddings-<hash>/` belongs to one (encoder's weights, size, preprocessing). A piece, 2,048 images on the mean, is
-`<name>.npy` (float16 features), `<name>.thumbs.npy` (16 x 16 pixels for the search of near duplicates) and
+`<name>.npy` (float16 features), `<name>.thumbs.npy` and `<name>.layouts.npy` (small pixels for the search of copies) and
 `<name>.parquet` (content hash of each image, or why it cannot be used), which is renamed into place last: a piece is whole
 or not there. Where pieces end depends on the images alone, so that every machine, restart and share computes the same
 batches and gets the same bits; an image more in a folder changes one piece.
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +26,7 @@ from tutelage.data.decode import fit
 from tutelage.data.sources import ImageRef, Rejected
 from tutelage.data.store import decoded
 from tutelage.models.adapted import Network, half_precision
-from tutelage.retrieval.duplicates import THUMB, thumbnail
+from tutelage.retrieval.duplicates import THUMB, layout, thumbnail
 from tutelage.runs import hash_of, whole, write_json
 
 PIECE_BITS = 11  # a piece ends after an image whose fingerprint ends in so many zero bits: 2,048 images on the mean
@@ -67,6 +68,7 @@ class Embedded:
 
     parts: files of float16 features, one for each piece. positions: (N,) int64 in the gallery. keys: (N, 32) uint8 content hashes.
     starts: (P + 1,) int64, rows where the pieces begin. thumb_parts: memory-mapped (n, 16, 16, 3) uint8, one for each piece.
+    layout_parts: files of (n, 192) float16 layouts.
     """
 
     parts: tuple[Path, ...]
@@ -74,6 +76,7 @@ class Embedded:
     keys: np.ndarray
     starts: np.ndarray
     thumb_parts: tuple[np.ndarray, ...]
+    layout_parts: tuple[Path, ...]
     rejected: list[Rejected]
 
     def __len__(self) -> int:
@@ -89,16 +92,59 @@ class Embedded:
         return out
 
 
-class EmbeddingCache:
-    """Embeddings by one encoder."""
+class Source(Protocol):
+    """Where vectors come from. about: what they depend on, for the cache's name. width: their features."""
 
-    def __init__(self, cache: str | Path, network: Network, side: int, resize: str):
-        about = {
+    about: dict[str, Any]
+    width: int
+
+    def lacks(self, ref: ImageRef) -> str | None:
+        """Why an image cannot have a vector; None when it can."""
+
+    def prepare(self, rgb: np.ndarray) -> np.ndarray:
+        """What is kept of an image (H, W, 3) uint8 for `features`."""
+        ...
+
+    def features(self, refs: Sequence[ImageRef], pixels: Sequence[np.ndarray]) -> np.ndarray:
+        """(B, D) float16 vectors of images that were prepared."""
+        ...
+
+
+class ByNetwork:
+    """Vectors by an encoder. resize: how an image becomes a square."""
+
+    def __init__(self, network: Network, resize: str):
+        self.network, self.resize, self.width = network, resize, network.width
+        self.about: dict[str, Any] = {
             "encoder": network.name, "weights": network.hash, "width": network.width, "size": network.size,
-            "mean": network.mean, "std": network.std, "store_side": side, "resize": resize, "precision": network.precision,
+            "mean": network.mean, "std": network.std, "resize": resize, "precision": network.precision,
         }  # fmt: skip
+
+    def lacks(self, ref: ImageRef) -> str | None:
+        """Never anything."""
+        return None
+
+    def prepare(self, rgb: np.ndarray) -> np.ndarray:
+        """(S, S, 3) uint8 pixels as the network takes them."""
+        return fit(rgb, self.network.size, self.resize)
+
+    def features(self, refs: Sequence[ImageRef], pixels: Sequence[np.ndarray]) -> np.ndarray:
+        """(B, D) float16 features of (S, S, 3) uint8 images."""
+        import torch
+
+        network = self.network
+        batch = views.to_input(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2), network.mean, network.std)
+        with torch.inference_mode():
+            return half_precision(network.forward(batch.to(network.device)).float().cpu().numpy(), network.name)
+
+
+class EmbeddingCache:
+    """Embeddings from one source. side: short side of images as they are decoded."""
+
+    def __init__(self, cache: str | Path, source: Source, side: int):
+        about = {**source.about, "store_side": side, "copies": "layouts"}
         self.folder = Path(cache) / f"embeddings-{hash_of(about)[:24]}"
-        self.network, self.side, self.resize = network, side, resize
+        self.source, self.side = source, side
         if not (self.folder / "about.json").exists():
             write_json(self.folder / "about.json", about)
 
@@ -122,14 +168,15 @@ class EmbeddingCache:
                 coming = reader.submit(next, batches, None)  # decoded while the encoder works
                 positions, pixels, small, seen = batch
                 if positions:
-                    features.append(self._forward(pixels))
+                    features.append(self.source.features([piece.refs[i] for i in positions], pixels))
                     rows += positions
                     thumbs += small
                 advance(seen)
         order = np.argsort(np.array(rows, np.int64))
-        table = np.concatenate([np.zeros((0, self.network.width), np.float16), *features])[order]
+        table = np.concatenate([np.zeros((0, self.source.width), np.float16), *features])[order]
         small = np.array(thumbs, np.uint8).reshape(-1, THUMB, THUMB, 3)[order]
-        for suffix, array in ((".npy", table), (".thumbs.npy", small)):
+        arrays = {".npy": table, ".thumbs.npy": small, ".layouts.npy": layout(small).astype(np.float16)}
+        for suffix, array in arrays.items():
             with whole(self.folder / f"{piece.name}{suffix}") as path, path.open("wb") as file:
                 np.save(file, array)
         with whole(self.folder / f"{piece.name}.parquet") as path:
@@ -153,7 +200,8 @@ class EmbeddingCache:
             tuple(self.folder / f"{piece.name}.npy" for piece in pieces),
             np.concatenate([np.zeros(0, np.int64), *positions]),
             np.frombuffer(b"".join(keys), np.uint8).reshape(-1, 32), np.array(starts),
-            tuple(np.load(self.folder / f"{piece.name}.thumbs.npy", mmap_mode="r") for piece in pieces), rejected,
+            tuple(np.load(self.folder / f"{piece.name}.thumbs.npy", mmap_mode="r") for piece in pieces),
+            tuple(self.folder / f"{piece.name}.layouts.npy" for piece in pieces), rejected,
         )  # fmt: skip
 
     def _batches(
@@ -166,24 +214,16 @@ class EmbeddingCache:
         seen = 0
         for position, rgb, key in decoded(refs, self.side, pool):
             seen += 1
-            if isinstance(rgb, str):
-                reasons[position] = rgb
+            why = self.source.lacks(refs[position])
+            if isinstance(rgb, str) or why:
+                reasons[position] = rgb if isinstance(rgb, str) else why
                 continue
             keys[position] = key
             positions.append(position)
-            pixels.append(fit(rgb, self.network.size, self.resize))
+            pixels.append(self.source.prepare(rgb))
             thumbs.append(thumbnail(rgb))
             if len(positions) == BATCH:
                 yield positions, pixels, thumbs, seen
                 positions, pixels, thumbs, seen = [], [], [], 0
         if seen:
             yield positions, pixels, thumbs, seen
-
-    def _forward(self, pixels: list[np.ndarray]) -> np.ndarray:
-        """(B, D) float16 features of (S, S, 3) uint8 images."""
-        import torch
-
-        network = self.network
-        batch = views.to_input(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2), network.mean, network.std)
-        with torch.inference_mode():
-            return half_precision(network.forward(batch.to(network.device)).float().cpu().numpy(), network.name)

@@ -1,0 +1,223 @@
+"""Embeddings made elsewhere, found again by the name of their image.
+
+Read are Parquet files with a column of vectors and one of names; .npy files with their names beside them (`x.npy` and
+`x.txt`, a name a line, or `x.parquet`); and folders as clip-retrieval writes them (`img_emb/img_emb_0.npy`,
+`metadata/metadata_0.parquet`). Vectors may be float16, float32 or float64 and of any length.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from tutelage.data.sources import ImageRef
+from tutelage.errors import TutelageError, shown
+from tutelage.runs import hash_of
+
+NAMES = ("id", "image_path", "path", "key", "file", "file_name", "name", "class", "label", "url")
+ALLOWED = "Parquet with a column of vectors and one of names, or x.npy beside x.txt (a name a line) or x.parquet"
+
+
+class Given:
+    """Vectors by name.
+
+    Args:
+        paths: files, or folders of them. flag: what the user calls them, for messages.
+
+    Raises:
+        TutelageError: a file that cannot be read, without names or vectors, with other widths, or a name with two vectors.
+    """
+
+    def __init__(self, paths: Sequence[str | Path], flag: str = "--embeddings"):
+        self.flag, self.paths = flag, [str(path) for path in paths]
+        files = [file for path in paths for file in _files(Path(path), flag)]
+        read = [_read(file, flag) for file in files]
+        if len(widths := sorted({rows.shape[1] for _, rows in read})) != 1:
+            raise TutelageError(
+                f"{flag}: vectors with {shown(widths)} features", "one encoder, so one width", "give one set"
+            )
+        self.width: int = widths[0]
+        self.names = [name for names, _ in read for name in names]
+        self._parts = [rows for _, rows in read]
+        self._starts = np.cumsum([0, *map(len, self._parts)])
+        self._row = {name: row for row, name in enumerate(self.names)}
+        if len(self._row) != len(self.names):
+            seen: set[str] = set()
+            twice = [name for name in self.names if name in seen or seen.add(name)]
+            raise TutelageError(
+                f"{flag}: two vectors for {shown(map(repr, twice))}", "one vector for each name", "remove one"
+            )
+        facts = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        self.about: dict[str, Any] = {"embeddings": hash_of([facts, self.width])}
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def find(self, refs: Sequence[ImageRef], what: str) -> np.ndarray:
+        """Rows of images: (n,) int64, -1 where there is no vector.
+
+        Args:
+            what: what the images are, for messages.
+
+        Raises:
+            TutelageError: two images with one vector.
+        """
+        rows = np.array([self._find(ref) for ref in refs], np.int64)
+        found = rows[rows >= 0]
+        order = np.argsort(found, kind="stable")
+        if len(twice := np.flatnonzero(np.diff(found[order]) == 0)):
+            same = np.flatnonzero(rows == found[order][twice[0]])
+            raise TutelageError(
+                f"{self.flag}: {self.names[int(rows[same[0]])]!r} names two of the {what}: {shown(refs[i].id for i in same.tolist())}",
+                "a name for each image", "name tar members as shard.tar/member",
+            )  # fmt: skip
+        return rows
+
+    def _find(self, ref: ImageRef) -> int:
+        return next((self._row[name] for name in names_of(ref) if name in self._row), -1)
+
+    def lacks(self, ref: ImageRef) -> str | None:
+        """Why an image cannot be used; None when it can."""
+        row = self._find(ref)
+        if row < 0:
+            return f"no vector of its name in {self.flag}"
+        return (
+            None if np.isfinite(self.take([row])).all() else f"its vector in {self.flag} holds NaN or infinite numbers"
+        )
+
+    def prepare(self, rgb: np.ndarray) -> np.ndarray:
+        """What `features` needs of an image: nothing."""
+        return rgb[:0]
+
+    def features(self, refs: Sequence[ImageRef], pixels: Sequence[np.ndarray]) -> np.ndarray:
+        """(n, D) float16 vectors of images."""
+        return self.take([self._find(ref) for ref in refs]).astype(np.float16)
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """(n, D) float32 vectors of these rows."""
+        part = np.searchsorted(self._starts, rows, side="right") - 1
+        taken = [self._parts[p][row - self._starts[p]] for p, row in zip(part, rows, strict=True)]
+        return np.array(taken, np.float32).reshape(-1, self.width)
+
+    def of_names(self, names: Sequence[str]) -> np.ndarray:
+        """(n, D) float32 vectors of these names.
+
+        Raises:
+            TutelageError: names without a vector, or with one that is no number.
+        """
+        if without := [name for name in names if name not in self._row]:
+            raise TutelageError(
+                f"{self.flag}: no vector for {shown(map(repr, without))}", f"one for each of {shown(map(repr, names))}",
+                f"it has {shown(map(repr, self.names), 5)}",
+            )  # fmt: skip
+        vectors = self.take([self._row[name] for name in names])
+        if len(bad := np.flatnonzero(~np.isfinite(vectors).all(axis=1))):
+            raise TutelageError(
+                f"{self.flag}: NaN or infinite numbers for {shown(names[i] for i in bad.tolist())}", "finite vectors"
+            )
+        return vectors
+
+
+def names_of(ref: ImageRef) -> list[str]:
+    """What an image may be called elsewhere: its id, its path, both without suffix, in a tar its member's name and key."""
+    names = [ref.id]
+    if ref.kind == "file":
+        names.append(ref.container)
+    if ref.kind == "tar" and ".tar" in ref.id:
+        names.append(ref.id[ref.id.index(".tar") :].partition("/")[2])
+    stems = [os.path.splitext(name)[0] for name in names] if ref.kind != "parquet" else []
+    return [name for name in (*names, *stems) if name]
+
+
+def _files(path: Path, flag: str) -> list[Path]:
+    """The files of vectors at a place, in order."""
+    if not path.exists():
+        raise TutelageError(f"{flag} {path}: not there", ALLOWED, "check the path")
+    if path.is_file():
+        return [path]
+    inner = path / "img_emb" if (path / "img_emb").is_dir() else path
+    found = sorted(inner.glob("*.npy"), key=_natural) or sorted(inner.glob("*.parquet"), key=_natural)
+    if not found:
+        raise TutelageError(f"{flag} {path}: neither .npy nor .parquet files in it", ALLOWED)
+    return found
+
+
+def _natural(path: Path) -> list[Any]:
+    """Sort key that puts img_emb_10 after img_emb_9."""
+    import re
+
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
+
+
+def _read(path: Path, flag: str) -> tuple[list[str], np.ndarray]:
+    """Names and (n, D) vectors of one file."""
+    if path.suffix == ".parquet":
+        table = _table(path, flag)
+        return _names(table, path, flag), _vectors(table, path, flag)
+    if path.suffix != ".npy":
+        raise TutelageError(f"{flag} {path}: {path.suffix or 'a file without suffix'}", ALLOWED)
+    try:
+        rows = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise TutelageError(f"{flag} {path}: {error}", "a whole .npy file of numbers", "write it again") from error
+    if rows.ndim != 2 or rows.dtype.kind != "f" or not rows.shape[1]:
+        raise TutelageError(f"{flag} {path}: shape {rows.shape}, {rows.dtype}", "(images, features) in floating point")
+    names = _names_beside(path, flag)
+    if len(names) != len(rows):
+        raise TutelageError(f"{flag} {path}: {len(rows):,} vectors and {len(names):,} names", "a name for each vector")
+    return names, rows
+
+
+def _names_beside(path: Path, flag: str) -> list[str]:
+    """The names of a .npy file's rows."""
+    beside = [path.with_suffix(".txt"), path.with_suffix(".parquet")]
+    if path.parent.name == "img_emb":
+        beside.append(path.parent.parent / "metadata" / f"{path.stem.replace('img_emb', 'metadata')}.parquet")
+    there = next((file for file in beside if file.exists()), None)
+    if there is None:
+        raise TutelageError(f"{flag} {path}: no names beside it", " or ".join(map(str, beside)), "write a name a line")
+    if there.suffix == ".txt":
+        return there.read_text(encoding="utf-8").splitlines()
+    return _names(_table(there, flag), there, flag)
+
+
+def _table(path: Path, flag: str) -> pa.Table:
+    try:
+        return pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        why = str(error).splitlines()[0]
+        raise TutelageError(f"{flag} {path}: {why}", "a whole Parquet file", "write it again") from error
+
+
+def _names(table: pa.Table, path: Path, flag: str) -> list[str]:
+    column = next((name for name in NAMES if name in table.column_names), None)
+    if column is None:
+        allowed = f"a column of names: {', '.join(NAMES)}"
+        raise TutelageError(f"{flag} {path}: columns {shown(table.column_names)}", allowed, "rename one")
+    return [str(value) for value in table.column(column).to_pylist()]
+
+
+def _vectors(table: pa.Table, path: Path, flag: str) -> np.ndarray:
+    kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    columns = [
+        f.name for f in table.schema if any(kind(f.type) for kind in kinds) and pa.types.is_floating(f.type.value_type)
+    ]
+    if len(columns) > 1:  # clip-retrieval writes those of captions beside those of images
+        columns = [name for name in columns if "image" in name or "img" in name] or columns
+    if len(columns) != 1:
+        given = f"{len(columns)} columns of vectors" + (f": {shown(columns)}" if columns else "")
+        raise TutelageError(f"{flag} {path}: {given}", "one column of lists of numbers", "leave the others out")
+    column = table.column(columns[0])
+    lengths = set(pc.call_function("list_value_length", [column]).to_pylist())
+    if len(lengths) != 1 or None in lengths:
+        raise TutelageError(f"{flag} {path}: vectors of {shown(map(str, lengths))} features", "one width, none missing")
+    width = lengths.pop()
+    values = np.concatenate([np.asarray(part.flatten().to_numpy(zero_copy_only=False)) for part in column.chunks])
+    return values.reshape(-1, width)
