@@ -26,7 +26,7 @@ def allowed(hint: object) -> str:
     if typing.get_origin(base) is typing.Literal:
         return " / ".join(typing.get_args(base))
     kinds = [k for k in (typing.get_args(base) or (base,)) if k is not type(None)]
-    name = {"list[str]": "PATH ...", "bool": "", "str": "TEXT", "int": "N", "float": "X"}[
+    name = {"list[str]": "TEXT ...", "bool": "", "str": "TEXT", "int": "N", "float": "X"}[
         "list[str]" if str(base).startswith("list") else kinds[0].__name__
     ]
     bounds = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -120,3 +121,24 @@ def tutelage() -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return call
+
+
+TINY_CLIP = "tutelage-tiny"
+
+
+@pytest.fixture(scope="module")
+def tiny_clip(tmp_path_factory):
+    """open_clip knows a tiny model while these tests run: 16 features, images of 32 pixels."""
+    open_clip = pytest.importorskip("open_clip", reason="the optional package open_clip_torch is not installed")
+    from open_clip import factory
+
+    path = tmp_path_factory.mktemp("clip") / f"{TINY_CLIP}.json"
+    path.write_text(json.dumps({
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+    }))  # fmt: skip
+    open_clip.add_model_config(path)
+    yield
+    factory._MODEL_CONFIG_PATHS.remove(path)
+    del factory._MODEL_CONFIGS[TINY_CLIP]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import time
@@ -13,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from conftest import TINY_CLIP
 from tutelage.compute import accelerator
 from tutelage.data.store import Images
 from tutelage.errors import SeveralErrors, TutelageError
@@ -29,25 +29,12 @@ from tutelage.targets import CLEAN, ViewSettings, run_network
 
 open_clip = pytest.importorskip("open_clip", reason="the optional package open_clip_torch is not installed")
 
-TINY = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
-}
-NAME = "tutelage-tiny"
+NAME = TINY_CLIP
 
 
 @pytest.fixture(scope="module", autouse=True)
-def tiny(tmp_path_factory):
+def tiny(tiny_clip):
     """open_clip knows the tiny model while these tests run."""
-    from open_clip import factory
-
-    path = tmp_path_factory.mktemp("clip") / f"{NAME}.json"
-    path.write_text(json.dumps(TINY))
-    open_clip.add_model_config(path)
-    yield
-    factory._MODEL_CONFIG_PATHS.remove(path)
-    del factory._MODEL_CONFIGS[NAME]
 
 
 @pytest.fixture(scope="module")

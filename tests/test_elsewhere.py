@@ -1,0 +1,296 @@
+"""Embeddings made elsewhere, and queries of words: read as people write them, and told when they do not fit."""
+
+from __future__ import annotations
+
+import csv
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import tutelage as package
+from conftest import TINY_CLIP, Task
+from tutelage.data.gallery import list_gallery
+from tutelage.data.manifest import read_manifest
+from tutelage.errors import TutelageError
+from tutelage.retrieval.elsewhere import Given, names_of
+
+WIDTH = 12
+
+
+def vector(label: int, number: int) -> np.ndarray:
+    """A vector that says the class: (12,) float32."""
+    noise = np.random.default_rng([label, number]).normal(0, 0.2, WIDTH)
+    return (np.eye(WIDTH)[label] + 1 + noise).astype(np.float32)
+
+
+def gallery_vectors() -> dict[str, np.ndarray]:
+    """Of the 24 gallery images: number i shows class i % 3."""
+    return {f"{i}.png": vector(i % 3, 100 + i) for i in range(24)}
+
+
+def target_vectors(task: Task, splits: tuple[str, ...] = ("train", "test")) -> dict[str, np.ndarray]:
+    names = [f"{split}/c{c}/{i}.png" for split in splits for c in range(3) for i in range(6 if split == "train" else 4)]
+    return {name: vector(int(name.split("/c")[1][0]), i) for i, name in enumerate(names)}
+
+
+def write(path: Path, vectors: dict[str, np.ndarray], name: str = "id", column: str = "vector") -> Path:
+    table = {name: list(vectors), column: [list(map(float, v)) for v in vectors.values()]}
+    pq.write_table(pa.table({**table, "caption": ["a picture"] * len(vectors)}), path)
+    return path
+
+
+def curate(task: Task, *embeddings: Path, **more) -> dict:
+    """`curate` with a total of 9 labelled and 9 gallery images."""
+    settings = {
+        "target": str(task.target), "gallery": [str(task.gallery)], "out": str(task.out), "budget": 3, "total": 18,
+        "strategy": "balanced", "embeddings": [str(path) for path in embeddings], "dedup": "none", **more,
+        "teacher": "efficientnet-lite0", "teacher_weights": "scratch", "teacher_size": 32,
+        "student": "mobilenetv3-s-050", "student_size": 32,
+    }  # fmt: skip
+    return package.curate(**settings)
+
+
+def chosen(task: Task) -> list[dict]:
+    table = read_manifest(task.out / "transfer_set" / "manifest.parquet")[1].to_pylist()
+    return [row for row in table if row["source"] == "gallery"]
+
+
+def right(task: Task) -> float:
+    """Share of chosen images that show the class of the query that brought them."""
+    classes = {f"{i}.png": f"c{i % 3}" for i in range(24)}
+    rows = chosen(task)
+    assert len(rows) == 9
+    return float(np.mean([classes[row["id"]] in row["query"].split("/")[-2:] + row["query"].split() for row in rows]))
+
+
+def test_the_gallery_is_searched_by_given_vectors(task):
+    """Images whose given vectors are near the labelled images' are chosen, and no teacher is asked."""
+    result = curate(task, write(task.root / "all.parquet", {**gallery_vectors(), **target_vectors(task)}))
+    assert right(task) == 1
+    assert result["images"] == {"train": 9, "val": 0, "test": 12, "transfer": 18}
+    cache = task.out.parent / "cache"
+    assert not list(cache.glob("outputs-*"))
+    assert np.load(next(cache.glob("embeddings-*/*.npy"))).shape[1] in (WIDTH, 192, 16)
+    assert curate(task, task.root / "all.parquet")["reused"]
+    write(task.root / "all.parquet", {**target_vectors(task), **gallery_vectors(), "other": vector(0, 1)})
+    assert "reused" not in curate(task, task.root / "all.parquet")  # the file has changed
+
+
+def test_every_way_of_writing_is_read_alike(task):
+    """Parquet, .npy with a text file, .npy with Parquet, and clip-retrieval's folder give the same choice."""
+    vectors = {**gallery_vectors(), **target_vectors(task)}
+    root, rows = task.root, np.array(list(vectors.values()))
+    ways = {"parquet": write(root / "a.parquet", vectors)}
+    np.save(root / "b.npy", rows.astype(np.float64))
+    (root / "b.txt").write_text("\n".join(vectors) + "\n")
+    ways["text"] = root / "b.npy"
+    np.save(root / "c.npy", rows)
+    pq.write_table(pa.table({"path": list(vectors)}), root / "c.parquet")
+    ways["table"] = root / "c.npy"
+    folder = root / "clip"
+    for part in ("img_emb", "text_emb", "metadata"):
+        (folder / part).mkdir(parents=True)
+    paths = [str((task.gallery if "/" not in name else task.target) / name) for name in vectors]
+    for number, half in ((2, slice(0, 20)), (10, slice(20, None))):  # 10 comes after 2
+        np.save(folder / "img_emb" / f"img_emb_{number}.npy", rows[half].astype(np.float16))
+        np.save(folder / "text_emb" / f"text_emb_{number}.npy", rows[half])
+        pq.write_table(pa.table({"image_path": paths[half], "caption": [""] * len(paths[half])}),
+                       folder / "metadata" / f"metadata_{number}.parquet")  # fmt: skip
+    ways["clip-retrieval"] = folder
+    found = {}
+    for name, path in ways.items():
+        own = Task(task.root)
+        curate(own, path, out=str(task.root / "runs" / name))
+        table = read_manifest(task.root / "runs" / name / "transfer_set" / "manifest.parquet")[1].to_pylist()
+        found[name] = [(row["id"], row["query"]) for row in table]
+    assert all(one == found["parquet"] for one in found.values())
+
+
+def test_members_of_a_tar_go_by_their_keys(tmp_path, task):
+    """An image in a tar may be called by shard and member, by its member, or by its key without a suffix."""
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    with tarfile.open(shards / "00000.tar", "w") as tar:
+        for i in range(2):
+            data = (task.gallery / f"{i}.png").read_bytes()
+            member = tarfile.TarInfo(f"00000000{i}.png")
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    refs = list_gallery([shards]).refs
+    assert names_of(refs[1]) == [
+        "00000.tar/000000001.png", "000000001.png", "00000.tar/000000001", "000000001",
+    ]  # fmt: skip
+    for name in names_of(refs[1]):
+        given = Given([write(tmp_path / "keys.parquet", {"x": vector(0, 0), name: vector(1, 1)}, "key")])
+        assert given.find(refs, "images").tolist() == [-1, 1]
+        assert given.lacks(refs[0])
+        assert not given.lacks(refs[1])
+        assert given.features(refs[1:], []) == pytest.approx(vector(1, 1)[None], abs=1e-2)
+
+
+def test_words_by_given_vectors(task):
+    """Each class's vector brings its images, in turns; labelled and test images need no vectors then."""
+    words = write(task.root / "words.parquet", {f"c{c}": 5 * vector(c, 9) for c in (2, 0, 1)}, "class")
+    gallery = write(task.root / "gallery.parquet", gallery_vectors())
+    result = curate(task, gallery, strategy="text", text_embeddings=str(words))
+    assert right(task) == 1
+    assert {row["query"] for row in chosen(task)} == {"text: c0", "text: c1", "text: c2"}
+    assert result["brought"] == {"c0": 3, "c1": 3, "c2": 3}
+    assert "distance" not in result
+    assert (task.out / "transfer_set" / "montage.jpg").exists()
+    curate(
+        task, gallery, strategy="text", text_embeddings=str(words), total=None, per_query=2, out=str(task.root / "two")
+    )
+    table = read_manifest(task.root / "two" / "transfer_set" / "manifest.parquet")[1].to_pylist()
+    assert sum(row["source"] == "gallery" for row in table) == 6
+
+
+def test_words_by_a_clip_model(task, tiny_clip):
+    """With a CLIP model the class names are the queries, in the templates that were given; another template asks anew."""
+    settings = {"strategy": "text", "clip": TINY_CLIP, "clip_weights": "scratch"}
+    curate(task, **settings)
+    first = [(row["id"], row["query"], row["similarity"]) for row in chosen(task)]
+    assert len(first) == 9
+    assert {query for _, query, _ in first} == {"text: c0", "text: c1", "text: c2"}
+    assert curate(task, **settings)["reused"]
+    curate(task, **settings, templates=["one {} only"], out=str(task.root / "other"))
+    table = read_manifest(task.root / "other" / "transfer_set" / "manifest.parquet")[1].to_pylist()
+    assert [row["similarity"] for row in table if row["source"] == "gallery"] != [s for *_, s in first]
+
+
+def test_images_without_a_vector_are_listed(task):
+    """A gallery image without a vector or with NaN in it is listed, and few of them stop nothing."""
+    vectors = {**gallery_vectors(), **target_vectors(task)}
+    del vectors["3.png"]
+    vectors["4.png"] = np.full(WIDTH, np.nan, np.float32)
+    curate(task, write(task.root / "some.parquet", vectors), max_rejected=0.1)
+    with (task.out / "rejected.csv").open() as file:
+        listed = {row["image"]: row["reason"] for row in csv.DictReader(file)}
+    assert set(listed) == {"3.png", "4.png"}
+    assert "no vector" in listed["3.png"]
+    assert "NaN" in listed["4.png"]
+    with pytest.raises(TutelageError, match="2 of 54 images cannot be used"):
+        curate(task, task.root / "some.parquet", max_rejected=0.01, out=str(task.root / "strict"))
+
+
+def test_test_images_without_vectors_are_still_kept_out(task, capsys):
+    """Copies of test images are found by their pixels when only the labelled images have vectors."""
+    copy = (task.target / "test" / "c1" / "2.png").read_bytes()
+    (task.gallery / "24.png").write_bytes(copy + b"\0")  # other bytes, the same pixels
+    vectors = {**gallery_vectors(), "24.png": vector(1, 0), **target_vectors(task, ("train",))}
+    curate(task, write(task.root / "train.parquet", vectors), dedup="candidates")
+    assert "by their pixels only" in capsys.readouterr().err
+    assert "24.png" not in {row["id"] for row in chosen(task)}
+    with (task.out / "transfer_set" / "leaks.csv").open() as file:
+        assert "24.png" in {row["gallery_image"] for row in csv.DictReader(file)}
+
+
+def spoilt(task: Task, what: str) -> Path:
+    """A file of embeddings with one fault."""
+    vectors, path = {**gallery_vectors(), **target_vectors(task)}, task.root / "bad.parquet"
+    if what == "twice":
+        table = {"id": ["0.png", *vectors], "v": [vector(0, 0).tolist(), *(v.tolist() for v in vectors.values())]}
+        pq.write_table(pa.table(table), path)
+    elif what == "names of others":
+        write(path, {f"other-{i}": v for i, v in enumerate(vectors.values())})
+    elif what == "gallery alone":
+        write(path, gallery_vectors())
+    elif what == "some labelled":
+        write(path, {**gallery_vectors(), "train/c0/0.png": vector(0, 0)})
+    elif what == "ragged":
+        write(path, {**vectors, "0.png": vector(0, 0)[:7]})
+    elif what == "no names":
+        write(path, vectors, "number")
+    elif what == "no vectors":
+        pq.write_table(pa.table({"id": list(vectors)}), path)
+    elif what == "cut":
+        path.write_bytes(write(path, vectors).read_bytes()[:900])
+    elif what == "cut npy":
+        path = task.root / "bad.npy"
+        np.save(path, np.array(list(vectors.values())))
+        path.write_bytes(path.read_bytes()[:1000])
+        (task.root / "bad.txt").write_text("\n".join(vectors))
+    elif what == "few names":
+        path = task.root / "bad.npy"
+        np.save(path, np.array(list(vectors.values())))
+        (task.root / "bad.txt").write_text("\n".join(list(vectors)[:-1]))
+    elif what == "pickle":
+        path = task.root / "bad.npy"
+        np.save(path, np.array([{}, {}], dtype=object), allow_pickle=True)
+        (task.root / "bad.txt").write_text("0.png\n1.png")
+    elif what == "NaN":
+        write(path, {**vectors, "train/c0/0.png": np.full(WIDTH, np.nan), "train/c0/1.png": np.full(WIDTH, np.nan),
+                     "train/c0/2.png": np.full(WIDTH, np.nan), "train/c0/3.png": np.full(WIDTH, np.nan)})  # fmt: skip
+    return path
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("twice", "two vectors for '0.png'"),
+        ("names of others", "none of its 54 names is one of the 24 gallery images"),
+        ("gallery alone", "no vector for any labelled image"),
+        ("some labelled", "labelled images have no vector"),
+        ("ragged", "vectors of 12, 7 features|vectors of 7, 12 features"),
+        ("no names", "a column of names"),
+        ("no vectors", "0 columns of vectors"),
+        ("cut", "a whole Parquet file"),
+        ("cut npy", "a whole .npy file"),
+        ("few names", "54 vectors and 53 names"),
+        ("pickle", "a whole .npy file of numbers"),
+        ("NaN", "NaN or infinite numbers"),
+        ("missing", "not there"),
+    ],
+)
+def test_embeddings_that_do_not_fit(task, what, said):
+    """Each fault of a file is told with the flag and the file, and the run folder holds no choice."""
+    with pytest.raises(TutelageError, match=said):
+        curate(task, spoilt(task, what), budget=6, total=24)
+    assert not (task.out / "transfer_set" / "result.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"strategy": "random"}, "--embeddings with --strategy random"),
+        ({"strategy": "text"}, "--strategy text with --embeddings alone"),
+        ({"text_embeddings": "words.parquet"}, "--text-embeddings with --strategy balanced"),
+        ({"strategy": "text", "templates": ["a photo"]}, "no {} in it"),
+    ],
+)
+def test_settings_that_contradict(task, more, said):
+    """What cannot go together is told before anything is read."""
+    with pytest.raises(TutelageError) as error:
+        curate(task, write(task.root / "a.parquet", gallery_vectors()), **more)
+    assert said in str(error.value)
+
+
+def test_words_of_another_model(task):
+    """Words with other numbers of features than the images', or without one of the classes, are refused."""
+    gallery = write(task.root / "gallery.parquet", gallery_vectors())
+    short = write(task.root / "short.parquet", {f"c{c}": vector(c, 0)[:5] for c in range(3)})
+    with pytest.raises(TutelageError, match="5 features, --embeddings with 12"):
+        curate(task, gallery, strategy="text", text_embeddings=str(short))
+    two = write(task.root / "two.parquet", {f"c{c}": vector(c, 0) for c in range(2)})
+    with pytest.raises(TutelageError, match="no vector for 'c2'"):
+        curate(task, gallery, strategy="text", text_embeddings=str(two))
+
+
+def test_through_the_command(task, tutelage):
+    """The flags do what the arguments do, and a fault ends with exit code 2."""
+    path = write(task.root / "all.parquet", {**gallery_vectors(), **target_vectors(task)})
+    words = task.words(
+        "curate", "--embeddings", str(path), "--strategy", "balanced", "--total", "27", "--dedup", "none"
+    )
+    done = tutelage(*words)
+    assert done.returncode == 0, done.stderr
+    assert len(chosen(task)) == 9
+    done = tutelage(*words[:-4], "--total", "27", "--embeddings", str(task.root / "none.parquet"), "--overwrite")
+    assert done.returncode == 2
+    assert "none.parquet: not there" in done.stderr
+    assert "Traceback" not in done.stderr
