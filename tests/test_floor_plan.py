@@ -43,7 +43,7 @@ RECIPES = (
         "adapt", "alone", "bench", "cache", "curate", "doctor", "evaluate", "export", "finetune", "predict",
         "transfer",
     },
-    {"admitted", "choosing", "chosen", "encoders", "gallery_pool", "preflight", "stage", "supervised", "taught", "teaching"},
+    {"admitted", "choosing", "chosen", "encoders", "gallery_pool", "on_ray", "preflight", "stage", "supervised", "taught", "teaching"},
 )  # fmt: skip
 SHARED = len(RECIPES) - 1
 ALLOWED: set[tuple[str, str]] = set()

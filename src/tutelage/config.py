@@ -82,6 +82,10 @@ Templates = Annotated[
 Shard = Annotated[
     str | None, _say("only embed part i of n of the gallery, as i/n from 0; env: RANK of WORLD_SIZE, as torchrun sets")
 ]
+Engine = Annotated[
+    Literal["local", "ray"],
+    _say("who embeds the gallery: this process, or a Ray cluster (RAY_ADDRESS, or a local one)"),
+]
 MaxRejected = Annotated[
     float, Field(ge=0, le=1), _say("stop before training when a larger share of images is unusable")
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class TutelageError(Exception):
@@ -19,6 +20,9 @@ class TutelageError(Exception):
         self.given, self.allowed, self.mend = given, allowed, mend
         super().__init__(str(self))
 
+    def __reduce__(self) -> tuple[Any, ...]:  # or it could not be sent from one process to another
+        return type(self), (self.given, self.allowed, self.mend)
+
     def __str__(self) -> str:
         lines = [f"given:   {self.given}", f"allowed: {self.allowed}"]
         if self.mend:
@@ -32,6 +36,9 @@ class SeveralErrors(TutelageError):
     def __init__(self, errors: list[TutelageError]):
         self.errors = errors
         Exception.__init__(self, str(self))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.errors,)
 
     def __str__(self) -> str:
         return "\n".join(str(error) for error in self.errors)

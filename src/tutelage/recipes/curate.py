@@ -29,7 +29,7 @@ def curate(
     total: c.Total = None, per_query: c.PerQuery = None, balance: c.Balance = "query", dedup: c.Dedup = "candidates",
     index: c.Index = "auto", memory: c.Memory = None, embeddings: c.Embeddings = [], text_embeddings: c.TextEmbeddings = None,  # noqa: B006
     clip: c.Clip = "openclip-b", clip_weights: c.ClipWeights = "pretrained", templates: c.Templates = [],  # noqa: B006
-    shard: c.Shard = None, max_rejected: c.MaxRejected = 0.05,
+    engine: c.Engine = "local", shard: c.Shard = None, max_rejected: c.MaxRejected = 0.05,
     teacher: c.Teacher = "dinov2-s", teacher_weights: c.TeacherWeights = "pretrained", teacher_size: c.TeacherSize = None,
     student: c.Student = "mobilenetv4-s", student_size: c.StudentSize = None, resize: c.Resize = "squash", seed: c.Seed = 0,
     device: c.Device = "auto", precision: c.Precision = "auto", cache: c.Cache = None, overwrite: c.Overwrite = False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tutelage.errors import TutelageError, shown
 from tutelage.models.adapted import Network
 from tutelage.progress import progress, say
 from tutelage.recipes.admitted import Admitted
+from tutelage.recipes.on_ray import embed_on_ray
 from tutelage.retrieval.elsewhere import Given
 from tutelage.retrieval.embed import ByNetwork, EmbeddingCache, Piece, pieces_of
 from tutelage.targets import CLEAN, OutputCache, ViewSettings, as_void, compute_outputs
@@ -160,22 +162,30 @@ class Encoder:
         assert self.network is not None
         return OutputCache(self.cache, self.network, settings, self.side, clean_only=True), settings
 
-    def embedded(
-        self, refs: Sequence[ImageRef], tick: Callable[[int], None], share: tuple[int, int] = (0, 1)
-    ) -> tuple[EmbeddingCache, list[Piece]]:
-        """Embed what is not embedded yet of this share of the pieces."""
+    def cache_of_vectors(self) -> EmbeddingCache:
+        """Where the gallery's vectors are kept."""
         source = self.given or ByNetwork(self.network, self.resize)  # type: ignore[arg-type]
+        return EmbeddingCache(self.cache, source, self.side)
+
+    def embedded(
+        self, refs: Sequence[ImageRef], tick: Callable[[int], None], settings: dict[str, Any], share: tuple[int, int] = (0, 1)
+    ) -> tuple[EmbeddingCache, list[Piece]]:  # fmt: skip
+        """Embed what is not embedded yet of this share of the pieces, here or on a cluster, as the settings say."""
         if self.given is not None and (found := self.given.find(refs, "gallery images")).max(initial=-1) < 0:
             raise TutelageError(
                 f"--embeddings: none of its {len(self.given):,} names is one of the {len(found):,} gallery images",
                 f"names such as {refs[0].id!r}, or paths", f"it has names such as {self.given.names[0]!r}",
             )  # fmt: skip
-        cache, pieces = EmbeddingCache(self.cache, source, self.side), pieces_of(refs)
+        cache, pieces = self.cache_of_vectors(), pieces_of(refs)
         rank, count = share
         missing = [piece for piece in pieces[rank::count] if not cache.has(piece)]
         with progress("embed the gallery", sum(len(piece.refs) for piece in missing)) as advance:
-            for piece in missing:
-                cache.embed(piece, both(advance, tick))
+            if missing and settings["engine"] == "ray":
+                make = partial(_cache_of, settings, self.cache)
+                embed_on_ray(make, missing, settings["device"] in ("auto", "cuda"), both(advance, tick))
+            else:
+                for piece in missing:
+                    cache.embed(piece, both(advance, tick))
         return cache, pieces
 
     def held(self, admitted: Admitted, mean: np.ndarray | None) -> np.ndarray | None:
@@ -187,6 +197,11 @@ class Encoder:
             )
             return None
         return unit(features, mean)
+
+
+def _cache_of(settings: dict[str, Any], cache: Path) -> EmbeddingCache:
+    """Where the vectors of an encoder are kept, the encoder being built for it."""
+    return Encoder.of(settings, cache).cache_of_vectors()
 
 
 def both(one: Callable[[int], None], other: Callable[[int], None]) -> Callable[[int], None]:

@@ -35,7 +35,7 @@ def fill_pool(
     Returns:
         the pool; its leaks; the number of exact duplicates; rejected images.
     """
-    cache, pieces = encoder.embedded(refs, tick)
+    cache, pieces = encoder.embedded(refs, tick, settings)
     embedded = cache.load(pieces)
     if not len(embedded):
         raise TutelageError(
@@ -120,7 +120,7 @@ def embed_share(shard: str, settings: dict[str, Any]) -> dict[str, Any]:
         done[0] += count
 
     refs = list_gallery(settings["gallery"]).refs
-    _, pieces = Encoder.of(settings, cache).embedded(refs, tick, share)
+    _, pieces = Encoder.of(settings, cache).embedded(refs, tick, settings, share)
     mine = sum(len(piece.refs) for piece in pieces[share[0] :: share[1]])
     say(f"share {share[0]} of {share[1]}: {mine:,} of {len(refs):,} images, {done[0]:,} of them embedded now")
     return {"shard": f"{share[0]}/{share[1]}", "images": mine, "embedded": done[0], "seconds": time.monotonic() - start}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,9 @@ def preflight(settings: dict[str, Any], cache: Path) -> None:
     faults += _contradictions(settings)
     _try(faults, lambda: _check_folders(settings, cache))
     _try(faults, lambda: _check_data(settings))
-    _try(faults, lambda: _check_tracker(settings.get("tracker", "none")))
+    _try(faults, lambda: _check_package("tracker", settings.get("tracker", "none")))
+    _try(faults, lambda: _check_package("engine", settings.get("engine", "local")))
+    _try(faults, lambda: _check_cluster(settings))
     for kind in KINDS:
         if f"{kind}_weights" in settings:
             _try(faults, lambda kind=kind: weights_path(settings[f"{kind}_weights"], kind))
@@ -203,12 +206,26 @@ def _check_data(settings: dict[str, Any]) -> None:
     raise_all(faults)
 
 
-def _check_tracker(tracker: str) -> None:
-    if tracker != "none" and importlib.util.find_spec(tracker) is None:
+def _check_package(name: str, value: str) -> None:
+    """Whether the package of a tracker or an engine is installed, which is called as the setting's value is."""
+    if value not in ("none", "local") and importlib.util.find_spec(value) is None:
+        given = f"--{name} {value}: the package is not installed"
+        raise TutelageError(given, f"another --{name}, or the package", f"pip install 'tutelage[{value}]'")
+
+
+def _check_cluster(settings: dict[str, Any]) -> None:
+    """Whether something listens at RAY_ADDRESS: Ray itself would end the process without a word that helps."""
+    address = os.environ.get("RAY_ADDRESS", "").removeprefix("ray://")
+    host, _, port = address.rpartition(":")
+    if settings.get("engine") != "ray" or not (host and port.isdigit()):
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
         raise TutelageError(
-            f"--tracker {tracker}: the package is not installed", "none, or an installed tracker",
-            f"pip install {tracker}",
-        )  # fmt: skip
+            f"--engine ray: no cluster at RAY_ADDRESS={address}: {error.strerror or error}",
+            "the address of a Ray cluster's head, or no RAY_ADDRESS for a local one", "ray start --head says the address",
+        ) from error  # fmt: skip
 
 
 def _check_machine(faults: list[TutelageError], settings: dict[str, Any]) -> None:
