@@ -16,6 +16,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from pathlib import Path
@@ -23,7 +24,12 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # two OpenMP libraries must not wait for each other's threads
 
 import numpy as np
+from PIL import Image
 
+from tutelage.recipes.choosing import Pool, Wish, choose
+from tutelage.recipes.gallery_pool import near_leaks
+from tutelage.retrieval.duplicates import layout
+from tutelage.retrieval.embed import Embedded
 from tutelage.retrieval.search import search
 from tutelage.retrieval.vectors import Vectors, mean_of
 
@@ -113,6 +119,56 @@ def against_faiss(path: Path, repeats: int) -> dict:
     }
 
 
+def windows(count: int, seed: int) -> np.ndarray:
+    """(count, 16, 16, 3) uint8: places in shrunken photos of $TUTELAGE_TEST_DATA/photos1k."""
+    data = Path(os.environ.get("TUTELAGE_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    photos = []
+    for path in sorted((data / "photos1k").glob("*.tar")):
+        with tarfile.open(path) as tar:
+            for member in filter(tarfile.TarInfo.isfile, tar):
+                photos.append(np.asarray(Image.open(tar.extractfile(member)).convert("RGB").resize((96, 96))))  # type: ignore[arg-type]
+    random = np.random.default_rng(seed)
+    every = np.lib.stride_tricks.sliding_window_view(np.array(photos), (16, 16), axis=(1, 2))  # (n, 81, 81, 3, 16, 16)
+    which = random.integers(0, len(photos), count), *random.integers(0, 81, (2, count))
+    return np.ascontiguousarray(every[which].transpose(0, 2, 3, 1))
+
+
+def curation(path: Path, folder: Path, repeats: int) -> dict:
+    """What `curate` does once the gallery is embedded, over the search alone: leaks of 500 test images, the choice, near duplicates.
+
+    The search alone: 1,000 queries, 128 neighbours. The choice: `balanced`, 10 images for each of the 1,000 queries. Not in it: reading
+    the labels, decoding the chosen images, the montage.
+    """
+    count = len(np.load(path, mmap_mode="r"))
+    thumbs = windows(count, 1)
+    parts = []
+    for start in range(0, count, 2048):
+        parts.append(folder / f"{start}.layouts.npy")
+        np.save(parts[-1], layout(thumbs[start : start + 2048]).astype(np.float16))
+    embedded = Embedded(
+        (path,), np.arange(count), np.zeros((0, 32), np.uint8), np.array([0, count]), (thumbs,), tuple(parts), []
+    )
+    held = [np.repeat(np.repeat(one, 4, axis=0), 4, axis=1) for one in windows(MORE_QUERIES, 2)]
+    vectors, queries = Vectors((path,), mean_of((path,))), queries_of(QUERIES)
+    more = queries_of(QUERIES + MORE_QUERIES)[QUERIES:]
+    runs: dict[str, list[dict]] = {"search": [], "curate": []}
+    for _ in range(repeats):
+        pool = Pool(embedded, vectors, np.ones(count, bool), "exact", 2**33)
+
+        def all_of_it(pool: Pool = pool) -> None:
+            found = near_leaks(pool, held, more)
+            pool.usable[[row for row, *_ in found]] = False
+            wish = Wish("balanced", 10 * QUERIES, np.arange(QUERIES), 0, "candidates", lambda rows: rows[:, 0])
+            choose(pool, queries, wish)
+
+        runs["search"].append(timed(lambda: search(vectors, queries, K))[0])
+        runs["curate"].append(timed(all_of_it)[0])
+    return {
+        "seconds": {name: [round(run["seconds"], 2) for run in taken] for name, taken in runs.items()},
+        **told(runs["curate"], runs["search"], "curate_to_search"),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--millions", type=float, default=1, help="millions of rows in memory")
@@ -123,6 +179,9 @@ def main() -> None:
     parser.add_argument(
         "--folder", type=Path, help="where the files are written; default: the system's temporary folder"
     )
+    parser.add_argument(
+        "--curate", action="store_true", help="measure what `curate` adds to the search, and nothing else"
+    )
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     settings = parser.parse_args()
     if settings.child:
@@ -131,6 +190,9 @@ def main() -> None:
         small, large = Path(folder) / "small.npy", Path(folder) / "large.npy"
         count, large_count = int(settings.millions * 1e6), int(settings.disk_millions * 1e6)
         write_vectors(small, count, 0)
+        if settings.curate:
+            print(json.dumps(curation(small, Path(folder), settings.repeats), indent=2))
+            return
         result: dict = {"rows": count, "width": WIDTH, "queries": QUERIES, "k": K}
         result["in_memory"] = against_faiss(small, settings.repeats)
         held = in_child(small, in_memory=True)["peak"]

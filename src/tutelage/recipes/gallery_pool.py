@@ -83,21 +83,32 @@ def _same_pixels(pool: Pool, admitted: Admitted) -> tuple[list[Leak], int]:
 
 
 def _near_leaks(pool: Pool, admitted: Admitted, encoder: Encoder) -> list[Leak]:
-    """Bar near duplicates of held-out images: found by embedding, confirmed on pixels."""
+    """Bar near duplicates of held-out images."""
     if not len(admitted.held):
         return []
     images = admitted.of(admitted.held)
-    held, queries = [images[i] for i in range(len(images))], encoder.held(admitted, pool.vectors.mean)
+    found = near_leaks(pool, [images[i] for i in range(len(images))], encoder.held(admitted, pool.vectors.mean))
+    found = [one for one in found if pool.usable[one[0]]]  # those of the same pixels are told already
+    pool.usable[[row for row, *_ in found]] = False
+    return [Leak(row, int(admitted.held[at]), how) for row, at, how, _ in found]
+
+
+def near_leaks(pool: Pool, held: list[np.ndarray], queries: np.ndarray | None) -> list[tuple[int, int, str, float]]:
+    """Near duplicates of held-out images: found by embedding and by layout, confirmed on pixels.
+
+    Args:
+        held: H images, (H_i, W_i, 3) uint8 each. queries: (H, D) float32 unit vectors of them, where there are any.
+
+    Returns:
+        as `find_leaks`.
+    """
     k = min(COPIES, pool.vectors.count)
     near = [] if queries is None else [pool.neighbours(queries, k, "leaks, by embedding")]
     with progress("leaks, by layout", pool.vectors.count) as advance:
         near.append(search_layouts(held, Vectors(pool.embedded.layout_parts, None), k, pool.memory, advance))
     similarity, rows = (np.concatenate(both, axis=1) for both in zip(*near, strict=True))
     with progress("leaks, by pixels", len(held)) as advance:
-        found = find_leaks(similarity, rows, held, pool.embedded.thumbs, advance)
-    found = [one for one in found if pool.usable[one[0]]]  # those of the same pixels are told already
-    pool.usable[[row for row, *_ in found]] = False
-    return [Leak(row, int(admitted.held[at]), how) for row, at, how, _ in found]
+        return find_leaks(similarity, rows, held, pool.embedded.thumbs, advance)
 
 
 def embed_share(shard: str, settings: dict[str, Any]) -> dict[str, Any]:
