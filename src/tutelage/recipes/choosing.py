@@ -80,24 +80,30 @@ def choose(pool: Pool, queries: np.ndarray, wish: Wish) -> tuple[Choice, int]:
         the choice; how many gallery images were passed over as near duplicates of chosen ones.
     """
     if wish.dedup == "gallery":
-        passed = _drop_duplicates(pool, np.flatnonzero(pool.usable))
+        passed = _drop_duplicates(pool, np.flatnonzero(pool.usable), np.zeros(pool.vectors.count, bool))
         return _strategy(pool, queries, wish)(), passed
     again, passed = _strategy(pool, queries, wish), 0
+    known = np.zeros(pool.vectors.count, bool)
     while True:
         choice = again()
         if wish.dedup == "none" or wish.strategy == "all":
             return choice, passed
-        dropped = _drop_duplicates(pool, choice.rows)
+        dropped = _drop_duplicates(pool, choice.rows, known)
         if not dropped:
             return choice, passed
         passed += dropped
 
 
-def _drop_duplicates(pool: Pool, rows: np.ndarray) -> int:
-    """Of the near duplicates among these rows, only the first stays usable; how many do not."""
+def _drop_duplicates(pool: Pool, rows: np.ndarray, known: np.ndarray) -> int:
+    """Of the near duplicates among these rows, only the first stays usable; how many do not.
+
+    known: (N,) bool, changed in place: rows that were compared with each other before.
+    """
     if len(rows) < 2:
         return 0
-    first = near_duplicates(pool.vectors.rows(rows), pool.embedded.thumbs(rows))
+    fresh = np.flatnonzero(~known[rows])
+    first = near_duplicates(pool.vectors.rows(rows), pool.embedded.thumbs(rows), fresh=fresh)
+    known[rows] = True
     dropped = rows[first != np.arange(len(rows))]
     pool.usable[dropped] = False
     return len(dropped)

@@ -8,7 +8,9 @@ against crops of the other, in every place. All in three opponent colours (grey;
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
 
@@ -108,19 +110,24 @@ def find_leaks(
         (row, position of the held image, how, similarity), ordered by row, each row once with the most similar image
         that it is a copy of. how: one of HOW[1:].
     """
-    found: dict[int, tuple[int, int, str, float]] = {}
-    for position in range(len(held)):
+
+    def copies_of(position: int) -> list[tuple[int, int, str, float]]:
         near: dict[int, float] = {}
         for row, cosine in zip(rows[position].tolist(), similarity[position].tolist(), strict=True):
             if row >= 0 and cosine >= FLOOR:
                 near[row] = max(cosine, near.get(row, cosine))
         candidates = np.array(sorted(near), np.int64)
-        if len(candidates):
-            how = confirm(held[position], thumbs(candidates))
-            for row, kind in zip(candidates[how > 0].tolist(), how[how > 0].tolist(), strict=True):
-                if row not in found or near[row] > found[row][3]:
-                    found[row] = (row, position, HOW[kind], near[row])
-        advance(1)
+        how = confirm(held[position], thumbs(candidates)) if len(candidates) else candidates
+        kinds = zip(candidates[how > 0].tolist(), how[how > 0].tolist(), strict=True)
+        return [(row, position, HOW[kind], near[row]) for row, kind in kinds]
+
+    found: dict[int, tuple[int, int, str, float]] = {}
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(os.cpu_count()) as pool:
+        for copies in pool.map(copies_of, range(len(held))):
+            for copy in copies:
+                if copy[0] not in found or copy[3] > found[copy[0]][3]:
+                    found[copy[0]] = copy
+            advance(1)
     return [found[row] for row in sorted(found)]
 
 
@@ -134,15 +141,16 @@ def confirm(image: np.ndarray, thumbs: np.ndarray) -> np.ndarray:
         (m,) int64, index in HOW: 0 another picture, 1 the same, 2 mirrored, 3 cropped, 4 cropped and mirrored.
     """
     small, own = _opponent(thumbs), _opponent(thumbnail(image)[None])
-    with threadpool_limits(1, "blas"):  # two threads of BLAS on busy cores took 3 times as long
-        every = np.arange(len(thumbs))
-        how = _compare(_opponent(fit(image, DETAIL, "squash")[None]), small, 0 * every, every)
-        rest = np.flatnonzero(how == 0)
-        how[rest] = _compare(small[rest], own, every[: len(rest)], 0 * rest)
+    every = np.arange(len(thumbs))
+    how = _compare(_opponent(fit(image, DETAIL, "squash")[None]), small, 0 * every, every)
+    rest = np.flatnonzero(how == 0)
+    how[rest] = _compare(small[rest], own, every[: len(rest)], 0 * rest)
     return how
 
 
-def near_duplicates(embeddings: np.ndarray, thumbs: np.ndarray, floor: float = FLOOR) -> np.ndarray:
+def near_duplicates(
+    embeddings: np.ndarray, thumbs: np.ndarray, floor: float = FLOOR, fresh: np.ndarray | None = None
+) -> np.ndarray:
     """The first image of each picture: an image is a duplicate when it is a copy of an earlier one that is none.
 
     Images that are copies of a duplicate only (a crop of a crop) are kept.
@@ -150,21 +158,29 @@ def near_duplicates(embeddings: np.ndarray, thumbs: np.ndarray, floor: float = F
     Args:
         embeddings: (n, D) float32, unit length. thumbs: (n, 16, 16, 3) uint8.
         floor: pairs whose embeddings have a smaller cosine are looked at only when their layouts agree to SURE.
+        fresh: (m,) int64 positions; the others are known not to be copies of each other. None: nothing is known.
 
     Returns:
         (n,) int64: the smallest position of a kept image that this one is a copy of; its own where it is kept.
     """
-    pairs = _pairs(embeddings, layout(thumbs), floor)
+    first = np.arange(len(thumbs))
+    fresh = first if fresh is None else fresh
+    if not len(fresh):
+        return first
+    pairs = _pairs(embeddings, layout(thumbs), floor, fresh)
     pairs = np.concatenate([pairs, pairs[:, ::-1]])  # either may be a crop of the other
     pairs = pairs[np.argsort(pairs[:, 0], kind="stable")]
-    small, copies = _opponent(thumbs), [np.zeros((0, 2), np.int64)]
-    with threadpool_limits(1, "blas"):
-        for start in range(0, len(pairs), BLOCK):
-            block = pairs[start : start + BLOCK]
-            source, number = np.unique(block[:, 0], return_inverse=True)
-            other, target = np.unique(block[:, 1], return_inverse=True)
-            copies.append(block[_compare(small[source], small[other], number, target) > 0])
-    first = np.arange(len(thumbs))
+    small = _opponent(thumbs)
+
+    def copies_in(start: int) -> np.ndarray:
+        block = pairs[start : start + BLOCK]
+        source, number = np.unique(block[:, 0], return_inverse=True)
+        other, target = np.unique(block[:, 1], return_inverse=True)
+        return block[_compare(small[source], small[other], number, target) > 0]
+
+    # Two threads of BLAS on busy cores took 3 times as long.
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(os.cpu_count()) as pool:
+        copies = [np.zeros((0, 2), np.int64), *pool.map(copies_in, range(0, len(pairs), BLOCK))]
     found = np.unique(np.sort(np.concatenate(copies), axis=1)[:, ::-1], axis=0)  # ordered by the later image
     for b, a in found.tolist():
         if first[a] == a and first[b] == b:
@@ -172,29 +188,29 @@ def near_duplicates(embeddings: np.ndarray, thumbs: np.ndarray, floor: float = F
     return first
 
 
-def _pairs(embeddings: np.ndarray, layouts: np.ndarray, floor: float) -> np.ndarray:
-    """(p, 2) int64, a < b: whom to look at, of the nearest neighbours by embedding and by layout (mirrored ones too)."""
+def _pairs(embeddings: np.ndarray, layouts: np.ndarray, floor: float, fresh: np.ndarray) -> np.ndarray:
+    """(p, 2) int64, a < b: whom to look at, of the nearest neighbours of `fresh` by embedding and by layout (mirrored ones too)."""
     half = THUMB // 2
     mirrored = np.ascontiguousarray(layouts.reshape(-1, half, half, 3)[:, :, ::-1]).reshape(layouts.shape)
-    if len(embeddings) > MANY and embeddings.shape[1] > COMPONENTS:
+    if len(fresh) > MANY and embeddings.shape[1] > COMPONENTS:
         embeddings = unit_embeddings(embeddings)
-    a, b = _near(embeddings, embeddings, floor)
+    a, b = _near(embeddings, embeddings, floor, fresh)
     blank = np.minimum(_length(layouts[a]), _length(layouts[b])) < 0.99  # their layout says little
     alike = [np.einsum("pd,pd->p", one[a], layouts[b]) for one in (layouts, mirrored)]
     keep = blank | (np.maximum(*alike) >= FLOOR)
-    found = [(a[keep], b[keep]), _near(layouts, layouts, SURE), _near(layouts, mirrored, SURE)]
+    found = [(a[keep], b[keep]), *(_near(layouts, queries, SURE, fresh) for queries in (layouts, mirrored))]
     pairs = np.concatenate([np.stack(both, axis=1) for both in found])
     return np.unique(np.sort(pairs, axis=1), axis=0)
 
 
-def _near(base: np.ndarray, queries: np.ndarray, floor: float) -> tuple[np.ndarray, np.ndarray]:
-    """(p,), (p,) int64: pairs of a query and one of its nearest in base, not of the same number, with at least this cosine."""
+def _near(base: np.ndarray, queries: np.ndarray, floor: float, fresh: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(p,), (p,) int64: pairs of a query in `fresh` and one of its nearest in base, not itself, with at least this cosine."""
     import faiss
 
     index = faiss.IndexFlatIP(base.shape[1])
     index.add(np.ascontiguousarray(base, np.float32))  # type: ignore[call-arg]
-    cosines, near = index.search(np.ascontiguousarray(queries, np.float32), NEIGHBOURS + 1)  # type: ignore[call-arg]
-    query, near = np.repeat(np.arange(len(queries)), near.shape[1]), near.ravel()
+    cosines, near = index.search(np.ascontiguousarray(queries[fresh], np.float32), NEIGHBOURS + 1)  # type: ignore[call-arg]
+    query, near = np.repeat(fresh, near.shape[1]), near.ravel()
     good = (near >= 0) & (near != query) & (cosines.ravel() >= floor)
     return query[good], near[good]
 
