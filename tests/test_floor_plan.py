@@ -17,7 +17,7 @@ SRC = Path(__file__).parents[1] / "src"
 ROOMS = (
     "cli",
     "recipes",
-    "report",
+    "reporting",
     "targets",
     "retrieval",
     "models",
@@ -41,7 +41,7 @@ RECIPES = (
     {"pipeline"},
     {
         "adapt", "alone", "bench", "cache", "curate", "doctor", "evaluate", "export", "finetune", "predict",
-        "transfer",
+        "report", "transfer",
     },
     {"admitted", "choosing", "chosen", "encoders", "gallery_pool", "on_ray", "preflight", "stage", "supervised", "taught", "teaching"},
 )  # fmt: skip
@@ -54,7 +54,7 @@ FILE_LINES, FUNCTION_LINES, RECIPE_LINES = 400, 60, 150
 LOADS_NO_TORCH = (
     "tutelage",
     "tutelage.cli",
-    "tutelage.report",
+    "tutelage.reporting",
     "tutelage.data.decode",
     "tutelage.data.emoji",
     "tutelage.data.views",

@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     from tutelage.recipes.evaluate import evaluate
     from tutelage.recipes.finetune import finetune
     from tutelage.recipes.pipeline import run
+    from tutelage.recipes.report import report
     from tutelage.recipes.transfer import transfer
 
 __all__ = [
-    "TutelageError", "__version__", "adapt", "alone", "cache", "curate", "demo", "doctor", "evaluate", "finetune", "run",
-    "transfer",
+    "TutelageError", "__version__", "adapt", "alone", "cache", "curate", "demo", "doctor", "evaluate", "finetune",
+    "report", "run", "transfer",
 ]  # fmt: skip
 
 

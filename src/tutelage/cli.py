@@ -29,6 +29,7 @@ RECIPES = {
     "finetune": "tutelage.recipes.finetune",
     "alone": "tutelage.recipes.alone",
     "evaluate": "tutelage.recipes.evaluate",
+    "report": "tutelage.recipes.report",
     "cache": "tutelage.recipes.cache",
     "doctor": "tutelage.recipes.doctor",
 }
@@ -177,7 +178,7 @@ def _check_flags(words: list[str]) -> None:
 def _show(command: str, result: Any, as_json: bool) -> None:
     """Results to stdout: one JSON object, or a table."""
     from tutelage.progress import main_process
-    from tutelage.report.table import text_of
+    from tutelage.reporting.table import text_of
 
     if not main_process() or result is None:
         return

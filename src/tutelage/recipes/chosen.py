@@ -14,7 +14,7 @@ from tutelage.progress import say
 from tutelage.recipes.admitted import Admitted, write_csv
 from tutelage.recipes.choosing import Leak, Pool, nothing_near
 from tutelage.recipes.encoders import Queries
-from tutelage.report.montage import KeptOut, Row, choose_rows, montage, save_montage
+from tutelage.reporting.montage import KeptOut, Row, choose_rows, montage, save_montage
 from tutelage.retrieval.distance import looked_at, mmd
 from tutelage.retrieval.embed import Embedded
 from tutelage.retrieval.strategies import Choice

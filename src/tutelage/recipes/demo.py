@@ -15,7 +15,7 @@ from tutelage import config as c
 from tutelage.config import recipe
 from tutelage.progress import duration, progress, say
 from tutelage.recipes.pipeline import run
-from tutelage.report.table import scores_table
+from tutelage.reporting.table import scores_table
 
 BUDGET = 10
 SETTINGS: dict[str, Any] = {
@@ -57,7 +57,8 @@ def demo(
         f"{scores_table(rows)}\n\nThe teacher brought the student {gain:+.1f} points of accuracy; "
         f"{duration(time.monotonic() - started)} in all.\n"
         f"student   {result['run']}/student/weights.safetensors\nresults   {result['run']}/report/results.json\n"
-        f"chosen    {result['run']}/transfer_set/manifest.parquet\nimages    {folder / 'data'}"
+        f"report    {result['run']}/report/index.html\nchosen    {result['run']}/transfer_set/montage.jpg: look at it\n"
+        f"images    {folder / 'data'}"
     )
     return result
 

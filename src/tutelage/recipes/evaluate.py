@@ -15,6 +15,8 @@ from tutelage.progress import progress, say
 from tutelage.recipes.stage import open_run
 from tutelage.runs import COMMANDS, Run, hash_of, read_json, write_json
 
+LEARNT_ON = 1000  # images of the transfer set on which student and teacher are compared
+
 
 @recipe
 def evaluate(
@@ -32,6 +34,7 @@ def evaluate(
         {"student": {"test": scores, "parameters", "flops", "latency_ms", "agreement"}, "alone": {...}, "teacher": {...}}.
     """
     from tutelage.compute import accelerator
+    from tutelage.reporting.page import write_page
 
     if not (Path(run) / "settings.toml").exists():
         raise TutelageError(
@@ -45,15 +48,18 @@ def evaluate(
         stages = _results(folder)
         inputs = hash_of(["evaluate", resize, {name: one and one["outputs"] for name, one in stages.items()}])
         if target is None and (done := folder.done("report", inputs)):
+            write_page(folder.path)
             return {**done, "reused": True}
         clock = folder.clock("report")
         work = _Work(folder, stages, cache_dir, resize, weights, hardware, target)
         result: dict[str, Any] = work.scores()
         if target is not None:
             return {"run": str(folder.path), "target": target, **result}
+        work.keep_evidence()
         result["seconds"] = clock.stop()
         finished = folder.finish("report", inputs, result)
         write_json(folder.path / "report" / "results.json", finished)
+        write_page(folder.path)
         return finished
 
 
@@ -81,6 +87,8 @@ class _Work:
         hardware: Any,
         target: str | None,
     ):
+        import numpy as np
+
         from tutelage.data.manifest import load_task
 
         self.run, self.stages, self.cache_dir, self.resize = run, stages, cache_dir, resize
@@ -88,6 +96,10 @@ class _Work:
         run.result("transfer_set", "evaluate")
         self.task = load_task(run.path, cache_dir)
         self.test = _new_images(target, self.task, cache_dir) if target else self.task.test
+        self.logits: dict[str, Any] = {}  # of the test images, by model
+        some = np.random.default_rng(0).permutation(len(self.task.transfer))[:LEARNT_ON]
+        self.learnt_on = self.task.transfer.take(np.sort(some))
+        self.taught: Any = None  # the teacher's logits of those
 
     def scores(self) -> dict[str, Any]:
         """All models that the run has."""
@@ -98,6 +110,8 @@ class _Work:
         teacher_logits = None
         if self.stages["teacher"]:
             result["teacher"], teacher_logits = self.teacher()
+            if self.test is not None:
+                self.logits["teacher"] = teacher_logits
         for name, stage in (("student", "student"), ("alone", "alone")):
             if self.stages[stage]:
                 result[name] = self.student(stage, teacher_logits)
@@ -115,16 +129,21 @@ class _Work:
             "parameters": adapted.parameters,
             "flops": flops(adapted.module, adapted.network.size),
         }
-        if self.test is None:
-            return about, None
         kept = self.run.settings()["settings"]
         settings = ViewSettings(
             kept.get("view_seed", 0), kept.get("flip", "horizontal"), kept.get("crop_area", 0.6), resize=self.resize
         )
         cache = OutputCache(self.cache_dir, adapted.network, settings, self.task.side)
-        with progress("teacher on test images", len(self.test)) as advance:
-            compute_outputs(cache, adapted.network, self.test.images, [CLEAN], settings, advance)
-        logits = adapted.head(cache.table(self.test.images, CLEAN).rows())
+
+        def logits_of(images: Any, what: str) -> Any:
+            with progress(f"teacher on {what} images", len(images)) as advance:
+                compute_outputs(cache, adapted.network, images, [CLEAN], settings, advance)
+            return adapted.head(cache.table(images, CLEAN).rows())
+
+        self.taught = logits_of(self.learnt_on, "transfer")
+        if self.test is None:
+            return about, None
+        logits = logits_of(self.test.images, "test")
         return {**about, "test": self.judged(logits)}, logits
 
     def student(self, stage: str, teacher_logits: Any) -> dict[str, Any]:
@@ -139,14 +158,29 @@ class _Work:
             "name": student.name, "parameters": student.parameters, "flops": flops(student.module, student.size),
             "latency_ms": latency_ms(student.module, student.size), "initialisation": student.initialisation,
         }  # fmt: skip
+        module = student.module.to(self.hardware.device)
+        if self.taught is not None:
+            logits = predict_logits(module, student, self.learnt_on, self.resize, self.hardware)
+            about["agreement_on_transfer"] = agreement(logits, self.taught)
         if self.test is None:
             return about
-        module = student.module.to(self.hardware.device)
         with progress(f"{stage} on test images", len(self.test)) as advance:
             logits = predict_logits(module, student, self.test.images, self.resize, self.hardware, advance)
         if teacher_logits is not None:
             about["agreement"] = agreement(logits, teacher_logits)
+        self.logits[stage] = logits
         return {**about, "test": self.judged(logits)}
+
+    def keep_evidence(self) -> None:
+        """Probabilities of the test images, and those on which student and teacher disagree, for the page."""
+        from tutelage.metrics import softmax
+        from tutelage.reporting.evidence import write_evidence
+
+        if self.test is not None:
+            probabilities = {name: softmax(logits) for name, logits in self.logits.items()}
+            write_evidence(
+                self.run.path / "report", self.test.labels, self.test.ids, self.test.images.__getitem__, probabilities
+            )
 
     def judged(self, logits: Any) -> dict[str, Any]:
         """Scores of logits on the test images."""

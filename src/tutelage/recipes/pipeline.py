@@ -78,6 +78,7 @@ def run(
             results[name] = _one(folder, stage, place, settings)
         results["evaluate"] = _one(folder, evaluate, "report", {**settings, "run": out, "target": None})
         summary = _summary(folder, results)
+    say(f"report: {folder.path / 'report' / 'index.html'}")
     say(f"done in {duration(time.monotonic() - started)}; {folder.path}")
     return summary
 

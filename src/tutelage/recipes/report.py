@@ -1,0 +1,24 @@
+"""The page of a finished run, made anew from its files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tutelage import config as c
+from tutelage.config import recipe
+from tutelage.progress import say
+
+
+@recipe
+def report(*, run: c.Out = "") -> dict[str, Any]:
+    """Write report/index.html of a run: scores, what holds it back, charts, the transfer set, and the command to make it again.
+
+    Returns:
+        {"page"}: path of the page.
+    """
+    from tutelage.reporting.page import write_page
+
+    page = write_page(Path(run))
+    say(f"open {page}")
+    return {"page": str(page)}

@@ -1,0 +1,185 @@
+"""Charts as SVG, in the page's own colours: each with a title and a description for those who cannot see it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from markupsafe import Markup, escape
+
+WIDTH = 460  # units; the page shows them at 350 to 720 pixels
+MODELS = ("student", "alone", "teacher")  # in the order of the legend; CSS classes of the same names
+TITLES = {"student": "student, taught", "alone": "student alone", "teacher": "teacher, adapted"}
+CLASSES_SHOWN = 40  # in a chart with a line for each class
+CELLS_SHOWN = 25  # classes in a confusion matrix
+
+
+def svg(height: float, title: str, description: str, parts: Sequence[str]) -> Markup:
+    """One drawing."""
+    return Markup(
+        f'<svg viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{escape(title)}"><title>{escape(title)}</title>'
+        f"<desc>{escape(description)}</desc>{''.join(parts)}</svg>"
+    )
+
+
+def text(x: float, y: float, words: object, kind: str = "", anchor: str = "start") -> str:
+    """Words at a place."""
+    return f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}" text-anchor="{anchor}">{escape(str(words))}</text>'
+
+
+def line(x1: float, y1: float, x2: float, y2: float, kind: str = "grid") -> str:
+    """A straight line."""
+    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{kind}"/>'
+
+
+def mark(x: float, y: float, model: str) -> str:
+    """The sign of a model: a disc, a ring, a diamond; never told by colour alone."""
+    if model == "teacher":
+        return f'<path d="M{x:.1f} {y - 5:.1f}l5 5l-5 5l-5 -5z" class="{model} mark"/>'
+    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" class="{model} mark"/>'
+
+
+def legend(models: Sequence[str], y: float) -> list[str]:
+    """Signs and names in one line."""
+    parts, x = [], 4.0
+    for model in models:
+        parts += [mark(x + 5, y - 4, model), text(x + 14, y, TITLES[model])]
+        x += 30 + 6.4 * len(TITLES[model])
+    return parts
+
+
+def short(name: str, most: int = 14) -> str:
+    """A name that fits into a margin."""
+    return name if len(name) <= most else name[: most - 1] + "…"
+
+
+def per_class(classes: Sequence[str], recall: dict[str, Sequence[float | None]]) -> Markup:
+    """Recall of each class by each model, the student's weakest first.
+
+    Args:
+        recall: for each model C numbers in [0, 1], None where a class has no test image.
+    """
+    models = [model for model in MODELS if model in recall]
+    student = recall[models[0]]
+    order = sorted((i for i, r in enumerate(student) if r is not None), key=lambda i: student[i] or 0.0)[:CLASSES_SHOWN]
+    left, right, top, step = 122, WIDTH - 22, 44, 22
+    bottom = top + step * len(order)
+
+    def x(share: float) -> float:
+        return left + share * (right - left)
+
+    parts = legend(models, 16)
+    for tick in (0, 0.25, 0.5, 0.75, 1):
+        parts += [
+            line(x(tick), top - 8, x(tick), bottom - 6),
+            text(x(tick), top - 12, f"{100 * tick:g} %", "small", "middle"),
+        ]
+    for place, number in enumerate(order):
+        y = top + step * (place + 0.4)
+        there = [(model, share) for model in models if (share := recall[model][number]) is not None]
+        parts.append(text(left - 8, y + 4, short(classes[number]), "", "end"))
+        ends = [share for _, share in there]
+        parts.append(line(x(min(ends)), y, x(max(ends)), y, "span"))
+        parts += [mark(x(share), y, model) for model, share in reversed(there)]
+    words = "; ".join(
+        f"{classes[i]}: " + ", ".join(f"{TITLES[m]} {100 * r:.0f} %" for m in models if (r := recall[m][i]) is not None)
+        for i in order
+    )
+    return svg(bottom + 4, "Recall of each class", words, parts)
+
+
+def matrix(classes: Sequence[str], counts: Sequence[Sequence[int]], model: str) -> Markup:
+    """A confusion matrix: rows are what the images show, columns what the model says; shades are shares of a row."""
+    table = np.array(counts)
+    size, left, top = len(classes), 122, 96
+    cell = (WIDTH - left - 24) / size
+    parts = []
+    for column, name in enumerate(classes):
+        x = left + cell * (column + 0.5) + 4
+        parts.append(f'<g transform="translate({x:.1f} {top - 6}) rotate(-60)">{text(0, 0, short(name, 14))}</g>')
+    height = min(cell, 34)
+    for row, name in enumerate(classes):
+        y, total = top + height * row, max(1, int(table[row].sum()))
+        parts.append(text(left - 8, y + height / 2 + 4, short(name), "", "end"))
+        for column in range(size):
+            share, x = table[row, column] / total, left + cell * column
+            kind = "right" if row == column else "wrong"
+            parts.append(
+                f'<rect x="{x:.1f}" y="{y:.1f}" width="{cell - 1:.1f}" height="{height - 1:.1f}" class="{kind}" '
+                f'fill-opacity="{share:.2f}"/><rect x="{x:.1f}" y="{y:.1f}" width="{cell - 1:.1f}" height="{height - 1:.1f}" class="cell"/>'
+            )
+            if table[row, column] and cell >= 18:
+                parts.append(text(x + cell / 2, y + height / 2 + 4, table[row, column], "small number", "middle"))
+    off = [
+        (int(table[r, c]), classes[r], classes[c]) for r in range(size) for c in range(size) if r != c and table[r, c]
+    ]
+    worst = sorted(off, reverse=True)[:5]
+    words = (
+        "most often confused: " + "; ".join(f"{a} taken for {b} {n} times" for n, a, b in worst)
+        if worst
+        else "no errors"
+    )
+    return svg(top + height * size + 6, f"Confusion matrix, {TITLES[model]}", words, parts)
+
+
+def calibration(labels: np.ndarray, probabilities: dict[str, np.ndarray], bins: int = 10) -> Markup:
+    """How often a model is right, against how sure it is.
+
+    Args:
+        labels: (n,) int64. probabilities: (n, C) float of each model.
+    """
+    models = [model for model in MODELS if model in probabilities]
+    left, top, side = 62, 34, 300
+
+    def place(sure: float, right: float) -> tuple[float, float]:
+        return left + side * sure, top + side * (1 - right)
+
+    parts = legend(models, 16)
+    for tick in (0, 0.25, 0.5, 0.75, 1):
+        (x, y), name = place(tick, tick), f"{100 * tick:g} %"
+        parts += [line(left, y, left + side, y), line(x, top, x, top + side)]
+        parts += [text(left - 6, y + 4, name, "small", "end"), text(x, top + side + 14, name, "small", "middle")]
+    parts += [
+        line(*place(0, 0), *place(1, 1), "ideal"),
+        text(left + side / 2, top + side + 32, "how sure it is", "", "middle"),
+    ]
+    parts.append(
+        f'<g transform="translate(14 {top + side / 2:.0f}) rotate(-90)">{text(0, 0, "how often it is right", "", "middle")}</g>'
+    )
+    words = []
+    for model in models:
+        sure, right = probabilities[model].max(axis=1), probabilities[model].argmax(axis=1) == labels
+        number = np.clip((sure * bins).astype(int), 0, bins - 1)
+        there = [b for b in range(bins) if (number == b).sum() >= 5]
+        points = [place(float(sure[number == b].mean()), float(right[number == b].mean())) for b in there]
+        parts.append(f'<polyline points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in points)}" class="{model} path"/>')
+        parts += [mark(x, y, model) for x, y in points]
+        words.append(
+            f"{TITLES[model]} is {100 * sure.mean():.0f} % sure on the mean and right in {100 * right.mean():.0f} %"
+        )
+    return svg(top + side + 40, "Calibration", "; ".join(words), parts)
+
+
+def curve(steps: Sequence[float], values: Sequence[float], title: str, across: str) -> Markup:
+    """One quantity over the course of training, smoothed a little where there are many points."""
+    left, right, top, bottom = 50, WIDTH - 14, 16, 200
+    y = np.asarray(values, float)
+    if len(y) > 60:
+        y = np.convolve(np.pad(y, (4, 4), mode="edge"), np.ones(9) / 9, mode="valid")
+    low, high = float(y.min()), float(y.max())
+    spread, most = (high - low) or 1.0, max(float(max(steps)), 1.0)
+    points = [
+        (left + (right - left) * s / most, bottom - (bottom - top) * (v - low) / spread)
+        for s, v in zip(steps, y, strict=True)
+    ]
+    parts = [line(left, bottom, right, bottom), line(left, top, right, top)]
+    parts += [
+        text(left - 6, top + 4, f"{high:.2f}", "small", "end"),
+        text(left - 6, bottom + 4, f"{low:.2f}", "small", "end"),
+    ]
+    parts += [
+        text(right, bottom + 16, f"{most:,.0f} {across}", "small", "end"),
+        text(left, bottom + 16, "0", "small", "middle"),
+    ]
+    parts.append(f'<polyline points="{" ".join(f"{a:.1f},{b:.1f}" for a, b in points)}" class="student path"/>')
+    return svg(bottom + 24, title, f"from {y[0]:.2f} to {y[-1]:.2f} over {most:,.0f} {across}", parts)

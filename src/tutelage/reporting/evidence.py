@@ -1,0 +1,72 @@
+"""What the page shows of single test images: every model's probabilities, and where student and teacher part."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from tutelage.runs import read_json, whole, write_json
+
+SHOWN = 24  # images on which student and teacher disagree most
+SIDE = 96  # pixels of their thumbnails
+
+
+def write_evidence(
+    folder: Path, labels: np.ndarray, ids: Sequence[str], image: Callable[[int], np.ndarray], probabilities: dict[str, np.ndarray]
+) -> None:  # fmt: skip
+    """Write predictions.npz and disagreements.json into a report folder.
+
+    Args:
+        labels: (n,) int64. ids: n names. image: number -> (H, W, 3) uint8. probabilities: (n, C) float of each model.
+    """
+    with whole(folder / "predictions.npz") as path, path.open("wb") as file:
+        halves = {name: one.astype(np.float16) for name, one in probabilities.items()}
+        np.savez_compressed(file, labels=labels.astype(np.int32), **halves)  # type: ignore[arg-type]
+    shown = []
+    if {"student", "teacher"} <= probabilities.keys():
+        student, teacher = probabilities["student"], probabilities["teacher"]
+        for row in disagreements(student, teacher).tolist():
+            models = {name: [int(one[row].argmax()), float(one[row].max())] for name, one in probabilities.items()}
+            shown.append({"id": ids[row], "label": int(labels[row]), **models, "jpeg": thumbnail(image(row))})
+    write_json(folder / "disagreements.json", {"images": shown})
+
+
+def disagreements(student: np.ndarray, teacher: np.ndarray, most: int = SHOWN) -> np.ndarray:
+    """Images that two models decide differently, the surest of each other's error first.
+
+    Args:
+        student, teacher: (n, C) float probabilities.
+
+    Returns:
+        (m,) int64, m <= most: by the product of both largest probabilities.
+    """
+    apart = np.flatnonzero(student.argmax(axis=1) != teacher.argmax(axis=1))
+    sure = student[apart].max(axis=1) * teacher[apart].max(axis=1)
+    return apart[np.argsort(-sure, kind="stable")[:most]]
+
+
+def thumbnail(image: np.ndarray) -> str:
+    """A small JPEG, as text in base 64."""
+    picture = Image.fromarray(image)
+    if max(picture.size) > SIDE:
+        picture.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC)
+    data = io.BytesIO()
+    picture.save(data, "JPEG", quality=85)
+    return base64.b64encode(data.getvalue()).decode("ascii")
+
+
+def read_evidence(folder: Path) -> tuple[np.ndarray, dict[str, np.ndarray], list[dict[str, Any]]]:
+    """Labels (n,), probabilities (n, C) float32 of each model, and the disagreements; all empty in a run that kept none."""
+    path = folder / "predictions.npz"
+    if not path.exists():
+        return np.zeros(0, np.int64), {}, []
+    with np.load(path, allow_pickle=False) as kept:
+        models = {name: kept[name].astype(np.float32) for name in kept.files if name != "labels"}
+        labels = kept["labels"].astype(np.int64)
+    return labels, models, (read_json(folder / "disagreements.json") or {"images": []})["images"]

@@ -1,0 +1,263 @@
+"""The page of a run: one self-contained HTML file that says what came out, why, and how to make it again. No torch."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import shlex
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader
+
+from tutelage.errors import TutelageError
+from tutelage.progress import duration
+from tutelage.reporting import charts
+from tutelage.reporting.diagnosis import NOISE, diagnose, difference
+from tutelage.reporting.evidence import read_evidence
+from tutelage.runs import read_json, write_text
+from tutelage.version import __version__
+
+STAGES = ("transfer_set", "teacher", "transfer", "student", "alone", "report")
+SCORES = (
+    ("accuracy", "accuracy"), ("balanced", "balanced_accuracy"), ("macro F1", "macro_f1"), ("ECE", "ece"), ("log loss", "log_loss"),
+)  # fmt: skip
+LOW_IS_GOOD = ("ece", "log_loss")
+MONTAGE = 1_600_000  # bytes of the montage, above which it is made smaller: the page stays below 3 MiB
+
+
+def write_page(run: Path) -> Path:
+    """Write report/index.html and report/results.csv of a run that has been evaluated.
+
+    Returns:
+        the path of the page.
+
+    Raises:
+        TutelageError: the folder holds no run, or one without scores.
+    """
+    stages = {name: read_json(run / name / "result.json") or {} for name in STAGES}
+    results = read_json(run / "report" / "results.json")
+    if not (run / "settings.toml").exists() or results is None:
+        raise TutelageError(
+            f"{run}: no scores of a run in it", "the folder of a run that has been evaluated",
+            f"tutelage evaluate --run {run}" if (run / "settings.toml").exists() else "tutelage run --out DIR ... makes one",
+        )  # fmt: skip
+    kept = tomllib.loads((run / "settings.toml").read_text(encoding="utf-8"))
+    settings = {name: value for name, value in kept["settings"].items() if value != "default"}
+    labels, probabilities, apart = read_evidence(run / "report")
+    classes = results["classes"]
+    environment = Environment(loader=PackageLoader("tutelage", "reporting"), autoescape=True)
+    page = environment.get_template("page.html.j2").render(
+        title=run.resolve().name, answer=answer(results, stages), test_images=results.get("test_images", 0), table=table(results),
+        findings=diagnose(results, stages), charts=_charts(run, results, labels, probabilities),
+        disagreements=[_disagreement(one, classes) for one in apart], montage=_montage(run / "transfer_set" / "montage.jpg"),
+        transfer_set=_transfer_set(stages["transfer_set"], settings), costs=_costs(stages), facts=_facts(settings, stages),
+        command=command(settings), version=__version__,
+    )  # fmt: skip
+    write_text(run / "report" / "results.csv", _csv(results))
+    write_text(run / "report" / "index.html", page)
+    return run / "report" / "index.html"
+
+
+def answer(results: dict[str, Any], stages: dict[str, Any]) -> str:
+    """What came out, in a sentence or two."""
+    test = (results.get("student") or {}).get("test")
+    if not test:
+        return "The student was trained, and there are no test images to say how good it is: give --test."
+    labels = (stages.get("teacher") or {}).get("labels")
+    said = f"The taught student is right for {100 * test['accuracy']:.1f} % of {test['images']:,} test images"
+    if gained := difference(results, "student", "alone"):
+        sure = abs(gained[0]) > NOISE * gained[1]
+        way = "more" if gained[0] >= 0 else "fewer"
+        trained = f"the {labels:,} labels" if labels else "the labels"
+        said += f", {abs(100 * gained[0]):.1f} points {way} than the same student trained on {trained} alone"
+        said += "" if sure else f", which so few test images do not tell from nothing (± {100 * NOISE * gained[1]:.1f})"
+    if teacher := (results.get("teacher") or {}).get("test"):
+        times = results["teacher"]["parameters"] / max(1, results["student"]["parameters"])
+        said += f"; its teacher, {times:.0f} times as large, for {100 * teacher['accuracy']:.1f} %"
+    return said + ". One run: another seed would give other numbers."
+
+
+def table(results: dict[str, Any]) -> dict[str, Any]:
+    """Head, rows and note of the scores."""
+    models = [(charts.TITLES[name], results[name]) for name in charts.MODELS if name in results]
+    rows: list[list[dict[str, Any]]] = [[{"text": title, "best": False}] for title, _ in models]
+    for _, name in SCORES:
+        values = [one["test"][name] if "test" in one else None for _, one in models]
+        there = [value for value in values if value is not None]
+        best = (min(there) if name in LOW_IS_GOOD else max(there)) if there else None
+        for row, value in zip(rows, values, strict=True):
+            row.append({"text": "–" if value is None else f"{value:.3f}", "best": value is not None and value == best})
+    for row, (_, one) in zip(rows, models, strict=True):
+        row.append({"text": f"{one['parameters']:,}"})
+        row.append({"text": f"{one['flops'] / 1e6:,.1f}" if one.get("flops") else "–"})
+        row.append({"text": f"{one['latency_ms']:.2f}" if one.get("latency_ms") else "–"})
+    head = ["model", *(title for title, _ in SCORES), "parameters", "MFLOPs", "ms/image"]
+    note = "Bold: the best of a column. One run, so no spread. 1 MAC = 2 FLOPs; ms/image: batch 1, one CPU thread."
+    return {"head": head, "rows": rows, "note": note}
+
+
+def command(settings: dict[str, Any]) -> str:
+    """The command that makes the run again, with every setting that is not a default of all runs."""
+    words = ["tutelage", "run"]
+    for name, value in settings.items():
+        flag = "--" + name.replace("_", "-")
+        if name in ("json", "smoke", "overwrite", "config") or value is False or value == []:
+            continue
+        words += [flag] if value is True else [flag, *(value if isinstance(value, list) else [str(value)])]
+    return shlex.join(words)
+
+
+def _charts(
+    run: Path, results: dict[str, Any], labels: np.ndarray, probabilities: dict[str, np.ndarray]
+) -> list[dict[str, Any]]:
+    """The charts that this run has the numbers for."""
+    classes, found = results["classes"], []
+    tests = {name: results[name]["test"] for name in charts.MODELS if results.get(name, {}).get("test")}
+    if tests:
+        recall = {name: test["recall"] for name, test in tests.items()}
+        without = [name for name, r in zip(classes, recall[next(iter(recall))], strict=True) if r is None]
+        note = "The student's weakest classes first." + (
+            f" Without test images: {', '.join(without)}." if without else ""
+        )
+        if len(classes) > charts.CLASSES_SHOWN:
+            note += f" {charts.CLASSES_SHOWN} of {len(classes)}."
+        found.append({"title": "Recall of each class", "svg": charts.per_class(classes, recall), "note": note})
+    if "student" in tests and len(classes) <= charts.CELLS_SHOWN:
+        note = "Rows: what the images show. Columns: what the student says."
+        picture = charts.matrix(classes, tests["student"]["confusion"], "student")
+        found.append({"title": "What the student takes for what", "svg": picture, "note": note})
+    if probabilities:
+        note = "On the dashed line a model is as often right as it is sure; bins with fewer than 5 images are left out."
+        found.append({"title": "Calibration", "svg": charts.calibration(labels, probabilities), "note": note})
+    rows = _metrics(run / "transfer" / "metrics.jsonl")
+    if len(rows) > 1:
+        picture = charts.curve(
+            [row["images"] for row in rows], [row["loss"] for row in rows], "Loss of the transfer", "images"
+        )
+        found.append(
+            {
+                "title": "Loss of the transfer",
+                "svg": picture,
+                "note": "Where it still falls at the end, more --epochs may help.",
+            }
+        )
+    return found
+
+
+def _metrics(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    for row in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(row))
+        except ValueError:  # a line that a full disk has cut
+            continue
+    return [row for row in rows if isinstance(row.get("loss"), float) and np.isfinite(row["loss"])]
+
+
+def _disagreement(one: dict[str, Any], classes: list[str]) -> dict[str, str]:
+    def said(model: str) -> str:
+        label, sure = one[model]
+        return f"{classes[label]} ({100 * sure:.0f} %){' ✓' if label == one['label'] else ''}"
+
+    return {
+        "id": one["id"],
+        "jpeg": one["jpeg"],
+        "truth": classes[one["label"]],
+        "student": said("student"),
+        "teacher": said("teacher"),
+    }
+
+
+def _montage(path: Path) -> str:
+    """The montage in base 64, smaller where it is large; empty when there is none."""
+    if not path.exists():
+        return ""
+    data = path.read_bytes()
+    if len(data) > MONTAGE:
+        from PIL import Image
+
+        with Image.open(io.BytesIO(data)) as picture:
+            picture.thumbnail((1400, 3000))
+            out = io.BytesIO()
+            picture.save(out, "JPEG", quality=75)
+        data = out.getvalue()
+    return base64.b64encode(data).decode("ascii")
+
+
+def _transfer_set(curated: dict[str, Any], settings: dict[str, Any]) -> str:
+    """The choice in a sentence."""
+    images = curated.get("images", {})
+    said = f"{images.get('transfer', 0):,} images, {images.get('train', 0):,} of them labelled, by strategy {curated.get('strategy')} "
+    said += f"from a gallery of {curated.get('gallery', 0):,}. Kept out: {curated.get('leaks', 0):,} copies of validation or test images, "
+    said += f"{curated.get('duplicates', 0):,} identical and {curated.get('near_duplicates', 0):,} near duplicates; "
+    said += f"{curated.get('rejected', 0):,} images cannot be used."
+    if similarity := curated.get("similarity"):
+        said += f" Similarity to the labelled image that brought it: median {similarity['50 %']:.2f}, 5 % below {similarity['5 %']:.2f}."
+    if distance := curated.get("distance"):
+        said += f" Distance to the labelled images (MMD²): {distance['transfer_set']:.3f}, of the whole gallery {distance['gallery']:.3f}."
+    return said
+
+
+def _costs(stages: dict[str, Any]) -> list[tuple[str, str]]:
+    """Time of each stage."""
+    names = {
+        "transfer_set": "curate", "teacher": "adapt", "transfer": "transfer", "student": "fine-tune", "alone": "student alone",
+        "report": "evaluate",
+    }  # fmt: skip
+    took = [(title, stages[name]["seconds"]) for name, title in names.items() if "seconds" in stages[name]]
+    if "target_seconds" in stages["transfer"]:
+        took.insert(2, ("targets", stages["transfer"]["target_seconds"]))
+    rows = [(title, duration(seconds)) for title, seconds in took]
+    rows.append(("all", duration(sum(seconds for _, seconds in took))))
+    if seen := stages["transfer"].get("images_seen"):
+        rows.append(("views seen in the transfer", f"{seen:,}"))
+    return rows
+
+
+def _facts(settings: dict[str, Any], stages: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Models, data and settings."""
+    teacher, student = stages["teacher"].get("teacher", {}), stages["transfer"].get("student", {})
+    rows: list[tuple[str, Any]] = []
+    if teacher:
+        rows.append(
+            ("teacher", f"{teacher['name']} at {teacher['size']} px, {teacher['weights']} ({teacher['licence']})")
+        )
+        rows.append(("its weights", f"SHA-256 {teacher['hash'][:16]}…"))
+    if student:
+        rows.append(("student", f"{student['name']} at {student['size']} px, from {student['initialisation']}"))
+    if outputs := stages["transfer_set"].get("outputs"):
+        rows.append(("data", f"SHA-256 {outputs[:16]}…"))
+    if refined := stages["transfer"].get("refined"):
+        rows.append(
+            ("label propagation", "used" if refined.get("kind") != "none" else "not used: it did not validate better")
+        )
+    if chosen := stages["student"].get("chosen"):
+        rows.append(("fine-tuning", chosen))
+    hidden = {"out", "cache", "json", "smoke", "overwrite", "config"}
+    for name, value in settings.items():
+        if name not in hidden and value != []:
+            rows.append((name.replace("_", " "), ", ".join(value) if isinstance(value, list) else value))
+    return rows
+
+
+def _csv(results: dict[str, Any]) -> str:
+    """Every score of every model, a line each."""
+    out = io.StringIO()
+    writer = csv.writer(out)
+    writer.writerow(("model", "score", "class", "value"))
+    for model in charts.MODELS:
+        one = results.get(model) or {}
+        flat = {**{k: v for k, v in one.items() if not isinstance(v, dict)}, **one.get("test", {})}
+        for name, value in flat.items():
+            if name == "recall":
+                writer.writerows(
+                    (model, name, klass, share) for klass, share in zip(results["classes"], value, strict=True)
+                )
+            elif not isinstance(value, list):
+                writer.writerow((model, name, "", value))
+    return out.getvalue()

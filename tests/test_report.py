@@ -1,0 +1,224 @@
+"""The page of a run: everything in it is true, nothing of a user's names is markup, and a real browser shows it whole."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tutelage as package
+from conftest import MODELS, Task, environment, make_task
+from tutelage.errors import TutelageError
+from tutelage.reporting.charts import per_class
+from tutelage.reporting.diagnosis import diagnose, difference
+from tutelage.reporting.evidence import disagreements, read_evidence, write_evidence
+from tutelage.reporting.page import write_page
+
+NASTY = '<img src=x onerror=alert(1)> & "quoted"'
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Task:
+    """A run of the tiny task with all stages, one class of which has a name made of markup."""
+    task = make_task(tmp_path_factory.mktemp("report"))
+    for split in ("train", "test"):
+        (task.target / split / "c0").rename(task.target / split / NASTY)
+    more = ("--views", "1", "--steps", "3", "--batch-size", "8", "--refine", "none", "--finetune", "keep")
+    words = ["--target", str(task.target), "--gallery", str(task.gallery), "--out", str(task.out), *MODELS, *more]
+    done = subprocess.run(
+        [sys.executable, "-m", "tutelage", "run", *words],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"report: {task.out / 'report' / 'index.html'}" in done.stderr
+    return task
+
+
+def page_of(run: Path) -> str:
+    return (run / "report" / "index.html").read_text(encoding="utf-8")
+
+
+def test_the_page_says_what_the_results_say(finished):
+    """The scores of all models, the labels, the command and the disagreements are on the page and in results.csv."""
+    results = json.loads((finished.out / "report" / "results.json").read_text())
+    page = page_of(finished.out)
+    for name in ("student", "alone", "teacher"):
+        assert f"{results[name]['test']['accuracy']:.3f}" in page
+    assert "18 labels alone" in page
+    assert f"Scores on {results['test_images']} test images" in page
+    assert f"--target {finished.target}" in page
+    with (finished.out / "report" / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    told = {(row["model"], row["score"]): row["value"] for row in rows if not row["class"]}
+    assert float(told["student", "accuracy"]) == results["student"]["test"]["accuracy"]
+    assert {row["class"] for row in rows} == {"", *results["classes"]}
+    labels, models, apart = read_evidence(finished.out / "report")
+    assert set(models) == {"student", "alone", "teacher"}
+    for name, probabilities in models.items():
+        right = float((probabilities.argmax(axis=1) == labels).mean())
+        assert right == pytest.approx(results[name]["test"]["accuracy"])
+    assert page.count('alt="Test image ') == len(apart)
+    assert 0 <= results["student"]["agreement_on_transfer"] <= 1
+
+
+def test_names_are_no_markup(finished):
+    """A class that is called like a tag stands on the page as text, in tables, charts and captions."""
+    page = page_of(finished.out)
+    assert "<img src=x" not in page
+    assert "&lt;img src=x" in page
+    assert not re.search(r"<script|javascript:|https?://(?!www\.w3\.org)", page)  # nothing is run, nothing fetched
+
+
+def test_made_again_without_torch(finished):
+    """`tutelage report` writes the same page again in less than 5 seconds, and loads no torch."""
+    before = page_of(finished.out)
+    (finished.out / "report" / "index.html").unlink()
+    code = (
+        "import sys, time; start = time.monotonic(); from tutelage.cli import call; "
+        f"assert call(['report', '--run', {str(finished.out)!r}]) == 0; "
+        "assert not {'torch', 'timm'} & set(sys.modules); print(time.monotonic() - start)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.split()[-1]) < 5
+    assert page_of(finished.out) == before
+
+
+def test_a_run_of_an_earlier_version(finished, tmp_path):
+    """Without kept predictions, montage and metrics the page has fewer charts and no gaps."""
+    old = Path(shutil.copytree(finished.out, tmp_path / "old"))
+    for name in (
+        "report/predictions.npz",
+        "report/disagreements.json",
+        "transfer_set/montage.jpg",
+        "transfer/metrics.jsonl",
+    ):
+        (old / name).unlink()
+    page = write_page(old).read_text(encoding="utf-8")
+    assert "Calibration" not in page
+    assert "disagree" not in page
+    assert "Recall of each class" in page
+
+
+@pytest.mark.parametrize("what", ["nothing", "no scores"])
+def test_folders_without_scores(finished, tmp_path, what, tutelage):
+    """A folder that is no run, or one that was not evaluated, is told with the command that mends it."""
+    folder = tmp_path / "run"
+    if what == "no scores":
+        shutil.copytree(finished.out, folder, ignore=shutil.ignore_patterns("report"))
+    done = tutelage("report", "--run", str(folder))
+    assert done.returncode == 2
+    assert "no scores of a run in it" in done.stderr
+    assert ("tutelage evaluate" if what == "no scores" else "tutelage run") in done.stderr
+    with pytest.raises(TutelageError):
+        package.report(run=str(folder))
+
+
+def test_disagreements_are_the_surest():
+    """Only images on which both decide differently, ordered by how sure both are."""
+    student = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.99, 0.01]])
+    teacher = np.array([[0.8, 0.2], [0.1, 0.9], [0.9, 0.1], [0.4, 0.6]])
+    assert disagreements(student, teacher).tolist() == [2, 3, 1]
+    assert disagreements(student, teacher, most=1).tolist() == [2]
+
+
+def test_evidence_survives(tmp_path):
+    """What is written is read: labels, probabilities to half precision, thumbnails of at most 96 pixels."""
+    random = np.random.default_rng(0)
+    models = {name: random.dirichlet(np.ones(3), 20) for name in ("student", "teacher")}
+    labels = random.integers(0, 3, 20)
+    write_evidence(
+        tmp_path, labels, [f"{i}.png" for i in range(20)], lambda i: np.full((300, 200, 3), i, np.uint8), models
+    )
+    found, kept, apart = read_evidence(tmp_path)
+    assert found.tolist() == labels.tolist()
+    assert kept["student"] == pytest.approx(models["student"], abs=1e-3)
+    assert all(one["label"] == labels[int(one["id"][:-4])] for one in apart)
+
+
+RESULTS = {
+    "classes": ["a", "b"],
+    "student": {"test": {"accuracy": 0.6, "images": 100, "ece": 0.3}, "agreement_on_transfer": 0.5},
+    "alone": {"test": {"accuracy": 0.55, "images": 100, "ece": 0.3}},
+}
+STAGES = {
+    "teacher": {"mode": "probe", "validation": {"probe": {"accuracy": 0.5}}, "labels": 6},
+    "transfer_set": {"distance": {"transfer_set": 0.03, "gallery": 0.04}},
+}
+
+
+def test_findings_name_number_and_step():
+    """A weak teacher, few labels, a far transfer set, a student that lags, unsure numbers: each is found with its number."""
+    found = diagnose(RESULTS, STAGES)
+    for one, number in zip(
+        found, ("50 %", "3.0 labels", "0.030 and 0.040", "50 %", "30 points", "+5.0 ± 13.7"), strict=True
+    ):
+        assert number in one.found
+        assert one.step
+    assert diagnose({"classes": ["a", "b"]}, {}) == []
+    good = {"classes": ["a"], "student": {"test": {"accuracy": 0.9, "images": 1000, "ece": 0.02}, "agreement_on_transfer": 0.95},
+            "alone": {"test": {"accuracy": 0.5, "images": 1000, "ece": 0.02}}}  # fmt: skip
+    assert (
+        diagnose(good, {"teacher": {"mode": "probe", "validation": {"probe": {"accuracy": 0.9}}, "labels": 50}}) == []
+    )
+
+
+def test_difference_by_hand():
+    """sqrt(0.6 * 0.4 / 100 + 0.55 * 0.45 / 100) is 0.0698."""
+    gained = difference(RESULTS, "student", "alone")
+    assert gained == pytest.approx((0.05, 0.0698), abs=1e-4)
+    assert difference(RESULTS, "student", "teacher") is None
+
+
+def test_many_classes_and_classes_without_images():
+    """A chart of 300 classes shows the weakest 40; a class without test images is left out."""
+    names = [f"class {i}" for i in range(300)]
+    recall = [None if i == 7 else i / 300 for i in range(300)]
+    chart = per_class(names, {"student": recall, "teacher": recall})
+    assert chart.count('text-anchor="end"') == 40
+    assert ">class 7<" not in chart
+    assert ">class 8<" in chart
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (Debian: apt install chromium)")
+@pytest.mark.parametrize("width", [500, 1600])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_in_a_real_browser(finished, tmp_path, width, scheme):
+    """Chromium shows the page without errors, missing images, sideways scrolling or text outside of its chart."""
+    measure = """<script>addEventListener("load", () => { const root = document.documentElement;
+    const out = [...document.querySelectorAll("svg")].flatMap(s => { const b = s.getBoundingClientRect();
+      return [...s.querySelectorAll("text")].filter(t => { const r = t.getBoundingClientRect();
+        return r.left < b.left - 1 || r.right > b.right + 1; }).map(t => t.textContent); });
+    document.body.dataset.found = JSON.stringify({ inner: innerWidth, scroll: root.scrollWidth, client: root.clientWidth,
+      missing: [...document.images].filter(i => !i.complete || !i.naturalWidth).length, images: document.images.length, out: out,
+      ground: getComputedStyle(document.body).backgroundColor }); });</script>"""
+    page = tmp_path / "page.html"
+    page.write_text(page_of(finished.out).replace("</body>", measure + "</body>"), encoding="utf-8")
+    assert CHROMIUM is not None
+    done = subprocess.run(
+        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", f"--window-size={width},2000",
+         f"--user-data-dir={tmp_path / 'profile'}", f"--blink-settings=preferredColorScheme={int(scheme == 'light')}",
+         "--virtual-time-budget=3000", "--dump-dom", f"file://{page}"],
+        capture_output=True, text=True, timeout=120, env={**os.environ, "DBUS_SESSION_BUS_ADDRESS": "disabled:"},
+    )  # fmt: skip
+    found = re.search(r'data-found="([^"]*)"', done.stdout)
+    assert found, done.stderr
+    told = json.loads(found[1].replace("&quot;", '"').replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+    assert told["scroll"] <= told["client"], "the page scrolls sideways"
+    assert told["images"] > 0
+    assert told["missing"] == 0
+    assert told["out"] == []
+    assert told["ground"] == ("rgb(251, 251, 249)" if scheme == "light" else "rgb(20, 21, 23)")
+    assert "CONSOLE" not in done.stderr
