@@ -281,6 +281,7 @@ def test_nothing_near_is_said(data, tmp_path, capsys):
     """When a gallery shows nothing of the task, so that queries find no more than chance does, that is said."""
     random = np.random.default_rng(0)
     from tutelage.recipes.choosing import Pool, nothing_near
+    from tutelage.retrieval.strategies import balanced
     from tutelage.retrieval.vectors import Vectors
 
     noise = random.normal(size=(2000, 64)).astype(np.float32)
@@ -292,4 +293,7 @@ def test_nothing_near_is_said(data, tmp_path, capsys):
         usable = np.ones(2000, bool)
         usable[::100] = False
         pool = Pool(None, Vectors((gallery,), None), usable, "exact", 2**28)  # type: ignore[arg-type]
-        assert (nothing_near(pool, queries, np.ones(3, np.float32)) == "") == near
+        similarity, rows = pool.neighbours(queries.astype(np.float32), 60, "")
+        choice = balanced(similarity, rows, np.arange(20), ~usable)
+        assert choice is not None
+        assert (nothing_near(pool, choice) == "") == near

@@ -159,22 +159,22 @@ def _balanced(pool: Pool, queries: np.ndarray, wish: Wish, wanted: int) -> Calla
     return chosen
 
 
-def nothing_near(pool: Pool, queries: np.ndarray, similarity: np.ndarray) -> str:
-    """A warning when the queries find nothing that is nearer than what directions without a meaning find.
+def nothing_near(pool: Pool, choice: Choice) -> str:
+    """A warning when the queries bring nothing that is nearer than what directions without a meaning find.
 
-    These are random sums of gallery embeddings (so they share the gallery's spread), at unit length.
-
-    Args:
-        queries: (Q, D) float32. similarity: (m,) float32 of the chosen images.
+    These are random sums of gallery embeddings (so they share the gallery's spread), at unit length. What counts of a query is the
+    image nearest to it that it brought.
     """
-    if not len(similarity):
+    asked = np.unique(choice.query[choice.query >= 0])
+    if not len(asked):
         return ""
+    nearest = [choice.similarity[choice.query == query].max() for query in asked]
     random = np.random.default_rng(0)
     rows = np.sort(random.permutation(pool.vectors.count)[:1024])
     null = random.normal(size=(NULL, len(rows))).astype(np.float32) @ pool.vectors.rows(rows)
     null /= np.maximum(np.linalg.norm(null, axis=1, keepdims=True), 1e-12)
-    found = search(pool.vectors, np.concatenate([queries, null]), 1, usable=pool.usable, memory=pool.memory)[0][:, 0]
-    mine, theirs = float(np.median(found[: len(queries)])), float(np.quantile(found[len(queries) :], 0.95))
+    found = search(pool.vectors, null, 1, usable=pool.usable, memory=pool.memory)[0][:, 0]
+    mine, theirs = float(np.median(nearest)), float(np.quantile(found, 0.95))
     if mine > min(theirs, NEAR):
         return ""
     return (

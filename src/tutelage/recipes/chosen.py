@@ -133,7 +133,7 @@ def summary(pool: Pool, choice: Choice, queries: Queries, admitted: Admitted) ->
         say(
             f"the queries of {', '.join(without)} bring nothing new: their nearest images went to other queries or are duplicates"
         )
-    if images and (warning := nothing_near(pool, queries.vectors, choice.similarity)):
+    if images and (warning := nothing_near(pool, choice)):
         say(warning)
         found["nothing_near"] = True
     say(
