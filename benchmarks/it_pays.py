@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import statistics
 from pathlib import Path
@@ -36,6 +37,7 @@ def main() -> None:
     parser.add_argument("--totals", default="10000")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--copies", type=int, default=1, help="seed of the planted copies")
+    parser.add_argument("--plot", type=Path, help="SVG file: accuracy of the first strategy against the size")
     parser.add_argument("--results", type=Path, required=True)
     given = parser.parse_args()
     given.results.mkdir(parents=True, exist_ok=True)
@@ -56,6 +58,46 @@ def main() -> None:
         each = ", ".join(f"{value:.3f}" for value in student)
         mean = f"{statistics.mean(student):.3f} ± {spread:.3f}"
         print(f"| {strategy} | {total:,} | {mean} | {each} | {statistics.mean(teacher):.3f} |")
+    if given.plot:
+        given.plot.write_text(
+            plot(given.results, [arm for arm in arms if arm[0] == arms[0][0]], seeds), encoding="utf-8"
+        )
+
+
+def plot(results: Path, arms: list[tuple[str, int]], seeds: list[int]) -> str:
+    """SVG: accuracy of each seed's student, and their mean, against the size of the transfer set."""
+    runs = {
+        total: [json.loads((results / f"{name}-{total}-{seed}.json").read_text()) for seed in seeds]
+        for name, total in arms
+    }
+    scores = {total: [run["student"]["test"]["accuracy"] for run in of] for total, of in sorted(runs.items())}
+    every = [score for of in scores.values() for score in of]
+    low, high = min(every) - 0.01, max(every) + 0.01
+    first, last = math.log(min(scores)), math.log(max(scores))
+
+    def place(total: int, score: float) -> tuple[float, float]:
+        return 70 + 360 * (math.log(total) - first) / ((last - first) or 1), 20 + 180 * (high - score) / (high - low)
+
+    parts = []
+    for total, of in scores.items():
+        x = place(total, low)[0]
+        parts.append(f'<text x="{x:.0f}" y="222" text-anchor="middle">{total:,}</text>')
+        parts += [
+            f'<circle cx="{x:.1f}" cy="{place(total, score)[1]:.1f}" r="3" fill="none" stroke="#6b7280"/>'
+            for score in of
+        ]
+    for score in (low, high):
+        parts.append(
+            f'<text x="60" y="{place(min(scores), score)[1] + 4:.0f}" text-anchor="end">{100 * score:.1f} %</text>'
+        )
+    means = " ".join("{:.1f},{:.1f}".format(*place(total, statistics.mean(of))) for total, of in scores.items())
+    words = "; ".join(f"{total:,}: {100 * statistics.mean(of):.1f} %" for total, of in scores.items())
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 460 250" role="img" font-family="sans-serif" font-size="12">'
+        f"<title>Accuracy of the student against the size of the transfer set</title><desc>{words}</desc>"
+        f'<rect width="460" height="250" fill="#fff"/>{"".join(parts)}<polyline points="{means}" fill="none" stroke="#0b62b8" '
+        f'stroke-width="2"/><text x="250" y="242" text-anchor="middle">images in the transfer set, 80,000 views seen</text></svg>\n'
+    )
 
 
 if __name__ == "__main__":
