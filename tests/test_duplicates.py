@@ -87,3 +87,15 @@ def test_each_picture_is_kept_once(images):
     assert (first[40:60] == np.arange(20)).sum() >= 19
     assert (first[60:] == np.arange(20)).sum() >= 19
     assert first.tolist() == near_duplicates(embeddings, thumbs).tolist()
+
+
+def test_of_many_copies_one_is_kept(images):
+    """Of 60 noisy copies of one picture one is kept, though the 10 nearest of most are copies that are dropped themselves."""
+    random = np.random.default_rng(0)
+    noisy = [np.clip(images[0] + random.normal(0, 3, images[0].shape), 0, 255).astype(np.uint8) for _ in range(60)]
+    thumbs = np.stack([thumbnail(picture) for picture in [*noisy, *images[1:30]]])
+    flat = thumbs.reshape(len(thumbs), -1).astype(np.float32)
+    flat -= flat.mean(axis=1, keepdims=True)
+    first = near_duplicates(flat / np.linalg.norm(flat, axis=1, keepdims=True), thumbs)
+    assert not first[:60].any()
+    assert first[60:].tolist() == list(range(60, 89))

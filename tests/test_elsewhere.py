@@ -122,15 +122,17 @@ def test_members_of_a_tar_go_by_their_keys(tmp_path, task):
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
     refs = list_gallery([shards]).refs
+    whole = str(shards / "00000.tar" / "000000001")
     assert names_of(refs[1]) == [
-        "00000.tar/000000001.png", "000000001.png", "00000.tar/000000001", "000000001",
+        f"{whole}.png", "00000.tar/000000001.png", "000000001.png", whole, "00000.tar/000000001", "000000001",
     ]  # fmt: skip
     for name in names_of(refs[1]):
         given = Given([write(tmp_path / "keys.parquet", {"x": vector(0, 0), name: vector(1, 1)}, "key")])
         assert given.find(refs, "images").tolist() == [-1, 1]
         assert given.lacks(refs[0])
         assert not given.lacks(refs[1])
-        assert given.features(refs[1:], []) == pytest.approx(vector(1, 1)[None], abs=1e-2)
+        found = given.features(refs[1:], [])[0].astype(float)
+        assert found / np.linalg.norm(found) == pytest.approx(vector(1, 1) / np.linalg.norm(vector(1, 1)), abs=1e-2)
 
 
 def test_words_by_given_vectors(task):
@@ -294,3 +296,45 @@ def test_through_the_command(task, tutelage):
     assert done.returncode == 2
     assert "none.parquet: not there" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_one_vector_is_not_given_to_two_images(task):
+    """A name that a labelled and a gallery image share is refused, whole paths tell them apart, and the same file is one image."""
+    for name in ("train/c0/0.png", "train/c1/0.png"):
+        (task.gallery / name).parent.mkdir(parents=True)
+        (task.gallery / name).write_bytes((task.gallery / f"{len(name) % 24}.png").read_bytes() + bytes(len(name)))
+    vectors = {**gallery_vectors(), **target_vectors(task)}
+    with pytest.raises(TutelageError, match=r"names train/c0/0\.png of the"):
+        curate(task, write(task.root / "short.parquet", vectors), budget=6, total=24)
+    places = {name: task.gallery if "/" not in name else task.target for name in vectors}
+    whole = {str(places[name] / name): one for name, one in vectors.items()}
+    whole |= {str(task.gallery / name): vector(2, 1) for name in ("train/c0/0.png", "train/c1/0.png")}
+    curate(task, write(task.root / "whole.parquet", whole))
+    assert curate(
+        task, task.root / "whole.parquet", gallery=[str(task.gallery), str(task.target)], out=str(task.root / "both")
+    )["images"]
+
+
+@pytest.mark.parametrize("length", [1e-9, 1e6])
+def test_vectors_of_any_length(task, length):
+    """Vectors that half precision cannot hold as they are bring the same images as others."""
+    vectors = {**gallery_vectors(), **target_vectors(task)}
+    curate(task, write(task.root / "long.parquet", {name: length * one for name, one in vectors.items()}))
+    assert right(task) == 1
+
+
+def test_the_cache_tells_of_them(task, tutelage):
+    """`tutelage cache` lists what was made from given vectors beside the rest."""
+    curate(task, write(task.root / "all.parquet", {**gallery_vectors(), **target_vectors(task)}))
+    done = tutelage("cache", "--cache", str(task.out.parent / "cache"))
+    assert done.returncode == 0, done.stderr
+    assert "embeddings made elsewhere" in done.stdout
+
+
+def test_without_a_number_nothing_is_searched(task):
+    """`--embeddings` with the default strategy and no --total is told before an image is read; a teacher's weights are not asked for."""
+    path = write(task.root / "all.parquet", {**gallery_vectors(), **target_vectors(task)})
+    with pytest.raises(TutelageError, match="--embeddings with --strategy all"):
+        curate(task, path, strategy="auto", total=None)
+    assert not (task.out.parent / "cache").exists()
+    assert curate(task, path, teacher_weights="pretrained", teacher="vit_tiny_patch16_224", teacher_size=None)["images"]

@@ -18,6 +18,7 @@ from tutelage.models.adapted import Network
 from tutelage.retrieval import embed
 from tutelage.retrieval.duplicates import thumbnail
 from tutelage.retrieval.embed import ByNetwork, EmbeddingCache, pieces_of
+from tutelage.retrieval.vectors import Vectors
 
 
 def network(scale: float = 1.0) -> Network:
@@ -140,3 +141,20 @@ def test_embeddings_that_are_no_number_are_refused(gallery, tmp_path):
 def test_an_empty_gallery_has_no_pieces():
     """Nothing to embed is no error here."""
     assert pieces_of([]) == []
+
+
+def test_a_tar_without_a_usable_image(gallery, tmp_path):
+    """A shard of which no image can be read is a piece without rows, and all of it is told."""
+    with tarfile.open(gallery / "bad.tar", "w") as tar:
+        for number in range(3):
+            member = tarfile.TarInfo(f"{number}.png")
+            member.size = 7
+            tar.addfile(member, io.BytesIO(b"nothing"))
+    pieces = pieces_of(list_gallery([gallery]).refs)
+    cache = EmbeddingCache(tmp_path / "cache", ByNetwork(network(), "squash"), 40)
+    for piece in pieces:
+        cache.embed(piece)
+    embedded = cache.load(pieces)
+    assert len(embedded) == 160
+    assert {"bad.tar/0.png", "bad.tar/1.png", "bad.tar/2.png"} <= {bad.id for bad in embedded.rejected}
+    assert Vectors(embedded.layout_parts, None).count == 160

@@ -20,7 +20,7 @@ from tutelage.errors import TutelageError
 from tutelage.reporting.charts import per_class
 from tutelage.reporting.diagnosis import diagnose, difference
 from tutelage.reporting.evidence import disagreements, read_evidence, write_evidence
-from tutelage.reporting.page import write_page
+from tutelage.reporting.page import answer, write_page
 
 NASTY = '<img src=x onerror=alert(1)> & "quoted"'
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -112,6 +112,16 @@ def test_a_run_of_an_earlier_version(finished, tmp_path):
     assert "Recall of each class" in page
 
 
+def test_scores_alone_make_the_page(finished, tmp_path):
+    """Killed between the stage's result and the page, or results.json lost: the page is made from the stage's result."""
+    cut = Path(shutil.copytree(finished.out, tmp_path / "cut"))
+    for name in ("results.json", "results.csv", "index.html"):
+        (cut / "report" / name).unlink()
+    package.evaluate(run=str(cut), cache=str(finished.out.parent / "cache"))
+    assert {p.name for p in (cut / "report").iterdir()} == {p.name for p in (finished.out / "report").iterdir()}
+    assert json.loads((cut / "report" / "results.json").read_text())["student"]
+
+
 @pytest.mark.parametrize("what", ["nothing", "no scores"])
 def test_folders_without_scores(finished, tmp_path, what, tutelage):
     """A folder that is no run, or one that was not evaluated, is told with the command that mends it."""
@@ -159,12 +169,29 @@ STAGES = {
 }
 
 
+def scored(student: float, alone: float, images: int = 1000) -> dict:
+    """Results of two students."""
+    both = {"student": student, "alone": alone}
+    tests = {
+        name: {"test": {"accuracy": one, "images": images, "ece": 0.0}, "parameters": 1} for name, one in both.items()
+    }
+    return {"classes": ["a"], **tests}
+
+
+def test_sentences_are_true():
+    """Better, worse, equal, without test images, without a student: each is called what it is."""
+    assert "40.0 points fewer" in answer(scored(0.5, 0.9), {})
+    assert "is worse than the same student alone, by 40.0 points" in diagnose(scored(0.5, 0.9), {})[0].found
+    assert "tell from nothing" in answer(scored(0.52, 0.5, 100), {})
+    assert "tell from nothing" not in answer(scored(1.0, 1.0), {})
+    assert "no test images" in answer({"classes": ["a"], "student": {"parameters": 1}}, {})
+    assert "no student yet" in answer({"classes": ["a"], "teacher": {"parameters": 1}}, {})
+
+
 def test_findings_name_number_and_step():
     """A weak teacher, few labels, a far transfer set, a student that lags, unsure numbers: each is found with its number."""
     found = diagnose(RESULTS, STAGES)
-    for one, number in zip(
-        found, ("50 %", "3.0 labels", "0.030 and 0.040", "50 %", "30 points", "+5.0 ± 13.7"), strict=True
-    ):
+    for one, number in zip(found, ("50 %", "3.0 labels", "0.8 times", "50 %", "30 points", "+5.0 ± 13.7"), strict=True):
         assert number in one.found
         assert one.step
     assert diagnose({"classes": ["a", "b"]}, {}) == []

@@ -47,6 +47,7 @@ FREE = {
     "cache_limit",
     "memory",
     "shard",
+    "engine",
 }
 
 

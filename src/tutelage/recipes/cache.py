@@ -34,6 +34,8 @@ def cache(*, cache: c.Cache = "cache", prune: c.Prune = None, json: c.Json = Fal
         about = read_json(path / "about.json")
         what = (
             f"{about['encoder']} at {about['size']} px, {about.get('output', 'embeddings of galleries')}"
+            if about and "encoder" in about
+            else "embeddings made elsewhere"
             if about
             else f"decoded images, short side {path.name[7:]}"
         )

@@ -76,11 +76,12 @@ class Encoder:
                     )  # fmt: skip
                 return cls(**place, given=given, words=words.of_names, about_words=[words.about])
             return cls(**place, given=given)
-        return cls._of_network(settings, place)
+        return cls._of_network(settings, place, sizes)
 
     @classmethod
-    def _of_network(cls, settings: dict[str, Any], place: dict[str, Any]) -> Encoder:
+    def _of_network(cls, settings: dict[str, Any], place: dict[str, Any], sizes: list[int]) -> Encoder:
         from tutelage.compute import accelerator
+        from tutelage.data.store import short_side
         from tutelage.models.adapted import network_of
         from tutelage.models.teachers import build_teacher
 
@@ -91,6 +92,7 @@ class Encoder:
             clip = build_clip(settings["clip"], settings["clip_weights"], hardware)
             templates = tuple(settings["templates"]) or TEMPLATES
             words = lambda classes: class_embeddings(clip, classes, templates)  # noqa: E731
+            place["side"] = short_side(max(sizes), clip.network.size)  # or it would see enlarged images
             return cls(**place, network=clip.network, words=words, about_words=[clip.hash, templates])
         teacher = build_teacher(settings["teacher"], settings["teacher_weights"], settings["teacher_size"])
         return cls(**place, network=network_of(teacher, hardware), is_teacher=True)
@@ -181,8 +183,10 @@ class Encoder:
         missing = [piece for piece in pieces[rank::count] if not cache.has(piece)]
         with progress("embed the gallery", sum(len(piece.refs) for piece in missing)) as advance:
             if missing and settings["engine"] == "ray":
-                make = partial(_cache_of, settings, self.cache)
-                embed_on_ray(make, missing, settings["device"] in ("auto", "cuda"), both(advance, tick))
+                make = partial(_cache_of, _everywhere(settings), self.cache.absolute())
+                embed_on_ray(
+                    make, cache.folder.name, missing, settings["device"] in ("auto", "cuda"), both(advance, tick)
+                )
             else:
                 for piece in missing:
                     cache.embed(piece, both(advance, tick))
@@ -197,6 +201,18 @@ class Encoder:
             )
             return None
         return unit(features, mean)
+
+
+def _everywhere(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings with whole paths, for workers that run in other folders."""
+
+    def whole(value: str) -> str:
+        return str(Path(value).absolute()) if Path(value).exists() else value
+
+    given = [whole(place) for place in settings["embeddings"]]
+    words = settings["text_embeddings"] and whole(settings["text_embeddings"])
+    weights = {name: whole(settings[name]) for name in ("teacher_weights", "clip_weights")}
+    return {**settings, "embeddings": given, "text_embeddings": words, **weights}
 
 
 def _cache_of(settings: dict[str, Any], cache: Path) -> EmbeddingCache:

@@ -13,7 +13,7 @@ from tutelage.config import recipe
 from tutelage.errors import TutelageError, shown
 from tutelage.progress import progress, say
 from tutelage.recipes.stage import open_run
-from tutelage.runs import COMMANDS, Run, hash_of, read_json, write_json
+from tutelage.runs import COMMANDS, Run, hash_of, read_json
 
 LEARNT_ON = 1000  # images of the transfer set on which student and teacher are compared
 
@@ -58,7 +58,6 @@ def evaluate(
         work.keep_evidence()
         result["seconds"] = clock.stop()
         finished = folder.finish("report", inputs, result)
-        write_json(folder.path / "report" / "results.json", finished)
         write_page(folder.path)
         return finished
 
@@ -174,8 +173,9 @@ class _Work:
     def keep_evidence(self) -> None:
         """Probabilities of the test images, and those on which student and teacher disagree, for the page."""
         from tutelage.metrics import softmax
-        from tutelage.reporting.evidence import write_evidence
+        from tutelage.reporting.evidence import remove_evidence, write_evidence
 
+        remove_evidence(self.run.path / "report")
         if self.test is not None:
             probabilities = {name: softmax(logits) for name, logits in self.logits.items()}
             write_evidence(

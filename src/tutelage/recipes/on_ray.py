@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 from collections.abc import Callable
+from pathlib import Path
 
 from tutelage.errors import TutelageError
 from tutelage.progress import say
@@ -18,33 +20,48 @@ RETRIES = 5  # of an actor, and of a piece
 
 
 class Embedder:
-    """One worker. cache: makes where vectors are kept, encoder and all. threads: torch's, as many as the one who asks has,
-    so that all give the same bits.
+    """One worker. cache: makes where vectors are kept, encoder and all. folder: its name where the work is asked for. threads:
+    torch's, as many as the one who asks has, so that all give the same bits.
     """
 
-    def __init__(self, cache: Callable[[], EmbeddingCache], threads: int):
+    def __init__(self, cache: Callable[[], EmbeddingCache], folder: str, threads: int):
         from tutelage.compute import prepare_process
 
         prepare_process()
         import torch
 
         torch.set_num_threads(threads)
-        self.cache = cache()
+        self.cache, self.wanted = cache(), folder
 
     def embed(self, piece: Piece) -> int:
-        """Embed one piece that is not there yet; its images."""
+        """Embed one piece that is not there yet; its images.
+
+        Raises:
+            TutelageError: a machine with another precision or other weights, or without the gallery.
+        """
+        if self.cache.folder.name != self.wanted:
+            raise TutelageError(
+                f"--engine ray: a worker on {platform.node()} would embed otherwise: {self.cache.source.about}",
+                "the same weights, size and precision on all machines", "give --precision fp32 or bf16, not auto",
+            )  # fmt: skip
+        if not any(Path(place).exists() for place in {ref.container for ref in piece.refs}):
+            raise TutelageError(
+                f"--engine ray: {piece.refs[0].container} is not there on {platform.node()}",
+                "the gallery under the same paths on all machines", "mount it there",
+            )  # fmt: skip
         if not self.cache.has(piece):
             self.cache.embed(piece)
         return len(piece.refs)
 
 
 def embed_on_ray(
-    cache: Callable[[], EmbeddingCache], pieces: list[Piece], on_gpus: bool, advance: Callable[[int], None]
+    cache: Callable[[], EmbeddingCache], folder: str, pieces: list[Piece], on_gpus: bool, advance: Callable[[int], None]
 ) -> None:
     """Embed pieces on the cluster of RAY_ADDRESS, or on a local one.
 
     Args:
-        cache: called in each worker. on_gpus: whether GPUs may be used. advance: called with the images of each piece that is done.
+        cache: called in each worker. folder: name of its folder here. on_gpus: whether GPUs may be used.
+        advance: called with the images of each piece that is done.
 
     Raises:
         TutelageError: workers that die again and again; what a worker raises.
@@ -69,7 +86,7 @@ def embed_on_ray(
         say(f"{len(pieces):,} pieces of the gallery over {count} Ray workers, one for each {kind}")
         gpus, cpus = (1, 0) if kind == "GPU" else (0, 1)
         worker = ray.remote(max_restarts=RETRIES, max_task_retries=RETRIES, num_gpus=gpus, num_cpus=cpus)(Embedder)
-        pool = ActorPool([worker.remote(cache, torch.get_num_threads()) for _ in range(count)])  # type: ignore[attr-defined]
+        pool = ActorPool([worker.remote(cache, folder, torch.get_num_threads()) for _ in range(count)])  # type: ignore[attr-defined]
         for done in pool.map_unordered(lambda actor, piece: actor.embed.remote(piece), pieces):
             advance(int(done))  # type: ignore[call-overload]
     except RayTaskError as error:

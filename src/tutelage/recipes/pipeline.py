@@ -72,7 +72,7 @@ def run(
     ]  # fmt: skip
     if not no_baseline:
         stages.append(("alone", alone, "alone"))
-    with open_run(out, cache, {k: v for k, v in settings.items() if k != "smoke"}, overwrite) as (folder, _):
+    with open_run(out, cache, settings, overwrite) as (folder, _):
         results: dict[str, Any] = {}
         for name, stage, place in stages:
             results[name] = _one(folder, stage, place, settings)

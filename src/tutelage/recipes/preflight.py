@@ -49,7 +49,8 @@ def preflight(settings: dict[str, Any], cache: Path) -> None:
     if not faults or not all(ours.values()):
         _check_machine(faults, settings)
         for kind in named:
-            _try(faults, lambda kind=kind: _check_model(settings, kind, hub=not faults))
+            hub = not faults and not (kind == "teacher" and _embeds_otherwise(settings))
+            _try(faults, lambda kind=kind, hub=hub: _check_model(settings, kind, hub=hub))
     else:
         for kind in named:
             _try(faults, lambda kind=kind: _check_alias_size(ours[kind], settings.get(f"{kind}_size"), kind))
@@ -115,13 +116,17 @@ def _of_the_choice(settings: dict[str, Any]) -> list[TutelageError]:
 def _of_words(settings: dict[str, Any]) -> list[TutelageError]:
     """Vectors made elsewhere, and queries of words."""
     strategy, given = settings.get("strategy"), settings.get("embeddings") or []
+    if strategy == "auto":
+        strategy = "all" if settings.get("total") is None and settings.get("per_query") is None else "balanced"
     words, templates = settings.get("text_embeddings"), settings.get("templates") or []
     if "embeddings" not in settings:
         return []
     faults: list[TutelageError] = []
     if given and strategy in ("all", "random"):
         allowed = "balanced, best, diverse, hard or text, which search"
-        faults.append(TutelageError(f"--embeddings with --strategy {strategy}", allowed, "leave one of them out"))
+        faults.append(
+            TutelageError(f"--embeddings with --strategy {strategy}", allowed, "add --total N, or leave them out")
+        )
     if words and strategy != "text":
         faults.append(TutelageError(f"--text-embeddings with --strategy {strategy}", "--strategy text", "add it"))
     if words and not given:
@@ -140,6 +145,11 @@ def _of_words(settings: dict[str, Any]) -> list[TutelageError]:
 
     _try(faults, lambda: check_clip(settings["clip"], settings["clip_weights"]))
     return faults
+
+
+def _embeds_otherwise(settings: dict[str, Any]) -> bool:
+    """Whether these are settings of `curate` alone, and the teacher is not the one who embeds."""
+    return "student_weights" not in settings and bool(settings.get("embeddings") or settings.get("strategy") == "text")
 
 
 def share_of(shard: str) -> tuple[int, int]:

@@ -73,7 +73,7 @@ def _set(stages: dict[str, Any]) -> list[Finding | None]:
     if near is None or far is None or far <= 0 or near <= FAR * far:
         return [None]
     return [Finding(
-        f"The transfer set is as far from the labelled images as the gallery is (MMD² {near:.3f} and {far:.3f}).",
+        f"The transfer set is {near / far:.1f} times as far from the labelled images as the gallery is (MMD² {near:.3f} and {far:.3f}).",
         "Choose by --strategy balanced with a smaller --total, or give a nearer --gallery.",
     )]  # fmt: skip
 
@@ -115,6 +115,11 @@ def _gain(results: dict[str, Any]) -> Finding | None:
     gained = difference(results, "student", "alone")
     if gained is None or gained[0] > NOISE * gained[1]:
         return None
+    if gained[0] < -NOISE * gained[1]:
+        return Finding(
+            f"The taught student is worse than the same student alone, by {-100 * gained[0]:.1f} points.",
+            "The teacher misleads it: see its own scores; use the student alone, a better teacher, or a nearer gallery.",
+        )
     points = f"{100 * gained[0]:+.1f} ± {100 * NOISE * gained[1]:.1f} points"
     return Finding(
         f"The taught student is not surely better than the same student alone ({points}).",

@@ -61,6 +61,12 @@ def thumbnail(image: np.ndarray) -> str:
     return base64.b64encode(data.getvalue()).decode("ascii")
 
 
+def remove_evidence(folder: Path) -> None:
+    """Take away what an earlier evaluation kept."""
+    for name in ("predictions.npz", "disagreements.json"):
+        (folder / name).unlink(missing_ok=True)
+
+
 def read_evidence(folder: Path) -> tuple[np.ndarray, dict[str, np.ndarray], list[dict[str, Any]]]:
     """Labels (n,), probabilities (n, C) float32 of each model, and the disagreements; all empty in a run that kept none."""
     path = folder / "predictions.npz"

@@ -19,7 +19,7 @@ from tutelage.progress import duration
 from tutelage.reporting import charts
 from tutelage.reporting.diagnosis import NOISE, diagnose, difference
 from tutelage.reporting.evidence import read_evidence
-from tutelage.runs import read_json, write_text
+from tutelage.runs import read_json, write_json, write_text
 from tutelage.version import __version__
 
 STAGES = ("transfer_set", "teacher", "transfer", "student", "alone", "report")
@@ -40,7 +40,11 @@ def write_page(run: Path) -> Path:
         TutelageError: the folder holds no run, or one without scores.
     """
     stages = {name: read_json(run / name / "result.json") or {} for name in STAGES}
-    results = read_json(run / "report" / "results.json")
+    present = stages["transfer_set"].get("outputs")
+    stages = {
+        name: one if one.get("curated", present) == present else {} for name, one in stages.items()
+    }  # not of another set
+    results = stages["report"] or None
     if not (run / "settings.toml").exists() or results is None:
         raise TutelageError(
             f"{run}: no scores of a run in it", "the folder of a run that has been evaluated",
@@ -58,6 +62,7 @@ def write_page(run: Path) -> Path:
         transfer_set=_transfer_set(stages["transfer_set"], settings), costs=_costs(stages), facts=_facts(settings, stages),
         command=command(settings), version=__version__,
     )  # fmt: skip
+    write_json(run / "report" / "results.json", results)
     write_text(run / "report" / "results.csv", _csv(results))
     write_text(run / "report" / "index.html", page)
     return run / "report" / "index.html"
@@ -65,13 +70,15 @@ def write_page(run: Path) -> Path:
 
 def answer(results: dict[str, Any], stages: dict[str, Any]) -> str:
     """What came out, in a sentence or two."""
-    test = (results.get("student") or {}).get("test")
+    if "student" not in results:
+        return "This run has no student yet: tutelage transfer and tutelage finetune make one."
+    test = results["student"].get("test")
     if not test:
         return "The student was trained, and there are no test images to say how good it is: give --test."
     labels = (stages.get("teacher") or {}).get("labels")
     said = f"The taught student is right for {100 * test['accuracy']:.1f} % of {test['images']:,} test images"
     if gained := difference(results, "student", "alone"):
-        sure = abs(gained[0]) > NOISE * gained[1]
+        sure = abs(gained[0]) > NOISE * gained[1] or not gained[1]
         way = "more" if gained[0] >= 0 else "fewer"
         trained = f"the {labels:,} labels" if labels else "the labels"
         said += f", {abs(100 * gained[0]):.1f} points {way} than the same student trained on {trained} alone"
@@ -106,7 +113,7 @@ def command(settings: dict[str, Any]) -> str:
     words = ["tutelage", "run"]
     for name, value in settings.items():
         flag = "--" + name.replace("_", "-")
-        if name in ("json", "smoke", "overwrite", "config") or value is False or value == []:
+        if name in ("json", "overwrite", "config") or value is False or value == []:
             continue
         words += [flag] if value is True else [flag, *(value if isinstance(value, list) else [str(value)])]
     return shlex.join(words)
@@ -197,7 +204,8 @@ def _transfer_set(curated: dict[str, Any], settings: dict[str, Any]) -> str:
     said += f"{curated.get('duplicates', 0):,} identical and {curated.get('near_duplicates', 0):,} near duplicates; "
     said += f"{curated.get('rejected', 0):,} images cannot be used."
     if similarity := curated.get("similarity"):
-        said += f" Similarity to the labelled image that brought it: median {similarity['50 %']:.2f}, 5 % below {similarity['5 %']:.2f}."
+        asked = "words" if curated.get("strategy") == "text" else "labelled image"
+        said += f" Similarity to the {asked} that brought it: median {similarity['50 %']:.2f}, 5 % below {similarity['5 %']:.2f}."
     if distance := curated.get("distance"):
         said += f" Distance to the labelled images (MMD²): {distance['transfer_set']:.3f}, of the whole gallery {distance['gallery']:.3f}."
     return said

@@ -163,14 +163,26 @@ def near_duplicates(
     Returns:
         (n,) int64: the smallest position of a kept image that this one is a copy of; its own where it is kept.
     """
-    first = np.arange(len(thumbs))
-    fresh = first if fresh is None else fresh
-    if not len(fresh):
-        return first
-    pairs = _pairs(embeddings, layout(thumbs), floor, fresh)
+    first, small, layouts = np.arange(len(thumbs)), _opponent(thumbs), layout(thumbs)
+    asked = first if fresh is None else fresh
+    while len(asked):  # of many copies of one picture, the neighbours of some are all dropped: those are asked again
+        kept = np.flatnonzero(first == np.arange(len(first)))
+        pairs = kept[_pairs(embeddings[kept], layouts[kept], floor, np.searchsorted(kept, asked))]
+        for b, a in _copies(small, pairs).tolist():
+            if first[a] == a and first[b] == b:
+                first[b] = a
+        dropped = first[pairs] != pairs
+        asked = np.unique(pairs[dropped.any(axis=1)])
+        asked = asked[first[asked] == asked] if dropped.any() else asked[:0]
+    while (first[first] != first).any():  # kept at first, and dropped later
+        first = first[first]
+    return first
+
+
+def _copies(small: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """Of pairs (p, 2) int64, those that are copies of each other: (q, 2), the later first, in its order."""
     pairs = np.concatenate([pairs, pairs[:, ::-1]])  # either may be a crop of the other
     pairs = pairs[np.argsort(pairs[:, 0], kind="stable")]
-    small = _opponent(thumbs)
 
     def copies_in(start: int) -> np.ndarray:
         block = pairs[start : start + BLOCK]
@@ -181,11 +193,7 @@ def near_duplicates(
     # Two threads of BLAS on busy cores took 3 times as long.
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(os.cpu_count()) as pool:
         copies = [np.zeros((0, 2), np.int64), *pool.map(copies_in, range(0, len(pairs), BLOCK))]
-    found = np.unique(np.sort(np.concatenate(copies), axis=1)[:, ::-1], axis=0)  # ordered by the later image
-    for b, a in found.tolist():
-        if first[a] == a and first[b] == b:
-            first[b] = a
-    return first
+    return np.unique(np.sort(np.concatenate(copies), axis=1)[:, ::-1], axis=0)
 
 
 def _pairs(embeddings: np.ndarray, layouts: np.ndarray, floor: float, fresh: np.ndarray) -> np.ndarray:
@@ -268,8 +276,9 @@ def _crop(images: np.ndarray, numbers: np.ndarray) -> np.ndarray:
 
 def _less_mean(images: np.ndarray) -> np.ndarray:
     """(..., h, w, 3) float32 -> (..., h * w * 3): without their mean colour."""
-    flat = images.reshape(*images.shape[:-3], -1, images.shape[-1])
-    return (flat - flat.mean(axis=-2, keepdims=True)).reshape(*images.shape[:-3], -1)
+    *others, height, width, colours = images.shape
+    flat = images.reshape(*others, height * width, colours)
+    return (flat - flat.mean(axis=-2, keepdims=True)).reshape(*others, height * width * colours)
 
 
 def _length(vectors: np.ndarray) -> np.ndarray:

@@ -55,7 +55,9 @@ class Given:
                 f"{flag}: two vectors for {shown(map(repr, twice))}", "one vector for each name", "remove one"
             )
         facts = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-        self.about: dict[str, Any] = {"embeddings": hash_of([facts, self.width])}
+        self.about: dict[str, Any] = {"embeddings": hash_of([facts, self.width]), "width": self.width}
+        self._claims: dict[int, ImageRef] = {}
+        self._scale = self._scale_of()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -67,7 +69,7 @@ class Given:
             what: what the images are, for messages.
 
         Raises:
-            TutelageError: two images with one vector.
+            TutelageError: two images with one vector, also when one of them was found before.
         """
         rows = np.array([self._find(ref) for ref in refs], np.int64)
         found = rows[rows >= 0]
@@ -78,7 +80,21 @@ class Given:
                 f"{self.flag}: {self.names[int(rows[same[0]])]!r} names two of the {what}: {shown(refs[i].id for i in same.tolist())}",
                 "a name for each image", "name tar members as shard.tar/member",
             )  # fmt: skip
+        for ref, row in zip(refs, rows.tolist(), strict=True):
+            other = self._claims.setdefault(row, ref) if row >= 0 else ref
+            if other.fingerprint != ref.fingerprint:
+                raise TutelageError(
+                    f"{self.flag}: {self.names[row]!r} names {ref.id} of the {what}, and {other.id} in {other.container}",
+                    "a name for each image", "call images by their whole paths (/data/a.jpg, /data/a.tar/b.jpg, /data/a.parquet#7)",
+                )  # fmt: skip
         return rows
+
+    def _scale_of(self) -> float:
+        """A factor for all vectors, so that they fit into half precision: one over the median length of a thousand of them."""
+        some = self._stored(np.linspace(0, len(self) - 1, min(1000, len(self))).astype(np.int64))
+        lengths = np.linalg.norm(some, axis=1)
+        lengths = lengths[np.isfinite(lengths) & (lengths > 0)]
+        return 1 / float(np.median(lengths)) if len(lengths) else 1.0
 
     def _find(self, ref: ImageRef) -> int:
         return next((self._row[name] for name in names_of(ref) if name in self._row), -1)
@@ -88,9 +104,9 @@ class Given:
         row = self._find(ref)
         if row < 0:
             return f"no vector of its name in {self.flag}"
-        return (
-            None if np.isfinite(self.take([row])).all() else f"its vector in {self.flag} holds NaN or infinite numbers"
-        )
+        with np.errstate(over="ignore"):
+            fits = np.isfinite(self.take([row]).astype(np.float16)).all()
+        return None if fits else f"its vector in {self.flag} holds NaN or infinite numbers"
 
     def prepare(self, rgb: np.ndarray) -> np.ndarray:
         """What `features` needs of an image: nothing."""
@@ -101,10 +117,14 @@ class Given:
         return self.take([self._find(ref) for ref in refs]).astype(np.float16)
 
     def take(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-        """(n, D) float32 vectors of these rows."""
+        """(n, D) float32 vectors of these rows, all multiplied by one number."""
+        return (self._stored(rows) * self._scale).astype(np.float32)
+
+    def _stored(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """(n, D) float64 vectors as they were written."""
         part = np.searchsorted(self._starts, rows, side="right") - 1
         taken = [self._parts[p][row - self._starts[p]] for p, row in zip(part, rows, strict=True)]
-        return np.array(taken, np.float32).reshape(-1, self.width)
+        return np.array(taken, np.float64).reshape(-1, self.width)
 
     def of_names(self, names: Sequence[str]) -> np.ndarray:
         """(n, D) float32 vectors of these names.
@@ -126,13 +146,17 @@ class Given:
 
 
 def names_of(ref: ImageRef) -> list[str]:
-    """What an image may be called elsewhere: its id, its path, both without suffix, in a tar its member's name and key."""
-    names = [ref.id]
-    if ref.kind == "file":
-        names.append(ref.container)
-    if ref.kind == "tar" and ".tar" in ref.id:
-        names.append(ref.id[ref.id.index(".tar") :].partition("/")[2])
-    stems = [os.path.splitext(name)[0] for name in names] if ref.kind != "parquet" else []
+    """What an image may be called elsewhere, the surest name first: its whole path, its id, in a tar its member's name; then
+    all of them without suffix.
+    """
+    if ref.kind == "parquet":
+        return [f"{ref.container}#{ref.position}", ref.id]
+    names = [ref.container, ref.id]
+    if ref.kind == "tar":
+        shard = os.path.basename(ref.container) + "/"
+        member = ref.id[ref.id.rindex(shard) + len(shard) :] if shard in ref.id else ""
+        names = [f"{ref.container}/{member}", ref.id, member]
+    stems = [os.path.splitext(name)[0] for name in names]
     return [name for name in (*names, *stems) if name]
 
 
@@ -197,7 +221,9 @@ def _table(path: Path, flag: str) -> pa.Table:
 
 
 def _names(table: pa.Table, path: Path, flag: str) -> list[str]:
-    column = next((name for name in NAMES if name in table.column_names), None)
+    there = [name for name in NAMES if name in table.column_names]
+    words = [name for name in there if pa.types.is_string(table.schema.field(name).type)]  # a running number is no name
+    column = next(iter([*words, *there]), None)
     if column is None:
         allowed = f"a column of names: {', '.join(NAMES)}"
         raise TutelageError(f"{flag} {path}: columns {shown(table.column_names)}", allowed, "rename one")
