@@ -19,7 +19,7 @@ demo: .venv/.demo-installed
 	.venv/bin/tutelage demo $(ARGS)
 
 test: .venv/.dev-installed
-	.venv/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
+	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: .venv/.dev-installed
 	.venv/bin/ruff format --check .

@@ -44,6 +44,18 @@ def draw(path: Path, label: int, number: int, size: int = 48) -> None:
     Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(path)
 
 
+# Files that take long, the longest first: what is begun last should be short, or one worker waits for the other.
+LONG = (
+    "test_resume", "test_bad_input", "test_docs", "test_curate", "test_pipeline", "test_processes", "test_ray", "test_report",
+    "test_stale", "test_elsewhere",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first; the order within a file stays."""
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
+
 @dataclass(frozen=True)
 class Task:
     """A target set of 3 classes (6 train and 4 test images each) and a gallery of 24 images, all in `root`."""

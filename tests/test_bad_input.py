@@ -529,7 +529,7 @@ def test_loss_that_is_no_number(tutelage, task):
 
 def test_ctrl_c(task, tutelage):
     """Ctrl-C in the middle of training ends with 130 and says how to go on; the same command goes on from there."""
-    words = task.words("run", "--steps", "40")
+    words = task.words("run", "--steps", "160")
     command = [sys.executable, "-m", "tutelage", *words]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, env=environment(), text=True, **pipes) as process:

@@ -132,7 +132,8 @@ def test_files_of_a_run(reference):
         "teacher/head.safetensors", "teacher/validation.npz", "teacher/result.json", "transfer/propagated.npz",
         "transfer/metrics.jsonl", "transfer/weights.safetensors", "transfer/result.json", "student/weights.safetensors",
         "student/result.json", "alone/metrics.jsonl", "alone/weights.safetensors", "alone/result.json",
-        "report/result.json", "report/results.json",
+        "report/result.json", "report/results.json", "report/results.csv", "report/index.html", "report/predictions.npz",
+        "report/disagreements.json",
     ])  # fmt: skip
 
 
