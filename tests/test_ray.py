@@ -59,7 +59,7 @@ def many(task) -> Task:
 def test_a_killed_worker_loses_nothing(many, monkeypatch):
     """Two workers, one killed while they embed: the same manifest as without Ray, every piece there once."""
     mark = f"TUTELAGE_TEST_MARK={os.getpid()}-{time.monotonic_ns()}"
-    given = environment(**dict([mark.split("=")]), RAY_OVERRIDE_RESOURCES='{"CPU": 2}')
+    given = environment(**dict([mark.split("=")]), RAY_OVERRIDE_RESOURCES='{"CPU": 2}', RAY_worker_niceness="0")
     process = subprocess.Popen(words(many), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=given)
     cache, deadline, at_kill = many.root / "ray" / "cache", time.monotonic() + 240, 0
     while at_kill < 2 or len(workers(mark)) < 2:
