@@ -194,6 +194,8 @@ def test_findings_name_number_and_step():
     for one, number in zip(found, ("50 %", "3.0 labels", "0.8 times", "50 %", "30 points", "+5.0 ± 13.7"), strict=True):
         assert number in one.found
         assert one.step
+    whole = {"transfer_set": {**STAGES["transfer_set"], "strategy": "all"}}
+    assert not any("times as far" in one.found for one in diagnose(RESULTS, whole))
     assert diagnose({"classes": ["a", "b"]}, {}) == []
     good = {"classes": ["a"], "student": {"test": {"accuracy": 0.9, "images": 1000, "ece": 0.02}, "agreement_on_transfer": 0.95},
             "alone": {"test": {"accuracy": 0.5, "images": 1000, "ece": 0.02}}}  # fmt: skip

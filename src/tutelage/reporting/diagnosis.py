@@ -70,7 +70,8 @@ def _set(stages: dict[str, Any]) -> list[Finding | None]:
         return [Finding("Nothing in the gallery is nearer to the labelled images than chance.", step)]
     distance = curated.get("distance") or {}
     near, far = distance.get("transfer_set"), distance.get("gallery")
-    if near is None or far is None or far <= 0 or near <= FAR * far:
+    chosen = curated.get("strategy") not in ("all", "random")  # else it is the gallery
+    if not chosen or near is None or far is None or far <= 0 or near <= FAR * far:
         return [None]
     return [Finding(
         f"The transfer set is {near / far:.1f} times as far from the labelled images as the gallery is (MMD² {near:.3f} and {far:.3f}).",
