@@ -44,6 +44,11 @@ def draw(path: Path, label: int, number: int, size: int = 48) -> None:
     Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(path)
 
 
+# The command with pieces of 16 images on the mean instead of 2,048, for galleries of a few hundred.
+SMALL_PIECES = (
+    "import sys; from tutelage.retrieval import embed; embed.PIECE_BITS = 4; from tutelage.cli import main; main()"
+)
+
 # Files that take long, the longest first: what is begun last should be short, or one worker waits for the other.
 LONG = (
     "test_resume", "test_bad_input", "test_docs", "test_curate", "test_pipeline", "test_processes", "test_ray", "test_report",

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import tutelage
-from conftest import draw, environment
+from conftest import SMALL_PIECES, draw, environment
 from textures import CLASSES, texture
 from tutelage.data.manifest import read_manifest
 from tutelage.errors import TutelageError
@@ -149,14 +149,9 @@ def manifest_bytes(out: Path) -> bytes:
     return (out / "transfer_set" / "manifest.parquet").read_bytes()
 
 
-COMMAND = (
-    "import sys; from tutelage.retrieval import embed; embed.PIECE_BITS = 4; from tutelage.cli import main; main()"
-)
-
-
 def words(data: Path, out: Path, *more: str) -> list[str]:
     return [
-        sys.executable, "-c", COMMAND, "curate", "--target", str(data / "target"), "--gallery", str(data / "gallery"),
+        sys.executable, "-c", SMALL_PIECES, "curate", "--target", str(data / "target"), "--gallery", str(data / "gallery"),
         "--out", str(out), "--cache", str(out.parent / "cache"), "--budget", "6", "--strategy", "balanced", "--total", "72",
         "--teacher", "tf_efficientnet_lite0", "--teacher-size", "64", "--student", "mobilenetv3_small_050", "--student-size", "32",
         *more,

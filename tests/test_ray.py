@@ -12,14 +12,11 @@ from pathlib import Path
 import pytest
 
 import tutelage as package
-from conftest import MODELS, Task, draw, environment
+from conftest import MODELS, SMALL_PIECES, Task, draw, environment
 from tutelage.retrieval import embed
 
 pytest.importorskip("ray", reason="the optional package ray is not installed")
 
-COMMAND = (
-    "import sys; from tutelage.retrieval import embed; embed.PIECE_BITS = 4; from tutelage.cli import main; main()"
-)
 IMAGES = 480
 
 
@@ -27,7 +24,7 @@ def words(task: Task) -> list[str]:
     out = task.root / "ray" / "run"
     more = ("--strategy", "balanced", "--total", "60", "--engine", "ray", "--teacher-size", "64")
     folders = ("--out", str(out), "--cache", str(out.parent / "cache"))
-    return [sys.executable, "-c", COMMAND, *task.words("curate", *more, *folders)]
+    return [sys.executable, "-c", SMALL_PIECES, *task.words("curate", *more, *folders)]
 
 
 def manifest(task: Task, name: str) -> bytes:

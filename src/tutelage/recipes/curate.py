@@ -15,6 +15,7 @@ from tutelage import config as c
 from tutelage.config import recipe
 from tutelage.errors import TutelageError
 from tutelage.progress import progress, say
+from tutelage.recipes.preflight import strategy_of
 from tutelage.recipes.stage import open_run
 from tutelage.runs import Run, hash_of
 
@@ -41,8 +42,7 @@ def curate(
         result of the stage: classes, counts, similarities, duplicates and leaks, distances, hashes, seconds.
     """
     settings = dict(locals())
-    if strategy == "auto":
-        settings["strategy"] = "all" if total is None and per_query is None else "balanced"
+    settings["strategy"] = strategy_of(settings)
     from tutelage.data.gallery import list_gallery
     from tutelage.data.store import Store
     from tutelage.data.target_set import read_target_set

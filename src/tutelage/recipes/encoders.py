@@ -123,7 +123,7 @@ class Encoder:
                 f"--embeddings: {len(without):,} of {len(refs):,} {what} have no vector: {shown(without)}",
                 "all of them, or none", "embed the images of --target too",
             )  # fmt: skip
-        return self.given.of_names([self.given.names[row] for row in found])
+        return self.given.finite(found)
 
     def queries(self, admitted: Admitted, mean: np.ndarray | None) -> Queries:
         """The labelled images, or the classes' words. mean: (D,) float32 that the gallery's vectors are centred by."""

@@ -106,18 +106,15 @@ class _Work:
             "classes": list(self.task.classes),
             "test_images": 0 if self.test is None else len(self.test),
         }
-        teacher_logits = None
         if self.stages["teacher"]:
-            result["teacher"], teacher_logits = self.teacher()
-            if self.test is not None:
-                self.logits["teacher"] = teacher_logits
+            result["teacher"] = self.teacher()
         for name, stage in (("student", "student"), ("alone", "alone")):
             if self.stages[stage]:
-                result[name] = self.student(stage, teacher_logits)
+                result[name] = self.student(stage)
         return result
 
-    def teacher(self) -> tuple[dict[str, Any], Any]:
-        """Scores and logits of the adapted teacher."""
+    def teacher(self) -> dict[str, Any]:
+        """Scores of the adapted teacher, whose logits the students are compared with."""
         from tutelage.compute import flops
         from tutelage.models.adapted import load_adapted
         from tutelage.targets import CLEAN, OutputCache, ViewSettings, compute_outputs
@@ -141,11 +138,11 @@ class _Work:
 
         self.taught = logits_of(self.learnt_on, "transfer")
         if self.test is None:
-            return about, None
-        logits = logits_of(self.test.images, "test")
-        return {**about, "test": self.judged(logits)}, logits
+            return about
+        self.logits["teacher"] = logits_of(self.test.images, "test")
+        return {**about, "test": self.judged(self.logits["teacher"])}
 
-    def student(self, stage: str, teacher_logits: Any) -> dict[str, Any]:
+    def student(self, stage: str) -> dict[str, Any]:
         """Scores of a student."""
         from tutelage.compute import flops, latency_ms
         from tutelage.recipes.supervised import predict_logits
@@ -165,8 +162,8 @@ class _Work:
             return about
         with progress(f"{stage} on test images", len(self.test)) as advance:
             logits = predict_logits(module, student, self.test.images, self.resize, self.hardware, advance)
-        if teacher_logits is not None:
-            about["agreement"] = agreement(logits, teacher_logits)
+        if "teacher" in self.logits:
+            about["agreement"] = agreement(logits, self.logits["teacher"])
         self.logits[stage] = logits
         return {**about, "test": self.judged(logits)}
 

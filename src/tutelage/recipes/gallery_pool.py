@@ -42,9 +42,8 @@ def fill_pool(
             "the gallery has no image that can be read", "images", "rejected.csv says why; give another --gallery"
         )
     mean = mean_of(embedded.parts)
-    if (
-        encoder.words is not None
-    ):  # words and images lie apart in a CLIP model's space: their cosine is taken as it was trained
+    # Words and images lie apart in a CLIP model's space: their cosine is taken as it was trained.
+    if encoder.words is not None:
         mean = np.zeros_like(mean)
     vectors = Vectors(embedded.parts, mean)
     memory = settings["memory"] * 2**30 if settings["memory"] else (free_memory() or 2 * MEMORY) / 2

@@ -113,14 +113,19 @@ def _of_the_choice(settings: dict[str, Any]) -> list[TutelageError]:
     return faults
 
 
+def strategy_of(settings: dict[str, Any]) -> str:
+    """The strategy that settings ask for: "auto" stands for `balanced` where a number is given, else for `all`."""
+    if settings["strategy"] != "auto":
+        return settings["strategy"]
+    return "all" if settings["total"] is None and settings["per_query"] is None else "balanced"
+
+
 def _of_words(settings: dict[str, Any]) -> list[TutelageError]:
     """Vectors made elsewhere, and queries of words."""
-    strategy, given = settings.get("strategy"), settings.get("embeddings") or []
-    if strategy == "auto":
-        strategy = "all" if settings.get("total") is None and settings.get("per_query") is None else "balanced"
-    words, templates = settings.get("text_embeddings"), settings.get("templates") or []
     if "embeddings" not in settings:
         return []
+    strategy, given = strategy_of(settings), settings["embeddings"]
+    words, templates = settings["text_embeddings"], settings["templates"]
     faults: list[TutelageError] = []
     if given and strategy in ("all", "random"):
         allowed = "balanced, best, diverse, hard or text, which search"
@@ -134,11 +139,10 @@ def _of_words(settings: dict[str, Any]) -> list[TutelageError]:
     if strategy == "text" and given and not words:
         allowed = "vectors of the class names by the same model"
         faults.append(TutelageError("--strategy text with --embeddings alone", allowed, "add --text-embeddings FILE"))
-    faults += [
-        TutelageError(f"template {text!r}: no {{}} in it", "a sentence with {}", "write {} where the class name goes")
-        for text in templates
-        if "{}" not in text
-    ]
+    if templates:
+        from tutelage.models.text import class_prompts
+
+        _try(faults, lambda: class_prompts(["class"], templates))
     if faults or strategy != "text" or words:
         return faults
     from tutelage.models.text import check_clip

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from markupsafe import Markup, escape
 
+from tutelage.reporting.table import TITLES
+
 WIDTH = 460  # units; the page shows them at 350 to 720 pixels
-MODELS = ("student", "alone", "teacher")  # in the order of the legend; CSS classes of the same names
-TITLES = {"student": "student, taught", "alone": "student alone", "teacher": "teacher, adapted"}
+MODELS = tuple(TITLES)  # in the order of the legend; CSS classes of the same names
 CLASSES_SHOWN = 40  # in a chart with a line for each class
 CELLS_SHOWN = 25  # classes in a confusion matrix
 
@@ -96,7 +97,7 @@ def matrix(classes: Sequence[str], counts: Sequence[Sequence[int]], model: str) 
     parts = []
     for column, name in enumerate(classes):
         x = left + cell * (column + 0.5) + 4
-        parts.append(f'<g transform="translate({x:.1f} {top - 6}) rotate(-60)">{text(0, 0, short(name, 14))}</g>')
+        parts.append(f'<g transform="translate({x:.1f} {top - 6}) rotate(-60)">{text(0, 0, short(name))}</g>')
     height = min(cell, 34)
     for row, name in enumerate(classes):
         y, total = top + height * row, max(1, int(table[row].sum()))

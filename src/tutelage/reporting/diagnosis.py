@@ -8,11 +8,8 @@ from typing import Any
 WEAK = 0.7  # accuracy of a teacher on held-out labels, below which it is what limits
 FAR = 0.5  # distance of the transfer set over that of the gallery, above which the search brought little
 FEW = 10  # labels a class
-FAITHFUL = (
-    0.85  # agreement with the teacher on the transfer set, below which the student has not learnt what it was told
-)
+FAITHFUL = 0.85  # agreement with the teacher on the transfer set, below which the student has not learnt it
 UNSURE = 0.1  # expected calibration error
-MUCH = 0.03  # difference of accuracy that is spoken of
 NOISE = 1.96  # standard errors of a difference that test images alone may make
 
 
@@ -33,7 +30,7 @@ def diagnose(results: dict[str, Any], stages: dict[str, Any]) -> list[Finding]:
     found = [
         _teacher(stages),
         _labels(results, stages),
-        *_set(stages),
+        _set(stages),
         _student(results),
         _sure(results),
         _gain(results),
@@ -63,20 +60,20 @@ def _labels(results: dict[str, Any], stages: dict[str, Any]) -> Finding | None:
     )
 
 
-def _set(stages: dict[str, Any]) -> list[Finding | None]:
+def _set(stages: dict[str, Any]) -> Finding | None:
     curated = stages.get("transfer_set") or {}
     if curated.get("nothing_near"):
         step = "Give a --gallery that shows such things."
-        return [Finding("Nothing in the gallery is nearer to the labelled images than chance.", step)]
+        return Finding("Nothing in the gallery is nearer to the labelled images than chance.", step)
     distance = curated.get("distance") or {}
     near, far = distance.get("transfer_set"), distance.get("gallery")
     chosen = curated.get("strategy") not in ("all", "random")  # else it is the gallery
     if not chosen or near is None or far is None or far <= 0 or near <= FAR * far:
-        return [None]
-    return [Finding(
+        return None
+    return Finding(
         f"The transfer set is {near / far:.1f} times as far from the labelled images as the gallery is (MMD² {near:.3f} and {far:.3f}).",
         "Choose by --strategy balanced with a smaller --total, or give a nearer --gallery.",
-    )]  # fmt: skip
+    )
 
 
 def _student(results: dict[str, Any]) -> Finding | None:

@@ -19,7 +19,7 @@ from tutelage.progress import duration
 from tutelage.reporting import charts
 from tutelage.reporting.diagnosis import NOISE, diagnose, difference
 from tutelage.reporting.evidence import read_evidence
-from tutelage.runs import read_json, write_json, write_text
+from tutelage.runs import Run, read_json, write_json, write_text
 from tutelage.version import __version__
 
 STAGES = ("transfer_set", "teacher", "transfer", "student", "alone", "report")
@@ -40,10 +40,7 @@ def write_page(run: Path) -> Path:
         TutelageError: the folder holds no run, or one without scores.
     """
     stages = {name: read_json(run / name / "result.json") or {} for name in STAGES}
-    present = stages["transfer_set"].get("outputs")
-    stages = {
-        name: one if one.get("curated", present) == present else {} for name, one in stages.items()
-    }  # not of another set
+    stages = {name: {} if Run(run).outdated(one) else one for name, one in stages.items()}
     results = stages["report"] or None
     if not (run / "settings.toml").exists() or results is None:
         raise TutelageError(
@@ -59,7 +56,7 @@ def write_page(run: Path) -> Path:
         title=run.resolve().name, answer=answer(results, stages), test_images=results.get("test_images", 0), table=table(results),
         findings=diagnose(results, stages), charts=_charts(run, results, labels, probabilities),
         disagreements=[_disagreement(one, classes) for one in apart], montage=_montage(run / "transfer_set" / "montage.jpg"),
-        transfer_set=_transfer_set(stages["transfer_set"], settings), costs=_costs(stages), facts=_facts(settings, stages),
+        transfer_set=_transfer_set(stages["transfer_set"]), costs=_costs(stages), facts=_facts(settings, stages),
         command=command(settings), version=__version__,
     )  # fmt: skip
     write_json(run / "report" / "results.json", results)
@@ -196,7 +193,7 @@ def _montage(path: Path) -> str:
     return base64.b64encode(data).decode("ascii")
 
 
-def _transfer_set(curated: dict[str, Any], settings: dict[str, Any]) -> str:
+def _transfer_set(curated: dict[str, Any]) -> str:
     """The choice in a sentence."""
     images = curated.get("images", {})
     said = f"{images.get('transfer', 0):,} images, {images.get('train', 0):,} of them labelled, by strategy {curated.get('strategy')} "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+TITLES = {"student": "student, taught", "alone": "student alone", "teacher": "teacher, adapted"}
 HEAD = ("model", "accuracy", "balanced", "macro F1", "ECE", "parameters", "ms/image")
 
 
@@ -34,8 +35,7 @@ def scores_table(rows: list[tuple[str, dict[str, Any]]]) -> str:
 def text_of(command: str, result: dict[str, Any]) -> str:
     """What a command prints on stdout when nobody asked for JSON."""
     if command in ("run", "evaluate"):
-        names = {"student": "student, taught", "alone": "student alone", "teacher": "teacher, adapted"}
-        rows = [(title, result[name]) for name, title in names.items() if name in result]
+        rows = [(title, result[name]) for name, title in TITLES.items() if name in result]
         return scores_table(rows)
     if command == "demo":
         return str(result["text"])

@@ -36,7 +36,7 @@ class Given:
     """
 
     def __init__(self, paths: Sequence[str | Path], flag: str = "--embeddings"):
-        self.flag, self.paths = flag, [str(path) for path in paths]
+        self.flag = flag
         files = [file for path in paths for file in _files(Path(path), flag)]
         read = [_read(file, flag) for file in files]
         if len(widths := sorted({rows.shape[1] for _, rows in read})) != 1:
@@ -137,11 +137,14 @@ class Given:
                 f"{self.flag}: no vector for {shown(map(repr, without))}", f"one for each of {shown(map(repr, names))}",
                 f"it has {shown(map(repr, self.names), 5)}",
             )  # fmt: skip
-        vectors = self.take([self._row[name] for name in names])
+        return self.finite([self._row[name] for name in names])
+
+    def finite(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """As `take`, but vectors that are no numbers are an error."""
+        vectors = self.take(rows)
         if len(bad := np.flatnonzero(~np.isfinite(vectors).all(axis=1))):
-            raise TutelageError(
-                f"{self.flag}: NaN or infinite numbers for {shown(names[i] for i in bad.tolist())}", "finite vectors"
-            )
+            names = shown(self.names[rows[i]] for i in bad.tolist())
+            raise TutelageError(f"{self.flag}: NaN or infinite numbers for {names}", "finite vectors")
         return vectors
 
 
