@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tutelage.recipes.adapt import adapt
     from tutelage.recipes.alone import alone
     from tutelage.recipes.cache import cache
+    from tutelage.recipes.compare import compare
     from tutelage.recipes.curate import curate
     from tutelage.recipes.demo import demo
     from tutelage.recipes.doctor import doctor
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from tutelage.recipes.transfer import transfer
 
 __all__ = [
-    "TutelageError", "__version__", "adapt", "alone", "cache", "curate", "demo", "doctor", "evaluate", "finetune",
+    "TutelageError", "__version__", "adapt", "alone", "cache", "compare", "curate", "demo", "doctor", "evaluate", "finetune",
     "report", "run", "transfer",
 ]  # fmt: skip
 

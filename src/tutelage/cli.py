@@ -23,6 +23,7 @@ from tutelage.version import __version__
 RECIPES = {
     "demo": "tutelage.recipes.demo",
     "run": "tutelage.recipes.pipeline",
+    "compare": "tutelage.recipes.compare",
     "curate": "tutelage.recipes.curate",
     "adapt": "tutelage.recipes.adapt",
     "transfer": "tutelage.recipes.transfer",
@@ -33,6 +34,12 @@ RECIPES = {
     "cache": "tutelage.recipes.cache",
     "doctor": "tutelage.recipes.doctor",
 }
+
+FIRST = {
+    "compare": "--config",
+    "report": "--run",
+    "evaluate": "--run",
+}  # flags that a word right after the command stands for
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 NO_WRITING = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
@@ -111,6 +118,8 @@ def _parsed(words: list[str]) -> tuple[Callable[..., Any] | None, dict[str, Any]
     """
     import cyclopts
 
+    if len(words) > 1 and words[0] in FIRST and not words[1].startswith("-"):
+        words = [words[0], FIRST[words[0]], *words[1:]]
     app = cyclopts.App(
         name="tutelage", version=__version__, help_format="plaintext", version_flags=["--version"],
         help="A few labelled images and a pile of unlabelled ones in, a small fast vision model out, taught by a foundation model.",

@@ -112,6 +112,13 @@ Refine = Annotated[
 CacheLimit = Annotated[float, Field(ge=0), _say("GiB of teacher outputs; above it the teacher runs online")]
 
 # Training
+Objective = Annotated[
+    Literal["oriented", "agnostic", "agnostic-oriented", "pseudo-label", "dual-head", "dino"],
+    _say("what the student is taught: the teacher's word on the task, its features, or how rivals do it"),
+]
+AgnosticLoss = Annotated[
+    Literal["contrastive", "queue", "cosine", "specmatch"], _say("how the agnostic objectives compare features")
+]
 Seed = Annotated[int, Field(ge=0, lt=2**63), _say("seed of draws, initialisation and order")]
 Epochs = Annotated[int | None, Field(ge=1), _say("passes over the transfer set")]
 Steps = Annotated[int | None, Field(ge=1), _say("optimizer steps, instead of --epochs")]
@@ -126,6 +133,38 @@ Finetune = Annotated[
     Literal["auto", "keep", "head", "full"], _say("last stage on the labels; auto: what validates best")
 ]
 NoBaseline = Annotated[bool, _say("do not train the same student alone on the labels", negative=())]
+
+# Studies
+Arms = Annotated[
+    list[str],
+    Field(min_length=1),
+    _say(
+        "arms, with commas or spaces between: scratch imagenet clip dino agnostic oriented agnostic-oriented pseudo-label "
+        "dual-head; NAME:LABEL is a variant with settings of its own",
+        consume_multiple=True, negative=(),
+    ),
+]  # fmt: skip
+Budgets = Annotated[
+    list[str], Field(min_length=1), _say("labels per class, one or several", consume_multiple=True, negative=())
+]
+Seeds = Annotated[
+    list[str],
+    Field(min_length=1),
+    _say("seeds of draws and training, one or several", consume_multiple=True, negative=()),
+]
+Set = Annotated[
+    list[str],
+    _say("settings of one arm, as ARM.SETTING=VALUE: agnostic.lr=3e-3", consume_multiple=True, negative=()),
+]
+Match = Annotated[
+    Literal["images", "flops"],
+    _say("what every arm may spend in training: images seen, or FLOPs, the teacher's counted"),
+]
+Results = Annotated[
+    str | None, _say("folder of finished runs' results, which count as done; default: results/ in --out")
+]
+DryRun = Annotated[bool, _say("print the plan with estimated time and disk, and stop", negative=())]
+StudyOut = Annotated[str, Field(min_length=1), _say("folder of the study; its runs are ARM/budget-N/seed-N in it")]
 
 # Machine and run
 Out = Annotated[str, Field(min_length=1), _say("run folder")]

@@ -80,3 +80,84 @@ def class_weights(labels: torch.Tensor, classes: int, how: str) -> torch.Tensor 
         return None
     counts = torch.bincount(labels, minlength=classes).clamp(min=1)
     return len(labels) / (classes * counts.float())
+
+
+def contrastive(student: torch.Tensor, teacher: torch.Tensor, temperature: float = 0.07) -> torch.Tensor:
+    """Each student feature is to be nearest to the teacher's feature of the same view, among those of the batch.
+
+    L = -1/B sum_i log( exp(z_i . t_i / tau) / sum_j exp(z_i . t_j / tau) ),  z and t at unit length
+    (InfoNCE, van den Oord et al., arXiv 1807.03748; one direction, from student to teacher.)
+
+    Worked example: z = t = ((1, 0), (0, 1)), tau = 1: L = log(1 + e^-1) = 0.3133.
+
+    Args:
+        student, teacher: (B, D) float. temperature: tau > 0.
+
+    Returns:
+        scalar float32, at least 0.
+    """
+    z, t = F.normalize(student.float(), dim=1), F.normalize(teacher.float(), dim=1)
+    return F.cross_entropy(z @ t.T / temperature, torch.arange(len(z), device=z.device))
+
+
+def queue_similarity(
+    student: torch.Tensor, teacher: torch.Tensor, queue: torch.Tensor, temperature: float = 0.07
+) -> torch.Tensor:
+    """The student is to lie among other images' teacher features as the teacher's own feature does.
+
+    L = 1/B sum_i KL(p_i || q_i),  p_i = softmax_k(t_i . u_k / tau),  q_i = softmax_k(z_i . u_k / tau), all at unit length
+    (Fang et al., SEED, ICLR 2021.)
+
+    Worked example: queue ((1, 0), (0, 1)), t = (1, 0), z = (0, 1), tau = 1: p = (0.7311, 0.2689), q the other way
+    round, L = 0.4621.
+
+    Args:
+        student, teacher: (B, D) float. queue: (K, D) float, teacher features of other images. temperature: tau > 0.
+
+    Returns:
+        scalar float32, at least 0.
+    """
+    z, t, u = (F.normalize(part.float(), dim=1) for part in (student, teacher, queue))
+    return distillation(z @ u.T / temperature, t @ u.T / temperature, 1.0)
+
+
+def spectral(student: torch.Tensor, teacher: torch.Tensor, spread: torch.Tensor, eps: float = 1e-3) -> torch.Tensor:
+    """Match the teacher's coefficients on its principal axes, small axes too.
+
+    L = 1/D sum_k (e_k / v_k + eps)^(1/3),  e_k = 1/B sum_i (z_ik - t_ik)^2
+    The power 1/3 is that of SpecMatch (2026). Dividing by v_k, the teacher's variance on axis k, is ours: a student that
+    says 0 has a loss of about 1 on every axis, whatever the teacher's scale.
+
+    Worked example: D = 1, z = 0, t = 1, v = 1: L = 1.001^(1/3) = 1.0003.
+
+    Args:
+        student, teacher: (B, D) float, coefficients on the axes. spread: (D,) float > 0, the teacher's variances.
+
+    Returns:
+        scalar float32, at least 0.
+    """
+    errors = (student.float() - teacher.float()).square().mean(dim=0) / spread
+    return (errors + eps).pow(1 / 3).mean()
+
+
+def self_distillation(
+    student: list[torch.Tensor], teacher: list[torch.Tensor], centre: torch.Tensor, tau_s: float = 0.1, tau_t: float = 0.04
+) -> torch.Tensor:  # fmt: skip
+    """DINO: the student's word on one crop is to be the averaged student's word on another crop of the same image.
+
+    L = mean over pairs (g, v), v another crop than g, of  - 1/B sum_i sum_k p_ik log q_ik,
+    p = softmax((teacher_g - centre) / tau_t), q = softmax(student_v / tau_s)  (Caron et al., ICCV 2021.)
+
+    Worked example: two crops, all outputs (0, 0), centre 0: L = ln 2 = 0.6931.
+
+    Args:
+        student: V tensors (B, K) float, the global crops first. teacher: G of them for the global crops, no gradient.
+        centre: (K,) or (1, K) float, running mean of the teacher's outputs. tau_s, tau_t: > 0.
+
+    Returns:
+        scalar float32, at least 0.
+    """
+    targets = [F.softmax((one.float() - centre) / tau_t, dim=1) for one in teacher]
+    outputs = [F.log_softmax(one.float() / tau_s, dim=1) for one in student]
+    pairs = [-(p * q).sum(1).mean() for g, p in enumerate(targets) for v, q in enumerate(outputs) if v != g]
+    return torch.stack(pairs).mean()

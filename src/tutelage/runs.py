@@ -33,6 +33,9 @@ COMMANDS = {
     "student": "finetune",
     "alone": "alone",
 }
+STUDY = "study.toml"  # marks a folder whose runs, ARM/budget-N/seed-N, share the stages that have the same inputs
+BESIDE = {"transfer_set": ("target_set", "rejected.csv")}  # what a stage writes outside its folder
+MODELS = ("teacher",)  # stages that say more of their model in settings.toml
 # Settings that change where or how fast, and not what comes out; a finished run may be repeated with others.
 FREE = {
     "out",
@@ -261,9 +264,48 @@ class Run:
     # Stages
 
     def done(self, stage: str, inputs: str) -> dict[str, Any] | None:
-        """The result of a stage that was finished with these inputs, else None."""
+        """The result of a stage that was finished with these inputs, here or in another run of the same study; else None."""
         result = read_json(self.path / stage / "result.json")
-        return result if result and result.get("inputs") == inputs else None
+        if result and result.get("inputs") == inputs:
+            return result
+        return self._taken_over(stage, inputs) if stage in COMMANDS else None
+
+    def _taken_over(self, stage: str, inputs: str) -> dict[str, Any] | None:
+        """Copy a stage that another run of the study finished with the same inputs; None where there is none."""
+        study = next((folder for folder in self.path.absolute().parents[:3] if (folder / STUDY).exists()), None)
+        if study is None:
+            return None
+        for path in sorted(study.glob(f"*/*/*/{stage}/result.json")):
+            result, other = read_json(path), path.parent.parent
+            if result and result.get("inputs") == inputs and other.absolute() != self.path.absolute():
+                break
+        else:
+            return None
+        for name in (*BESIDE.get(stage, ()), stage):
+            copy = self.path / f"{name}{TEMPORARY}"
+            shutil.rmtree(copy, ignore_errors=True)
+            if (other / name).is_dir():
+                shutil.copytree(other / name, copy)
+                if name == stage:
+                    result = self._as_own(result, other)
+                    write_json(copy / "result.json", result)
+                shutil.rmtree(self.path / name, ignore_errors=True)
+                copy.rename(self.path / name)
+            elif (other / name).exists():
+                shutil.copy(other / name, self.path / name)
+        if stage in MODELS and (about := Run(other).settings().get(stage)):
+            self.update_settings({stage: about})
+        return result
+
+    def _as_own(self, result: dict[str, Any], other: Path) -> dict[str, Any]:
+        """A result of another run, for the transfer set of this one."""
+        taken = {
+            **result,
+            "taken_from": result.get("taken_from", f"{other.parent.parent.name}/{other.parent.name}/{other.name}"),
+        }
+        if "curated" in result:
+            taken["curated"] = (read_json(self.path / "transfer_set" / "result.json") or {}).get("outputs")
+        return taken
 
     def result(self, stage: str, needed_by: str) -> dict[str, Any]:
         """The result of an earlier stage.

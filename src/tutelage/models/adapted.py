@@ -145,12 +145,7 @@ def load_adapted(folder: Path, result: dict[str, Any], weights: str, accelerator
     """
     about = result["teacher"]
     if result["mode"] == "probe":
-        encoder = build_teacher(about["name"], weights, about["size"])
-        if encoder.hash != about["hash"]:
-            raise TutelageError(
-                f"--teacher-weights {weights}: other weights than those that the teacher in {folder} was adapted with",
-                "the weights that `adapt` saw", "give those again, or another --out",
-            )  # fmt: skip
+        encoder = _same_encoder(folder, about, weights)
         head = LinearHead(**load_arrays(folder / "head.safetensors"))
         network = network_of(encoder, accelerator)
         size = sum(p.numel() for p in encoder.module.parameters()) + head.weight.size + head.bias.size
@@ -163,3 +158,21 @@ def load_adapted(folder: Path, result: dict[str, Any], weights: str, accelerator
     module.eval().to(accelerator.device)
     network = _network(module, encoder, accelerator, result["classes"], weights_hash(state), "logits")
     return AdaptedTeacher(network, lambda logits: logits, module, sum(p.numel() for p in module.parameters()))
+
+
+def frozen(folder: Path, result: dict[str, Any], weights: str, accelerator: Any) -> AdaptedTeacher:
+    """The encoder of a run's teacher as it was before it learnt the task: its head has no class. Arguments as of `load_adapted`."""
+    encoder = _same_encoder(folder, result["teacher"], weights)
+    network = network_of(encoder, accelerator)
+    size = sum(p.numel() for p in encoder.module.parameters())
+    return AdaptedTeacher(network, lambda features: np.zeros((len(features), 0), np.float32), encoder.module, size)
+
+
+def _same_encoder(folder: Path, about: dict[str, Any], weights: str) -> Encoder:
+    encoder = build_teacher(about["name"], weights, about["size"])
+    if encoder.hash != about["hash"]:
+        raise TutelageError(
+            f"--teacher-weights {weights}: other weights than those that the teacher in {folder} was adapted with",
+            "the weights that `adapt` saw", "give those again, or another --out",
+        )  # fmt: skip
+    return encoder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from tutelage.errors import TutelageError
-from tutelage.models.teachers import build, default_size, input_statistics, resolve, undecayed
+from tutelage.models.teachers import build, default_size, input_statistics, resolve
 
 
 @dataclass(frozen=True)
@@ -63,24 +64,22 @@ def build_student(name: str, classes: int, weights: str = "scratch", size: int |
 
 
 class Taught(nn.Module):
-    """A student with a projection of its pooled features to the teacher's; for the transfer only.
+    """A student with what only the transfer needs beside it, and is thrown away or folded in after it.
 
-    forward: (B, 3, S, S) -> (B, C) logits and (B, D) projected features. The student's own logits are the same.
+    forward: (B, 3, S, S) -> (B, C) logits, the student's own; (B, D) projected features; and, with a second head for
+    labels, (B, C) its logits (else None).
     """
 
-    def __init__(self, student: nn.Module, width: int, size: int):
+    def __init__(self, student: nn.Module, width: int, size: int, second_head: bool = False):
         super().__init__()
         self.student = student
-        with torch.no_grad():
-            features = self._features(torch.zeros(2, 3, size, size))
-        self.projection = nn.Linear(features.shape[1], width)
+        self.projection = nn.Linear(pooled_width(student, size), width)
+        self.labels_head = copy.deepcopy(student.get_classifier()) if second_head else None  # pyright: ignore[reportCallIssue]
 
-    def _features(self, images: torch.Tensor) -> torch.Tensor:
-        return self.student.forward_head(self.student.forward_features(images), pre_logits=True)  # pyright: ignore[reportCallIssue]
-
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        features = self._features(images)
-        return self.student.get_classifier()(features), self.projection(features)  # pyright: ignore[reportCallIssue]
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        features = pooled(self.student, images)
+        second = self.labels_head(features) if self.labels_head is not None else None
+        return self.student.get_classifier()(features), self.projection(features), second  # pyright: ignore[reportCallIssue]
 
     @staticmethod
     def possible(student: nn.Module, size: int) -> bool:
@@ -89,13 +88,57 @@ class Taught(nn.Module):
         student.eval()
         try:
             with torch.no_grad():
-                features = student.forward_head(student.forward_features(images), pre_logits=True)  # pyright: ignore[reportCallIssue]
+                features = pooled(student, images)
                 again = student.get_classifier()(features)  # pyright: ignore[reportCallIssue]
                 return features.ndim == 2 and torch.allclose(again, student(images), atol=1e-5)
         except (AttributeError, TypeError, RuntimeError):
             return False
         finally:
             student.train(was)
+
+
+class SelfTaught(nn.Module):
+    """A student with DINO's head: (B, 3, S, S) -> (B, K) outputs, to be compared with those of another crop.
+
+    Two hidden layers with GELU, a bottleneck at unit length, and K prototypes at unit length (Caron et al., ICCV 2021).
+    `centre` (1, K) is the running mean of the averaged network's outputs.
+    """
+
+    HIDDEN, BOTTLENECK, PROTOTYPES = 512, 128, 1024
+
+    def __init__(self, student: nn.Module, size: int):
+        super().__init__()
+        self.student = student
+        self.head = nn.Sequential(
+            nn.Linear(pooled_width(student, size), self.HIDDEN), nn.GELU(), nn.Linear(self.HIDDEN, self.HIDDEN), nn.GELU(),
+            nn.Linear(self.HIDDEN, self.BOTTLENECK),
+        )  # fmt: skip
+        self.prototypes = nn.Parameter(torch.empty(self.PROTOTYPES, self.BOTTLENECK))
+        self.register_buffer("centre", torch.zeros(1, self.PROTOTYPES))
+        for layer in self.head:
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+        nn.init.trunc_normal_(self.prototypes, std=0.02)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        bottleneck = nn.functional.normalize(self.head(pooled(self.student, images)), dim=1)
+        return bottleneck @ nn.functional.normalize(self.prototypes, dim=1).T
+
+
+def pooled(student: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """(B, 3, S, S) -> (B, D): the features that the student's classifier reads."""
+    return student.forward_head(student.forward_features(images), pre_logits=True)  # pyright: ignore[reportCallIssue]
+
+
+def pooled_width(student: nn.Module, size: int) -> int:
+    """D of `pooled`, found by one pass; the student stays as it was, its BatchNorm too."""
+    was = student.training
+    student.eval()
+    with torch.no_grad():
+        width = pooled(student, torch.zeros(1, 3, size, size)).shape[1]
+    student.train(was)
+    return width
 
 
 def channels_last(module: nn.Module) -> bool:
@@ -115,19 +158,7 @@ def channels_last(module: nn.Module) -> bool:
     return len(convolutions) > 1 and not crashes and not slower
 
 
-def feature_width(module: nn.Module) -> int:
-    """D: the width of the pooled features that the head reads."""
-    return int(getattr(module, "head_hidden_size", None) or getattr(module, "num_features"))  # noqa: B009
-
-
 def head_of(module: nn.Module) -> nn.Module:
     """The classifier of a timm model; a ModuleList where it has several (LeViT, EfficientFormer)."""
     head = module.get_classifier()  # pyright: ignore[reportCallIssue]
     return nn.ModuleList(head) if isinstance(head, (tuple, list)) else head
-
-
-def split_parameters(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Optimizer groups: no weight decay on norms, biases and what the model exempts; `weight_decay` on the rest."""
-    from timm.optim import param_groups_weight_decay  # pyright: ignore[reportPrivateImportUsage]
-
-    return param_groups_weight_decay(module, weight_decay, no_weight_decay_list=undecayed(module))

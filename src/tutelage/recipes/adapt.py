@@ -82,14 +82,18 @@ def adapt(
             save_whole(run.path / "teacher", best["module"])
         with whole(run.path / "teacher" / "validation.npz") as path, path.open("wb") as file:
             np.savez(file, logits=best["logits"], labels=work.judged, fair=work.fair)
-        about = {name: getattr(encoder, name) for name in ("name", "size", "mean", "std", "licence", "weights", "hash")}
+        about = {
+            name: getattr(encoder, name)
+            for name in ("name", "size", "mean", "std", "features", "licence", "weights", "hash")
+        }
+        seconds = clock.stop()
         run.update_settings({"teacher": {k: list(v) if isinstance(v, tuple) else v for k, v in about.items()}})
         result = {
             "outputs": hash_of([inputs, mode]), "curated": curated["outputs"], "mode": mode, "width": work.width(mode),
             "teacher": about, "classes": len(task.classes),
             "validation": {name: {k: one[k] for k in ("accuracy", "log_loss", "temperature", "choice")} for name, one in found.items()},
             "validated_on": work.validated_on, "labels": len(task.train) + (len(task.val) if task.val else 0),
-            "seconds": clock.stop(),
+            "seconds": seconds, "ledger": work.meter.entry(run.path / "teacher", seconds),
         }  # fmt: skip
         return run.finish("teacher", inputs, result)
 
@@ -98,14 +102,17 @@ class _Work:
     """The teacher's stage while it runs: images, features and folds that the modes share."""
 
     def __init__(self, task, encoder, cache_dir, settings, views, hardware, clock):
+        from tutelage.compute import flops
         from tutelage.data.target_set import folds
         from tutelage.models.adapted import network_of
         from tutelage.models.heads import judgeable
+        from tutelage.recipes.ledger import Meter
         from tutelage.targets import OutputCache
 
         self.task, self.encoder, self.settings, self.views = task, encoder, settings, views
         self.hardware, self.clock = hardware, clock
-        self.network = network_of(encoder, hardware)
+        self.network, self.meter = network_of(encoder, hardware), Meter()
+        self.meter.teacher_flops = flops(encoder.module, encoder.size)
         self.cache = OutputCache(cache_dir, self.network, views, task.side)
         train = task.train
         self.folds = None if task.val else folds(train.labels, train.groups, settings["seed"])
@@ -119,7 +126,9 @@ class _Work:
         from tutelage.targets import compute_outputs
 
         with progress("teacher features", len(images)) as advance:
-            compute_outputs(self.cache, self.network, images, [number], self.views, self.clock.ticking(advance))
+            tick = self.clock.ticking(advance)
+            computed = compute_outputs(self.cache, self.network, images, [number], self.views, tick)
+        self.meter.asked(number, images.keys.tobytes(), len(images), computed)
         return self.cache.table(images, number).rows()
 
     def probe(self) -> dict[str, Any]:
@@ -212,6 +221,7 @@ class _Work:
 
     def fine_tune(self, head, positions: np.ndarray, passes: int):
         from tutelage import losses, training
+        from tutelage.compute import training_flops
         from tutelage.models.adapted import whole_teacher
         from tutelage.models.teachers import decayed_parameter_groups
         from tutelage.recipes import supervised
@@ -227,6 +237,8 @@ class _Work:
             {"params": list(module.head.parameters()), "lr_scale": 1.0, "weight_decay": training.WEIGHT_DECAY}
         )
         steps = supervised.epochs_to_steps(passes, len(positions), batch)
+        self.meter.trained += steps * batch
+        self.meter.train_flops = self.meter.train_flops or training_flops(module, self.encoder.size)
         # a batch of a few labels has other means than the weights were made for: a perfect probe fell to 0.71
         plan = supervised.Plan(steps, batch, rate, seed, len(self.task.classes), statistics=False)
         labels = train.labels[positions]

@@ -29,10 +29,11 @@ def alone(
     import torch
 
     from tutelage import losses, training
-    from tutelage.compute import accelerator
+    from tutelage.compute import accelerator, training_flops
     from tutelage.data.manifest import load_task
     from tutelage.models.students import build_student
     from tutelage.recipes import supervised
+    from tutelage.recipes.ledger import Meter
     from tutelage.targets import ViewSettings
 
     with open_run(out, cache, settings, overwrite) as (run, cache_dir):
@@ -49,6 +50,8 @@ def alone(
         module = built.module.to(hardware.device)
         if built.channels_last:
             module = module.to(memory_format=torch.channels_last)
+        meter = Meter()
+        meter.trained, meter.train_flops = total * batch_size, training_flops(module, built.size)
         plan = supervised.Plan(total, batch_size, training.scaled_rate(lr, batch_size), seed, classes, mixup)
         resumable = supervised.Resumable(run.path / "checkpoints", "alone", inputs, checkpoint_steps(total, batch_size))
         weights = losses.class_weights(torch.from_numpy(task.train.labels), classes, class_weight)
@@ -62,9 +65,11 @@ def alone(
                 resumable=resumable, advance=clock.ticking(advance), log=metrics.write, what="student alone",
             )  # fmt: skip
         save_weights(run.path / "alone" / "weights.safetensors", state)
+        seconds = clock.stop()
         result = {
             "outputs": file_hash(run.path / "alone" / "weights.safetensors"), "curated": curated["outputs"],
             "student": built.about(), "steps": total,
-            "images_seen": total * batch_size, "loss": metrics.last, "seconds": clock.stop(),
+            "images_seen": total * batch_size, "loss": metrics.last, "seconds": seconds,
+            "ledger": meter.entry(run.path / "alone", seconds),
         }  # fmt: skip
         return run.finish("alone", inputs, result)

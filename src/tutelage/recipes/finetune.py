@@ -1,8 +1,10 @@
 """Stage 3: the taught student sees the labels themselves, if that helps.
 
 `keep` leaves the student as stage 2 made it, `head` trains its last layer, `full` all of it with small steps. `auto` tries them
-on held-out labels. Without a validation split the student has already learnt from all labels through the teacher, so
-cross-validated scores are optimistic, and are marked so; `keep` wins unless another is better by a standard error.
+on held-out labels. A student that was taught without labels has no head yet: it gets one by logistic regression on its
+features, and `full` and `long` (larger steps, more of them) go on from there. Without a validation split a student that was
+taught the task has already learnt from all labels through the teacher, so cross-validated scores are optimistic, and are
+marked so; `keep` wins unless another is better by a standard error.
 """
 
 from __future__ import annotations
@@ -18,9 +20,11 @@ from tutelage.progress import progress, say
 from tutelage.recipes.stage import file_hash, open_run, save_weights
 from tutelage.runs import hash_of
 
-PASSES = 15  # over the labelled images
-RATES = {"head": 1e-3, "full": 1e-4}  # at batch 128
+PASSES = {"head": 15, "full": 15, "long": 60}  # over the labelled images
+RATES = {"head": 1e-3, "full": 1e-4, "long": 5e-4}  # at batch 128
 BATCH = 64
+HEAD_VIEWS = 4  # of each labelled image, beside the whole one, from which a head is fitted
+SCALE_SAMPLE = 1024  # images of the transfer set whose features give its scale
 
 
 @recipe
@@ -51,26 +55,34 @@ def finetune(
         clock, task = run.clock("student"), load_task(run.path, cache_dir)
         hardware = accelerator(device, precision)
         student = load_student(run.path / "transfer", taught["student"], len(task.classes))
-        work = _Work(task, student, settings, hardware, clock)
+        work = _Work(task, student, settings, hardware, clock, headless=not taught.get("head", True))
+        if work.headless and finetune == "keep":
+            say("the student was taught without labels and has no head to keep: it gets one from the labels")
+            finetune = "head"
+        ways = ("head", "full", "long") if work.headless else ("keep", "head", "full")
         validation: dict[str, Any] = {}
         chosen = finetune
         if finetune == "auto":
-            right = {how: work.held_out(how) for how in ("keep", "head", "full")}
-            chosen = "keep"
+            right = {how: work.held_out(how) for how in ways}
+            chosen = ways[0]
             for how, one in right.items():
-                gain, error = supervised.paired_gain(one, right["keep"])
+                gain, error = supervised.paired_gain(one, right[ways[0]])
                 validation[how] = {"accuracy": float(np.mean(one)), "gain": gain, "standard_error": error}
-                if how != "keep" and gain > error and gain > validation[chosen]["gain"]:
+                if how != ways[0] and gain > error and gain > validation[chosen]["gain"]:
                     chosen = how
             said = ", ".join(f"{how} {one['accuracy']:.3f}" for how, one in validation.items())
-            optimistic = "" if task.val else " (optimistic: the student has met all labels through the teacher)"
+            optimistic = (
+                "" if task.val or work.headless else " (optimistic: the student has met all labels through the teacher)"
+            )
             say(f"last stage: {chosen}; validation accuracy {said}{optimistic}")
         module = work.trained(chosen, np.arange(len(task.train)))
         save_weights(run.path / "student" / "weights.safetensors", module.state_dict())
+        seconds = clock.stop()
         result = {
             "outputs": file_hash(run.path / "student" / "weights.safetensors"), "curated": curated["outputs"], "chosen": chosen,
             "validation": validation,
-            "optimistic": task.val is None, "student": taught["student"], "seconds": clock.stop(),
+            "optimistic": task.val is None and not work.headless, "student": taught["student"], "seconds": seconds,
+            "ledger": work.meter.entry(run.path / "student", seconds),
         }  # fmt: skip
         return run.finish("student", inputs, result)
 
@@ -78,13 +90,18 @@ def finetune(
 class _Work:
     """The last stage while it runs."""
 
-    def __init__(self, task, student, settings, hardware, clock):
+    def __init__(self, task, student, settings, hardware, clock, headless):
+        from tutelage.compute import training_flops
+        from tutelage.recipes.ledger import Meter
         from tutelage.targets import ViewSettings
 
         self.task, self.student, self.settings, self.hardware, self.clock = task, student, settings, hardware, clock
+        self.headless, self.meter = headless, Meter()
+        self.meter.train_flops = training_flops(student.module, student.size)
         self.views = ViewSettings(
             settings["view_seed"], settings["flip"], settings["crop_area"], resize=settings["resize"]
         )
+        self._features: tuple[np.ndarray, Any] | None = None
 
     def held_out(self, how: str) -> np.ndarray:
         """(n,) bool: whether each image, held out of this last stage, is classified rightly."""
@@ -111,13 +128,18 @@ class _Work:
         module = copy.deepcopy(self.student.module).to(self.hardware.device)
         if how == "keep":
             return module.eval()
-        module.requires_grad_(how == "full")
+        if self.headless:
+            self.give_head(module, positions)
+            if how == "head":
+                return module.eval()
+        module.requires_grad_(how != "head")
         head_of(module).requires_grad_(True)
         train, classes = self.task.train, len(self.task.classes)
         labels, batch = train.labels[positions], max(2, min(BATCH, len(positions)))
-        steps = supervised.epochs_to_steps(PASSES, len(positions), batch)
+        steps = supervised.epochs_to_steps(PASSES[how], len(positions), batch)
+        self.meter.trained += steps * batch
         rate = training.scaled_rate(RATES[how], batch)
-        plan = supervised.Plan(steps, batch, rate, self.settings["seed"], classes, backbone=how == "full")
+        plan = supervised.Plan(steps, batch, rate, self.settings["seed"], classes, backbone=how != "head")
         weights = losses.class_weights(training.torch.from_numpy(labels), classes, self.settings["class_weight"])
         with progress(f"last stage, {how}", steps * batch) as advance:
             state = supervised.train_on_labels(
@@ -126,6 +148,53 @@ class _Work:
                 advance=self.clock.ticking(advance), what="fine-tuning the student",
             )  # fmt: skip
         return supervised.chosen_state(module, state)
+
+    def give_head(self, module, positions: np.ndarray) -> None:
+        """A head by logistic regression on the student's features of these labelled images, in several views of each."""
+        import torch
+
+        from tutelage.data.target_set import folds
+        from tutelage.models import heads
+        from tutelage.models.students import head_of
+
+        features, scale = self.features()
+        train = self.task.train
+        labels, mine = train.labels[positions], features[:, positions]
+        groups = None if train.groups is None else train.groups[positions]
+        fold = folds(labels, groups, self.settings["seed"])
+        head = heads.best_probe(mine, labels, fold, len(self.task.classes), scale)
+        layer: Any = head_of(module)
+        with torch.no_grad():
+            for parameter, value in ((layer.weight, head.weight), (layer.bias, head.bias)):
+                parameter.copy_(torch.from_numpy(value).to(parameter.device).reshape(parameter.shape))
+
+    def features(self) -> tuple[np.ndarray, Any]:
+        """(1 + HEAD_VIEWS, n, D) float32 features of the labelled images, whole ones first; their scale in the transfer set."""
+        if self._features is None:
+            from tutelage.models.heads import scale_of
+            from tutelage.targets import CLEAN
+
+            network, images = self.student, self.task.train.images
+            module = network.module.to(self.hardware.device).eval()
+            sample = np.sort(np.random.default_rng(0).permutation(len(self.task.transfer))[:SCALE_SAMPLE])
+            of = [self.pooled(module, images, number) for number in (CLEAN, *range(HEAD_VIEWS))]
+            self._features = np.stack(of), scale_of(self.pooled(module, self.task.transfer.take(sample), CLEAN))
+        return self._features
+
+    def pooled(self, module, images, number: int) -> np.ndarray:
+        """(n, D) float32: the student's features of one view of each image."""
+        import torch
+
+        from tutelage.models.students import pooled
+        from tutelage.targets import view_input
+
+        parts = []
+        with torch.inference_mode():
+            for start in range(0, len(images), 256):
+                positions = np.arange(start, min(start + 256, len(images)))
+                batch = view_input(images, positions, number, self.views, self.student).to(self.hardware.device)
+                parts.append(pooled(module, batch).float().cpu().numpy())
+        return np.concatenate(parts)
 
     def logits(self, module, images) -> np.ndarray:
         from tutelage.recipes.supervised import predict_logits

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tutelage import config as c
@@ -32,6 +32,12 @@ SMOKE = {
     "batch_size": 32,
 }
 
+# stage -> its recipe and its folder in a run
+STAGES: dict[str, tuple[Callable[..., Any], str]] = {
+    "curate": (curate, "transfer_set"), "adapt": (adapt_stage, "teacher"), "transfer": (transfer, "transfer"),
+    "finetune": (finetune_stage, "student"), "alone": (alone, "alone"),
+}  # fmt: skip
+
 
 @recipe
 def run(
@@ -44,6 +50,7 @@ def run(
     crop_area: c.CropArea = 0.6, teacher: c.Teacher = "dinov2-s", teacher_weights: c.TeacherWeights = "pretrained",
     teacher_size: c.TeacherSize = None, adapt: c.Adapt = "probe", class_weight: c.ClassWeight = "none",
     student: c.Student = "mobilenetv4-s", student_weights: c.StudentWeights = "pretrained", student_size: c.StudentSize = None,
+    objective: c.Objective = "oriented", agnostic_loss: c.AgnosticLoss = "contrastive",
     views: c.ViewCount = 2, view_seed: c.ViewSeed = 0, refine: c.Refine = "propagate", cache_limit: c.CacheLimit = 20.0,
     epochs: c.Epochs = None, steps: c.Steps = None, batch_size: c.BatchSize = 128, lr: c.LearningRate = 2e-3,
     temperature: c.Temperature = 1.0, feature_weight: c.FeatureWeight = 2.0,
@@ -66,21 +73,26 @@ def run(
         settings["total"] = min(total or SMOKE["total"], SMOKE["total"])
         settings["budget"] = min(budget or SMOKE["budget"], SMOKE["budget"])
     started = time.monotonic()
-    stages: list[tuple[str, Callable[..., Any], str]] = [
-        ("curate", curate, "transfer_set"), ("adapt", adapt_stage, "teacher"), ("transfer", transfer, "transfer"),
-        ("finetune", finetune_stage, "student"),
-    ]  # fmt: skip
-    if not no_baseline:
-        stages.append(("alone", alone, "alone"))
+    names = [name for name in STAGES if name != "alone" or not no_baseline]
     with open_run(out, cache, settings, overwrite) as (folder, _):
-        results: dict[str, Any] = {}
-        for name, stage, place in stages:
-            results[name] = _one(folder, stage, place, settings)
-        results["evaluate"] = _one(folder, evaluate, "report", {**settings, "run": out, "target": None})
-        summary = _summary(folder, results)
+        summary = walk(folder, names, settings)
     say(f"report: {folder.path / 'report' / 'index.html'}")
     say(f"done in {duration(time.monotonic() - started)}; {folder.path}")
     return summary
+
+
+def walk(folder: Run, names: Sequence[str], settings: dict[str, Any]) -> dict[str, Any]:
+    """These stages of STAGES in order, then the evaluation, in a run folder that is held.
+
+    Args:
+        settings: all of `run`.
+
+    Returns:
+        what `run` returns.
+    """
+    results = {name: _one(folder, *STAGES[name], settings) for name in names}
+    results["evaluate"] = _one(folder, evaluate, "report", {**settings, "run": settings["out"], "target": None})
+    return _summary(folder, results)
 
 
 def _one(run: Run, stage: Callable[..., Any], place: str, settings: dict[str, Any]) -> dict[str, Any]:
@@ -103,11 +115,9 @@ def _one(run: Run, stage: Callable[..., Any], place: str, settings: dict[str, An
 
 
 def _summary(run: Run, results: dict[str, Any]) -> dict[str, Any]:
-    names = ("curate", "adapt", "transfer", "finetune", "evaluate")
-    seconds = {name: round(results[name]["seconds"], 3) for name in names}
-    seconds["targets"] = round(results["transfer"]["target_seconds"], 3)
-    if "alone" in results:
-        seconds["alone"] = round(results["alone"]["seconds"], 3)
+    seconds = {name: round(result["seconds"], 3) for name, result in results.items()}
+    if "transfer" in results:
+        seconds["targets"] = round(results["transfer"]["target_seconds"], 3)
     seconds["total"] = round(sum(seconds.values()), 3)
     scores = results["evaluate"]
     return {

@@ -14,24 +14,25 @@ from tutelage.metrics import softmax
 from tutelage.models import heads
 from tutelage.models.adapted import AdaptedTeacher
 from tutelage.progress import duration, progress, say
+from tutelage.recipes.ledger import Meter
 from tutelage.recipes.supervised import paired_gain
 from tutelage.retrieval.graph import mixed_logits, neighbour_graph, principal_axes, propagate, unit_embeddings
 from tutelage.runs import Clock, Run, whole
-from tutelage.targets import CLEAN, OutputCache, Targets, ViewSettings, compute_outputs, gibibytes
+from tutelage.targets import CLEAN, OutputCache, Targets, ViewSettings, as_void, compute_outputs, gibibytes
 
 SAMPLE = 2048  # images whose features give the axes on which the student matches them
 
 
 def make_targets(
     run: Run, task: TaskData, teacher: AdaptedTeacher, settings: ViewSettings, views: int, refine: str, match_features: bool,
-    cache_limit: float, cache_dir: Path, hardware: Any, inputs: str,
+    cache_limit: float, cache_dir: Path, hardware: Any, inputs: str, meter: Meter,
 ) -> tuple[Targets, dict[str, Any], float]:  # fmt: skip
     """Compute what the student is to match, or find it in the cache.
 
     Args:
         views: M. refine: "none" or "propagate". match_features: whether the student is to match features too.
         cache_limit: GiB of outputs, above which the teacher runs online.
-        inputs: hash of all that the targets depend on.
+        inputs: hash of all that the targets depend on. meter: takes the teacher's outputs that are needed.
 
     Returns:
         the targets; how they were refined (kind, log losses on held-out labels); seconds that took, summed over restarts.
@@ -46,9 +47,11 @@ def make_targets(
         cache = OutputCache(cache_dir, network, settings, task.side)
         with progress("targets", len(images) * views) as advance:
             tick = clock.ticking(advance) if hardware.is_main_process else advance
-            compute_outputs(cache, network, images, range(views), settings, tick, share)
+            computed = compute_outputs(cache, network, images, range(views), settings, tick, share)
         hardware.wait_for_everyone()
         table = [cache.table(images, number) for number in range(views)]
+        for number in range(views):
+            meter.asked(number, b"transfer", len(images), computed if number == 0 else 0)
     else:
         say(
             f"teacher outputs would take {needed:.2f} GiB, more than --cache-limit {cache_limit:g}: the teacher runs online"
@@ -64,7 +67,7 @@ def make_targets(
     if refine == "propagate" and table is not None and network.output == "features":
         if hardware.is_main_process and not _is_of(kept, inputs):
             cache = OutputCache(cache_dir, network, settings, task.side)
-            chosen = _refine(run, task, targets, cache, clock)
+            chosen = _refine(run, task, targets, cache, clock, meter)
             with whole(kept) as path, path.open("wb") as file:
                 np.savez(file, inputs=inputs, **chosen)
         hardware.wait_for_everyone()
@@ -93,7 +96,9 @@ def _is_of(kept: Path, inputs: str) -> bool:
         return "inputs" in saved and str(saved["inputs"]) == inputs
 
 
-def _refine(run: Run, task: TaskData, targets: Targets, cache: OutputCache, clock: Clock) -> dict[str, Any]:
+def _refine(
+    run: Run, task: TaskData, targets: Targets, cache: OutputCache, clock: Clock, meter: Meter
+) -> dict[str, Any]:
     """Label propagation, judged on labels that it has not seen.
 
     Kept when their log loss falls by more than two standard errors, and the neighbourhoods by themselves are not behind the head
@@ -106,7 +111,8 @@ def _refine(run: Run, task: TaskData, targets: Targets, cache: OutputCache, cloc
     start = time.monotonic()
     network, settings = targets.network, targets.settings
     with progress("features of whole images", len(task.transfer)) as advance:
-        compute_outputs(cache, network, task.transfer, [CLEAN], settings, clock.ticking(advance))
+        computed = compute_outputs(cache, network, task.transfer, [CLEAN], settings, clock.ticking(advance))
+    meter.asked(CLEAN, b"transfer", len(task.transfer), computed)
     features = cache.table(task.transfer, CLEAN).rows()
     with np.load(run.path / "teacher" / "validation.npz") as file:
         held_logits, held_labels, fair = file["logits"], file["labels"], file["fair"]
@@ -166,3 +172,9 @@ def _refine(run: Run, task: TaskData, targets: Targets, cache: OutputCache, cloc
 def agreement(student: np.ndarray, teacher: np.ndarray) -> float:
     """Share of images on which two (n, C) logits decide alike."""
     return float((student.argmax(axis=1) == teacher.argmax(axis=1)).mean())
+
+
+def without_labels(task: TaskData) -> TaskData:
+    """The task with its transfer set in the order of the images' content: it does not tell which of them are labelled."""
+    order = np.argsort(as_void(task.transfer.keys), kind="stable")
+    return replace(task, transfer=task.transfer.take(order), transfer_ids=[task.transfer_ids[i] for i in order])

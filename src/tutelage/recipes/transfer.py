@@ -4,17 +4,18 @@ The teacher's outputs for M views of every image are computed once (or taken fro
 `--cache-limit`, in the loop); the student sees the same views at its own size and matches the teacher's probabilities
 (KL at temperature T) and, through a projection that is thrown away, its pooled features (cosine, on 256 principal
 axes). Label propagation over the nearest-neighbour graph of the teacher's features sharpens the targets where held-out
-labels say so. No label is read here but through the teacher and that graph.
+labels say so. No label is read here but through the teacher and that graph. `--objective` teaches it otherwise: the
+rivals that the method is compared with.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from tutelage import config as c
 from tutelage.config import recipe
+from tutelage.errors import TutelageError
 from tutelage.progress import progress, say
 from tutelage.recipes.stage import MetricsLog, checkpoint_steps, default_epochs, file_hash, open_run, save_weights
 from tutelage.runs import hash_of
@@ -24,6 +25,7 @@ from tutelage.runs import hash_of
 def transfer(
     *, out: c.Out = "", student: c.Student = "mobilenetv4-s", student_weights: c.StudentWeights = "pretrained",
     student_size: c.StudentSize = None, teacher_weights: c.TeacherWeights = "pretrained", views: c.ViewCount = 2,
+    objective: c.Objective = "oriented", agnostic_loss: c.AgnosticLoss = "contrastive",
     refine: c.Refine = "propagate", cache_limit: c.CacheLimit = 20.0, epochs: c.Epochs = None, steps: c.Steps = None,
     batch_size: c.BatchSize = 128, lr: c.LearningRate = 2e-3, temperature: c.Temperature = 1.0, feature_weight: c.FeatureWeight = 2.0,
     mixup: c.Mixup = 0.0,
@@ -37,61 +39,39 @@ def transfer(
         result of the stage: steps, images seen, loss, how the targets were refined, seconds of targets and of training.
     """
     settings = dict(locals())
-    import torch
-
     from tutelage import training
-    from tutelage.compute import accelerator
-    from tutelage.data.manifest import load_task
-    from tutelage.models.adapted import load_adapted
-    from tutelage.models.students import Taught, build_student
-    from tutelage.recipes.teaching import make_targets
-    from tutelage.targets import ViewSettings, gibibytes
+    from tutelage.compute import accelerator, flops, training_flops
+    from tutelage.recipes import self_taught
+    from tutelage.recipes.ledger import Meter
+    from tutelage.recipes.objectives import LABEL_FREE
+    from tutelage.recipes.teach import Plan, teach
+    from tutelage.targets import ViewSettings
 
     with open_run(out, cache, settings, overwrite) as (run, cache_dir):
-        curated, adapted = run.result("transfer_set", "transfer"), run.result("teacher", "transfer")
-        free = ("out", "cache", "device", "tracker", "overwrite", "config", "cache_limit")
-        online = gibibytes(curated["images"]["transfer"], views, adapted["width"]) > cache_limit
-        inputs = hash_of([
-            "transfer", curated["outputs"], adapted["outputs"], online, {k: v for k, v in settings.items() if k not in free},
-        ])  # fmt: skip
+        curated = run.result("transfer_set", "transfer")
+        job = _Job(run, cache_dir, curated, settings)
+        inputs = job.inputs()
         if done := run.done("transfer", inputs):
             return {**done, "reused": True}
-        hardware = accelerator(device, precision)
+        hardware, meter = accelerator(device, precision), Meter()
         main, processes = hardware.is_main_process, hardware.num_processes
-        task = load_task(run.path, cache_dir)
-        teacher = load_adapted(run.path / "teacher", adapted, teacher_weights, hardware)
         view_settings = ViewSettings(view_seed, flip, crop_area, resize=resize)
-        targets, refined, target_seconds = make_targets(
-            run,
-            task,
-            teacher,
-            view_settings,
-            views,
-            refine,
-            feature_weight > 0,
-            cache_limit,
-            cache_dir,
-            hardware,
-            inputs,
-        )
-
-        torch.manual_seed(training.seed_of(seed, "student"))
-        built = build_student(student, len(task.classes), student_weights, student_size)
-        module = built.module
-        if targets.embedding is not None and not Taught.possible(module, built.size):
-            say(f"{built.name} has no single head on pooled features: the teacher's features are not matched")
-            targets = replace(targets, embedding=None)
-        if targets.embedding is not None:
-            module = Taught(module, targets.embedding[1].shape[1], built.size)
-        module = module.to(hardware.device)
-        if built.channels_last:
-            module = module.to(memory_format=torch.channels_last)
+        task, (targets, refined, target_seconds) = job.task, job.targets(view_settings, hardware, meter, inputs)
+        module, built, targets = job.student(targets, hardware)
         count = len(task.transfer)
         total = steps or max(1, round((epochs or default_epochs(count)) * count / batch_size))
-        every = checkpoint_steps(total, batch_size)
+        shown, small = float(batch_size), built.size
+        if objective == "dino":  # as many pixels as the others see
+            small = self_taught.small_side(built.module, built.size)
+            shown = self_taught.images_in_a_step(batch_size, built.size, small)
+            total = max(1, round(total * batch_size / shown))
+        every = checkpoint_steps(total, round(shown))
         rate = training.scaled_rate(lr, batch_size)
+        meter.trained, meter.train_flops = total * shown, training_flops(module, built.size)
+        if objective == "dino":  # the averaged network looks at the large crops
+            meter.train_flops += round(self_taught.LARGE * batch_size / shown * flops(built.module, built.size))
         optimizer = training.optimizer_for(module, rate, hardware.device)
-        average = training.Average(module)
+        average = training.Average(module, self_taught.DECAY if objective == "dino" else training.EMA_DECAY)
         checkpoints, clock = run.path / "checkpoints", run.clock("transfer")
         start = training.load_checkpoint(checkpoints, "transfer", inputs, module, optimizer, average)
         if start:
@@ -105,25 +85,31 @@ def transfer(
             if main:
                 training.save_checkpoint(checkpoints, "transfer", step, inputs, plain, optimizer, average)
 
-        plan = Plan(total, batch_size, rate, temperature, feature_weight, mixup, seed)
-        with progress("transfer", total * batch_size, start * batch_size) as advance:
-            teach(module, built, targets, plan, hardware, optimizer=optimizer, average=average, start=start,
-                  log=metrics.write, save=save, every=every,
-                  advance=clock.ticking(advance) if main else advance)  # fmt: skip
+        plan = Plan(
+            total, batch_size, rate, temperature, feature_weight, mixup, seed, objective, agnostic_loss, job.labelled
+        )
+        with progress("transfer", round(total * shown), round(start * shown)) as advance:
+            loop = {"optimizer": optimizer, "average": average, "start": start, "log": metrics.write, "save": save,
+                    "every": every, "advance": clock.ticking(advance) if main else advance}  # fmt: skip
+            if objective == "dino":
+                self_taught.teach_itself(module, built, small, task.transfer, view_settings, plan, hardware, **loop)
+            else:
+                teach(module, built, targets, plan, hardware, labels=job.labels, **loop)
         metrics.close()
         hardware.wait_for_everyone()
         if main:
-            own = {
-                name.removeprefix("student."): value
-                for name, value in average.state.items()
-                if not name.startswith("projection.")
-            }
-            save_weights(run.path / "transfer" / "weights.safetensors", own)
+            plain.load_state_dict(average.state)
+            share = job.mixed(plain, built, hardware)
+            own = plain.student if hasattr(plain, "student") else plain
+            save_weights(run.path / "transfer" / "weights.safetensors", own.state_dict())
+            seconds = clock.stop()
             result = {
                 "outputs": hash_of([inputs, file_hash(run.path / "transfer" / "weights.safetensors")]), "student": built.about(),
-                "curated": curated["outputs"], "steps": total, "images_seen": total * batch_size, "processes": processes,
-                "loss": metrics.last, "features": targets.embedding is not None,
-                "refined": refined, "online": targets.table is None, "seconds": clock.stop(), "target_seconds": target_seconds,
+                "curated": curated["outputs"], "objective": objective, "head": objective not in LABEL_FREE, "steps": total,
+                "images_seen": round(total * shown), "processes": processes,
+                "loss": metrics.last, "features": targets is not None and targets.embedding is not None, "labels_head": share,
+                "refined": refined, "online": targets is not None and targets.table is None, "seconds": seconds,
+                "target_seconds": target_seconds, "ledger": meter.entry(run.path / "transfer", seconds, target_seconds),
             }  # fmt: skip
             run.finish("transfer", inputs, result)
             (run.path / "transfer" / "target_seconds.json").unlink(missing_ok=True)
@@ -131,85 +117,116 @@ def transfer(
         return run.result("transfer", "transfer")
 
 
-@dataclass(frozen=True)
-class Plan:
-    """steps: optimizer steps. batch_size: over all processes. rate: peak, already scaled. mixup: alpha, 0 = none.
-    features: weight of the features' distance beside the KL divergence.
-    """
+class _Job:
+    """What depends on the objective: which images and labels take part, what is told, what is trained."""
 
-    steps: int
-    batch_size: int
-    rate: float
-    temperature: float
-    features: float
-    mixup: float
-    seed: int
+    def __init__(self, run, cache_dir, curated, settings):
+        from tutelage.data.manifest import load_task
+        from tutelage.recipes.objectives import LABEL_FREE, LABELLED_SHARE
+        from tutelage.recipes.teaching import without_labels
 
+        self.run, self.cache_dir, self.curated, self.settings = run, cache_dir, curated, settings
+        self.objective = settings["objective"]
+        self.adapted = None if self.objective == "dino" else run.result("teacher", "transfer")
+        self.task = load_task(run.path, cache_dir)
+        if self.objective in LABEL_FREE:
+            self.task = without_labels(self.task)
+        dual = self.objective == "dual-head"
+        self.labels = self.task.train.labels if dual else None
+        self.labelled = round(LABELLED_SHARE * settings["batch_size"]) if dual else 0
 
-def teach(
-    module: Any, student: Any, targets: Any, plan: Plan, hardware: Any, *, optimizer: Any, average: Any, start: int = 0,
-    log: Callable[[dict[str, Any]], None] = lambda row: None, save: Callable[[int], None] = lambda step: None,
-    every: int = 2**62,
-    advance: Callable[[int], None] = lambda n: None,
-) -> None:  # fmt: skip
-    """The loop: views of a batch, the teacher's word on them, KL, one step, one update of the average.
+    def inputs(self) -> str:
+        """The hash of all that the student depends on: of label-free objectives the images alone, whatever their labels."""
+        from tutelage.recipes.objectives import LABEL_FREE
+        from tutelage.targets import gibibytes
 
-    Args:
-        module: the student, prepared by `hardware`; changed in place. student: its size, mean and std.
-        targets: what the teacher says; with an embedding, `module` is a `Taught`. average: of the student's weights.
-        start: steps that are done already.
-        log: called about 200 times with step, loss, rate, images. save: called with the steps done, each `every` steps.
-        advance: called with images seen.
-
-    Raises:
-        TutelageError: the loss is no number any more.
-    """
-    import torch
-
-    from tutelage import losses, training
-    from tutelage.compute import to_device
-    from tutelage.targets import view_input
-
-    rank, processes, plain = hardware.process_index, hardware.num_processes, hardware.unwrap_model(module)
-    order, seen = training.seed_of(plan.seed, "order"), training.LossLog("transfer")
-
-    def make(step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        positions, passes = training.batch_of(step, plan.batch_size, len(targets.images), order)
-        positions, passes = positions[rank::processes], passes[rank::processes]
-        logits, features = (torch.from_numpy(array) for array in targets.of(positions, passes))
-        return (
-            view_input(targets.images, positions, passes % targets.views, targets.settings, student),
-            logits,
-            features,
+        images, told, width = self.curated["outputs"], self.adapted, 0
+        if self.objective in LABEL_FREE:
+            images = hash_of(self.task.transfer.keys.tobytes().hex())
+        if told is not None:
+            frozen = self.objective == "agnostic"
+            width = told["teacher"]["features"] if frozen else told["width"]
+            told = [told["teacher"]["hash"], told["teacher"]["size"]] if frozen else told["outputs"]
+        online = (
+            gibibytes(self.curated["images"]["transfer"], self.settings["views"], width) > self.settings["cache_limit"]
         )
+        free = ("out", "cache", "device", "tracker", "overwrite", "config", "cache_limit")
+        return hash_of(["transfer", images, told, online, {k: v for k, v in self.settings.items() if k not in free}])
 
-    matching = targets.embedding is not None
-    module.train()
-    workers = 1 if hardware.device.type == "cpu" else 8
-    for step, (images, logits, features) in training.ahead(make, range(start, plan.steps), workers):
-        now = training.learning_rate(step, plan.steps, plan.rate)
-        for group in optimizer.param_groups:
-            group["lr"] = now
-        torch.manual_seed(training.seed_of(plan.seed, "step", step, rank))
-        images, logits, features = (to_device(part, hardware.device) for part in (images, logits, features))
-        told = torch.cat([torch.softmax(logits / plan.temperature, dim=1), features], dim=1)
-        images, told = training.mixup(images, told, plan.mixup, training.seed_of(plan.seed, "mixup", step))
-        soft, features = told.split([logits.shape[1], features.shape[1]], dim=1)
-        with hardware.autocast():
-            output = module(images)
-        output, projected = output if matching else (output, None)
-        loss = losses.distillation(output, plan.temperature * torch.log(soft.clamp(min=1e-8)), plan.temperature)
-        if projected is not None:
-            loss = loss + plan.features * losses.feature_distance(projected, features)
-        optimizer.zero_grad(set_to_none=True)
-        hardware.backward(loss)
-        hardware.clip_grad_norm_(module.parameters(), training.CLIP)
-        optimizer.step()
-        average.update(plain)
-        seen.add(step + 1, loss)
-        done, due = step + 1, (step + 1) % every == 0 and step + 1 < plan.steps
-        if due or done % max(1, plan.steps // 200) == 0 or done == plan.steps:
-            log({"step": done, "loss": seen.mean(), "rate": now, "images": done * plan.batch_size})
-        if due:  # after the losses were looked at: a checkpoint never holds what is no number
-            save(done)
-        advance(plan.batch_size)
+    def targets(self, views, hardware, meter, inputs: str) -> tuple[Any, dict[str, Any], float]:
+        """What the student is to match, how it was refined, and the seconds that took; nothing for `dino`."""
+        from tutelage.compute import flops
+        from tutelage.models.adapted import frozen, load_adapted
+        from tutelage.recipes.objectives import NEEDS_FEATURES
+        from tutelage.recipes.teaching import make_targets
+
+        if self.adapted is None:
+            return None, {"kind": "none"}, 0.0
+        weights, agnostic = self.settings["teacher_weights"], self.objective == "agnostic"
+        load = frozen if agnostic else load_adapted
+        teacher = load(self.run.path / "teacher", self.adapted, weights, hardware)
+        if self.objective in NEEDS_FEATURES and teacher.network.output != "features":
+            raise TutelageError(
+                f"--objective {self.objective} with a fine-tuned teacher, which keeps logits only", "a frozen teacher: --adapt probe",
+                "--objective oriented or agnostic, or --adapt probe",
+            )  # fmt: skip
+        meter.teacher_flops = flops(teacher.module, teacher.network.size)
+        matched = self.settings["feature_weight"] > 0 and self.objective != "pseudo-label"
+        return make_targets(
+            self.run, self.task, teacher, views, self.settings["views"], "none" if agnostic else self.settings["refine"],
+            matched or self.objective in NEEDS_FEATURES, self.settings["cache_limit"], self.cache_dir, hardware, inputs, meter,
+        )  # fmt: skip
+
+    def student(self, targets: Any, hardware) -> tuple[Any, Any, Any]:
+        """The module to train, the student in it, and the targets without features where it cannot match them."""
+        import torch
+
+        from tutelage import training
+        from tutelage.models.students import SelfTaught, Taught, build_student
+        from tutelage.recipes.objectives import NEEDS_FEATURES
+
+        s = self.settings
+        torch.manual_seed(training.seed_of(s["seed"], "student"))
+        built = build_student(s["student"], len(self.task.classes), s["student_weights"], s["student_size"])
+        module, dual = built.module, self.objective == "dual-head"
+        beside = targets is None or targets.embedding is not None or dual
+        if beside and not Taught.possible(module, built.size):
+            if self.objective in (*NEEDS_FEATURES, "dual-head", "dino"):
+                raise TutelageError(
+                    f"--objective {self.objective} with --student {built.name}, which has no single head on pooled features",
+                    "a student with one", "--objective oriented or pseudo-label, or another student",
+                )  # fmt: skip
+            say(f"{built.name} has no single head on pooled features: the teacher's features are not matched")
+            targets, beside = replace(targets, embedding=None), False
+        if beside and targets is None:
+            module = SelfTaught(module, built.size)
+        elif beside:
+            width = targets.embedding[1].shape[1] if targets.embedding is not None else 1
+            module = Taught(module, width, built.size, second_head=dual)
+        module = module.to(hardware.device)
+        return module.to(memory_format=torch.channels_last) if built.channels_last else module, built, targets
+
+    def mixed(self, module, built, hardware) -> float | None:
+        """Fold the second head of `dual-head` into the student's own; its share, chosen on validation images where there are any."""
+        from tutelage.recipes.supervised import predict_logits
+        from tutelage.recipes.teach import best_share, mix_heads
+
+        if self.objective != "dual-head":
+            return None
+        share = 0.5
+        if self.task.val:
+            kept = {n: p.detach().clone() for n, p in module.student.get_classifier().named_parameters()}
+            logits = []
+            for part in (0.0, 1.0):
+                mix_heads(module, part)
+                logits.append(
+                    predict_logits(module.student, built, self.task.val.images, self.settings["resize"], hardware)
+                )
+            module.student.get_classifier().load_state_dict(kept, strict=False)
+            share = best_share(logits[0], logits[1], self.task.val.labels)
+        mix_heads(module, share)
+        say(
+            f"dual head: share of the labels' head {share:g}"
+            + ("" if self.task.val else " (no validation images to choose it on)")
+        )
+        return share

@@ -15,6 +15,7 @@ from tutelage.runs import read_json, whole, write_json
 
 SHOWN = 24  # images on which student and teacher disagree most
 SIDE = 96  # pixels of their thumbnails
+DECIDED = "decided "  # before a model's name: its decisions, which halves of probabilities would not tell exactly
 
 
 def write_evidence(
@@ -27,7 +28,8 @@ def write_evidence(
     """
     with whole(folder / "predictions.npz") as path, path.open("wb") as file:
         halves = {name: one.astype(np.float16) for name, one in probabilities.items()}
-        np.savez_compressed(file, labels=labels.astype(np.int32), **halves)  # type: ignore[arg-type]
+        said = {f"{DECIDED}{name}": one.argmax(axis=1).astype(np.int32) for name, one in probabilities.items()}
+        np.savez_compressed(file, labels=labels.astype(np.int32), **halves, **said)  # type: ignore[arg-type]
     shown = []
     if {"student", "teacher"} <= probabilities.keys():
         student, teacher = probabilities["student"], probabilities["teacher"]
@@ -73,6 +75,19 @@ def read_evidence(folder: Path) -> tuple[np.ndarray, dict[str, np.ndarray], list
     if not path.exists():
         return np.zeros(0, np.int64), {}, []
     with np.load(path, allow_pickle=False) as kept:
-        models = {name: kept[name].astype(np.float32) for name in kept.files if name != "labels"}
+        models = {
+            name: kept[name].astype(np.float32)
+            for name in kept.files
+            if name != "labels" and not name.startswith(DECIDED)
+        }
         labels = kept["labels"].astype(np.int64)
     return labels, models, (read_json(folder / "disagreements.json") or {"images": []})["images"]
+
+
+def read_decisions(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Labels (n,) and decisions (n,) int64 of each model, of a predictions.npz."""
+    with np.load(path, allow_pickle=False) as kept:
+        said = {
+            name.removeprefix(DECIDED): kept[name].astype(np.int64) for name in kept.files if name.startswith(DECIDED)
+        }
+        return kept["labels"].astype(np.int64), said

@@ -1,0 +1,146 @@
+"""The arms of a comparison: each is a way of getting the same student, as stages and settings of a run."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tutelage.errors import TutelageError, did_you_mean, raise_all, shown
+
+CLIP_TAGS = ("clip", "openai", "laion", "datacomp", "siglip", "dfn", "metaclip")  # in timm's names of weights
+
+
+@dataclass(frozen=True)
+class Way:
+    """stages: of the pipeline. settings: that make the arm what it is. model: of the evaluation that is the arm's student.
+    charged: folders of the stages that its compute is the sum of; the others only serve reference numbers. says: for the page.
+    """
+
+    stages: tuple[str, ...]
+    settings: dict[str, Any]
+    model: str
+    charged: tuple[str, ...]
+    says: str
+
+
+_ALONE = ("curate", "alone")
+_TAUGHT = ("curate", "adapt", "transfer", "finetune")
+_ALL = ("teacher", "transfer", "student")
+
+
+def _taught(objective: str, says: str, charged: tuple[str, ...] = _ALL) -> Way:
+    return Way(_TAUGHT, {"objective": objective}, "student", charged, says)
+
+
+ARMS = {
+    "scratch": Way(_ALONE, {"student_weights": "scratch"}, "alone", ("alone",), "random weights, labels only"),
+    "imagenet": Way(_ALONE, {"student_weights": "pretrained"}, "alone", ("alone",), "pretrained weights, then the labels"),
+    "clip": Way(_ALONE, {"student_weights": "pretrained"}, "alone", ("alone",), "CLIP weights, then the labels"),
+    "dino": Way(
+        ("curate", "transfer", "finetune"), {"objective": "dino", "student_weights": "scratch"}, "student", ("transfer", "student"),
+        "self-distillation on the transfer set, then the labels",
+    ),
+    "agnostic": _taught("agnostic", "the frozen teacher's features, then the labels", ("transfer", "student")),
+    "oriented": _taught("oriented", "the adapted teacher's word on the task, then the labels"),
+    "agnostic-oriented": _taught("agnostic-oriented", "features in the first half, the task in the second"),
+    "pseudo-label": _taught("pseudo-label", "the adapted teacher's most likely class as the label"),
+    "dual-head": _taught("dual-head", "the labels on one head, the adapted teacher on another, mixed"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Arm:
+    """name: as given, ARM or ARM:LABEL. way: what it does. own: settings of this arm alone."""
+
+    name: str
+    way: Way
+    own: dict[str, Any] = field(default_factory=dict)
+
+
+def listed(values: Sequence[str]) -> list[str]:
+    """Values given with commas or one by one; none twice."""
+    return list(dict.fromkeys(part.strip() for value in values for part in value.split(",") if part.strip()))
+
+
+def numbers(values: Sequence[str], flag: str, least: int) -> list[int]:
+    """Whole numbers of a list.
+
+    Raises:
+        TutelageError: one is none, or too small.
+    """
+    found = listed(values)
+    wrong = [value for value in found if not value.isdecimal() or int(value) < least]
+    if wrong:
+        raise TutelageError(f"{flag} {shown(wrong)}", f"whole numbers from {least} on, such as 5,10,25")
+    return [int(value) for value in found]
+
+
+def arms_of(names: Sequence[str], overrides: Sequence[str], known: Sequence[str]) -> list[Arm]:
+    """The arms of a study with their own settings.
+
+    Args:
+        names: ARM or ARM:LABEL. overrides: ARM.SETTING=VALUE or ARM:LABEL.SETTING=VALUE; those of ARM hold for its variants too.
+        known: names of the settings that an arm may have.
+
+    Raises:
+        TutelageError: unknown arms and settings, all at once.
+    """
+    faults, found = [], listed(names)
+    for name in found:
+        if name.partition(":")[0] not in ARMS:
+            near = did_you_mean(name.partition(":")[0], ARMS)
+            faults.append(TutelageError(f"--arms {name}", f"{', '.join(ARMS)}, or one of them with :LABEL", near))
+    settings: dict[str, dict[str, Any]] = {}
+    for text in overrides:
+        try:
+            name, setting, value = _override(text, found, known)
+            settings.setdefault(name, {})[setting] = value
+        except TutelageError as error:
+            faults.append(error)
+    raise_all(faults)
+    return [
+        Arm(name, ARMS[name.partition(":")[0]], {**settings.get(name.partition(":")[0], {}), **settings.get(name, {})})
+        for name in found
+    ]
+
+
+def _override(text: str, names: Sequence[str], known: Sequence[str]) -> tuple[str, str, Any]:
+    target, equals, value = text.partition("=")
+    name, _, setting = target.strip().rpartition(".")
+    setting = setting.replace("-", "_")
+    if not equals or not name:
+        raise TutelageError(f"--set {text}", "ARM.SETTING=VALUE, such as agnostic.lr=3e-3")
+    if name not in names and not any(one.partition(":")[0] == name for one in names):
+        raise TutelageError(
+            f"--set {text}: arm {name}", f"an arm of the study: {', '.join(names)}", did_you_mean(name, names)
+        )
+    if setting not in known:
+        raise TutelageError(
+            f"--set {text}: setting {setting}", "a setting of `tutelage run`", did_you_mean(setting, known)
+        )
+    try:
+        return name, setting, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return name, setting, value.strip()
+
+
+def clip_weights(student: str) -> str:
+    """timm's name of the student with CLIP weights.
+
+    Raises:
+        TutelageError: timm has none; names relatives that have.
+    """
+    import timm
+
+    from tutelage.models.teachers import resolve
+
+    name = resolve(student, "student").partition(".")[0]
+    family = name.partition("_")[0]
+    every = [one for one in timm.list_pretrained() if any(tag in one.partition(".")[2] for tag in CLIP_TAGS)]
+    if own := [one for one in every if one.partition(".")[0] == name]:
+        return own[0]
+    near = [one for one in every if one.startswith(family)]
+    mend = f"a relative that has: {shown(near, 4)}" if near else "leave the arm out"
+    raise TutelageError(f"arm clip: timm has no CLIP weights for {name}", "a student with CLIP weights in timm", mend)

@@ -1,0 +1,180 @@
+"""A study: arms x budgets x seeds on one's own data; stages that agree on their inputs are computed once; one page.
+
+Each run is a folder ARM/budget-N/seed-N of the study and, when it is finished, one JSON in the results folder, from which alone
+the page is made: a study may be spread over days and machines.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from pathlib import Path
+from typing import Any
+
+from tutelage import config as c
+from tutelage.config import recipe
+from tutelage.errors import TutelageError
+from tutelage.progress import duration, say
+from tutelage.recipes.arms import Arm, arms_of, clip_weights, numbers
+from tutelage.recipes.pipeline import run as whole_run
+from tutelage.recipes.pipeline import walk
+from tutelage.recipes.records import Record, kept_record, record_name, write_record
+from tutelage.recipes.stage import open_run
+from tutelage.runs import STUDY, toml, write_text
+
+NOT_AN_ARMS = (
+    "out",
+    "cache",
+    "seed",
+    "budget",
+    "config",
+    "overwrite",
+    "json",
+    "smoke",
+    "no_baseline",
+    "target",
+    "val",
+    "test",
+    "classes",
+)
+
+
+@recipe
+def compare(
+    *, target: c.Target = "", gallery: c.Paths = [], out: c.StudyOut = "", arms: c.Arms = ["scratch", "agnostic", "oriented"],  # noqa: B006
+    budgets: c.Budgets = ["10"], seeds: c.Seeds = ["0", "1", "2"], set: c.Set = [], match: c.Match = "images",  # noqa: B006
+    results: c.Results = None, dry_run: c.DryRun = False,
+    val: c.Val = None, test: c.Test = None, classes: c.Classes = None, group_by: c.GroupBy = None, strategy: c.Strategy = "auto",
+    total: c.Total = None, per_query: c.PerQuery = None, balance: c.Balance = "query", dedup: c.Dedup = "candidates",
+    max_rejected: c.MaxRejected = 0.05, resize: c.Resize = "squash", flip: c.Flip = "horizontal",
+    crop_area: c.CropArea = 0.6, teacher: c.Teacher = "dinov2-s", teacher_weights: c.TeacherWeights = "pretrained",
+    teacher_size: c.TeacherSize = None, adapt: c.Adapt = "probe", class_weight: c.ClassWeight = "none",
+    student: c.Student = "mobilenetv4-s", student_weights: c.StudentWeights = "scratch", student_size: c.StudentSize = None,
+    agnostic_loss: c.AgnosticLoss = "contrastive",
+    views: c.ViewCount = 2, view_seed: c.ViewSeed = 0, refine: c.Refine = "propagate", cache_limit: c.CacheLimit = 20.0,
+    epochs: c.Epochs = None, steps: c.Steps = None, batch_size: c.BatchSize = 128, lr: c.LearningRate = 2e-3,
+    temperature: c.Temperature = 1.0, feature_weight: c.FeatureWeight = 2.0, mixup: c.Mixup = 0.0,
+    finetune: c.Finetune = "auto", device: c.Device = "auto", precision: c.Precision = "auto",
+    cache: c.Cache = None, json: c.Json = False, config: c.Config = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Does it help my task? Arms, budgets and seeds on your own data, all compute counted, and one page that says so.
+
+    Interrupted, the same command goes on. A failed arm leaves the others standing.
+
+    Returns:
+        {"study", "page", "runs": one row each, "failed": {run: reason}, "table": means and spreads}.
+    """
+    settings = {name: value for name, value in locals().items() if name in inspect.signature(whole_run).parameters}
+    started, folder = time.monotonic(), Path(out)
+    known = [name for name in inspect.signature(whole_run).parameters if name not in NOT_AN_ARMS]
+    chosen = arms_of(arms, set, known)
+    amounts, draws = numbers(budgets, "--budgets", 1), numbers(seeds, "--seeds", 0)
+    plan = [(arm, budget, seed) for seed in draws for budget in amounts for arm in chosen]
+    kept = Path(results) if results else folder / "results"
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / STUDY).exists():
+        raise TutelageError(
+            f"--out {folder}: a folder with other things in it",
+            "a new folder, or a study's",
+            f"--out {folder / 'study'}",
+        )
+    work = _Study(folder, kept, settings, match)
+    todo = [one for one in plan if kept_record(kept, *work.identity(*one)) is None]
+    say(
+        f"{len(plan)} runs: {len(chosen)} arms x {len(amounts)} budgets x {len(draws)} seeds; {len(plan) - len(todo)} are done"
+    )
+    impossible = work.impossible({arm.name: (arm, budget, seed) for arm, budget, seed in reversed(todo)})
+    if dry_run:
+        from tutelage.recipes.estimate import estimate
+
+        return estimate(work, todo, impossible)
+    write_text(folder / STUDY, toml({
+        "study": {"arms": [arm.name for arm in chosen], "budgets": amounts, "seeds": draws, "set": list(set), "match": match,
+                  "results": str(kept), "failed": impossible},
+        "settings": {name: "default" if value is None else value for name, value in settings.items()},
+    }))  # fmt: skip
+    failed = dict(impossible)
+    for number, (arm, budget, seed) in enumerate(todo, 1):
+        name = record_name(arm.name, budget, seed)
+        if arm.name in impossible:
+            continue
+        say(f"run {number} of {len(todo)}: {arm.name}, budget {budget}, seed {seed}")
+        try:
+            work.one(arm, budget, seed)
+        except TutelageError as error:
+            failed[name] = " ".join(str(error).split())
+            say(f"{name} has failed, the others go on: {failed[name]}")
+    if len(failed) and not any(kept_record(kept, *work.identity(*one)) for one in plan):
+        raise TutelageError(
+            f"no run of the study could be finished: {next(iter(failed.values()))}", "at least one arm that works"
+        )
+    from tutelage.reporting.study import write_study
+
+    summary = write_study(folder, kept, failed)
+    say(f"done in {duration(time.monotonic() - started)}; open {summary['page']}")
+    return summary
+
+
+class _Study:
+    """The study while it runs."""
+
+    def __init__(self, folder: Path, kept: Path, settings: dict[str, Any], match: str):
+        self.folder, self.kept, self.match = folder, kept, match
+        defaults = {n: p.default for n, p in inspect.signature(whole_run).parameters.items()}
+        self.settings = {
+            **defaults,
+            **settings,
+            "no_baseline": True,
+            "config": None,
+            "cache": settings["cache"] or str(folder / "cache"),
+        }
+        self._clip: str | None = None
+
+    def of(self, arm: Arm, budget: int, seed: int) -> dict[str, Any]:
+        """All settings of one run."""
+        place = self.folder / arm.name / f"budget-{budget}" / f"seed-{seed}"
+        own = {**arm.way.settings, **arm.own, "budget": budget, "seed": seed, "out": str(place)}
+        settings = {**self.settings, **own}
+        if arm.name.partition(":")[0] == "clip":
+            self._clip = self._clip or clip_weights(settings["student"])
+            settings["student"] = self._clip
+        return settings
+
+    def identity(self, arm: Arm, budget: int, seed: int) -> tuple[str, int, int, dict[str, Any]]:
+        """What a kept result must be of."""
+        try:
+            settings = self.of(arm, budget, seed)
+        except TutelageError:  # told by `impossible`
+            settings = {**self.settings, **arm.way.settings, **arm.own, "budget": budget, "seed": seed}
+        return arm.name, budget, seed, {**settings, "match": self.match}
+
+    def impossible(self, first: dict[str, tuple[Arm, int, int]]) -> dict[str, str]:
+        """Arms that need what is missing, and why; told before anything starts.
+
+        Raises:
+            TutelageError: none of them can be begun.
+        """
+        from tutelage.recipes.preflight import preflight
+
+        faults: dict[str, TutelageError] = {}
+        for name, one in first.items():
+            try:
+                settings = c.resolve(whole_run, self.of(*one))
+                preflight(settings, Path(settings["cache"]))
+            except TutelageError as error:
+                faults[name] = error
+        if faults and len(faults) == len(first):
+            raise next(iter(faults.values()))
+        for name, error in faults.items():
+            say(f"arm {name} cannot be run, the others are: {' '.join(str(error).split())}")
+        return {name: " ".join(str(error).split()) for name, error in faults.items()}
+
+    def one(self, arm: Arm, budget: int, seed: int) -> Record:
+        """One run, and its record."""
+        settings = c.resolve(whole_run, self.of(arm, budget, seed))
+        with open_run(settings["out"], settings["cache"], settings, False) as (run, _):
+            if self.match == "flops":
+                from tutelage.recipes.estimate import matched_steps
+
+                settings = {**settings, "epochs": None, "steps": matched_steps(run, arm, settings)}
+            walk(run, arm.way.stages, settings)
+            return write_record(self.kept, run, arm.way, self.identity(arm, budget, seed))

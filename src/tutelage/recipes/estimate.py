@@ -1,0 +1,116 @@
+"""What a study will take, from a few measured passes of its models: hours, disk, and steps of equal compute."""
+
+from __future__ import annotations
+
+import inspect
+import statistics
+import time
+from typing import Any
+
+from tutelage.progress import duration, say
+from tutelage.recipes.arms import Arm
+from tutelage.recipes.curate import curate
+from tutelage.recipes.stage import default_epochs
+from tutelage.runs import Run
+
+REPEATS = 3
+DINO_EXTRA = 1.25  # FLOPs of a step over those of training on as many pixels: the averaged network's pass
+
+
+def images_to_see(settings: dict[str, Any], count: int) -> int:
+    """Images that the student sees in training on a transfer set of `count` images."""
+    steps = settings["steps"] or max(
+        1, round((settings["epochs"] or default_epochs(count)) * count / settings["batch_size"])
+    )
+    return steps * settings["batch_size"]
+
+
+def matched_steps(run: Run, arm: Arm, settings: dict[str, Any]) -> int:
+    """Steps of an arm that cost as many FLOPs as `oriented` with the given steps, its teacher's outputs included.
+
+    The teacher's adaptation and the last stage are some thousand images and left out here; the ledger counts them.
+    """
+    from tutelage.compute import flops, training_flops
+    from tutelage.models.students import build_student
+    from tutelage.models.teachers import build_teacher
+
+    mine = {
+        name: settings[name] for name in inspect.signature(curate).parameters if name in settings and name != "config"
+    }
+    count = curate(**mine)["images"]["transfer"]
+    encoder = build_teacher(settings["teacher"], settings["teacher_weights"], settings["teacher_size"])
+    student = build_student(settings["student"], 2, "scratch", settings["student_size"])
+    each = training_flops(student.module, student.size)
+    outputs, seen = count * settings["views"] * flops(encoder.module, encoder.size), images_to_see(settings, count)
+    if "adapt" in arm.way.stages:
+        return seen // settings["batch_size"]
+    share = DINO_EXTRA if arm.way.settings.get("objective") == "dino" else 1.0
+    return max(1, round((outputs + seen * each) / (each * share) / settings["batch_size"]))
+
+
+def estimate(study: Any, todo: list[tuple[Arm, int, int]], impossible: dict[str, str]) -> dict[str, Any]:
+    """Time and disk of the runs that are left, told and returned.
+
+    Returns:
+        {"runs", "hours", "gibibytes", "plan": one line each}.
+    """
+    from tutelage.data.gallery import list_gallery
+    from tutelage.models.teachers import build_teacher
+    from tutelage.targets import gibibytes
+
+    todo = [one for one in todo if one[0].name not in impossible]
+    if not todo:
+        return {"runs": 0, "hours": 0.0, "gibibytes": 0.0, "plan": []}
+    settings = study.of(*todo[0])
+    count = settings["total"] or len(list_gallery(settings["gallery"]).refs)
+    encoder = build_teacher(settings["teacher"], settings["teacher_weights"], settings["teacher_size"])
+    per_output, per_image = _seconds_of(encoder), {}
+    seen_stages: set[tuple[str, Any, int]] = set()
+    seconds, plan = count * (settings["views"] + 1) * per_output, []
+    for arm, budget, seed in todo:
+        mine = study.of(arm, budget, seed)
+        key = (mine["student"], mine["student_size"])
+        if key not in per_image:
+            per_image[key] = _step_seconds(mine)
+        free = mine["objective"] in ("agnostic", "dino") and "transfer" in arm.way.stages
+        stage = (arm.name, None if free else budget, seed)
+        took = 0.0 if stage in seen_stages else images_to_see(mine, count) * per_image[key]
+        seen_stages.add(stage)
+        seconds += took
+        plan.append(f"{arm.name}, budget {budget}, seed {seed}: {'shared' if not took else duration(took)}")
+    room = gibibytes(count, settings["views"] + 1, encoder.features)
+    for line in plan:
+        say(line)
+    say(f"teacher outputs once for all: {duration(count * (settings['views'] + 1) * per_output)}, {room:.2f} GiB")
+    say(f"{len(todo)} runs, about {duration(1.2 * seconds)} in all, last stages and evaluation included")
+    return {"runs": len(todo), "hours": 1.2 * seconds / 3600, "gibibytes": room, "plan": plan}
+
+
+def _seconds_of(encoder: Any) -> float:
+    """Seconds of one forward pass for one image, in batches of 16."""
+    import torch
+
+    images = torch.zeros(16, 3, encoder.size, encoder.size)
+    with torch.inference_mode():
+        encoder.module(images)
+        start = time.perf_counter()
+        for _ in range(REPEATS):
+            encoder.module(images)
+    return (time.perf_counter() - start) / REPEATS / len(images)
+
+
+def _step_seconds(settings: dict[str, Any]) -> float:
+    """Seconds of one training step for one image, at the study's batch size."""
+    import torch
+
+    from tutelage.models.students import build_student
+
+    student = build_student(settings["student"], 2, "scratch", settings["student_size"])
+    module = student.module.to(memory_format=torch.channels_last) if student.channels_last else student.module
+    images = torch.randn(settings["batch_size"], 3, student.size, student.size)
+    times = []
+    for _ in range(REPEATS + 1):
+        start = time.perf_counter()
+        module(images).sum().backward()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:]) / len(images)

@@ -1,0 +1,91 @@
+"""A finished run as one JSON: all that the page of a study says of it, so that no run folder is needed later."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tutelage.errors import TutelageError, shown
+from tutelage.recipes.arms import Way
+from tutelage.reporting.evidence import read_decisions
+from tutelage.runs import FREE, Run, read_json, write_json
+from tutelage.version import __version__
+
+Record = dict[str, Any]
+# where data lie, and how a run looked while it ran: another value is the same run
+PLACES = {"target", "gallery", "val", "test", "teacher_weights", "smoke", "seed", "budget"}
+
+
+def record_name(arm: str, budget: int, seed: int) -> str:
+    """The name of a run's record: ARM-budget-N-seed-N, with no colon in it."""
+    return f"{arm.replace(':', '+')}-budget-{budget}-seed-{seed}"
+
+
+def kept_record(folder: Path, arm: str, budget: int, seed: int, settings: dict[str, Any]) -> Record | None:
+    """The record of a run that has been finished, here or elsewhere; None where there is none.
+
+    Raises:
+        TutelageError: there is one, made with other settings.
+    """
+    path = folder / f"{record_name(arm, budget, seed)}.json"
+    record = read_json(path)
+    if record is None:
+        return None
+    asked = compared(settings)
+    other = [
+        f"{name}: {record['settings'].get(name)} -> {value}"
+        for name, value in asked.items()
+        if record["settings"].get(name) != value
+    ]
+    if other:
+        raise TutelageError(
+            f"{path} was made with other settings: {shown(other, 8)}", "results of the settings of this study",
+            "the same settings, or another --results (and --out)",
+        )  # fmt: skip
+    return record
+
+
+def compared(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings by which two runs are the same run."""
+    return {name: value for name, value in sorted(settings.items()) if name not in FREE | PLACES}
+
+
+def write_record(folder: Path, run: Run, way: Way, identity: tuple[str, int, int, dict[str, Any]]) -> Record:
+    """Write the record of a run that has just been evaluated.
+
+    Args:
+        folder: of the results. way: of the arm. identity: arm, budget, seed, settings.
+    """
+    arm, budget, seed, settings = identity
+    stages = {
+        name: read_json(run.path / name / "result.json") or {} for name in ("transfer_set", *way.charged, "report")
+    }
+    scores, test = stages["report"], run.path / "report" / "predictions.npz"
+    labels, decisions = read_decisions(test)
+    right = decisions[way.model] == labels
+    record: Record = {
+        "arm": arm, "budget": budget, "seed": seed, "says": way.says, "settings": compared(settings), "classes": scores["classes"],
+        "student": scores[way.model], "teacher": scores.get("teacher") if "teacher" in way.charged else None,
+        "right": base64.b64encode(np.packbits(right).tobytes()).decode("ascii"), "test_images": len(labels),
+        "images": stages["transfer_set"]["images"], "data": stages["transfer_set"]["outputs"],
+        "ledger": {name: {**stages[name]["ledger"], "taken_from": stages[name].get("taken_from")} for name in way.charged},
+        "images_seen": next((stages[name]["images_seen"] for name in way.charged if "images_seen" in stages[name]), 0),
+        "chosen": {name: stages[name][key] for name, key in (("student", "chosen"), ("teacher", "mode")) if name in way.charged},
+        "versions": {"tutelage": __version__, **_versions()},
+    }  # fmt: skip
+    if "teacher" in way.charged:
+        record["validation"] = stages["teacher"]["validation"][stages["teacher"]["mode"]]
+        record["teacher_weights"] = {
+            name: stages["teacher"]["teacher"][name] for name in ("name", "size", "weights", "hash", "licence")
+        }
+    write_json(folder / f"{record_name(arm, budget, seed)}.json", record)
+    return record
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("torch", "timm", "numpy")}

@@ -1,0 +1,108 @@
+"""DINO: a student learns from its own average, without teacher and without labels (Caron et al., ICCV 2021).
+
+Two large crops and four small ones of each image; the averaged student looks at the large ones. Images seen are counted
+by their pixels: two crops of S x S and four of S/2 x S/2 are three images of S x S, and steps are fewer by that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from tutelage import losses, training
+from tutelage.compute import to_device
+from tutelage.data.store import Images
+from tutelage.data.views import draw, render, to_input
+from tutelage.recipes.teach import Plan
+from tutelage.targets import ViewSettings, shaped
+
+LARGE, SMALL = 2, 4  # crops of each image
+LARGE_AREA, SMALL_AREA = (0.4, 1.0), (0.05, 0.4)  # share of the image, as in the paper
+COLOUR = 0.4  # stronger than for a teacher that has to recognise what it sees
+DECAY = 0.99  # of the average: short schedules forget faster than the paper's 0.996
+CENTRE = 0.9
+
+
+def small_side(module: Any, size: int) -> int:
+    """Side of the small crops: half of the student's where it takes that, else all of it."""
+    from tutelage.models.students import pooled_width
+
+    try:
+        pooled_width(module, size // 2)
+        return size // 2
+    except (RuntimeError, AssertionError, ValueError):
+        return size
+
+
+def images_in_a_step(batch_size: int, size: int, small: int) -> float:
+    """Images of size x size whose pixels a step sees."""
+    return batch_size * (LARGE + SMALL * (small / size) ** 2)
+
+
+def crop(
+    images: Images, positions: np.ndarray, numbers: np.ndarray, area: tuple[float, float], size: int, student: Any, views: ViewSettings
+) -> torch.Tensor:  # fmt: skip
+    """One crop of each image: (B, 3, size, size) float32, normalised as the student wants it, channels_last.
+
+    Args:
+        numbers: (B,) int64, which crop. area: smallest and largest share of the image. views: seed, flip, resize.
+    """
+    pixels = [shaped(images[int(i)], views.resize) for i in positions]
+    sizes = np.array([one.shape[:2] for one in pixels])
+    drawn = draw(images.seeds[positions], sizes, numbers, views.seed, flip=views.flip, area=area, colour=COLOUR)
+    return to_input(render(pixels, drawn, size), student.mean, student.std, drawn.colours)
+
+
+def teach_itself(
+    module: Any, student: Any, small: int, images: Images, views: ViewSettings, plan: Plan, hardware: Any, *, optimizer: Any,
+    average: Any, start: int = 0, log: Callable[[dict[str, Any]], None] = lambda row: None,
+    save: Callable[[int], None] = lambda step: None, every: int = 2**62, advance: Callable[[int], None] = lambda n: None,
+) -> None:  # fmt: skip
+    """The loop of DINO; arguments as of `teach`.
+
+    Args:
+        module: a `SelfTaught`, prepared by `hardware`. small: side of the small crops in pixels.
+        average: of the module, with DECAY: the network that sets the targets.
+    """
+    rank, processes, plain = hardware.process_index, hardware.num_processes, hardware.unwrap_model(module)
+    order, seen = training.seed_of(plan.seed, "order"), training.LossLog("self-distillation")
+    shown = round(images_in_a_step(plan.batch_size, student.size, small))
+    kinds = [(LARGE_AREA, student.size)] * LARGE + [(SMALL_AREA, small)] * SMALL
+
+    def make(step: int) -> list[torch.Tensor]:
+        positions, passes = training.batch_of(step, plan.batch_size, len(images), order)
+        positions, passes = positions[rank::processes], passes[rank::processes]
+        return [
+            crop(images, positions, passes * len(kinds) + number, area, size, student, views)
+            for number, (area, size) in enumerate(kinds)
+        ]
+
+    module.train()
+    for step, crops in training.ahead(make, range(start, plan.steps), 1 if hardware.device.type == "cpu" else 8):
+        now = training.learning_rate(step, plan.steps, plan.rate)
+        for group in optimizer.param_groups:
+            group["lr"] = now
+        torch.manual_seed(training.seed_of(plan.seed, "step", step, rank))
+        crops = [to_device(crop, hardware.device) for crop in crops]
+        with torch.no_grad(), hardware.autocast():
+            state = {name: value.clone() for name, value in average.state.items()}  # its BatchNorm is not to learn here
+            told = torch.func.functional_call(plain, state, (torch.cat(crops[:LARGE]),)).float()
+        with hardware.autocast():
+            said = [*module(torch.cat(crops[:LARGE])).chunk(LARGE), *module(torch.cat(crops[LARGE:])).chunk(SMALL)]
+        loss = losses.self_distillation(said, list(told.chunk(LARGE)), plain.centre)
+        optimizer.zero_grad(set_to_none=True)
+        hardware.backward(loss)
+        hardware.clip_grad_norm_(module.parameters(), training.CLIP)
+        optimizer.step()
+        plain.centre.lerp_(hardware.reduce(told.mean(dim=0, keepdim=True), "mean"), 1 - CENTRE)
+        average.update(plain)
+        seen.add(step + 1, loss)
+        done, due = step + 1, (step + 1) % every == 0 and step + 1 < plan.steps
+        if due or done % max(1, plan.steps // 200) == 0 or done == plan.steps:
+            log({"step": done, "loss": seen.mean(), "rate": now, "images": done * shown})
+        if due:
+            save(done)
+        advance(shown)
