@@ -10,7 +10,15 @@ import torch
 from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
 
-from tutelage.losses import class_weights, distillation, soft_cross_entropy
+from tutelage.losses import (
+    class_weights,
+    contrastive,
+    distillation,
+    queue_similarity,
+    self_distillation,
+    soft_cross_entropy,
+    spectral,
+)
 
 
 def logits_of(seed: int, batch: int = 6, classes: int = 5, size: float = 3.0) -> torch.Tensor:
@@ -162,3 +170,72 @@ def test_class_weights_without_an_image_are_finite():
     assert torch.isfinite(weights).all()
     loss = soft_cross_entropy(torch.zeros(1, 3), torch.tensor([[0.0, 0.5, 0.5]]), weights)
     assert loss.item() == pytest.approx(math.log(3), rel=1e-5)
+
+
+def unit(rows: list[list[float]]) -> list[list[float]]:
+    return [[x / math.sqrt(sum(y * y for y in row)) for x in row] for row in rows]
+
+
+def test_contrastive_is_its_formula():
+    """contrastive is the worked example, and a loop over images and rivals, with the temperature."""
+    assert contrastive(torch.eye(2), torch.eye(2), 1.0).item() == pytest.approx(math.log(1 + math.exp(-1)), abs=1e-6)
+    z, t = logits_of(4, 5, 3), logits_of(5, 5, 3)
+    zs, ts = unit(z.tolist()), unit(t.tolist())
+    total = 0.0
+    for i, zi in enumerate(zs):
+        scores = [math.exp(sum(a * b for a, b in zip(zi, tj, strict=True)) / 0.07) for tj in ts]
+        total -= math.log(scores[i] / sum(scores)) / len(zs)
+    assert contrastive(z, t).item() == pytest.approx(total, rel=1e-4)
+
+
+def test_queue_similarity_is_its_formula():
+    """queue_similarity is the worked example, and the divergence of two softmaxes over the queue."""
+    example = queue_similarity(torch.tensor([[0.0, 1.0]]), torch.tensor([[1.0, 0.0]]), torch.eye(2), 1.0)
+    assert example.item() == pytest.approx(0.4621, abs=5e-5)
+    z, t, queue = logits_of(6, 4, 3), logits_of(7, 4, 3), logits_of(8, 9, 3)
+    total, us = 0.0, unit(queue.tolist())
+    for zi, ti in zip(unit(z.tolist()), unit(t.tolist()), strict=True):
+        q, p = (softmax_loop([sum(a * b for a, b in zip(x, u, strict=True)) / 0.07 for u in us]) for x in (zi, ti))
+        total += sum(pk * (math.log(pk) - math.log(qk)) for pk, qk in zip(p, q, strict=True)) / len(z)
+    assert queue_similarity(z, t, queue).item() == pytest.approx(total, rel=1e-3)
+
+
+def test_spectral_is_its_formula():
+    """spectral is the mean over axes of the cube root of the error's share; silence costs about 1 on every axis."""
+    assert spectral(torch.zeros(1, 1), torch.ones(1, 1), torch.ones(1)).item() == pytest.approx(1.001 ** (1 / 3))
+    z, t, spread = logits_of(9, 6, 4), logits_of(10, 6, 4), torch.tensor([4.0, 2.0, 1.0, 0.5])
+    errors = [sum((a[k] - b[k]) ** 2 for a, b in zip(z.tolist(), t.tolist(), strict=True)) / 6 for k in range(4)]
+    expected = sum((e / v + 1e-3) ** (1 / 3) for e, v in zip(errors, spread.tolist(), strict=True)) / 4
+    assert spectral(z, t, spread).item() == pytest.approx(expected, rel=1e-5)
+    silent = spectral(torch.zeros(2000, 4), torch.randn(2000, 4) * spread.sqrt(), spread)
+    assert silent.item() == pytest.approx(1, abs=0.05)
+
+
+def test_self_distillation_is_its_formula():
+    """self_distillation is the worked example, and leaves out pairs of a crop with itself."""
+    zero = [torch.zeros(1, 2)] * 2
+    assert self_distillation(zero, zero, torch.zeros(1, 2)).item() == pytest.approx(math.log(2))
+    student, teacher = [logits_of(i, 2, 3, 0.3) for i in range(3)], [logits_of(i + 3, 2, 3, 0.1) for i in range(2)]
+    centre, total, pairs = torch.tensor([[0.1, 0.0, -0.1]]), 0.0, 0
+    for g, t in enumerate(teacher):
+        for v, s in enumerate(student):
+            if g == v:
+                continue
+            pairs += 1
+            for trow, srow in zip((t - centre).tolist(), s.tolist(), strict=True):
+                p, q = softmax_loop([x / 0.04 for x in trow]), softmax_loop([x / 0.1 for x in srow])
+                total -= sum(a * math.log(b) for a, b in zip(p, q, strict=True)) / 2
+    assert self_distillation(student, teacher, centre).item() == pytest.approx(total / pairs, rel=1e-4)
+
+
+def test_self_distillation_is_that_of_lightly():
+    """Loss and gradient are those of lightly's DINOLoss for two global and two local crops."""
+    module = pytest.importorskip("lightly.loss.dino_loss", reason="pip install --no-deps lightly")
+    theirs = module.DINOLoss(output_dim=7, warmup_teacher_temp_epochs=1)
+    student = [logits_of(i, 4, 7, 0.5).requires_grad_() for i in range(4)]
+    teacher = [logits_of(i + 4, 4, 7, 0.2) for i in range(2)]
+    ours = self_distillation(student, teacher, torch.zeros(1, 7))
+    expected = theirs(teacher, student)
+    assert ours.item() == pytest.approx(expected.item(), rel=1e-5)
+    for mine, other in zip(torch.autograd.grad(ours, student), torch.autograd.grad(expected, student), strict=True):
+        torch.testing.assert_close(mine, other)

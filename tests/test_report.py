@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 
 import tutelage as package
+from browser import CHROMIUM, NO_CHROMIUM, check_in_browser
 from conftest import MODELS, Task, environment, make_task
 from tutelage.errors import TutelageError
 from tutelage.reporting.charts import per_class
@@ -23,7 +23,6 @@ from tutelage.reporting.evidence import disagreements, read_evidence, write_evid
 from tutelage.reporting.page import answer, write_page
 
 NASTY = '<img src=x onerror=alert(1)> & "quoted"'
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="module")
@@ -221,33 +220,9 @@ def test_many_classes_and_classes_without_images():
     assert ">class 8<" in chart
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (Debian: apt install chromium)")
+@pytest.mark.skipif(CHROMIUM is None, reason=NO_CHROMIUM)
 @pytest.mark.parametrize("width", [500, 1600])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_in_a_real_browser(finished, tmp_path, width, scheme):
     """Chromium shows the page without errors, missing images, sideways scrolling or text outside of its chart."""
-    measure = """<script>addEventListener("load", () => { const root = document.documentElement;
-    const out = [...document.querySelectorAll("svg")].flatMap(s => { const b = s.getBoundingClientRect();
-      return [...s.querySelectorAll("text")].filter(t => { const r = t.getBoundingClientRect();
-        return r.left < b.left - 1 || r.right > b.right + 1; }).map(t => t.textContent); });
-    document.body.dataset.found = JSON.stringify({ inner: innerWidth, scroll: root.scrollWidth, client: root.clientWidth,
-      missing: [...document.images].filter(i => !i.complete || !i.naturalWidth).length, images: document.images.length, out: out,
-      ground: getComputedStyle(document.body).backgroundColor }); });</script>"""
-    page = tmp_path / "page.html"
-    page.write_text(page_of(finished.out).replace("</body>", measure + "</body>"), encoding="utf-8")
-    assert CHROMIUM is not None
-    done = subprocess.run(
-        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", f"--window-size={width},2000",
-         f"--user-data-dir={tmp_path / 'profile'}", f"--blink-settings=preferredColorScheme={int(scheme == 'light')}",
-         "--virtual-time-budget=3000", "--dump-dom", f"file://{page}"],
-        capture_output=True, text=True, timeout=120, env={**os.environ, "DBUS_SESSION_BUS_ADDRESS": "disabled:"},
-    )  # fmt: skip
-    found = re.search(r'data-found="([^"]*)"', done.stdout)
-    assert found, done.stderr
-    told = json.loads(found[1].replace("&quot;", '"').replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
-    assert told["scroll"] <= told["client"], "the page scrolls sideways"
-    assert told["images"] > 0
-    assert told["missing"] == 0
-    assert told["out"] == []
-    assert told["ground"] == ("rgb(251, 251, 249)" if scheme == "light" else "rgb(20, 21, 23)")
-    assert "CONSOLE" not in done.stderr
+    check_in_browser(page_of(finished.out), tmp_path, width, scheme)

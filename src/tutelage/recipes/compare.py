@@ -20,13 +20,12 @@ from tutelage.recipes.pipeline import run as whole_run
 from tutelage.recipes.pipeline import walk
 from tutelage.recipes.records import Record, kept_record, record_name, write_record
 from tutelage.recipes.stage import open_run
-from tutelage.runs import STUDY, toml, write_text
+from tutelage.runs import DEFAULT, STUDY, toml, write_text
 
 NOT_AN_ARMS = (
     "out",
     "cache",
     "seed",
-    "budget",
     "config",
     "overwrite",
     "json",
@@ -69,7 +68,8 @@ def compare(
     known = [name for name in inspect.signature(whole_run).parameters if name not in NOT_AN_ARMS]
     chosen = arms_of(arms, set, known)
     amounts, draws = numbers(budgets, "--budgets", 1), numbers(seeds, "--seeds", 0)
-    plan = [(arm, budget, seed) for seed in draws for budget in amounts for arm in chosen]
+    plan = [(arm, budget, seed) for seed in draws for budget in budgets_of(chosen, amounts) for arm in chosen
+            if budget in ([arm.own["budget"]] if "budget" in arm.own else amounts)]  # fmt: skip
     kept = Path(results) if results else folder / "results"
     if folder.is_dir() and any(folder.iterdir()) and not (folder / STUDY).exists():
         raise TutelageError(
@@ -82,21 +82,19 @@ def compare(
     say(
         f"{len(plan)} runs: {len(chosen)} arms x {len(amounts)} budgets x {len(draws)} seeds; {len(plan) - len(todo)} are done"
     )
-    impossible = work.impossible({arm.name: (arm, budget, seed) for arm, budget, seed in reversed(todo)})
+    impossible = work.impossible({one[0].name: one for one in reversed(todo)}, alone=len(todo) == len(plan))
     if dry_run:
         from tutelage.recipes.estimate import estimate
 
         return estimate(work, todo, impossible)
-    write_text(folder / STUDY, toml({
-        "study": {"arms": [arm.name for arm in chosen], "budgets": amounts, "seeds": draws, "set": list(set), "match": match,
-                  "results": str(kept), "failed": impossible},
-        "settings": {name: "default" if value is None else value for name, value in settings.items()},
-    }))  # fmt: skip
+    about = {"arms": [arm.name for arm in chosen], "budgets": budgets_of(chosen, amounts), "seeds": draws, "set": list(set),
+             "match": match, "results": str(kept)}  # fmt: skip
     failed = dict(impossible)
+    work.say_what_it_is(about, failed)
     for number, (arm, budget, seed) in enumerate(todo, 1):
         name = record_name(arm.name, budget, seed)
-        if arm.name in impossible:
-            continue
+        if arm.name in impossible or kept_record(kept, *work.identity(arm, budget, seed)):
+            continue  # or it was finished meanwhile: several processes may share --results, each with an --out of its own
         say(f"run {number} of {len(todo)}: {arm.name}, budget {budget}, seed {seed}")
         try:
             work.one(arm, budget, seed)
@@ -109,16 +107,22 @@ def compare(
         )
     from tutelage.reporting.study import write_study
 
-    summary = write_study(folder, kept, failed)
+    work.say_what_it_is(about, failed)
+    summary = write_study(folder, kept)
     say(f"done in {duration(time.monotonic() - started)}; open {summary['page']}")
     return summary
+
+
+def budgets_of(arms: list[Arm], budgets: list[int]) -> list[int]:
+    """All budgets of a study: those of every arm, and those that single arms have for themselves."""
+    return sorted({*budgets, *(int(arm.own["budget"]) for arm in arms if "budget" in arm.own)})
 
 
 class _Study:
     """The study while it runs."""
 
     def __init__(self, folder: Path, kept: Path, settings: dict[str, Any], match: str):
-        self.folder, self.kept, self.match = folder, kept, match
+        self.folder, self.kept, self.match, self.given = folder, kept, match, settings
         defaults = {n: p.default for n, p in inspect.signature(whole_run).parameters.items()}
         self.settings = {
             **defaults,
@@ -128,6 +132,12 @@ class _Study:
             "cache": settings["cache"] or str(folder / "cache"),
         }
         self._clip: str | None = None
+
+    def say_what_it_is(self, about: dict[str, Any], failed: dict[str, str]) -> None:
+        """Write study.toml: what is compared, what failed and why, and the settings."""
+        settings = {name: DEFAULT if value is None else value for name, value in self.given.items()}
+        reasons = [f"{name}: {reason}" for name, reason in failed.items()]
+        write_text(self.folder / STUDY, toml({"study": {**about, "failed": reasons}, "settings": settings}))
 
     def of(self, arm: Arm, budget: int, seed: int) -> dict[str, Any]:
         """All settings of one run."""
@@ -147,11 +157,14 @@ class _Study:
             settings = {**self.settings, **arm.way.settings, **arm.own, "budget": budget, "seed": seed}
         return arm.name, budget, seed, {**settings, "match": self.match}
 
-    def impossible(self, first: dict[str, tuple[Arm, int, int]]) -> dict[str, str]:
+    def impossible(self, first: dict[str, tuple[Arm, int, int]], alone: bool) -> dict[str, str]:
         """Arms that need what is missing, and why; told before anything starts.
 
+        Args:
+            first: name of an arm -> its first run. alone: whether nothing else of the study is done.
+
         Raises:
-            TutelageError: none of them can be begun.
+            TutelageError: none of them can be begun, and there is nothing else.
         """
         from tutelage.recipes.preflight import preflight
 
@@ -162,7 +175,7 @@ class _Study:
                 preflight(settings, Path(settings["cache"]))
             except TutelageError as error:
                 faults[name] = error
-        if faults and len(faults) == len(first):
+        if alone and faults and len(faults) == len(first):
             raise next(iter(faults.values()))
         for name, error in faults.items():
             say(f"arm {name} cannot be run, the others are: {' '.join(str(error).split())}")

@@ -1,4 +1,4 @@
-"""The page of a finished run, made anew from its files."""
+"""The page of a finished run or study, made anew from its files."""
 
 from __future__ import annotations
 
@@ -12,13 +12,19 @@ from tutelage.progress import say
 
 @recipe
 def report(*, run: c.Out = "") -> dict[str, Any]:
-    """Write report/index.html of a run: scores, what holds it back, charts, the transfer set, and the command to make it again.
+    """Write report/index.html of a run or a study: scores, what holds it back, charts, and the command to make it again.
 
     Returns:
         {"page"}: path of the page.
     """
     from tutelage.reporting.page import write_page
+    from tutelage.runs import STUDY
 
-    page = write_page(Path(run))
+    if (Path(run) / STUDY).exists():
+        from tutelage.reporting.study import write_study
+
+        page = write_study(Path(run))["page"]
+    else:
+        page = write_page(Path(run))
     say(f"open {page}")
     return {"page": str(page)}

@@ -197,10 +197,12 @@ class _Job:
                     "a student with one", "--objective oriented or pseudo-label, or another student",
                 )  # fmt: skip
             say(f"{built.name} has no single head on pooled features: the teacher's features are not matched")
+            assert targets is not None
             targets, beside = replace(targets, embedding=None), False
         if beside and targets is None:
             module = SelfTaught(module, built.size)
         elif beside:
+            assert targets is not None
             width = targets.embedding[1].shape[1] if targets.embedding is not None else 1
             module = Taught(module, width, built.size, second_head=dual)
         module = module.to(hardware.device)

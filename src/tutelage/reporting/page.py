@@ -55,8 +55,8 @@ def write_page(run: Path) -> Path:
     page = environment.get_template("page.html.j2").render(
         title=run.resolve().name, answer=answer(results, stages), test_images=results.get("test_images", 0), table=table(results),
         findings=diagnose(results, stages), charts=_charts(run, results, labels, probabilities),
-        disagreements=[_disagreement(one, classes) for one in apart], montage=_montage(run / "transfer_set" / "montage.jpg"),
-        transfer_set=_transfer_set(stages["transfer_set"]), costs=_costs(stages), facts=_facts(settings, stages),
+        disagreements=[disagreement(one, classes) for one in apart], montage=montage(run / "transfer_set" / "montage.jpg"),
+        transfer_set=transfer_set(stages["transfer_set"]), costs=_costs(stages), facts=_facts(settings, stages),
         command=command(settings), version=__version__,
     )  # fmt: skip
     write_json(run / "report" / "results.json", results)
@@ -163,7 +163,7 @@ def _metrics(path: Path) -> list[dict[str, Any]]:
     return [row for row in rows if isinstance(row.get("loss"), float) and np.isfinite(row["loss"])]
 
 
-def _disagreement(one: dict[str, Any], classes: list[str]) -> dict[str, str]:
+def disagreement(one: dict[str, Any], classes: list[str]) -> dict[str, str]:
     def said(model: str) -> str:
         label, sure = one[model]
         return f"{classes[label]} ({100 * sure:.0f} %){' ✓' if label == one['label'] else ''}"
@@ -177,7 +177,7 @@ def _disagreement(one: dict[str, Any], classes: list[str]) -> dict[str, str]:
     }
 
 
-def _montage(path: Path) -> str:
+def montage(path: Path) -> str:
     """The montage in base 64, smaller where it is large; empty when there is none."""
     if not path.exists():
         return ""
@@ -193,7 +193,7 @@ def _montage(path: Path) -> str:
     return base64.b64encode(data).decode("ascii")
 
 
-def _transfer_set(curated: dict[str, Any]) -> str:
+def transfer_set(curated: dict[str, Any]) -> str:
     """The choice in a sentence."""
     images = curated.get("images", {})
     said = f"{images.get('transfer', 0):,} images, {images.get('train', 0):,} of them labelled, by strategy {curated.get('strategy')} "

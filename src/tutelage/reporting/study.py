@@ -1,10 +1,316 @@
-"""x"""
+"""The page of a study, from the records of its runs: which arm, on how many labels, for what compute. No torch."""
 
 from __future__ import annotations
 
+import base64
+import csv
+import io
+import shlex
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jinja2 import Environment, PackageLoader
 
-def write_study(folder: Path, kept: Path, failed: dict[str, str]) -> dict[str, Any]:
-    return {"page": "none", "failed": failed}
+from tutelage.errors import TutelageError
+from tutelage.reporting import charts, study_charts
+from tutelage.reporting.diagnosis import diagnose
+from tutelage.reporting.evidence import read_evidence
+from tutelage.reporting.ledger import bill, shares
+from tutelage.reporting.page import STAGES, disagreement, montage, transfer_set
+from tutelage.reporting.statistics import Difference, difference, spread
+from tutelage.runs import STUDY, read_json, write_json, write_text
+from tutelage.version import __version__
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """All seeds of one arm at one budget. records: by seed. right: (S, n) bool, in the order of the seeds."""
+
+    arm: str
+    budget: int
+    records: dict[int, Record]
+    right: np.ndarray = field(repr=False)
+
+    @property
+    def accuracy(self) -> tuple[float, float | None]:
+        """Mean and standard deviation over seeds."""
+        return spread([record["student"]["test"]["accuracy"] for record in self.records.values()])
+
+    @property
+    def flops(self) -> float:
+        """Mean FLOPs of a run, the teacher's counted."""
+        return float(np.mean([bill(record)["flops"] for record in self.records.values()]))
+
+
+def write_study(folder: Path, kept: Path | None = None) -> dict[str, Any]:
+    """Write report/index.html, results.json and results.csv of a study.
+
+    Args:
+        folder: of the study. kept: folder of the records; None for the one that the study names.
+
+    Returns:
+        {"study", "page", "runs", "failed", "table", "shared"}.
+
+    Raises:
+        TutelageError: no study, or none of its runs is finished.
+    """
+    try:
+        about = tomllib.loads((folder / STUDY).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise TutelageError(
+            f"{folder}: no {STUDY} in it", "the folder of a study", "tutelage compare makes one"
+        ) from error
+    study, report = about["study"], folder / "report"
+    failed = dict(reason.split(": ", 1) for reason in study["failed"])
+    records = read_records(kept or Path(study["results"]), study)
+    if not records:
+        raise TutelageError(
+            f"{folder}: no run of the study is finished", "one at least", "give the command of the study again"
+        )
+    cells = cells_of(records, study["arms"])
+    budget = main_budget(cells)
+    table, best = rows(cells, budget)
+    summary = {
+        "study": str(folder), "page": str(report / "index.html"), "failed": failed, "table": table, "shared": shares(records),
+        "runs": [{"arm": one["arm"], "budget": one["budget"], "seed": one["seed"], "accuracy": one["student"]["test"]["accuracy"]}
+                 for one in records],
+    }  # fmt: skip
+    environment = Environment(loader=PackageLoader("tutelage", "reporting"), autoescape=True)
+    page = environment.get_template("study.html.j2").render(
+        title=folder.resolve().name, answer=answer(cells, budget, best), budget=budget, table=table, failed=failed,
+        charts=_charts(cells, budget, best), bills=[_bill_row(cell) for cell in cells if cell.budget == budget],
+        shared=summary["shared"], command=_command(about), facts=_facts(about, records), version=__version__,
+        tests=records[0]["test_images"], **_of_a_run(folder, best),
+    )  # fmt: skip
+    write_json(report / "results.json", {**summary, "records": records})
+    write_text(report / "results.csv", _csv(records))
+    write_text(report / "index.html", page)
+    return summary
+
+
+def read_records(folder: Path, study: dict[str, Any]) -> list[Record]:
+    """The records of the study's runs that are finished, in the order of arms, budgets and seeds."""
+    found = []
+    for arm in study["arms"]:
+        for budget in study["budgets"]:
+            for seed in study["seeds"]:
+                record = read_json(folder / f"{arm.replace(':', '+')}-budget-{budget}-seed-{seed}.json")
+                found += [record] if record else []
+    return found
+
+
+def cells_of(records: Iterable[Record], arms: list[str]) -> list[Cell]:
+    """Records by arm and budget."""
+    sorted_in: dict[tuple[str, int], dict[int, Record]] = {}
+    for record in records:
+        sorted_in.setdefault((record["arm"], record["budget"]), {})[record["seed"]] = record
+    cells = [
+        Cell(arm, budget, of, np.array([_right(record) for _, record in sorted(of.items())]))
+        for (arm, budget), of in sorted_in.items()
+    ]
+    return sorted(cells, key=lambda cell: (cell.budget, arms.index(cell.arm)))
+
+
+def _right(record: Record) -> np.ndarray:
+    """(n,) bool: which test images the run's student gets right."""
+    bits = np.frombuffer(base64.b64decode(record["right"]), np.uint8)
+    return np.unpackbits(bits)[: record["test_images"]].astype(bool)
+
+
+def main_budget(cells: list[Cell]) -> int:
+    """The budget with most arms; of several the smallest."""
+    budgets = [cell.budget for cell in cells]
+    return max(sorted(set(budgets)), key=budgets.count)
+
+
+def compared(first: Cell, second: Cell) -> Difference | None:
+    """The difference of two arms over the seeds that both have; None where there is none, or other test images."""
+    seeds = [seed for seed in sorted(first.records) if seed in second.records]
+    if not seeds or first.right.shape[1] != second.right.shape[1]:
+        return None
+    pick = [[sorted(cell.records).index(seed) for seed in seeds] for cell in (first, second)]
+    return difference(first.right[pick[0]], second.right[pick[1]])
+
+
+def rows(cells: list[Cell], budget: int) -> tuple[list[dict[str, Any]], Cell]:
+    """The table, a row for each arm and budget, and the best arm of the main budget."""
+    found, winner = [], None
+    for amount in sorted({cell.budget for cell in cells}):
+        mine = [cell for cell in cells if cell.budget == amount]
+        best = max(mine, key=lambda cell: cell.accuracy[0])
+        winner = best if amount == budget else winner
+        for cell in mine:
+            mean, deviation = cell.accuracy
+            behind = None if cell is best else compared(best, cell)
+            one = next(iter(cell.records.values()))
+            found.append({
+                "arm": cell.arm, "budget": amount, "seeds": len(cell.records), "accuracy": mean, "spread": deviation,
+                "balanced_accuracy": spread([r["student"]["test"]["balanced_accuracy"] for r in cell.records.values()])[0],
+                "ece": spread([r["student"]["test"]["ece"] for r in cell.records.values()])[0],
+                "best": cell is best, "level": cell is best or (behind is not None and not behind.sure),
+                "behind": None if behind is None else behind.mean, "low": behind and behind.low, "high": behind and behind.high,
+                "p": behind and behind.p, "flops": cell.flops, "images_seen": one["images_seen"], "says": one["says"],
+                "initialisation": one["student"]["initialisation"],
+            })  # fmt: skip
+    assert winner is not None
+    return found, winner
+
+
+def answer(cells: list[Cell], budget: int, best: Cell) -> str:
+    """What came out, in a sentence or two."""
+    mean, deviation = best.accuracy
+    said = f"With {budget} labels per class, {best.arm} is right for {100 * mean:.1f}"
+    said += f" ± {100 * deviation:.1f} %" if deviation is not None else " %"
+    said += f" of {best.right.shape[1]:,} test images (mean of {len(best.records)} seeds)" if len(best.records) > 1 else (
+        f" of {best.right.shape[1]:,} test images (one seed: no spread)"
+    )  # fmt: skip
+    others = [cell for cell in cells if cell.budget == budget and cell is not best]
+    alone = next((cell for cell in others if cell.arm.startswith("scratch")), None)
+    if alone is not None and (gain := compared(best, alone)):
+        said += (
+            f", {100 * gain.mean:.1f} points more than the same student trained on the labels alone ({_sureness(gain)})"
+        )
+    second = max(others, key=lambda cell: cell.accuracy[0], default=None)
+    if second is not None and second is not alone and (gain := compared(best, second)):
+        said += f"; next is {second.arm}, {100 * gain.mean:.1f} points behind ({_sureness(gain)})"
+    teachers = [record["teacher"]["test"]["accuracy"] for record in best.records.values() if record["teacher"]]
+    if teachers:
+        said += f"; its teacher is right for {100 * spread(teachers)[0]:.1f} %"
+    return said + "."
+
+
+def _sureness(gain: Difference) -> str:
+    """The interval and the test in words."""
+    said = f"95 % interval over test images {100 * gain.low:.1f} to {100 * gain.high:.1f}"
+    return said + (f", p = {gain.p:.2g} over {gain.seeds} seeds" if gain.p is not None else "")
+
+
+def _charts(cells: list[Cell], budget: int, best: Cell) -> list[dict[str, Any]]:
+    found = []
+    arms = list(dict.fromkeys(cell.arm for cell in cells))
+    lines = {arm: {cell.budget: cell.accuracy for cell in cells if cell.arm == arm} for arm in arms}
+    teacher: dict[int, list[float]] = {}
+    for cell in cells:
+        for record in cell.records.values():
+            if record["teacher"]:
+                teacher.setdefault(cell.budget, []).append(record["teacher"]["test"]["accuracy"])
+    if len({cell.budget for cell in cells}) > 1:
+        picture = study_charts.against_labels(lines, {amount: spread(values) for amount, values in teacher.items()})
+        note = "Mean over seeds; bands are one standard deviation."
+        found.append({"title": "Accuracy against labels", "svg": picture, "note": note})
+    costs = {cell.arm: (cell.flops, cell.accuracy[0]) for cell in cells if cell.budget == budget and cell.flops > 0}
+    if len(costs) > 1:
+        note = f"{budget} labels per class. Training alone: forward and backward passes, the teacher's adaptation and outputs counted."
+        found.append(
+            {"title": "Accuracy against compute", "svg": study_charts.against_compute(costs, arms), "note": note}
+        )
+    classes, one = next(iter(best.records.values()))["classes"], next(iter(best.records.values()))
+    recall: dict[str, Any] = {"student": _mean_recall(best)}
+    alone = next(
+        (cell for cell in cells if cell.budget == budget and cell.arm.startswith("scratch") and cell is not best), None
+    )
+    if alone is not None:
+        recall["alone"] = _mean_recall(alone)
+    if one["teacher"]:
+        recall["teacher"] = one["teacher"]["test"]["recall"]
+    note = f"student: {best.arm}, mean over seeds. The weakest classes first."
+    found.append({"title": "Recall of each class", "svg": charts.per_class(classes, recall), "note": note})
+    if len(classes) <= charts.CELLS_SHOWN:
+        counts = sum(np.array(record["student"]["test"]["confusion"]) for record in best.records.values())
+        picture = charts.matrix(classes, np.asarray(counts).tolist(), "student")
+        note = f"{best.arm}, all seeds. Rows: what the images show. Columns: what the student says."
+        found.append({"title": "What the best student takes for what", "svg": picture, "note": note})
+    return found
+
+
+def _mean_recall(cell: Cell) -> list[float | None]:
+    """Recall of each class, mean over seeds; None where a class has no test image."""
+    every = [record["student"]["test"]["recall"] for record in cell.records.values()]
+    return [None if of[0] is None else float(np.mean(of)) for of in zip(*every, strict=True)]
+
+
+def _bill_row(cell: Cell) -> dict[str, Any]:
+    """What one arm cost, mean over seeds."""
+    bills = [bill(record) for record in cell.records.values()]
+    return {"arm": cell.arm, **{name: float(np.mean([one[name] for one in bills])) for name in bills[0]}}
+
+
+def _of_a_run(folder: Path, best: Cell) -> dict[str, Any]:
+    """What the page shows of the best arm's first run, where its folder is still there."""
+    seed = min(best.records)
+    run = folder / best.arm / f"budget-{best.budget}" / f"seed-{seed}"
+    stages = {name: read_json(run / name / "result.json") or {} for name in STAGES}
+    if not stages["report"]:
+        return {"findings": [], "montage": "", "transfer_set": "", "disagreements": [], "calibration": ""}
+    labels, probabilities, apart = read_evidence(run / "report")
+    classes = stages["report"]["classes"]
+    return {
+        "findings": diagnose(stages["report"], stages), "montage": montage(run / "transfer_set" / "montage.jpg"),
+        "transfer_set": transfer_set(stages["transfer_set"]), "disagreements": [disagreement(one, classes) for one in apart],
+        "calibration": charts.calibration(labels, probabilities) if probabilities else "",
+        "shown": f"{best.arm}, budget {best.budget}, seed {seed}",
+    }  # fmt: skip
+
+
+def _command(about: dict[str, Any]) -> str:
+    """The command that makes the study again."""
+    words = ["tutelage", "compare"]
+    study = {
+        name: about["study"][name] for name in ("arms", "budgets", "seeds", "set", "match") if about["study"].get(name)
+    }
+    for name, value in [*study.items(), *about["settings"].items()]:
+        if value not in ("default", False, []) and name not in ("json", "config"):
+            words += [
+                "--" + name.replace("_", "-"),
+                *([str(v) for v in value] if isinstance(value, list) else [str(value)]),
+            ]
+    return shlex.join(words)
+
+
+def _facts(about: dict[str, Any], records: list[Record]) -> list[tuple[str, Any]]:
+    """Models, data, versions."""
+    found: list[tuple[str, Any]] = []
+    teacher = next((record["teacher_weights"] for record in records if record.get("teacher_weights")), None)
+    if teacher:
+        found.append(
+            ("teacher", f"{teacher['name']} at {teacher['size']} px, {teacher['weights']} ({teacher['licence']})")
+        )
+        found.append(("its weights", f"SHA-256 {teacher['hash'][:16]}…"))
+    student = records[0]["student"]
+    found.append(("student", f"{student['name']}, {student['parameters']:,} parameters"))
+    data = sorted({record["data"][:12] for record in records})
+    found.append(("data", f"SHA-256 of {len(data)} transfer sets, {', '.join(data[:4])}{'…' if len(data) > 4 else ''}"))
+    versions = sorted(
+        {", ".join(f"{name} {value}" for name, value in record["versions"].items()) for record in records}
+    )
+    found += [("versions", one) for one in versions]
+    found.append(("seeds", ", ".join(str(seed) for seed in about["study"]["seeds"])))
+    return found
+
+
+def _csv(records: list[Record]) -> str:
+    """Every number of every run, a line each."""
+    out = io.StringIO()
+    writer = csv.writer(out)
+    writer.writerow(("arm", "budget", "seed", "model", "score", "class", "value"))
+    for record in records:
+        for model in ("student", "teacher"):
+            one = record[model] or {}
+            flat = {**{k: v for k, v in one.items() if not isinstance(v, dict)}, **one.get("test", {})}
+            if model == "student":
+                flat |= bill(record)
+            for name, value in flat.items():
+                head = (record["arm"], record["budget"], record["seed"], model, name)
+                if name == "recall":
+                    writer.writerows(
+                        (*head, klass, share) for klass, share in zip(record["classes"], value, strict=True)
+                    )
+                elif not isinstance(value, list):
+                    writer.writerow((*head, "", value))
+    return out.getvalue()

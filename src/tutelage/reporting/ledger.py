@@ -1,0 +1,54 @@
+"""The bill of a run from its ledger, and what sharing stages has saved a study. No torch."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+ENOUGH = 256  # teacher outputs computed at once from which their time is told
+
+
+def bill(record: dict[str, Any]) -> dict[str, float]:
+    """What a run cost, as if nothing had been shared: FLOPs in all and of the teacher, images trained on, seconds, MiB, bytes."""
+    entries = record["ledger"].values()
+    teacher = sum(entry["teacher"]["flops"] for entry in entries)
+    return {
+        "flops": teacher + sum(entry["flops"] for entry in entries), "teacher_flops": teacher,
+        "images": sum(entry["images"] for entry in entries),
+        "seconds": sum(entry["seconds"] + entry["teacher"]["seconds"] for entry in entries),
+        "memory_mib": max((entry["memory_mib"] for entry in entries), default=0.0),
+        "bytes": sum(entry["bytes"] for entry in entries),
+    }  # fmt: skip
+
+
+def shares(records: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """What the study computed, against its runs one by one.
+
+    A stage taken over from another run cost nothing; teacher outputs found in the cache cost nothing. One by one, each run is
+    charged for both; the time of outputs that were found is that of as many computed ones.
+
+    Returns:
+        {"flops", "flops_alone", "flops_share", "seconds", "seconds_alone", "seconds_share"}.
+    """
+    entries = [entry for record in records for entry in record["ledger"].values()]
+    times = [
+        entry["teacher"]["seconds"] / entry["teacher"]["computed"]
+        for entry in entries
+        if entry["teacher"]["computed"] >= ENOUGH and entry["teacher"]["seconds"] > 0
+    ]
+    each = statistics.median(times) if times else 0.0
+    done, alone = {"flops": 0.0, "seconds": 0.0}, {"flops": 0.0, "seconds": 0.0}
+    for entry in entries:
+        teacher = entry["teacher"]
+        found = max(0, teacher["outputs"] - teacher["computed"])
+        alone["flops"] += entry["flops"] + teacher["flops"]
+        alone["seconds"] += entry["seconds"] + teacher["seconds"] + found * each
+        if not entry["taken_from"]:
+            computed = min(1.0, teacher["computed"] / teacher["outputs"]) if teacher["outputs"] else 0.0
+            done["flops"] += entry["flops"] + teacher["flops"] * computed
+            done["seconds"] += entry["seconds"] + teacher["seconds"]
+    return {
+        **done, **{f"{name}_alone": value for name, value in alone.items()},
+        **{f"{name}_share": done[name] / alone[name] if alone[name] else 1.0 for name in done},
+    }  # fmt: skip

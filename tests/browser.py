@@ -1,0 +1,47 @@
+"""A page in a real headless Chromium: what it shows, measured in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+NO_CHROMIUM = "no Chromium on this machine (Debian: apt install chromium)"
+
+MEASURE = """<script>addEventListener("load", () => { const root = document.documentElement;
+const out = [...document.querySelectorAll("svg")].flatMap(s => { const b = s.getBoundingClientRect();
+  return [...s.querySelectorAll("text")].filter(t => { const r = t.getBoundingClientRect();
+    return r.left < b.left - 1 || r.right > b.right + 1; }).map(t => t.textContent); });
+document.body.dataset.found = JSON.stringify({ inner: innerWidth, scroll: root.scrollWidth, client: root.clientWidth,
+  missing: [...document.images].filter(i => !i.complete || !i.naturalWidth).length, images: document.images.length, out: out,
+  ground: getComputedStyle(document.body).backgroundColor }); });</script>"""
+
+
+def check_in_browser(text: str, folder: Path, width: int, scheme: str) -> None:
+    """Fail unless the page shows without errors, missing images, sideways scrolling or text outside of its chart.
+
+    Args:
+        text: of the page. folder: for files of the browser. width: in pixels. scheme: "light" or "dark".
+    """
+    page = folder / "page.html"
+    page.write_text(text.replace("</body>", MEASURE + "</body>"), encoding="utf-8")
+    assert CHROMIUM is not None
+    done = subprocess.run(
+        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", f"--window-size={width},2000",
+         f"--user-data-dir={folder / 'profile'}", f"--blink-settings=preferredColorScheme={int(scheme == 'light')}",
+         "--virtual-time-budget=3000", "--dump-dom", f"file://{page}"],
+        capture_output=True, text=True, timeout=120, env={**os.environ, "DBUS_SESSION_BUS_ADDRESS": "disabled:"},
+    )  # fmt: skip
+    found = re.search(r'data-found="([^"]*)"', done.stdout)
+    assert found, done.stderr
+    told = json.loads(found[1].replace("&quot;", '"').replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+    assert told["scroll"] <= told["client"], "the page scrolls sideways"
+    assert told["images"] > 0
+    assert told["missing"] == 0
+    assert told["out"] == []
+    assert told["ground"] == ("rgb(251, 251, 249)" if scheme == "light" else "rgb(20, 21, 23)")
+    assert "CONSOLE" not in done.stderr

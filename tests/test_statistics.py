@@ -1,0 +1,63 @@
+"""What a study says of differences: intervals and tests are those of the textbooks, and no spread is invented."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from tutelage.reporting.ledger import bill, shares
+from tutelage.reporting.statistics import Difference, difference, paired_p, spread
+
+
+def test_spread():
+    """Mean and sample standard deviation; with one value there is no deviation."""
+    assert spread([0.5]) == (0.5, None)
+    mean, deviation = spread([0.2, 0.4, 0.9])
+    assert (mean, deviation) == (pytest.approx(0.5), pytest.approx(np.std([0.2, 0.4, 0.9], ddof=1)))
+
+
+def test_paired_p_is_that_of_scipy():
+    """The p of a paired t-test is scipy's; equal differences leave no doubt, no differences none either."""
+    random = np.random.default_rng(0)
+    for count in (2, 3, 8):
+        one, other = random.normal(size=count), random.normal(0.5, 1, count)
+        assert paired_p((one - other).tolist()) == pytest.approx(stats.ttest_rel(one, other).pvalue)
+    assert paired_p([0.1]) is None
+    assert paired_p([0.25, 0.25]) == 0
+    assert paired_p([0.0, 0.0]) == 1
+
+
+def test_difference():
+    """The interval is the normal one of the images' mean differences, and it is sure only of what both tests are sure of."""
+    random = np.random.default_rng(1)
+    first, second = random.random((3, 4000)) < 0.6, random.random((3, 4000)) < 0.5
+    found = difference(first, second)
+    each = (first.astype(float) - second).mean(axis=0)
+    error = 1.96 * each.std() / np.sqrt(len(each))
+    assert found.mean == pytest.approx(each.mean())
+    assert (found.low, found.high) == pytest.approx((each.mean() - error, each.mean() + error), abs=2e-3)
+    assert found.sure
+    assert not difference(first, first).sure
+    assert not Difference(0.1, 0.05, 0.15, 0.3, 3).sure, "seeds that part ways leave it open"
+    assert Difference(0.1, 0.05, 0.15, None, 1).sure
+
+
+def entry(flops: float, outputs: int, computed: int, seconds: float, taken: str | None = None) -> dict:
+    teacher = {"flops": 10.0 * outputs, "outputs": outputs, "computed": computed, "seconds": 0.01 * computed}
+    return {
+        "flops": flops, "images": 5, "seconds": seconds, "memory_mib": 1.0, "bytes": 2, "teacher": teacher, "taken_from": taken,
+    }  # fmt: skip
+
+
+def test_the_bill_and_what_sharing_saves():
+    """A run pays for all it needs; the study for what was computed: no stage twice, no output twice."""
+    first = {"ledger": {"teacher": entry(0, 1000, 1000, 0), "transfer": entry(500, 2000, 2000, 4)}}
+    second = {"ledger": {"teacher": entry(0, 1000, 1000, 0, "first"), "transfer": entry(500, 2000, 0, 4)}}
+    assert bill(first)["flops"] == bill(second)["flops"] == 30_500
+    assert bill(first)["teacher_flops"] == 30_000
+    saved = shares([first, second])
+    assert (saved["flops"], saved["flops_alone"]) == (31_000, 61_000)
+    assert saved["seconds"] == pytest.approx(4 + 30 + 4)
+    assert saved["seconds_alone"] == pytest.approx(2 * (4 + 30))
+    assert saved["flops_share"] == pytest.approx(31 / 61)

@@ -1,0 +1,260 @@
+"""Studies for real on tiny models: every arm runs, stages are shared, a killed study goes on, and the page tells the truth."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from browser import CHROMIUM, NO_CHROMIUM, check_in_browser
+from conftest import MODELS, Task, environment, make_task
+from tutelage.errors import TutelageError
+from tutelage.recipes.arms import ARMS, arms_of, listed, numbers
+from tutelage.reporting.study import answer, cells_of, main_budget, read_records, write_study
+
+NASTY = "<b>bold & co<b>"
+ARMS_HERE = "scratch,agnostic,oriented,agnostic-oriented,pseudo-label,dual-head,dino,clip"
+PINNED = ("scratch", "oriented", "agnostic-oriented", "pseudo-label", "dual-head", "dino")
+
+
+def words(task: Task, *more: str, arms: str = ARMS_HERE, budgets: str = "2,4", out: Path | None = None) -> list[str]:
+    data = ["--target", str(task.target), "--gallery", str(task.gallery), str(task.target / "train"), "--dedup", "none"]
+    steps = ["--views", "1", "--steps", "4", "--batch-size", "8", "--refine", "none", "--finetune", "head"]
+    own = [part for arm in PINNED if arm in arms.split(",") for part in ("--set", f"{arm}.budget=2")]
+    study = ["--arms", arms, "--budgets", budgets, "--seeds", "0", *own, "--out", str(out or task.root / "study")]
+    return ["compare", *data, *MODELS, *steps, *study, *more]
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory) -> Task:
+    """A study of all arms, killed after its first run and continued; one class has a name made of markup."""
+    task = make_task(tmp_path_factory.mktemp("study"))
+    for split in ("train", "test"):
+        (task.target / split / "c0").rename(task.target / split / NASTY)
+    command = [sys.executable, "-m", "tutelage", *words(task)]
+    first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment(), start_new_session=True)
+    record = task.root / "study" / "results" / "scratch-budget-2-seed-0.json"
+    while not record.exists():
+        assert first.poll() is None, first.stderr.read() if first.stderr else ""
+        time.sleep(0.05)
+    time.sleep(0.5)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    again = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=300)
+    assert again.returncode == 0, again.stderr
+    assert "9 runs" in again.stderr or "10 runs" in again.stderr
+    assert "; 1 are done" in again.stderr or "; 2 are done" in again.stderr, again.stderr
+    (task.root / "said.txt").write_text(again.stderr)
+    return task
+
+
+def records(task: Task) -> dict[tuple[str, int], dict]:
+    found = (json.loads(path.read_text()) for path in (task.root / "study" / "results").glob("*.json"))
+    return {(one["arm"], one["budget"]): one for one in found}
+
+
+def test_every_arm_leaves_a_record(task):
+    """All arms but the impossible one are there, each with scores, a bill, and what it began with."""
+    found = records(task)
+    assert set(found) == {*((arm, 2) for arm in PINNED), ("agnostic", 2), ("agnostic", 4)}
+    for (arm, _), one in found.items():
+        assert one["student"]["test"]["images"] == one["test_images"] == 12
+        assert one["student"]["initialisation"] == "scratch"
+        assert set(one["ledger"]) == set(ARMS[arm].charged)
+        for stage, entry in one["ledger"].items():
+            trained = entry["images"] if stage in ("alone", "transfer") else 1
+            assert trained > 0, (arm, stage)
+            assert entry["memory_mib"] > 100
+            assert entry["bytes"] > 0
+        taught = one["ledger"].get("transfer")
+        if taught and arm != "dino":
+            assert taught["teacher"]["outputs"] >= one["images"]["transfer"]
+            assert taught["teacher"]["flops"] > 0
+        assert (one["teacher"] is None) == ("teacher" not in ARMS[arm].charged)
+    assert found["dino", 2]["images_seen"] == pytest.approx(found["oriented", 2]["images_seen"], rel=0.3)
+
+
+def test_what_cannot_be_run_is_said_first(task):
+    """An arm without weights is told before the first run, the others go on, and the page names the reason."""
+    said = (task.root / "said.txt").read_text()
+    assert said.index("arm clip cannot be run") < said.index("run 1 of")
+    page = (task.root / "study" / "report" / "index.html").read_text()
+    assert "timm has no CLIP weights for mobilenetv3_small_050" in page
+
+
+def test_stages_are_shared(task):
+    """Curation and adaptation are done once for a budget, agnostic transfer once for all budgets: the same weights."""
+    study = task.root / "study"
+    weights = [study / "agnostic" / f"budget-{n}" / "seed-0" / "transfer" / "weights.safetensors" for n in (2, 4)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    taken = records(task)["agnostic", 4]["ledger"]["transfer"]["taken_from"]
+    assert taken == "agnostic/budget-2/seed-0"
+    adapted = json.loads((study / "oriented" / "budget-2" / "seed-0" / "teacher" / "result.json").read_text())
+    assert adapted["taken_from"] == "agnostic/budget-2/seed-0"
+    own = json.loads((study / "oriented" / "budget-2" / "seed-0" / "transfer" / "result.json").read_text())
+    assert "taken_from" not in own
+    summary = json.loads((study / "report" / "results.json").read_text())["shared"]
+    assert 0 < summary["flops_share"] < 1
+
+
+def test_finished_again_in_seconds(task, tutelage):
+    """Given again, a finished study computes nothing; with other settings it is refused, the differences named."""
+    before = (task.root / "study" / "report" / "results.csv").read_bytes()
+    again = tutelage(*words(task), "--json")
+    assert again.returncode == 0, again.stderr
+    assert "8 are done" in again.stderr
+    assert (task.root / "study" / "report" / "results.csv").read_bytes() == before
+    assert {row["arm"] for row in json.loads(again.stdout)["table"]} == {*PINNED, "agnostic"}
+    other = tutelage(*words(task), "--lr", "1e-3")
+    assert other.returncode == 2
+    assert "lr: 0.002 -> 0.001" in other.stderr
+
+
+def test_results_of_elsewhere_count_as_done(task, tutelage, tmp_path):
+    """Records in --results are not computed again, whatever folder the study is in, and make the page by themselves."""
+    kept = shutil.copytree(task.root / "study" / "results", tmp_path / "kept")
+    done = tutelage(*words(task, "--results", str(kept), out=tmp_path / "other"))
+    assert done.returncode == 0, done.stderr
+    assert "8 are done" in done.stderr
+    assert not (tmp_path / "other" / "oriented").exists()
+    page = (tmp_path / "other" / "report" / "index.html").read_text()
+    assert "Recall of each class" in page
+    assert "The transfer set" not in page, "its montage is in the run's folder, which is not here"
+
+
+def test_dry_run(task, tutelage, tmp_path):
+    """--dry-run tells runs, time and disk, and writes nothing."""
+    out = tmp_path / "planned"
+    done = tutelage(*words(task, "--dry-run", out=out))
+    assert done.returncode == 0, done.stderr
+    assert "dino, budget 2, seed 0:" in done.stderr
+    assert "agnostic, budget 4, seed 0: shared" in done.stderr
+    assert "8 runs, about" in done.stderr
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(("arms", "budgets", "more", "said"), [
+    ("scratch,orientated", "2", (), "did you mean 'oriented'"),
+    ("oriented", "2", ("--set", "oriented.tempreature=1"), "did you mean 'temperature'"),
+    ("agnostic", "2", ("--set", "agnostik.lr=1e-3"), "did you mean 'agnostic'"),
+    ("oriented", "2", ("--set", "oriented"), "ARM.SETTING=VALUE"),
+    ("scratch", "5,ten", (), "--budgets ten"),
+    ("scratch", "2", ("--set", "scratch.student=mobilenet9"), "no such model"),
+])  # fmt: skip
+def test_bad_words(task, tutelage, tmp_path, arms, budgets, more, said):
+    """A mistyped arm, setting, budget or model is told before anything is written."""
+    done = tutelage(*words(task, *more, arms=arms, budgets=budgets, out=tmp_path / "new"))
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_failed_run_leaves_the_others(task, tutelage, tmp_path):
+    """A run that fails half-way is named with its reason on the page; the arms beside it are compared."""
+    arms, own = "agnostic-oriented:full,scratch", ("--set", "agnostic-oriented:full.adapt=full")
+    done = tutelage(*words(task, *own, arms=arms, budgets="2", out=tmp_path / "study"))
+    assert done.returncode == 0, done.stderr
+    assert "agnostic-oriented+full-budget-2-seed-0 has failed, the others go on" in done.stderr
+    page = (tmp_path / "study" / "report" / "index.html").read_text()
+    assert "which keeps logits only" in page
+    assert "scratch is right for" in page
+
+
+@pytest.fixture(scope="module")
+def many(task, tmp_path_factory) -> Path:
+    """The same study with three seeds, the later two made up from the first."""
+    folder = Path(shutil.copytree(task.root / "study", tmp_path_factory.mktemp("many") / "study"))
+    for seed in (1, 2):
+        for path in (folder / "results").glob("*-seed-0.json"):
+            one = json.loads(path.read_text())
+            one["seed"] = seed
+            one["student"]["test"]["accuracy"] += 0.01 * seed
+            path.with_name(path.name.replace("seed-0", f"seed-{seed}")).write_text(json.dumps(one))
+    about = (folder / "study.toml").read_text()
+    about = about.replace("seeds = [0]", "seeds = [0, 1, 2]").replace(str(task.root / "study"), str(folder))
+    (folder / "study.toml").write_text(about)
+    write_study(folder)
+    return folder
+
+
+def test_the_page_says_what_the_records_say(many):
+    """Means, spreads and the answer are those of the records; every row of the csv is a number of a record."""
+    page = (many / "report" / "index.html").read_text()
+    results = json.loads((many / "report" / "results.json").read_text())
+    for row in results["table"]:
+        assert row["seeds"] == 3
+        assert f"{100 * row['accuracy']:.1f} ± {100 * row['spread']:.1f} %" in page
+    with (many / "report" / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    told = {
+        (r["arm"], r["budget"], r["seed"]): r["value"]
+        for r in rows
+        if (r["model"], r["score"]) == ("student", "accuracy")
+    }
+    for one in results["records"]:
+        assert float(told[one["arm"], str(one["budget"]), str(one["seed"])]) == one["student"]["test"]["accuracy"]
+    assert "<b>" not in page.replace("<body>", "")
+    assert "&lt;b&gt;bold" in page
+    assert (many / "report" / "index.html").stat().st_size < 3 * 2**20
+
+
+def test_one_seed_has_no_spread(task):
+    """With one seed no spread and no p are invented, and the answer says so."""
+    results = json.loads((task.root / "study" / "report" / "results.json").read_text())
+    assert all(row["spread"] is None and row["p"] is None for row in results["table"])
+    page = (task.root / "study" / "report" / "index.html").read_text()
+    assert "one seed: no spread" in page
+    assert "±" not in page[page.index("<tbody>") : page.index("</tbody>")]
+
+
+def test_the_page_again_without_torch(many):
+    """`tutelage report STUDY` writes the page of a study in less than 5 seconds, and loads no torch."""
+    code = (
+        "import sys, time; start = time.monotonic(); from tutelage.cli import call; "
+        f"assert call(['report', {str(many)!r}]) == 0; "
+        "assert not {'torch', 'timm'} & set(sys.modules); print(time.monotonic() - start)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.split()[-1]) < 5
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason=NO_CHROMIUM)
+@pytest.mark.parametrize(("width", "scheme"), [(500, "dark"), (1600, "light")])
+def test_in_a_real_browser(many, tmp_path, width, scheme):
+    """Chromium shows the study's page without errors, sideways scrolling or text outside of its chart."""
+    check_in_browser((many / "report" / "index.html").read_text(), tmp_path, width, scheme)
+
+
+def test_lists_and_variants():
+    """Lists take commas and spaces; a variant has its arm's settings and its own over them."""
+    assert listed(["a,b", "c", "a"]) == ["a", "b", "c"]
+    assert numbers(["5,10", "25"], "--budgets", 1) == [5, 10, 25]
+    with pytest.raises(TutelageError, match="--seeds -1"):
+        numbers(["-1"], "--seeds", 0)
+    plain, queue = arms_of(
+        ["agnostic", "agnostic:queue"],
+        ["agnostic.lr=3e-3", "agnostic:queue.agnostic-loss=queue"],
+        ["lr", "agnostic_loss"],
+    )
+    assert plain.own == {"lr": 3e-3}
+    assert queue.own == {"lr": 3e-3, "agnostic_loss": "queue"}
+
+
+def test_the_answer_of_a_study(many):
+    """The answer names the main budget: the one with most arms."""
+    kept = read_records(many / "results", {"arms": [*PINNED, "agnostic"], "budgets": [2, 4], "seeds": [0, 1, 2]})
+    cells = cells_of(kept, [*PINNED, "agnostic"])
+    assert main_budget(cells) == 2
+    best = max((cell for cell in cells if cell.budget == 2), key=lambda cell: cell.accuracy[0])
+    said = answer(cells, 2, best)
+    assert said.startswith(f"With 2 labels per class, {best.arm} is right for ")
+    assert "mean of 3 seeds" in said
