@@ -136,16 +136,17 @@ def mixup(inputs: torch.Tensor, targets: torch.Tensor, alpha: float, seed: int) 
 class Average:
     """Exponential moving average of a module's weights and buffers.
 
-    a <- d a + (1 - d) w with d = min(decay, (1 + t) / (10 + t)) after step t, so that early weights are forgotten.
+    a <- d a + (1 - d) w with d = min(decay, (1 + t) / (10 + t)) after step t, so that early weights are forgotten; steady:
+    d = decay from the first step on.
     """
 
-    def __init__(self, module: nn.Module, decay: float = EMA_DECAY):
-        self.decay, self.step = decay, 0
+    def __init__(self, module: nn.Module, decay: float = EMA_DECAY, steady: bool = False):
+        self.decay, self.steady, self.step = decay, steady, 0
         self.state = {name: value.detach().clone() for name, value in module.state_dict().items()}
 
     def update(self, module: nn.Module) -> None:
         """Take in the weights after one more step."""
-        decay = min(self.decay, (1 + self.step) / (10 + self.step))
+        decay = self.decay if self.steady else min(self.decay, (1 + self.step) / (10 + self.step))
         self.step += 1
         now = module.state_dict()
         floats = [name for name, value in self.state.items() if value.is_floating_point()]

@@ -104,15 +104,21 @@ def best_probe(
     """A probe on all labelled images, of the strength with the smallest cross-validated log loss.
 
     Args:
-        features: (B, D) float32, or (V, B, D) for V views of each image, the clean one first.
-        labels: (B,) int64. folds: (B,) int64 fold of each image.
+        features: (B, D) float32. labels: (B,) int64. folds: (B,) int64 fold of each image.
     """
-    features = features.reshape(-1, *features.shape[-2:])
+    strength = best_strength(features[None], labels, folds, classes, scale)
+    return fit_probe(features, labels, classes, strength, scale)
+
+
+def best_strength(
+    features: np.ndarray, labels: np.ndarray, folds: np.ndarray, classes: int, scale: tuple[np.ndarray, np.ndarray]
+) -> float:
+    """The strength with the smallest cross-validated log loss. Arguments as of `cross_validate`."""
     losses = {
         strength: log_loss(cross_validate(features, labels, folds, classes, strength, scale), labels).mean()
         for strength in STRENGTHS
     }
-    return fit_probe(*stacked(features, labels), classes, min(losses, key=losses.__getitem__), scale)
+    return min(losses, key=losses.__getitem__)
 
 
 def judgeable(labels: np.ndarray, folds: np.ndarray) -> np.ndarray:

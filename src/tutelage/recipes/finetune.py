@@ -20,7 +20,7 @@ from tutelage.progress import progress, say
 from tutelage.recipes.stage import file_hash, open_run, save_weights
 from tutelage.runs import hash_of
 
-PASSES = {"head": 15, "full": 15, "long": 60}  # over the labelled images
+PASSES = {"head": 15, "full": 15, "long": 30}  # over the labelled images
 RATES = {"head": 1e-3, "full": 1e-4, "long": 5e-4}  # at batch 128
 BATCH = 64
 HEAD_VIEWS = 4  # of each labelled image, beside the whole one, from which a head is fitted
@@ -101,7 +101,7 @@ class _Work:
         self.views = ViewSettings(
             settings["view_seed"], settings["flip"], settings["crop_area"], resize=settings["resize"]
         )
-        self._features: tuple[np.ndarray, Any] | None = None
+        self._features: tuple[np.ndarray, Any, float] | None = None
 
     def held_out(self, how: str) -> np.ndarray:
         """(n,) bool: whether each image, held out of this last stage, is classified rightly."""
@@ -153,32 +153,33 @@ class _Work:
         """A head by logistic regression on the student's features of these labelled images, in several views of each."""
         import torch
 
-        from tutelage.data.target_set import folds
         from tutelage.models import heads
         from tutelage.models.students import head_of
 
-        features, scale = self.features()
-        train = self.task.train
-        labels, mine = train.labels[positions], features[:, positions]
-        groups = None if train.groups is None else train.groups[positions]
-        fold = folds(labels, groups, self.settings["seed"])
-        head = heads.best_probe(mine, labels, fold, len(self.task.classes), scale)
+        features, scale, strength = self.features()
+        mine = heads.stacked(features[:, positions], self.task.train.labels[positions])
+        head = heads.fit_probe(*mine, len(self.task.classes), strength, scale, self.settings["class_weight"])
         layer: Any = head_of(module)
         with torch.no_grad():
             for parameter, value in ((layer.weight, head.weight), (layer.bias, head.bias)):
                 parameter.copy_(torch.from_numpy(value).to(parameter.device).reshape(parameter.shape))
 
-    def features(self) -> tuple[np.ndarray, Any]:
-        """(1 + HEAD_VIEWS, n, D) float32 features of the labelled images, whole ones first; their scale in the transfer set."""
+    def features(self) -> tuple[np.ndarray, Any, float]:
+        """(1 + HEAD_VIEWS, n, D) float32 features of the labelled images, whole ones first; their scale; the head's strength."""
         if self._features is None:
-            from tutelage.models.heads import scale_of
+            from tutelage.data.target_set import folds
+            from tutelage.models.heads import best_strength, scale_of
             from tutelage.targets import CLEAN
 
             network, images = self.student, self.task.train.images
             module = network.module.to(self.hardware.device).eval()
             sample = np.sort(np.random.default_rng(0).permutation(len(self.task.transfer))[:SCALE_SAMPLE])
             of = [self.pooled(module, images, number) for number in (CLEAN, *range(HEAD_VIEWS))]
-            self._features = np.stack(of), scale_of(self.pooled(module, self.task.transfer.take(sample), CLEAN))
+            scale = scale_of(self.pooled(module, self.task.transfer.take(sample), CLEAN))
+            train, classes = self.task.train, len(self.task.classes)
+            fold = folds(train.labels, train.groups, self.settings["seed"])
+            strength = best_strength(np.stack(of), train.labels, fold, classes, scale)
+            self._features = np.stack(of), scale, strength
         return self._features
 
     def pooled(self, module, images, number: int) -> np.ndarray:

@@ -95,6 +95,8 @@ def teach_itself(
         loss = losses.self_distillation(said, list(told.chunk(LARGE)), plain.centre)
         optimizer.zero_grad(set_to_none=True)
         hardware.backward(loss)
+        if step < training.WARM_UP * plan.steps and plain.prototypes.grad is not None:
+            plain.prototypes.grad.zero_()  # as the paper's first epoch: prototypes wait until there is something to tell apart
         hardware.clip_grad_norm_(module.parameters(), training.CLIP)
         optimizer.step()
         plain.centre.lerp_(hardware.reduce(told.mean(dim=0, keepdim=True), "mean"), 1 - CENTRE)

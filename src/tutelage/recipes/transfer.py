@@ -71,7 +71,8 @@ def transfer(
         if objective == "dino":  # the averaged network looks at the large crops
             meter.train_flops += round(self_taught.LARGE * batch_size / shown * flops(built.module, built.size))
         optimizer = training.optimizer_for(module, rate, hardware.device)
-        average = training.Average(module, self_taught.DECAY if objective == "dino" else training.EMA_DECAY)
+        alone = objective == "dino"  # its targets come from the average, which must not run ahead with the first steps
+        average = training.Average(module, self_taught.DECAY if alone else training.EMA_DECAY, steady=alone)
         checkpoints, clock = run.path / "checkpoints", run.clock("transfer")
         start = training.load_checkpoint(checkpoints, "transfer", inputs, module, optimizer, average)
         if start:
