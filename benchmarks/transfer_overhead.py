@@ -31,7 +31,7 @@ from tutelage.data.store import Images, Store  # noqa: E402
 from tutelage.models.adapted import network_of  # noqa: E402
 from tutelage.models.students import build_student  # noqa: E402
 from tutelage.models.teachers import build_teacher  # noqa: E402
-from tutelage.recipes.transfer import Plan, teach  # noqa: E402
+from tutelage.recipes.teach import Plan, teach  # noqa: E402
 from tutelage.targets import OutputCache, Targets, ViewSettings  # noqa: E402
 
 IMAGES, BATCH, SIZE, CLASSES, WIDTH = 2560, 128, 64, 10, 384

@@ -28,15 +28,18 @@ def test_cli_page_is_generated():
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.toml")), ids=lambda path: path.name)
 def test_examples_resolve(path):
-    """Every example TOML opens with its command and resolves to settings of `run`."""
+    """Every example TOML opens with its command and resolves to settings of that command."""
     from tutelage.config import resolve
+    from tutelage.recipes.compare import compare
     from tutelage.recipes.pipeline import run
 
     text = path.read_text(encoding="utf-8")
-    assert text.startswith("# tutelage run --config"), "the first line is the command"
-    settings = resolve(run.__wrapped__, {"config": str(path), "target": "t", "gallery": ["g"], "out": "o"})
+    study = text.startswith(f"# tutelage compare examples/{path.name} ")
+    assert study or text.startswith(f"# tutelage run --config examples/{path.name} "), "the first line is the command"
+    function = (compare if study else run).__wrapped__
+    settings = resolve(function, {"config": str(path), "target": "t", "gallery": ["g"], "out": "o"})
     for name, value in tomllib.loads(text).items():
-        assert settings[name.replace("-", "_")] == value
+        assert settings[name.replace("-", "_")] == ([str(one) for one in value] if isinstance(value, list) else value)
 
 
 def commands() -> list[str]:

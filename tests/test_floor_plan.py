@@ -38,12 +38,15 @@ CLOSED = {"data": {"training", "losses", "metrics", "compute"}}  # below, and st
 # stages share. A group imports only groups below it; the shared files may import each other.
 RECIPES = (
     {"__init__", "compare", "demo"},
-    {"pipeline"},
+    {"estimate", "pipeline"},
     {
         "adapt", "alone", "bench", "cache", "curate", "doctor", "evaluate", "export", "finetune", "predict",
         "report", "transfer",
     },
-    {"admitted", "choosing", "chosen", "encoders", "gallery_pool", "on_ray", "preflight", "stage", "supervised", "taught", "teaching"},
+    {
+        "admitted", "arms", "choosing", "chosen", "encoders", "gallery_pool", "ledger", "objectives", "on_ray", "preflight", "records",
+        "self_taught", "stage", "supervised", "taught", "teach", "teaching",
+    },
 )  # fmt: skip
 SHARED = len(RECIPES) - 1
 ALLOWED: set[tuple[str, str]] = set()

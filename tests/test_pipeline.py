@@ -108,8 +108,9 @@ def test_gallery_labels_are_never_read(data, tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["probe-then-full", "auto"])  # auto tries them all, full too
-def test_adapt_modes(data, mode):
+def test_adapt_modes(data, mode, monkeypatch):
     """Every way to adapt the teacher runs through to a student; `auto` keeps what validates best, far above chance."""
+    monkeypatch.setattr("tutelage.recipes.adapt.FULL_PASSES", 12)  # three schedules of folds take their time
     result = go(data, f"adapt-{mode}", adapt=mode)
     about = json.loads((Path(result["run"]) / "teacher" / "result.json").read_text())
     assert about["mode"] == mode or mode == "auto"
