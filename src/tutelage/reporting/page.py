@@ -67,6 +67,11 @@ def write_page(run: Path) -> Path:
 
 def answer(results: dict[str, Any], stages: dict[str, Any]) -> str:
     """What came out, in a sentence or two."""
+    if "student" not in results and (test := (results.get("alone") or {}).get("test")):
+        return (
+            f"The student trained on the labels alone is right for {100 * test['accuracy']:.1f} % of {test['images']:,} test images. "
+            "One run: another seed would give other numbers."
+        )
     if "student" not in results:
         return "This run has no student yet: tutelage transfer and tutelage finetune make one."
     test = results["student"].get("test")
