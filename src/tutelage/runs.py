@@ -54,6 +54,11 @@ FREE = {
 }
 
 
+def folder_name(arm: str) -> str:
+    """The name of an arm in files: ARM+LABEL for a variant, since a colon is not allowed everywhere."""
+    return arm.replace(":", "+")
+
+
 def hash_of(value: Any) -> str:
     """SHA-256 (hex) of a JSON-like value in canonical form; the identity of a stage's inputs."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"), default=str)

@@ -20,7 +20,7 @@ from tutelage.recipes.pipeline import run as whole_run
 from tutelage.recipes.pipeline import walk
 from tutelage.recipes.records import Record, kept_record, record_name, write_record
 from tutelage.recipes.stage import open_run
-from tutelage.runs import DEFAULT, STUDY, toml, write_text
+from tutelage.runs import DEFAULT, STUDY, folder_name, toml, write_text
 
 NOT_AN_ARMS = (
     "out",
@@ -141,7 +141,7 @@ class _Study:
 
     def of(self, arm: Arm, budget: int, seed: int) -> dict[str, Any]:
         """All settings of one run."""
-        place = self.folder / arm.name / f"budget-{budget}" / f"seed-{seed}"
+        place = self.folder / folder_name(arm.name) / f"budget-{budget}" / f"seed-{seed}"
         own = {**arm.way.settings, **arm.own, "budget": budget, "seed": seed, "out": str(place)}
         settings = {**self.settings, **own}
         if arm.name.partition(":")[0] == "clip":

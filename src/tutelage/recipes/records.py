@@ -11,7 +11,7 @@ import numpy as np
 from tutelage.errors import TutelageError, shown
 from tutelage.recipes.arms import Way
 from tutelage.reporting.evidence import read_decisions
-from tutelage.runs import FREE, Run, read_json, write_json
+from tutelage.runs import FREE, Run, folder_name, read_json, write_json
 from tutelage.version import __version__
 
 Record = dict[str, Any]
@@ -20,8 +20,8 @@ PLACES = {"target", "gallery", "val", "test", "teacher_weights", "smoke", "seed"
 
 
 def record_name(arm: str, budget: int, seed: int) -> str:
-    """The name of a run's record: ARM-budget-N-seed-N, with no colon in it."""
-    return f"{arm.replace(':', '+')}-budget-{budget}-seed-{seed}"
+    """The name of a run's record: ARM-budget-N-seed-N."""
+    return f"{folder_name(arm)}-budget-{budget}-seed-{seed}"
 
 
 def kept_record(folder: Path, arm: str, budget: int, seed: int, settings: dict[str, Any]) -> Record | None:

@@ -22,7 +22,7 @@ from tutelage.reporting.evidence import read_evidence
 from tutelage.reporting.ledger import bill, shares
 from tutelage.reporting.page import STAGES, disagreement, montage, transfer_set
 from tutelage.reporting.statistics import Difference, difference, spread
-from tutelage.runs import STUDY, read_json, write_json, write_text
+from tutelage.runs import STUDY, folder_name, read_json, write_json, write_text
 from tutelage.version import __version__
 
 Record = dict[str, Any]
@@ -100,7 +100,7 @@ def read_records(folder: Path, study: dict[str, Any]) -> list[Record]:
     for arm in study["arms"]:
         for budget in study["budgets"]:
             for seed in study["seeds"]:
-                record = read_json(folder / f"{arm.replace(':', '+')}-budget-{budget}-seed-{seed}.json")
+                record = read_json(folder / f"{folder_name(arm)}-budget-{budget}-seed-{seed}.json")
                 found += [record] if record else []
     return found
 
@@ -244,7 +244,7 @@ def _bill_row(cell: Cell) -> dict[str, Any]:
 def _of_a_run(folder: Path, best: Cell) -> dict[str, Any]:
     """What the page shows of the best arm's first run, where its folder is still there."""
     seed = min(best.records)
-    run = folder / best.arm / f"budget-{best.budget}" / f"seed-{seed}"
+    run = folder / folder_name(best.arm) / f"budget-{best.budget}" / f"seed-{seed}"
     stages = {name: read_json(run / name / "result.json") or {} for name in STAGES}
     if not stages["report"]:
         return {"findings": [], "montage": "", "transfer_set": "", "disagreements": [], "calibration": ""}
