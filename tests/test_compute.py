@@ -58,6 +58,17 @@ def test_training_flops_by_hand():
     assert module[1].num_batches_tracked == 0, "a copy is used"
 
 
+def test_training_flops_of_depthwise_layers():
+    """A grouped convolution's backward pass costs twice its forward pass, not C times that."""
+    module = nn.Sequential(nn.Conv2d(3, 64, 1), nn.Conv2d(64, 64, 3, padding=1, groups=64), nn.Conv2d(64, 8, 1))
+    first, depthwise, last = 2 * 256 * 3 * 64, 2 * 256 * 64 * 9, 2 * 256 * 64 * 8
+    assert compute.training_flops(module, 16) == 2 * first + 3 * (depthwise + last)
+    from tutelage.models.students import build_student
+
+    student = build_student("mobilenetv3_small_050", 10, size=64).module
+    assert 2.5 < compute.training_flops(student, 64) / compute.flops(student, 64) < 3.01
+
+
 def test_training_flops_of_a_transformer_by_hand():
     """So it is for a ViT, its attention's two products counted three times."""
     from timm.models.vision_transformer import VisionTransformer

@@ -20,6 +20,7 @@ from tutelage.cli import call
 from tutelage.errors import TutelageError
 from tutelage.recipes.arms import ARMS, arms_of, listed, numbers
 from tutelage.reporting.study import answer, cells_of, main_budget, read_records, write_study
+from tutelage.runs import Run
 
 NASTY = "<b>bold & co<b>"
 ARMS_HERE = "scratch,agnostic,oriented,agnostic-oriented,pseudo-label,dual-head,dino,clip"
@@ -180,7 +181,8 @@ def many(task, tmp_path_factory) -> Path:
             one["student"]["test"]["accuracy"] += 0.01 * seed
             path.with_name(path.name.replace("seed-0", f"seed-{seed}")).write_text(json.dumps(one))
     about = (folder / "study.toml").read_text()
-    about = about.replace("seeds = [0]", "seeds = [0, 1, 2]").replace(str(task.root / "study"), str(folder))
+    plan = [path.stem for path in sorted((folder / "results").glob("*.json"))]
+    about = "\n".join(f"plan = {json.dumps(plan)}" if row.startswith("plan = ") else row for row in about.splitlines())
     (folder / "study.toml").write_text(about)
     write_study(folder)
     return folder
@@ -205,6 +207,24 @@ def test_the_page_says_what_the_records_say(many):
     assert "<b>" not in page.replace("<body>", "")
     assert "&lt;b&gt;bold" in page
     assert (many / "report" / "index.html").stat().st_size < 3 * 2**20
+
+
+def test_results_of_other_test_images_are_refused(many, tmp_path):
+    """Records that were scored on other test images are not compared: the page is refused, the run named."""
+    folder = Path(shutil.copytree(many, tmp_path / "study"))
+    path = folder / "results" / "oriented-budget-2-seed-2.json"
+    path.write_text(path.read_text().replace(json.loads(path.read_text())["test"], "0" * 64))
+    with pytest.raises(TutelageError, match="oriented, budget 2, seed 2"):
+        write_study(folder)
+
+
+def test_killed_while_a_stage_is_taken_over(task, tmp_path):
+    """Half a copied stage in a run's folder does not keep the study from going on."""
+    run = Path(shutil.copytree(task.root / "study" / "oriented" / "budget-2" / "seed-0", tmp_path / "run"))
+    (run / "transfer.partial" / "deep").mkdir(parents=True)
+    (run / "transfer.partial" / "deep" / "file").write_text("half")
+    with Run(run):
+        assert not (run / "transfer.partial").exists()
 
 
 def test_one_seed_has_no_spread(task):
@@ -241,6 +261,11 @@ def test_lists_and_variants():
     assert numbers(["5,10", "25"], "--budgets", 1) == [5, 10, 25]
     with pytest.raises(TutelageError, match="--seeds -1"):
         numbers(["-1"], "--seeds", 0)
+    own = arms_of(["dino"], ["dino.budget=5,10"], ["budget"])[0].own
+    assert own == {"budget": [5, 10]}
+    for name, override in (("dino", "dino.budget=ten"), ("oriented:t/2", ""), ("x", "")):
+        with pytest.raises(TutelageError):
+            arms_of([name], [override] if override else [], ["budget"])
     plain, queue = arms_of(
         ["agnostic", "agnostic:queue"],
         ["agnostic.lr=3e-3", "agnostic:queue.agnostic-loss=queue"],
@@ -252,7 +277,7 @@ def test_lists_and_variants():
 
 def test_the_answer_of_a_study(many):
     """The answer names the main budget: the one with most arms."""
-    kept = read_records(many / "results", {"arms": [*PINNED, "agnostic"], "budgets": [2, 4], "seeds": [0, 1, 2]})
+    kept = read_records(many / "results", [path.stem for path in sorted((many / "results").glob("*.json"))])
     cells = cells_of(kept, [*PINNED, "agnostic"])
     assert main_budget(cells) == 2
     best = max((cell for cell in cells if cell.budget == 2), key=lambda cell: cell.accuracy[0])

@@ -115,6 +115,19 @@ def training_flops(module: nn.Module, size: int) -> int:
     return _counted(copy.deepcopy(module).cpu().float().train(), size, 2) // 2
 
 
+def _convolution_backward(
+    grad_shape: Any, x_shape: Any, w_shape: Any, _bias: Any, _stride: Any, _padding: Any, _dilation: Any, transposed: bool,
+    _output_padding: Any, _groups: Any, output_mask: Any, out_shape: Any = None, **_: Any,
+) -> int:  # fmt: skip
+    """FLOPs of a convolution's backward pass: each gradient that is wanted costs what the forward pass costs.
+
+    torch's own formula forgets the groups in the gradient of the weights: a depthwise layer of C channels counted C times.
+    """
+    from torch.utils.flop_counter import conv_flop_count
+
+    return sum(bool(wanted) for wanted in output_mask[:2]) * conv_flop_count(x_shape, w_shape, grad_shape, transposed)
+
+
 def _counted(module: nn.Module, size: int, batch: int) -> int:
     """FLOPs of a pass of `batch` images, with the backward pass where gradients are on."""
     import torch
@@ -124,7 +137,8 @@ def _counted(module: nn.Module, size: int, batch: int) -> int:
     parameter = next(module.parameters())
     images = torch.zeros(batch, 3, size, size, device=parameter.device, dtype=parameter.dtype)
     # fused attention on the CPU counts as 0; the plain one is counted
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    formulas = {torch.ops.aten.convolution_backward: _convolution_backward}
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         output = module(images)
         if torch.is_grad_enabled():
             parts = output if isinstance(output, tuple) else (output,)

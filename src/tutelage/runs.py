@@ -120,8 +120,11 @@ def toml(tables: dict[str, Any]) -> str:
 
 def remove_partial(folder: Path) -> None:
     """Remove what a killed process left half-written below `folder`."""
-    for path in folder.rglob(f"*{TEMPORARY}"):
-        path.unlink(missing_ok=True)
+    for path in list(folder.rglob(f"*{TEMPORARY}")):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 class Run:
@@ -272,6 +275,9 @@ class Run:
         """The result of a stage that was finished with these inputs, here or in another run of the same study; else None."""
         result = read_json(self.path / stage / "result.json")
         if result and result.get("inputs") == inputs:
+            if self.outdated(result):  # made without labels: other labels make another transfer set of the same images
+                result["curated"] = (read_json(self.path / "transfer_set" / "result.json") or {}).get("outputs")
+                write_json(self.path / stage / "result.json", result)
             return result
         return self._taken_over(stage, inputs) if stage in COMMANDS else None
 

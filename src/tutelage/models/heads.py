@@ -114,8 +114,11 @@ def best_strength(
     features: np.ndarray, labels: np.ndarray, folds: np.ndarray, classes: int, scale: tuple[np.ndarray, np.ndarray]
 ) -> float:
     """The strength with the smallest cross-validated log loss. Arguments as of `cross_validate`."""
+    fair = judgeable(labels, folds)
+    if not fair.any():
+        return UNJUDGED["strength"]
     losses = {
-        strength: log_loss(cross_validate(features, labels, folds, classes, strength, scale), labels).mean()
+        strength: log_loss(cross_validate(features, labels, folds, classes, strength, scale)[fair], labels[fair]).mean()
         for strength in STRENGTHS
     }
     return min(losses, key=losses.__getitem__)

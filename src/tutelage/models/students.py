@@ -111,6 +111,7 @@ class SelfTaught(nn.Module):
     def __init__(self, student: nn.Module, size: int):
         super().__init__()
         self.student = student
+        student.get_classifier().requires_grad_(False)  # pyright: ignore[reportCallIssue]  # it takes no part
         normed = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in student.modules())
         layers: list[nn.Module] = []
         for width in (pooled_width(student, size), self.HIDDEN):
@@ -136,12 +137,13 @@ def pooled(student: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 def pooled_width(student: nn.Module, size: int) -> int:
     """D of `pooled`, found by one pass; the student stays as it was, its BatchNorm too."""
-    was = student.training
+    was, device = student.training, next(student.parameters()).device
     student.eval()
-    with torch.no_grad():
-        width = pooled(student, torch.zeros(1, 3, size, size)).shape[1]
-    student.train(was)
-    return width
+    try:
+        with torch.no_grad():
+            return pooled(student, torch.zeros(1, 3, size, size, device=device)).shape[1]
+    finally:
+        student.train(was)
 
 
 def channels_last(module: nn.Module) -> bool:
@@ -159,6 +161,11 @@ def channels_last(module: nn.Module) -> bool:
     crashes = any(c.in_channels <= 4 and c.kernel_size == (1, 1) and c.stride != (1, 1) for c in convolutions)
     slower = str(getattr(module, "pretrained_cfg", {}).get("architecture", "")).startswith("mobilevit")
     return len(convolutions) > 1 and not crashes and not slower
+
+
+def plain_head(module: nn.Module, size: int) -> bool:
+    """Whether the student's head is one linear layer on pooled features, which can be fitted, copied and mixed."""
+    return Taught.possible(module, size) and isinstance(module.get_classifier(), nn.Linear)  # pyright: ignore[reportCallIssue]
 
 
 def head_of(module: nn.Module) -> nn.Module:

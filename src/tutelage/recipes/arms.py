@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -89,7 +90,9 @@ def arms_of(names: Sequence[str], overrides: Sequence[str], known: Sequence[str]
     """
     faults, found = [], listed(names)
     for name in found:
-        if name.partition(":")[0] not in ARMS:
+        if not re.fullmatch(r"[a-z-]+(:[A-Za-z0-9._-]+)?", name):
+            faults.append(TutelageError(f"--arms {name}", "ARM or ARM:LABEL, a label of letters, digits, dots, dashes"))
+        elif name.partition(":")[0] not in ARMS:
             near = did_you_mean(name.partition(":")[0], ARMS)
             faults.append(TutelageError(f"--arms {name}", f"{', '.join(ARMS)}, or one of them with :LABEL", near))
     settings: dict[str, dict[str, Any]] = {}
@@ -97,6 +100,12 @@ def arms_of(names: Sequence[str], overrides: Sequence[str], known: Sequence[str]
         try:
             name, setting, value = _override(text, found, known)
             settings.setdefault(name, {})[setting] = value
+        except TutelageError as error:
+            faults.append(error)
+    for name, own in settings.items():  # an arm may have budgets of its own
+        try:
+            if "budget" in own:
+                own["budget"] = numbers([str(own["budget"]).strip("[]")], f"--set {name}.budget", 1)
         except TutelageError as error:
             faults.append(error)
     raise_all(faults)

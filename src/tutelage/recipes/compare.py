@@ -6,7 +6,9 @@ the page is made: a study may be spread over days and machines.
 
 from __future__ import annotations
 
+import errno
 import inspect
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -68,8 +70,18 @@ def compare(
     known = [name for name in inspect.signature(whole_run).parameters if name not in NOT_AN_ARMS]
     chosen = arms_of(arms, set, known)
     amounts, draws = numbers(budgets, "--budgets", 1), numbers(seeds, "--seeds", 0)
-    plan = [(arm, budget, seed) for seed in draws for budget in budgets_of(chosen, amounts) for arm in chosen
-            if budget in ([arm.own["budget"]] if "budget" in arm.own else amounts)]  # fmt: skip
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise TutelageError(
+            "tutelage compare in several processes of one group", "one process, or several commands with one --out"
+        )
+    every = budgets_of(chosen, amounts)
+    plan = [
+        (arm, budget, seed)
+        for seed in draws
+        for budget in every
+        for arm in chosen
+        if budget in arm.own.get("budget", amounts)
+    ]
     kept = Path(results) if results else folder / "results"
     if folder.is_dir() and any(folder.iterdir()) and not (folder / STUDY).exists():
         raise TutelageError(
@@ -87,19 +99,22 @@ def compare(
         from tutelage.recipes.estimate import estimate
 
         return estimate(work, todo, impossible)
-    about = {"arms": [arm.name for arm in chosen], "budgets": budgets_of(chosen, amounts), "seeds": draws, "set": list(set),
-             "match": match, "results": str(kept)}  # fmt: skip
+    about = {"arms": [arm.name for arm in chosen], "budgets": amounts, "seeds": draws, "set": list(set), "match": match,
+             "results": str(kept.absolute()) if results else "", "plan": [record_name(a.name, b, s) for a, b, s in plan]}  # fmt: skip
     failed = dict(impossible)
     work.say_what_it_is(about, failed)
     for number, (arm, budget, seed) in enumerate(todo, 1):
         name = record_name(arm.name, budget, seed)
         if arm.name in impossible or kept_record(kept, *work.identity(arm, budget, seed)):
-            continue  # or it was finished meanwhile: several processes may share --results, each with an --out of its own
+            continue  # or it was finished meanwhile: several processes may work on one study, each with some of its arms
         say(f"run {number} of {len(todo)}: {arm.name}, budget {budget}, seed {seed}")
         try:
             work.one(arm, budget, seed)
-        except TutelageError as error:
-            failed[name] = " ".join(str(error).split())
+        except Exception as error:  # whatever one arm dies of, the others go on; a full disk stops them all
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            kind = "" if isinstance(error, TutelageError) else f"{type(error).__name__}: "
+            failed[name] = kind + " ".join(str(error).split())
             say(f"{name} has failed, the others go on: {failed[name]}")
     if len(failed) and not any(kept_record(kept, *work.identity(*one)) for one in plan):
         raise TutelageError(
@@ -115,7 +130,7 @@ def compare(
 
 def budgets_of(arms: list[Arm], budgets: list[int]) -> list[int]:
     """All budgets of a study: those of every arm, and those that single arms have for themselves."""
-    return sorted({*budgets, *(int(arm.own["budget"]) for arm in arms if "budget" in arm.own)})
+    return sorted({*budgets, *(budget for arm in arms for budget in arm.own.get("budget", []))})
 
 
 class _Study:
@@ -131,7 +146,7 @@ class _Study:
             "config": None,
             "cache": settings["cache"] or str(folder / "cache"),
         }
-        self._clip: str | None = None
+        self._clip: dict[str, str] = {}  # student -> its name with CLIP weights
 
     def say_what_it_is(self, about: dict[str, Any], failed: dict[str, str]) -> None:
         """Write study.toml: what is compared, what failed and why, and the settings."""
@@ -145,8 +160,9 @@ class _Study:
         own = {**arm.way.settings, **arm.own, "budget": budget, "seed": seed, "out": str(place)}
         settings = {**self.settings, **own}
         if arm.name.partition(":")[0] == "clip":
-            self._clip = self._clip or clip_weights(settings["student"])
-            settings["student"] = self._clip
+            if settings["student"] not in self._clip:
+                self._clip[settings["student"]] = clip_weights(settings["student"])
+            settings["student"] = self._clip[settings["student"]]
         return settings
 
     def identity(self, arm: Arm, budget: int, seed: int) -> tuple[str, int, int, dict[str, Any]]:
@@ -184,7 +200,10 @@ class _Study:
     def one(self, arm: Arm, budget: int, seed: int) -> Record:
         """One run, and its record."""
         settings = c.resolve(whole_run, self.of(arm, budget, seed))
-        with open_run(settings["out"], settings["cache"], settings, False) as (run, _):
+        with open_run(settings["out"], settings["cache"], settings, True) as (
+            run,
+            _,
+        ):  # what failed with other settings moves aside
             if self.match == "flops":
                 from tutelage.recipes.estimate import matched_steps
 

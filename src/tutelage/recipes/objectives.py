@@ -64,14 +64,18 @@ def oriented(output: Any, told: Told, weights: Weights) -> torch.Tensor:
 
 
 def pseudo_label(output: Any, told: Told, weights: Weights) -> torch.Tensor:
-    """Cross-entropy with the teacher's most likely class."""
-    hard = F.one_hot(told.soft.argmax(dim=1), told.soft.shape[1]).float()
-    return losses.soft_cross_entropy(output[0], hard)
+    """Cross-entropy with the teacher's most likely class, which `hardened` has put for its probabilities before any mixup."""
+    return losses.soft_cross_entropy(output[0], told.soft)
+
+
+def hardened(soft: torch.Tensor, objective: str) -> torch.Tensor:
+    """(B, C) probabilities as the objective takes them: one-hot for pseudo-label, else as they are."""
+    return F.one_hot(soft.argmax(dim=1), soft.shape[1]).float() if objective == "pseudo-label" else soft
 
 
 def dual_head(output: Any, told: Told, weights: Weights) -> torch.Tensor:
     """`oriented` on the student's own head, cross-entropy with the labels on the second one."""
-    loss = oriented(output, told, weights)
+    loss = oriented(output, told, weights) + 0 * (output[1].sum() + output[2].sum())  # every process has all gradients
     if told.labels.sum() > 0:
         loss = loss + losses.soft_cross_entropy(output[2], told.labels)
     return loss

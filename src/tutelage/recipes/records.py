@@ -11,12 +11,12 @@ import numpy as np
 from tutelage.errors import TutelageError, shown
 from tutelage.recipes.arms import Way
 from tutelage.reporting.evidence import read_decisions
-from tutelage.runs import FREE, Run, folder_name, read_json, write_json
+from tutelage.runs import FREE, Run, folder_name, hash_of, read_json, write_json
 from tutelage.version import __version__
 
 Record = dict[str, Any]
 # where data lie, and how a run looked while it ran: another value is the same run
-PLACES = {"target", "gallery", "val", "test", "teacher_weights", "smoke", "seed", "budget"}
+PLACES = {"target", "gallery", "smoke", "seed", "budget"}
 
 
 def record_name(arm: str, budget: int, seed: int) -> str:
@@ -50,7 +50,9 @@ def kept_record(folder: Path, arm: str, budget: int, seed: int, settings: dict[s
 
 def compared(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings by which two runs are the same run."""
-    return {name: value for name, value in sorted(settings.items()) if name not in FREE | PLACES}
+    kept = {name: value for name, value in sorted(settings.items()) if name not in FREE | PLACES}
+    places = ("val", "test", "teacher_weights", "student_weights")  # a word, a share, or a path, which may differ
+    return {name: "a file" if name in places and Path(str(value)).exists() else value for name, value in kept.items()}
 
 
 def write_record(folder: Path, run: Run, way: Way, identity: tuple[str, int, int, dict[str, Any]]) -> Record:
@@ -70,12 +72,15 @@ def write_record(folder: Path, run: Run, way: Way, identity: tuple[str, int, int
         "arm": arm, "budget": budget, "seed": seed, "says": way.says, "settings": compared(settings), "classes": scores["classes"],
         "student": scores[way.model], "teacher": scores.get("teacher") if "teacher" in way.charged else None,
         "right": base64.b64encode(np.packbits(right).tobytes()).decode("ascii"), "test_images": len(labels),
-        "images": stages["transfer_set"]["images"], "data": stages["transfer_set"]["outputs"],
+        "test": _test_images(run), "images": stages["transfer_set"]["images"], "data": stages["transfer_set"]["outputs"],
         "ledger": {name: {**stages[name]["ledger"], "taken_from": stages[name].get("taken_from")} for name in way.charged},
         "images_seen": next((stages[name]["images_seen"] for name in way.charged if "images_seen" in stages[name]), 0),
         "chosen": {name: stages[name][key] for name, key in (("student", "chosen"), ("teacher", "mode")) if name in way.charged},
         "versions": {"tutelage": __version__, **_versions()},
     }  # fmt: skip
+    if "adapt" in way.stages and "teacher" not in way.charged:  # it was done in this run all the same
+        adapted = read_json(run.path / "teacher" / "result.json")
+        record["beside"] = {"teacher": {**adapted["ledger"], "taken_from": adapted.get("taken_from")}}
     if "teacher" in way.charged:
         record["validation"] = stages["teacher"]["validation"][stages["teacher"]["mode"]]
         record["teacher_weights"] = {
@@ -83,6 +88,14 @@ def write_record(folder: Path, run: Run, way: Way, identity: tuple[str, int, int
         }
     write_json(folder / f"{record_name(arm, budget, seed)}.json", record)
     return record
+
+
+def _test_images(run: Run) -> str:
+    """Hash of the test images and their labels: records of other ones are not compared."""
+    from tutelage.data.manifest import read_manifest
+
+    table = read_manifest(run.path / "target_set" / "manifest.parquet")[1].select(["key", "label", "split"]).to_pylist()
+    return hash_of([[row["key"].hex(), row["label"]] for row in table if row["split"] == "test"])
 
 
 def _versions() -> dict[str, str]:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from tutelage import losses, training
-from tutelage.compute import to_device
+from tutelage.compute import flops, to_device
 from tutelage.data.store import Images
 from tutelage.data.views import draw, render, to_input
 from tutelage.recipes.teach import Plan
@@ -40,6 +40,19 @@ def small_side(module: Any, size: int) -> int:
 def images_in_a_step(batch_size: int, size: int, small: int) -> float:
     """Images of size x size whose pixels a step sees."""
     return batch_size * (LARGE + SMALL * (small / size) ** 2)
+
+
+def extra_flops(module: Any, student: Any, steps_an_image: float) -> int:
+    """FLOPs of one image's pixels beyond those of training on it: the averaged network's passes, and the head's on every crop.
+
+    Args:
+        module: a `SelfTaught`. student: in it, with its size. steps_an_image: batch size over images in a step.
+    """
+    whole, backbone = flops(module, student.size), flops(module.student, student.size)
+    head = max(0, whole - backbone)
+    crops = LARGE + SMALL
+    trained = 3 * head * (crops * steps_an_image - 1)  # one head a whole image is in the training pass already
+    return round(LARGE * steps_an_image * whole + trained)
 
 
 def crop(

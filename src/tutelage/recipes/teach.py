@@ -11,7 +11,7 @@ import torch
 
 from tutelage import losses, training
 from tutelage.compute import to_device
-from tutelage.recipes.objectives import QUEUE, Told, Weights, loss_of
+from tutelage.recipes.objectives import QUEUE, Told, Weights, hardened, loss_of
 from tutelage.targets import Targets, view_input
 
 SPREAD_SAMPLE = 1024  # images whose features give the variance of each axis
@@ -71,7 +71,8 @@ def teach(
         images, logits, features, truth, queue = (
             to_device(part, hardware.device) for part in (images, logits, features, truth, queue)
         )
-        told = torch.cat([torch.softmax(logits / plan.temperature, dim=1), features, truth], dim=1)
+        soft = hardened(torch.softmax(logits / plan.temperature, dim=1), plan.objective)
+        told = torch.cat([soft, features, truth], dim=1)
         images, told = training.mixup(images, told, plan.mixup, training.seed_of(plan.seed, "mixup", step))
         soft, features, truth = told.split([logits.shape[1], features.shape[1], truth.shape[1]], dim=1)
         with hardware.autocast():

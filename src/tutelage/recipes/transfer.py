@@ -40,10 +40,10 @@ def transfer(
     """
     settings = dict(locals())
     from tutelage import training
-    from tutelage.compute import accelerator, flops, training_flops
+    from tutelage.compute import accelerator, training_flops
     from tutelage.recipes import self_taught
     from tutelage.recipes.ledger import Meter
-    from tutelage.recipes.objectives import LABEL_FREE
+    from tutelage.recipes.objectives import LABEL_FREE, QUEUE
     from tutelage.recipes.teach import Plan, teach
     from tutelage.targets import ViewSettings
 
@@ -51,9 +51,11 @@ def transfer(
         curated = run.result("transfer_set", "transfer")
         job = _Job(run, cache_dir, curated, settings)
         inputs = job.inputs()
-        if done := run.done("transfer", inputs):
-            return {**done, "reused": True}
         hardware, meter = accelerator(device, precision), Meter()
+        with hardware.main_process_first():  # it may take the stage over from another run of a study
+            done = run.done("transfer", inputs)
+        if done:
+            return {**done, "reused": True}
         main, processes = hardware.is_main_process, hardware.num_processes
         view_settings = ViewSettings(view_seed, flip, crop_area, resize=resize)
         task, (targets, refined, target_seconds) = job.task, job.targets(view_settings, hardware, meter, inputs)
@@ -68,8 +70,11 @@ def transfer(
         every = checkpoint_steps(total, round(shown))
         rate = training.scaled_rate(lr, batch_size)
         meter.trained, meter.train_flops = total * shown, training_flops(module, built.size)
-        if objective == "dino":  # the averaged network looks at the large crops
-            meter.train_flops += round(self_taught.LARGE * batch_size / shown * flops(built.module, built.size))
+        if objective == "dino":  # the averaged network looks at the large crops, and the head at crops of every size
+            meter.train_flops += self_taught.extra_flops(module, built, batch_size / shown)
+        if targets is not None and targets.table is None:  # online: at every step
+            queued = QUEUE if agnostic_loss == "queue" and objective.startswith("agnostic") else 0
+            meter.asked(0, b"online", total * (batch_size + queued), total * (batch_size + queued))
         optimizer = training.optimizer_for(module, rate, hardware.device)
         alone = objective == "dino"  # its targets come from the average, which must not run ahead with the first steps
         average = training.Average(module, self_taught.DECAY if alone else training.EMA_DECAY, steady=alone)
@@ -95,6 +100,7 @@ def transfer(
             if objective == "dino":
                 self_taught.teach_itself(module, built, small, task.transfer, view_settings, plan, hardware, **loop)
             else:
+                assert targets is not None
                 teach(module, built, targets, plan, hardware, labels=job.labels, **loop)
         metrics.close()
         hardware.wait_for_everyone()
@@ -143,7 +149,7 @@ class _Job:
 
         images, told, width = self.curated["outputs"], self.adapted, 0
         if self.objective in LABEL_FREE:
-            images = hash_of(self.task.transfer.keys.tobytes().hex())
+            images = hash_of([self.task.transfer.keys.tobytes().hex(), len(self.task.classes)])
         if told is not None:
             frozen = self.objective == "agnostic"
             width = told["teacher"]["features"] if frozen else told["width"]
@@ -183,7 +189,7 @@ class _Job:
         import torch
 
         from tutelage import training
-        from tutelage.models.students import SelfTaught, Taught, build_student
+        from tutelage.models.students import SelfTaught, Taught, build_student, plain_head
         from tutelage.recipes.objectives import NEEDS_FEATURES
 
         s = self.settings
@@ -191,12 +197,13 @@ class _Job:
         built = build_student(s["student"], len(self.task.classes), s["student_weights"], s["student_size"])
         module, dual = built.module, self.objective == "dual-head"
         beside = targets is None or targets.embedding is not None or dual
+        strict = self.objective in (*NEEDS_FEATURES, "dual-head", "dino")
+        if strict and not plain_head(module, built.size):
+            raise TutelageError(
+                f"--objective {self.objective} with --student {built.name}, whose head is not one linear layer on pooled features",
+                "a student with one", "--objective oriented or pseudo-label, or another student",
+            )  # fmt: skip
         if beside and not Taught.possible(module, built.size):
-            if self.objective in (*NEEDS_FEATURES, "dual-head", "dino"):
-                raise TutelageError(
-                    f"--objective {self.objective} with --student {built.name}, which has no single head on pooled features",
-                    "a student with one", "--objective oriented or pseudo-label, or another student",
-                )  # fmt: skip
             say(f"{built.name} has no single head on pooled features: the teacher's features are not matched")
             assert targets is not None
             targets, beside = replace(targets, embedding=None), False

@@ -39,11 +39,13 @@ def shares(records: Sequence[dict[str, Any]]) -> dict[str, float]:
     ]
     each = statistics.median(times) if times else 0.0
     done, alone = {"flops": 0.0, "seconds": 0.0}, {"flops": 0.0, "seconds": 0.0}
-    for entry in entries:
+    beside = [entry for record in records for entry in record.get("beside", {}).values()]
+    for entry in [*entries, *beside]:
         teacher = entry["teacher"]
         found = max(0, teacher["outputs"] - teacher["computed"])
-        alone["flops"] += entry["flops"] + teacher["flops"]
-        alone["seconds"] += entry["seconds"] + teacher["seconds"] + found * each
+        if entry not in beside:  # no run needs it, but it was done
+            alone["flops"] += entry["flops"] + teacher["flops"]
+            alone["seconds"] += entry["seconds"] + teacher["seconds"] + found * each
         if not entry["taken_from"]:
             computed = min(1.0, teacher["computed"] / teacher["outputs"]) if teacher["outputs"] else 0.0
             done["flops"] += entry["flops"] + teacher["flops"] * computed

@@ -68,7 +68,7 @@ def write_study(folder: Path, kept: Path | None = None) -> dict[str, Any]:
         ) from error
     study, report = about["study"], folder / "report"
     failed = dict(reason.split(": ", 1) for reason in study["failed"])
-    records = read_records(kept or Path(study["results"]), study)
+    records = read_records(kept or Path(study["results"] or folder / "results"), study["plan"])
     if not records:
         raise TutelageError(
             f"{folder}: no run of the study is finished", "one at least", "give the command of the study again"
@@ -94,14 +94,17 @@ def write_study(folder: Path, kept: Path | None = None) -> dict[str, Any]:
     return summary
 
 
-def read_records(folder: Path, study: dict[str, Any]) -> list[Record]:
-    """The records of the study's runs that are finished, in the order of arms, budgets and seeds."""
-    found = []
-    for arm in study["arms"]:
-        for budget in study["budgets"]:
-            for seed in study["seeds"]:
-                record = read_json(folder / f"{folder_name(arm)}-budget-{budget}-seed-{seed}.json")
-                found += [record] if record else []
+def read_records(folder: Path, plan: list[str]) -> list[Record]:
+    """The records of the planned runs that are finished.
+
+    Raises:
+        TutelageError: they were not scored on the same test images.
+    """
+    found = [record for name in plan if (record := read_json(folder / f"{name}.json"))]
+    if len({record["test"] for record in found}) > 1:
+        odd = next(one for one in found if one["test"] != found[0]["test"])
+        given = f"{folder}: {odd['arm']}, budget {odd['budget']}, seed {odd['seed']} was scored on other test images than the first run"
+        raise TutelageError(given, "results of one set of test images", "another --results (and --out)")
     return found
 
 
@@ -171,11 +174,9 @@ def answer(cells: list[Cell], budget: int, best: Cell) -> str:
         f" of {best.right.shape[1]:,} test images (one seed: no spread)"
     )  # fmt: skip
     others = [cell for cell in cells if cell.budget == budget and cell is not best]
-    alone = next((cell for cell in others if cell.arm.startswith("scratch")), None)
+    alone = next((cell for cell in others if cell.arm == "scratch"), None)
     if alone is not None and (gain := compared(best, alone)):
-        said += (
-            f", {100 * gain.mean:.1f} points more than the same student trained on the labels alone ({_sureness(gain)})"
-        )
+        said += f", {100 * gain.mean:.1f} points more than scratch, the same student trained on the labels alone ({_sureness(gain)})"
     second = max(others, key=lambda cell: cell.accuracy[0], default=None)
     if second is not None and second is not alone and (gain := compared(best, second)):
         said += f"; next is {second.arm}, {100 * gain.mean:.1f} points behind ({_sureness(gain)})"
@@ -195,11 +196,13 @@ def _charts(cells: list[Cell], budget: int, best: Cell) -> list[dict[str, Any]]:
     found = []
     arms = list(dict.fromkeys(cell.arm for cell in cells))
     lines = {arm: {cell.budget: cell.accuracy for cell in cells if cell.arm == arm} for arm in arms}
-    teacher: dict[int, list[float]] = {}
+    teachers: dict[int, dict[tuple[int, str], float]] = {}  # one for each seed, however many arms it teaches
     for cell in cells:
-        for record in cell.records.values():
+        for seed, record in cell.records.items():
             if record["teacher"]:
-                teacher.setdefault(cell.budget, []).append(record["teacher"]["test"]["accuracy"])
+                key = (seed, record["teacher_weights"]["hash"])
+                teachers.setdefault(cell.budget, {})[key] = record["teacher"]["test"]["accuracy"]
+    teacher = {budget: list(of.values()) for budget, of in teachers.items()}
     if len({cell.budget for cell in cells}) > 1:
         picture = study_charts.against_labels(lines, {amount: spread(values) for amount, values in teacher.items()})
         note = "Mean over seeds; bands are one standard deviation."
@@ -265,7 +268,7 @@ def _command(about: dict[str, Any]) -> str:
         name: about["study"][name] for name in ("arms", "budgets", "seeds", "set", "match") if about["study"].get(name)
     }
     for name, value in [*study.items(), *about["settings"].items()]:
-        if value not in ("default", False, []) and name not in ("json", "config"):
+        if value is not False and value not in ("default", []) and name not in ("json", "config"):
             words += [
                 "--" + name.replace("_", "-"),
                 *([str(v) for v in value] if isinstance(value, list) else [str(value)]),
