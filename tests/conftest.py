@@ -127,6 +127,18 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "COLUMNS": "120", **more}
 
 
+def seconds_without_torch(*words: str) -> float:
+    """Seconds that a command takes from nothing, in a process of its own that must load neither torch nor timm."""
+    code = (
+        "import sys, time; start = time.monotonic(); from tutelage.cli import call; "
+        f"assert call({list(words)!r}) == 0; "
+        "assert not {'torch', 'timm'} & set(sys.modules); print(time.monotonic() - start)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
+    assert done.returncode == 0, done.stderr
+    return float(done.stdout.split()[-1])
+
+
 @pytest.fixture(scope="session")
 def tutelage() -> Callable[..., subprocess.CompletedProcess[str]]:
     """tutelage(*words): the command in a process of its own; the hub refuses connections."""

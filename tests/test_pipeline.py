@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -110,7 +111,7 @@ def test_gallery_labels_are_never_read(data, tmp_path):
 @pytest.mark.parametrize("mode", ["probe-then-full", "auto"])  # auto tries them all, full too
 def test_adapt_modes(data, mode, monkeypatch):
     """Every way to adapt the teacher runs through to a student; `auto` keeps what validates best, far above chance."""
-    monkeypatch.setattr("tutelage.recipes.adapt.FULL_PASSES", 12)  # three schedules of folds take their time
+    monkeypatch.setattr("tutelage.recipes.adapt.FULL_PASSES", 8)  # three schedules of folds take their time
     result = go(data, f"adapt-{mode}", adapt=mode)
     about = json.loads((Path(result["run"]) / "teacher" / "result.json").read_text())
     assert about["mode"] == mode or mode == "auto"
@@ -152,6 +153,17 @@ def test_online_teacher_gives_the_same_student(data):
     # the first losses see the same weights; later ones have gone their own way by float16's rounding
     assert rows["online"][0] == pytest.approx(rows["cached"][0], abs=1e-3)
     assert rows["online"][:5] == pytest.approx(rows["cached"][:5], abs=1e-2)
+
+
+@pytest.mark.parametrize("objective", ["oriented", "agnostic"])
+def test_a_finished_run_opens_no_image(data, tmp_path, objective):
+    """Given again after its cache was removed, a finished run decodes nothing."""
+    settings = {"objective": objective, "steps": 2, "finetune": "head", "cache": str(tmp_path / "cache")}
+    go(data, f"opens-{objective}", **settings)
+    shutil.rmtree(tmp_path / "cache")
+    again = go(data, f"opens-{objective}", **settings)
+    assert again["reused"] == ["curate", "adapt", "transfer", "finetune", "evaluate"]
+    assert not list((tmp_path / "cache").glob("images-*/*.npy")), sorted((tmp_path / "cache").rglob("*"))
 
 
 def test_evaluate_on_new_images(data):

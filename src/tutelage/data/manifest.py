@@ -99,6 +99,11 @@ def load_task(run: Path, cache: str | Path) -> TaskData:
     )
 
 
+def transfer_keys(run: Path) -> list[bytes]:
+    """Content hash of each image of the transfer set, from the manifest alone: no image is opened."""
+    return pq.read_table(run / "transfer_set" / "manifest.parquet", columns=["key"]).column("key").to_pylist()
+
+
 def _keys(table: pa.Table) -> list[bytes | None]:
     """Content hash of each image; None where the manifest has none."""
     return table.column("key").to_pylist() if "key" in table.column_names else [None] * len(table)

@@ -7,7 +7,7 @@ from typing import Any
 from tutelage import config as c
 from tutelage.config import recipe
 from tutelage.progress import progress
-from tutelage.recipes.stage import MetricsLog, checkpoint_steps, default_epochs, file_hash, open_run, save_weights
+from tutelage.recipes.stage import MetricsLog, checkpoint_steps, file_hash, open_run, save_weights, training_steps
 from tutelage.runs import hash_of
 
 
@@ -44,7 +44,7 @@ def alone(
             return {**done, "reused": True}
         clock, task, hardware = run.clock("alone"), load_task(run.path, cache_dir), accelerator(device, precision)
         classes, count = len(task.classes), len(task.transfer)
-        total = steps or max(1, round((epochs or default_epochs(count)) * count / batch_size))
+        total = training_steps(steps, epochs, count, batch_size)
         torch.manual_seed(training.seed_of(seed, "student"))
         built = build_student(student, classes, student_weights, student_size)
         module = built.module.to(hardware.device)

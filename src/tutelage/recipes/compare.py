@@ -123,7 +123,7 @@ def compare(
     from tutelage.reporting.study import write_study
 
     work.say_what_it_is(about, failed)
-    summary = write_study(folder, kept)
+    summary = write_study(folder)
     say(f"done in {duration(time.monotonic() - started)}; open {summary['page']}")
     return summary
 
@@ -200,10 +200,8 @@ class _Study:
     def one(self, arm: Arm, budget: int, seed: int) -> Record:
         """One run, and its record."""
         settings = c.resolve(whole_run, self.of(arm, budget, seed))
-        with open_run(settings["out"], settings["cache"], settings, True) as (
-            run,
-            _,
-        ):  # what failed with other settings moves aside
+        # what failed with other settings moves aside
+        with open_run(settings["out"], settings["cache"], settings, overwrite=True) as (run, _):
             if self.match == "flops":
                 from tutelage.recipes.estimate import matched_steps
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import statistics
 import time
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from tutelage.progress import duration, say
 from tutelage.recipes.arms import Arm
 from tutelage.recipes.curate import curate
-from tutelage.recipes.stage import default_epochs
+from tutelage.recipes.stage import settings_of, training_steps
 from tutelage.runs import Run
 
 REPEATS = 3
@@ -19,10 +18,8 @@ DINO_EXTRA = 1.25  # FLOPs of a step over those of training on as many pixels: t
 
 def images_to_see(settings: dict[str, Any], count: int) -> int:
     """Images that the student sees in training on a transfer set of `count` images."""
-    steps = settings["steps"] or max(
-        1, round((settings["epochs"] or default_epochs(count)) * count / settings["batch_size"])
-    )
-    return steps * settings["batch_size"]
+    batch_size = settings["batch_size"]
+    return training_steps(settings["steps"], settings["epochs"], count, batch_size) * batch_size
 
 
 def matched_steps(run: Run, arm: Arm, settings: dict[str, Any]) -> int:
@@ -34,10 +31,7 @@ def matched_steps(run: Run, arm: Arm, settings: dict[str, Any]) -> int:
     from tutelage.models.students import build_student
     from tutelage.models.teachers import build_teacher
 
-    mine = {
-        name: settings[name] for name in inspect.signature(curate).parameters if name in settings and name != "config"
-    }
-    count = curate(**mine)["images"]["transfer"]
+    count = curate(**settings_of(curate, settings))["images"]["transfer"]
     encoder = build_teacher(settings["teacher"], settings["teacher_weights"], settings["teacher_size"])
     student = build_student(settings["student"], 2, "scratch", settings["student_size"])
     each = training_flops(student.module, student.size)

@@ -171,8 +171,8 @@ class _Work:
             from tutelage.models.heads import best_strength, scale_of
             from tutelage.targets import CLEAN
 
-            network, images = self.student, self.task.train.images
-            module = network.module.to(self.hardware.device).eval()
+            images = self.task.train.images
+            module = self.student.module.to(self.hardware.device)
             sample = np.sort(np.random.default_rng(0).permutation(len(self.task.transfer))[:SCALE_SAMPLE])
             of = [self.pooled(module, images, number) for number in (CLEAN, *range(HEAD_VIEWS))]
             scale = scale_of(self.pooled(module, self.task.transfer.take(sample), CLEAN))
@@ -184,18 +184,13 @@ class _Work:
 
     def pooled(self, module, images, number: int) -> np.ndarray:
         """(n, D) float32: the student's features of one view of each image."""
-        import torch
-
         from tutelage.models.students import pooled
-        from tutelage.targets import view_input
+        from tutelage.recipes.supervised import view_outputs
 
-        parts = []
-        with torch.inference_mode():
-            for start in range(0, len(images), 256):
-                positions = np.arange(start, min(start + 256, len(images)))
-                batch = view_input(images, positions, number, self.views, self.student).to(self.hardware.device)
-                parts.append(pooled(module, batch).float().cpu().numpy())
-        return np.concatenate(parts)
+        def forward(batch):
+            return pooled(module, batch)
+
+        return view_outputs(forward, module, self.student, images, number, self.views, self.hardware)
 
     def logits(self, module, images) -> np.ndarray:
         from tutelage.recipes.supervised import predict_logits

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,7 +14,7 @@ from tutelage.recipes.alone import alone
 from tutelage.recipes.curate import curate
 from tutelage.recipes.evaluate import evaluate
 from tutelage.recipes.finetune import finetune as finetune_stage
-from tutelage.recipes.stage import open_run
+from tutelage.recipes.stage import open_run, settings_of
 from tutelage.recipes.transfer import transfer
 from tutelage.runs import Run, read_json
 
@@ -97,9 +96,7 @@ def walk(folder: Run, names: Sequence[str], settings: dict[str, Any]) -> dict[st
 
 def _one(run: Run, stage: Callable[..., Any], place: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Run one stage with its part of the settings. Only `transfer` works in several processes; the others wait for the first."""
-    mine = {
-        name: settings[name] for name in inspect.signature(stage).parameters if name in settings and name != "config"
-    }
+    mine = settings_of(stage, settings)
     if stage is transfer:
         return transfer(**mine)
     import os

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,17 @@ def _step_of(row: str) -> float:
 def default_epochs(count: int) -> int:
     """Passes over a transfer set of `count` images when nothing is said: 400,000 images in all, at least 4, at most 100."""
     return int(min(100, max(4, round(400_000 / count))))
+
+
+def training_steps(steps: int | None, epochs: int | None, count: int, batch_size: int) -> int:
+    """Optimizer steps on a transfer set of `count` images: as given, or as many as the passes over it take; at least 1."""
+    return steps or max(1, round((epochs or default_epochs(count)) * count / batch_size))
+
+
+def settings_of(stage: Callable[..., Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """The part of a run's settings that a stage takes; they are checked already, so without the file they may come from."""
+    names = inspect.signature(stage).parameters
+    return {name: settings[name] for name in names if name in settings and name != "config"}
 
 
 def checkpoint_steps(steps: int, batch_size: int) -> int:

@@ -17,7 +17,7 @@ from torch import nn
 from tutelage import losses, training
 from tutelage.compute import to_device
 from tutelage.data.store import Images
-from tutelage.targets import ViewSettings, view_input
+from tutelage.targets import CLEAN, ViewSettings, view_input
 
 
 @dataclass(frozen=True)
@@ -132,24 +132,47 @@ def train_on_labels(
     return average.state
 
 
-@torch.inference_mode()
 def predict_logits(
     module: nn.Module, network: Any, images: Images, resize: str, accelerator: Any,
-    advance: Callable[[int], None] = lambda n: None, batch_size: int = 256,
+    advance: Callable[[int], None] = lambda n: None,
 ) -> np.ndarray:  # fmt: skip
     """Logits of whole images, as evaluation sees them.
 
     Returns:
         (n, C) float32.
     """
+    return whole_outputs(module, module, network, images, resize, accelerator, advance)
+
+
+def whole_outputs(
+    forward: Callable[[torch.Tensor], torch.Tensor], module: nn.Module, network: Any, images: Images, resize: str,
+    accelerator: Any, advance: Callable[[int], None] = lambda n: None,
+) -> np.ndarray:  # fmt: skip
+    """What `forward` makes of whole images: (n, D) float32. Other arguments as of `view_outputs`."""
+    return view_outputs(forward, module, network, images, CLEAN, ViewSettings(resize=resize), accelerator, advance)
+
+
+@torch.inference_mode()
+def view_outputs(
+    forward: Callable[[torch.Tensor], torch.Tensor], module: nn.Module, network: Any, images: Images, number: int,
+    views: ViewSettings, accelerator: Any, advance: Callable[[int], None] = lambda n: None, batch_size: int = 256,
+) -> np.ndarray:  # fmt: skip
+    """What `forward` makes of one view of each image.
+
+    Args:
+        forward: (B, 3, S, S) float32 -> (B, D). module: that it calls; put into evaluation mode.
+        network: size, mean and std of its input. number: of the view, or CLEAN.
+
+    Returns:
+        (n, D) float32.
+    """
     module.eval()
     parts: list[np.ndarray] = []
-    settings = ViewSettings(resize=resize)
     for start in range(0, len(images), batch_size):
         positions = np.arange(start, min(start + batch_size, len(images)))
-        batch = to_device(view_input(images, positions, -1, settings, network), accelerator.device)
+        batch = to_device(view_input(images, positions, number, views, network), accelerator.device)
         with accelerator.autocast():
-            parts.append(module(batch).float().cpu().numpy())
+            parts.append(forward(batch).float().cpu().numpy())
         advance(len(positions))
     return np.concatenate(parts)
 

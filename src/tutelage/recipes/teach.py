@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from tutelage import losses, training
+from tutelage import training
 from tutelage.compute import to_device
+from tutelage.models.heads import log_loss
 from tutelage.recipes.objectives import QUEUE, Told, Weights, hardened, loss_of
 from tutelage.targets import Targets, view_input
 
@@ -165,10 +166,4 @@ def best_share(own: np.ndarray, second: np.ndarray, labels: np.ndarray) -> float
         own, second: (n, C) float32 logits. labels: (n,) int64.
     """
     shares = [i / 10 for i in range(11)]
-
-    def loss(share: float) -> float:
-        logits = torch.from_numpy((1 - share) * own + share * second)
-        truth = torch.nn.functional.one_hot(torch.from_numpy(labels), own.shape[1]).float()
-        return float(losses.soft_cross_entropy(logits, truth))
-
-    return min(shares, key=loss)
+    return min(shares, key=lambda share: log_loss((1 - share) * own + share * second, labels).mean())

@@ -11,13 +11,14 @@ rivals that the method is compared with.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 from tutelage import config as c
 from tutelage.config import recipe
 from tutelage.errors import TutelageError
 from tutelage.progress import progress, say
-from tutelage.recipes.stage import MetricsLog, checkpoint_steps, default_epochs, file_hash, open_run, save_weights
+from tutelage.recipes.stage import MetricsLog, checkpoint_steps, file_hash, open_run, save_weights, training_steps
 from tutelage.runs import hash_of
 
 
@@ -61,7 +62,7 @@ def transfer(
         task, (targets, refined, target_seconds) = job.task, job.targets(view_settings, hardware, meter, inputs)
         module, built, targets = job.student(targets, hardware)
         count = len(task.transfer)
-        total = steps or max(1, round((epochs or default_epochs(count)) * count / batch_size))
+        total = training_steps(steps, epochs, count, batch_size)
         shown, small = float(batch_size), built.size
         if objective == "dino":  # as many pixels as the others see
             small = self_taught.small_side(built.module, built.size)
@@ -101,7 +102,7 @@ def transfer(
                 self_taught.teach_itself(module, built, small, task.transfer, view_settings, plan, hardware, **loop)
             else:
                 assert targets is not None
-                teach(module, built, targets, plan, hardware, labels=job.labels, **loop)
+                teach(module, built, targets, plan, hardware, labels=task.train.labels if job.dual else None, **loop)
         metrics.close()
         hardware.wait_for_everyone()
         if main:
@@ -128,28 +129,33 @@ class _Job:
     """What depends on the objective: which images and labels take part, what is told, what is trained."""
 
     def __init__(self, run, cache_dir, curated, settings):
-        from tutelage.data.manifest import load_task
-        from tutelage.recipes.objectives import LABEL_FREE, LABELLED_SHARE
-        from tutelage.recipes.teaching import without_labels
+        from tutelage.recipes.objectives import LABELLED_SHARE
 
         self.run, self.cache_dir, self.curated, self.settings = run, cache_dir, curated, settings
         self.objective = settings["objective"]
         self.adapted = None if self.objective == "dino" else run.result("teacher", "transfer")
-        self.task = load_task(run.path, cache_dir)
-        if self.objective in LABEL_FREE:
-            self.task = without_labels(self.task)
-        dual = self.objective == "dual-head"
-        self.labels = self.task.train.labels if dual else None
-        self.labelled = round(LABELLED_SHARE * settings["batch_size"]) if dual else 0
+        self.dual = self.objective == "dual-head"
+        self.labelled = round(LABELLED_SHARE * settings["batch_size"]) if self.dual else 0
+
+    @cached_property
+    def task(self):
+        """The images; a finished stage does not open them."""
+        from tutelage.data.manifest import load_task
+        from tutelage.recipes.objectives import LABEL_FREE
+        from tutelage.recipes.teaching import without_labels
+
+        task = load_task(self.run.path, self.cache_dir)
+        return without_labels(task) if self.objective in LABEL_FREE else task
 
     def inputs(self) -> str:
         """The hash of all that the student depends on: of label-free objectives the images alone, whatever their labels."""
+        from tutelage.data.manifest import transfer_keys
         from tutelage.recipes.objectives import LABEL_FREE
         from tutelage.targets import gibibytes
 
         images, told, width = self.curated["outputs"], self.adapted, 0
         if self.objective in LABEL_FREE:
-            images = hash_of([self.task.transfer.keys.tobytes().hex(), len(self.task.classes)])
+            images = hash_of([b"".join(sorted(transfer_keys(self.run.path))).hex(), len(self.curated["classes"])])
         if told is not None:
             frozen = self.objective == "agnostic"
             width = told["teacher"]["features"] if frozen else told["width"]
@@ -195,8 +201,8 @@ class _Job:
         s = self.settings
         torch.manual_seed(training.seed_of(s["seed"], "student"))
         built = build_student(s["student"], len(self.task.classes), s["student_weights"], s["student_size"])
-        module, dual = built.module, self.objective == "dual-head"
-        beside = targets is None or targets.embedding is not None or dual
+        module = built.module
+        beside = targets is None or targets.embedding is not None or self.dual
         strict = self.objective in (*NEEDS_FEATURES, "dual-head", "dino")
         if strict and not plain_head(module, built.size):
             raise TutelageError(
@@ -212,28 +218,27 @@ class _Job:
         elif beside:
             assert targets is not None
             width = targets.embedding[1].shape[1] if targets.embedding is not None else 1
-            module = Taught(module, width, built.size, second_head=dual)
+            module = Taught(module, width, built.size, second_head=self.dual)
         module = module.to(hardware.device)
         return module.to(memory_format=torch.channels_last) if built.channels_last else module, built, targets
 
     def mixed(self, module, built, hardware) -> float | None:
         """Fold the second head of `dual-head` into the student's own; its share, chosen on validation images where there are any."""
-        from tutelage.recipes.supervised import predict_logits
+        import numpy as np
+        import torch
+
+        from tutelage.recipes.supervised import whole_outputs
         from tutelage.recipes.teach import best_share, mix_heads
 
-        if self.objective != "dual-head":
+        if not self.dual:
             return None
         share = 0.5
         if self.task.val:
-            kept = {n: p.detach().clone() for n, p in module.student.get_classifier().named_parameters()}
-            logits = []
-            for part in (0.0, 1.0):
-                mix_heads(module, part)
-                logits.append(
-                    predict_logits(module.student, built, self.task.val.images, self.settings["resize"], hardware)
-                )
-            module.student.get_classifier().load_state_dict(kept, strict=False)
-            share = best_share(logits[0], logits[1], self.task.val.labels)
+            both = whole_outputs(
+                lambda images: torch.cat(module(images)[::2], dim=1), module, built, self.task.val.images, self.settings["resize"], hardware
+            )  # fmt: skip
+            own, second = np.split(both, 2, axis=1)
+            share = best_share(own, second, self.task.val.labels)
         mix_heads(module, share)
         say(
             f"dual head: share of the labels' head {share:g}"

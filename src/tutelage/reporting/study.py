@@ -48,11 +48,8 @@ class Cell:
         return float(np.mean([bill(record)["flops"] for record in self.records.values()]))
 
 
-def write_study(folder: Path, kept: Path | None = None) -> dict[str, Any]:
+def write_study(folder: Path) -> dict[str, Any]:
     """Write report/index.html, results.json and results.csv of a study.
-
-    Args:
-        folder: of the study. kept: folder of the records; None for the one that the study names.
 
     Returns:
         {"study", "page", "runs", "failed", "table", "shared"}.
@@ -68,7 +65,7 @@ def write_study(folder: Path, kept: Path | None = None) -> dict[str, Any]:
         ) from error
     study, report = about["study"], folder / "report"
     failed = dict(reason.split(": ", 1) for reason in study["failed"])
-    records = read_records(kept or Path(study["results"] or folder / "results"), study["plan"])
+    records = read_records(Path(study["results"] or folder / "results"), study["plan"])
     if not records:
         raise TutelageError(
             f"{folder}: no run of the study is finished", "one at least", "give the command of the study again"
@@ -133,9 +130,9 @@ def main_budget(cells: list[Cell]) -> int:
 
 
 def compared(first: Cell, second: Cell) -> Difference | None:
-    """The difference of two arms over the seeds that both have; None where there is none, or other test images."""
+    """The difference of two arms over the seeds that both have; None where there is none."""
     seeds = [seed for seed in sorted(first.records) if seed in second.records]
-    if not seeds or first.right.shape[1] != second.right.shape[1]:
+    if not seeds:
         return None
     pick = [[sorted(cell.records).index(seed) for seed in seeds] for cell in (first, second)]
     return difference(first.right[pick[0]], second.right[pick[1]])
@@ -173,8 +170,10 @@ def answer(cells: list[Cell], budget: int, best: Cell) -> str:
     said += f" of {best.right.shape[1]:,} test images (mean of {len(best.records)} seeds)" if len(best.records) > 1 else (
         f" of {best.right.shape[1]:,} test images (one seed: no spread)"
     )  # fmt: skip
-    others = [cell for cell in cells if cell.budget == budget and cell is not best]
-    alone = next((cell for cell in others if cell.arm == "scratch"), None)
+    others, alone = (
+        [cell for cell in cells if cell.budget == budget and cell is not best],
+        _scratch(cells, budget, best),
+    )
     if alone is not None and (gain := compared(best, alone)):
         said += f", {100 * gain.mean:.1f} points more than scratch, the same student trained on the labels alone ({_sureness(gain)})"
     second = max(others, key=lambda cell: cell.accuracy[0], default=None)
@@ -184,6 +183,11 @@ def answer(cells: list[Cell], budget: int, best: Cell) -> str:
     if teachers:
         said += f"; its teacher is right for {100 * spread(teachers)[0]:.1f} %"
     return said + "."
+
+
+def _scratch(cells: list[Cell], budget: int, best: Cell) -> Cell | None:
+    """The student alone at this budget, to be compared with the best; not a variant, which may be another student."""
+    return next((cell for cell in cells if cell.budget == budget and cell.arm == "scratch" and cell is not best), None)
 
 
 def _sureness(gain: Difference) -> str:
@@ -215,9 +219,7 @@ def _charts(cells: list[Cell], budget: int, best: Cell) -> list[dict[str, Any]]:
         )
     classes, one = next(iter(best.records.values()))["classes"], next(iter(best.records.values()))
     recall: dict[str, Any] = {"student": _mean_recall(best)}
-    alone = next(
-        (cell for cell in cells if cell.budget == budget and cell.arm.startswith("scratch") and cell is not best), None
-    )
+    alone = _scratch(cells, budget, best)
     if alone is not None:
         recall["alone"] = _mean_recall(alone)
     if one["teacher"]:
@@ -264,9 +266,7 @@ def _of_a_run(folder: Path, best: Cell) -> dict[str, Any]:
 def _command(about: dict[str, Any]) -> str:
     """The command that makes the study again."""
     words = ["tutelage", "compare"]
-    study = {
-        name: about["study"][name] for name in ("arms", "budgets", "seeds", "set", "match") if about["study"].get(name)
-    }
+    study = {name: about["study"][name] for name in ("arms", "budgets", "seeds", "set", "match")}
     for name, value in [*study.items(), *about["settings"].items()]:
         if value is not False and value not in ("default", []) and name not in ("json", "config"):
             words += [
