@@ -17,6 +17,7 @@ SRC = Path(__file__).parents[1] / "src"
 ROOMS = (
     "cli",
     "recipes",
+    "deploy",
     "reporting",
     "targets",
     "retrieval",
@@ -58,6 +59,8 @@ LOADS_NO_TORCH = (
     "tutelage",
     "tutelage.cli",
     "tutelage.reporting",
+    "tutelage.deploy.runtime",
+    "tutelage.recipes.predict",
     "tutelage.data.decode",
     "tutelage.data.emoji",
     "tutelage.data.views",

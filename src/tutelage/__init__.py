@@ -13,20 +13,23 @@ from tutelage.version import __version__
 if TYPE_CHECKING:
     from tutelage.recipes.adapt import adapt
     from tutelage.recipes.alone import alone
+    from tutelage.recipes.bench import bench
     from tutelage.recipes.cache import cache
     from tutelage.recipes.compare import compare
     from tutelage.recipes.curate import curate
     from tutelage.recipes.demo import demo
     from tutelage.recipes.doctor import doctor
     from tutelage.recipes.evaluate import evaluate
+    from tutelage.recipes.export import export
     from tutelage.recipes.finetune import finetune
     from tutelage.recipes.pipeline import run
+    from tutelage.recipes.predict import predict
     from tutelage.recipes.report import report
     from tutelage.recipes.transfer import transfer
 
 __all__ = [
-    "TutelageError", "__version__", "adapt", "alone", "cache", "compare", "curate", "demo", "doctor", "evaluate", "finetune",
-    "report", "run", "transfer",
+    "TutelageError", "__version__", "adapt", "alone", "bench", "cache", "compare", "curate", "demo", "doctor", "evaluate", "export",
+    "finetune", "predict", "report", "run", "transfer",
 ]  # fmt: skip
 
 

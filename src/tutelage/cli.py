@@ -31,15 +31,22 @@ RECIPES = {
     "alone": "tutelage.recipes.alone",
     "evaluate": "tutelage.recipes.evaluate",
     "report": "tutelage.recipes.report",
+    "export": "tutelage.recipes.export",
+    "bench": "tutelage.recipes.bench",
+    "predict": "tutelage.recipes.predict",
     "cache": "tutelage.recipes.cache",
     "doctor": "tutelage.recipes.doctor",
 }
 
+# flags that the words right after the command stand for, the last of them for all that are left
 FIRST = {
-    "compare": "--config",
-    "report": "--run",
-    "evaluate": "--run",
-}  # flags that a word right after the command stands for
+    "compare": ("--config",),
+    "report": ("--run",),
+    "evaluate": ("--run",),
+    "export": ("--run",),
+    "bench": ("--run",),
+    "predict": ("--export", "--images"),
+}
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 NO_WRITING = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
@@ -118,8 +125,7 @@ def _parsed(words: list[str]) -> tuple[Callable[..., Any] | None, dict[str, Any]
     """
     import cyclopts
 
-    if len(words) > 1 and words[0] in FIRST and not words[1].startswith("-"):
-        words = [words[0], FIRST[words[0]], *words[1:]]
+    words = _with_flags(words)
     app = cyclopts.App(
         name="tutelage", version=__version__, help_format="plaintext", version_flags=["--version"],
         help="A few labelled images and a pile of unlabelled ones in, a small fast vision model out, taught by a foundation model.",
@@ -145,6 +151,15 @@ def _parsed(words: list[str]) -> tuple[Callable[..., Any] | None, dict[str, Any]
         given, _, allowed = text.partition(". ")
         raise TutelageError(given, allowed or "values as `--help` shows them", f"tutelage {words[0]} --help") from error
     return recipe(words[0]), dict(bound.arguments)
+
+
+def _with_flags(words: list[str]) -> list[str]:
+    """The command line with the flags that its first words stand for."""
+    given, rest = words[:1], words[1:]
+    for flag in FIRST.get(words[0], ()) if words else ():
+        if rest and not rest[0].startswith("-"):
+            given, rest = [*given, flag, rest[0]], rest[1:]
+    return [*given, *rest]
 
 
 def _as_text(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -202,6 +202,39 @@ class PeakMemory:
         return max(host, device)
 
 
+INSTRUCTION_SETS = (
+    "avx2",
+    "avx512f",
+    "avx_vnni",
+    "avx512_vnni",
+    "avx512_bf16",
+    "amx_int8",
+    "neon",
+    "asimddp",
+    "i8mm",
+    "sve",
+)
+
+
+def cpu() -> dict[str, Any]:
+    """cpu: name of the processor; instruction_sets: those that matter for small networks; cores: that this process may use."""
+    import platform
+
+    name, flags = "", set()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                name = value.strip()
+            elif key.strip() in ("flags", "Features"):
+                flags = set(value.split())
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return {
+        "cpu": name or platform.processor() or platform.machine(), "cores": cores,
+        "instruction_sets": [one for one in INSTRUCTION_SETS if one in flags],
+    }  # fmt: skip
+
+
 def to_device(batch: torch.Tensor, device: Any) -> torch.Tensor:
     """Move a batch; from pinned memory to a GPU without waiting."""
     if str(device).startswith("cuda"):

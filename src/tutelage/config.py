@@ -166,6 +166,28 @@ Results = Annotated[
 DryRun = Annotated[bool, _say("print the plan with estimated time and disk, and stop", negative=())]
 StudyOut = Annotated[str, Field(min_length=1), _say("folder of the study; its runs are ARM/budget-N/seed-N in it")]
 
+# Deployment
+Formats = Annotated[
+    list[str],
+    Field(min_length=1),
+    _say("files beside model.onnx: torchscript, executorch, coreml", consume_multiple=True, negative=()),
+]
+Bake = Annotated[bool, _say("normalisation and softmax inside the graph: pixels in, probabilities out", negative=())]
+NoInt8 = Annotated[bool, _say("no eight-bit model", negative=())]
+Int8Loss = Annotated[float, Field(gt=0, le=1), _say("accuracy that int8 may lose; layers stay float until it holds")]
+Calibration = Annotated[int, Field(ge=1), _say("images of the transfer set that give the ranges of int8")]
+Tolerance = Annotated[
+    float, Field(gt=0, le=1), _say("largest difference to the student, as a share of its largest output")
+]
+Export = Annotated[str, Field(min_length=1), _say("folder that `tutelage export` has written, or its run")]
+ImagePaths = Annotated[
+    list[str], Field(min_length=1), _say("images, or folders of images", consume_multiple=True, negative=())
+]
+PredictionsOut = Annotated[str, Field(min_length=1), _say("predictions: .csv, or .parquet")]
+Top = Annotated[int, Field(ge=1), _say("how many classes of each image, the likeliest first")]
+Which = Annotated[Literal["auto", "float", "int8"], _say("which model; auto: the one that the export recommends")]
+Threads = Annotated[int | None, Field(ge=1), _say("threads of onnxruntime; default: all cores")]
+
 # Machine and run
 Out = Annotated[str, Field(min_length=1), _say("run folder")]
 Cache = Annotated[

@@ -47,6 +47,45 @@ def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bi
     return float(np.abs(gap).sum() / len(labels))
 
 
+def unsure_threshold(confidence: np.ndarray, right: np.ndarray) -> dict[str, float] | None:
+    """The confidence below which a classifier is better called unsure.
+
+    It maximises P(sure | right) - P(sure | wrong) on images that were held out (Youden's J; Youden, Cancer 1950), "sure" being a
+    largest probability of at least the threshold; of equal ones the smallest.
+
+    Worked example: confidences 0.9, 0.8, 0.6, 0.5, right, right, wrong, right: at 0.8 it is 2/3 - 0, the best.
+
+    Args:
+        confidence: (n,) float in [0, 1], the largest probability. right: (n,) bool.
+
+    Returns:
+        threshold; sure: the share of images that are; accuracy_sure and accuracy_unsure. None where all are right or all wrong.
+    """
+    right = np.asarray(right, bool)
+    if right.all() or not right.any():
+        return None
+    thresholds = np.unique(confidence)
+    sure = confidence[None] >= thresholds[:, None]
+    gain = sure[:, right].mean(1) - sure[:, ~right].mean(1)
+    best = int(gain.argmax())
+    those = sure[best]
+    return {
+        "threshold": float(thresholds[best]), "sure": float(those.mean()), "accuracy_sure": float(right[those].mean()),
+        "accuracy_unsure": float(right[~those].mean()) if not those.all() else float("nan"),
+    }  # fmt: skip
+
+
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """95 % interval of a share that was measured on `count` images (Wilson, JASA 1927).
+
+    Worked example: 8 of 10 gives 0.490 to 0.943.
+    """
+    z = 1.959964
+    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * (share * (1 - share) / count + z**2 / (4 * count**2)) ** 0.5
+    return middle - half, middle + half
+
+
 def classification(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     """All scores of one classifier on one set of images.
 

@@ -7,13 +7,12 @@ import importlib.util
 import os
 import platform
 import shutil
-import sys
 import threading
 from pathlib import Path
 from typing import Any
 
 from tutelage import config as c
-from tutelage.compute import free_memory
+from tutelage.compute import cpu, free_memory
 from tutelage.config import recipe
 
 PACKAGES = ("tutelage", "torch", "torchvision", "timm", "accelerate", "faiss-cpu", "numpy", "pillow")
@@ -105,22 +104,13 @@ def _devices() -> dict[str, Any]:
     import torch
 
     cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {"cpu": _cpu_name(), "cores": os.cpu_count(), "cuda": cuda, "mps": torch.backends.mps.is_available()}
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    return {"cpu": cpu()["cpu"], "cores": os.cpu_count(), "cuda": cuda, "mps": torch.backends.mps.is_available()}
 
 
 def _threads(policy: str | None) -> dict[str, Any]:
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    return {"torch": torch.get_num_threads(), "usable_cores": cores, "omp_wait_policy": policy or "not set"}
+    return {"torch": torch.get_num_threads(), "usable_cores": cpu()["cores"], "omp_wait_policy": policy or "not set"}
 
 
 def _free_disk(folder: Path) -> float:

@@ -10,6 +10,7 @@ marked so; `keep` wins unless another is better by a standard error.
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,12 @@ from tutelage import config as c
 from tutelage.config import recipe
 from tutelage.progress import progress, say
 from tutelage.recipes.stage import file_hash, open_run, save_weights
-from tutelage.runs import hash_of
+from tutelage.runs import hash_of, whole
 
 PASSES = {"head": 15, "full": 15, "long": 30}  # over the labelled images
 RATES = {"head": 1e-3, "full": 1e-4, "long": 5e-4}  # at batch 128
 BATCH = 64
+HELD_OUT = "held_out.npz"
 HEAD_VIEWS = 4  # of each labelled image, beside the whole one, from which a head is fitted
 SCALE_SAMPLE = 1024  # images of the transfer set whose features give its scale
 
@@ -63,7 +65,9 @@ def finetune(
         validation: dict[str, Any] = {}
         chosen = finetune
         if finetune == "auto":
-            right = {how: work.held_out(how) for how in ways}
+            logits = {how: work.held_out(how) for how in ways}
+            truth = (task.val or task.train).labels
+            right = {how: one.argmax(1) == truth for how, one in logits.items()}
             chosen = ways[0]
             for how, one in right.items():
                 gain, error = supervised.paired_gain(one, right[ways[0]])
@@ -75,6 +79,7 @@ def finetune(
                 "" if task.val or work.headless else " (optimistic: the student has met all labels through the teacher)"
             )
             say(f"last stage: {chosen}; validation accuracy {said}{optimistic}")
+            save_held_out(run.path / "student" / HELD_OUT, logits[chosen], truth)
         module = work.trained(chosen, np.arange(len(task.train)))
         save_weights(run.path / "student" / "weights.safetensors", module.state_dict())
         seconds = clock.stop()
@@ -85,6 +90,16 @@ def finetune(
             "ledger": work.meter.entry(run.path / "student", seconds),
         }  # fmt: skip
         return run.finish("student", inputs, result)
+
+
+def save_held_out(path: Path, logits: np.ndarray, labels: np.ndarray) -> None:
+    """Keep how sure the student was of images that it had not been fine-tuned on, and whether it was right: `export` sets a
+    threshold by it."""
+    from tutelage.metrics import softmax
+
+    confidence = softmax(logits).max(1).astype(np.float32)
+    with whole(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, confidence=confidence, right=logits.argmax(1) == labels)
 
 
 class _Work:
@@ -104,20 +119,19 @@ class _Work:
         self._features: tuple[np.ndarray, Any, float] | None = None
 
     def held_out(self, how: str) -> np.ndarray:
-        """(n,) bool: whether each image, held out of this last stage, is classified rightly."""
+        """(n, C) float32 logits of the validation images, or of each labelled image when it is held out of this last stage."""
         from tutelage.data.target_set import folds
 
         train = self.task.train
         if self.task.val:
-            module = self.trained(how, np.arange(len(train)))
-            return self.logits(module, self.task.val.images).argmax(1) == self.task.val.labels
+            return self.logits(self.trained(how, np.arange(len(train))), self.task.val.images)
         fold = folds(train.labels, train.groups, self.settings["seed"])
-        right = np.zeros(len(train), dtype=bool)
+        logits = np.zeros((len(train), len(self.task.classes)), np.float32)
         for number in np.unique(fold):
             held = np.flatnonzero(fold == number)
             module = self.trained(how, np.flatnonzero(fold != number))
-            right[held] = self.logits(module, train.images.take(held)).argmax(1) == train.labels[held]
-        return right
+            logits[held] = self.logits(module, train.images.take(held))
+        return logits
 
     def trained(self, how: str, positions: np.ndarray):
         """A copy of the student after the last stage on these labelled images."""

@@ -32,6 +32,36 @@ def scores_table(rows: list[tuple[str, dict[str, Any]]]) -> str:
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
+def times_table(result: dict[str, Any]) -> str:
+    """What `bench` measured: one line a model, number of threads and batch size."""
+    machine = result["machine"]
+    lines = [
+        f"{machine['cpu']}, {machine['cores']} cores, {', '.join(machine['instruction_sets']) or 'instruction sets unknown'}"
+    ]
+    lines.append(f"{'model':<18}{'threads':>8}{'batch':>7}{'median ms':>11}{'p95 ms':>9}{'x eager':>9}")
+    for row in result["rows"]:
+        where = row["device"] if row["device"] != "cpu" else row["threads"]
+        lines.append(
+            f"{row['model']:<18}{where:>8}{row['batch']:>7}{row['median_ms']:>11.2f}{row['p95_ms']:>9.2f}{row['times_as_fast']:>9.2f}"
+        )
+    for name, one in result["files"].items():
+        lines.append(f"{name:<18} {one['bytes']:>12,} bytes on disk, {one['peak_mib']:,.0f} MiB at most in memory")
+    return "\n".join(lines)
+
+
+def export_text(result: dict[str, Any]) -> str:
+    """What `export` wrote, one line a file, the one to take marked."""
+    lines = [f"in {result['export']}:"]
+    for name, one in result["proof"]["files"].items():
+        time = f", {result['latency'][name]['median_ms']:.2f} ms" if name in result["latency"] else ""
+        score = f", accuracy {one['accuracy']:.4f}" if one["accuracy"] is not None else ""
+        best = "  <- the faster one here" if name == result["recommended"] and len(result["latency"]) > 1 else ""
+        lines.append(
+            f"{name:<16} {one['bytes']:>12,} bytes{time}{score}, same decision {100 * one['agreement']:.2f} %{best}"
+        )
+    return "\n".join(lines)
+
+
 def text_of(command: str, result: dict[str, Any]) -> str:
     """What a command prints on stdout when nobody asked for JSON."""
     if command in ("run", "evaluate"):
@@ -39,6 +69,10 @@ def text_of(command: str, result: dict[str, Any]) -> str:
         return scores_table(rows)
     if command == "demo":
         return str(result["text"])
+    if command == "bench":
+        return times_table(result)
+    if command == "export":
+        return export_text(result)
     if command in ("doctor", "cache"):
         return ""  # they print as they go
     return "\n".join(

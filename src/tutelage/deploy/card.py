@@ -1,0 +1,102 @@
+"""MODEL_CARD.md: what the model is for, what it was made from, what it gets right and wrong; as Hugging Face lays such cards out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader
+
+from tutelage.metrics import wilson
+from tutelage.reporting.diagnosis import diagnose
+from tutelage.reporting.page import command
+
+FREE_LICENCES = ("apache-2.0", "mit", "bsd-3-clause", "bsd-2-clause", "bsd")
+CONFUSIONS = 5  # the most frequent that are named
+
+
+def model_card(
+    run: Path, stages: dict[str, Any], settings: dict[str, Any], teacher: dict[str, Any], export: dict[str, Any]
+) -> str:
+    """The text of the card.
+
+    Args:
+        run: the run folder. stages: result of each stage, by its folder's name. settings: of the run. teacher: what settings.toml
+            says of it, or {}. export: what export.json will say.
+    """
+    report, student = stages["report"], stages["report"]["student"]
+    test = student.get("test")
+    environment = Environment(
+        loader=PackageLoader("tutelage", "deploy"), trim_blocks=True, lstrip_blocks=True, autoescape=False
+    )
+    classes = [_cell(name) for name in report["classes"]]
+    return environment.get_template("model_card.md.j2").render(
+        name=run.resolve().name, classes=classes, report=report, student=student, test=test, alone=report.get("alone"),
+        interval=_interval(test), rows=_per_class(classes, test), confusions=_confusions(classes, test),
+        teacher={**report.get("teacher", {}), **teacher}, licence=licence_note(teacher.get("licence", "unknown")),
+        set=stages["transfer_set"], settings=settings, command=command(settings), export=export,
+        findings=diagnose(report, {name: one or {} for name, one in stages.items()}), low=_lowest(classes, test),
+    )  # fmt: skip
+
+
+def licence_note(licence: str) -> str:
+    """What the licence of the teacher's weights means for a student that was trained on their outputs."""
+    name = licence.lower()
+    if name.startswith(FREE_LICENCES):
+        return (
+            f"The teacher's weights are under {licence}, which allows any use, also commercial. The student holds none of them, only "
+            "what it learnt from their outputs; no condition of the teacher's licence passes to it beyond, at most, naming the source."
+        )
+    if name == "unknown":
+        return (
+            "The licence of the teacher's weights is not known to the program that wrote this card. Find it out before you ship: some "
+            "licences forbid commercial use, or the training of other models on the outputs."
+        )
+    return (
+        f"The teacher's weights are under {licence}. It may limit commercial use, or the use of models that were trained on its outputs, "
+        "as this student was: read it before you ship."
+    )
+
+
+def _cell(text: str) -> str:
+    """A class name that breaks no table and opens no HTML."""
+    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "\\`")
+
+
+def _interval(test: dict[str, Any] | None) -> tuple[float, float] | None:
+    return wilson(test["accuracy"], test["images"]) if test else None
+
+
+def _per_class(classes: list[str], test: dict[str, Any] | None) -> list[dict[str, Any]]:
+    if not test:
+        return []
+    table = test["confusion"]
+    return [
+        {
+            "name": name, "images": sum(table[i]), "recall": test["recall"][i],
+            "precision": table[i][i] / said if (said := sum(row[i] for row in table)) else None,
+        }
+        for i, name in enumerate(classes)
+    ]  # fmt: skip
+
+
+def _confusions(classes: list[str], test: dict[str, Any] | None) -> list[dict[str, Any]]:
+    if not test:
+        return []
+    table = test["confusion"]
+    found = [
+        {"true": classes[i], "said": classes[j], "count": count, "share": count / max(1, sum(row))}
+        for i, row in enumerate(table)
+        for j, count in enumerate(row)
+        if i != j and count
+    ]
+    return sorted(found, key=lambda one: one["share"], reverse=True)[:CONFUSIONS]
+
+
+def _lowest(classes: list[str], test: dict[str, Any] | None) -> list[tuple[str, float]]:
+    there = [
+        (name, recall)
+        for name, recall in zip(classes, (test or {}).get("recall", []), strict=False)
+        if recall is not None
+    ]
+    return sorted(there, key=lambda one: one[1])[:3]

@@ -1,0 +1,113 @@
+"""Other formats than ONNX: each is run here and compared, or refused with the reason why it cannot be."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tutelage.errors import TutelageError, raise_all
+
+FILES = {"onnx": "model.onnx", "torchscript": "model.pt", "executorch": "model.pte", "coreml": "model.mlpackage"}
+
+
+def check(names: Sequence[str]) -> None:
+    """Refuse formats that cannot be written or checked on this machine, all at once.
+
+    Raises:
+        TutelageError: an unknown format, a missing extra, or a system that cannot run the file.
+    """
+    faults = []
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+    if missing:
+        faults.append(
+            TutelageError(
+                f"{' and '.join(missing)} not installed", "the extra `export`", "pip install 'tutelage[export]'"
+            )
+        )
+    for name in names:
+        if name not in FILES:
+            faults.append(TutelageError(f"--format {name}", f"one or several of {', '.join(FILES)}"))
+        if name == "executorch" and importlib.util.find_spec("executorch") is None:
+            faults.append(
+                TutelageError(
+                    "--format executorch: it is not installed", "the extra `executorch`", "pip install executorch"
+                )
+            )
+        if name == "coreml" and sys.platform != "darwin":
+            faults.append(
+                TutelageError(
+                    "--format coreml on this system", "macOS: only there can the file be run, and nothing is exported unproven",
+                    "export on a Mac, or convert model.onnx there",
+                )
+            )  # fmt: skip
+        elif name == "coreml" and importlib.util.find_spec("coremltools") is None:
+            faults.append(
+                TutelageError("--format coreml: it is not installed", "the extra `coreml`", "pip install coremltools")
+            )
+    raise_all(faults)
+
+
+def write(name: str, module: Any, size: int, baked: bool, folder: Path, inputs: np.ndarray) -> tuple[Path, np.ndarray]:
+    """Write one file and run it.
+
+    Args:
+        name: "torchscript", "executorch" or "coreml". module: in evaluation mode, fused. inputs: (n, ...) what it takes.
+
+    Returns:
+        the file, and (n, C) float32 what it gives for the inputs.
+    """
+    path = folder / FILES[name]
+    return path, {"torchscript": _torchscript, "executorch": _executorch, "coreml": _coreml}[name](
+        module, size, baked, path, inputs
+    )
+
+
+def _torchscript(module: Any, size: int, baked: bool, path: Path, inputs: np.ndarray) -> np.ndarray:
+    import torch
+
+    from tutelage.deploy import graph
+
+    graph.write_torchscript(module, size, baked, path)
+    return graph.torch_outputs(torch.jit.load(str(path)), inputs)
+
+
+def _executorch(module: Any, size: int, baked: bool, path: Path, inputs: np.ndarray) -> np.ndarray:
+    """A program for XNNPACK, of batch 1 as on a phone."""
+    import torch
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner  # pyright: ignore[reportMissingImports]
+    from executorch.exir import to_edge_transform_and_lower  # pyright: ignore[reportMissingImports]
+    from executorch.runtime import Runtime  # pyright: ignore[reportMissingImports]
+
+    from tutelage.deploy.graph import example
+
+    program = torch.export.export(module, (example(size, baked, 1),))
+    path.write_bytes(to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch().buffer)
+    method = Runtime.get().load_program(path).load_method("forward")
+    return np.concatenate(
+        [method.execute([torch.from_numpy(inputs[i : i + 1])])[0].numpy() for i in range(len(inputs))]
+    )
+
+
+def _coreml(module: Any, size: int, baked: bool, path: Path, inputs: np.ndarray) -> np.ndarray:
+    import coremltools  # pyright: ignore[reportMissingImports]
+    import torch
+
+    from tutelage.deploy.graph import example
+
+    images = example(size, baked, 1)
+    traced = torch.jit.trace(module, (images,), check_trace=False)
+    kind = np.uint8 if baked else np.float32
+    model = coremltools.convert(
+        traced,
+        inputs=[coremltools.TensorType("images", images.shape, kind)],
+        compute_precision=coremltools.precision.FLOAT32,
+    )
+    model.save(str(path))
+    return np.concatenate(
+        [next(iter(model.predict({"images": inputs[i : i + 1]}).values())) for i in range(len(inputs))]
+    )

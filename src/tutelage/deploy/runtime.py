@@ -1,0 +1,327 @@
+"""Run an export folder: images in, classes and probabilities out. Needs onnxruntime, numpy and Pillow; loads no torch.
+
+`tutelage predict` and the predict.py of every export folder are this code (deploy/single_file.py puts it together), with the
+decode and resize of data/decode.py that training and evaluation use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tutelage.data.decode import decode, fit
+from tutelage.errors import TutelageError, Unreadable, shown
+
+FLOAT, INT8 = "model.onnx", "model.int8.onnx"
+NAMES = {"float": FLOAT, "int8": INT8}
+ABOUT, LABELS, EXPORT = "preprocess.json", "labels.txt", "export.json"
+IMAGES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
+
+
+@dataclass(frozen=True)
+class Model:
+    """An exported student.
+
+    session: onnxruntime's. about: what preprocess.json says. labels: C class names. file: name of the ONNX file.
+    """
+
+    session: Any
+    about: dict[str, Any]
+    labels: list[str]
+    file: str
+
+    def pixels(self, data: bytes) -> np.ndarray:
+        """An image file's bytes -> (S, S, 3) uint8: the decode and resize of evaluation.
+
+        Raises:
+            Unreadable: not an image, broken, or too large.
+        """
+        rgb, _ = decode(data, self.about["decode_short_side"])
+        return fit(rgb, self.about["size"], self.about["resize"])
+
+    def probabilities(self, pixels: np.ndarray) -> np.ndarray:
+        """(B, S, S, 3) uint8 -> (B, C) float64."""
+        output = self.outputs(pixels)
+        return np.asarray(output, np.float64) if self.about["output"]["kind"] == "probabilities" else softmax(output)
+
+    def outputs(self, pixels: np.ndarray) -> np.ndarray:
+        """(B, S, S, 3) uint8 -> (B, C) float32: what the file gives, logits or, where it is baked, probabilities."""
+        return self.session.run(None, {self.about["input"]["name"]: model_input(pixels, self.about)})[0]
+
+
+@dataclass
+class Predictions:
+    """paths: n of the images that could be read. probabilities: (n, C). rejected: path and reason of the others."""
+
+    labels: list[str]
+    unsure_below: float | None
+    paths: list[str] = field(default_factory=list)
+    probabilities: list[np.ndarray] = field(default_factory=list)
+    rejected: list[tuple[str, str]] = field(default_factory=list)
+
+    def columns(self, top: int) -> dict[str, list[Any]]:
+        """The table: path, class, probability, unsure, and the classes that come next, down to rank `top`."""
+        table = np.array(self.probabilities).reshape(len(self.paths), len(self.labels))
+        order = np.argsort(-table, axis=1, kind="stable")[:, : max(1, min(top, len(self.labels)))]
+        best = np.take_along_axis(table, order, axis=1)
+        columns: dict[str, list[Any]] = {"path": self.paths}
+        for rank in range(order.shape[1]):
+            end = f"_{rank + 1}" if rank else ""
+            columns[f"class{end}"] = [self.labels[i] for i in order[:, rank]]
+            columns[f"probability{end}"] = [round(float(value), 6) for value in best[:, rank]]
+            if not rank:
+                columns["unsure"] = [
+                    self.unsure_below is not None and value < self.unsure_below for value in best[:, 0]
+                ]
+        return columns
+
+
+def model_input(pixels: np.ndarray, about: dict[str, Any]) -> np.ndarray:
+    """(B, S, S, 3) uint8 -> what the model takes: the same where it is baked, else (B, 3, S, S) float32, normalised."""
+    if about["input"]["dtype"] == "uint8":
+        return pixels
+    images = pixels.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
+    mean, std = (np.array(about[name], np.float32).reshape(1, 3, 1, 1) for name in ("mean", "std"))
+    return np.ascontiguousarray((images - mean) / std)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """(B, C) -> (B, C) float64 probabilities."""
+    shifted = np.asarray(logits, np.float64) - np.max(logits, axis=1, keepdims=True).astype(np.float64)
+    exp = np.exp(shifted)
+    return exp / exp.sum(axis=1, keepdims=True)
+
+
+def session_of(path: Path, threads: int | None = None) -> Any:
+    """onnxruntime's session on the CPU.
+
+    Raises:
+        TutelageError: onnxruntime is not installed, or cannot read the file.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        raise TutelageError("onnxruntime is not installed", "onnxruntime", "pip install onnxruntime") from None
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if threads:
+        options.intra_op_num_threads = threads
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions have no common class
+        reason = " ".join(str(error).split())[:300]
+        raise TutelageError(f"{path}: {reason}", "an ONNX file that onnxruntime can read", "export again") from None
+
+
+def open_export(folder: Path, which: str = "auto", threads: int | None = None) -> Model:
+    """The model of an export folder, after a check that no file was changed.
+
+    Args:
+        folder: as `tutelage export` wrote it. which: "float", "int8", or "auto": the one that export.json recommends.
+        threads: of onnxruntime; None for its default.
+
+    Raises:
+        TutelageError: no export folder, a file changed or missing, or no such model in it.
+    """
+    about = checked(folder)
+    name = about["recommended"] if which == "auto" else NAMES[which]
+    if name not in about["files"]:
+        there = ", ".join(one for one, file in NAMES.items() if file in about["files"])
+        raise TutelageError(f"--model {which}: {folder} has no {name}", f"what is there: {there}", "export again")
+    preprocess = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+    labels = (folder / LABELS).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    return Model(session_of(folder / name, threads), preprocess, labels, name)
+
+
+def checked(folder: Path) -> dict[str, Any]:
+    """What export.json says, after a look whether the files are those that it names.
+
+    Raises:
+        TutelageError: there is no export.json, or files are gone or changed; names them all.
+    """
+    try:
+        about = json.loads((folder / EXPORT).read_text(encoding="utf-8"))
+        files = about["files"]
+    except (OSError, ValueError, KeyError) as error:
+        raise TutelageError(
+            f"{folder} is no export folder ({EXPORT}: {getattr(error, 'strerror', None) or 'cannot be read'})",
+            "a folder that `tutelage export` has written", "tutelage export RUN writes RUN/export",
+        ) from None  # fmt: skip
+    changed = changed_files(folder, files)
+    if changed:
+        raise TutelageError(
+            f"{folder}: {shown(changed)} {'is' if len(changed) == 1 else 'are'} not as exported", f"files with the hashes in {EXPORT}",
+            "put the files back, or export again",
+        )  # fmt: skip
+    return about
+
+
+def changed_files(folder: Path, files: dict[str, str]) -> list[str]:
+    """Names of the files that are gone or whose SHA-256 is another one."""
+
+    def hash_of(path: Path) -> str:
+        return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+
+    return [name for name, digest in files.items() if hash_of(folder / name) != digest]
+
+
+def files_in(places: Sequence[str]) -> list[str]:
+    """Paths of the images that are named or lie in the folders, in the order given, a folder's by name.
+
+    Raises:
+        TutelageError: places that do not exist, or no image in any of them.
+    """
+    gone = [place for place in places if not os.path.exists(place)]
+    if gone:
+        raise TutelageError(f"no such file or folder: {shown(gone)}", "images, or folders of images")
+    found: list[str] = []
+    for place in places:
+        if not os.path.isdir(place):
+            found.append(str(place))
+            continue
+        for folder, below, names in os.walk(place):
+            below.sort()
+            found += [os.path.join(folder, name) for name in sorted(names) if name.lower().endswith(IMAGES)]
+    if not found:
+        raise TutelageError(f"no image in {shown(places)}", f"files that end in {', '.join(IMAGES)}")
+    return list(dict.fromkeys(found))
+
+
+def predict_images(
+    model: Model, paths: Iterable[str], batch_size: int = 32, advance: Callable[[int], None] = lambda n: None
+) -> Predictions:
+    """Classify image files; those that cannot be read are listed, not fatal."""
+    result = Predictions(model.labels, model.about.get("unsure_below"))
+    names: list[str] = []
+    batch: list[np.ndarray] = []
+
+    def run() -> None:
+        if batch:
+            result.paths.extend(names)
+            result.probabilities.extend(model.probabilities(np.stack(batch)))
+            names.clear()
+            batch.clear()
+
+    for path in paths:
+        try:
+            batch.append(model.pixels(Path(path).read_bytes()))
+            names.append(path)
+        except OSError as error:
+            result.rejected.append((path, error.strerror or "cannot be read"))
+        except Unreadable as error:
+            result.rejected.append((path, str(error)))
+        if len(batch) == batch_size:
+            run()
+        advance(1)
+    run()
+    return result
+
+
+def write_csv(path: Path, columns: dict[str, list[Any]]) -> None:
+    """Write a table as CSV, whole or not at all. Truth values are true and false."""
+
+    def text(value: Any) -> Any:
+        return str(bool(value)).lower() if isinstance(value, (bool, np.bool_)) else value
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".partial")
+    with temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows([text(value) for value in row] for row in zip(*columns.values(), strict=True))
+    temporary.replace(path)
+
+
+def write_predictions(path: Path, result: Predictions, top: int) -> Path | None:
+    """Write predictions.csv, or .parquet, and beside it what was rejected.
+
+    Returns:
+        the list of rejected images; None when all could be read.
+
+    Raises:
+        TutelageError: not one image could be read, or pyarrow is missing for a .parquet.
+    """
+    if result.rejected and not result.paths:
+        first = shown((f"{name} ({reason})" for name, reason in result.rejected), 3)
+        raise TutelageError(f"none of {len(result.rejected):,} files can be read: {first}", "images")
+    columns = result.columns(top)
+    if path.suffix.lower() == ".parquet":
+        write_parquet(path, columns)
+    else:
+        write_csv(path, columns)
+    listed = path.with_name(f"{path.stem}.rejected.csv")
+    if not result.rejected:
+        listed.unlink(missing_ok=True)
+        return None
+    write_csv(listed, {"path": [name for name, _ in result.rejected], "reason": [why for _, why in result.rejected]})
+    return listed
+
+
+def write_parquet(path: Path, columns: dict[str, list[Any]]) -> None:
+    """Write a table as Parquet, whole or not at all."""
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise TutelageError(
+            f"--out {path}: pyarrow is not installed", "a .csv, or pyarrow", "pip install pyarrow"
+        ) from None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".partial")
+    pq.write_table(pa.table({name: pa.array([*values]) for name, values in columns.items()}), temporary)
+    temporary.replace(path)
+
+
+@contextlib.contextmanager
+def counted(total: int) -> Iterator[Callable[[int], None]]:
+    """Count on stderr, where that is a terminal."""
+    done = 0
+
+    def advance(n: int) -> None:
+        nonlocal done
+        done += n
+        if sys.stderr.isatty():
+            print(f"\r{done:,} of {total:,} images", end="", file=sys.stderr, flush=True)
+
+    yield advance
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
+
+
+def main(folder: Path, words: Sequence[str] | None = None) -> int:
+    """The command line of an export folder's predict.py; exit code 0, or 2 with a message."""
+    parser = argparse.ArgumentParser(description="Classify images with the model in this folder.")
+    parser.add_argument("images", nargs="+", help="images, or folders of images")
+    parser.add_argument("--out", default="predictions.csv", help=".csv, or .parquet where pyarrow is")
+    parser.add_argument("--top", type=int, default=1, help="how many classes of each image")
+    parser.add_argument("--model", choices=["auto", *NAMES], default="auto", help="auto: what the export recommends")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--threads", type=int, help="of onnxruntime; default: all cores")
+    given = parser.parse_args(words)
+    try:
+        model, paths = open_export(folder, given.model, given.threads), files_in(given.images)
+        with counted(len(paths)) as advance:
+            result = predict_images(model, paths, max(1, given.batch_size), advance)
+        rejected = write_predictions(Path(given.out), result, given.top)
+    except TutelageError as error:
+        print(f"predict: cannot go on\n{error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"predict: {error.filename or given.out}: {error.strerror}", file=sys.stderr)
+        return 2
+    print(
+        f"{len(result.paths):,} images, {given.out}"
+        + (f"; {len(result.rejected):,} rejected, {rejected}" if rejected else "")
+    )
+    return 0

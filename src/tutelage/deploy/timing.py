@@ -1,0 +1,37 @@
+"""How long a forward pass takes: several programs in turn, so that a busy machine slows them alike."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+WARM_UP = 5
+LEAST, MOST = 20, 300  # rounds
+SECONDS = 2.0  # that all rounds of one comparison may take together, beyond the least
+
+
+def in_turn(programs: Mapping[str, Callable[[], Any]], seconds: float = SECONDS) -> dict[str, dict[str, float]]:
+    """Time programs, each once in every round.
+
+    Returns:
+        name -> median_ms and p95_ms of one call, and rounds.
+    """
+    for program in programs.values():
+        for _ in range(WARM_UP):
+            program()
+    times: dict[str, list[float]] = {name: [] for name in programs}
+    started, rounds = time.perf_counter(), 0
+    while rounds < LEAST or (rounds < MOST and time.perf_counter() - started < seconds):
+        for name, program in programs.items():
+            start = time.perf_counter()
+            program()
+            times[name].append(1000 * (time.perf_counter() - start))
+        rounds += 1
+    return {
+        name: {
+            "median_ms": statistics.median(one), "p95_ms": statistics.quantiles(one, n=20)[-1], "rounds": rounds,
+        }
+        for name, one in times.items()
+    }  # fmt: skip

@@ -1,0 +1,247 @@
+"""The final student as files that run without torch, proven against the student before they take their place."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tutelage import config as c
+from tutelage.config import recipe
+from tutelage.errors import TutelageError
+from tutelage.progress import say
+from tutelage.recipes.stage import open_run
+from tutelage.runs import hash_of, read_json, write_json, write_text
+from tutelage.version import __version__
+
+STAGES = ("transfer_set", "teacher", "transfer", "student", "alone", "report")
+PROVED_ON = 1000  # images on which torch and onnxruntime are compared
+SCORED_ON = 10_000  # test images that the files are scored on
+JUDGED_ON = 1000  # images of the transfer set by which int8 is chosen, others than those of the calibration
+VERSIONS = ("torch", "timm", "onnx", "onnxruntime")
+
+
+@recipe
+def export(
+    *, run: c.Out = "", format: c.Formats = ["onnx"], bake_preprocess: c.Bake = False, no_int8: c.NoInt8 = False,  # noqa: B006
+    int8_loss: c.Int8Loss = 0.01, calibration: c.Calibration = 512, tolerance: c.Tolerance = 1e-4,
+    cache: c.Cache = None, json: c.Json = False, config: c.Config = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Write RUN/export: model.onnx, model.int8.onnx, labels.txt, preprocess.json, predict.py, MODEL_CARD.md, export.json.
+
+    Every file is run on test images and compared with the student; one that does not hold stops the export, and the old one stays.
+
+    Returns:
+        what export.json says, and the path of the folder.
+    """
+    from tutelage.deploy import formats
+    from tutelage.deploy.folder import settle, staged
+
+    formats.check(format)
+    stages = finished(Path(run))
+    with open_run(run, cache, {}, False) as (folder, cache_dir):
+        work = _Work(folder, stages, cache_dir, bake_preprocess, tolerance)
+        place = folder.path / "export"
+        with staged(place) as new:
+            work.write_float(new)
+            if not no_int8:
+                work.write_int8(new, calibration, int8_loss)
+            for name in format:
+                if name != "onnx":
+                    work.write_other(new, name)
+            about = work.about(new)
+            old = settle(new, place, about)
+        if old:
+            say(f"the export that was there had been changed by hand; it is kept in {old}")
+        return {"export": str(place), **about}
+
+
+def finished(run: Path) -> dict[str, Any]:
+    """Result of each stage of a run that has been evaluated.
+
+    Raises:
+        TutelageError: the folder holds no run, or one that is not finished.
+    """
+    from tutelage.runs import Run
+
+    if not (run / "settings.toml").exists():
+        raise TutelageError(
+            f"{run} holds no run", "a folder that `tutelage run --out` has written", f"tutelage run --out {run} ..."
+        )
+    for stage in ("transfer_set", "student"):
+        Run(run).result(stage, "export")
+    stages = {name: read_json(run / name / "result.json") for name in STAGES}
+    if "student" not in (stages["report"] or {}):
+        raise TutelageError(f"{run} is not evaluated", "a finished run", f"tutelage evaluate {run}")
+    return stages
+
+
+class _Work:
+    """An export while it is made."""
+
+    def __init__(self, run: Any, stages: dict[str, Any], cache_dir: Path, baked: bool, tolerance: float):
+        from tutelage.data.manifest import load_task
+        from tutelage.deploy import graph
+        from tutelage.recipes.taught import load_student
+
+        self.run, self.stages, self.baked, self.tolerance = run, stages, baked, tolerance
+        self.settings = {name: one for name, one in run.settings()["settings"].items() if one != "default"}
+        self.task = load_task(run.path, cache_dir)
+        self.student = load_student(run.path / "student", stages["student"]["student"], len(self.task.classes))
+        plain, fused = self.student.module, graph.fused(self.student.module)
+        statistics = self.student.mean, self.student.std
+        self.module = graph.Baked(fused, *statistics).eval() if baked else fused
+        self.original = graph.Baked(plain, *statistics).eval() if baked else plain
+        self.preprocess = self.described()
+        self.of = "test images" if self.task.test else "images of the transfer set"
+        judged = self.task.test.images if self.task.test else self.task.transfer
+        self.labels = self.task.test.labels[:SCORED_ON] if self.task.test else None
+        self.inputs = self.inputs_of(judged, np.arange(min(len(judged), SCORED_ON if self.task.test else PROVED_ON)))
+        self.truth = graph.torch_outputs(self.original, self.inputs[:PROVED_ON])
+        self.proof: dict[str, Any] = {"images": len(self.truth), "of": self.of, "tolerance": tolerance, "files": {}}
+        self.int8: Any = None
+
+    def described(self) -> dict[str, Any]:
+        """preprocess.json: all that is needed to make an image the model's input, and to read its output."""
+        from tutelage.deploy import graph
+
+        names = (graph.BAKED_INPUT, graph.BAKED_OUTPUT) if self.baked else (graph.INPUT, graph.OUTPUT)
+        unsure = self.unsure()
+        return {
+            "task": self.task.task, "decode_short_side": self.task.side, "size": self.student.size,
+            "resize": self.settings.get("resize", "squash"), "mean": list(self.student.mean), "std": list(self.student.std),
+            "input": {"name": names[0], "dtype": "uint8" if self.baked else "float32", "layout": "NHWC" if self.baked else "NCHW"},
+            "output": {"name": names[1], "kind": "probabilities" if self.baked else "logits"},
+            "unsure_below": unsure["threshold"] if unsure else None,
+        }  # fmt: skip
+
+    def unsure(self) -> dict[str, Any] | None:
+        """The threshold below which the student is called unsure, from images held out of its last stage."""
+        from tutelage.metrics import unsure_threshold
+        from tutelage.recipes.finetune import HELD_OUT
+
+        path = self.run.path / "student" / HELD_OUT
+        if not path.exists():
+            return None
+        with np.load(path) as file:
+            found = unsure_threshold(file["confidence"], file["right"])
+        return {**found, "optimistic": self.stages["student"].get("optimistic", False)} if found else None
+
+    def inputs_of(self, images: Any, positions: np.ndarray) -> np.ndarray:
+        """(n, ...) what the model takes of these images."""
+        from tutelage.data.decode import fit
+        from tutelage.deploy.runtime import model_input
+
+        size, resize = self.preprocess["size"], self.preprocess["resize"]
+        return model_input(np.stack([fit(images[int(i)], size, resize) for i in positions]), self.preprocess)
+
+    def write_float(self, folder: Path) -> None:
+        """model.onnx."""
+        from tutelage.deploy import graph
+        from tutelage.deploy.runtime import FLOAT
+
+        graph.write_onnx(self.module, self.student.size, self.baked, folder / FLOAT)
+        self.prove(folder / FLOAT, strict=True)
+
+    def write_int8(self, folder: Path, calibration: int, most_lost: float) -> None:
+        """model.int8.onnx, calibrated and chosen on the transfer set.
+
+        What was lost on labels has been up to twice what was expected to be lost, so half of `most_lost` is aimed at.
+        """
+        from tutelage.deploy.quantise import quantise
+        from tutelage.deploy.runtime import FLOAT, INT8
+
+        order = np.random.default_rng(0).permutation(len(self.task.transfer))
+        ranges = self.inputs_of(self.task.transfer, np.sort(order[:calibration]))
+        judges = np.sort(order[calibration : calibration + JUDGED_ON])
+        judged = self.inputs_of(self.task.transfer, judges if len(judges) >= len(ranges) / 2 else np.arange(len(order)))
+        self.int8 = quantise(folder / FLOAT, folder / INT8, ranges, judged, most_lost / 2, self.logits, say)
+        if self.int8.kept_float:
+            say(
+                f"int8: {len(self.int8.kept_float)} of {self.int8.layers} layers stay float: {', '.join(self.int8.kept_float)}"
+            )
+        self.prove(folder / INT8, strict=False)
+        lost = self.lost()
+        if lost is not None and lost > most_lost:
+            say(
+                f"int8 lost {100 * lost:.2f} points on test images, more than --int8-loss {most_lost:g} aims at: look before you ship it"
+            )
+
+    def write_other(self, folder: Path, name: str) -> None:
+        """A file of another format, run and compared in its own way."""
+        from tutelage.deploy import formats
+
+        path, outputs = formats.write(name, self.module, self.student.size, self.baked, folder, self.inputs[:PROVED_ON])
+        self.proved(path, outputs, None, strict=True)
+
+    def logits(self, outputs: np.ndarray) -> np.ndarray:
+        """Logits, or logarithms of probabilities, of a model's outputs."""
+        return np.log(np.maximum(outputs, 1e-12)) if self.baked else outputs
+
+    def prove(self, path: Path, strict: bool) -> None:
+        """Run a file in onnxruntime and compare it with the student."""
+        from tutelage.deploy.runtime import session_of
+
+        session, name = session_of(path), self.preprocess["input"]["name"]
+        outputs = np.concatenate(
+            [session.run(None, {name: self.inputs[at : at + 64]})[0] for at in range(0, len(self.inputs), 64)]
+        )
+        self.proved(path, outputs[: len(self.truth)], outputs if self.labels is not None else None, strict)
+
+    def proved(self, path: Path, outputs: np.ndarray, scored: np.ndarray | None, strict: bool) -> None:
+        """Note how a file's outputs compare, and its score.
+
+        Raises:
+            TutelageError: `strict`, and they differ by more than the tolerance.
+        """
+        difference = float(np.abs(outputs - self.truth).max() / max(1.0, float(np.abs(self.truth).max())))
+        agreement = float((outputs.argmax(1) == self.truth.argmax(1)).mean())
+        accuracy = None if scored is None or self.labels is None else float((scored.argmax(1) == self.labels).mean())
+        self.proof["files"][path.name] = {
+            "difference": difference, "agreement": agreement, "accuracy": accuracy, "bytes": path.stat().st_size,
+        }  # fmt: skip
+        score = "" if accuracy is None else f", accuracy {accuracy:.4f}"
+        say(
+            f"{path.name}: {path.stat().st_size:,} bytes, difference {difference:.1e}, same decision for {agreement:.2%}{score}"
+        )
+        if strict and not difference <= self.tolerance:
+            raise TutelageError(
+                f"{path.name} differs from the student by {difference:.2e} of its largest output, on {len(self.truth):,} {self.of}",
+                f"at most --tolerance {self.tolerance:g}", "the old export is as it was; --tolerance allows more, if that is what you want",
+            )  # fmt: skip
+
+    def lost(self) -> float | None:
+        """Accuracy on the test images that int8 has lost."""
+        from tutelage.deploy.runtime import FLOAT, INT8
+
+        files = self.proof["files"]
+        return None if self.labels is None else files[FLOAT]["accuracy"] - files[INT8]["accuracy"]
+
+    def about(self, folder: Path) -> dict[str, Any]:
+        """Write the small files; return what export.json says."""
+        import dataclasses
+
+        from tutelage.compute import cpu
+        from tutelage.deploy import runtime, single_file, timing
+        from tutelage.deploy.card import model_card
+
+        images, name = self.inputs[:1], self.preprocess["input"]["name"]
+        sessions = {one.name: runtime.session_of(one, 1) for one in sorted(folder.glob("*.onnx"))}
+        latency = timing.in_turn(
+            {one: lambda s=session: s.run(None, {name: images}) for one, session in sessions.items()}
+        )
+        about = {
+            "recommended": min(latency, key=lambda one: latency[one]["median_ms"]), "size": self.student.size,
+            "student": self.student.about(), "classes": len(self.task.classes), "proof": self.proof, "unsure": self.unsure(),
+            "int8": dataclasses.asdict(self.int8) if self.int8 else None, "latency": latency, "machine": cpu(),
+            "outputs": self.stages["student"]["outputs"], "settings_hash": hash_of(self.settings),
+            "versions": {"tutelage": __version__, **{one: importlib.metadata.version(one) for one in VERSIONS}},
+        }  # fmt: skip
+        write_text(folder / runtime.LABELS, "".join(f"{' '.join(name.split())}\n" for name in self.task.classes))
+        write_json(folder / runtime.ABOUT, self.preprocess)
+        write_text(folder / "predict.py", single_file.predict_file(__version__))
+        teacher = self.run.settings().get("teacher", {})
+        write_text(folder / "MODEL_CARD.md", model_card(self.run.path, self.stages, self.settings, teacher, about))
+        return about

@@ -1,0 +1,46 @@
+"""Classes of image files, by an export folder. Needs onnxruntime, numpy and Pillow; loads no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tutelage import config as c
+from tutelage.config import recipe
+from tutelage.errors import shown
+from tutelage.progress import progress, say
+
+
+@recipe
+def predict(
+    *, export: c.Export = "", images: c.ImagePaths = [], out: c.PredictionsOut = "predictions.csv", top: c.Top = 1,  # noqa: B006
+    model: c.Which = "auto", threads: c.Threads = None, json: c.Json = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Classify images with an exported student.
+
+    Writes path, class, probability, unsure (below the threshold of the export) and, with --top, the next classes. Images that
+    cannot be read are listed in OUT.rejected.csv.
+
+    Returns:
+        {"predictions": path, "images", "unsure": counts, "rejected": count, "model": file that was used}.
+    """
+    from tutelage.deploy import runtime
+
+    opened = runtime.open_export(export_folder(export), model, threads)
+    paths = runtime.files_in(images)
+    with progress("predict", len(paths)) as advance:
+        result = runtime.predict_images(opened, paths, advance=advance)
+    listed = runtime.write_predictions(Path(out), result, top)
+    if listed:
+        first = shown((f"{name} ({reason})" for name, reason in result.rejected), 3)
+        say(f"{len(result.rejected):,} of {len(paths):,} images cannot be read, see {listed}: {first}")
+    unsure = sum(result.columns(1)["unsure"])
+    return {
+        "predictions": out, "images": len(result.paths), "unsure": unsure, "rejected": len(result.rejected), "model": opened.file,
+    }  # fmt: skip
+
+
+def export_folder(place: str) -> Path:
+    """The export folder that is meant: the folder itself, or export/ in a run."""
+    folder = Path(place)
+    return folder / "export" if (folder / "export").is_dir() and not (folder / "export.json").exists() else folder
