@@ -45,7 +45,7 @@ RECIPES = (
         "report", "transfer",
     },
     {
-        "admitted", "arms", "choosing", "chosen", "encoders", "gallery_pool", "ledger", "objectives", "on_ray", "preflight", "records",
+        "admitted", "arms", "choosing", "chosen", "encoders", "exported", "gallery_pool", "ledger", "objectives", "on_ray", "preflight", "records",
         "self_taught", "stage", "supervised", "taught", "teach", "teaching",
     },
 )  # fmt: skip

@@ -7,7 +7,15 @@ import pytest
 import sklearn.metrics as sk
 import torch
 
-from tutelage.metrics import ECE_BINS, classification, confusion, expected_calibration_error, softmax
+from tutelage.metrics import (
+    ECE_BINS,
+    classification,
+    confusion,
+    expected_calibration_error,
+    softmax,
+    unsure_threshold,
+    wilson,
+)  # fmt: skip
 
 
 def example(seed: int, images: int = 300, classes: int = 6, sharp: float = 2.0) -> tuple[np.ndarray, np.ndarray]:
@@ -122,3 +130,15 @@ def test_scores_are_plain_json():
 
     logits, labels = example(3, images=20)
     assert json.loads(json.dumps(classification(logits, labels)))["images"] == 20
+
+
+def test_unsure_threshold_by_hand():
+    """The worked example of the docstring: of 0.9, 0.8, 0.6, 0.5 with the third wrong, 0.8 parts right from wrong best."""
+    found = unsure_threshold(np.array([0.9, 0.8, 0.6, 0.5]), np.array([True, True, False, True]))
+    assert found == {"threshold": 0.8, "sure": 0.5, "accuracy_sure": 1.0, "accuracy_unsure": 0.5}
+    assert unsure_threshold(np.array([0.9, 0.8]), np.array([True, True])) is None
+
+
+def test_wilson_by_hand():
+    """The worked example of the docstring, and as statsmodels gives it: 8 of 10."""
+    assert wilson(0.8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)

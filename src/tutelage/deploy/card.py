@@ -45,7 +45,7 @@ def licence_note(licence: str) -> str:
     if name.startswith(FREE_LICENCES):
         return (
             f"The teacher's weights are under {licence}, which allows any use, also commercial. The student holds none of them, only "
-            "what it learnt from their outputs; no condition of the teacher's licence passes to it beyond, at most, naming the source."
+            "what it learnt from their outputs."
         )
     if name == "unknown":
         return (

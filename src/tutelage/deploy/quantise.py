@@ -65,11 +65,7 @@ def quantise(
     Raises:
         TutelageError: fewer than 32 images to calibrate with, or no choice of layers holds `most_lost`.
     """
-    if len(calibration) < LEAST_CALIBRATION:
-        raise TutelageError(
-            f"{len(calibration)} images to calibrate int8 with", f"at least {LEAST_CALIBRATION}, better 500, from the transfer set",
-            "a larger transfer set, or --no-int8",
-        )  # fmt: skip
+    enough(len(calibration))
     with tempfile.TemporaryDirectory(dir=out.parent, prefix="int8-") as folder:
         work = _Work(source, Path(folder), calibration, judged_on, logits_of)
         ranges = {percentile: work.measured(SAFE[0], percentile, ()) for percentile in PERCENTILES}
@@ -94,6 +90,19 @@ def quantise(
         return Quantised(
             scheme, percentile, chosen["lost"], chosen["agreement"], len(work.layers), [work.layers[name] for name in order[:kept]],
             [*ranges.values(), *(schemes[one] for one in SCHEMES if one != SAFE[0])],
+        )  # fmt: skip
+
+
+def enough(images: int) -> None:
+    """Refuse to calibrate with too few images.
+
+    Raises:
+        TutelageError: fewer than LEAST_CALIBRATION.
+    """
+    if images < LEAST_CALIBRATION:
+        raise TutelageError(
+            f"{images} images to calibrate int8 with", f"at least {LEAST_CALIBRATION}, better 500, from the transfer set",
+            "a larger --calibration or transfer set, or --no-int8",
         )  # fmt: skip
 
 
@@ -186,10 +195,11 @@ class _Work:
 
 
 class _Reader:
-    """Batches as onnxruntime's calibration asks for them."""
+    """Batches as onnxruntime's calibration asks for them, all of one size: percentiles cannot take others."""
 
-    def __init__(self, name: str, inputs: np.ndarray, batch_size: int = 64):
-        self._batches = iter({name: inputs[at : at + batch_size]} for at in range(0, len(inputs), batch_size))
+    def __init__(self, name: str, inputs: np.ndarray, most: int = 64):
+        size = next(size for size in range(most, 0, -1) if len(inputs) % size == 0)
+        self._batches = iter({name: inputs[at : at + size]} for at in range(0, len(inputs), size))
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         return next(self._batches, None)

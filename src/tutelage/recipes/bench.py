@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 import os
 import subprocess
 import sys
@@ -11,18 +10,21 @@ from typing import Any
 
 from tutelage import config as c
 from tutelage.config import recipe
-from tutelage.recipes.predict import export_folder
+from tutelage.recipes.exported import export_folder, finished
 from tutelage.runs import read_json, write_json
 
 BATCHES = (1, 32)
 EAGER = "PyTorch eager"
 MEMORY = """
-import json, resource, sys
+import resource
+from pathlib import Path
 import numpy as np
 {load}
 for _ in range(3):
     run(np.zeros({shape}, np.{dtype}))
-print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)))
+status = Path("/proc/self/status")  # on Linux ru_maxrss is at least that of the parent
+marks = [line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM")] if status.exists() else []
+print(int(marks[0]) / 2**10 if marks else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 """
 LOAD_ONNX = """
 import onnxruntime
@@ -33,7 +35,6 @@ run = lambda images: session.run(None, {{{name!r}: images}})
 """
 LOAD_TORCH = """
 import torch
-from pathlib import Path
 from tutelage.recipes.taught import load_student
 torch.set_num_threads(1)
 module = load_student(Path({folder!r}), {about!r}, {classes}).module.eval()
@@ -54,7 +55,6 @@ def bench(*, run: c.Out = "", json: c.Json = False) -> dict[str, Any]:
 
     from tutelage.compute import cpu
     from tutelage.deploy import runtime
-    from tutelage.recipes.export import finished
     from tutelage.recipes.taught import load_student
 
     place = Path(run).parent if (Path(run) / runtime.EXPORT).exists() else Path(run)
@@ -163,4 +163,4 @@ def _peak(load: str, shape: tuple[int, ...], dtype: str) -> float:
         [sys.executable, "-c", MEMORY.format(load=load, shape=shape, dtype=dtype)], capture_output=True, text=True, check=True,
         env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
     )  # fmt: skip
-    return json_module.loads(done.stdout.splitlines()[-1])
+    return float(done.stdout.splitlines()[-1])

@@ -12,11 +12,11 @@ from tutelage import config as c
 from tutelage.config import recipe
 from tutelage.errors import TutelageError
 from tutelage.progress import say
-from tutelage.recipes.stage import open_run
-from tutelage.runs import hash_of, read_json, write_json, write_text
+from tutelage.recipes.exported import finished
+from tutelage.recipes.stage import HELD_OUT, open_run
+from tutelage.runs import hash_of, write_json, write_text
 from tutelage.version import __version__
 
-STAGES = ("transfer_set", "teacher", "transfer", "student", "alone", "report")
 PROVED_ON = 1000  # images on which torch and onnxruntime are compared
 SCORED_ON = 10_000  # test images that the files are scored on
 JUDGED_ON = 1000  # images of the transfer set by which int8 is chosen, others than those of the calibration
@@ -38,10 +38,13 @@ def export(
     """
     from tutelage.deploy import formats
     from tutelage.deploy.folder import settle, staged
+    from tutelage.deploy.quantise import enough
 
     formats.check(format)
     stages = finished(Path(run))
     with open_run(run, cache, {}, False) as (folder, cache_dir):
+        if not no_int8:
+            enough(min(calibration, stages["transfer_set"]["images"]["transfer"]))
         work = _Work(folder, stages, cache_dir, bake_preprocess, tolerance)
         place = folder.path / "export"
         with staged(place) as new:
@@ -56,26 +59,6 @@ def export(
         if old:
             say(f"the export that was there had been changed by hand; it is kept in {old}")
         return {"export": str(place), **about}
-
-
-def finished(run: Path) -> dict[str, Any]:
-    """Result of each stage of a run that has been evaluated.
-
-    Raises:
-        TutelageError: the folder holds no run, or one that is not finished.
-    """
-    from tutelage.runs import Run
-
-    if not (run / "settings.toml").exists():
-        raise TutelageError(
-            f"{run} holds no run", "a folder that `tutelage run --out` has written", f"tutelage run --out {run} ..."
-        )
-    for stage in ("transfer_set", "student"):
-        Run(run).result(stage, "export")
-    stages = {name: read_json(run / name / "result.json") for name in STAGES}
-    if "student" not in (stages["report"] or {}):
-        raise TutelageError(f"{run} is not evaluated", "a finished run", f"tutelage evaluate {run}")
-    return stages
 
 
 class _Work:
@@ -120,7 +103,6 @@ class _Work:
     def unsure(self) -> dict[str, Any] | None:
         """The threshold below which the student is called unsure, from images held out of its last stage."""
         from tutelage.metrics import unsure_threshold
-        from tutelage.recipes.finetune import HELD_OUT
 
         path = self.run.path / "student" / HELD_OUT
         if not path.exists():

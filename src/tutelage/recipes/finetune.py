@@ -18,13 +18,12 @@ import numpy as np
 from tutelage import config as c
 from tutelage.config import recipe
 from tutelage.progress import progress, say
-from tutelage.recipes.stage import file_hash, open_run, save_weights
+from tutelage.recipes.stage import HELD_OUT, file_hash, open_run, save_weights
 from tutelage.runs import hash_of, whole
 
 PASSES = {"head": 15, "full": 15, "long": 30}  # over the labelled images
 RATES = {"head": 1e-3, "full": 1e-4, "long": 5e-4}  # at batch 128
 BATCH = 64
-HELD_OUT = "held_out.npz"
 HEAD_VIEWS = 4  # of each labelled image, beside the whole one, from which a head is fitted
 SCALE_SAMPLE = 1024  # images of the transfer set whose features give its scale
 

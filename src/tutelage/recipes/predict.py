@@ -9,6 +9,7 @@ from tutelage import config as c
 from tutelage.config import recipe
 from tutelage.errors import shown
 from tutelage.progress import progress, say
+from tutelage.recipes.exported import export_folder
 
 
 @recipe
@@ -38,9 +39,3 @@ def predict(
     return {
         "predictions": out, "images": len(result.paths), "unsure": unsure, "rejected": len(result.rejected), "model": opened.file,
     }  # fmt: skip
-
-
-def export_folder(place: str) -> Path:
-    """The export folder that is meant: the folder itself, or export/ in a run."""
-    folder = Path(place)
-    return folder / "export" if (folder / "export").is_dir() and not (folder / "export.json").exists() else folder

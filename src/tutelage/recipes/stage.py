@@ -14,6 +14,8 @@ from tutelage.progress import main_process, say
 from tutelage.recipes.preflight import preflight
 from tutelage.runs import Run, whole, write_text
 
+HELD_OUT = "held_out.npz"  # beside the student's weights: how sure it was of images it had not been fine-tuned on
+
 # What the baseline shares with the taught student: another value of these makes it another baseline.
 _BASELINE = frozenset((
     "student", "student_weights", "student_size", "epochs", "steps", "batch_size", "lr", "mixup", "class_weight", "resize",

@@ -1,0 +1,141 @@
+"""The parts of an export by themselves: the fused graph, eight-bit choices, licences, and the layer that cannot be exported."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+import timm
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+from tutelage.deploy import graph, quantise, runtime, single_file
+from tutelage.deploy.card import licence_note
+from tutelage.errors import TutelageError
+
+
+@pytest.mark.parametrize("name", ["fastvit_t8", "repvit_m0_9", "repvgg_a0"])
+def test_fused_form(name):
+    """Parallel branches become one convolution with the same outputs, and the student itself stays as it was."""
+    torch.manual_seed(0)
+    module = timm.create_model(name, num_classes=3).train()
+    with torch.no_grad():
+        module(torch.randn(4, 3, 64, 64))  # statistics of BatchNorm other than 0 and 1
+    module.eval()
+    before = sum(p.numel() for p in module.parameters())
+    fused, images = graph.fused(module), torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(fused(images), module(images), atol=2e-4, rtol=1e-3)
+    assert sum(1 for part in fused.modules() if isinstance(part, nn.BatchNorm2d)) < sum(
+        1 for part in module.modules() if isinstance(part, nn.BatchNorm2d)
+    )
+    assert sum(p.numel() for p in module.parameters()) == before
+
+
+class Odd(nn.Module):
+    """A layer with an operation that ONNX has not."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.special.bessel_j0(x)
+
+
+def test_layer_that_cannot_be_exported(tmp_path):
+    """The message names the layer."""
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(nn.ReLU(), Odd()), nn.Flatten(), nn.LazyLinear(2))
+    module(torch.zeros(1, 3, 8, 8))
+    with pytest.raises(TutelageError, match=r"layer 1\.1 \(Odd\) cannot be exported: .*bessel"):
+        graph.write_onnx(module.eval(), 8, False, tmp_path / "m.onnx")
+    assert not (tmp_path / "m.onnx").exists()
+
+
+def small_network(path, outlier: float) -> None:
+    """Two convolutions and a linear layer as ONNX; the second convolution's input has an outlier channel."""
+    chance = np.random.default_rng(0)
+    first = chance.normal(size=(8, 3, 3, 3)).astype(np.float32)
+    first[0] *= outlier
+    second = chance.normal(size=(8, 8, 3, 3)).astype(np.float32) / 5
+    second[:, 0] /= outlier
+    weights = {
+        "first.weight": first, "first.bias": np.zeros(8, np.float32), "second.weight": second, "second.bias": np.zeros(8, np.float32),
+        "head.weight": chance.normal(size=(3, 8)).astype(np.float32), "head.bias": np.zeros(3, np.float32),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("Conv", ["images", "first.weight", "first.bias"], ["a"], "conv_first"),
+        helper.make_node("Relu", ["a"], ["b"], "relu"),
+        helper.make_node("Conv", ["b", "second.weight", "second.bias"], ["c"], "conv_second"),
+        helper.make_node("GlobalAveragePool", ["c"], ["d"], "pool"),
+        helper.make_node("Flatten", ["d"], ["e"], "flat"),
+        helper.make_node("Gemm", ["e", "head.weight", "head.bias"], ["logits"], "head", transB=1),
+    ]
+    made = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", 3, 8, 8])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 3])],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )  # fmt: skip
+    onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+
+
+def test_layers_stay_float_until_it_holds(tmp_path):
+    """Where all layers in int8 lose too much, the costly ones stay float, they are named, and then the limit holds."""
+    small_network(tmp_path / "m.onnx", 300)
+    images = np.random.default_rng(1).normal(size=(400, 3, 8, 8)).astype(np.float32)
+    told: list[str] = []
+    found = quantise.quantise(
+        tmp_path / "m.onnx", tmp_path / "q.onnx", images[:200], images[200:], 0.002, lambda logits: logits, told.append
+    )
+    assert found.layers == 3
+    assert max(one["lost"] for one in found.tried) > 0.002
+    assert 0 < len(found.kept_float) < 3
+    assert set(found.kept_float) <= {"first", "second", "head"}
+    assert found.lost <= 0.002
+    reference = runtime.session_of(tmp_path / "m.onnx").run(None, {"images": images[200:]})[0]
+    again = runtime.session_of(tmp_path / "q.onnx").run(None, {"images": images[200:]})[0]
+    assert quantise.expected_loss(reference, again) == pytest.approx((found.lost, found.agreement))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.onnx", "q.onnx"]
+    assert "loses least" in told[0]
+
+
+def test_no_choice_of_layers_holds(tmp_path):
+    """Where even one int8 layer loses too much, the message says what all together would lose."""
+    small_network(tmp_path / "m.onnx", 300)
+    images = np.random.default_rng(1).normal(size=(400, 3, 8, 8)).astype(np.float32)
+    with pytest.raises(TutelageError, match="--no-int8"):
+        quantise.quantise(
+            tmp_path / "m.onnx", tmp_path / "q.onnx", images[:200], images[200:], -1.0, lambda logits: logits
+        )
+    assert not (tmp_path / "q.onnx").exists()
+
+
+def test_expected_loss():
+    """The worked example: 0.6 - 0.4 is lost on the one image whose decision differs, and half of the decisions agree."""
+    reference = np.log(np.array([[0.6, 0.4], [0.9, 0.1]]))
+    assert quantise.expected_loss(reference, np.array([[0.0, 1.0], [1.0, 0.0]])) == pytest.approx((0.1, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("licence", "says"),
+    [
+        ("Apache-2.0", "any use"),
+        ("unknown", "Find it out"),
+        ("CC-BY-NC-4.0", "may limit"),
+        ("DINOv3 License", "may limit"),
+    ],
+)
+def test_licence_notes(licence, says):
+    """What the teacher's licence means is said for free ones, for others, and for those that are not known."""
+    assert says in licence_note(licence)
+
+
+def test_single_file_is_the_same_code():
+    """predict.py holds the decode, the resize and the runner word for word, and imports nothing of tutelage."""
+    import inspect
+
+    from tutelage.data import decode
+
+    text = single_file.predict_file("1.2.3")
+    compile(text, "predict.py", "exec")
+    for part in (decode.decode, decode.fit, runtime.predict_images, runtime.model_input):
+        assert inspect.getsource(part) in text
+    assert "import tutelage" not in text
+    assert "from tutelage" not in text

@@ -1,0 +1,267 @@
+"""The export of a run: files that are proven, predictions equal to evaluation's, and nothing lost when it does not hold."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import PIL
+import pytest
+from PIL import Image
+
+import tutelage
+from conftest import MODELS, Task, environment, make_task, seconds_without_torch
+from tutelage.deploy import runtime, timing
+from tutelage.errors import TutelageError
+
+FILES = ["MODEL_CARD.md", "export.json", "labels.txt", "model.int8.onnx", "model.onnx", "predict.py", "preprocess.json"]
+NASTY = "a <b> | `c`"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Task:
+    """A run of the tiny task, exported; one class of it has a name made of markup."""
+    task = make_task(tmp_path_factory.mktemp("export"))
+    for split in ("train", "test"):
+        (task.target / split / "c0").rename(task.target / split / NASTY)
+    names = [flag.removeprefix("--").replace("-", "_") for flag in MODELS[::2]]
+    tutelage.run(
+        target=task.target, gallery=[task.gallery], out=task.out, views=1, steps=3, batch_size=8, refine="none",
+        no_baseline=True, finetune="auto", **dict(zip(names, MODELS[1::2], strict=True)),
+    )  # fmt: skip
+    tutelage.export(run=task.out)
+    return task
+
+
+@pytest.fixture
+def copy(finished, tmp_path) -> Path:
+    """A copy of the export, to be spoilt."""
+    return Path(shutil.copytree(finished.out / "export", tmp_path / "export"))
+
+
+def told(name: str, finished: Task) -> Any:
+    return json.loads((finished.out / "export" / name).read_text())
+
+
+def command(*words: object, **more: Any) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "tutelage", *map(str, words)],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=120,
+        **more,
+    )
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_files_and_proof(finished):
+    """An export holds these files, their hashes, and how each model compares with the student; the float one agrees to 1e-4."""
+    folder = finished.out / "export"
+    assert sorted(path.name for path in folder.iterdir()) == FILES
+    about = told("export.json", finished)
+    assert sorted(about["files"]) == [name for name in FILES if name != "export.json"]
+    assert runtime.checked(folder) == about
+    proof = about["proof"]["files"]["model.onnx"]
+    assert proof["difference"] <= 1e-4
+    assert proof["agreement"] == 1
+    assert about["proof"]["images"] == 12
+    assert about["proof"]["of"] == "test images"
+    assert about["recommended"] == min(about["latency"], key=lambda name: about["latency"][name]["median_ms"])
+    assert about["int8"]["layers"] == about["int8"]["layers"]
+    assert {one["scheme"] for one in about["int8"]["tried"]} == {"S8S8", "U8S8", "U8S8, 7-bit weights"}
+    assert (folder / "model.int8.onnx").stat().st_size < 0.4 * (folder / "model.onnx").stat().st_size
+    assert not list(finished.out.glob("*.partial"))
+
+
+def test_predict_is_evaluate(finished, tmp_path):
+    """The command's predictions on the test images have evaluation's accuracy, exactly, and no torch is loaded."""
+    report = json.loads((finished.out / "report" / "result.json").read_text())
+    out = tmp_path / "p.csv"
+    done = command("predict", finished.out, finished.target / "test", "--out", out, "--top", "2", "--model", "float")
+    assert done.returncode == 0, done.stderr
+    rows = rows_of(out)
+    assert list(rows[0]) == ["path", "class", "probability", "unsure", "class_2", "probability_2"]
+    right = [Path(row["path"]).parent.name == row["class"] for row in rows]
+    assert len(right) == 12
+    assert float(np.mean(right)) == report["student"]["test"]["accuracy"]
+    below = told("preprocess.json", finished)["unsure_below"]
+    assert all((row["unsure"] == "true") == (below is not None and float(row["probability"]) < below) for row in rows)
+    assert all(float(row["probability"]) >= float(row["probability_2"]) for row in rows)
+    seconds_without_torch("predict", str(finished.out), str(finished.target), "--out", str(out))
+
+
+def bare_site(folder: Path, *modules: Any) -> dict[str, str]:
+    """An environment in which only these packages can be imported."""
+    folder.mkdir()
+    for module in modules:
+        home = Path(module.__file__).parent
+        (folder / home.name).symlink_to(home)
+        for libraries in home.parent.glob(f"{home.name.lower()}*.libs"):
+            (folder / libraries.name).symlink_to(libraries)
+    return {"PYTHONPATH": str(folder), "PATH": os.environ["PATH"]}
+
+
+def test_predict_file_needs_three_packages(finished, tmp_path):
+    """predict.py with only numpy, Pillow and onnxruntime gives the CSV of `tutelage predict`, odd images and broken ones included."""
+    images = tmp_path / "images"
+    shutil.copytree(finished.target / "test", images)
+    some = next(images.rglob("*.png"))
+    Image.open(some).convert("L").save(images / "grey.png")
+    Image.open(some).convert("RGBA").rotate(30).save(images / "clear.webp")
+    Image.open(some).convert("CMYK").save(images / "print.jpg")
+    (images / "broken.png").write_bytes(some.read_bytes()[:200])
+    (images / "notes.txt").write_text("no image")
+    ours, theirs = tmp_path / "ours.csv", tmp_path / "theirs.csv"
+    done = command("predict", finished.out / "export", images, "--out", ours, "--top", "3")
+    assert done.returncode == 0, done.stderr
+    assert "1 of 16 images cannot be read" in done.stderr
+    site = bare_site(tmp_path / "site", np, PIL, onnxruntime)
+    words = [sys.executable, "-S", finished.out / "export" / "predict.py", images, "--out", theirs, "--top", "3"]
+    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, env=site, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"15 images, {theirs}; 1 rejected, {tmp_path / 'theirs.rejected.csv'}\n"
+    assert ours.read_bytes() == theirs.read_bytes()
+    assert rows_of(tmp_path / "ours.rejected.csv") == rows_of(tmp_path / "theirs.rejected.csv")
+    (tmp_path / "site" / "onnxruntime").unlink()
+    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, env=site, timeout=60)
+    assert done.returncode == 2
+    assert "pip install onnxruntime" in done.stderr
+
+
+def test_parquet(finished, tmp_path):
+    """A name that ends in .parquet gives the same table in that format."""
+    import pyarrow.parquet as pq
+
+    tutelage.predict(export=finished.out, images=[finished.gallery], out=tmp_path / "p.parquet")
+    tutelage.predict(export=finished.out, images=[finished.gallery], out=tmp_path / "p.csv")
+    table = pq.read_table(tmp_path / "p.parquet").to_pylist()
+    assert [row["class"] for row in table] == [row["class"] for row in rows_of(tmp_path / "p.csv")]
+    assert len(table) == 24
+
+
+def test_card(finished):
+    """The card says where the model comes from and what it gets wrong; a class name in it is text."""
+    card = (finished.out / "export" / "MODEL_CARD.md").read_text()
+    report = json.loads((finished.out / "report" / "result.json").read_text())
+    assert card.startswith("---\nlibrary_name: onnx\n")
+    assert f"**{report['student']['test']['accuracy']:.3f}**" in card
+    assert r"a &lt;b> \| \`c\`" in card
+    assert "`tf_efficientnet_lite0`" in card
+    assert "licence" in card
+    assert f"--target {finished.target}" in card
+    assert "| `model.onnx` |" in card
+
+
+def test_baked_and_torchscript(finished, tmp_path):
+    """With the preprocessing inside, pixels give the same probabilities; a TorchScript file is proven beside it; the old export
+    goes, but one that was changed by hand is kept."""
+    run = Path(shutil.copytree(finished.out, tmp_path / "run", symlinks=True))
+    cache = finished.out.parent / "cache"
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
+    plain = runtime.open_export(run / "export", "float").probabilities(pixels)
+    (run / "export" / "labels.txt").write_text("x\ny\nz\n")
+    tutelage.export(run=run, bake_preprocess=True, format=["torchscript"], no_int8=True, cache=cache)
+    baked = runtime.open_export(run / "export", "float")
+    assert baked.about["input"] == {"name": "pixels", "dtype": "uint8", "layout": "NHWC"}
+    np.testing.assert_allclose(baked.probabilities(pixels), plain, atol=1e-5)
+    about = json.loads((run / "export" / "export.json").read_text())
+    assert about["proof"]["files"]["model.pt"]["difference"] <= 1e-4
+    assert about["int8"] is None
+    assert [(old / "labels.txt").read_text() for old in run.glob("export.old-*")] == ["x\ny\nz\n"]
+
+
+def test_what_does_not_hold_leaves_the_old_one(finished):
+    """An export that differs by more than the tolerance stops, and the export that was there is as it was."""
+    before = told("export.json", finished)
+    with pytest.raises(
+        TutelageError, match=r"model\.onnx differs from the student by .*\nallowed: at most --tolerance 1e-30"
+    ):
+        tutelage.export(run=finished.out, tolerance=1e-30, no_int8=True)
+    assert runtime.checked(finished.out / "export") == before
+    assert not list(finished.out.glob("*.partial"))
+
+
+def test_too_few_to_calibrate(finished):
+    """int8 is not calibrated with a handful of images; the message says the two ways out."""
+    with pytest.raises(TutelageError, match=r"8 images to calibrate int8 with\n.*at least 32.*\nmend: .*--no-int8"):
+        tutelage.export(run=finished.out, calibration=8)
+
+
+def test_bench(finished, monkeypatch):
+    """Every model is timed at both batch sizes and numbers of threads, with its size on disk and in memory; predict still works."""
+    monkeypatch.setattr(timing, "SECONDS", 0.05)
+    monkeypatch.setattr(timing, "LEAST", 3)
+    result = tutelage.bench(run=finished.out)
+    models = {"PyTorch eager", "model.onnx", "model.int8.onnx"}
+    threads = {1, result["machine"]["cores"]}
+    assert {(row["model"], row["threads"], row["batch"]) for row in result["rows"]} == {
+        (model, count, batch) for model in models for count in threads for batch in (1, 32)
+    }
+    assert all(0 < row["median_ms"] <= row["p95_ms"] for row in result["rows"])
+    assert set(result["files"]) == models
+    assert result["files"]["model.onnx"]["peak_mib"] < result["files"]["PyTorch eager"]["peak_mib"]
+    assert json.loads((finished.out / "export" / "bench.json").read_text()) == result
+    assert tutelage.predict(export=finished.out, images=[finished.gallery], out=finished.root / "p.csv")["images"] == 24
+
+
+def test_bad_input(copy, finished, tmp_path):
+    """A file changed by hand, no export, images that are not there, nothing readable: each is told, and nothing is written."""
+    out = tmp_path / "p.csv"
+    cases = [
+        (("predict", finished.gallery, finished.gallery), "is no export folder", "tutelage export RUN"),
+        (("predict", copy, tmp_path / "nowhere"), "no such file or folder", "folders of images"),
+        (("predict", copy, finished.out / "export"), "no image in", ".jpg"),
+        (("predict", copy, finished.out / "settings.toml"), "none of 1 files can be read", "not an image"),
+        (("predict", copy, finished.gallery, "--model", "half"), "--model half", "'float'"),
+        (("export", tmp_path), "holds no run", "tutelage run --out"),
+        (("export", finished.out, "--format", "coreml", "tflite"), "--format tflite", "macOS"),
+    ]
+    (copy / "labels.txt").write_text("cat\ndog\nfish\n")
+    cases.append((("predict", copy, finished.gallery), "labels.txt is not as exported", "export again"))
+    for number, (words, given, more) in enumerate(cases):
+        if number < len(cases) - 1:
+            shutil.copy(finished.out / "export" / "labels.txt", copy)
+        else:
+            (copy / "labels.txt").write_text("cat\ndog\nfish\n")
+        done = quick(*words, *(("--out", str(out)) if words[0] == "predict" else ()))
+        assert done[0] == 2
+        assert given in done[1]
+        assert more in done[1]
+    assert not out.exists()
+
+
+def quick(*words: object) -> tuple[int, str]:
+    """The command in this process: exit code and stderr."""
+    import contextlib
+    import io
+
+    from tutelage.cli import call
+
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        code = call([str(word) for word in words])
+    return code, said.getvalue()
+
+
+def test_unfinished_run(finished, tmp_path):
+    """A run without a student, or without scores, says which command is missing."""
+    run = Path(shutil.copytree(finished.out, tmp_path / "run", ignore=shutil.ignore_patterns("report", "export")))
+    with pytest.raises(TutelageError, match=f"is not evaluated\n.*\nmend:    tutelage evaluate {run}"):
+        tutelage.export(run=run)
+    shutil.rmtree(run / "student")
+    with pytest.raises(TutelageError, match="tutelage finetune"):
+        tutelage.export(run=run)
