@@ -1,0 +1,1 @@
+"""What ships: the student as ONNX files with proof, and what runs them without torch."""
