@@ -18,6 +18,7 @@ ROOMS = (
     "cli",
     "recipes",
     "reporting",
+    "deploy",
     "targets",
     "retrieval",
     "models",
@@ -40,7 +41,7 @@ RECIPES = (
     {"__init__", "compare", "demo"},
     {"estimate", "pipeline"},
     {
-        "adapt", "alone", "bench", "cache", "curate", "doctor", "evaluate", "export", "finetune", "predict",
+        "adapt", "alone", "bench", "cache", "curate", "demo_page", "doctor", "evaluate", "export", "finetune", "predict",
         "report", "transfer",
     },
     {
@@ -58,6 +59,7 @@ LOADS_NO_TORCH = (
     "tutelage",
     "tutelage.cli",
     "tutelage.reporting",
+    "tutelage.deploy.browser",
     "tutelage.data.decode",
     "tutelage.data.emoji",
     "tutelage.data.views",

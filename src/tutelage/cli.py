@@ -31,12 +31,14 @@ RECIPES = {
     "alone": "tutelage.recipes.alone",
     "evaluate": "tutelage.recipes.evaluate",
     "report": "tutelage.recipes.report",
+    "demo-page": "tutelage.recipes.demo_page",
     "cache": "tutelage.recipes.cache",
     "doctor": "tutelage.recipes.doctor",
 }
 
 FIRST = {
     "compare": "--config",
+    "demo-page": "--export",
     "report": "--run",
     "evaluate": "--run",
 }  # flags that a word right after the command stands for
@@ -47,7 +49,7 @@ NO_WRITING = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIS
 
 def recipe(name: str) -> Callable[..., Any]:
     """The function behind a command."""
-    return getattr(importlib.import_module(RECIPES[name]), name)
+    return getattr(importlib.import_module(RECIPES[name]), name.replace("-", "_"))
 
 
 def main() -> None:

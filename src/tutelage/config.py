@@ -166,6 +166,12 @@ Results = Annotated[
 DryRun = Annotated[bool, _say("print the plan with estimated time and disk, and stop", negative=())]
 StudyOut = Annotated[str, Field(min_length=1), _say("folder of the study; its runs are ARM/budget-N/seed-N in it")]
 
+# Shipping
+Export = Annotated[str, Field(min_length=1), _say("folder that `tutelage export` has written")]
+PageOut = Annotated[str, Field(min_length=1), _say("folder for the page, index.html")]
+Serve = Annotated[bool, _say("serve the page to this computer until Ctrl-C", negative=())]
+Port = Annotated[int, Field(ge=0, le=65535), _say("with --serve: where; 0 takes any port that is free")]
+
 # Machine and run
 Out = Annotated[str, Field(min_length=1), _say("run folder")]
 Cache = Annotated[
