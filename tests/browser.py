@@ -6,8 +6,11 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
+import threading
 from pathlib import Path
+from typing import Any
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 NO_CHROMIUM = "no Chromium on this machine (Debian: apt install chromium)"
@@ -45,3 +48,37 @@ def check_in_browser(text: str, folder: Path, width: int, scheme: str) -> None:
     assert told["out"] == []
     assert told["ground"] == ("rgb(251, 251, 249)" if scheme == "light" else "rgb(20, 21, 23)")
     assert "CONSOLE" not in done.stderr
+
+
+def told_in_browser(page: Path, folder: Path, width: int = 1600, scheme: str = "light") -> tuple[Any, list[str]]:
+    """What a page tells by console.log("told: " + JSON), as soon as it does: for pages that need time of their own.
+
+    Args:
+        page: opened from its file. folder: for files of the browser. width: in pixels. scheme: "light" or "dark".
+
+    Returns:
+        told: the value. others: all else that came on the console.
+    """
+    assert CHROMIUM is not None
+    browser = subprocess.Popen(
+        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", f"--window-size={width},2000",
+         f"--user-data-dir={folder / 'profile'}", f"--blink-settings=preferredColorScheme={int(scheme == 'light')}",
+         "--remote-debugging-port=0", f"file://{page}"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        env={**os.environ, "DBUS_SESSION_BUS_ADDRESS": "disabled:"},
+    )  # fmt: skip
+    limit = threading.Timer(60, os.killpg, (browser.pid, signal.SIGKILL))
+    limit.start()
+    others: list[str] = []
+    try:
+        assert browser.stderr is not None
+        for line in browser.stderr:
+            if told := re.search(r'CONSOLE.*"told: (.*)", source: ', line):
+                return json.loads(told[1]), others
+            if "CONSOLE" in line:
+                others.append(line)
+        raise AssertionError(f"the page told nothing: {others}")
+    finally:
+        limit.cancel()
+        os.killpg(browser.pid, signal.SIGKILL)
+        browser.wait()

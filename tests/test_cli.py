@@ -87,8 +87,9 @@ def test_every_setting_of_run_reaches_a_stage():
 
 def test_twins():
     """Every command is a function of the package with the same name."""
-    assert all(getattr(package, name) is recipe(name) for name in RECIPES)
-    assert set(RECIPES) | {"TutelageError", "__version__"} == set(package.__all__)
+    twins = {name.replace("-", "_"): recipe(name) for name in RECIPES}
+    assert all(getattr(package, name) is twin for name, twin in twins.items())
+    assert set(twins) | {"TutelageError", "__version__"} == set(package.__all__)
     with pytest.raises(AttributeError, match="rum"):
         package.rum  # noqa: B018
 

@@ -41,12 +41,12 @@ RECIPES = (
     {"__init__", "compare", "demo"},
     {"estimate", "pipeline"},
     {
-        "adapt", "alone", "bench", "cache", "curate", "doctor", "evaluate", "export", "finetune", "predict",
+        "adapt", "alone", "bench", "cache", "curate", "demo_page", "doctor", "evaluate", "export", "finetune", "predict",
         "report", "transfer",
     },
     {
-        "admitted", "arms", "choosing", "chosen", "encoders", "exported", "gallery_pool", "ledger", "objectives", "on_ray", "preflight", "records",
-        "self_taught", "stage", "supervised", "taught", "teach", "teaching",
+        "admitted", "arms", "choosing", "chosen", "encoders", "exported", "gallery_pool", "ledger", "objectives", "on_ray",
+        "preflight", "records", "self_taught", "stage", "supervised", "taught", "teach", "teaching",
     },
 )  # fmt: skip
 SHARED = len(RECIPES) - 1
@@ -61,6 +61,7 @@ LOADS_NO_TORCH = (
     "tutelage.reporting",
     "tutelage.deploy.runtime",
     "tutelage.recipes.predict",
+    "tutelage.deploy.browser",
     "tutelage.data.decode",
     "tutelage.data.emoji",
     "tutelage.data.views",

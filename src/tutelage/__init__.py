@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tutelage.recipes.compare import compare
     from tutelage.recipes.curate import curate
     from tutelage.recipes.demo import demo
+    from tutelage.recipes.demo_page import demo_page
     from tutelage.recipes.doctor import doctor
     from tutelage.recipes.evaluate import evaluate
     from tutelage.recipes.export import export
@@ -28,14 +29,14 @@ if TYPE_CHECKING:
     from tutelage.recipes.transfer import transfer
 
 __all__ = [
-    "TutelageError", "__version__", "adapt", "alone", "bench", "cache", "compare", "curate", "demo", "doctor", "evaluate", "export",
-    "finetune", "predict", "report", "run", "transfer",
+    "TutelageError", "__version__", "adapt", "alone", "bench", "cache", "compare", "curate", "demo", "demo_page", "doctor",
+    "evaluate", "export", "finetune", "predict", "report", "run", "transfer",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     from tutelage.cli import RECIPES, recipe
 
-    if name in RECIPES:
-        return recipe(name)
+    if (command := name.replace("_", "-")) in RECIPES:
+        return recipe(command)
     raise AttributeError(f"module 'tutelage' has no attribute {name!r}")

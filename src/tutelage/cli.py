@@ -34,6 +34,7 @@ RECIPES = {
     "export": "tutelage.recipes.export",
     "bench": "tutelage.recipes.bench",
     "predict": "tutelage.recipes.predict",
+    "demo-page": "tutelage.recipes.demo_page",
     "cache": "tutelage.recipes.cache",
     "doctor": "tutelage.recipes.doctor",
 }
@@ -45,6 +46,7 @@ FIRST = {
     "evaluate": ("--run",),
     "export": ("--run",),
     "bench": ("--run",),
+    "demo-page": ("--export",),
     "predict": ("--export", "--images"),
 }
 
@@ -54,7 +56,7 @@ NO_WRITING = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIS
 
 def recipe(name: str) -> Callable[..., Any]:
     """The function behind a command."""
-    return getattr(importlib.import_module(RECIPES[name]), name)
+    return getattr(importlib.import_module(RECIPES[name]), name.replace("-", "_"))
 
 
 def main() -> None:

@@ -187,6 +187,9 @@ PredictionsOut = Annotated[str, Field(min_length=1), _say("predictions: .csv, or
 Top = Annotated[int, Field(ge=1), _say("how many classes of each image, the likeliest first")]
 Which = Annotated[Literal["auto", "float", "int8"], _say("which model; auto: the one that the export recommends")]
 Threads = Annotated[int | None, Field(ge=1), _say("threads of onnxruntime; default: all cores")]
+PageOut = Annotated[str, Field(min_length=1), _say("folder for the page, index.html")]
+Serve = Annotated[bool, _say("serve the page to this computer until Ctrl-C", negative=())]
+Port = Annotated[int, Field(ge=0, le=65535), _say("with --serve: where; 0 takes any port that is free")]
 
 # Machine and run
 Out = Annotated[str, Field(min_length=1), _say("run folder")]

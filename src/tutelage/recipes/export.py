@@ -20,7 +20,14 @@ from tutelage.version import __version__
 PROVED_ON = 1000  # images on which torch and onnxruntime are compared
 SCORED_ON = 10_000  # test images that the files are scored on
 JUDGED_ON = 1000  # images of the transfer set by which int8 is chosen, others than those of the calibration
-VERSIONS = ("torch", "timm", "onnx", "onnxruntime")
+VERSIONS = (
+    "torch",
+    "timm",
+    "onnx",
+    "onnxruntime",
+    "numpy",
+    "pillow",
+)  # Pillow's resize has changed by a bit here and there
 
 
 @recipe

@@ -1,0 +1,256 @@
+"""A page to try an export folder: one HTML file with the model and what runs it inside, for a double click. No torch.
+
+The model runs by onnxruntime-web (onnxruntime_web/, WebAssembly, one thread). page/ holds the page: preprocess.js is
+data/decode.py's resize in JavaScript, the same bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import json
+import lzma
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import PIL
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
+from pydantic import BaseModel, Field, ValidationError
+
+from tutelage.deploy.runtime import ABOUT, EXPORT, FLOAT, LABELS
+from tutelage.errors import TutelageError, raise_all, shown
+from tutelage.runs import write_text
+from tutelage.version import __version__
+
+MEGABYTES = 200  # of the model: in base 64 it has a third more, and a browser's longest text is 512 MB
+# of ONNX: the newest that onnxruntime-web 1.30 reads; torch.onnx writes 10, onnx.helper of 1.23 writes 14
+IR_VERSION = 13
+GENERATOR = "Tutelage demo-page"
+LOOPBACK = "127.0.0.1"
+# Pillow from 13 on takes the passes of a resize in the other order for tall images
+TALL_FIRST = int(PIL.__version__.partition(".")[0]) >= 13
+
+
+class Input(BaseModel):
+    name: str
+    dtype: Literal["float32", "uint8"]
+    layout: Literal["NCHW", "NHWC"]
+
+
+class Output(BaseModel):
+    name: str
+    kind: Literal["logits", "probabilities"]
+
+
+class Preprocess(BaseModel):
+    """What preprocess.json says: how an image becomes the model's input, and its output probabilities."""
+
+    decode_short_side: int | None = Field(ge=1)
+    size: int = Field(ge=1)
+    resize: Literal["squash", "crop", "pad"]
+    mean: list[float] = Field(min_length=3, max_length=3)
+    std: list[float] = Field(min_length=3, max_length=3)
+    input: Input
+    output: Output
+    unsure_below: float | None = None
+
+
+def write_page(folder: Path, out: Path) -> Path:
+    """Write out/index.html from an export folder.
+
+    Args:
+        folder: as `tutelage export` wrote it. out: made where it is not there.
+
+    Returns:
+        the path of the page.
+
+    Raises:
+        TutelageError: no export folder, files changed or unusable, a model too large, or `out` cannot be written;
+            all of them in one message.
+    """
+    page, faults, path = "", _faults_of(out), out / "index.html"
+    try:
+        page = _page(folder)
+    except TutelageError as error:
+        faults = [error, *faults]
+    raise_all(faults)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_text(path, page)
+    except OSError as error:
+        raise _unwritable(out, error.strerror or str(error)) from error
+    return path
+
+
+def _faults_of(out: Path) -> list[TutelageError]:
+    """What can be said of --out before anything is written."""
+    nearest = next(place for place in (out, *out.absolute().parents) if place.exists())
+    if not nearest.is_dir():
+        return [_unwritable(out, f"{nearest} is a file")]
+    path = out / "index.html"
+    if path.exists() and (path.is_dir() or GENERATOR not in path.read_bytes()[:1000].decode(errors="replace")):
+        return [
+            TutelageError(
+                f"--out {out}: its index.html is no page of this command", "a new folder, or one with such a page", "choose another --out"
+            )
+        ]  # fmt: skip
+    return []
+
+
+def _unwritable(out: Path, reason: str) -> TutelageError:
+    return TutelageError(f"--out {out}: {reason}", "a folder that can be written", "choose another --out")
+
+
+def server_of(port: int) -> ThreadingHTTPServer:
+    """A server on this computer only; nothing is served before `serve`.
+
+    Args:
+        port: 0 takes any that is free.
+
+    Raises:
+        TutelageError: the port is taken, or may not be used.
+    """
+    try:
+        return ThreadingHTTPServer((LOOPBACK, port), BaseHTTPRequestHandler)
+    except OSError as error:
+        mend = f"choose another --port ({port + 1}, or 0 for any that is free), or stop what holds it"
+        raise TutelageError(f"--port {port}: {error.strerror}", "a port that is free", mend) from error
+
+
+def serve(server: ThreadingHTTPServer, page: bytes) -> None:
+    """Answer / and /index.html with the page until Ctrl-C."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path.partition("?")[0] not in ("/", "/index.html"):
+                self.send_error(404)
+                return
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html; charset=utf-8")
+            self.send_header("Content-Length", str(len(page)))
+            self.send_header("Cache-Control", "no-store")
+            self.end_headers()
+            self.wfile.write(page)
+
+        def log_message(self, format: str, *args: Any) -> None: ...
+
+    server.RequestHandlerClass = Handler
+    with server:
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            return
+
+
+def _page(folder: Path) -> str:
+    """The page of an export folder.
+
+    Raises:
+        TutelageError: see write_page.
+    """
+    name, data = _checked(folder)
+    labels = _labels(folder, data[LABELS])
+    about = _preprocess(folder, data[ABOUT])
+    package = files("tutelage")
+    runtime = package / "deploy" / "onnxruntime_web"
+    texts = {
+        part: (package / "deploy" / "page" / part).read_text(encoding="utf-8")
+        for part in ("page.css", "preprocess.js", "page.js")
+    }
+    environment = Environment(loader=PackageLoader("tutelage", "deploy/page"), autoescape=True)
+    return environment.get_template("index.html.j2").render(
+        generator=f"{GENERATOR} {__version__}", title=_title(folder), labels=labels, version=__version__, file=name,
+        megabytes=len(data[name]) / 1e6, size=about.size, resize=about.resize, unsure_below=about.unsure_below,
+        style=Markup((package / "reporting" / "style.css").read_text(encoding="utf-8") + texts["page.css"]),
+        wasm=Markup(_packed(lzma.decompress((runtime / "ort-wasm-simd-threaded.wasm.xz").read_bytes()))),
+        model=Markup(_packed(data[name])), about=_json({"labels": labels, "preprocess": about.model_dump(), "tall_first": TALL_FIRST}),
+        runtime=(runtime / "VERSION").read_text(encoding="utf-8").partition(",")[0],
+        licence=Markup((runtime / "LICENSE").read_text(encoding="utf-8")),
+        ort=Markup(_as_global((runtime / "ort.wasm.bundle.min.mjs").read_text(encoding="utf-8"))),
+        preprocess=Markup(texts["preprocess.js"]), script=Markup(texts["page.js"]),
+    )  # fmt: skip
+
+
+def _checked(folder: Path) -> tuple[str, dict[str, bytes]]:
+    """The name of the model that export.json recommends, and the bytes of the files that a page needs, as they were exported."""
+    try:
+        about = json.loads((folder / EXPORT).read_text(encoding="utf-8"))
+        hashes, name = dict(about["files"]), str(about.get("recommended", FLOAT))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = getattr(error, "strerror", None) or "cannot be read"
+        raise TutelageError(
+            f"--export {folder} is no export folder ({EXPORT}: {reason})", "a folder that `tutelage export` has written",
+            "tutelage export RUN writes RUN/export",
+        ) from None  # fmt: skip
+    if (folder / name).is_file() and (large := (folder / name).stat().st_size) > MEGABYTES * 1e6:
+        raise TutelageError(
+            f"--export {folder}: {name} has {large / 1e6:,.0f} MB", f"a model of at most {MEGABYTES} MB, or no browser opens the page",
+            "a smaller student, or tutelage predict, which has no such limit",
+        )  # fmt: skip
+    data = {one: (folder / one).read_bytes() for one in (name, LABELS, ABOUT) if (folder / one).is_file()}
+    odd = [
+        f"{one} ({'changed' if one in data else 'gone'})"
+        for one in (name, LABELS, ABOUT)
+        if one not in data or hashlib.sha256(data[one]).hexdigest() != hashes.get(one)
+    ]
+    if odd:
+        raise TutelageError(
+            f"--export {folder}: not as exported: {shown(odd)}", f"files with the hashes in {EXPORT}", "put them back, or export again"
+        )  # fmt: skip
+    newest = bytes([IR_VERSION])  # the first field of the file is its IR version, a byte
+    if data[name][:1] == b"\x08" and data[name][1:2] > newest:
+        raise TutelageError(
+            f"--export {folder}: {name} has ONNX IR version {data[name][1]}", f"version {IR_VERSION} or less, which onnxruntime-web reads",
+            f"export again with tutelage {__version__}, or set the ir_version of the model",
+        )  # fmt: skip
+    return name, data
+
+
+def _labels(folder: Path, data: bytes) -> list[str]:
+    """Class names, one a line."""
+    try:
+        labels = data.decode("utf-8").removesuffix("\n").split("\n")
+    except UnicodeDecodeError:
+        labels = [""]
+    if "" in labels:
+        raise TutelageError(f"{folder / LABELS}: an empty line, or no text", "a class name a line", "export again")
+    return labels
+
+
+def _preprocess(folder: Path, data: bytes) -> Preprocess:
+    """What preprocess.json says."""
+    try:
+        return Preprocess.model_validate_json(data)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(str(part) for part in fault["loc"])
+        raise TutelageError(
+            f"{folder / ABOUT}: {where}: {fault['msg']}", "the file as exported", "export again"
+        ) from None
+
+
+def _title(folder: Path) -> str:
+    """The name of the run, when the folder is its `export`; else the folder's own."""
+    path = folder.resolve()
+    return (path.parent.name if path.name == "export" else path.name) or "model"
+
+
+def _packed(data: bytes) -> str:
+    """gzip in base 64, the same text for the same bytes."""
+    return base64.b64encode(gzip.compress(data, 9, mtime=0)).decode("ascii")
+
+
+def _json(value: Any) -> Markup:
+    """JSON for a script element: no < in it."""
+    return Markup(json.dumps(value).replace("<", "\\u003c"))
+
+
+def _as_global(bundle: str) -> str:
+    """The bundle of onnxruntime-web as a script that sets `ort`: what one inline module exports, no other can import."""
+    body, _, exports = bundle.rpartition("export{")
+    pairs = [pair.split(" as ") for pair in exports.partition("}")[0].split(",")]
+    return body + "globalThis.ort={" + ",".join(f"{name}:{own}" for own, name in pairs if name != "default") + "};"
