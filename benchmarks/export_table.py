@@ -1,0 +1,65 @@
+"""Size, agreement and speed of exports: python benchmarks/export_table.py RUN [RUN ...] --out docs/results/export
+
+Exports each run (about a minute), times it, writes OUT/STUDENT.json and prints one line of Markdown a run. The times of one run are taken in
+turn, so their ratios hold on a busy machine; give the machine rest all the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import tutelage
+from tutelage.deploy.runtime import FLOAT, INT8
+
+EAGER = "PyTorch eager"
+HEAD = (
+    "| student | accuracy | float: difference, decisions | int8: accuracy, decisions | float layers in int8 | MB float, int8 | ratio "
+    "| ms eager, float, int8 | float is faster than eager | than int8 |"
+)  # fmt: skip
+
+
+def measured(run: Path, cache: Path | None) -> dict[str, Any]:
+    """One run, exported and timed."""
+    exported = tutelage.export(run=run, cache=cache)
+    return {
+        "student": exported["student"]["name"], "size": exported["size"],
+        **{name: exported[name] for name in ("proof", "int8", "recommended", "machine", "versions")}, "bench": tutelage.bench(run=run),
+    }  # fmt: skip
+
+
+def line(one: dict[str, Any]) -> str:
+    """One row of the table; times of batch 1 and one thread."""
+    files, float_, int8 = one["proof"]["files"], one["proof"]["files"][FLOAT], one["proof"]["files"][INT8]
+    ms = {
+        r["model"]: r["median_ms"]
+        for r in one["bench"]["rows"]
+        if r["batch"] == 1 and r["threads"] == 1 and r["device"] == "cpu"
+    }
+    kept = one["int8"]["kept_float"]
+    return (
+        f"| {one['student']}, {one['size']} px | {float_['accuracy']:.4f} | {float_['difference']:.0e}, {100 * float_['agreement']:.1f} % "
+        f"| {int8['accuracy']:.4f}, {100 * int8['agreement']:.1f} % | {len(kept)} of {one['int8']['layers']} "
+        f"| {files[FLOAT]['bytes'] / 1e6:.2f}, {files[INT8]['bytes'] / 1e6:.2f} | {files[INT8]['bytes'] / files[FLOAT]['bytes']:.3f} "
+        f"| {ms[EAGER]:.2f}, {ms[FLOAT]:.2f}, {ms[INT8]:.2f} | {ms[EAGER] / ms[FLOAT]:.1f} | {ms[INT8] / ms[FLOAT]:.2f} |"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--cache", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    print(HEAD + "\n" + "|" + " --- |" * (HEAD.count("|") - 1))
+    for run in given.runs:
+        one = measured(run, given.cache)
+        (given.out / f"{one['student']}.json").write_text(json.dumps(one, indent=1) + "\n")
+        print(line(one), flush=True)
+
+
+if __name__ == "__main__":
+    main()
