@@ -1,6 +1,6 @@
 """Size, agreement and speed of exports: python benchmarks/export_table.py RUN [RUN ...] --out docs/results/export
 
-Exports each run (about a minute), times it, writes OUT/STUDENT.json and prints one line of Markdown a run. The times of one run are taken in
+Exports each run (about a minute), times it, writes OUT/STUDENT.json and prints one line of Markdown a run. Times of one run are taken in
 turn, so their ratios hold on a busy machine; give the machine rest all the same.
 """
 
