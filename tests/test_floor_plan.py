@@ -17,6 +17,7 @@ SRC = Path(__file__).parents[1] / "src"
 ROOMS = (
     "cli",
     "recipes",
+    "tasks",
     "reporting",
     "targets",
     "retrieval",
@@ -58,6 +59,9 @@ LOADS_NO_TORCH = (
     "tutelage",
     "tutelage.cli",
     "tutelage.reporting",
+    "tutelage.tasks",
+    "tutelage.tasks.classification",
+    "tutelage.tasks.segmentation",
     "tutelage.data.decode",
     "tutelage.data.emoji",
     "tutelage.data.views",
