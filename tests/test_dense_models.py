@@ -70,12 +70,12 @@ def test_a_square_is_where_it_was_in_the_teachers_grid(name, size, small_vits):
         for place in PLACES:
             seen = pyramid(square(place, (height, width)))
             for level, before, after in zip(pyramid.levels, empty, seen, strict=True):
-                if level.stride > 16:
-                    continue
+                if level.stride > 8 and len(seen) > 1:
+                    continue  # a random CNN's deep features answer to half of the image
                 assert after.shape[-2:] == (-(-height // level.stride), -(-width // level.stride))
                 change = (after - before).abs().mean(dim=1)[0]
                 found = middle(change)
-                tolerance = max(1.2 * level.stride, 12)  # one edge of the square may answer more than the other
+                tolerance = max(1.2 * level.stride, 8)  # one edge of the square may answer more than the other
                 assert abs(found[0] * height - place[0]) <= tolerance, (level, place)
                 assert abs(found[1] * width - place[1]) <= tolerance, (level, place)
 

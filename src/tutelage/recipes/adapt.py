@@ -19,11 +19,11 @@ from tutelage.progress import progress, say
 from tutelage.recipes.stage import open_run
 from tutelage.runs import hash_of, whole
 
+JUDGED = {"accuracy": "accuracy", "miou": "mean IoU", "log_loss": "log loss"}
 PIXELS = 2**16  # of all masks, evenly spaced, on which a head is judged
 FULL_PASSES = 24  # most passes of full fine-tuning
 FULL_RATE = 3e-4  # at batch 128, for the head; earlier layers times LAYER_DECAY per group
 LAYER_DECAY = 0.75
-FULL_BATCH = 32
 
 
 @recipe
@@ -66,7 +66,8 @@ def adapt(
         mode = min(found, key=lambda name: found[name]["log_loss"]) if adapt == "auto" else adapt
         best = found[mode]
         for name, one in found.items():
-            say(f"teacher, {name}: validation accuracy {one['accuracy']:.3f}, log loss {one['log_loss']:.3f}")
+            scores = ", ".join(f"{title} {one[key]:.3f}" for key, title in JUDGED.items() if key in one)
+            say(f"teacher, {name}: validation {scores}")
         if not work.fair.any():
             say(
                 "no class has labels to hold out: nothing could be validated, and the probe is not calibrated on this task"
@@ -90,7 +91,7 @@ def adapt(
             "outputs": hash_of([inputs, mode]), "curated": curated["outputs"], "mode": mode,
             **kind.of_teacher(encoder, work.network, mode, len(task.classes)),
             "teacher": about, "classes": len(task.classes),
-            "validation": {name: {k: one[k] for k in ("accuracy", "log_loss", "temperature", "choice")} for name, one in found.items()},
+            "validation": {name: {k: one[k] for k in (*JUDGED, "temperature", "choice") if k in one} for name, one in found.items()},
             "validated_on": work.validated_on, "labels": len(task.train) + (len(task.val) if task.val else 0),
             "seconds": seconds, "ledger": work.meter.entry(run.path / "teacher", seconds),
         }  # fmt: skip
@@ -183,7 +184,14 @@ class _Work:
         temperature = heads.best_temperature(fair, labels)
         loss = float(heads.log_loss(fair / temperature, labels).mean())
         accuracy = float((fair.argmax(1) == labels).mean())
-        return {"accuracy": accuracy, "log_loss": loss, "temperature": temperature, "logits": logits / temperature}
+        more = self.kind.judged_too(fair, labels)
+        return {
+            **more,
+            "accuracy": accuracy,
+            "log_loss": loss,
+            "temperature": temperature,
+            "logits": logits / temperature,
+        }
 
     def full(self, probe: dict[str, Any] | None) -> dict[str, Any]:
         """Passes by validation, then fine-tuning on all labels; from a probe when one is given."""
@@ -222,7 +230,7 @@ class _Work:
         from tutelage.targets import plain_labels
 
         torch = training.torch
-        train, seed, batch = self.task.train, self.settings["seed"], max(2, min(FULL_BATCH, len(positions)))
+        train, seed, batch = self.task.train, self.settings["seed"], max(2, min(self.kind.FULL_BATCH, len(positions)))
         torch.manual_seed(training.seed_of(seed, "teacher head"))
         classes, backbone = len(self.task.classes), copy.deepcopy(self.encoder.module)
         module, backbone, last = self.kind.whole_teacher(self.encoder, backbone, classes, head)
@@ -250,4 +258,6 @@ class _Work:
         from tutelage.recipes.supervised import whole_outputs
 
         forward = self.kind.forward_of(module, self.network)
-        return whole_outputs(forward, module, self.encoder, images, self.views.resize, self.hardware)
+        return whole_outputs(
+            forward, module, self.encoder, images, self.views.resize, self.hardware, batch_size=self.kind.AT_ONCE
+        )

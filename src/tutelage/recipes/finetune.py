@@ -74,7 +74,7 @@ def finetune(
             optimistic = (
                 "" if task.val or work.headless else " (optimistic: the student has met all labels through the teacher)"
             )
-            say(f"last stage: {chosen}; validation accuracy {said}{optimistic}")
+            say(f"last stage: {chosen}; validation {work.kind.SCORE} {said}{optimistic}")
         module = work.trained(chosen, np.arange(len(task.train)))
         save_weights(run.path / "student" / "weights.safetensors", module.state_dict())
         seconds = clock.stop()

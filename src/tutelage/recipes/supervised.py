@@ -134,24 +134,13 @@ def train_on_labels(
     return average.state
 
 
-def predict_logits(
-    module: nn.Module, network: Any, images: Images, resize: str, accelerator: Any,
-    advance: Callable[[int], None] = lambda n: None,
-) -> np.ndarray:  # fmt: skip
-    """Logits of whole images, as evaluation sees them.
-
-    Returns:
-        (n, C) float32.
-    """
-    return whole_outputs(module, module, network, images, resize, accelerator, advance)
-
-
 def whole_outputs(
     forward: Callable[[torch.Tensor], torch.Tensor], module: nn.Module, network: Any, images: Images, resize: str,
-    accelerator: Any, advance: Callable[[int], None] = lambda n: None,
+    accelerator: Any, advance: Callable[[int], None] = lambda n: None, batch_size: int = 256,
 ) -> np.ndarray:  # fmt: skip
     """What `forward` makes of whole images: (n, D) float32. Other arguments as of `view_outputs`."""
-    return view_outputs(forward, module, network, images, CLEAN, ViewSettings(resize=resize), accelerator, advance)
+    views = ViewSettings(resize=resize)
+    return view_outputs(forward, module, network, images, CLEAN, views, accelerator, advance, batch_size)
 
 
 @torch.inference_mode()

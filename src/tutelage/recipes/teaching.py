@@ -203,11 +203,6 @@ def _refine(
     return best
 
 
-def agreement(student: np.ndarray, teacher: np.ndarray) -> float:
-    """Share of images on which two (n, C) logits decide alike."""
-    return float((student.argmax(axis=1) == teacher.argmax(axis=1)).mean())
-
-
 def without_labels(task: TaskData) -> TaskData:
     """The task with its transfer set in the order of the images' content: it does not tell which of them are labelled."""
     order = np.argsort(as_void(task.transfer.keys), kind="stable")

@@ -14,6 +14,9 @@ SCALE_SAMPLE = 2048  # gallery images whose features give the probe's scale
 PASSES = {"head": 15, "full": 15, "long": 30}  # of the last stage, over the labelled images
 RATES = {"head": 1e-3, "full": 1e-4, "long": 5e-4}  # at batch 128
 BATCH = 64
+FULL_BATCH = 32  # of the teacher's fine-tuning
+AT_ONCE = 256  # images in one pass of an evaluation
+SCORE = "accuracy"  # of `image_scores`, on the mean
 POOLED = True  # features of whole images: targets may be refined by neighbours, and features matched beside logits
 UNUSED = ("decoder", "agnostic_features")  # settings that change nothing
 
@@ -83,6 +86,11 @@ def forward_of(module: Any, network: Any) -> Any:
 def head_truth(labels: Any, network: Any) -> Any:
     """Labels as a head takes them."""
     return labels
+
+
+def judged_too(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Scores of held-out rows (N, C) with labels (N,), beside accuracy and log loss."""
+    return {}
 
 
 def whole_teacher(encoder: Any, module: Any, classes: int, head: Any) -> tuple[Any, Any, Any]:
@@ -161,8 +169,8 @@ def student_says(
     module.eval()
     parts: list[np.ndarray] = []
     with torch.inference_mode():
-        for start in range(0, len(images), 256):
-            positions = np.arange(start, min(start + 256, len(images)))
+        for start in range(0, len(images), AT_ONCE):
+            positions = np.arange(start, min(start + AT_ONCE, len(images)))
             batch = to_device(view_input(images, positions, CLEAN, settings, network), accelerator.device)
             with accelerator.autocast():
                 parts.append(module(batch).float().cpu().numpy())

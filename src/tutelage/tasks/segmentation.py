@@ -14,12 +14,14 @@ from tutelage.errors import TutelageError
 PASSES = {"head": 40, "full": 40, "long": 80}
 RATES = {"head": 4e-3, "full": 1e-3, "long": 4e-3}  # at batch 128
 BATCH = 8
+FULL_BATCH = 8
+AT_ONCE = 16
+SCORE = "mean IoU"
 POOLED = False
 UNUSED = ()
 LEVELS = 3  # logits are kept at the student's stride, at two and at four times as much
 OBJECTIVES = ("oriented", "pseudo-label", "agnostic")
 COMPARISONS = ("contrastive", "cosine")
-AT_ONCE = 16  # images in one pass of an evaluation
 
 
 def models() -> tuple[Any, Any]:
@@ -106,6 +108,14 @@ def head_truth(labels: Any, network: Any) -> Any:
     from tutelage.models.dense_heads import truth_of
 
     return truth_of(labels, network.shape)
+
+
+def judged_too(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Mean IoU of held-out pixels (N, C) with classes (N,), beside accuracy and log loss."""
+    from tutelage.metrics import confusion, intersection_over_union
+
+    table = confusion(labels, logits.argmax(axis=1), logits.shape[1])
+    return {"miou": float(np.nanmean(intersection_over_union(table)))}
 
 
 def whole_teacher(encoder: Any, module: Any, classes: int, head: Any) -> tuple[Any, Any, Any]:
