@@ -25,6 +25,8 @@ def allowed(hint: object) -> str:
     base, *notes = typing.get_args(hint)
     if typing.get_origin(base) is typing.Literal:
         return " / ".join(typing.get_args(base))
+    if base == int | str | None:
+        return "N or HxW, 16 to 2048"
     kinds = [k for k in (typing.get_args(base) or (base,)) if k is not type(None)]
     name = {"list[str]": "TEXT ...", "bool": "", "str": "TEXT", "int": "N", "float": "X"}[
         "list[str]" if str(base).startswith("list") else kinds[0].__name__

@@ -14,9 +14,9 @@ from safetensors.numpy import load_file
 
 import tutelage
 from textures import CLASSES, texture, write_textures
+from tutelage.data.budget import draw_budget
 from tutelage.data.decode import content_key, decode
 from tutelage.data.manifest import read_manifest
-from tutelage.data.target_set import draw_budget
 
 SMALL = {
     "teacher": "tf_efficientnet_lite0", "teacher_size": 32, "student": "mobilenetv3_small_050",

@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from tutelage.data.budget import draw_budget, folds, shortfalls
 from tutelage.data.sources import read_bytes
-from tutelage.data.target_set import TargetSet, draw_budget, folds, read_any, read_target_set, shortfalls
+from tutelage.data.target_set import TargetSet, read_any, read_target_set
 from tutelage.errors import TutelageError
 
 DATA = Path(os.environ.get("TUTELAGE_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))

@@ -13,6 +13,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tutelage.config import Size, sides
+
 if TYPE_CHECKING:
     import torch
     from torch import nn
@@ -85,12 +87,12 @@ def check_hardware(device: str, precision: str) -> str:
     return precision
 
 
-def flops(module: nn.Module, size: int) -> int:
+def flops(module: nn.Module, size: Size) -> int:
     """FLOPs of one forward pass of one image; 1 MAC = 2 FLOPs, attention included.
 
     Args:
-        module: takes (1, 3, size, size) float32.
-        size: pixels.
+        module: takes (1, 3, *sides(size)) float32.
+        size: of the input.
     """
     import torch
 
@@ -102,13 +104,13 @@ def flops(module: nn.Module, size: int) -> int:
     return counted
 
 
-def training_flops(module: nn.Module, size: int) -> int:
+def training_flops(module: nn.Module, size: Size) -> int:
     """FLOPs of the forward and the backward pass of one image, in train mode; attention included.
 
     The first layer passes no gradient to the image, so this is a little less than three times the forward pass.
 
     Args:
-        module: takes (B, 3, size, size) float32, gives a tensor or a tuple of tensors; a copy of it is used.
+        module: takes (B, 3, *sides(size)) float32, gives a tensor or a tuple of tensors; a copy of it is used.
     """
     import copy
 
@@ -128,14 +130,14 @@ def _convolution_backward(
     return sum(bool(wanted) for wanted in output_mask[:2]) * conv_flop_count(x_shape, w_shape, grad_shape, transposed)
 
 
-def _counted(module: nn.Module, size: int, batch: int) -> int:
+def _counted(module: nn.Module, size: Size, batch: int) -> int:
     """FLOPs of a pass of `batch` images, with the backward pass where gradients are on."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
     parameter = next(module.parameters())
-    images = torch.zeros(batch, 3, size, size, device=parameter.device, dtype=parameter.dtype)
+    images = torch.zeros(batch, 3, *sides(size), device=parameter.device, dtype=parameter.dtype)
     # fused attention on the CPU counts as 0; the plain one is counted
     formulas = {torch.ops.aten.convolution_backward: _convolution_backward}
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=formulas) as counter:
@@ -146,12 +148,12 @@ def _counted(module: nn.Module, size: int, batch: int) -> int:
     return counter.get_total_flops()
 
 
-def latency_ms(module: nn.Module, size: int, repeats: int = 50) -> float:
+def latency_ms(module: nn.Module, size: Size, repeats: int = 50) -> float:
     """Median milliseconds of one forward pass on the CPU: batch 1, 1 thread, float32.
 
     Args:
-        module: takes (1, 3, size, size) float32; left as it was.
-        size: pixels.
+        module: takes (1, 3, *sides(size)) float32; left as it was.
+        size: of the input.
         repeats: timed passes, after 5 that are not.
     """
     import copy
@@ -159,7 +161,7 @@ def latency_ms(module: nn.Module, size: int, repeats: int = 50) -> float:
     import torch
 
     module = copy.deepcopy(module).cpu().eval()
-    image = torch.zeros(1, 3, size, size)
+    image = torch.zeros(1, 3, *sides(size))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

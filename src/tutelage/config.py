@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 import tomllib
 import types
 import typing
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from tutelage.errors import TutelageError, did_you_mean, raise_all
 
@@ -27,7 +28,30 @@ def _say(text: str, **more: Any) -> Parameter:
     return Parameter(help=text, **more)
 
 
+Size = int | str  # side of a square in pixels, or "HEIGHTxWIDTH"
+
+
+def sides(size: Size) -> tuple[int, int]:
+    """Height and width in pixels of a size.
+
+    sides(64) == (64, 64); sides("256x320") == (256, 320)
+    """
+    height, _, width = str(size).partition("x")
+    return int(height), int(width or height)
+
+
+def _size(value: Any) -> Any:
+    """A size as it is written: a number where both sides are one, else text."""
+    if value is None:
+        return None
+    both = sides(str(value)) if re.fullmatch(r"\d{1,5}(x\d{1,5})?", str(value)) else (0, 0)
+    if min(both) < 16 or max(both) > 2048:
+        raise ValueError("16 to 2048 pixels, such as 224, or HEIGHTxWIDTH, such as 256x320")
+    return both[0] if both[0] == both[1] else f"{both[0]}x{both[1]}"
+
+
 # Data
+Task = Annotated[Literal["classification", "segmentation"], _say("what the labels are: a class an image, or a mask")]
 Target = Annotated[
     str, Field(min_length=1), _say("labelled images: a folder, a CSV or Parquet list, or Parquet shards")
 ]
@@ -40,7 +64,9 @@ Paths = Annotated[
 Val = Annotated[str | None, _say("validation images: a path like --target, or a share of train such as 0.1")]
 Test = Annotated[str | None, _say("test images: a path like --target, or a share of train such as 0.2")]
 Classes = Annotated[str | None, _say("use only these classes: names with commas between")]
-Budget = Annotated[int | None, Field(ge=1), _say("labels per class that may be used; default: all that are there")]
+Budget = Annotated[
+    int | None, Field(ge=1), _say("labels per class that may be used, or masks in all; default: all that are there")
+]
 GroupBy = Annotated[str | None, _say("regular expression on the image's name; what it matches is never split apart")]
 Resize = Annotated[Literal["squash", "crop", "pad"], _say("how an image becomes a square")]
 Strategy = Annotated[
@@ -94,10 +120,13 @@ MaxRejected = Annotated[
 Teacher = Annotated[str, Field(min_length=1), _say("foundation model: an alias such as dinov2-s, or any timm name")]
 TeacherWeights = Annotated[str, Field(min_length=1), _say("pretrained (installed package or hub), scratch, or a file")]
 OtherWeights = Annotated[str | None, Field(min_length=1), _say("the teacher's weights; default: those of the run")]
-TeacherSize = Annotated[int | None, Field(ge=16, le=2048), _say("pixels; default: the model's own size")]
+TeacherSize = Annotated[int | str | None, BeforeValidator(_size), _say("pixels, or HxW; default: the model's own size")]
 Student = Annotated[str, Field(min_length=1), _say("model to ship: an alias such as mobilenetv4-s, or any timm name")]
 StudentWeights = Annotated[str, Field(min_length=1), _say("pretrained, scratch, or a file")]
-StudentSize = Annotated[int | None, Field(ge=16, le=2048), _say("pixels; default: the model's own size")]
+Decoder = Annotated[
+    Literal["lraspp", "fpn", "deeplabv3plus"], _say("with --task segmentation: what stands on the student's encoder")
+]
+StudentSize = Annotated[int | str | None, BeforeValidator(_size), _say("pixels, or HxW; default: the model's own size")]
 Adapt = Annotated[Literal["probe", "probe-then-full", "full", "auto"], _say("how the teacher learns the task")]
 ClassWeight = Annotated[Literal["none", "balanced"], _say("weight of the classes in the losses on labels")]
 
@@ -118,6 +147,10 @@ Objective = Annotated[
 ]
 AgnosticLoss = Annotated[
     Literal["contrastive", "queue", "cosine", "specmatch"], _say("how the agnostic objectives compare features")
+]
+AgnosticFeatures = Annotated[
+    Literal["patches", "global"],
+    _say("with --task segmentation: whether agnostic compares features of places, or of whole images"),
 ]
 Seed = Annotated[int, Field(ge=0, lt=2**63), _say("seed of draws, initialisation and order")]
 Epochs = Annotated[int | None, Field(ge=1), _say("passes over the transfer set")]
@@ -306,7 +339,7 @@ def _fault(name: str, value: Any, fault: Any, hint: Any) -> TutelageError:
         return TutelageError(
             f"no {flag(name)}", f"{flag(name)}: {_help(hint)}", f"add {flag(name)} to the command or the TOML file"
         )
-    allowed = fault["msg"].removeprefix("Input should be ").partition(", unable to")[0]
+    allowed = fault["msg"].removeprefix("Input should be ").removeprefix("Value error, ").partition(", unable to")[0]
     choices = typing.get_args(typing.get_args(hint)[0]) if fault["type"] == "literal_error" else ()
     return TutelageError(f"{flag(name)} {value}", allowed, did_you_mean(str(value), [str(c) for c in choices]))
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+MOST_ROWS = 4096  # compared with each other at once: 64 MiB of similarities
+
 
 def distillation(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
     """Kullback-Leibler divergence from the teacher's to the student's softened probabilities, times T squared.
@@ -16,15 +18,15 @@ def distillation(student: torch.Tensor, teacher: torch.Tensor, temperature: floa
     L = 1/4 ln(1/2) + 3/4 ln(3/2) = 0.1308.
 
     Args:
-        student: (B, C) float logits.
-        teacher: (B, C) float logits, or log probabilities (the same up to a constant per row).
+        student: (B, C) float logits, or (B, C, h, w): the mean is over pixels then.
+        teacher: float logits of the same shape, or log probabilities (the same up to a constant per row).
         temperature: T > 0.
 
     Returns:
         scalar float32, at least 0.
     """
-    target = F.log_softmax(teacher.float() / temperature, dim=1)
-    output = F.log_softmax(student.float() / temperature, dim=1)
+    target = F.log_softmax(rows(teacher).float() / temperature, dim=1)
+    output = F.log_softmax(rows(student).float() / temperature, dim=1)
     return F.kl_div(output, target, reduction="batchmean", log_target=True) * temperature**2
 
 
@@ -36,7 +38,7 @@ def feature_distance(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tens
     Worked example: z = (1, 0), t = (1, 1): L = 1 - 1/sqrt(2) = 0.2929.
 
     Args:
-        student, teacher: (B, D) float.
+        student, teacher: (B, D) float, or (B, D, h, w): the mean is over pixels then.
 
     Returns:
         scalar float32 in [0, 2].
@@ -54,15 +56,36 @@ def soft_cross_entropy(
     Worked example: logits (0, 0), target (1, 0): L = ln 2 = 0.6931, whatever the weights.
 
     Args:
-        logits: (B, C) float.
-        targets: (B, C) float, rows sum to 1 (one-hot, or mixed by mixup).
+        logits: (B, C) float, or (B, C, h, w).
+        targets: (B, C) float, rows sum to 1 (one-hot, or mixed by mixup), or (B, C, h, w), where a pixel of no class is 0 throughout
+            and counts for nothing.
         weights: (C,) float > 0, or None for 1.
 
     Returns:
-        scalar float32.
+        scalar float32; 0 where no pixel has a class.
     """
-    weighted = targets if weights is None else targets * weights
-    return -(weighted * F.log_softmax(logits.float(), dim=1)).sum() / weighted.sum()
+    weighted = targets if weights is None else targets * weights.reshape(-1, *[1] * (targets.ndim - 2))
+    return -(weighted * F.log_softmax(logits.float(), dim=1)).sum() / weighted.sum().clamp(min=1e-8)
+
+
+def one_hot(labels: torch.Tensor, classes: int) -> torch.Tensor:
+    """Class numbers as probabilities; what is no class becomes 0 throughout.
+
+    one_hot([1, 255], 2) == [[0, 1], [0, 0]]
+
+    Args:
+        labels: (B,) or (B, H, W) int64.
+
+    Returns:
+        (B, C) or (B, C, H, W) float32.
+    """
+    known = labels < classes
+    return (F.one_hot(labels * known, classes) * known[..., None]).movedim(-1, 1).float()
+
+
+def rows(values: torch.Tensor) -> torch.Tensor:
+    """(B, C) as it is; (B, C, h, w) as (B h w, C): a row for every pixel."""
+    return values if values.ndim == 2 else values.movedim(1, -1).reshape(-1, values.shape[1])
 
 
 def class_weights(labels: torch.Tensor, classes: int, how: str) -> torch.Tensor | None:
@@ -91,12 +114,15 @@ def contrastive(student: torch.Tensor, teacher: torch.Tensor, temperature: float
     Worked example: z = t = ((1, 0), (0, 1)), tau = 1: L = log(1 + e^-1) = 0.3133.
 
     Args:
-        student, teacher: (B, D) float. temperature: tau > 0.
+        student, teacher: (B, D) float, or (B, D, h, w): every pixel is a row, MOST_ROWS of them at most, evenly spaced.
+        temperature: tau > 0.
 
     Returns:
         scalar float32, at least 0.
     """
-    z, t = F.normalize(student.float(), dim=1), F.normalize(teacher.float(), dim=1)
+    z, t = (rows(part) for part in (student, teacher))
+    step = -(-len(z) // MOST_ROWS)
+    z, t = (F.normalize(part[::step].float(), dim=1) for part in (z, t))
     return F.cross_entropy(z @ t.T / temperature, torch.arange(len(z), device=z.device))
 
 

@@ -118,3 +118,121 @@ def classification(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
         "recall": [None if np.isnan(r) else float(r) for r in recall],
         "confusion": table.tolist(),
     }
+
+
+def pixel_confusion(labels: np.ndarray, decisions: np.ndarray, classes: int) -> np.ndarray:
+    """(C, C) int64 counts of (label, decision) over pixels whose label is a class.
+
+    Args:
+        labels: (H, W) integers; what is not below `classes` is left out. decisions: (H, W) integers in [0, classes).
+    """
+    known = labels < classes
+    return confusion(labels[known].astype(np.int64), decisions[known].astype(np.int64), classes)
+
+
+def intersection_over_union(table: np.ndarray) -> np.ndarray:
+    """IoU of each class: hits / (labelled + decided - hits).
+
+    Worked example: table ((3, 1), (0, 2)): 3 / (4 + 3 - 3) = 0.75 and 2 / (2 + 3 - 2) = 0.667.
+
+    Args:
+        table: (C, C) counts, rows are labels.
+
+    Returns:
+        (C,) float64, NaN for a class that is neither labelled nor decided.
+    """
+    hits, union = np.diag(table), table.sum(axis=1) + table.sum(axis=0) - np.diag(table)
+    return np.where(union > 0, hits / np.maximum(union, 1), np.nan)
+
+
+def boundary_f1(labels: np.ndarray, decisions: np.ndarray, classes: int, tolerance: int | None = None) -> float:
+    """How well the outlines agree: F1 of outline pixels that have one of the other's within a distance, mean over classes.
+
+    F1 = 2 P R / (P + R), P the share of decided outline pixels near a labelled one, R the reverse (Csurka et al., BMVC 2013).
+    A class that only one of the two shows has 0. A pixel without a label is left out of both.
+
+    Args:
+        labels, decisions: (H, W) integers. tolerance: pixels, along rows and columns; None for 0.75 % of the diagonal.
+
+    Returns:
+        float in [0, 1], NaN where no class has an outline.
+    """
+    near = max(1, round(0.0075 * float(np.hypot(*labels.shape)))) if tolerance is None else tolerance
+    known, scores = labels < classes, []
+    for number in np.union1d(np.unique(labels[known]), np.unique(decisions[known])):
+        true, said = (_outline(part == number, known) for part in (labels, decisions))
+        if not true.any() and not said.any():
+            continue
+        precision = (said & _widened(true, near)).sum() / max(said.sum(), 1)
+        recall = (true & _widened(said, near)).sum() / max(true.sum(), 1)
+        scores.append(2 * precision * recall / max(precision + recall, 1e-12))
+    return float(np.mean(scores)) if scores else float("nan")
+
+
+def _outline(inside: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """(H, W) bool: pixels of a class beside a known pixel of another one."""
+    out = np.zeros_like(inside)
+    inside = inside & known
+    for axis in (0, 1):
+        before, after = (_part(inside, axis, end) for end in (0, 1))
+        other = (before != after) & _part(known, axis, 0) & _part(known, axis, 1)
+        for end, part in ((0, before), (1, after)):
+            _part(out, axis, end)[other & part] = True
+    return out
+
+
+def _part(array: np.ndarray, axis: int, end: int) -> np.ndarray:
+    """All rows (axis 0) or columns (1) but the last (end 0) or the first (1)."""
+    cut = slice(None, -1) if end == 0 else slice(1, None)
+    return array[cut] if axis == 0 else array[:, cut]
+
+
+def _widened(marks: np.ndarray, distance: int) -> np.ndarray:
+    """(H, W) bool: pixels with a mark at most `distance` rows and columns away."""
+    for axis in (0, 1):
+        total = marks.copy()
+        for step in range(1, distance + 1):
+            ahead, behind = np.roll(marks, step, axis), np.roll(marks, -step, axis)
+            edge = [slice(None), slice(None)]
+            edge[axis] = slice(0, step)
+            ahead[tuple(edge)] = False
+            edge[axis] = slice(-step, None)
+            behind[tuple(edge)] = False
+            total |= ahead | behind
+        marks = total
+    return marks
+
+
+def segmentation(tables: np.ndarray, outlines: np.ndarray) -> dict[str, Any]:
+    """All scores of one model on one set of masks.
+
+    Args:
+        tables: (n, C, C) counts of pixels of each image, rows are labels. outlines: (n,) boundary F1 of each, NaN = none.
+
+    Returns:
+        miou: mean IoU of the classes that are labelled or decided, over the pixels of all images; iou: C of them (None for the
+        others); accuracy: of pixels; balanced_accuracy: mean recall of the labelled classes; boundary_f1: mean over images;
+        standard_error: of the mean IoU of single images, which test images alone leave;
+        recall: C floats (None where no pixel has the class); confusion: C lists of C counts; images: n.
+    """
+    table = tables.sum(axis=0)
+    iou, there = intersection_over_union(table), table.sum(axis=1)
+    recall = np.where(there > 0, np.diag(table) / np.maximum(there, 1), np.nan)
+    known, each = outlines[~np.isnan(outlines)], miou_of_each(tables)
+    return {
+        "images": len(tables),
+        "miou": float(np.nanmean(iou)),
+        "iou": [None if np.isnan(one) else float(one) for one in iou],
+        "accuracy": float(np.diag(table).sum() / max(1, table.sum())),
+        "balanced_accuracy": float(np.nanmean(recall)),
+        "boundary_f1": float(known.mean()) if len(known) else 0.0,
+        "standard_error": float(each.std(ddof=1) / np.sqrt(len(each))) if len(each) > 1 else 0.0,
+        "recall": [None if np.isnan(one) else float(one) for one in recall],
+        "confusion": table.tolist(),
+    }
+
+
+def miou_of_each(tables: np.ndarray) -> np.ndarray:
+    """(n,) float64: mean IoU of every image over the classes that it or the decision shows. tables: (n, C, C) counts."""
+    every = [intersection_over_union(table) for table in tables]
+    return np.array([0.0 if np.isnan(one).all() else np.nanmean(one) for one in every])

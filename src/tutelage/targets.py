@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tutelage.config import Size, sides
 from tutelage.data import views
 from tutelage.data.decode import fit
+from tutelage.data.masks import Masks
 from tutelage.data.store import BLOCK, Images
 from tutelage.models.adapted import Network, half_precision
 from tutelage.retrieval.graph import mixed_logits
@@ -39,6 +41,11 @@ class ViewSettings:
     area: float = views.CROP_AREA[0]
     colour: float = views.COLOUR
     resize: str = "squash"
+    follow: bool = False  # regions are as wide for their height as their image is
+
+    def key(self) -> dict[str, Any]:
+        """What a cache of outputs is known by; what is not set stays out of it."""
+        return {name: value for name, value in asdict(self).items() if name != "follow" or value}
 
 
 def shaped(image: np.ndarray, resize: str) -> np.ndarray:
@@ -83,12 +90,48 @@ def view_input(
         pixels = np.stack([fit(images[int(i)], network.size, settings.resize) for i in positions])
         return views.to_input(torch.from_numpy(pixels).permute(0, 3, 1, 2), network.mean, network.std)
     pixels = [shaped(images[int(i)], settings.resize) for i in positions]
-    sizes = np.array([p.shape[:2] for p in pixels])
-    area = (settings.area, 1.0)
-    drawn = views.draw(
-        images.seeds[positions], sizes, number, settings.seed, flip=settings.flip, area=area, colour=settings.colour
-    )
+    drawn = drawn_views(images.seeds[positions], np.array([p.shape[:2] for p in pixels]), number, settings)
     return views.to_input(views.render(pixels, drawn, network.size), network.mean, network.std, drawn.colours)
+
+
+def drawn_views(seeds: np.ndarray, sizes: np.ndarray, number: int | np.ndarray, settings: ViewSettings) -> views.Views:
+    """What view `number` shows of images with these seeds (B,) and sizes (B, 2), as `view_input` and `view_truth` draw it."""
+    area = (settings.area, 1.0)
+    return views.draw(
+        seeds, sizes, number, settings.seed, flip=settings.flip, area=area, colour=settings.colour, follow=settings.follow
+    )  # fmt: skip
+
+
+def view_truth(
+    images: Images, labels: np.ndarray | Masks, positions: np.ndarray, number: int | np.ndarray, settings: ViewSettings, size: Size
+) -> torch.Tensor:  # fmt: skip
+    """The labels of one view of each image: its class, or the part of its mask that the view shows.
+
+    Args:
+        labels: (n,) int64, or n masks. size: of the masks' result. Others as of `view_input`.
+
+    Returns:
+        (B,) int64, or (B, H, W) int64 with masks.IGNORE where no class is said.
+    """
+    import torch
+
+    if isinstance(labels, np.ndarray):
+        return torch.from_numpy(labels[positions])
+    clean = isinstance(number, int) and number == CLEAN
+    drawn = None if clean else drawn_views(images.seeds[positions], images.sizes[positions], number, settings)
+    return torch.from_numpy(labels[positions].seen(drawn, sides(size)).astype(np.int64))
+
+
+def plain_labels(labels: np.ndarray | Masks) -> np.ndarray:
+    """(N,) int64: labels, or class numbers of some pixels of masks; to count classes by."""
+    return labels if isinstance(labels, np.ndarray) else labels.numbers()
+
+
+def as_rows(outputs: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """(B, D) outputs as they are, or, of a grid (D, h, w), a row for each of its places: (B h w, D)."""
+    if not shape:
+        return outputs
+    return np.moveaxis(outputs.reshape(len(outputs), *shape), 1, -1).reshape(-1, shape[0])
 
 
 class OutputCache:
@@ -105,7 +148,7 @@ class OutputCache:
         self.width, self.name = network.width, network.name
         # whole images look the same whatever the views are like: all runs with this encoder share their outputs
         self.clean = self._made(Path(cache), {**about, "views": {"resize": settings.resize}})
-        self.folder = self.clean if clean_only else self._made(Path(cache), {**about, "views": asdict(settings)})
+        self.folder = self.clean if clean_only else self._made(Path(cache), {**about, "views": settings.key()})
 
     @staticmethod
     def _made(cache: Path, about: dict[str, Any]) -> Path:
@@ -280,7 +323,7 @@ class Targets:
             positions: (B,) int64 images. epochs: (B,) int64 passes; pass e shows view e mod M.
 
         Returns:
-            (B, C) float32, and (B, d) float32 (d = 0 without an embedding).
+            (B, C) float32, and (B, d) float32 (d = 0 without an embedding); of a dense teacher (B, C, h, w) and (B, d, h, w).
         """
         outputs = self.outputs(positions, epochs % self.views)
         logits = self.head(outputs)
@@ -289,7 +332,11 @@ class Targets:
         if self.embedding is None:
             return logits, np.zeros((len(logits), 0), dtype=np.float32)
         mean, basis = self.embedding
-        return logits, (outputs - mean) @ basis
+        shape = self.network.shape
+        features = (as_rows(outputs, shape) - mean) @ basis
+        if shape:
+            features = np.moveaxis(features.reshape(len(outputs), *shape[1:], -1), -1, 1)
+        return logits, features
 
     def logits(self, positions: np.ndarray, epochs: np.ndarray) -> np.ndarray:
         """(B, C) float32 logits, as `of`."""

@@ -33,6 +33,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from tutelage.config import Size, sides
 from tutelage.errors import TutelageError, Unreadable, did_you_mean
 
 try:
@@ -110,21 +111,23 @@ def decode(data: bytes, short_side: int | None = None) -> tuple[np.ndarray, tupl
         raise Unreadable(_reason(error)) from None
 
 
-def fit(rgb: np.ndarray, size: int, resize: str) -> np.ndarray:
-    """Make an image square. The one resize of evaluation, export and `predict`.
+def fit(rgb: np.ndarray, size: Size, resize: str) -> np.ndarray:
+    """Give an image the size of a network's input. The one resize of evaluation, export and `predict`.
 
     Args:
         rgb: (H, W, 3) uint8.
-        size: side of the result in pixels; smaller images are enlarged.
-        resize: "squash" the whole image, ignoring its proportions; "crop" the centre square of the short side;
-            "pad" the whole image with mid grey, centred.
+        size: of the result; smaller images are enlarged.
+        resize: "squash" the whole image, ignoring its proportions; to a square also "crop", the centre square of the
+            short side, and "pad", the whole image with mid grey, centred.
 
     Returns:
-        (size, size, 3) uint8, C-contiguous. Bilinear, antialiased when shrinking.
+        (*sides(size), 3) uint8, C-contiguous. Bilinear, antialiased when shrinking.
     """
     height, width = rgb.shape[:2]
     if resize == "squash":
-        return _resized(rgb, size, size)
+        return _resized(rgb, *sides(size))
+    if isinstance(size, str):
+        raise TutelageError(f"resize {resize} to {size}", "squash, or a square size", "use squash")
     if resize == "crop":
         side = min(height, width)
         top, left = (height - side) // 2, (width - side) // 2

@@ -19,7 +19,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tutelage.data.sources import IMAGE_SUFFIXES, ImageRef, Rejected, clean, file_ref, image_column, list_images
+from tutelage.data.rows import image_column
+from tutelage.data.sources import IMAGE_SUFFIXES, ImageRef, Rejected, clean, file_ref, list_images
 from tutelage.errors import TutelageError, raise_all, shown
 
 FORMS = "a folder train|val|test/<class>/*, a folder of classes, a list (.csv, .txt, .tsv, .parquet), Parquet shards"
@@ -41,6 +42,7 @@ class LabelledRef:
     label: str
     split: str = "train"
     group: str = ""
+    mask: ImageRef | None = None  # instead of a class
 
 
 @dataclass

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +16,26 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tutelage.data.sources import ImageRef, _prints
+from tutelage.data.masks import Coding, Masks, kind_of
+from tutelage.data.sources import SOURCE, ImageRef, _prints
 from tutelage.data.store import Images, Store
 from tutelage.errors import TutelageError, shown
 from tutelage.runs import read_json, whole
 
-_SOURCE = ("id", "container", "kind", "position", "length", "fingerprint")
-
 
 @dataclass(frozen=True)
 class Labelled:
-    """Images with their labels. labels: (n,) int64 in [0, C); groups: (n,) text, "" for none."""
+    """Images with their labels. labels: (n,) int64 in [0, C), or n masks; groups: (n,) text, "" for none."""
 
     ids: list[str]
     images: Images
-    labels: np.ndarray
+    labels: Any
     groups: np.ndarray
+
+    @property
+    def strata(self) -> np.ndarray:
+        """(n,) int64: what folds are to hold in equal shares: classes; nothing where every image has a mask."""
+        return self.labels if isinstance(self.labels, np.ndarray) else np.zeros(len(self), np.int64)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -42,7 +46,8 @@ class TaskData:
     """All images of one run, decoded.
 
     train: the labelled images within the budget. val, test: None where there are none. transfer: the transfer set; its first
-    len(train) images are those of train, in the same order. side: short side of the stored images in pixels.
+    len(train) images are those of train, in the same order. side: short side of the stored images in pixels. about: the result of
+    stage 0.
     """
 
     task: str
@@ -53,11 +58,12 @@ class TaskData:
     transfer: Images
     transfer_ids: list[str]
     side: int
+    about: dict[str, Any] = field(default_factory=dict)
 
 
 def write_manifest(path: Path, refs: Sequence[ImageRef], columns: dict[str, Any]) -> None:
     """Write one manifest: where each image is, and what else is known of it."""
-    rows = {name: [getattr(ref, name) for ref in refs] for name in _SOURCE}
+    rows = {name: [getattr(ref, name) for ref in refs] for name in SOURCE}
     with whole(path) as temporary:
         pq.write_table(pa.table({**rows, **columns}), temporary)
 
@@ -65,8 +71,8 @@ def write_manifest(path: Path, refs: Sequence[ImageRef], columns: dict[str, Any]
 def read_manifest(path: Path) -> tuple[list[ImageRef], pa.Table]:
     """The images of a manifest, and all of its columns."""
     table = pq.read_table(path)
-    rows = zip(*[table.column(name).to_pylist() for name in _SOURCE], strict=True)
-    return [ImageRef(**dict(zip(_SOURCE, row, strict=True))) for row in rows], table
+    rows = zip(*[table.column(name).to_pylist() for name in SOURCE], strict=True)
+    return [ImageRef(**dict(zip(SOURCE, row, strict=True))) for row in rows], table
 
 
 def load_task(run: Path, cache: str | Path) -> TaskData:
@@ -81,7 +87,9 @@ def load_task(run: Path, cache: str | Path) -> TaskData:
     extra, transfer = read_manifest(run / "transfer_set" / "manifest.parquet")
     images = _as_chosen(store, [*refs, *extra], [*_keys(table), *_keys(transfer)])
     splits = np.array(table.column("split").to_pylist(), dtype=str)
-    labels = np.array(table.column("label").to_pylist(), dtype=np.int64)
+    labels: Any = np.array(table.column("label").to_pylist(), dtype=np.int64)
+    if "mask_truth" in table.column_names:
+        labels = load_masks(cache, mask_refs(table), images.sizes[: len(refs)], about)
     groups = np.array(table.column("group").to_pylist(), dtype=str)
 
     def part(split: str) -> Labelled | None:
@@ -95,8 +103,44 @@ def load_task(run: Path, cache: str | Path) -> TaskData:
     ids = transfer.column("id").to_pylist()
     chosen = images.take(np.arange(len(refs), len(images)))
     return TaskData(
-        about["task"], tuple(about["classes"]), train, part("val"), part("test"), chosen, ids, about["store_side"]
+        about["task"],
+        tuple(about["classes"]),
+        train,
+        part("val"),
+        part("test"),
+        chosen,
+        ids,
+        about["store_side"],
+        about,
     )
+
+
+def mask_refs(table: pa.Table) -> list[ImageRef]:
+    """Where the masks of a manifest are."""
+    rows = zip(*[table.column(f"mask_{name}").to_pylist() for name in SOURCE], strict=True)
+    return [ImageRef(**dict(zip(SOURCE, row, strict=True))) for row in rows]
+
+
+def load_masks(cache: str | Path, refs: Sequence[ImageRef], shapes: np.ndarray, about: dict[str, Any]) -> Masks:
+    """Masks from the cache, decoded into it where it has lost them.
+
+    Args:
+        refs: n masks. shapes: (n, 2), height and width of their stored images. about: the result of stage 0.
+
+    Raises:
+        TutelageError: masks are gone or cannot be read.
+    """
+    colours = tuple((r, g, b) for r, g, b in about["colours"])
+    ignored = tuple((r, g, b) for r, g, b in about["ignored_colours"])
+    store = Store(cache, 0, kind_of(Coding(tuple(about["classes"]), colours, about["coloured"], ignored)))
+    store.add(refs)
+    masks, _, bad = store.find(refs)
+    if bad:
+        raise TutelageError(
+            f"{len(bad)} masks of the run cannot be read: {shown(f'{one.id} ({one.reason})' for one in bad)}",
+            "the files as they were when the transfer set was chosen", "put them back, or curate again with --overwrite",
+        )  # fmt: skip
+    return Masks(masks, shapes)
 
 
 def transfer_keys(run: Path) -> list[bytes]:

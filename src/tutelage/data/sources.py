@@ -21,17 +21,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tutelage.data.rows import image_column, read_rows
 from tutelage.errors import TutelageError, Unreadable, did_you_mean
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif", ".ppm", ".pgm")
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 PARQUET_SUFFIXES = (".parquet",)
-IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "bytes")
 MAX_BYTES = 1 << 30  # no image of at most decode.MAX_PIXELS needs more
-BATCH_BYTES = 64 << 20  # of one Parquet column in memory at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +38,7 @@ class ImageRef:
 
     id: its name for people and manifests, always encodable as UTF-8.
     container: absolute path of the file, the tar or the Parquet file.
-    kind: "file", "tar" or "parquet".
+    kind: "file", "tar" or "parquet"; "mask" is the mask in a row of a Parquet file.
     position: 0, or the byte where the member's data starts (in the unpacked stream for tar.gz), or the row number.
     length: bytes; -1 for Parquet.
     fingerprint: 16 bytes; the same as last time means the same bytes, without reading them.
@@ -52,6 +50,9 @@ class ImageRef:
     position: int
     length: int
     fingerprint: bytes
+
+
+SOURCE = ("id", "container", "kind", "position", "length", "fingerprint")  # the fields of an ImageRef
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,26 +97,6 @@ def file_ref(path: str, id: str) -> ImageRef:
     return ImageRef(id, path, "file", 0, status.st_size, _prints("file", path, status)(0))
 
 
-def image_column(schema: pa.Schema, where: str) -> str:
-    """Name of the column that holds image bytes: a struct with `bytes`, or binary with a name of IMAGE_COLUMNS.
-
-    Raises:
-        TutelageError: none or several such columns.
-    """
-    found = [field.name for field in schema if _holds_images(field)]
-    if len(found) == 1:
-        return found[0]
-    columns = ", ".join(
-        f"{field.name} ({'struct' if pa.types.is_struct(field.type) else field.type})" for field in schema
-    )
-    what = f"{len(found)} image columns ({', '.join(found)})" if found else f"no image column (columns: {columns})"
-    raise TutelageError(
-        f"{where}: {what}",
-        f"one struct column with `bytes`, as Hugging Face writes, or one binary column of {', '.join(IMAGE_COLUMNS)}",
-        "keep or rename one column",
-    )
-
-
 def read_bytes(refs: Sequence[ImageRef]) -> Iterator[tuple[int, bytes | Unreadable]]:
     """Yield (position in refs, bytes or why not) for every reference, container by container, never raising.
 
@@ -127,7 +108,7 @@ def read_bytes(refs: Sequence[ImageRef]) -> Iterator[tuple[int, bytes | Unreadab
     order = sorted(range(len(refs)), key=lambda i: (rank[refs[i].container], refs[i].position))
     for _, group in itertools.groupby(order, key=lambda i: refs[i].container):
         wanted, done = list(group), 0
-        reader = {"file": _read_file, "tar": _read_tar, "parquet": _read_parquet}[refs[wanted[0]].kind]
+        reader = {"file": _read_file, "tar": _read_tar, "parquet": read_rows, "mask": read_rows}[refs[wanted[0]].kind]
         try:
             for data in reader([refs[i] for i in wanted]):
                 done += 1
@@ -174,8 +155,7 @@ def _walk(folder: str, prefix: str, above: frozenset, refs: list[ImageRef], reje
     except OSError as error:
         rejected.append(Rejected(clean(prefix) or clean(folder), why(error)))
         return
-    key = (status.st_dev, status.st_ino)
-    if key in above:  # a link back up
+    if (key := (status.st_dev, status.st_ino)) in above:  # a link back up
         return
     for name in names:
         path = os.path.join(folder, name)
@@ -344,52 +324,9 @@ def _read_file(refs: list[ImageRef]) -> Iterator[bytes | Unreadable]:
 # Parquet
 
 
-def _holds_images(field: pa.Field) -> bool:
-    kind = field.type
-    if pa.types.is_struct(kind):
-        return any(part.name == "bytes" and _is_binary(part.type) for part in kind)
-    return _is_binary(kind) and field.name.lower() in IMAGE_COLUMNS
-
-
-def _is_binary(kind: pa.DataType) -> bool:
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-
-
 def _list_parquet(path: str, id: str, refs: list[ImageRef]) -> None:
     fingerprint = _prints("parquet", path, _regular(path))
     with pq.ParquetFile(path) as file:
         image_column(file.schema_arrow, path)
         rows = file.metadata.num_rows
     refs.extend(ImageRef(f"{id}#{row}", path, "parquet", row, -1, fingerprint(row)) for row in range(rows))
-
-
-def _read_parquet(refs: list[ImageRef]) -> Iterator[bytes | Unreadable]:
-    """In the order of rows; row groups without a wanted row are skipped, the others come in small batches."""
-    with pq.ParquetFile(refs[0].container, buffer_size=1 << 20) as file:
-        column = image_column(file.schema_arrow, refs[0].container)
-        nested = pa.types.is_struct(file.schema_arrow.field(column).type)
-        leaf = f"{column}.bytes" if nested else column
-        first, at = 0, 0  # row where the group starts; place in refs
-        for group in range(file.metadata.num_row_groups):
-            rows, mean = _group_size(file, group, leaf)
-            if at < len(refs) and refs[at].position < first + rows:
-                batch_rows = int(min(max(BATCH_BYTES // max(mean, 1), 1), 1024))
-                start = first
-                for batch in file.iter_batches(batch_rows, row_groups=[group], columns=[leaf]):
-                    values = batch.column(0).field("bytes") if nested else batch.column(0)
-                    while at < len(refs) and refs[at].position < start + batch.num_rows:
-                        data = values[refs[at].position - start].as_py()
-                        yield Unreadable("the row holds no image bytes") if data is None else data
-                        at += 1
-                    start += batch.num_rows
-                    if at == len(refs) or refs[at].position >= first + rows:
-                        break
-            first += rows
-
-
-def _group_size(file: pq.ParquetFile, group: int, leaf: str) -> tuple[int, float]:
-    """Rows of a row group and the mean bytes of an image in it."""
-    meta = file.metadata.row_group(group)
-    columns = [meta.column(i) for i in range(meta.num_columns)]
-    size = sum(column.total_uncompressed_size for column in columns if column.path_in_schema == leaf)
-    return meta.num_rows, size / max(meta.num_rows, 1)

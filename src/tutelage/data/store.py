@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from tutelage.config import Size, sides
 from tutelage.data.decode import content_key, decode
 from tutelage.data.sources import ImageRef, Rejected, read_bytes
 from tutelage.errors import TutelageError, Unreadable
@@ -39,9 +40,21 @@ _INDEX = pa.schema(
 )  # fmt: skip
 
 
-def short_side(teacher_size: int, student_size: int) -> int:
+@dataclass(frozen=True)
+class Kind:
+    """What a store holds. name: of its folder. channels: of a pixel, each one byte. decode: as `decode.decode`."""
+
+    name: str
+    channels: int
+    decode: Callable[[bytes, int | None], tuple[np.ndarray, tuple[int, int]]]
+
+
+PICTURES = Kind("images", 3, decode)
+
+
+def short_side(teacher_size: Size, student_size: Size) -> int:
     """Short side in pixels of the stored images for a teacher and a student of these input sizes."""
-    return round(SHARE * max(teacher_size, student_size))
+    return round(SHARE * max(*sides(teacher_size), *sides(student_size)))
 
 
 @dataclass(frozen=True)
@@ -55,15 +68,17 @@ class Images:
     sizes: np.ndarray
     places: np.ndarray
     blocks: tuple[np.ndarray, ...]
+    channels: int = 3
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def __getitem__(self, position: int) -> np.ndarray:
-        """(H, W, 3) uint8, read-only, straight from the file."""
+        """(H, W, 3) uint8, or (H, W) of one channel, read-only, straight from the file."""
         height, width = self.sizes[position]
         block, offset = self.places[position]
-        return self.blocks[block][offset : offset + height * width * 3].reshape(height, width, 3)
+        shape = (height, width) if self.channels == 1 else (height, width, self.channels)
+        return self.blocks[block][offset : offset + height * width * self.channels].reshape(shape)
 
     @property
     def seeds(self) -> np.ndarray:
@@ -72,15 +87,16 @@ class Images:
 
     def take(self, positions: np.ndarray) -> Images:
         """The images at these positions, in this order."""
-        return Images(self.keys[positions], self.sizes[positions], self.places[positions], self.blocks)
+        places = self.places[positions]
+        return Images(self.keys[positions], self.sizes[positions], places, self.blocks, self.channels)
 
 
 class Store:
-    """All decoded images of one short side."""
+    """All decoded images of one short side, or of another kind."""
 
-    def __init__(self, cache: str | Path, side: int):
-        self.folder = Path(cache) / f"images-{side}"
-        self.side = side
+    def __init__(self, cache: str | Path, side: int, kind: Kind = PICTURES):
+        self.folder = Path(cache) / f"{kind.name}-{side}"
+        self.side, self.kind = side, kind
         self._tried: set[bytes] = set()  # what this object has tried to decode
 
     def add(self, refs: Sequence[ImageRef], advance: Callable[[int], None] = lambda n: None) -> None:
@@ -137,7 +153,7 @@ class Store:
         number = {name: i for i, name in enumerate(used)}
         places = np.stack([np.array([number[n] for n in names], dtype=np.int64), taken.column("offset").to_numpy()], 1)
         blocks = tuple(np.memmap(self.folder / f"{name}.pixels", dtype=np.uint8, mode="r") for name in used)
-        return Images(keys, sizes, places, blocks), good, bad
+        return Images(keys, sizes, places, blocks, self.kind.channels), good, bad
 
     def _index(self) -> pa.Table:
         """All rows. `_lookup` takes the first of an image: the one that succeeded, else the newest failure."""
@@ -169,7 +185,7 @@ class Store:
             ThreadPoolExecutor(os.cpu_count()) as pool,
             path.open("wb") as file,
         ):
-            for position, rgb, key in decoded(refs, self.side, pool):
+            for position, rgb, key in decoded(refs, self.side, pool, self.kind):
                 good = isinstance(rgb, np.ndarray)
                 height, width = rgb.shape[:2] if good else (0, 0)
                 row = (
@@ -195,7 +211,7 @@ class Store:
         step = max(1, len(refs) // SAMPLE)
         sizes = []
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for _, rgb, _ in decoded(refs[::step][:SAMPLE], self.side, pool):
+            for _, rgb, _ in decoded(refs[::step][:SAMPLE], self.side, pool, self.kind):
                 if isinstance(rgb, np.ndarray):
                     sizes.append(rgb.nbytes)
         needed = float(np.mean(sizes)) * len(refs) if sizes else 0.0
@@ -211,7 +227,7 @@ class Store:
 
 
 def decoded(
-    refs: Sequence[ImageRef], side: int, pool: ThreadPoolExecutor
+    refs: Sequence[ImageRef], side: int, pool: ThreadPoolExecutor, kind: Kind = PICTURES
 ) -> Iterator[tuple[int, np.ndarray | str, bytes]]:
     """Decode images in the pool's threads, in the order that their containers are read.
 
@@ -227,7 +243,7 @@ def decoded(
         try:
             if isinstance(data, Unreadable):
                 raise data
-            rgb, original = decode(data, side)
+            rgb, original = kind.decode(data, side)
         except Unreadable as reason:
             return position, str(reason), b""
         return position, rgb, content_key(rgb, original)

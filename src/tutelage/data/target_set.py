@@ -11,29 +11,31 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from tutelage.data.gallery import place_names, unique_ids
 from tutelage.data.labelled import FORMS, LabelledPlace, LabelledRef, read_labelled
-from tutelage.data.sources import ImageRef, Rejected, missing
+from tutelage.data.sources import SOURCE, ImageRef, Rejected, missing
 from tutelage.errors import TutelageError, did_you_mean, raise_all, shown
 
 SPLITS = ("train", "val", "test")
 TEST_SHARE = 0.2  # held out where no test split is given
-FOLDS, FEW_FOLDS = 5, 2  # the latter when a class has fewer than FOLDS images or groups
 
 
 @dataclass(frozen=True, eq=False)
 class TargetSet:
     """n labelled images.
 
-    task: "classification".
+    task: "classification" or "segmentation".
     classes: C names; a label is a place in it. Sorted, or in the order of the file's own metadata.
-    refs: n references. labels: (n,) int64 in [0, C). splits: (n,) str, train, val or test.
+    refs: n references. labels: (n,) int64 in [0, C), of a mask its rarest class. splits: (n,) str, train, val or test.
     groups: (n,) str, what must not be split (one patient, product, video); "" = none.
     notes: what the log should say, such as how the test images were chosen.
     rejected: files of the target set that cannot be used, and why.
+    Of masks alone: masks, n references; truths, n hashes of the classes of their pixels; pixels, (n, C) int64 counts; colours, C
+    triples in [0, 255]; coloured, whether the masks hold colours instead of numbers; ignored, colours that are no class.
     """
 
     task: str
@@ -44,6 +46,39 @@ class TargetSet:
     groups: np.ndarray
     notes: tuple[str, ...] = ()
     rejected: tuple[Rejected, ...] = ()
+    masks: tuple[ImageRef, ...] = ()
+    truths: tuple[bytes, ...] = ()
+    pixels: np.ndarray | None = None
+    colours: tuple[tuple[int, int, int], ...] = ()
+    coloured: bool = False
+    ignored: tuple[tuple[int, int, int], ...] = ()
+
+    def shows(self, rows: np.ndarray) -> np.ndarray:
+        """(m, C) bool: which classes these images show."""
+        if self.pixels is None:
+            return self.labels[rows][:, None] == np.arange(len(self.classes))
+        return self.pixels[rows] > 0
+
+    def truth(self, row: int) -> object:
+        """What is known of one image, to be compared with another's: its class, or the hash of its mask."""
+        return self.truths[row] if self.truths else int(self.labels[row])
+
+    def about(self, rows: np.ndarray) -> dict[str, Any]:
+        """What result.json says of these rows beside their number: of masks the colours, and images that show each class."""
+        if self.pixels is None:
+            return {}
+        shown_by = dict(zip(self.classes, self.shows(rows).sum(axis=0).tolist(), strict=True))
+        colours, ignored = ([list(one) for one in several] for several in (self.colours, self.ignored))
+        return {"colours": colours, "coloured": self.coloured, "ignored_colours": ignored, "shown_by": shown_by}
+
+    def columns(self, rows: np.ndarray) -> dict[str, list[Any]]:
+        """What the manifest says of these rows: split, label, group; of masks also where they are and their hash."""
+        columns = {"split": self.splits, "label": self.labels, "group": self.groups}
+        found = {name: column[rows].tolist() for name, column in columns.items()}
+        if self.masks:
+            found |= {f"mask_{name}": [getattr(self.masks[i], name) for i in rows] for name in SOURCE}
+            found["mask_truth"] = [self.truths[i] for i in rows]
+        return found
 
 
 def read_target_set(
@@ -135,92 +170,6 @@ def _numbered(
         tuple(notes),
         tuple(rejected),
     )
-
-
-def draw_budget(
-    labels: np.ndarray,
-    keys: Sequence[bytes] | np.ndarray,
-    budget: int | None,
-    seed: int,
-    groups: np.ndarray | None = None,
-) -> np.ndarray:
-    """Choose `budget` images of every class: those that come first by a hash of (seed, key).
-
-    A smaller budget's images are among a larger one's; the order of the images and the other classes do not matter.
-    With groups, a second image of a group comes only after one of every group of that class.
-
-    Args:
-        labels: (n,) int64. keys: n content keys of 32 bytes, or (n, 32) uint8. groups: (n,) str, "" = none.
-        budget: images per class, at least 1; None = all.
-
-    Returns:
-        (m,) int64, sorted positions. A class with fewer images gives what it has; see `shortfalls`.
-    """
-    if budget is None:
-        return np.arange(len(labels))
-    if budget < 1:
-        raise TutelageError(f"budget {budget}", "at least 1 label per class", "leave it out to use all labels")
-    salt = f"{seed}\0".encode()
-    digests = [hashlib.blake2b(salt + bytes(key), digest_size=8).digest() for key in keys]
-    hashes = np.frombuffer(b"".join(digests), ">u8")
-    turn = np.zeros(len(labels), np.int64)  # 0 for the first image of its group in its class, 1 for the second ...
-    if groups is not None and len(labels):
-        codes = np.unique(groups, return_inverse=True)[1]
-        order = np.lexsort((hashes, codes, labels))
-        turn[order] = _places_in_runs(np.stack([labels[order], codes[order]], axis=1))
-        turn[np.asarray(groups) == ""] = 0
-    order = np.lexsort((hashes, turn, labels))
-    return np.sort(order[_places_in_runs(labels[order][:, None]) < budget])
-
-
-def shortfalls(labels: np.ndarray, budget: int | None, classes: Sequence[str]) -> list[str]:
-    """One message for every class with fewer images than the budget. labels: (n,) int64 of the train images."""
-    counts = np.bincount(labels, minlength=len(classes))
-    return [
-        f"class {name!r} has {count} train images, fewer than the budget of {budget}"
-        for name, count in zip(classes, counts, strict=True)
-        if budget is not None and count < budget
-    ]
-
-
-def folds(labels: np.ndarray, groups: np.ndarray | None, seed: int) -> np.ndarray:
-    """Stratified folds for cross-validation: FOLDS, or FEW_FOLDS when any class has fewer than FOLDS images or groups.
-
-    All images of a non-empty group share a fold. A class with one image or group is in one fold only, and is then
-    missing from the training part of that fold.
-
-    Args:
-        labels: (n,) int64. groups: (n,) str, "" = none, or None.
-
-    Returns:
-        (n,) int64, the fold in which each image is validated.
-    """
-    shuffled = np.random.default_rng(seed).permutation(len(labels))
-    units: dict[object, list[int]] = defaultdict(list)
-    for i in shuffled.tolist():
-        units[str(groups[i]) if groups is not None and groups[i] else i].append(i)
-    per_class = Counter(label for unit in units.values() for label in set(labels[unit].tolist()))
-    count = FOLDS if min(per_class.values(), default=0) >= FOLDS else FEW_FOLDS
-    total = Counter(labels.tolist())
-    held: list[Counter] = [Counter() for _ in range(count)]  # images of each class in each fold
-    sizes = [0] * count
-    fold = np.zeros(len(labels), np.int64)
-    for unit in sorted(units.values(), key=len, reverse=True):  # large groups first; sorting keeps the shuffle
-        mine = Counter(labels[unit].tolist())
-        costs = [sum(m * (2 * h[c] + m) / total[c] ** 2 for c, m in mine.items()) for h in held]
-        best = min(range(count), key=lambda f: (costs[f], sizes[f]))
-        fold[unit] = best
-        held[best].update(mine)
-        sizes[best] += len(unit)
-    return fold
-
-
-def _places_in_runs(rows: np.ndarray) -> np.ndarray:
-    """(n, k) sorted rows -> (n,) int64: 0, 1, 2, ... inside every run of equal rows."""
-    fresh = np.ones(len(rows), bool)
-    fresh[1:] = (rows[1:] != rows[:-1]).any(axis=1)
-    at = np.arange(len(rows))
-    return at - np.maximum.accumulate(np.where(fresh, at, 0))
 
 
 # Settings and checks

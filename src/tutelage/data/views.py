@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tutelage.config import Size, sides
+
 if TYPE_CHECKING:
     import torch
 
@@ -84,6 +86,7 @@ def draw(
     flip: str = "horizontal",
     area: tuple[float, float] = CROP_AREA,
     colour: float = COLOUR,
+    follow: bool = False,
 ) -> Views:
     """Draw view `number` of each image: random resized crop, flip, light colour.
 
@@ -98,6 +101,7 @@ def draw(
         flip: "none", "horizontal" or "both".
         area: smallest and largest share of the image, in (0, 1].
         colour: half-width of the colour factors, in [0, 1).
+        follow: the region's proportions vary around the image's own, and not around a square's.
     """
     u = uniforms(seed, keys, number, _DRAWS)
     sizes = np.asarray(sizes, dtype=np.int64).reshape(len(u), 2)
@@ -105,6 +109,7 @@ def draw(
     share = area[0] + (area[1] - area[0]) * u[:, 0]
     low, high = np.log(CROP_RATIO[0]), np.log(CROP_RATIO[1])
     ratio = np.exp(low + (high - low) * u[:, 1])
+    ratio = ratio * width / height if follow else ratio
     pixels = share * height * width
     h = np.clip(np.round(np.sqrt(pixels / ratio)), 1, height).astype(np.int64)
     w = np.clip(np.round(np.sqrt(pixels * ratio)), 1, width).astype(np.int64)
@@ -116,27 +121,28 @@ def draw(
     return Views(np.stack([top, left, h, w], axis=1), flips, colours)
 
 
-def render(images: list[np.ndarray], views: Views, size: int) -> torch.Tensor:
+def render(images: list[np.ndarray], views: Views, size: Size) -> torch.Tensor:
     """Show the regions at one resolution, antialiased; colours are not applied here.
 
     Args:
         images: B arrays (H, W, 3) uint8.
         views: what to show.
-        size: side of the square result in pixels.
+        size: of the result.
 
     Returns:
-        (B, 3, size, size) uint8, channels_last.
+        (B, 3, *sides(size)) uint8, channels_last.
     """
     import torch
     from torch.nn.functional import interpolate
 
-    out = torch.empty((len(images), size, size, 3), dtype=torch.uint8)
+    shape = sides(size)
+    out = torch.empty((len(images), *shape, 3), dtype=torch.uint8)
     for i, image in enumerate(images):
         top, left, h, w = views.boxes[i]
         region = torch.from_numpy(image[top : top + h, left : left + w].copy())  # a mapped file is read-only
-        if (h, w) != (size, size):
+        if (h, w) != shape:
             region = interpolate(
-                region.permute(2, 0, 1)[None], size=(size, size), mode="bilinear", antialias=True, align_corners=False
+                region.permute(2, 0, 1)[None], size=shape, mode="bilinear", antialias=True, align_corners=False
             )[0].permute(1, 2, 0)
         if views.flips[i, 0]:
             region = region.flip(1)

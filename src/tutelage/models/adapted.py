@@ -14,6 +14,7 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from tutelage.config import Size
 from tutelage.errors import TutelageError
 from tutelage.models.heads import LinearHead
 from tutelage.models.teachers import Encoder, build_teacher
@@ -27,11 +28,12 @@ class Network:
 
     forward: (B, 3, S, S) float32, normalised, on `device` -> (B, D) float. size: S in pixels. mean, std: of the input.
     width: D. hash: of the weights. precision: of the forward pass, as accelerate names it.
-    output: "features" (pooled; a head turns them to logits) or "logits".
+    output: "features" (a head turns them to logits) or "logits". shape: of one output before it was made a row of D, where it had
+    any: (channels, h, w).
     """
 
     forward: Callable[[torch.Tensor], torch.Tensor]
-    size: int
+    size: Size
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     width: int
@@ -40,6 +42,7 @@ class Network:
     name: str
     device: str = "cpu"
     precision: str = "no"
+    shape: tuple[int, ...] = ()
 
 
 def half_precision(outputs: np.ndarray, name: str) -> np.ndarray:
@@ -130,7 +133,7 @@ def save_head(folder: Path, head: LinearHead) -> None:
         save_arrays({"weight": head.weight, "bias": head.bias}, path)
 
 
-def save_whole(folder: Path, module: WholeTeacher) -> None:
+def save_whole(folder: Path, module: nn.Module) -> None:
     """Write a fine-tuned teacher: teacher/weights.safetensors."""
     state = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
     with whole(folder / "weights.safetensors") as path:

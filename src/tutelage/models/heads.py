@@ -71,6 +71,11 @@ def fit_probe(
     return LinearHead(full_weight.astype(np.float32), full_bias.astype(np.float32))
 
 
+def calibrated(head: LinearHead, temperature: float) -> LinearHead:
+    """The head with its logits divided by a temperature."""
+    return LinearHead(head.weight / np.float32(temperature), head.bias / np.float32(temperature))
+
+
 def scale_of(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each feature: two (D,) float32, the second never 0."""
     std = features.std(axis=0)

@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+from tutelage.config import Size, sides
 from tutelage.errors import TutelageError, did_you_mean
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")  # of files with weights
@@ -102,8 +103,12 @@ def full_name(name: str, kind: str = "teacher") -> str | None:
     return own.get(name) or other.get(name)
 
 
-def check_size(name: str, size: int, kind: str = "teacher") -> None:
-    """Refuse a size that a model cannot take, before anything is built. `name`: timm's; `size`: pixels."""
+def check_size(name: str, size: Size, kind: str = "teacher") -> None:
+    """Refuse a size that a model cannot take, before anything is built. `name`: timm's."""
+    if isinstance(size, str):
+        for side in sides(size):
+            check_size(name, side, kind)
+        return
     patch = re.search(r"patch(\d+)", name)
     step = int(patch[1]) if patch else 1
     lowest = step if patch else 16

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tutelage.config import Size
 from tutelage.errors import TutelageError
 from tutelage.models.teachers import build, default_size, input_statistics, resolve
 
@@ -20,25 +21,27 @@ class Student:
     module: (B, 3, S, S) float32, normalised with mean and std -> (B, C) float32 logits; in train mode.
     name: timm's. size: S in pixels. mean, std: per channel, for images in [0, 1]. parameters: count. classes: C.
     initialisation: "scratch", or where the weights come from. channels_last: whether to train in that memory format.
+    decoder: of masks; "" for a classifier.
     """
 
     module: nn.Module
     name: str
-    size: int
+    size: Size
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     parameters: int
     classes: int
     initialisation: str
     channels_last: bool
+    decoder: str = ""
 
     def about(self) -> dict[str, Any]:
         """What result.json says of the student: enough to build it again."""
         names = ("name", "size", "mean", "std", "parameters", "initialisation", "channels_last")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in (*names, *(("decoder",) if self.decoder else ()))}
 
 
-def build_student(name: str, classes: int, weights: str = "scratch", size: int | None = None) -> Student:
+def build_student(name: str, classes: int, weights: str = "scratch", size: Size | None = None) -> Student:
     """A student with a head of `classes` classes, always newly initialised.
 
     Seeding is the caller's business: `torch.manual_seed(seed)` right before this call fixes the random weights.
@@ -47,7 +50,7 @@ def build_student(name: str, classes: int, weights: str = "scratch", size: int |
         name: alias or any name of timm's.
         classes: C, at least 1.
         weights: "scratch", "pretrained" or the path of a file.
-        size: input side in pixels; None for the model's own.
+        size: of the input; None for the model's own.
 
     Raises:
         TutelageError: unknown name, size that the model cannot take, or weights that cannot be had or do not fit.

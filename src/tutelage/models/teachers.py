@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tutelage.config import Size, sides
 from tutelage.errors import TutelageError, did_you_mean, shown
 from tutelage.models.names import STUDENTS, TEACHERS, check_size, full_name
 from tutelage.models.weights import Source, create, weights_hash
@@ -24,7 +25,7 @@ class Encoder:
 
     module: nn.Module
     name: str
-    size: int
+    size: Size
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     features: int
@@ -83,16 +84,18 @@ def input_statistics(name: str) -> tuple[tuple[float, float, float], tuple[float
     return (m1, m2, m3), (s1, s2, s3)
 
 
-def unusual_size(name: str, size: int) -> bool:
-    """Whether an architecture of fixed size is asked for another size. `name`: timm's; `size`: pixels."""
+def unusual_size(name: str, size: Size) -> bool:
+    """Whether an architecture of fixed size is asked for another size. `name`: timm's."""
     cfg = _cfg(name)
     return bool(cfg.fixed_input_size and size != cfg.input_size[-1] and "patch" not in name)
 
 
-def build(name: str, weights: str, classes: int, size: int, kind: str) -> tuple[nn.Module, Source]:
+def build(
+    name: str, weights: str, classes: int, size: Size, kind: str, output_stride: int | None = None
+) -> tuple[nn.Module, Source]:
     """`weights.create`, and the news that an architecture of fixed size gives at another size.
 
-    Args: as there; `size` in pixels is required.
+    Args: as there; `size` is required.
 
     Raises:
         TutelageError: the architecture cannot take the size, or weights that cannot be had or do not fit.
@@ -100,10 +103,10 @@ def build(name: str, weights: str, classes: int, size: int, kind: str) -> tuple[
     check_size(name, size, kind)
     cfg, unusual = _cfg(name), unusual_size(name, size)
     try:
-        module, source = create(name, weights, classes, size, kind)
+        module, source = create(name, weights, classes, size, kind, output_stride)
         if unusual:  # some say only in the forward pass that they cannot
             with torch.no_grad():
-                module.eval()(torch.zeros(1, 3, size, size))
+                module.eval()(torch.zeros(1, 3, *sides(size)))
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         said = str(error).strip().split("\n")[0] or type(error).__name__
         mend = f"use {cfg.input_size[-1]} px" if unusual else ""
@@ -111,14 +114,14 @@ def build(name: str, weights: str, classes: int, size: int, kind: str) -> tuple[
     return module, source
 
 
-def build_teacher(name: str, weights: str = "pretrained", size: int | None = None) -> Encoder:
+def build_teacher(name: str, weights: str = "pretrained", size: Size | None = None) -> Encoder:
     """A frozen encoder in eval mode.
 
     Args:
         name: alias or any name of timm's.
         weights: "pretrained", "scratch" (random, but the same at every call: a teacher's outputs are kept) or the path
             of a file.
-        size: input side in pixels; None for the model's own.
+        size: of the input; None for the model's own.
 
     Raises:
         TutelageError: unknown name, size that the model cannot take, or weights that cannot be had or do not fit.

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tutelage.config import Size, sides
 from tutelage.errors import TutelageError, shown
 from tutelage.models.names import PACKAGES, SUFFIXES, licence_of, weights_path
 
@@ -160,14 +161,14 @@ def reference(name: str, **options: Any) -> State:
     return model.state_dict()
 
 
-def _size_option(name: str, size: int | None) -> dict[str, Any]:
+def _size_option(name: str, size: Size | None) -> dict[str, Any]:
     """`img_size` for the models whose input size is part of the architecture; no entry for the others."""
     from timm.models import get_pretrained_cfg
 
     cfg = get_pretrained_cfg(name)
-    if size is None or cfg is None or not cfg.fixed_input_size or tuple(cfg.input_size[-2:]) == (size, size):
+    if size is None or cfg is None or not cfg.fixed_input_size or tuple(cfg.input_size[-2:]) == sides(size):
         return {}
-    return {"img_size": size}
+    return {"img_size": sides(size) if isinstance(size, str) else size}
 
 
 def by_order(state: State, name: str, given: str) -> State:
@@ -340,16 +341,17 @@ def _package_way(name: str, kind: str) -> str:
 
 
 def create(
-    name: str, weights: str, classes: int | None, size: int | None = None, kind: str = "teacher"
-) -> tuple[nn.Module, Source]:
+    name: str, weights: str, classes: int | None, size: Size | None = None, kind: str = "teacher", output_stride: int | None = None
+) -> tuple[nn.Module, Source]:  # fmt: skip
     """A timm model with weights in it.
 
     Args:
         name: timm's name, with or without a tag.
         weights: "pretrained", "scratch" or a path.
         classes: 0 for pooled features; C for a newly initialised head of C classes; None keeps the weights' own head.
-        size: input side in pixels, for models whose architecture depends on it; None for their own.
+        size: of the input, for models whose architecture depends on it; None for their own.
         kind: "teacher" or "student", for the messages.
+        output_stride: of the last layers, by dilation instead of strides, where the architecture can.
 
     Raises:
         TutelageError: weights that cannot be had or do not fit.
@@ -358,6 +360,7 @@ def create(
     from timm.models import get_pretrained_cfg
 
     options: dict[str, Any] = _size_option(name, size) | ({} if classes is None else {"num_classes": classes})
+    options |= {"output_stride": output_stride} if output_stride else {}
     if weights == "scratch":
         return timm.create_model(name, **options), Source("scratch", "none (random weights)")
     if weights == "pretrained":

@@ -19,11 +19,11 @@ from tutelage.progress import progress, say
 from tutelage.recipes.stage import open_run
 from tutelage.runs import hash_of, whole
 
-SCALE_SAMPLE = 2048  # gallery images whose features give the probe's scale
+JUDGED = {"accuracy": "accuracy", "miou": "mean IoU", "log_loss": "log loss"}
+PIXELS = 2**16  # of all masks, evenly spaced, on which a head is judged
 FULL_PASSES = 24  # most passes of full fine-tuning
 FULL_RATE = 3e-4  # at batch 128, for the head; earlier layers times LAYER_DECAY per group
 LAYER_DECAY = 0.75
-FULL_BATCH = 32
 
 
 @recipe
@@ -42,9 +42,8 @@ def adapt(
     settings = dict(locals())
     from tutelage.compute import accelerator
     from tutelage.data.manifest import load_task
-    from tutelage.models.adapted import save_head, save_whole
     from tutelage.models.teachers import build_teacher
-    from tutelage.targets import ViewSettings
+    from tutelage.tasks import task_of
 
     with open_run(out, cache, settings, overwrite) as (run, cache_dir):
         curated = run.result("transfer_set", "adapt")
@@ -55,10 +54,8 @@ def adapt(
         if done := run.done("teacher", inputs):
             return {**done, "reused": True}
         clock, task = run.clock("teacher"), load_task(run.path, cache_dir)
-        hardware = accelerator(device, precision)
-        work = _Work(
-            task, encoder, cache_dir, settings, ViewSettings(view_seed, flip, crop_area, resize=resize), hardware, clock
-        )
+        hardware, kind = accelerator(device, precision), task_of(task.task)
+        work = _Work(kind, task, encoder, cache_dir, settings, hardware, clock)
         found: dict[str, dict[str, Any]] = {}
         if adapt != "full":
             found["probe"] = work.probe()
@@ -69,7 +66,8 @@ def adapt(
         mode = min(found, key=lambda name: found[name]["log_loss"]) if adapt == "auto" else adapt
         best = found[mode]
         for name, one in found.items():
-            say(f"teacher, {name}: validation accuracy {one['accuracy']:.3f}, log loss {one['log_loss']:.3f}")
+            scores = ", ".join(f"{title} {one[key]:.3f}" for key, title in JUDGED.items() if key in one)
+            say(f"teacher, {name}: validation {scores}")
         if not work.fair.any():
             say(
                 "no class has labels to hold out: nothing could be validated, and the probe is not calibrated on this task"
@@ -77,11 +75,12 @@ def adapt(
         elif best["accuracy"] < 1.5 / len(task.classes):
             say("the teacher is hardly better than chance on validation: the student can learn little from it")
         if mode == "probe":
-            save_head(run.path / "teacher", best["head"])
+            work.adapted.save_head(run.path / "teacher", best["head"])
         else:
-            save_whole(run.path / "teacher", best["module"])
-        with whole(run.path / "teacher" / "validation.npz") as path, path.open("wb") as file:
-            np.savez(file, logits=best["logits"], labels=work.judged, fair=work.fair)
+            work.adapted.save_whole(run.path / "teacher", best["module"])
+        if kind.POOLED:  # what judges the refinement of the targets
+            with whole(run.path / "teacher" / "validation.npz") as path, path.open("wb") as file:
+                np.savez(file, logits=best["logits"], labels=work.judged, fair=work.fair)
         about = {
             name: getattr(encoder, name)
             for name in ("name", "size", "mean", "std", "features", "licence", "weights", "hash")
@@ -89,9 +88,10 @@ def adapt(
         seconds = clock.stop()
         run.update_settings({"teacher": {k: list(v) if isinstance(v, tuple) else v for k, v in about.items()}})
         result = {
-            "outputs": hash_of([inputs, mode]), "curated": curated["outputs"], "mode": mode, "width": work.width(mode),
+            "outputs": hash_of([inputs, mode]), "curated": curated["outputs"], "mode": mode,
+            **kind.of_teacher(encoder, work.network, mode, len(task.classes)),
             "teacher": about, "classes": len(task.classes),
-            "validation": {name: {k: one[k] for k in ("accuracy", "log_loss", "temperature", "choice")} for name, one in found.items()},
+            "validation": {name: {k: one[k] for k in (*JUDGED, "temperature", "choice") if k in one} for name, one in found.items()},
             "validated_on": work.validated_on, "labels": len(task.train) + (len(task.val) if task.val else 0),
             "seconds": seconds, "ledger": work.meter.entry(run.path / "teacher", seconds),
         }  # fmt: skip
@@ -101,23 +101,24 @@ def adapt(
 class _Work:
     """The teacher's stage while it runs: images, features and folds that the modes share."""
 
-    def __init__(self, task, encoder, cache_dir, settings, views, hardware, clock):
+    def __init__(self, kind, task, encoder, cache_dir, settings, hardware, clock):
         from tutelage.compute import flops
-        from tutelage.data.target_set import folds
-        from tutelage.models.adapted import network_of
-        from tutelage.models.heads import judgeable
+        from tutelage.data.budget import folds
         from tutelage.recipes.ledger import Meter
         from tutelage.targets import OutputCache
 
-        self.task, self.encoder, self.settings, self.views = task, encoder, settings, views
-        self.hardware, self.clock = hardware, clock
-        self.network, self.meter = network_of(encoder, hardware), Meter()
+        self.kind, self.task, self.encoder, self.settings = kind, task, encoder, settings
+        self.hardware, self.clock, self.views = hardware, clock, kind.views(settings)
+        self.adapted, self.heads = kind.models()
+        self.network, self.meter = self.adapted.network_of(encoder, hardware), Meter()
         self.meter.teacher_flops = flops(encoder.module, encoder.size)
-        self.cache = OutputCache(cache_dir, self.network, views, task.side)
+        self.cache = OutputCache(cache_dir, self.network, self.views, task.side)
         train = task.train
-        self.folds = None if task.val else folds(train.labels, train.groups, settings["seed"])
-        self.judged = task.val.labels if task.val else train.labels
-        self.fair = np.ones(len(self.judged), bool) if self.folds is None else judgeable(train.labels, self.folds)
+        self.folds = None if task.val else folds(train.strata, train.groups, settings["seed"])
+        self.truth = kind.head_truth(train.labels, self.network)
+        self.judged = kind.head_truth(task.val.labels, self.network) if task.val else self.truth
+        self.fair = self.judged < len(task.classes)
+        self.fair = self.fair if self.folds is None else self.heads.judgeable(self.truth, self.folds)
         count = 0 if self.folds is None else len(np.unique(self.folds))
         self.validated_on = f"{len(task.val)} validation images" if task.val else f"{count}-fold cross-validation"
 
@@ -133,22 +134,19 @@ class _Work:
 
     def probe(self) -> dict[str, Any]:
         """Strength by validation, refit on all labels, logits calibrated."""
-        from tutelage.models import heads
         from tutelage.targets import CLEAN
 
-        train, classes = self.task.train, len(self.task.classes)
+        train, classes, heads = self.task.train, len(self.task.classes), self.heads
         features = self.features(train.images, CLEAN)
         scale = self.scale()
         weight = self.settings["class_weight"]
         tried = {}
         for strength in heads.STRENGTHS:  # a second or two on 100 images
             if self.folds is None:
-                head = heads.fit_probe(features, train.labels, classes, strength, scale, weight)
+                head = heads.fit_probe(features, self.truth, classes, strength, scale, weight)
                 logits = head(self.features(self.task.val.images, CLEAN))
             else:
-                logits = heads.cross_validate(
-                    features[None], train.labels, self.folds, classes, strength, scale, weight
-                )
+                logits = heads.cross_validate(features[None], self.truth, self.folds, classes, strength, scale, weight)
             tried[strength] = self.judge(logits)
             self.clock.tick()
         strength = min(tried, key=lambda s: tried[s]["log_loss"]) if self.fair.any() else heads.UNJUDGED["strength"]
@@ -157,38 +155,43 @@ class _Work:
 
     def fitted(self, positions: np.ndarray, strength: float, temperature: float):
         """A calibrated probe on these labelled images."""
-        from tutelage.models import heads
         from tutelage.targets import CLEAN
 
-        train = self.task.train
-        features = self.features(train.images, CLEAN)[positions]
-        labels, classes = train.labels[positions], len(self.task.classes)
-        head = heads.fit_probe(features, labels, classes, strength, self.scale(), self.settings["class_weight"])
-        return heads.LinearHead(head.weight / np.float32(temperature), head.bias / np.float32(temperature))
+        features, truth = self.features(self.task.train.images, CLEAN)[positions], self.truth[positions]
+        classes, weight = len(self.task.classes), self.settings["class_weight"]
+        head = self.heads.fit_probe(features, truth, classes, strength, self.scale(), weight)
+        return self.heads.calibrated(head, temperature)
 
     def scale(self):
-        """Mean and spread of the features over a sample of the transfer set."""
-        from tutelage.models import heads
+        """What a head needs to know of the features beforehand, from a sample of the transfer set."""
 
-        sample = np.random.default_rng(0).permutation(len(self.task.transfer))[:SCALE_SAMPLE]
-        return heads.scale_of(self.features(self.task.transfer.take(np.sort(sample)), 0))
+        def of(count: int) -> np.ndarray:
+            sample = np.random.default_rng(0).permutation(len(self.task.transfer))[:count]
+            return self.features(self.task.transfer.take(np.sort(sample)), 0)
 
-    def width(self, mode: str) -> int:
-        """Numbers that the adapted teacher gives for a view: pooled features, or logits once it is fine-tuned."""
-        return self.encoder.features if mode == "probe" else len(self.task.classes)
+        return self.kind.scale(self.network, of)
 
     def judge(self, logits: np.ndarray) -> dict[str, Any]:
-        """Accuracy, and log loss once calibrated, of held-out logits."""
+        """Accuracy, and log loss once calibrated, of held-out logits (n, C), or (n, C, h, w): of pixels."""
         from tutelage.models import heads
 
         if not self.fair.any():
             temperature = heads.UNJUDGED["temperature"]
             return {"accuracy": 0.0, "log_loss": 0.0, "temperature": temperature, "logits": logits / temperature}
-        fair, labels = logits[self.fair], self.judged[self.fair]
+        fair, labels = np.moveaxis(logits, 1, -1)[self.fair], self.judged[self.fair]
+        step = 1 if logits.ndim == 2 else -(-len(labels) // PIXELS)
+        fair, labels = fair[::step], labels[::step]
         temperature = heads.best_temperature(fair, labels)
         loss = float(heads.log_loss(fair / temperature, labels).mean())
         accuracy = float((fair.argmax(1) == labels).mean())
-        return {"accuracy": accuracy, "log_loss": loss, "temperature": temperature, "logits": logits / temperature}
+        more = self.kind.judged_too(fair, labels)
+        return {
+            **more,
+            "accuracy": accuracy,
+            "log_loss": loss,
+            "temperature": temperature,
+            "logits": logits / temperature,
+        }
 
     def full(self, probe: dict[str, Any] | None) -> dict[str, Any]:
         """Passes by validation, then fine-tuning on all labels; from a probe when one is given."""
@@ -199,7 +202,7 @@ class _Work:
             if self.folds is None:
                 logits = self.logits(self.fine_tune(head, np.arange(len(train)), count), self.task.val.images)
             else:
-                logits = np.zeros((len(train), len(self.task.classes)), np.float32)
+                logits = np.zeros((len(train), len(self.task.classes), *self.truth.shape[1:]), np.float32)
                 for fold in np.unique(self.folds):
                     held = np.flatnonzero(self.folds == fold)
                     module = self.fine_tune(self.head_for(probe, held), np.flatnonzero(self.folds != fold), count)
@@ -222,27 +225,27 @@ class _Work:
     def fine_tune(self, head, positions: np.ndarray, passes: int):
         from tutelage import losses, training
         from tutelage.compute import training_flops
-        from tutelage.models.adapted import whole_teacher
         from tutelage.models.teachers import decayed_parameter_groups
         from tutelage.recipes import supervised
+        from tutelage.targets import plain_labels
 
         torch = training.torch
-        train, seed, batch = self.task.train, self.settings["seed"], max(2, min(FULL_BATCH, len(positions)))
+        train, seed, batch = self.task.train, self.settings["seed"], max(2, min(self.kind.FULL_BATCH, len(positions)))
         torch.manual_seed(training.seed_of(seed, "teacher head"))
-        module = whole_teacher(copy.deepcopy(self.encoder.module), self.encoder.features, len(self.task.classes), head)
+        classes, backbone = len(self.task.classes), copy.deepcopy(self.encoder.module)
+        module, backbone, last = self.kind.whole_teacher(self.encoder, backbone, classes, head)
         module.requires_grad_(True).to(self.hardware.device)
         rate = training.scaled_rate(FULL_RATE, batch)
-        groups = decayed_parameter_groups(module.backbone, rate, training.WEIGHT_DECAY, LAYER_DECAY)
-        groups.append(
-            {"params": list(module.head.parameters()), "lr_scale": 1.0, "weight_decay": training.WEIGHT_DECAY}
-        )
+        groups = decayed_parameter_groups(backbone, rate, training.WEIGHT_DECAY, LAYER_DECAY)
+        groups.append({"params": list(last.parameters()), "lr_scale": 1.0, "weight_decay": training.WEIGHT_DECAY})
         steps = supervised.epochs_to_steps(passes, len(positions), batch)
         self.meter.trained += steps * batch
         self.meter.train_flops = self.meter.train_flops or training_flops(module, self.encoder.size)
         # a batch of a few labels has other means than the weights were made for: a perfect probe fell to 0.71
-        plan = supervised.Plan(steps, batch, rate, seed, len(self.task.classes), statistics=False)
+        plan = supervised.Plan(steps, batch, rate, seed, classes, statistics=False)
         labels = train.labels[positions]
-        weights = losses.class_weights(torch.from_numpy(labels), len(self.task.classes), self.settings["class_weight"])
+        counted = torch.from_numpy(plain_labels(labels))
+        weights = losses.class_weights(counted, classes, self.settings["class_weight"])
         with progress(f"fine-tune teacher, {passes} passes", steps * batch) as advance:
             state = supervised.train_on_labels(
                 module, self.encoder, train.images.take(positions), labels, plan, self.views, groups=groups,
@@ -252,6 +255,9 @@ class _Work:
         return supervised.chosen_state(module, state)
 
     def logits(self, module, images) -> np.ndarray:
-        from tutelage.recipes.supervised import predict_logits
+        from tutelage.recipes.supervised import whole_outputs
 
-        return predict_logits(module, self.encoder, images, self.views.resize, self.hardware)
+        forward = self.kind.forward_of(module, self.network)
+        return whole_outputs(
+            forward, module, self.encoder, images, self.views.resize, self.hardware, batch_size=self.kind.AT_ONCE
+        )

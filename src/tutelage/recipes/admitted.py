@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from tutelage.data.budget import draw
 from tutelage.data.sources import Rejected
 from tutelage.data.store import Images
-from tutelage.data.target_set import TargetSet, draw_budget, shortfalls
+from tutelage.data.target_set import TargetSet
 from tutelage.errors import TutelageError, raise_all, shown
 from tutelage.progress import say
 from tutelage.runs import Run, write_text
@@ -40,9 +41,7 @@ class Admitted:
 
     def columns(self, rows: np.ndarray) -> dict[str, list]:
         """What is known of these rows of the target set: split, label, group."""
-        target = self.target
-        columns = {"split": target.splits, "label": target.labels, "group": target.groups}
-        return {name: column[rows].tolist() for name, column in columns.items()}
+        return self.target.columns(rows)
 
     def of(self, rows: np.ndarray) -> Images:
         """The images of these rows of the target set."""
@@ -79,7 +78,7 @@ def _check_labels(target: TargetSet, rows: np.ndarray, keys: list[bytes]) -> Non
     for row, key in zip(rows.tolist(), keys, strict=True):
         other = first.setdefault(key, row)
         names = [f"{target.refs[i].id} ({target.splits[i]}, {target.classes[target.labels[i]]})" for i in (other, row)]
-        if target.labels[other] != target.labels[row]:
+        if target.truth(other) != target.truth(row):
             two_labels.append(" = ".join(names))
         elif target.splits[other] != target.splits[row]:
             leaks.append(" = ".join(names))
@@ -101,15 +100,16 @@ def _draw(target: TargetSet, usable: np.ndarray, keys: list[bytes], budget: int 
     seen: set[bytes] = set()
     train = [i for i in train if not (keys[i] in seen or seen.add(keys[i]))]
     rows = usable[np.array(train, dtype=np.int64)]
-    labels = target.labels[rows]
-    if lost := [name for number, name in enumerate(target.classes) if not (labels == number).any()]:
+    shows = target.shows(rows)
+    if lost := [name for number, name in enumerate(target.classes) if not shows[:, number].any()]:
         raise TutelageError(
             f"no train image that can be used in {len(lost)} classes: {shown(map(repr, lost), 10)}",
             "at least one per class", "rejected.csv in the run folder says why; mend the images, or leave out --classes",
         )  # fmt: skip
-    for line in shortfalls(labels, budget, target.classes):
+    labels = None if target.masks else target.labels[rows]
+    chosen, lines = draw(labels, shows, target.classes, [keys[i] for i in train], budget, seed, target.groups[rows])
+    for line in lines:
         say(line)
-    chosen = draw_budget(labels, [keys[i] for i in train], budget, seed, target.groups[rows])
     if beyond := len(rows) - len(chosen):
         say(
             f"{beyond:,} train images are beyond the budget: their labels are not used, and the images only if the gallery has them"

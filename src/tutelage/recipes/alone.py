@@ -14,7 +14,8 @@ from tutelage.runs import hash_of
 @recipe
 def alone(
     *, out: c.Out = "", student: c.Student = "mobilenetv4-s", student_weights: c.StudentWeights = "pretrained",
-    student_size: c.StudentSize = None, epochs: c.Epochs = None, steps: c.Steps = None, batch_size: c.BatchSize = 128,
+    student_size: c.StudentSize = None, decoder: c.Decoder = "lraspp",
+    epochs: c.Epochs = None, steps: c.Steps = None, batch_size: c.BatchSize = 128,
     lr: c.LearningRate = 2e-3, mixup: c.Mixup = 0.0, class_weight: c.ClassWeight = "none", resize: c.Resize = "squash",
     flip: c.Flip = "horizontal", crop_area: c.CropArea = 0.6, view_seed: c.ViewSeed = 0, seed: c.Seed = 0,
     device: c.Device = "auto", precision: c.Precision = "auto", cache: c.Cache = None, overwrite: c.Overwrite = False,
@@ -31,14 +32,15 @@ def alone(
     from tutelage import losses, training
     from tutelage.compute import accelerator, training_flops
     from tutelage.data.manifest import load_task
-    from tutelage.models.students import build_student
     from tutelage.recipes import supervised
     from tutelage.recipes.ledger import Meter
-    from tutelage.targets import ViewSettings
+    from tutelage.targets import plain_labels
+    from tutelage.tasks import task_of
 
     with open_run(out, cache, settings, overwrite) as (run, cache_dir):
         curated = run.result("transfer_set", "alone")
-        free = ("out", "cache", "device", "overwrite", "config")
+        kind = task_of(curated["task"])
+        free = ("out", "cache", "device", "overwrite", "config", *kind.UNUSED)
         inputs = hash_of(["alone", curated["outputs"], {k: v for k, v in settings.items() if k not in free}])
         if done := run.done("alone", inputs):
             return {**done, "reused": True}
@@ -46,7 +48,7 @@ def alone(
         classes, count = len(task.classes), len(task.transfer)
         total = training_steps(steps, epochs, count, batch_size)
         torch.manual_seed(training.seed_of(seed, "student"))
-        built = build_student(student, classes, student_weights, student_size)
+        built = kind.student(settings, classes)
         module = built.module.to(hardware.device)
         if built.channels_last:
             module = module.to(memory_format=torch.channels_last)
@@ -54,13 +56,13 @@ def alone(
         meter.trained, meter.train_flops = total * batch_size, training_flops(module, built.size)
         plan = supervised.Plan(total, batch_size, training.scaled_rate(lr, batch_size), seed, classes, mixup)
         resumable = supervised.Resumable(run.path / "checkpoints", "alone", inputs, checkpoint_steps(total, batch_size))
-        weights = losses.class_weights(torch.from_numpy(task.train.labels), classes, class_weight)
+        weights = losses.class_weights(torch.from_numpy(plain_labels(task.train.labels)), classes, class_weight)
         start = training.newest_step(resumable.folder, "alone", inputs)
         metrics = MetricsLog(run.path / "alone" / "metrics.jsonl", start, "none", run.path, hardware)
         with progress("student alone", total * batch_size) as advance:
             state = supervised.train_on_labels(
                 module, built, task.train.images, task.train.labels, plan,
-                ViewSettings(view_seed, flip, crop_area, resize=resize),
+                kind.views(settings),
                 class_weights=None if weights is None else weights.to(hardware.device), accelerator=hardware,
                 resumable=resumable, advance=clock.ticking(advance), log=metrics.write, what="student alone",
             )  # fmt: skip

@@ -27,7 +27,9 @@ def cache(*, cache: c.Cache = "cache", prune: c.Prune = None, json: c.Json = Fal
         raise TutelageError(f"--cache {folder}", "a cache folder that exists (cache/ beside the run folders)")
     entries, removed = [], []
     for path in sorted(
-        p for p in folder.iterdir() if p.is_dir() and p.name.startswith(("images-", "outputs-", "embeddings-"))
+        p
+        for p in folder.iterdir()
+        if p.is_dir() and p.name.startswith(("images-", "masks-", "outputs-", "embeddings-"))
     ):
         files = [p.stat() for p in path.rglob("*") if p.is_file()]
         days = (time.time() - max((max(s.st_mtime, s.st_atime) for s in files), default=0)) / 86400
@@ -37,6 +39,8 @@ def cache(*, cache: c.Cache = "cache", prune: c.Prune = None, json: c.Json = Fal
             if about and "encoder" in about
             else "embeddings made elsewhere"
             if about
+            else "decoded masks"
+            if path.name.startswith("masks-")
             else f"decoded images, short side {path.name[7:]}"
         )
         entries.append({"name": path.name, "what": what, "gib": sum(s.st_size for s in files) / 2**30, "days": days})

@@ -31,6 +31,7 @@ NOT_AN_ARMS = (
     "config",
     "overwrite",
     "json",
+    "task",
     "smoke",
     "no_baseline",
     "target",
@@ -42,7 +43,8 @@ NOT_AN_ARMS = (
 
 @recipe
 def compare(
-    *, target: c.Target = "", gallery: c.Paths = [], out: c.StudyOut = "", arms: c.Arms = ["scratch", "agnostic", "oriented"],  # noqa: B006
+    *, task: c.Task = "classification",
+    target: c.Target = "", gallery: c.Paths = [], out: c.StudyOut = "", arms: c.Arms = ["scratch", "agnostic", "oriented"],  # noqa: B006
     budgets: c.Budgets = ["10"], seeds: c.Seeds = ["0", "1", "2"], set: c.Set = [], match: c.Match = "images",  # noqa: B006
     results: c.Results = None, dry_run: c.DryRun = False,
     val: c.Val = None, test: c.Test = None, classes: c.Classes = None, group_by: c.GroupBy = None, strategy: c.Strategy = "auto",
@@ -51,7 +53,7 @@ def compare(
     crop_area: c.CropArea = 0.6, teacher: c.Teacher = "dinov2-s", teacher_weights: c.TeacherWeights = "pretrained",
     teacher_size: c.TeacherSize = None, adapt: c.Adapt = "probe", class_weight: c.ClassWeight = "none",
     student: c.Student = "mobilenetv4-s", student_weights: c.StudentWeights = "scratch", student_size: c.StudentSize = None,
-    agnostic_loss: c.AgnosticLoss = "contrastive",
+    decoder: c.Decoder = "lraspp", agnostic_loss: c.AgnosticLoss = "contrastive", agnostic_features: c.AgnosticFeatures = "patches",
     views: c.ViewCount = 2, view_seed: c.ViewSeed = 0, refine: c.Refine = "propagate", cache_limit: c.CacheLimit = 20.0,
     epochs: c.Epochs = None, steps: c.Steps = None, batch_size: c.BatchSize = 128, lr: c.LearningRate = 2e-3,
     temperature: c.Temperature = 1.0, feature_weight: c.FeatureWeight = 2.0, mixup: c.Mixup = 0.0,

@@ -25,7 +25,8 @@ _OF_THE_CHOICE = ("budget", "strategy", "total", "per_query", "balance", "dedup"
 
 @recipe
 def curate(
-    *, target: c.Target = "", gallery: c.Paths = [], out: c.Out = "", val: c.Val = None, test: c.Test = None,  # noqa: B006
+    *, task: c.Task = "classification",
+    target: c.Target = "", gallery: c.Paths = [], out: c.Out = "", val: c.Val = None, test: c.Test = None,  # noqa: B006
     classes: c.Classes = None, budget: c.Budget = None, group_by: c.GroupBy = None, strategy: c.Strategy = "auto",
     total: c.Total = None, per_query: c.PerQuery = None, balance: c.Balance = "query", dedup: c.Dedup = "candidates",
     index: c.Index = "auto", memory: c.Memory = None, embeddings: c.Embeddings = [], text_embeddings: c.TextEmbeddings = None,  # noqa: B006
@@ -45,21 +46,21 @@ def curate(
     settings["strategy"] = strategy_of(settings)
     from tutelage.data.gallery import list_gallery
     from tutelage.data.store import Store
-    from tutelage.data.target_set import read_target_set
     from tutelage.recipes.admitted import admit, list_rejected, reject
     from tutelage.recipes.encoders import Encoder
     from tutelage.recipes.gallery_pool import embed_share, fill_pool
+    from tutelage.tasks import task_of
 
     if shard is not None:
         return embed_share(shard, settings)
     chosen_classes = [name.strip() for name in classes.split(",")] if classes else None
     with open_run(out, cache, dict(settings, strategy=strategy), overwrite) as (run, cache_dir):
-        labelled = read_target_set(target, val=val, test=test, classes=chosen_classes, group_by=group_by)
+        labelled = task_of(task).read(settings, chosen_classes)
         listed = list_gallery(gallery)
         encoder = Encoder.of(settings, cache_dir)
         inputs = hash_of([
             "curate", encoder.side, encoder.identity, [settings[k] for k in _OF_THE_CHOICE], labelled.classes,
-            hash_of([[ref.id, ref.fingerprint.hex()] for ref in [*labelled.refs, *listed.refs]]),
+            hash_of([[ref.id, ref.fingerprint.hex()] for ref in [*labelled.refs, *labelled.masks, *listed.refs]]),
             labelled.splits.tolist(), labelled.labels.tolist(), labelled.groups.tolist(),
         ])  # fmt: skip
         if done := run.done("transfer_set", inputs):
@@ -186,7 +187,8 @@ class _Chosen:
             "outputs": written.identity(admitted, refs, embedded, choice), "task": admitted.target.task,
             "classes": list(admitted.target.classes), "store_side": self.encoder.side, "strategy": self.settings["strategy"],
             "images": {**counts, "transfer": chosen + len(admitted.drawn)}, "gallery": listed, "leaks": len(leaks),
-            "duplicates": twice, "near_duplicates": passed, "rejected": rejected, **summary, "seconds": self.clock.stop(),
+            "duplicates": twice, "near_duplicates": passed, "rejected": rejected, **summary,
+            **admitted.target.about(admitted.drawn), "seconds": self.clock.stop(),
         }  # fmt: skip
         return self.run.finish("transfer_set", inputs, result)
 
@@ -202,7 +204,7 @@ def unsure(
     Returns:
         (m,) float64.
     """
-    from tutelage.data.target_set import folds
+    from tutelage.data.budget import folds
     from tutelage.metrics import softmax
     from tutelage.models import heads
 

@@ -74,9 +74,9 @@ def pixels_and_logistic_regression(run: Path, cache: Path, size: int = 16) -> di
     """
     import numpy as np
 
+    from tutelage.data.budget import folds
     from tutelage.data.decode import fit
     from tutelage.data.manifest import load_task
-    from tutelage.data.target_set import folds
     from tutelage.metrics import classification
     from tutelage.models import heads
 

@@ -28,12 +28,12 @@ def matched_steps(run: Run, arm: Arm, settings: dict[str, Any]) -> int:
     The teacher's adaptation and the last stage are some thousand images and left out here; the ledger counts them.
     """
     from tutelage.compute import flops, training_flops
-    from tutelage.models.students import build_student
     from tutelage.models.teachers import build_teacher
+    from tutelage.tasks import task_of
 
     count = curate(**settings_of(curate, settings))["images"]["transfer"]
     encoder = build_teacher(settings["teacher"], settings["teacher_weights"], settings["teacher_size"])
-    student = build_student(settings["student"], 2, "scratch", settings["student_size"])
+    student = task_of(settings["task"]).student({**settings, "student_weights": "scratch"}, 2)
     each = training_flops(student.module, student.size)
     outputs, seen = count * settings["views"] * flops(encoder.module, encoder.size), images_to_see(settings, count)
     if "adapt" in arm.way.stages:
@@ -84,7 +84,9 @@ def _seconds_of(encoder: Any) -> float:
     """Seconds of one forward pass for one image, in batches of 16."""
     import torch
 
-    images = torch.zeros(16, 3, encoder.size, encoder.size)
+    from tutelage.config import sides
+
+    images = torch.zeros(16, 3, *sides(encoder.size))
     with torch.inference_mode():
         encoder.module(images)
         start = time.perf_counter()
@@ -97,11 +99,12 @@ def _step_seconds(settings: dict[str, Any]) -> float:
     """Seconds of one training step for one image, at the study's batch size."""
     import torch
 
-    from tutelage.models.students import build_student
+    from tutelage.config import sides
+    from tutelage.tasks import task_of
 
-    student = build_student(settings["student"], 2, "scratch", settings["student_size"])
+    student = task_of(settings["task"]).student({**settings, "student_weights": "scratch"}, 2)
     module = student.module.to(memory_format=torch.channels_last) if student.channels_last else student.module
-    images = torch.randn(settings["batch_size"], 3, student.size, student.size)
+    images = torch.randn(settings["batch_size"], 3, *sides(student.size))
     times = []
     for _ in range(REPEATS + 1):
         start = time.perf_counter()

@@ -89,16 +89,20 @@ class _Work:
         import numpy as np
 
         from tutelage.data.manifest import load_task
+        from tutelage.tasks import task_of
 
-        self.run, self.stages, self.cache_dir, self.resize = run, stages, cache_dir, resize
+        self.run, self.stages, self.cache_dir = run, stages, cache_dir
         self.teacher_weights, self.hardware = teacher_weights, hardware
         run.result("transfer_set", "evaluate")
         self.task = load_task(run.path, cache_dir)
+        self.kind: Any = task_of(self.task.task)
+        kept = {"view_seed": 0, "flip": "horizontal", "crop_area": 0.6, **run.settings()["settings"]}
+        self.views = self.kind.views({**kept, "resize": resize})
         self.test = _new_images(target, self.task, cache_dir) if target else self.task.test
-        self.logits: dict[str, Any] = {}  # of the test images, by model
+        self.said: dict[str, Any] = {}  # of the test images, by model: logits or decisions
         some = np.random.default_rng(0).permutation(len(self.task.transfer))[:LEARNT_ON]
         self.learnt_on = self.task.transfer.take(np.sort(some))
-        self.taught: Any = None  # the teacher's logits of those
+        self.taught: Any = None  # what the teacher says of those
 
     def scores(self) -> dict[str, Any]:
         """All models that the run has."""
@@ -114,40 +118,34 @@ class _Work:
         return result
 
     def teacher(self) -> dict[str, Any]:
-        """Scores of the adapted teacher, whose logits the students are compared with."""
+        """Scores of the adapted teacher, whose word the students' is compared with."""
         from tutelage.compute import flops
-        from tutelage.models.adapted import load_adapted
-        from tutelage.targets import CLEAN, OutputCache, ViewSettings, compute_outputs
+        from tutelage.targets import OutputCache
 
-        adapted = load_adapted(self.run.path / "teacher", self.stages["teacher"], self.teacher_weights, self.hardware)
+        adapted = self.kind.adapted(
+            self.run.path / "teacher", self.stages["teacher"], self.teacher_weights, self.hardware
+        )
         about: dict[str, Any] = {
             "name": adapted.network.name,
             "parameters": adapted.parameters,
             "flops": flops(adapted.module, adapted.network.size),
         }
-        kept = self.run.settings()["settings"]
-        settings = ViewSettings(
-            kept.get("view_seed", 0), kept.get("flip", "horizontal"), kept.get("crop_area", 0.6), resize=self.resize
-        )
-        cache = OutputCache(self.cache_dir, adapted.network, settings, self.task.side)
+        cache = OutputCache(self.cache_dir, adapted.network, self.views, self.task.side)
 
-        def logits_of(images: Any, what: str) -> Any:
+        def said_of(images: Any, labels: Any, what: str) -> Any:
             with progress(f"teacher on {what} images", len(images)) as advance:
-                compute_outputs(cache, adapted.network, images, [CLEAN], settings, advance)
-            return adapted.head(cache.table(images, CLEAN).rows())
+                return self.kind.teacher_says(adapted, cache, images, labels, self.views, self.hardware, advance)
 
-        self.taught = logits_of(self.learnt_on, "transfer")
+        self.taught = said_of(self.learnt_on, None, "transfer")
         if self.test is None:
             return about
-        self.logits["teacher"] = logits_of(self.test.images, "test")
-        return {**about, "test": self.judged(self.logits["teacher"])}
+        self.said["teacher"] = said_of(self.test.images, self.test.labels, "test")
+        return {**about, "test": self.judged(self.said["teacher"])}
 
     def student(self, stage: str) -> dict[str, Any]:
         """Scores of a student."""
         from tutelage.compute import flops, latency_ms
-        from tutelage.recipes.supervised import predict_logits
         from tutelage.recipes.taught import load_student
-        from tutelage.recipes.teaching import agreement
 
         student = load_student(self.run.path / stage, self.stages[stage]["student"], len(self.task.classes))
         about: dict[str, Any] = {
@@ -156,35 +154,33 @@ class _Work:
         }  # fmt: skip
         module = student.module.to(self.hardware.device)
         if self.taught is not None:
-            logits = predict_logits(module, student, self.learnt_on, self.resize, self.hardware)
-            about["agreement_on_transfer"] = agreement(logits, self.taught)
+            said = self.says(module, student, self.learnt_on, None)
+            about["agreement_on_transfer"] = self.kind.agreement(said, self.taught)
         if self.test is None:
             return about
         with progress(f"{stage} on test images", len(self.test)) as advance:
-            logits = predict_logits(module, student, self.test.images, self.resize, self.hardware, advance)
-        if "teacher" in self.logits:
-            about["agreement"] = agreement(logits, self.logits["teacher"])
-        self.logits[stage] = logits
-        return {**about, "test": self.judged(logits)}
+            said = self.says(module, student, self.test.images, self.test.labels, advance)
+        if "teacher" in self.said:
+            about["agreement"] = self.kind.agreement(said, self.said["teacher"])
+        self.said[stage] = said
+        return {**about, "test": self.judged(said)}
+
+    def says(self, module: Any, student: Any, images: Any, labels: Any, advance: Any = lambda n: None) -> Any:
+        """What a student says of whole images."""
+        return self.kind.student_says(module, student, images, labels, self.views, self.hardware, advance)
 
     def keep_evidence(self) -> None:
-        """Probabilities of the test images, and those on which student and teacher disagree, for the page."""
-        from tutelage.metrics import softmax
-        from tutelage.reporting.evidence import remove_evidence, write_evidence
+        """What the page shows of single test images."""
+        from tutelage.reporting.evidence import remove_evidence
 
         remove_evidence(self.run.path / "report")
         if self.test is not None:
-            probabilities = {name: softmax(logits) for name, logits in self.logits.items()}
-            write_evidence(
-                self.run.path / "report", self.test.labels, self.test.ids, self.test.images.__getitem__, probabilities
-            )
+            self.kind.keep_evidence(self.run.path / "report", self.test, self.said, self.task.about)
 
-    def judged(self, logits: Any) -> dict[str, Any]:
-        """Scores of logits on the test images."""
-        from tutelage.metrics import classification
-
+    def judged(self, said: Any) -> dict[str, Any]:
+        """Scores of what was said of the test images."""
         assert self.test is not None
-        return classification(logits, self.test.labels)
+        return self.kind.judged(said, self.test.labels, len(self.task.classes))
 
 
 def _new_images(target: str, task: Any, cache_dir: Path) -> Any:
@@ -193,9 +189,10 @@ def _new_images(target: str, task: Any, cache_dir: Path) -> Any:
 
     from tutelage.data.manifest import Labelled
     from tutelage.data.store import Store
-    from tutelage.data.target_set import read_any
+    from tutelage.tasks import task_of
 
-    found = read_any(target, task.classes)
+    kind = task_of(task.task)
+    found = kind.read_any(target, task.classes)
     for note in found.notes:
         say(note)
     if found.rejected:
@@ -212,4 +209,5 @@ def _new_images(target: str, task: Any, cache_dir: Path) -> Any:
     trained = {key.tobytes() for key in task.transfer.keys}
     if known := sum(key.tobytes() in trained for key in images.keys):
         say(f"{known:,} of {len(images):,} images of {target} are among those that the run was trained on")
-    return Labelled([found.refs[i].id for i in good], images, found.labels[good], np.full(len(good), ""))
+    labels = kind.labels_of(found, good, images, cache_dir)
+    return Labelled([found.refs[i].id for i in good], images, labels, np.full(len(good), ""))

@@ -21,9 +21,6 @@ from tutelage.progress import progress, say
 from tutelage.recipes.stage import HELD_OUT, file_hash, open_run, save_weights
 from tutelage.runs import hash_of, whole
 
-PASSES = {"head": 15, "full": 15, "long": 30}  # over the labelled images
-RATES = {"head": 1e-3, "full": 1e-4, "long": 5e-4}  # at batch 128
-BATCH = 64
 HEAD_VIEWS = 4  # of each labelled image, beside the whole one, from which a head is fitted
 SCALE_SAMPLE = 1024  # images of the transfer set whose features give its scale
 
@@ -45,6 +42,7 @@ def finetune(
     from tutelage.data.manifest import load_task
     from tutelage.recipes import supervised
     from tutelage.recipes.taught import load_student
+    from tutelage.tasks import task_of
 
     with open_run(out, cache, settings, overwrite) as (run, cache_dir):
         curated, taught = run.result("transfer_set", "finetune"), run.result("transfer", "finetune")
@@ -56,7 +54,9 @@ def finetune(
         clock, task = run.clock("student"), load_task(run.path, cache_dir)
         hardware = accelerator(device, precision)
         student = load_student(run.path / "transfer", taught["student"], len(task.classes))
-        work = _Work(task, student, settings, hardware, clock, headless=not taught.get("head", True))
+        work = _Work(
+            task_of(task.task), task, student, settings, hardware, clock, headless=not taught.get("head", True)
+        )
         if work.headless and finetune == "keep":
             say("the student was taught without labels and has no head to keep: it gets one from the labels")
             finetune = "head"
@@ -64,9 +64,9 @@ def finetune(
         validation: dict[str, Any] = {}
         chosen = finetune
         if finetune == "auto":
-            logits = {how: work.held_out(how) for how in ways}
+            heard = {how: work.held_out(how) for how in ways}
             truth = (task.val or task.train).labels
-            right = {how: one.argmax(1) == truth for how, one in logits.items()}
+            right = {how: work.kind.image_scores(one, truth) for how, one in heard.items()}
             chosen = ways[0]
             for how, one in right.items():
                 gain, error = supervised.paired_gain(one, right[ways[0]])
@@ -77,8 +77,9 @@ def finetune(
             optimistic = (
                 "" if task.val or work.headless else " (optimistic: the student has met all labels through the teacher)"
             )
-            say(f"last stage: {chosen}; validation accuracy {said}{optimistic}")
-            save_held_out(run.path / "student" / HELD_OUT, logits[chosen], truth)
+            say(f"last stage: {chosen}; validation {work.kind.SCORE} {said}{optimistic}")
+            if (sure := work.kind.sureness(heard[chosen], truth)) is not None:
+                save_held_out(run.path / "student" / HELD_OUT, *sure)
         module = work.trained(chosen, np.arange(len(task.train)))
         save_weights(run.path / "student" / "weights.safetensors", module.state_dict())
         seconds = clock.stop()
@@ -91,69 +92,69 @@ def finetune(
         return run.finish("student", inputs, result)
 
 
-def save_held_out(path: Path, logits: np.ndarray, labels: np.ndarray) -> None:
+def save_held_out(path: Path, confidence: np.ndarray, right: np.ndarray) -> None:
     """Keep how sure the student was of images that it had not been fine-tuned on, and whether it was right: `export` sets a
     threshold by it."""
-    from tutelage.metrics import softmax
-
-    confidence = softmax(logits).max(1).astype(np.float32)
     with whole(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, confidence=confidence, right=logits.argmax(1) == labels)
+        np.savez(file, confidence=confidence, right=right)
 
 
 class _Work:
     """The last stage while it runs."""
 
-    def __init__(self, task, student, settings, hardware, clock, headless):
+    def __init__(self, kind, task, student, settings, hardware, clock, headless):
         from tutelage.compute import training_flops
         from tutelage.recipes.ledger import Meter
-        from tutelage.targets import ViewSettings
 
-        self.task, self.student, self.settings, self.hardware, self.clock = task, student, settings, hardware, clock
+        self.kind, self.task, self.student, self.settings = kind, task, student, settings
+        self.hardware, self.clock = hardware, clock
         self.headless, self.meter = headless, Meter()
         self.meter.train_flops = training_flops(student.module, student.size)
-        self.views = ViewSettings(
-            settings["view_seed"], settings["flip"], settings["crop_area"], resize=settings["resize"]
-        )
+        self.views = kind.views(settings)
         self._features: tuple[np.ndarray, Any, float] | None = None
 
-    def held_out(self, how: str) -> np.ndarray:
-        """(n, C) float32 logits of the validation images, or of each labelled image when it is held out of this last stage."""
-        from tutelage.data.target_set import folds
+    def held_out(self, how: str) -> list[Any]:
+        """What the student says of each validation image, or of each labelled image when it is held out of this last stage."""
+        from tutelage.data.budget import folds
 
         train = self.task.train
         if self.task.val:
-            return self.logits(self.trained(how, np.arange(len(train))), self.task.val.images)
-        fold = folds(train.labels, train.groups, self.settings["seed"])
-        logits = np.zeros((len(train), len(self.task.classes)), np.float32)
+            module = self.trained(how, np.arange(len(train)))
+            return list(self.says(module, self.task.val.images, self.task.val.labels))
+        fold = folds(train.strata, train.groups, self.settings["seed"])
+        said: list[Any] = [None] * len(train)
         for number in np.unique(fold):
             held = np.flatnonzero(fold == number)
             module = self.trained(how, np.flatnonzero(fold != number))
-            logits[held] = self.logits(module, train.images.take(held))
-        return logits
+            for position, one in zip(held, self.says(module, train.images.take(held), train.labels[held]), strict=True):
+                said[position] = one
+        return said
 
     def trained(self, how: str, positions: np.ndarray):
         """A copy of the student after the last stage on these labelled images."""
         from tutelage import losses, training
-        from tutelage.models.students import head_of
         from tutelage.recipes import supervised
+        from tutelage.targets import plain_labels
 
         module = copy.deepcopy(self.student.module).to(self.hardware.device)
         if how == "keep":
             return module.eval()
-        if self.headless:
+        kind = self.kind
+        if self.headless and kind.POOLED:
             self.give_head(module, positions)
             if how == "head":
                 return module.eval()
         module.requires_grad_(how != "head")
-        head_of(module).requires_grad_(True)
+        kind.head_of(module).requires_grad_(True)
         train, classes = self.task.train, len(self.task.classes)
-        labels, batch = train.labels[positions], max(2, min(BATCH, len(positions)))
-        steps = supervised.epochs_to_steps(PASSES[how], len(positions), batch)
+        labels, batch = train.labels[positions], max(2, min(kind.BATCH, len(positions)))
+        steps = supervised.epochs_to_steps(kind.PASSES[how], len(positions), batch)
         self.meter.trained += steps * batch
-        rate = training.scaled_rate(RATES[how], batch)
+        rate = training.scaled_rate(kind.RATES[how], batch)
         plan = supervised.Plan(steps, batch, rate, self.settings["seed"], classes, backbone=how != "head")
-        weights = losses.class_weights(training.torch.from_numpy(labels), classes, self.settings["class_weight"])
+        weights = losses.class_weights(
+            training.torch.from_numpy(plain_labels(labels)), classes, self.settings["class_weight"]
+        )
         with progress(f"last stage, {how}", steps * batch) as advance:
             state = supervised.train_on_labels(
                 module, self.student, train.images.take(positions), labels, plan, self.views,
@@ -180,7 +181,7 @@ class _Work:
     def features(self) -> tuple[np.ndarray, Any, float]:
         """(1 + HEAD_VIEWS, n, D) float32 features of the labelled images, whole ones first; their scale; the head's strength."""
         if self._features is None:
-            from tutelage.data.target_set import folds
+            from tutelage.data.budget import folds
             from tutelage.models.heads import best_strength, scale_of
             from tutelage.targets import CLEAN
 
@@ -205,7 +206,6 @@ class _Work:
 
         return view_outputs(forward, module, self.student, images, number, self.views, self.hardware)
 
-    def logits(self, module, images) -> np.ndarray:
-        from tutelage.recipes.supervised import predict_logits
-
-        return predict_logits(module, self.student, images, self.settings["resize"], self.hardware)
+    def says(self, module, images, labels) -> Any:
+        """What a student says of each image, as its task has it."""
+        return self.kind.student_says(module, self.student, images, labels, self.views, self.hardware, lambda n: None)

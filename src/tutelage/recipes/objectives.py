@@ -30,7 +30,8 @@ class Told:
     """What is said of one batch.
 
     soft: (B, C) float probabilities of the teacher at temperature T, or (B, 0). features: (B, d) float, its features on principal
-    axes, or (B, 0). labels: (B, C) float one-hot, rows of 0 where no label may be read. queue: (K, d) features of others.
+    axes, or (B, 0). Both may have a grid (h, w) behind. labels: (B, C) float one-hot, rows of 0 where no label may be read.
+    queue: (K, d) features of others.
     spread: (d,) variances of the features.
     """
 
@@ -69,8 +70,8 @@ def pseudo_label(output: Any, told: Told, weights: Weights) -> torch.Tensor:
 
 
 def hardened(soft: torch.Tensor, objective: str) -> torch.Tensor:
-    """(B, C) probabilities as the objective takes them: one-hot for pseudo-label, else as they are."""
-    return F.one_hot(soft.argmax(dim=1), soft.shape[1]).float() if objective == "pseudo-label" else soft
+    """(B, C) or (B, C, h, w) probabilities as the objective takes them: one-hot for pseudo-label, else as they are."""
+    return F.one_hot(soft.argmax(dim=1), soft.shape[1]).movedim(-1, 1).float() if objective == "pseudo-label" else soft
 
 
 def dual_head(output: Any, told: Told, weights: Weights) -> torch.Tensor:

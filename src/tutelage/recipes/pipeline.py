@@ -40,7 +40,8 @@ STAGES: dict[str, tuple[Callable[..., Any], str]] = {
 
 @recipe
 def run(
-    *, target: c.Target = "", gallery: c.Paths = [], out: c.Out = "", val: c.Val = None, test: c.Test = None,  # noqa: B006
+    *, task: c.Task = "classification",
+    target: c.Target = "", gallery: c.Paths = [], out: c.Out = "", val: c.Val = None, test: c.Test = None,  # noqa: B006
     classes: c.Classes = None, budget: c.Budget = None, group_by: c.GroupBy = None, strategy: c.Strategy = "auto",
     total: c.Total = None, per_query: c.PerQuery = None, balance: c.Balance = "query", dedup: c.Dedup = "candidates",
     index: c.Index = "auto", memory: c.Memory = None, embeddings: c.Embeddings = [], text_embeddings: c.TextEmbeddings = None,  # noqa: B006
@@ -49,7 +50,8 @@ def run(
     crop_area: c.CropArea = 0.6, teacher: c.Teacher = "dinov2-s", teacher_weights: c.TeacherWeights = "pretrained",
     teacher_size: c.TeacherSize = None, adapt: c.Adapt = "probe", class_weight: c.ClassWeight = "none",
     student: c.Student = "mobilenetv4-s", student_weights: c.StudentWeights = "pretrained", student_size: c.StudentSize = None,
-    objective: c.Objective = "oriented", agnostic_loss: c.AgnosticLoss = "contrastive",
+    decoder: c.Decoder = "lraspp", objective: c.Objective = "oriented", agnostic_loss: c.AgnosticLoss = "contrastive",
+    agnostic_features: c.AgnosticFeatures = "patches",
     views: c.ViewCount = 2, view_seed: c.ViewSeed = 0, refine: c.Refine = "propagate", cache_limit: c.CacheLimit = 20.0,
     epochs: c.Epochs = None, steps: c.Steps = None, batch_size: c.BatchSize = 128, lr: c.LearningRate = 2e-3,
     temperature: c.Temperature = 1.0, feature_weight: c.FeatureWeight = 2.0,

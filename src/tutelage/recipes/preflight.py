@@ -18,6 +18,7 @@ from typing import Any
 from tutelage.errors import SeveralErrors, TutelageError, raise_all
 from tutelage.models.names import check_size, full_name, weights_path
 from tutelage.runs import Run
+from tutelage.tasks import task_of
 
 KINDS = ("teacher", "student")
 FIXED = ("patch", "efficientvit_m")  # in the names of those of our own table whose size is part of the architecture
@@ -32,8 +33,9 @@ def preflight(settings: dict[str, Any], cache: Path) -> None:
     Raises:
         TutelageError: everything that cannot work, in one message.
     """
+    task = settings.get("task")
     if "target" not in settings:  # a later stage
-        Run(settings["out"]).result("transfer_set", "this stage")
+        task = Run(settings["out"]).result("transfer_set", "this stage")["task"]
     faults: list[TutelageError] = []
     faults += _contradictions(settings)
     _try(faults, lambda: _check_folders(settings, cache))
@@ -54,6 +56,8 @@ def preflight(settings: dict[str, Any], cache: Path) -> None:
     else:
         for kind in named:
             _try(faults, lambda kind=kind: _check_alias_size(ours[kind], settings.get(f"{kind}_size"), kind))
+    if task and not any(f"--{kind} {settings[kind]}" in fault.given for kind in named for fault in faults):
+        faults += task_of(task).check(settings)
     raise_all(faults)
     for kind in named:
         _try(faults, lambda kind=kind: _try_file(settings, kind))

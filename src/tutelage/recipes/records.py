@@ -10,7 +10,7 @@ import numpy as np
 
 from tutelage.errors import TutelageError, shown
 from tutelage.recipes.arms import Way
-from tutelage.reporting.evidence import read_decisions
+from tutelage.reporting.evidence import read_scores
 from tutelage.runs import FREE, Run, folder_name, hash_of, read_json, write_json
 from tutelage.version import __version__
 
@@ -65,13 +65,15 @@ def write_record(folder: Path, run: Run, way: Way, identity: tuple[str, int, int
     stages = {
         name: read_json(run.path / name / "result.json") or {} for name in ("transfer_set", *way.charged, "report")
     }
-    scores, test = stages["report"], run.path / "report" / "predictions.npz"
-    labels, decisions = read_decisions(test)
-    right = decisions[way.model] == labels
+    scores, right = stages["report"], read_scores(run.path / "report" / "predictions.npz", way.model)
+    if right.dtype == bool:
+        each: Record = {"right": base64.b64encode(np.packbits(right).tobytes()).decode("ascii")}
+    else:
+        each = {"scores": [round(one, 5) for one in right.tolist()]}
     record: Record = {
         "arm": arm, "budget": budget, "seed": seed, "says": way.says, "settings": compared(settings), "classes": scores["classes"],
         "student": scores[way.model], "teacher": scores.get("teacher") if "teacher" in way.charged else None,
-        "right": base64.b64encode(np.packbits(right).tobytes()).decode("ascii"), "test_images": len(labels),
+        **each, "test_images": len(right),
         "test": _test_images(run), "images": stages["transfer_set"]["images"], "data": stages["transfer_set"]["outputs"],
         "ledger": {name: {**stages[name]["ledger"], "taken_from": stages[name].get("taken_from")} for name in way.charged},
         "images_seen": next((stages[name]["images_seen"] for name in way.charged if "images_seen" in stages[name]), 0),
@@ -94,8 +96,10 @@ def _test_images(run: Run) -> str:
     """Hash of the test images and their labels: records of other ones are not compared."""
     from tutelage.data.manifest import read_manifest
 
-    table = read_manifest(run.path / "target_set" / "manifest.parquet")[1].select(["key", "label", "split"]).to_pylist()
-    return hash_of([[row["key"].hex(), row["label"]] for row in table if row["split"] == "test"])
+    table = read_manifest(run.path / "target_set" / "manifest.parquet")[1]
+    truth = "mask_truth" if "mask_truth" in table.column_names else "label"
+    rows = table.select(["key", truth, "split"]).to_pylist()
+    return hash_of([[row["key"].hex(), row[truth]] for row in rows if row["split"] == "test"])
 
 
 def _versions() -> dict[str, str]:

@@ -16,8 +16,9 @@ from torch import nn
 
 from tutelage import losses, training
 from tutelage.compute import to_device
+from tutelage.data.masks import Masks
 from tutelage.data.store import Images
-from tutelage.targets import CLEAN, ViewSettings, view_input
+from tutelage.targets import CLEAN, ViewSettings, view_input, view_truth
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def train_on_labels(
     module: nn.Module,
     network: Any,
     images: Images,
-    labels: np.ndarray,
+    labels: np.ndarray | Masks,
     plan: Plan,
     views: ViewSettings,
     *,
@@ -65,12 +66,12 @@ def train_on_labels(
     log: Callable[[dict[str, Any]], None] = lambda row: None,
     what: str = "training on labels",
 ) -> dict[str, torch.Tensor]:
-    """Train a classifier on labelled images.
+    """Train a network on labelled images.
 
     Args:
-        module: (B, 3, S, S) -> (B, C) logits; changed in place.
+        module: (B, 3, H, W) -> (B, C) logits, or (B, C, H, W) for masks; changed in place.
         network: size, mean and std of its input.
-        images: n of them. labels: (n,) int64 in [0, C).
+        images: n of them. labels: (n,) int64 in [0, C), or n masks.
         groups: parameter groups with their own "lr" and "lr_scale", or None for AdamW on everything that is trainable.
         class_weights: (C,) float32 or None.
         log: called with step, loss and rate about a hundred times.
@@ -98,7 +99,8 @@ def train_on_labels(
 
     def make(step: int) -> tuple[torch.Tensor, torch.Tensor]:
         positions, epochs = training.batch_of(step, plan.batch_size, len(labels), order)
-        return view_input(images, positions, epochs, views, network), torch.from_numpy(labels[positions])
+        truth = view_truth(images, labels, positions, epochs, views, network.size)
+        return view_input(images, positions, epochs, views, network), truth
 
     module.train(plan.backbone)
     if not plan.statistics:
@@ -111,7 +113,7 @@ def train_on_labels(
             group["lr"] = rate * scale
         torch.manual_seed(training.seed_of(plan.seed, "step", step))
         inputs, truth = to_device(inputs, device), truth.to(device)
-        targets = nn.functional.one_hot(truth, plan.classes).float()
+        targets = losses.one_hot(truth, plan.classes)
         inputs, targets = training.mixup(inputs, targets, plan.mixup, training.seed_of(plan.seed, "mixup", step))
         with accelerator.autocast():
             loss = losses.soft_cross_entropy(module(inputs), targets, class_weights)
@@ -132,24 +134,13 @@ def train_on_labels(
     return average.state
 
 
-def predict_logits(
-    module: nn.Module, network: Any, images: Images, resize: str, accelerator: Any,
-    advance: Callable[[int], None] = lambda n: None,
-) -> np.ndarray:  # fmt: skip
-    """Logits of whole images, as evaluation sees them.
-
-    Returns:
-        (n, C) float32.
-    """
-    return whole_outputs(module, module, network, images, resize, accelerator, advance)
-
-
 def whole_outputs(
     forward: Callable[[torch.Tensor], torch.Tensor], module: nn.Module, network: Any, images: Images, resize: str,
-    accelerator: Any, advance: Callable[[int], None] = lambda n: None,
+    accelerator: Any, advance: Callable[[int], None] = lambda n: None, batch_size: int = 256,
 ) -> np.ndarray:  # fmt: skip
     """What `forward` makes of whole images: (n, D) float32. Other arguments as of `view_outputs`."""
-    return view_outputs(forward, module, network, images, CLEAN, ViewSettings(resize=resize), accelerator, advance)
+    views = ViewSettings(resize=resize)
+    return view_outputs(forward, module, network, images, CLEAN, views, accelerator, advance, batch_size)
 
 
 @torch.inference_mode()

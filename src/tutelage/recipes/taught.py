@@ -8,7 +8,8 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from tutelage.models.students import Student, build_student
+from tutelage.models.students import Student
+from tutelage.tasks import rebuilt
 
 
 def load_student(folder: Path, about: dict[str, Any], classes: int) -> Student:
@@ -17,7 +18,7 @@ def load_student(folder: Path, about: dict[str, Any], classes: int) -> Student:
     Args:
         folder: transfer/, student/ or alone/ of a run. about: "student" of the stage's result.json. classes: C.
     """
-    student = build_student(about["name"], classes, "scratch", about["size"])
+    student = rebuilt(about, classes)
     student.module.load_state_dict(load_file(folder / "weights.safetensors"))
     student.module.eval()
     keep = ("initialisation", "channels_last")

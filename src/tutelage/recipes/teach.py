@@ -73,9 +73,11 @@ def teach(
             to_device(part, hardware.device) for part in (images, logits, features, truth, queue)
         )
         soft = hardened(torch.softmax(logits / plan.temperature, dim=1), plan.objective)
-        told = torch.cat([soft, features, truth], dim=1)
+        parts = [soft, features, truth]
+        told = torch.cat([part.flatten(1) for part in parts], dim=1)
         images, told = training.mixup(images, told, plan.mixup, training.seed_of(plan.seed, "mixup", step))
-        soft, features, truth = told.split([logits.shape[1], features.shape[1], truth.shape[1]], dim=1)
+        told = told.split([part[0].numel() for part in parts], dim=1)
+        soft, features, truth = (one.reshape(part.shape) for one, part in zip(told, parts, strict=True))
         with hardware.autocast():
             output = module(images)
         output = output if isinstance(output, tuple) else (output, None, None)

@@ -25,8 +25,10 @@ from tutelage.runs import hash_of
 @recipe
 def transfer(
     *, out: c.Out = "", student: c.Student = "mobilenetv4-s", student_weights: c.StudentWeights = "pretrained",
-    student_size: c.StudentSize = None, teacher_weights: c.TeacherWeights = "pretrained", views: c.ViewCount = 2,
+    student_size: c.StudentSize = None, decoder: c.Decoder = "lraspp",
+    teacher_weights: c.TeacherWeights = "pretrained", views: c.ViewCount = 2,
     objective: c.Objective = "oriented", agnostic_loss: c.AgnosticLoss = "contrastive",
+    agnostic_features: c.AgnosticFeatures = "patches",
     refine: c.Refine = "propagate", cache_limit: c.CacheLimit = 20.0, epochs: c.Epochs = None, steps: c.Steps = None,
     batch_size: c.BatchSize = 128, lr: c.LearningRate = 2e-3, temperature: c.Temperature = 1.0, feature_weight: c.FeatureWeight = 2.0,
     mixup: c.Mixup = 0.0,
@@ -46,7 +48,6 @@ def transfer(
     from tutelage.recipes.ledger import Meter
     from tutelage.recipes.objectives import LABEL_FREE, QUEUE
     from tutelage.recipes.teach import Plan, teach
-    from tutelage.targets import ViewSettings
 
     with open_run(out, cache, settings, overwrite) as (run, cache_dir):
         curated = run.result("transfer_set", "transfer")
@@ -58,7 +59,7 @@ def transfer(
         if done:
             return {**done, "reused": True}
         main, processes = hardware.is_main_process, hardware.num_processes
-        view_settings = ViewSettings(view_seed, flip, crop_area, resize=resize)
+        view_settings = job.kind.views(settings)
         task, (targets, refined, target_seconds) = job.task, job.targets(view_settings, hardware, meter, inputs)
         module, built, targets = job.student(targets, hardware)
         count = len(task.transfer)
@@ -130,12 +131,15 @@ class _Job:
 
     def __init__(self, run, cache_dir, curated, settings):
         from tutelage.recipes.objectives import LABELLED_SHARE
+        from tutelage.tasks import task_of
 
+        self.kind: Any = task_of(curated["task"])
         self.run, self.cache_dir, self.curated, self.settings = run, cache_dir, curated, settings
         self.objective = settings["objective"]
         self.adapted = None if self.objective == "dino" else run.result("teacher", "transfer")
         self.dual = self.objective == "dual-head"
         self.labelled = round(LABELLED_SHARE * settings["batch_size"]) if self.dual else 0
+        self.level: int | None = 0  # which of the numbers that may be kept of a view; None: the teacher runs online
 
     @cached_property
     def task(self):
@@ -153,40 +157,41 @@ class _Job:
         from tutelage.recipes.objectives import LABEL_FREE
         from tutelage.targets import gibibytes
 
-        images, told, width = self.curated["outputs"], self.adapted, 0
+        images, told, widths = self.curated["outputs"], self.adapted, [0]
         if self.objective in LABEL_FREE:
             images = hash_of([b"".join(sorted(transfer_keys(self.run.path))).hex(), len(self.curated["classes"])])
         if told is not None:
-            frozen = self.objective == "agnostic"
-            width = told["teacher"]["features"] if frozen else told["width"]
+            frozen, widths = self.objective == "agnostic", self.kind.widths(told, self.settings)
             told = [told["teacher"]["hash"], told["teacher"]["size"]] if frozen else told["outputs"]
-        online = (
-            gibibytes(self.curated["images"]["transfer"], self.settings["views"], width) > self.settings["cache_limit"]
-        )
-        free = ("out", "cache", "device", "tracker", "overwrite", "config", "cache_limit")
+        count, views, limit = self.curated["images"]["transfer"], self.settings["views"], self.settings["cache_limit"]
+        self.level = next((i for i, width in enumerate(widths) if gibibytes(count, views, width) <= limit), None)
+        online = self.level or self.level is None
+        free = ("out", "cache", "device", "tracker", "overwrite", "config", "cache_limit", *self.kind.UNUSED)
         return hash_of(["transfer", images, told, online, {k: v for k, v in self.settings.items() if k not in free}])
 
     def targets(self, views, hardware, meter, inputs: str) -> tuple[Any, dict[str, Any], float]:
         """What the student is to match, how it was refined, and the seconds that took; nothing for `dino`."""
         from tutelage.compute import flops
-        from tutelage.models.adapted import frozen, load_adapted
         from tutelage.recipes.objectives import NEEDS_FEATURES
-        from tutelage.recipes.teaching import make_targets
+        from tutelage.recipes.teaching import make_targets, tell_reduction
 
         if self.adapted is None:
             return None, {"kind": "none"}, 0.0
-        weights, agnostic = self.settings["teacher_weights"], self.objective == "agnostic"
-        load = frozen if agnostic else load_adapted
-        teacher = load(self.run.path / "teacher", self.adapted, weights, hardware)
+        kind, agnostic, folder = self.kind, self.objective == "agnostic", self.run.path / "teacher"
+        teacher = kind.told_by(folder, self.adapted, self.settings, hardware, self.level or 0)
+        if self.level:
+            whole = kind.told_by(folder, self.adapted, self.settings, hardware, 0)
+            tell_reduction(whole, teacher, self.task.transfer, views)
         if self.objective in NEEDS_FEATURES and teacher.network.output != "features":
             raise TutelageError(
                 f"--objective {self.objective} with a fine-tuned teacher, which keeps logits only", "a frozen teacher: --adapt probe",
                 "--objective oriented or agnostic, or --adapt probe",
             )  # fmt: skip
         meter.teacher_flops = flops(teacher.module, teacher.network.size)
-        matched = self.settings["feature_weight"] > 0 and self.objective != "pseudo-label"
+        matched = self.settings["feature_weight"] > 0 and self.objective != "pseudo-label" and kind.POOLED
+        refine = self.settings["refine"] if kind.POOLED and not agnostic else "none"
         return make_targets(
-            self.run, self.task, teacher, views, self.settings["views"], "none" if agnostic else self.settings["refine"],
+            self.run, self.task, teacher, views, self.settings["views"], refine,
             matched or self.objective in NEEDS_FEATURES, self.settings["cache_limit"], self.cache_dir, hardware, inputs, meter,
         )  # fmt: skip
 
@@ -195,13 +200,18 @@ class _Job:
         import torch
 
         from tutelage import training
-        from tutelage.models.students import SelfTaught, Taught, build_student, plain_head
+        from tutelage.models.students import SelfTaught, Taught, plain_head
         from tutelage.recipes.objectives import NEEDS_FEATURES
 
         s = self.settings
         torch.manual_seed(training.seed_of(s["seed"], "student"))
-        built = build_student(s["student"], len(self.task.classes), s["student_weights"], s["student_size"])
-        module = built.module
+        built = self.kind.student(s, len(self.task.classes))
+        module, width = built.module, 0
+        if targets is not None and targets.embedding is not None:
+            width = targets.embedding[1].shape[1]
+        wrapped = self.kind.in_transfer(module, width, s)
+        if wrapped is not None:
+            return _placed(wrapped, built, hardware), built, targets
         beside = targets is None or targets.embedding is not None or self.dual
         strict = self.objective in (*NEEDS_FEATURES, "dual-head", "dino")
         if strict and not plain_head(module, built.size):
@@ -217,10 +227,8 @@ class _Job:
             module = SelfTaught(module, built.size)
         elif beside:
             assert targets is not None
-            width = targets.embedding[1].shape[1] if targets.embedding is not None else 1
-            module = Taught(module, width, built.size, second_head=self.dual)
-        module = module.to(hardware.device)
-        return module.to(memory_format=torch.channels_last) if built.channels_last else module, built, targets
+            module = Taught(module, width or 1, built.size, second_head=self.dual)
+        return _placed(module, built, hardware), built, targets
 
     def mixed(self, module, built, hardware) -> float | None:
         """Fold the second head of `dual-head` into the student's own; its share, chosen on validation images where there are any."""
@@ -245,3 +253,11 @@ class _Job:
             + ("" if self.task.val else " (no validation images to choose it on)")
         )
         return share
+
+
+def _placed(module, built, hardware):
+    """The module on its device, in the memory format that suits the student."""
+    import torch
+
+    module = module.to(hardware.device)
+    return module.to(memory_format=torch.channels_last) if built.channels_last else module

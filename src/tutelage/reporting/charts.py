@@ -54,8 +54,10 @@ def short(name: str, most: int = 14) -> str:
     return name if len(name) <= most else name[: most - 1] + "…"
 
 
-def per_class(classes: Sequence[str], recall: dict[str, Sequence[float | None]]) -> Markup:
-    """Recall of each class by each model, the student's weakest first.
+def per_class(
+    classes: Sequence[str], recall: dict[str, Sequence[float | None]], title: str = "Recall of each class"
+) -> Markup:
+    """Recall (or another score) of each class by each model, the student's weakest first.
 
     Args:
         recall: for each model C numbers in [0, 1], None where a class has no test image.
@@ -86,11 +88,15 @@ def per_class(classes: Sequence[str], recall: dict[str, Sequence[float | None]])
         f"{classes[i]}: " + ", ".join(f"{TITLES[m]} {100 * r:.0f} %" for m in models if (r := recall[m][i]) is not None)
         for i in order
     )
-    return svg(bottom + 4, "Recall of each class", words, parts)
+    return svg(bottom + 4, title, words, parts)
 
 
-def matrix(classes: Sequence[str], counts: Sequence[Sequence[int]], model: str) -> Markup:
-    """A confusion matrix: rows are what the images show, columns what the model says; shades are shares of a row."""
+def matrix(classes: Sequence[str], counts: Sequence[Sequence[int]], model: str, shares: bool = False) -> Markup:
+    """A confusion matrix: rows are what the images show, columns what the model says; shades are shares of a row.
+
+    Args:
+        shares: write per cents of a row instead of counts.
+    """
     table = np.array(counts)
     size, left, top = len(classes), 122, 96
     cell = (WIDTH - left - 24) / size
@@ -109,8 +115,9 @@ def matrix(classes: Sequence[str], counts: Sequence[Sequence[int]], model: str) 
                 f'<rect x="{x:.1f}" y="{y:.1f}" width="{cell - 1:.1f}" height="{height - 1:.1f}" class="{kind}" '
                 f'fill-opacity="{share:.2f}"/><rect x="{x:.1f}" y="{y:.1f}" width="{cell - 1:.1f}" height="{height - 1:.1f}" class="cell"/>'
             )
-            if table[row, column] and cell >= 18:
-                parts.append(text(x + cell / 2, y + height / 2 + 4, table[row, column], "small number", "middle"))
+            number = round(100 * share) if shares else table[row, column]
+            if number and cell >= 18:
+                parts.append(text(x + cell / 2, y + height / 2 + 4, number, "small number", "middle"))
     off = [
         (int(table[r, c]), classes[r], classes[c]) for r in range(size) for c in range(size) if r != c and table[r, c]
     ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from tutelage.reporting.scores import CLASSES, main_score, variance, words_of_results
+
 WEAK = 0.7  # accuracy of a teacher on held-out labels, below which it is what limits
 FAR = 0.5  # distance of the transfer set over that of the gallery, above which the search brought little
 FEW = 10  # labels a class
@@ -52,8 +54,11 @@ def _teacher(stages: dict[str, Any]) -> Finding | None:
 
 def _labels(results: dict[str, Any], stages: dict[str, Any]) -> Finding | None:
     count, classes = (stages.get("teacher") or {}).get("labels"), len(results["classes"])
-    if not count or count / classes >= FEW:
+    words = words_of_results(results)
+    if not count or (count / classes if words is CLASSES else count) >= FEW:
         return None
+    if words is not CLASSES:
+        return Finding(f"There are {count} {words.labels}; choices made on so few are uncertain.", "Label some more.")
     return Finding(
         f"There are {count / classes:.1f} labels for each class; choices made on so few are uncertain.",
         "Label some more, best those that montage.jpg shows: the rerun reuses all that is computed.",
@@ -80,8 +85,9 @@ def _student(results: dict[str, Any]) -> Finding | None:
     agreement = (results.get("student") or {}).get("agreement_on_transfer")
     if agreement is None or agreement >= FAITHFUL:
         return None
+    what = "images" if words_of_results(results) is CLASSES else "pixels"
     return Finding(
-        f"The student decides as its teacher for {100 * agreement:.0f} % of the images that it learnt on: it is too small, or has not "
+        f"The student decides as its teacher for {100 * agreement:.0f} % of the {what} that it learnt on: it is too small, or has not "
         "seen enough.",
         "More --epochs, a larger --student or --student-size, --student-weights pretrained.",
     )
@@ -98,15 +104,14 @@ def _sure(results: dict[str, Any]) -> Finding | None:
 
 
 def difference(results: dict[str, Any], first: str, second: str) -> tuple[float, float] | None:
-    """How much more accurate one model is than another, and the standard error that the test images leave.
+    """How much better one model is than another by the main score, and the standard error that the test images leave.
 
     Both are taken as independent, which overstates the error of models that see the same images.
     """
     one, other = ((results.get(name) or {}).get("test") for name in (first, second))
     if not one or not other:
         return None
-    a, b, n = one["accuracy"], other["accuracy"], one["images"]
-    return a - b, ((a * (1 - a) + b * (1 - b)) / max(n, 1)) ** 0.5
+    return main_score(one) - main_score(other), (variance(one) + variance(other)) ** 0.5
 
 
 def _gain(results: dict[str, Any]) -> Finding | None:

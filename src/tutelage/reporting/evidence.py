@@ -15,6 +15,7 @@ from tutelage.runs import read_json, whole, write_json
 
 SHOWN = 24  # images on which student and teacher disagree most
 SIDE = 96  # pixels of their thumbnails
+SCORE = "score "  # before a model's name: its score on each image, where that is no decision
 DECIDED = "decided "  # before a model's name: its decisions, which halves of probabilities would not tell exactly
 
 
@@ -65,14 +66,14 @@ def thumbnail(image: np.ndarray) -> str:
 
 def remove_evidence(folder: Path) -> None:
     """Take away what an earlier evaluation kept."""
-    for name in ("predictions.npz", "disagreements.json"):
+    for name in ("predictions.npz", "disagreements.json", "pictures.json"):
         (folder / name).unlink(missing_ok=True)
 
 
 def read_evidence(folder: Path) -> tuple[np.ndarray, dict[str, np.ndarray], list[dict[str, Any]]]:
     """Labels (n,), probabilities (n, C) float32 of each model, and the disagreements; all empty in a run that kept none."""
     path = folder / "predictions.npz"
-    if not path.exists():
+    if not path.exists() or (folder / "pictures.json").exists():
         return np.zeros(0, np.int64), {}, []
     with np.load(path, allow_pickle=False) as kept:
         models = {
@@ -84,10 +85,18 @@ def read_evidence(folder: Path) -> tuple[np.ndarray, dict[str, np.ndarray], list
     return labels, models, (read_json(folder / "disagreements.json") or {"images": []})["images"]
 
 
-def read_decisions(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Labels (n,) and decisions (n,) int64 of each model, of a predictions.npz."""
+def read_scores(path: Path, model: str) -> np.ndarray:
+    """(n,) what a model is worth on each test image, of a predictions.npz: bool where it is right or wrong, else float."""
     with np.load(path, allow_pickle=False) as kept:
-        said = {
-            name.removeprefix(DECIDED): kept[name].astype(np.int64) for name in kept.files if name.startswith(DECIDED)
-        }
-        return kept["labels"].astype(np.int64), said
+        if f"{SCORE}{model}" in kept.files:
+            return kept[f"{SCORE}{model}"].astype(np.float64)
+        return kept[f"{DECIDED}{model}"].astype(np.int64) == kept["labels"]
+
+
+def read_pictures(folder: Path, classes: Sequence[str]) -> dict[str, Any]:
+    """Pictures of test images with masks, and the colour of each class; empty in a run without."""
+    found = read_json(folder / "pictures.json")
+    if not found:
+        return {}
+    hexes = ["#" + "".join(f"{part:02x}" for part in colour) for colour in found["colours"]]
+    return {"images": found["images"], "colours": list(zip(classes, hexes, strict=True))}

@@ -18,15 +18,12 @@ from tutelage.errors import TutelageError
 from tutelage.progress import duration
 from tutelage.reporting import charts
 from tutelage.reporting.diagnosis import NOISE, diagnose, difference
-from tutelage.reporting.evidence import read_evidence
+from tutelage.reporting.evidence import read_evidence, read_pictures
+from tutelage.reporting.scores import CLASSES, main_score, words_of, words_of_results
 from tutelage.runs import Run, read_json, write_json, write_text
 from tutelage.version import __version__
 
 STAGES = ("transfer_set", "teacher", "transfer", "student", "alone", "report")
-SCORES = (
-    ("accuracy", "accuracy"), ("balanced", "balanced_accuracy"), ("macro F1", "macro_f1"), ("ECE", "ece"), ("log loss", "log_loss"),
-)  # fmt: skip
-LOW_IS_GOOD = ("ece", "log_loss")
 MONTAGE = 1_600_000  # bytes of the montage, above which it is made smaller: the page stays below 3 MiB
 
 
@@ -51,11 +48,13 @@ def write_page(run: Path) -> Path:
     settings = {name: value for name, value in kept["settings"].items() if value != "default"}
     labels, probabilities, apart = read_evidence(run / "report")
     classes = results["classes"]
+    pictures = read_pictures(run / "report", classes)
     environment = Environment(loader=PackageLoader("tutelage", "reporting"), autoescape=True)
     page = environment.get_template("page.html.j2").render(
         title=run.resolve().name, answer=answer(results, stages), test_images=results.get("test_images", 0), table=table(results),
         findings=diagnose(results, stages), charts=_charts(run, results, labels, probabilities),
-        disagreements=[disagreement(one, classes) for one in apart], montage=montage(run / "transfer_set" / "montage.jpg"),
+        disagreements=[disagreement(one, classes) for one in apart], pictures=pictures,
+        montage=montage(run / "transfer_set" / "montage.jpg"),
         transfer_set=transfer_set(stages["transfer_set"]), costs=_costs(stages), facts=_facts(settings, stages),
         command=command(settings), version=__version__,
     )  # fmt: skip
@@ -68,8 +67,9 @@ def write_page(run: Path) -> Path:
 def answer(results: dict[str, Any], stages: dict[str, Any]) -> str:
     """What came out, in a sentence or two."""
     if "student" not in results and (test := (results.get("alone") or {}).get("test")):
+        said = words_of(test).says.format(100 * main_score(test))
         return (
-            f"The student trained on the labels alone is right for {100 * test['accuracy']:.1f} % of {test['images']:,} test images. "
+            f"The student trained on the labels alone {said} of {test['images']:,} test images. "
             "One run: another seed would give other numbers."
         )
     if "student" not in results:
@@ -78,16 +78,18 @@ def answer(results: dict[str, Any], stages: dict[str, Any]) -> str:
     if not test:
         return "The student was trained, and there are no test images to say how good it is: give --test."
     labels = (stages.get("teacher") or {}).get("labels")
-    said = f"The taught student is right for {100 * test['accuracy']:.1f} % of {test['images']:,} test images"
+    words = words_of(test)
+    said = f"The taught student {words.says.format(100 * main_score(test))} of {test['images']:,} test images"
     if gained := difference(results, "student", "alone"):
         sure = abs(gained[0]) > NOISE * gained[1] or not gained[1]
         way = "more" if gained[0] >= 0 else "fewer"
-        trained = f"the {labels:,} labels" if labels else "the labels"
+        trained = f"the {labels:,} {'labels' if words is CLASSES else words.labels}" if labels else "the labels"
         said += f", {abs(100 * gained[0]):.1f} points {way} than the same student trained on {trained} alone"
         said += "" if sure else f", which so few test images do not tell from nothing (± {100 * NOISE * gained[1]:.1f})"
     if teacher := (results.get("teacher") or {}).get("test"):
         times = results["teacher"]["parameters"] / max(1, results["student"]["parameters"])
-        said += f"; its teacher, {times:.0f} times as large, for {100 * teacher['accuracy']:.1f} %"
+        mark = "for" if words is CLASSES else "of"
+        said += f"; its teacher, {times:.0f} times as large, {mark} {100 * main_score(teacher):.1f} %"
     return said + ". One run: another seed would give other numbers."
 
 
@@ -95,17 +97,18 @@ def table(results: dict[str, Any]) -> dict[str, Any]:
     """Head, rows and note of the scores."""
     models = [(charts.TITLES[name], results[name]) for name in charts.MODELS if name in results]
     rows: list[list[dict[str, Any]]] = [[{"text": title, "best": False}] for title, _ in models]
-    for _, name in SCORES:
+    words = words_of_results(results)
+    for _, name in words.table:
         values = [one["test"][name] if "test" in one else None for _, one in models]
         there = [value for value in values if value is not None]
-        best = (min(there) if name in LOW_IS_GOOD else max(there)) if there else None
+        best = (min(there) if name in words.best_low else max(there)) if there else None
         for row, value in zip(rows, values, strict=True):
             row.append({"text": "–" if value is None else f"{value:.3f}", "best": value is not None and value == best})
     for row, (_, one) in zip(rows, models, strict=True):
         row.append({"text": f"{one['parameters']:,}"})
         row.append({"text": f"{one['flops'] / 1e6:,.1f}" if one.get("flops") else "–"})
         row.append({"text": f"{one['latency_ms']:.2f}" if one.get("latency_ms") else "–"})
-    head = ["model", *(title for title, _ in SCORES), "parameters", "MFLOPs", "ms/image"]
+    head = ["model", *(title for title, _ in words.table), "parameters", "MFLOPs", "ms/image"]
     note = "Bold: the best of a column. One run, so no spread. 1 MAC = 2 FLOPs; ms/image: batch 1, one CPU thread."
     return {"head": head, "rows": rows, "note": note}
 
@@ -128,17 +131,18 @@ def _charts(
     classes, found = results["classes"], []
     tests = {name: results[name]["test"] for name in charts.MODELS if results.get(name, {}).get("test")}
     if tests:
-        recall = {name: test["recall"] for name, test in tests.items()}
+        title, score = words_of_results(results).each
+        recall = {name: test[score] for name, test in tests.items()}
         without = [name for name, r in zip(classes, recall[next(iter(recall))], strict=True) if r is None]
         note = "The student's weakest classes first." + (
             f" Without test images: {', '.join(without)}." if without else ""
         )
         if len(classes) > charts.CLASSES_SHOWN:
             note += f" {charts.CLASSES_SHOWN} of {len(classes)}."
-        found.append({"title": "Recall of each class", "svg": charts.per_class(classes, recall), "note": note})
+        found.append({"title": title, "svg": charts.per_class(classes, recall, title), "note": note})
     if "student" in tests and len(classes) <= charts.CELLS_SHOWN:
-        note = "Rows: what the images show. Columns: what the student says."
-        picture = charts.matrix(classes, tests["student"]["confusion"], "student")
+        note, shares = "Rows: what the images show. Columns: what the student says.", "miou" in tests["student"]
+        picture = charts.matrix(classes, tests["student"]["confusion"], "student", shares)
         found.append({"title": "What the student takes for what", "svg": picture, "note": note})
     if probabilities:
         note = "On the dashed line a model is as often right as it is sure; bins with fewer than 5 images are left out."
@@ -264,7 +268,7 @@ def _csv(results: dict[str, Any]) -> str:
         one = results.get(model) or {}
         flat = {**{k: v for k, v in one.items() if not isinstance(v, dict)}, **one.get("test", {})}
         for name, value in flat.items():
-            if name == "recall":
+            if name in ("recall", "iou"):
                 writer.writerows(
                     (model, name, klass, share) for klass, share in zip(results["classes"], value, strict=True)
                 )

@@ -18,9 +18,10 @@ from jinja2 import Environment, PackageLoader
 from tutelage.errors import TutelageError
 from tutelage.reporting import charts, study_charts
 from tutelage.reporting.diagnosis import diagnose
-from tutelage.reporting.evidence import read_evidence
+from tutelage.reporting.evidence import read_evidence, read_pictures
 from tutelage.reporting.ledger import bill, shares
 from tutelage.reporting.page import STAGES, disagreement, montage, transfer_set
+from tutelage.reporting.scores import CLASSES, Words, main_score, words_of
 from tutelage.reporting.statistics import Difference, difference, spread
 from tutelage.runs import STUDY, folder_name, read_json, write_json, write_text
 from tutelage.version import __version__
@@ -40,7 +41,7 @@ class Cell:
     @property
     def accuracy(self) -> tuple[float, float | None]:
         """Mean and standard deviation over seeds."""
-        return spread([record["student"]["test"]["accuracy"] for record in self.records.values()])
+        return spread([main_score(record["student"]["test"]) for record in self.records.values()])
 
     @property
     def flops(self) -> float:
@@ -75,7 +76,7 @@ def write_study(folder: Path) -> dict[str, Any]:
     table, best = rows(cells, budget)
     summary = {
         "study": str(folder), "page": str(report / "index.html"), "failed": failed, "table": table, "shared": shares(records),
-        "runs": [{"arm": one["arm"], "budget": one["budget"], "seed": one["seed"], "accuracy": one["student"]["test"]["accuracy"]}
+        "runs": [{"arm": one["arm"], "budget": one["budget"], "seed": one["seed"], **_main(one["student"]["test"])}
                  for one in records],
     }  # fmt: skip
     environment = Environment(loader=PackageLoader("tutelage", "reporting"), autoescape=True)
@@ -83,7 +84,8 @@ def write_study(folder: Path) -> dict[str, Any]:
         title=folder.resolve().name, answer=answer(cells, budget, best), budget=budget, table=table, failed=failed,
         charts=_charts(cells, budget, best), bills=[_bill_row(cell) for cell in cells if cell.budget == budget],
         shared=summary["shared"], command=_command(about), facts=_facts(about, records), version=__version__,
-        tests=records[0]["test_images"], **_of_a_run(folder, best),
+        tests=records[0]["test_images"], words=_words(cells), more=beside(records[0]["student"]["test"]),
+        **_of_a_run(folder, best),
     )  # fmt: skip
     write_json(report / "results.json", {**summary, "records": records})
     write_text(report / "results.csv", _csv(records))
@@ -118,7 +120,9 @@ def cells_of(records: Iterable[Record], arms: list[str]) -> list[Cell]:
 
 
 def _right(record: Record) -> np.ndarray:
-    """(n,) bool: which test images the run's student gets right."""
+    """(n,) bool: which test images the run's student gets right; or (n,) float, its score on each."""
+    if "scores" in record:
+        return np.array(record["scores"])
     bits = np.frombuffer(base64.b64decode(record["right"]), np.uint8)
     return np.unpackbits(bits)[: record["test_images"]].astype(bool)
 
@@ -149,10 +153,10 @@ def rows(cells: list[Cell], budget: int) -> tuple[list[dict[str, Any]], Cell]:
             mean, deviation = cell.accuracy
             behind = None if cell is best else compared(best, cell)
             one = next(iter(cell.records.values()))
+            words, more = words_of(one["student"]["test"]), beside(one["student"]["test"])
             found.append({
-                "arm": cell.arm, "budget": amount, "seeds": len(cell.records), "accuracy": mean, "spread": deviation,
-                "balanced_accuracy": spread([r["student"]["test"]["balanced_accuracy"] for r in cell.records.values()])[0],
-                "ece": spread([r["student"]["test"]["ece"] for r in cell.records.values()])[0],
+                "arm": cell.arm, "budget": amount, "seeds": len(cell.records), words.main: mean, "score": mean, "spread": deviation,
+                **{name: spread([r["student"]["test"][name] for r in cell.records.values()])[0] for _, name in more},
                 "best": cell is best, "level": cell is best or (behind is not None and not behind.sure),
                 "behind": None if behind is None else behind.mean, "low": behind and behind.low, "high": behind and behind.high,
                 "p": behind and behind.p, "flops": cell.flops, "images_seen": one["images_seen"], "says": one["says"],
@@ -165,8 +169,9 @@ def rows(cells: list[Cell], budget: int) -> tuple[list[dict[str, Any]], Cell]:
 def answer(cells: list[Cell], budget: int, best: Cell) -> str:
     """What came out, in a sentence or two."""
     mean, deviation = best.accuracy
-    said = f"With {budget} labels per class, {best.arm} is right for {100 * mean:.1f}"
-    said += f" ± {100 * deviation:.1f} %" if deviation is not None else " %"
+    words = _words(cells)
+    said = f"With {budget} {words.labels}, {best.arm} {words.says.format(100 * mean)}"
+    said = f"{said.removesuffix(' %')} ± {100 * deviation:.1f} %" if deviation is not None else said
     said += f" of {best.right.shape[1]:,} test images (mean of {len(best.records)} seeds)" if len(best.records) > 1 else (
         f" of {best.right.shape[1]:,} test images (one seed: no spread)"
     )  # fmt: skip
@@ -179,15 +184,32 @@ def answer(cells: list[Cell], budget: int, best: Cell) -> str:
     second = max(others, key=lambda cell: cell.accuracy[0], default=None)
     if second is not None and second is not alone and (gain := compared(best, second)):
         said += f"; next is {second.arm}, {100 * gain.mean:.1f} points behind ({_sureness(gain)})"
-    teachers = [record["teacher"]["test"]["accuracy"] for record in best.records.values() if record["teacher"]]
+    teachers = [main_score(record["teacher"]["test"]) for record in best.records.values() if record["teacher"]]
     if teachers:
-        said += f"; its teacher is right for {100 * spread(teachers)[0]:.1f} %"
+        said += f"; its teacher {words.says.format(100 * spread(teachers)[0])}"
     return said + "."
 
 
 def _scratch(cells: list[Cell], budget: int, best: Cell) -> Cell | None:
     """The student alone at this budget, to be compared with the best; not a variant, which may be another student."""
     return next((cell for cell in cells if cell.budget == budget and cell.arm == "scratch" and cell is not best), None)
+
+
+def _words(cells: list[Cell]) -> Words:
+    """How this study's scores are said."""
+    return words_of(next(iter(cells[0].records.values()))["student"]["test"])
+
+
+def _main(test: dict[str, Any]) -> dict[str, float]:
+    """Accuracy, or the score that counts beside it."""
+    words = words_of(test)
+    return {name: test[name] for name in dict.fromkeys((words.main, "accuracy"))}
+
+
+def beside(test: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    """(title, score) of two columns beside the main score."""
+    every = words_of(test).table
+    return (every[1], every[3]) if words_of(test) is CLASSES else every[2:4]
 
 
 def _sureness(gain: Difference) -> str:
@@ -205,7 +227,7 @@ def _charts(cells: list[Cell], budget: int, best: Cell) -> list[dict[str, Any]]:
         for seed, record in cell.records.items():
             if record["teacher"]:
                 key = (seed, record["teacher_weights"]["hash"])
-                teachers.setdefault(cell.budget, {})[key] = record["teacher"]["test"]["accuracy"]
+                teachers.setdefault(cell.budget, {})[key] = main_score(record["teacher"]["test"])
     teacher = {budget: list(of.values()) for budget, of in teachers.items()}
     if len({cell.budget for cell in cells}) > 1:
         picture = study_charts.against_labels(lines, {amount: spread(values) for amount, values in teacher.items()})
@@ -213,30 +235,31 @@ def _charts(cells: list[Cell], budget: int, best: Cell) -> list[dict[str, Any]]:
         found.append({"title": "Accuracy against labels", "svg": picture, "note": note})
     costs = {cell.arm: (cell.flops, cell.accuracy[0]) for cell in cells if cell.budget == budget and cell.flops > 0}
     if len(costs) > 1:
-        note = f"{budget} labels per class. Training alone: forward and backward passes, the teacher's adaptation and outputs counted."
+        note = f"{budget} {_words(cells).labels}. Training alone: forward and backward, the teacher's adaptation and outputs counted."
         found.append(
             {"title": "Accuracy against compute", "svg": study_charts.against_compute(costs, arms), "note": note}
         )
     classes, one = next(iter(best.records.values()))["classes"], next(iter(best.records.values()))
-    recall: dict[str, Any] = {"student": _mean_recall(best)}
+    title, score = _words(cells).each
+    recall: dict[str, Any] = {"student": _mean_recall(best, score)}
     alone = _scratch(cells, budget, best)
     if alone is not None:
-        recall["alone"] = _mean_recall(alone)
+        recall["alone"] = _mean_recall(alone, score)
     if one["teacher"]:
-        recall["teacher"] = one["teacher"]["test"]["recall"]
+        recall["teacher"] = one["teacher"]["test"][score]
     note = f"student: {best.arm}, mean over seeds. The weakest classes first."
-    found.append({"title": "Recall of each class", "svg": charts.per_class(classes, recall), "note": note})
+    found.append({"title": title, "svg": charts.per_class(classes, recall, title), "note": note})
     if len(classes) <= charts.CELLS_SHOWN:
         counts = sum(np.array(record["student"]["test"]["confusion"]) for record in best.records.values())
-        picture = charts.matrix(classes, np.asarray(counts).tolist(), "student")
+        picture = charts.matrix(classes, np.asarray(counts).tolist(), "student", score == "iou")
         note = f"{best.arm}, all seeds. Rows: what the images show. Columns: what the student says."
         found.append({"title": "What the best student takes for what", "svg": picture, "note": note})
     return found
 
 
-def _mean_recall(cell: Cell) -> list[float | None]:
-    """Recall of each class, mean over seeds; None where a class has no test image."""
-    every = [record["student"]["test"]["recall"] for record in cell.records.values()]
+def _mean_recall(cell: Cell, score: str) -> list[float | None]:
+    """A score of each class, mean over seeds; None where a class has no test image."""
+    every = [record["student"]["test"][score] for record in cell.records.values()]
     return [None if of[0] is None else float(np.mean(of)) for of in zip(*every, strict=True)]
 
 
@@ -252,12 +275,20 @@ def _of_a_run(folder: Path, best: Cell) -> dict[str, Any]:
     run = folder / folder_name(best.arm) / f"budget-{best.budget}" / f"seed-{seed}"
     stages = {name: read_json(run / name / "result.json") or {} for name in STAGES}
     if not stages["report"]:
-        return {"findings": [], "montage": "", "transfer_set": "", "disagreements": [], "calibration": ""}
+        return {
+            "findings": [],
+            "montage": "",
+            "transfer_set": "",
+            "disagreements": [],
+            "calibration": "",
+            "pictures": {},
+        }
     labels, probabilities, apart = read_evidence(run / "report")
     classes = stages["report"]["classes"]
     return {
         "findings": diagnose(stages["report"], stages), "montage": montage(run / "transfer_set" / "montage.jpg"),
         "transfer_set": transfer_set(stages["transfer_set"]), "disagreements": [disagreement(one, classes) for one in apart],
+        "pictures": read_pictures(run / "report", classes),
         "calibration": charts.calibration(labels, probabilities) if probabilities else "",
         "shown": f"{best.arm}, budget {best.budget}, seed {seed}",
     }  # fmt: skip

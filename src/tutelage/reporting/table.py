@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from tutelage.reporting.scores import words_of
+
 TITLES = {"student": "student, taught", "alone": "student alone", "teacher": "teacher, adapted"}
-HEAD = ("model", "accuracy", "balanced", "macro F1", "ECE", "parameters", "ms/image")
 
 
 def scores_table(rows: list[tuple[str, dict[str, Any]]]) -> str:
@@ -14,17 +15,15 @@ def scores_table(rows: list[tuple[str, dict[str, Any]]]) -> str:
     Args:
         rows: title and scores: {"test": {"accuracy", ...}, "parameters", "latency_ms"}; a dash for what is missing.
     """
-    cells: list[tuple[str, ...]] = [HEAD]
+    columns = words_of(next((one["test"] for _, one in rows if one.get("test")), None)).table[:4]
+    cells: list[tuple[str, ...]] = [("model", *(title for title, _ in columns), "parameters", "ms/image")]
     for title, one in rows:
         test = one.get("test", {})
-        numbers = [
-            f"{test[name]:.3f}" if name in test else "-"
-            for name in ("accuracy", "balanced_accuracy", "macro_f1", "ece")
-        ]
+        numbers = [f"{test[name]:.3f}" if name in test else "-" for _, name in columns]
         size = f"{one['parameters']:,}" if one.get("parameters") else "-"
         time = f"{one['latency_ms']:.2f}" if one.get("latency_ms") else "-"
         cells.append((title, *numbers, size, time))
-    widths = [max(len(row[i]) for row in cells) for i in range(len(HEAD))]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     lines = [
         "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
         for row in cells

@@ -1,0 +1,161 @@
+"""Which labelled images are used: those within the budget, nested for one seed, and the folds that they are validated in."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+from tutelage.errors import TutelageError
+
+ENOUGH = 3  # images that show a class, below which it comes first when images are drawn by number
+FOLDS, FEW_FOLDS = 5, 2  # the latter when a class has fewer than FOLDS images or groups
+
+
+def draw_budget(
+    labels: np.ndarray,
+    keys: Sequence[bytes] | np.ndarray,
+    budget: int | None,
+    seed: int,
+    groups: np.ndarray | None = None,
+) -> np.ndarray:
+    """Choose `budget` images of every class: those that come first by a hash of (seed, key).
+
+    A smaller budget's images are among a larger one's; the order of the images and the other classes do not matter.
+    With groups, a second image of a group comes only after one of every group of that class.
+
+    Args:
+        labels: (n,) int64. keys: n content keys of 32 bytes, or (n, 32) uint8. groups: (n,) str, "" = none.
+        budget: images per class, at least 1; None = all.
+
+    Returns:
+        (m,) int64, sorted positions. A class with fewer images gives what it has; see `shortfalls`.
+    """
+    if budget is None:
+        return np.arange(len(labels))
+    if budget < 1:
+        raise TutelageError(f"budget {budget}", "at least 1 label per class", "leave it out to use all labels")
+    order = _hashed(labels, keys, seed, groups)
+    return np.sort(order[_places_in_runs(labels[order][:, None]) < budget])
+
+
+def _hashed(labels: np.ndarray, keys: Sequence[bytes] | np.ndarray, seed: int, groups: np.ndarray | None) -> np.ndarray:
+    """(n,) int64 positions by label, turn of the group, hash of (seed, key)."""
+    salt = f"{seed}\0".encode()
+    digests = [hashlib.blake2b(salt + bytes(key), digest_size=8).digest() for key in keys]
+    hashes = np.frombuffer(b"".join(digests), ">u8")
+    turn = np.zeros(len(labels), np.int64)  # 0 for the first image of its group in its class, 1 for the second ...
+    if groups is not None and len(labels):
+        codes = np.unique(groups, return_inverse=True)[1]
+        order = np.lexsort((hashes, codes, labels))
+        turn[order] = _places_in_runs(np.stack([labels[order], codes[order]], axis=1))
+        turn[np.asarray(groups) == ""] = 0
+    return np.lexsort((hashes, turn, labels))
+
+
+def shortfalls(labels: np.ndarray, budget: int | None, classes: Sequence[str]) -> list[str]:
+    """One message for every class with fewer images than the budget. labels: (n,) int64 of the train images."""
+    counts = np.bincount(labels, minlength=len(classes))
+    return [
+        f"class {name!r} has {count} train images, fewer than the budget of {budget}"
+        for name, count in zip(classes, counts, strict=True)
+        if budget is not None and count < budget
+    ]
+
+
+def draw(
+    labels: np.ndarray | None, shows: np.ndarray, classes: Sequence[str], keys: Sequence[bytes], budget: int | None, seed: int,
+    groups: np.ndarray,
+) -> tuple[np.ndarray, list[str]]:  # fmt: skip
+    """The images within the budget, and what is to be told: `draw_budget` by label, or `draw_images` where images have no label.
+
+    Args:
+        labels: (n,) int64, or None for masks. shows: (n, C) bool, which classes an image shows. Others as of `draw_budget`.
+
+    Returns:
+        (m,) int64, sorted positions; lines for the user.
+    """
+    if labels is not None:
+        return draw_budget(labels, keys, budget, seed, groups), shortfalls(labels, budget, classes)
+    chosen = draw_images(shows, keys, budget, seed, groups)
+    lines = []
+    if budget is not None and budget > len(shows):
+        lines.append(f"there are {len(shows)} train images, fewer than the budget of {budget}")
+    counts = zip(classes, shows[chosen].sum(axis=0).tolist(), strict=True)
+    told = ", ".join(f"{name} {count}" for name, count in counts)
+    return chosen, [*lines, f"{len(chosen):,} labelled images; so many show each class: {told}"]
+
+
+def draw_images(
+    shows: np.ndarray, keys: Sequence[bytes], budget: int | None, seed: int, groups: np.ndarray | None = None
+) -> np.ndarray:
+    """Choose `budget` images in all, so that no class is lost: one after the other in an order that the budget does not change.
+
+    While a class is in fewer than ENOUGH chosen images, the next image is the first by a hash of (seed, key) that shows the class
+    which has fewest so far (of equals the one that fewest images show); then the first by that hash. With groups, a
+    second image of a group comes after one of every group.
+
+    Args:
+        shows: (n, C) bool. keys: n content keys. budget: images, at least 1; None = all. groups: (n,) str, "" = none.
+
+    Returns:
+        (m,) int64, sorted positions, m = min(n, budget).
+    """
+    if budget is None:
+        return np.arange(len(shows))
+    if budget < 1:
+        raise TutelageError(f"budget {budget}", "at least 1 labelled image", "leave it out to use all of them")
+    order = _hashed(np.zeros(len(shows), np.int64), keys, seed, groups)
+    left, rarity = list(order.tolist()), shows.sum(axis=0)
+    have = np.zeros(shows.shape[1], np.int64)
+    chosen: list[int] = []
+    while left and len(chosen) < budget:
+        open_ = [k for k in range(shows.shape[1]) if have[k] < min(ENOUGH, rarity[k])]
+        lacking = min(open_, key=lambda k: (have[k], rarity[k], k), default=None)
+        number = left[0] if lacking is None else next(i for i in left if shows[i, lacking])
+        left.remove(number)
+        chosen.append(number)
+        have += shows[number]
+    return np.sort(np.array(chosen, np.int64))
+
+
+def folds(labels: np.ndarray, groups: np.ndarray | None, seed: int) -> np.ndarray:
+    """Stratified folds for cross-validation: FOLDS, or FEW_FOLDS when any class has fewer than FOLDS images or groups.
+
+    All images of a non-empty group share a fold. A class with one image or group is in one fold only, and is then
+    missing from the training part of that fold.
+
+    Args:
+        labels: (n,) int64. groups: (n,) str, "" = none, or None.
+
+    Returns:
+        (n,) int64, the fold in which each image is validated.
+    """
+    shuffled = np.random.default_rng(seed).permutation(len(labels))
+    units: dict[object, list[int]] = defaultdict(list)
+    for i in shuffled.tolist():
+        units[str(groups[i]) if groups is not None and groups[i] else i].append(i)
+    per_class = Counter(label for unit in units.values() for label in set(labels[unit].tolist()))
+    count = FOLDS if min(per_class.values(), default=0) >= FOLDS else FEW_FOLDS
+    total = Counter(labels.tolist())
+    held: list[Counter] = [Counter() for _ in range(count)]  # images of each class in each fold
+    sizes = [0] * count
+    fold = np.zeros(len(labels), np.int64)
+    for unit in sorted(units.values(), key=len, reverse=True):  # large groups first; sorting keeps the shuffle
+        mine = Counter(labels[unit].tolist())
+        costs = [sum(m * (2 * h[c] + m) / total[c] ** 2 for c, m in mine.items()) for h in held]
+        best = min(range(count), key=lambda f: (costs[f], sizes[f]))
+        fold[unit] = best
+        held[best].update(mine)
+        sizes[best] += len(unit)
+    return fold
+
+
+def _places_in_runs(rows: np.ndarray) -> np.ndarray:
+    """(n, k) sorted rows -> (n,) int64: 0, 1, 2, ... inside every run of equal rows."""
+    fresh = np.ones(len(rows), bool)
+    fresh[1:] = (rows[1:] != rows[:-1]).any(axis=1)
+    at = np.arange(len(rows))
+    return at - np.maximum.accumulate(np.where(fresh, at, 0))

@@ -1,0 +1,194 @@
+"""Places where images have masks, in every form that is read. Nothing is decoded.
+
+Images and masks stand in `images/<split>/*` and `masks/<split>/*.png` under the same names, in a list (CSV or Parquet
+with the columns image, mask and optionally split, group), or in Parquet files with the bytes of both. `classes.txt`
+beside them names the classes.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from tutelage.data.labelled import _SPLIT_WORDS, LabelledPlace, LabelledRef, _schema, _unknown_splits
+from tutelage.data.masks import Coding, read_coding
+from tutelage.data.rows import mask_column
+from tutelage.data.sources import ImageRef, Rejected, _prints, clean, file_ref, list_images
+from tutelage.errors import TutelageError, raise_all, shown
+
+FORMS = (
+    "images/<split>/* and masks/<split>/*.png, a list (.csv, .txt, .tsv, .parquet) with the columns image, mask and split, or "
+    "Parquet files with the bytes of both; classes.txt beside them"
+)
+_COLUMNS = {
+    "image": ("image", "path", "file", "file_name"),
+    "mask": ("mask", "annotation"),
+    "split": ("split",),
+    "group": ("group",),
+}
+
+
+def read_pairs(place: Path) -> tuple[LabelledPlace, Coding]:
+    """Read one place with masks, in any of FORMS, and the classes beside it.
+
+    Raises:
+        TutelageError: all that is wrong with it, told at once.
+    """
+    coding = read_coding((place if place.is_dir() else place.parent) / "classes.txt")
+    suffix = place.suffix.lower()
+    if place.is_dir() and (place / "images").is_dir():
+        listing = _read_folder(place)
+    elif place.is_dir() and (shards := sorted(place.glob("[!.]*.parquet")) or sorted(place.glob("data/[!.]*.parquet"))):
+        listing = LabelledPlace()
+        for shard in shards:
+            named = re.match(r"(train|test|validation|valid|val)(?=[-_.])", shard.name.lower())
+            listing.images += _read_shard(shard, _SPLIT_WORDS[named[1]] if named else "train").images
+    elif suffix == ".parquet":
+        listing = (
+            _read_shard(place, "train") if mask_column(_schema(place)) else _read_list(place, _parquet_rows(place))
+        )
+    elif suffix in (".csv", ".txt", ".tsv"):
+        listing = _read_list(place, _csv_rows(place))
+    else:
+        raise TutelageError(
+            f"{place}: no images with masks", FORMS, "put the images into images/, the masks into masks/"
+        )
+    if not listing.images:
+        raise TutelageError(f"{place}: no images with masks", FORMS, "check the path and the names of its folders")
+    return listing, coding
+
+
+def _read_folder(place: Path) -> LabelledPlace:
+    """`images/<split>/*` and `masks/<split>/*`, matched by their names without the ending; without splits all are train."""
+    if not (place / "masks").is_dir():
+        raise TutelageError(f"{place}: images/ and no masks/", FORMS, "put the masks into masks/, named as the images")
+    listing = LabelledPlace()
+    by_name: dict[str, dict[str, ImageRef]] = {}
+    for kind in ("images", "masks"):
+        refs, rejected = list_images(place / kind)
+        by_name[kind] = {os.path.splitext(ref.id)[0]: ref for ref in refs}
+        listing.rejected += [Rejected(f"{kind}/{bad.id}", bad.reason) for bad in rejected]
+    images, masks = by_name["images"], by_name["masks"]
+    errors = []
+    for kind, alone, other in (("image", images.keys() - masks, "mask"), ("mask", masks.keys() - images, "image")):
+        if alone:
+            names = sorted(by_name[f"{kind}s"][name].id for name in alone)
+            given = (
+                f"{place}: {len(names)} {kind}s without {'an' if other == 'image' else 'a'} {other}: {shown(names, 20)}"
+            )
+            mend = "images without labels belong into --gallery" if kind == "image" else "take them out"
+            errors.append(TutelageError(given, "masks/ with the names of images/", mend))
+    raise_all(errors)
+    folders = {name.split("/")[0] for name in images if "/" in name}
+    known = {name for name in folders if name.lower() in _SPLIT_WORDS}
+    for name, ref in sorted(images.items()):
+        split = name.split("/")[0]
+        if known and split not in known:
+            listing.rejected.append(Rejected(ref.id, "lies in no folder train, val or test"))
+            continue
+        listing.images.append(LabelledRef(ref, "", _SPLIT_WORDS[split.lower()] if known else "train", mask=masks[name]))
+    return listing
+
+
+def _read_list(place: Path, rows: Sequence[dict[str, str]]) -> LabelledPlace:
+    """Images and masks named by a list, relative to its folder."""
+    listing, seen = LabelledPlace(), set()
+    errors = _unknown_splits(place, [row.get("split", "") for row in rows])
+    without: list[str] = []
+    lost: list[str] = []
+    for row in rows:
+        paths = {kind: os.path.join(place.parent, row.get(kind, "")) for kind in ("image", "mask")}
+        if not row.get("image") or not row.get("mask"):
+            without.append(clean(row.get("image") or row.get("mask") or "an empty row"))
+            continue
+        gone = [row[kind] for kind, path in paths.items() if not os.path.isfile(path)]
+        lost += [clean(name) for name in gone]
+        if gone or paths["image"] in seen:
+            continue
+        seen.add(paths["image"])
+        image, mask = (file_ref(paths[kind], clean(row[kind].removeprefix("./"))) for kind in ("image", "mask"))
+        split = _SPLIT_WORDS.get(row.get("split", "").lower(), "train")
+        listing.images.append(LabelledRef(image, "", split, clean(row.get("group", "")), mask))
+    if without:
+        given = f"{place}: {len(without)} rows without an image or without a mask: {shown(without, 20)}"
+        errors.append(TutelageError(given, "both in every row", "images without labels belong into --gallery"))
+    if lost:
+        given = f"{place}: {len(lost)} files are not there: {shown(lost, 20)}"
+        errors.append(TutelageError(given, f"paths relative to {place.parent or '.'}", "copy them there"))
+    raise_all(errors)
+    return listing
+
+
+def _csv_rows(place: Path) -> list[dict[str, str]]:
+    """The rows of a text list with a header, under our words."""
+    text = place.read_bytes().decode("utf-8-sig", "surrogateescape")
+    first = text.lstrip().partition("\n")[0]
+    mark = next((mark for mark in ",;\t" if mark in first), ",")
+    try:
+        rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=mark) if any(map(str.strip, row))]
+    except csv.Error as error:
+        raise TutelageError(f"{place}: {error}", "a text list in UTF-8 with the columns image,mask") from None
+    header = rows[0] if rows else []
+    found = _found(place, header)
+    return [{word: row[at].strip() if at < len(row) else "" for word, at in found.items()} for row in rows[1:]]
+
+
+def _parquet_rows(place: Path) -> list[dict[str, str]]:
+    """The rows of a Parquet list, under our words."""
+    names = _schema(place).names
+    found = _found(place, names)
+    table = pq.read_table(place, columns=[names[at] for at in found.values()])
+    columns = {word: table.column(names[at]).to_pylist() for word, at in found.items()}
+    return [
+        {word: "" if values[i] is None else str(values[i]) for word, values in columns.items()}
+        for i in range(table.num_rows)
+    ]
+
+
+def _found(place: Path, header: Sequence[str]) -> dict[str, int]:
+    """Our word for a column -> its place, for those that are there."""
+    lower = [cell.strip().lower() for cell in header]
+    found = {word: [lower.index(alias) for alias in aliases if alias in lower] for word, aliases in _COLUMNS.items()}
+    if not found["image"] or not found["mask"]:
+        allowed = "columns named image and mask, and perhaps split and group"
+        raise TutelageError(f"{place}: columns {shown(header, 20) or 'none'}", allowed, "write them in the first line")
+    return {word: places[0] for word, places in found.items() if places}
+
+
+def _read_shard(place: Path, split: str) -> LabelledPlace:
+    """The rows of a Parquet file with the bytes of image and mask; its `split` column counts more than `split`."""
+    schema = _schema(place)
+    column = mask_column(schema)
+    if not column:
+        raise TutelageError(
+            f"{place}: no column with masks (columns: {shown(schema.names, 20)})", FORMS, "name it mask"
+        )
+    refs, rejected = list_images(place)
+    listing = LabelledPlace(rejected=rejected)
+    named = {word: next((n for n in schema.names if n.lower() == word), "") for word in ("split", "group")}
+    table = pq.read_table(place, columns=[name for name in named.values() if name])
+    texts = {
+        word: [clean("" if v is None else str(v)) for v in table.column(name).to_pylist()] if name else [""] * len(refs)
+        for word, name in named.items()
+    }
+    empty = pq.read_table(place, columns=[column]).column(column).is_null().to_pylist()
+    errors = _unknown_splits(place, texts["split"])
+    if any(empty):
+        without = [ref.id for ref, none in zip(refs, empty, strict=True) if none]
+        given = f"{place}: {len(without)} images without a mask: {shown(without, 20)}"
+        errors.append(TutelageError(given, "both in every row", "images without labels belong into --gallery"))
+    raise_all(errors)
+    fingerprint = _prints("mask", os.path.abspath(place), os.stat(place))
+    for row, ref in enumerate(refs):
+        mask = ImageRef(f"{ref.id} (mask)", ref.container, "mask", ref.position, -1, fingerprint(row))
+        own = texts["split"][row]
+        listing.images.append(
+            LabelledRef(ref, "", _SPLIT_WORDS[own.lower()] if own else split, texts["group"][row], mask)
+        )
+    return listing

@@ -1,0 +1,217 @@
+"""Masks: the class of every pixel, as PNG of class numbers, of a palette's numbers, or of colours that classes.txt names.
+
+In memory a mask is (H, W) uint8: class numbers, IGNORE where no class is said. A mask is never interpolated: any other
+size is made by taking the nearest pixel.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from tutelage.data import views
+from tutelage.data.decode import _open, _reason
+from tutelage.data.store import Images, Kind
+from tutelage.errors import TutelageError, Unreadable, shown
+
+IGNORE = 255
+MOST_CLASSES = 255
+
+Colour = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Coding:
+    """What the values of masks mean. classes: C names. colours: C triples, given or made. coloured: masks hold these colours.
+
+    ignored: the colours that stand for no class.
+    """
+
+    classes: tuple[str, ...]
+    colours: tuple[Colour, ...]
+    coloured: bool = False
+    ignored: tuple[Colour, ...] = ()
+
+
+@dataclass(frozen=True)
+class Values:
+    """What one mask holds, as it was read.
+
+    pixels: (H, W) int32 class numbers, or (H, W, 3) uint8 colours. palette: colours by number, where the file has them.
+    """
+
+    pixels: np.ndarray
+    palette: dict[int, Colour] = field(default_factory=dict)
+
+
+def read_coding(path: Path) -> Coding:
+    """Class names, one a line, each with three numbers behind it where the data set has colours of its own.
+
+    Raises:
+        TutelageError: no such file, no names, a name twice, or colours for a part of the classes.
+    """
+    allowed = "one name a line, or `name red green blue`; `ignore red green blue` for a colour that is no class"
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "not UTF-8"
+        raise TutelageError(f"{path}: {why}", f"a text file with the names of the classes: {allowed}") from error
+    found = [re.fullmatch(r"(.*?)[,;\s]+(\d{1,3})[,;\s]+(\d{1,3})[,;\s]+(\d{1,3})", line) for line in lines]
+    parts = [
+        (m[1], (int(m[2]), int(m[3]), int(m[4]))) if m else (line, None) for m, line in zip(found, lines, strict=True)
+    ]
+    ignored = tuple(colour for name, colour in parts if colour and name.lower() in ("ignore", "void"))
+    parts = [(name, colour) for name, colour in parts if not (colour and name.lower() in ("ignore", "void"))]
+    names = tuple(name for name, _ in parts)
+    twice = sorted({name for name in names if names.count(name) > 1})
+    without = [name for name, colour in parts if colour is None]
+    if twice or len(names) < 2 or len(names) > MOST_CLASSES:
+        what = f"{shown(twice)} twice" if twice else f"{len(names)} names"
+        raise TutelageError(f"{path}: {what}", f"2 to {MOST_CLASSES} names, each once: {allowed}")
+    if without and len(without) < len(names):
+        raise TutelageError(f"{path}: no colour for {shown(without)}", "colours for all classes, or for none")
+    given = tuple(colour for _, colour in parts if colour)
+    return Coding(names, given or made_colours(len(names)), bool(given), ignored)
+
+
+def made_colours(count: int) -> tuple[Colour, ...]:
+    """A colour for each class: hues a golden angle apart, light and dark in turn, so that neighbours differ."""
+    colours = []
+    for number in range(count):
+        light = (0.42, 0.62, 0.52)[number % 3]
+        red, green, blue = colorsys.hls_to_rgb((0.58 + 0.618034 * number) % 1, light, 0.65)
+        colours.append((round(255 * red), round(255 * green), round(255 * blue)))
+    return tuple(colours)
+
+
+def read_values(data: bytes) -> Values:
+    """Decode one mask as it stands in its file.
+
+    Raises:
+        Unreadable: no image, broken, or of a kind that loses values (JPEG).
+    """
+    if not data:
+        raise Unreadable("the file is empty")
+    try:
+        image = _open(data)
+        if image.format == "JPEG":
+            raise Unreadable("a JPEG changes the values of a mask: PNG is read")
+        image.load()
+        if image.mode in ("RGB", "RGBA", "CMYK", "YCbCr"):
+            return Values(np.array(image.convert("RGB")))
+        palette = image.getpalette() if image.mode == "P" else None
+        numbers = np.array(image if image.mode in ("P", "L", "1") or image.mode.startswith("I") else image.convert("L"))
+    except Unreadable:
+        raise
+    except Exception as error:  # Pillow's readers raise almost anything on broken data
+        raise Unreadable(_reason(error)) from None
+    triples = np.array(palette or [], np.int64).reshape(-1, 3)[:MOST_CLASSES].tolist()
+    return Values(numbers.astype(np.int32), {i: (r, g, b) for i, (r, g, b) in enumerate(triples)})
+
+
+def numbered(values: Values, coding: Coding) -> tuple[np.ndarray, dict[str, int]]:
+    """Class numbers of a mask, and what is none.
+
+    Returns:
+        (H, W) uint8, IGNORE for what is no class; value or colour as text -> pixels that have it.
+    """
+    classes, pixels = len(coding.classes), values.pixels
+    if pixels.ndim == 2:
+        strange = (pixels < 0) | ((pixels >= classes) & (pixels != IGNORE))
+        found, counts = np.unique(pixels[strange], return_counts=True)
+        kept = np.where(strange, IGNORE, pixels).astype(np.uint8)
+        return kept, {str(v): int(n) for v, n in zip(found.tolist(), counts.tolist(), strict=True)}
+    codes = (pixels.astype(np.int64) * np.array([65536, 256, 1])).sum(axis=2)
+    out, known = np.full(codes.shape, IGNORE, np.uint8), np.zeros(codes.shape, bool)
+    for colour, number in [*zip(coding.colours, range(classes), strict=True), *((c, IGNORE) for c in coding.ignored)]:
+        here = codes == colour[0] * 65536 + colour[1] * 256 + colour[2]
+        out[here], known = number, known | here
+    found, counts = np.unique(codes[~known], return_counts=True)
+    names = [f"({v >> 16}, {v >> 8 & 255}, {v & 255})" for v in found.tolist()]
+    return out, dict(zip(names, counts.tolist(), strict=True))
+
+
+def kind_of(coding: Coding) -> Kind:
+    """How the store decodes such masks."""
+
+    def decode(data: bytes, short_side: int | None = None) -> tuple[np.ndarray, tuple[int, int]]:
+        mask = np.ascontiguousarray(numbered(read_values(data), coding)[0])
+        return mask, (mask.shape[0], mask.shape[1])
+
+    about = repr((len(coding.classes), coding.colours, coding.ignored) if coding.coloured else len(coding.classes))
+    return Kind(f"masks-{hashlib.sha256(about.encode()).hexdigest()[:8]}", 1, decode)
+
+
+@dataclass(frozen=True)
+class Masks:
+    """The masks of some images, at their own size, in the order of the images; what labels are to other tasks.
+
+    images: the masks. shapes: (n, 2), height and width of the stored images that they belong to. classes: C.
+    """
+
+    images: Images
+    shapes: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, positions: np.ndarray) -> Masks:
+        """The masks at these positions."""
+        return replace(self, images=self.images.take(positions), shapes=self.shapes[positions])
+
+    def numbers(self, most: int = 64) -> np.ndarray:
+        """(N,) int64 class numbers of `most` x `most` pixels of each mask, those of no class left out; to count classes by."""
+        every = self.seen(None, (most, most)).reshape(-1)
+        return every[every != IGNORE].astype(np.int64)
+
+    def one(self, position: int) -> np.ndarray:
+        """(H, W) uint8."""
+        return self.images[int(position)]
+
+    def seen(self, drawn: views.Views | None, size: tuple[int, int]) -> np.ndarray:
+        """What views show of the masks, or, without views, all of them.
+
+        Args:
+            drawn: of the images, one for each mask. size: height and width of the result.
+
+        Returns:
+            (n, H, W) uint8: of each pixel the class at its centre.
+        """
+        out = np.empty((len(self), *size), np.uint8)
+        for i in range(len(self)):
+            mask, shape = self.one(i), self.shapes[i]
+            box = np.array([0, 0, *shape]) if drawn is None else drawn.boxes[i]
+            flips = (False, False) if drawn is None else drawn.flips[i]
+            rows, columns = (
+                nearest(int(box[axis]), int(box[axis + 2]), int(shape[axis]), mask.shape[axis], size[axis], flip)
+                for axis, flip in ((0, flips[1]), (1, flips[0]))
+            )
+            out[i] = mask[rows[:, None], columns]
+        return out
+
+
+def nearest(start: int, length: int, whole: int, pixels: int, size: int, flip: bool = False) -> np.ndarray:
+    """Along one side: which pixel of a mask lies at the centre of each pixel of a view.
+
+    nearest(0, 4, 4, 4, 2) == [1, 3]
+
+    Args:
+        start, length: of the view's region, in pixels of an image that is `whole` pixels long.
+        pixels: length of the mask, which shows the same. size: length of the result.
+    """
+    centres = (start + (np.arange(size) + 0.5) * length / size) * pixels / whole
+    found = np.minimum(centres.astype(np.int64), pixels - 1)
+    return found[::-1] if flip else found
+
+
+def painted(mask: np.ndarray, colours: Sequence[Colour]) -> np.ndarray:
+    """(H, W) uint8 class numbers -> (H, W, 3) uint8 in the classes' colours, IGNORE black."""
+    table = np.zeros((256, 3), np.uint8)
+    table[: len(colours)] = np.array(colours, np.uint8)
+    return table[mask]

@@ -1,0 +1,86 @@
+"""Images and masks in the rows of a Parquet file: which column holds them, and their bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tutelage.errors import TutelageError, Unreadable
+
+IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "bytes")
+MASK_COLUMNS = ("mask", "annotation")  # of classes, beside the images
+BATCH_BYTES = 64 << 20  # of one Parquet column in memory at a time
+
+
+def image_column(schema: pa.Schema, where: str) -> str:
+    """Name of the column that holds image bytes: a struct with `bytes`, or binary with a name of IMAGE_COLUMNS.
+
+    Raises:
+        TutelageError: none or several such columns.
+    """
+    found = [f.name for f in schema if _holds_images(f) and f.name.lower() not in MASK_COLUMNS]
+    if len(found) == 1:
+        return found[0]
+    columns = ", ".join(f"{f.name} ({'struct' if pa.types.is_struct(f.type) else f.type})" for f in schema)
+    what = f"{len(found)} image columns ({', '.join(found)})" if found else f"no image column (columns: {columns})"
+    raise TutelageError(
+        f"{where}: {what}",
+        f"one struct column with `bytes`, as Hugging Face writes, or one binary column of {', '.join(IMAGE_COLUMNS)}",
+        "keep or rename one column",
+    )
+
+
+def _holds_images(field: pa.Field) -> bool:
+    kind = field.type
+    inside = pa.types.is_struct(kind) and any(part.name == "bytes" and _is_binary(part.type) for part in kind)
+    return inside or (_is_binary(kind) and field.name.lower() in IMAGE_COLUMNS)
+
+
+def mask_column(schema: pa.Schema) -> str:
+    """Name of the column that holds the bytes of masks, "" where there is none."""
+    fits = (f.name for f in schema if f.name.lower() in MASK_COLUMNS and (_is_binary(f.type) or _holds_images(f)))
+    return next(fits, "")
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def read_rows(refs: Sequence[Any]) -> Iterator[bytes | Unreadable]:
+    """The bytes of references (`sources.ImageRef`) to one file, in the order of rows.
+
+    Row groups without a wanted row are skipped, the others come in small batches.
+    """
+    with pq.ParquetFile(refs[0].container, buffer_size=1 << 20) as file:
+        schema, kind = file.schema_arrow, refs[0].kind
+        column = mask_column(schema) if kind == "mask" else image_column(schema, refs[0].container)
+        nested = pa.types.is_struct(schema.field(column).type)
+        leaf = f"{column}.bytes" if nested else column
+        first, at = 0, 0  # row where the group starts; place in refs
+        for group in range(file.metadata.num_row_groups):
+            rows, mean = _group_size(file, group, leaf)
+            if at < len(refs) and refs[at].position < first + rows:
+                batch_rows = int(min(max(BATCH_BYTES // max(mean, 1), 1), 1024))
+                start = first
+                for batch in file.iter_batches(batch_rows, row_groups=[group], columns=[leaf]):
+                    values = batch.column(0).field("bytes") if nested else batch.column(0)
+                    while at < len(refs) and refs[at].position < start + batch.num_rows:
+                        data = values[refs[at].position - start].as_py()
+                        yield Unreadable("the row holds no image bytes") if data is None else data
+                        at += 1
+                    start += batch.num_rows
+                    if at == len(refs) or refs[at].position >= first + rows:
+                        break
+            first += rows
+
+
+def _group_size(file: pq.ParquetFile, group: int, leaf: str) -> tuple[int, float]:
+    """Rows of a row group and the mean bytes of an image in it."""
+    meta = file.metadata.row_group(group)
+    columns = (meta.column(i) for i in range(meta.num_columns))
+    return meta.num_rows, sum(c.total_uncompressed_size for c in columns if c.path_in_schema == leaf) / max(
+        meta.num_rows, 1
+    )

@@ -1,0 +1,156 @@
+"""What every dense network here shares: the levels of an encoder, and grids that lie over one another.
+
+Any timm encoder with `forward_intermediates` will do. A ViT gives one level, its patch tokens without class and register
+tokens; a CNN gives one for each stride. Rows and columns of all grids divide the same image: what lies at a place in the
+image lies at the same share of height and width in every grid.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from tutelage.config import Size, sides
+from tutelage.errors import TutelageError, shown
+
+FINEST = 4  # stride; what is finer costs most and says least
+
+
+@dataclass(frozen=True)
+class Level:
+    """One kind of features of an encoder. index: for `forward_intermediates`. stride: pixels of the image in one of them."""
+
+    index: int
+    channels: int
+    stride: int
+
+
+def levels_of(module: Any, name: str, size: Size, kind: str = "teacher") -> list[Level]:
+    """The deepest features of each stride from FINEST on, fine ones first, found by one pass.
+
+    Args:
+        module: a timm model; left in the mode it was in. name: timm's. size: of its input.
+
+    Raises:
+        TutelageError: a model without features by layer.
+    """
+    was, device = module.training, next(module.parameters()).device
+    height, width = (-(-side // 32) * 32 if "patch" not in name else side for side in sides(size))
+    module.eval()
+    try:
+        with torch.no_grad():
+            every = module.forward_intermediates(
+                torch.zeros(1, 3, height, width, device=device), intermediates_only=True
+            )
+    except (AttributeError, TypeError, NotImplementedError) as error:
+        allowed = "a timm model with forward_intermediates, as nearly all have"
+        raise TutelageError(
+            f"--{kind} {name}: it gives no features of single layers", allowed, "use another"
+        ) from error
+    finally:
+        module.train(was)
+    found = {}
+    for index, one in enumerate(every):
+        stride = round(height / one.shape[2])
+        if stride >= FINEST:
+            found[stride] = Level(index, one.shape[1], stride)
+    return [found[stride] for stride in sorted(found)]
+
+
+class Pyramid(nn.Module):
+    """An encoder that gives features by level: (B, 3, H, W) -> one (B, C, h, w) each, fine ones first."""
+
+    def __init__(self, encoder: nn.Module, levels: list[Level], prune: bool = False):
+        super().__init__()
+        self.encoder, self.levels = encoder, levels
+        self._indices = [level.index for level in levels]
+        one: Any = encoder
+        if prune:  # layers that no level needs, and the classifier
+            one.prune_intermediate_layers(self._indices, prune_norm=False, prune_head=True)
+        known = inspect.signature(one.forward_intermediates).parameters
+        self._options = {"norm": True} if "norm" in known and len(levels) == 1 else {}
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        encoder: Any = self.encoder
+        return encoder.forward_intermediates(images, indices=self._indices, intermediates_only=True, **self._options)
+
+
+def regrid(values: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """(B, C, h, w) on another grid over the same image: means where it is coarser, bilinear where it is finer."""
+    if values.shape[-2:] == grid:
+        return values
+    if values.shape[-2] >= grid[0] and values.shape[-1] >= grid[1]:
+        return F.adaptive_avg_pool2d(values, grid)
+    return F.interpolate(values, grid, mode="bilinear", align_corners=False)
+
+
+def padded(images: torch.Tensor, multiple: int) -> torch.Tensor:
+    """(B, 3, H, W) with grey edges below and on the right, so that both sides are multiples; the images themselves if they are."""
+    height, width = images.shape[-2:]
+    low, right = -height % multiple, -width % multiple
+    return F.pad(images, (0, right, 0, low)) if low or right else images
+
+
+class DenseNetwork(nn.Module):
+    """An encoder by level and a head: (B, 3, H, W) -> (B, C, H, W) logits, divided by a calibrated temperature.
+
+    Inputs are padded to `multiple` pixels inside; what the edges get is cut off before anybody sees it.
+    """
+
+    def __init__(self, pyramid: Pyramid, head: nn.Module, multiple: int):
+        super().__init__()
+        self.pyramid, self.head, self.multiple = pyramid, head, multiple
+        self.temperature: torch.Tensor
+        self.register_buffer("temperature", torch.ones(()))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        height, width = images.shape[-2:]
+        inside = padded(images, self.multiple)
+        logits = self.head(self.pyramid(inside)) / self.temperature
+        logits = F.interpolate(logits, inside.shape[-2:], mode="bilinear", align_corners=False)
+        return logits[..., :height, :width]
+
+    def on_grid(self, images: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        """(B, 3, H, W) -> (B, C, *grid) logits."""
+        if images.shape[-2] % self.multiple or images.shape[-1] % self.multiple:
+            return regrid(self(images), grid)
+        return regrid(self.head(self.pyramid(images)) / self.temperature, grid)
+
+    def features(self, images: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        """(B, 3, H, W) -> (B, D, *grid): the deepest level."""
+        height, width = images.shape[-2:]
+        inside = padded(images, self.multiple)
+        deepest = self.pyramid(inside)[-1]
+        if inside.shape != images.shape:
+            deepest = F.interpolate(deepest, inside.shape[-2:], mode="bilinear", align_corners=False)[
+                ..., :height, :width
+            ]
+        return regrid(deepest, grid)
+
+
+def grid_of(size: Size, stride: int) -> tuple[int, int]:
+    """Rows and columns of a grid of this stride over an input."""
+    height, width = sides(size)
+    return -(-height // stride), -(-width // stride)
+
+
+def needed_level(levels: list[Level], stride: int, name: str, decoder: str) -> Level:
+    """The level of a stride.
+
+    Raises:
+        TutelageError: the encoder has none.
+    """
+    for level in levels:
+        if level.stride == stride:
+            return level
+    have = shown(str(level.stride) for level in levels)
+    raise TutelageError(
+        f"--decoder {decoder} on --student {name}: no features at stride {stride} (it has {have})",
+        "an encoder with features at strides 4, 8, 16 and 32, as CNNs have",
+        "use another --student, such as mobilenetv3_small_100",
+    )

@@ -1,0 +1,62 @@
+"""Which scores a task is judged by, and how people say them. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Words:
+    """main: the score that counts. title: its name. says: "is right for {} %", a model's main score in a sentence. labels: what a
+    budget counts. table: (title, score) of the columns. each: (title, score) of the chart by class. best_low: scores of which less
+    is better.
+    """
+
+    main: str
+    title: str
+    says: str
+    of: str
+    labels: str
+    table: tuple[tuple[str, str], ...]
+    each: tuple[str, str]
+    best_low: tuple[str, ...] = ()
+
+
+CLASSES = Words(
+    "accuracy", "accuracy", "is right for {:.1f} %", "right for {:.1f} %", "labels per class",
+    (
+        ("accuracy", "accuracy"), ("balanced", "balanced_accuracy"), ("macro F1", "macro_f1"), ("ECE", "ece"),
+        ("log loss", "log_loss"),
+    ),
+    ("Recall of each class", "recall"), ("ece", "log_loss"),
+)  # fmt: skip
+MASKS = Words(
+    "miou", "mIoU", "has a mean IoU of {:.1f} %", "of {:.1f} %", "labelled images",
+    (
+        ("mIoU", "miou"), ("pixels", "accuracy"), ("recall", "balanced_accuracy"), ("boundary F1", "boundary_f1"),
+    ),
+    ("IoU of each class", "iou"),
+)  # fmt: skip
+
+
+def words_of(test: dict[str, Any] | None) -> Words:
+    """The words for a model's scores on test images."""
+    return MASKS if test and "miou" in test else CLASSES
+
+
+def words_of_results(results: dict[str, Any]) -> Words:
+    """The words for an evaluation: those of the first model that has scores."""
+    tests = [one["test"] for one in results.values() if isinstance(one, dict) and "test" in one]
+    return words_of(tests[0] if tests else None)
+
+
+def main_score(test: dict[str, Any]) -> float:
+    """The score that counts, in [0, 1]."""
+    return test[words_of(test).main]
+
+
+def variance(test: dict[str, Any]) -> float:
+    """The square of the error that the choice of test images leaves in the main score."""
+    share = main_score(test)
+    return test["standard_error"] ** 2 if "miou" in test else share * (1 - share) / max(test["images"], 1)

@@ -1,0 +1,19 @@
+"""Tasks: what a stage asks of the kind of labels. One file a task, all with the same functions; the recipes know no other difference."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import Any
+
+TASKS = {"classification": "tutelage.tasks.classification", "segmentation": "tutelage.tasks.segmentation"}
+
+
+def task_of(name: str) -> ModuleType:
+    """The functions of a task, by its name in the settings or in the result of stage 0."""
+    return importlib.import_module(TASKS[name])
+
+
+def rebuilt(about: dict[str, Any], classes: int) -> Any:
+    """A student as a result describes it, its weights random. about: "student" of the result. classes: C."""
+    return task_of("segmentation" if "decoder" in about else "classification").rebuilt(about, classes)

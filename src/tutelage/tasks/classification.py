@@ -1,0 +1,216 @@
+"""One class an image: pooled features, logistic regression, a linear classifier, accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tutelage.errors import TutelageError
+
+SCALE_SAMPLE = 2048  # gallery images whose features give the probe's scale
+PASSES = {"head": 15, "full": 15, "long": 30}  # of the last stage, over the labelled images
+RATES = {"head": 1e-3, "full": 1e-4, "long": 5e-4}  # at batch 128
+BATCH = 64
+FULL_BATCH = 32  # of the teacher's fine-tuning
+AT_ONCE = 256  # images in one pass of an evaluation
+SCORE = "accuracy"  # of `image_scores`, on the mean
+POOLED = True  # features of whole images: targets may be refined by neighbours, and features matched beside logits
+UNUSED = ("decoder", "agnostic_features")  # settings that change nothing
+
+
+def models() -> tuple[Any, Any]:
+    """The files of the teacher and of its head."""
+    from tutelage.models import adapted, heads
+
+    return adapted, heads
+
+
+def check(settings: dict[str, Any]) -> list[TutelageError]:
+    """Settings that this task cannot have."""
+    given = [f"--{kind}-size {settings[f'{kind}_size']}" for kind in ("teacher", "student") if _oblong(settings, kind)]
+    return [
+        TutelageError(
+            f"{one} with --task classification", "one number: a square", "give one number, or --task segmentation"
+        )
+        for one in given
+    ]
+
+
+def _oblong(settings: dict[str, Any], kind: str) -> bool:
+    return isinstance(settings.get(f"{kind}_size"), str)
+
+
+def read(settings: dict[str, Any], classes: list[str] | None) -> Any:
+    """The target set."""
+    from tutelage.data.target_set import read_target_set
+
+    return read_target_set(
+        settings["target"], val=settings["val"], test=settings["test"], classes=classes, group_by=settings["group_by"]
+    )
+
+
+def read_any(target: str, classes: tuple[str, ...]) -> Any:
+    """All labelled images of one path, whatever their split."""
+    from tutelage.data.target_set import read_any
+
+    return read_any(target, classes)
+
+
+def labels_of(found: Any, good: np.ndarray, images: Any, cache: Path) -> Any:
+    """The labels of these rows of a target set."""
+    return found.labels[good]
+
+
+def views(settings: dict[str, Any]) -> Any:
+    """Views of a run with these settings."""
+    from tutelage.targets import ViewSettings
+
+    return ViewSettings(settings["view_seed"], settings["flip"], settings["crop_area"], resize=settings["resize"])
+
+
+def scale(network: Any, features: Callable[[int], np.ndarray]) -> Any:
+    """What a head needs to know of the features beforehand: their mean and spread. features: of so many gallery images."""
+    from tutelage.models import heads
+
+    return heads.scale_of(features(SCALE_SAMPLE))
+
+
+def forward_of(module: Any, network: Any) -> Any:
+    """What gives a whole teacher's logits as its head gives them."""
+    return module
+
+
+def head_truth(labels: Any, network: Any) -> Any:
+    """Labels as a head takes them."""
+    return labels
+
+
+def judged_too(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Scores of held-out rows (N, C) with labels (N,), beside accuracy and log loss."""
+    return {}
+
+
+def whole_teacher(encoder: Any, module: Any, classes: int, head: Any) -> tuple[Any, Any, Any]:
+    """A teacher to fine-tune; its encoder and its head. module: a copy of the encoder's."""
+    from tutelage.models import adapted
+
+    teacher = adapted.whole_teacher(module, encoder.features, classes, head)
+    return teacher, teacher.backbone, teacher.head
+
+
+def of_teacher(encoder: Any, network: Any, mode: str, classes: int) -> dict[str, Any]:
+    """What a result says of the teacher: numbers that it gives for a view, pooled features, or logits once it is fine-tuned."""
+    return {"width": encoder.features if mode == "probe" else classes}
+
+
+def widths(result: dict[str, Any], settings: dict[str, Any]) -> list[int]:
+    """Numbers that are kept of each view, most first. result: of the teacher's stage."""
+    return [result["teacher"]["features"] if settings["objective"] == "agnostic" else result["width"]]
+
+
+def told_by(folder: Path, result: dict[str, Any], settings: dict[str, Any], accelerator: Any, level: int) -> Any:
+    """The teacher as the transfer needs it: adapted, or frozen as it was. level: which of `widths`."""
+    from tutelage.models import adapted
+
+    load = adapted.frozen if settings["objective"] == "agnostic" else adapted.load_adapted
+    return load(folder, result, settings["teacher_weights"], accelerator)
+
+
+def student(settings: dict[str, Any], classes: int) -> Any:
+    """A new student."""
+    from tutelage.models.students import build_student
+
+    return build_student(settings["student"], classes, settings["student_weights"], settings["student_size"])
+
+
+def rebuilt(about: dict[str, Any], classes: int) -> Any:
+    """A student as a result describes it, its weights random."""
+    from tutelage.models.students import build_student
+
+    return build_student(about["name"], classes, "scratch", about["size"])
+
+
+def in_transfer(module: Any, features: int, settings: dict[str, Any]) -> Any:
+    """The student with what only the transfer needs beside it; None: `transfer` sees to it. features: to be matched."""
+    return None
+
+
+def adapted(folder: Path, result: dict[str, Any], weights: str, accelerator: Any) -> Any:
+    """The teacher of a run, as evaluation needs it."""
+    from tutelage.models import adapted
+
+    return adapted.load_adapted(folder, result, weights, accelerator)
+
+
+def head_of(module: Any) -> Any:
+    """The part of a student that only this task has."""
+    from tutelage.models.students import head_of
+
+    return head_of(module)
+
+
+def image_scores(said: np.ndarray | list[np.ndarray], labels: np.ndarray) -> np.ndarray:
+    """(n,) bool: which images are classified rightly."""
+    return np.asarray(said).argmax(1) == labels
+
+
+def sureness(said: np.ndarray | list[np.ndarray], labels: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """(n,) float32 largest probability of each image, and (n,) bool whether it is right; None where a task has no such thing."""
+    from tutelage.metrics import softmax
+
+    return softmax(np.asarray(said)).max(1).astype(np.float32), image_scores(said, labels)
+
+
+def student_says(
+    module: Any, network: Any, images: Any, labels: Any, settings: Any, accelerator: Any, advance: Any
+) -> np.ndarray:
+    """(n, C) float32 logits of whole images. module: trained, of the student or of a whole teacher."""
+    import torch
+
+    from tutelage.compute import to_device
+    from tutelage.targets import CLEAN, view_input
+
+    module.eval()
+    parts: list[np.ndarray] = []
+    with torch.inference_mode():
+        for start in range(0, len(images), AT_ONCE):
+            positions = np.arange(start, min(start + AT_ONCE, len(images)))
+            batch = to_device(view_input(images, positions, CLEAN, settings, network), accelerator.device)
+            with accelerator.autocast():
+                parts.append(module(batch).float().cpu().numpy())
+            advance(len(positions))
+    return np.concatenate(parts)
+
+
+def teacher_says(
+    adapted: Any, cache: Any, images: Any, labels: Any, settings: Any, accelerator: Any, advance: Any
+) -> np.ndarray:
+    """(n, C) float32 logits of whole images, from the cache of outputs or computed into it."""
+    from tutelage.targets import CLEAN, compute_outputs
+
+    compute_outputs(cache, adapted.network, images, [CLEAN], settings, advance)
+    return adapted.head(cache.table(images, CLEAN).rows())
+
+
+def agreement(one: np.ndarray, other: np.ndarray) -> float:
+    """Share of images on which two (n, C) logits decide alike."""
+    return float((one.argmax(axis=1) == other.argmax(axis=1)).mean())
+
+
+def judged(said: np.ndarray, labels: np.ndarray, classes: int) -> dict[str, Any]:
+    """All scores."""
+    from tutelage.metrics import classification
+
+    return classification(said, labels)
+
+
+def keep_evidence(folder: Path, test: Any, said: dict[str, np.ndarray], about: dict[str, Any]) -> None:
+    """What the page shows of single test images."""
+    from tutelage.metrics import softmax
+    from tutelage.reporting.evidence import write_evidence
+
+    probabilities = {name: softmax(logits) for name, logits in said.items()}
+    write_evidence(folder, test.labels, test.ids, test.images.__getitem__, probabilities)

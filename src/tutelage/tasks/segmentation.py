@@ -1,0 +1,285 @@
+"""One class a pixel: features by level, a dense head, a decoder on the student, mIoU. The functions of `classification`."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tutelage.errors import TutelageError
+
+PASSES = {"head": 40, "full": 40, "long": 80}
+RATES = {"head": 4e-3, "full": 1e-3, "long": 4e-3}  # at batch 128
+BATCH = 8
+FULL_BATCH = 8
+AT_ONCE = 16
+SCORE = "mean IoU"
+POOLED = False
+UNUSED = ()
+LEVELS = 3  # logits are kept at the student's stride, at two and at four times as much
+OBJECTIVES = ("oriented", "pseudo-label", "agnostic")
+COMPARISONS = ("contrastive", "cosine")
+
+
+def models() -> tuple[Any, Any]:
+    """The files of the teacher and of its head."""
+    from tutelage.models import dense_heads, dense_teachers
+
+    return dense_teachers, dense_heads
+
+
+def check(settings: dict[str, Any]) -> list[TutelageError]:
+    """Settings that this task cannot have, told before anything is read."""
+    faults = []
+    objective, comparison = settings.get("objective", "oriented"), settings.get("agnostic_loss", "contrastive")
+    if objective not in OBJECTIVES:
+        given = f"--objective {objective} with --task segmentation"
+        faults.append(TutelageError(given, ", ".join(OBJECTIVES), "use one of them"))
+    if objective == "agnostic" and comparison not in COMPARISONS:
+        given = f"--agnostic-loss {comparison} with --task segmentation"
+        faults.append(TutelageError(given, ", ".join(COMPARISONS), "use one of them"))
+    if settings.get("resize", "squash") != "squash":
+        given = f"--resize {settings['resize']} with --task segmentation"
+        faults.append(TutelageError(given, "squash", "give --student-size HxW in the images' proportions"))
+    decoder = settings.get("decoder")
+    if decoder in ("fpn", "deeplabv3plus") and importlib.util.find_spec("segmentation_models_pytorch") is None:
+        given = f"--decoder {decoder}: segmentation-models-pytorch is not installed"
+        faults.append(TutelageError(given, "the package, or --decoder lraspp", "pip install 'tutelage[segmentation]'"))
+    elif decoder and "student_weights" in settings and not faults:
+        from tutelage.models.dense_students import build_student
+
+        try:
+            build_student(settings["student"], 2, "scratch", settings["student_size"], decoder)
+        except TutelageError as error:
+            faults.append(error)
+    return faults
+
+
+def read(settings: dict[str, Any], classes: list[str] | None) -> Any:
+    """The target set, its masks looked at."""
+    from tutelage.data.dense_set import read_dense_set
+    from tutelage.models.teachers import default_size, resolve
+
+    size = settings["student_size"] or default_size(resolve(settings["student"], "student"))
+    return read_dense_set(
+        settings["target"], val=settings["val"], test=settings["test"], classes=classes, group_by=settings["group_by"],
+        size=size,
+    )  # fmt: skip
+
+
+def read_any(target: str, classes: tuple[str, ...]) -> Any:
+    """All images and masks of one path, whatever their split."""
+    from tutelage.data.dense_set import read_any_dense
+
+    return read_any_dense(target, classes)
+
+
+def labels_of(found: Any, good: np.ndarray, images: Any, cache: Path) -> Any:
+    """The masks of these rows of a target set."""
+    from tutelage.data.manifest import load_masks
+
+    rows = np.arange(len(found.refs))[good]
+    of = {"classes": found.classes, **found.about(rows)}
+    return load_masks(cache, [found.masks[i] for i in rows], images.sizes, of)
+
+
+def views(settings: dict[str, Any]) -> Any:
+    """Views of a run with these settings: regions in the images' own proportions."""
+    from tutelage.targets import ViewSettings
+
+    return ViewSettings(settings["view_seed"], settings["flip"], settings["crop_area"], resize="squash", follow=True)
+
+
+def scale(network: Any, features: Callable[[int], np.ndarray]) -> Any:
+    """What a head needs to know of the features beforehand: the shapes of their levels."""
+    return network.shape
+
+
+def forward_of(module: Any, network: Any) -> Any:
+    """What gives a whole teacher's logits as its head gives them: on the finest level's grid."""
+    return lambda images: module.on_grid(images, network.shape[0][1:])
+
+
+def head_truth(labels: Any, network: Any) -> Any:
+    """Masks on the grid of a head's logits."""
+    from tutelage.models.dense_heads import truth_of
+
+    return truth_of(labels, network.shape)
+
+
+def judged_too(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Mean IoU of held-out pixels (N, C) with classes (N,), beside accuracy and log loss."""
+    from tutelage.metrics import confusion, intersection_over_union
+
+    table = confusion(labels, logits.argmax(axis=1), logits.shape[1])
+    return {"miou": float(np.nanmean(intersection_over_union(table)))}
+
+
+def whole_teacher(encoder: Any, module: Any, classes: int, head: Any) -> tuple[Any, Any, Any]:
+    """A teacher to fine-tune; its encoder and its head. module: a copy of the encoder's."""
+    from tutelage.models import dense_teachers
+
+    teacher = dense_teachers.whole_teacher(encoder, module, classes, head)
+    return teacher, teacher.pyramid.encoder, teacher.head
+
+
+def of_teacher(encoder: Any, network: Any, mode: str, classes: int) -> dict[str, Any]:
+    """What a result says of the teacher: channels of its logits and of its deepest level."""
+    return {"width": classes, "deepest": network.shape[-1][0]}
+
+
+def grids(settings: dict[str, Any]) -> list[tuple[int, int]]:
+    """Grids on which logits may be kept, the student's own first."""
+    from tutelage.models.dense import grid_of
+    from tutelage.models.dense_students import STRIDES
+    from tutelage.models.teachers import default_size, resolve
+
+    size = settings["student_size"] or default_size(resolve(settings["student"], "student"))
+    return [grid_of(size, STRIDES[settings["decoder"]] * 2**level) for level in range(LEVELS)]
+
+
+def matched(settings: dict[str, Any]) -> tuple[int, int]:
+    """The grid on which features are compared: of the deepest level, or one for the whole image."""
+    from tutelage.models.dense import grid_of
+    from tutelage.models.dense_students import DEEPEST
+    from tutelage.models.teachers import default_size, resolve
+
+    size = settings["student_size"] or default_size(resolve(settings["student"], "student"))
+    return (1, 1) if settings["agnostic_features"] == "global" else grid_of(size, DEEPEST)
+
+
+def widths(result: dict[str, Any], settings: dict[str, Any]) -> list[int]:
+    """Numbers that are kept of each view, most first."""
+    if settings["objective"] == "agnostic":
+        rows, columns = matched(settings)
+        return [result["deepest"] * rows * columns]
+    return [result["width"] * rows * columns for rows, columns in grids(settings)]
+
+
+def told_by(folder: Path, result: dict[str, Any], settings: dict[str, Any], accelerator: Any, level: int) -> Any:
+    """The teacher as the transfer needs it: logits on the student's grid, or the frozen encoder's features on a grid."""
+    from tutelage.models import dense_teachers
+
+    weights = settings["teacher_weights"]
+    if settings["objective"] == "agnostic":
+        return dense_teachers.frozen(folder, result, weights, accelerator, matched(settings))
+    every = grids(settings)
+    return dense_teachers.load_adapted(folder, result, weights, accelerator, every[0], every[level])
+
+
+def student(settings: dict[str, Any], classes: int) -> Any:
+    """A new student."""
+    from tutelage.models.dense_students import build_student
+
+    return build_student(
+        settings["student"], classes, settings["student_weights"], settings["student_size"], settings["decoder"]
+    )
+
+
+def rebuilt(about: dict[str, Any], classes: int) -> Any:
+    """A student as a result describes it, its weights random."""
+    from tutelage.models.dense_students import build_student
+
+    return build_student(about["name"], classes, "scratch", about["size"], about["decoder"])
+
+
+def in_transfer(module: Any, features: int, settings: dict[str, Any]) -> Any:
+    """The student with what only the transfer needs beside it. features: to be matched, 0 = none."""
+    from tutelage.models.dense_students import DenseTaught
+
+    return DenseTaught(module, grids(settings)[0], features, matched(settings))
+
+
+def adapted(folder: Path, result: dict[str, Any], weights: str, accelerator: Any) -> Any:
+    """The teacher of a run, as evaluation needs it."""
+    from tutelage.models import dense_teachers
+
+    return dense_teachers.load_adapted(folder, result, weights, accelerator, (1, 1))
+
+
+def head_of(module: Any) -> Any:
+    """The part of a student that only this task has."""
+    return module.head
+
+
+def image_scores(said: list[np.ndarray], labels: Any) -> np.ndarray:
+    """(n,) float64: mean IoU of each image over the classes that it or the decision shows."""
+    from tutelage.metrics import miou_of_each
+
+    return miou_of_each(_tables(said, labels, int(max(one.max() for one in said)) + 1))
+
+
+def sureness(said: list[np.ndarray], labels: Any) -> None:
+    """No image is right or wrong as a whole."""
+    return None
+
+
+def student_says(
+    module: Any, network: Any, images: Any, labels: Any, settings: Any, accelerator: Any, advance: Any
+) -> list[np.ndarray]:
+    """The decided class of every pixel: (H, W) uint8 for each image, at its mask's own size, or, without masks, at the input's."""
+    import torch
+    from torch.nn.functional import interpolate
+
+    from tutelage.compute import to_device
+    from tutelage.targets import CLEAN, view_input
+
+    module.eval()
+    found: list[np.ndarray] = []
+    with torch.inference_mode():
+        for start in range(0, len(images), AT_ONCE):
+            positions = np.arange(start, min(start + AT_ONCE, len(images)))
+            batch = to_device(view_input(images, positions, CLEAN, settings, network), accelerator.device)
+            with accelerator.autocast():
+                logits = module(batch).float()
+            for place, one in zip(positions.tolist(), logits, strict=True):
+                shape = tuple(one.shape[1:]) if labels is None else labels.one(place).shape
+                full = one[None] if shape == tuple(one.shape[1:]) else interpolate(one[None], shape, mode="bilinear")
+                found.append(full.argmax(1)[0].to(torch.uint8).cpu().numpy())
+            advance(len(positions))
+    return found
+
+
+def teacher_says(
+    adapted: Any, cache: Any, images: Any, labels: Any, settings: Any, accelerator: Any, advance: Any
+) -> list[np.ndarray]:
+    """As `student_says`, of the teacher at its own resolution."""
+    return student_says(adapted.module, adapted.network, images, labels, settings, accelerator, advance)
+
+
+def agreement(one: list[np.ndarray], other: list[np.ndarray]) -> float:
+    """Share of pixels on which two models decide alike, mean over images; the teacher's are looked up at the student's pixels."""
+    from tutelage.data.masks import nearest
+
+    shares = []
+    for a, b in zip(one, other, strict=True):
+        rows, columns = (nearest(0, b.shape[i], b.shape[i], b.shape[i], a.shape[i]) for i in (0, 1))
+        shares.append(float((a == b[rows[:, None], columns]).mean()))
+    return float(np.mean(shares))
+
+
+def _tables(said: list[np.ndarray], labels: Any, classes: int) -> np.ndarray:
+    """(n, C, C) counts of the pixels of each image."""
+    from tutelage.metrics import pixel_confusion
+
+    least = max([classes, *(int(one[one < 255].max(initial=0)) + 1 for one in map(labels.one, range(len(labels))))])
+    return np.stack([pixel_confusion(labels.one(i), one, least) for i, one in enumerate(said)])
+
+
+def judged(said: list[np.ndarray], labels: Any, classes: int) -> dict[str, Any]:
+    """All scores, at the masks' own size."""
+    from tutelage.metrics import boundary_f1, segmentation
+
+    outlines = np.array([boundary_f1(labels.one(i), one, classes) for i, one in enumerate(said)])
+    return segmentation(_tables(said, labels, classes), outlines)
+
+
+def keep_evidence(folder: Path, test: Any, said: dict[str, list[np.ndarray]], about: dict[str, Any]) -> None:
+    """What the page shows of single test images: pictures in the data set's colours, and every image's score by each model."""
+    from tutelage.reporting.dense_evidence import write_dense_evidence
+
+    scores = {name: image_scores(one, test.labels) for name, one in said.items()}
+    write_dense_evidence(folder, test, said, scores, about["colours"])

@@ -1,0 +1,217 @@
+"""Segmentation through all stages for real, on small scenes and networks that train in seconds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import tutelage
+from scenes import CLASSES, write_scenes
+from tutelage.errors import TutelageError
+from tutelage.models import dense_heads
+from tutelage.runs import read_json
+
+MODELS = {
+    "teacher": "tf_efficientnet_lite0", "teacher_weights": "scratch", "teacher_size": "64x96",
+    "student": "mobilenetv3_small_050", "student_weights": "scratch", "student_size": "64x96",
+}  # fmt: skip
+SHORT = {
+    "steps": 6,
+    "batch_size": 4,
+    "views": 2,
+    "dedup": "none",
+    "finetune": "keep",
+    "no_baseline": True,
+    "crop_area": 0.4,
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_heads():
+    """Teachers' heads are fitted in few steps while these tests run."""
+    before = dense_heads.STRENGTHS
+    dense_heads.STRENGTHS = (8, 16)
+    yield
+    dense_heads.STRENGTHS = before
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_scenes(tmp_path_factory.mktemp("dense"))
+
+
+def go(data: Path, name: str, **more) -> dict:
+    settings = {
+        "target": str(data / "target"),
+        "gallery": [str(data / "gallery")],
+        **MODELS,
+        **SHORT,
+        "budget": 4,
+        **more,
+    }
+    return tutelage.run(task="segmentation", out=str(data / "runs" / name), **settings)
+
+
+def losses_of(result: dict) -> list[float]:
+    lines = (Path(result["run"]) / "transfer" / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+@pytest.fixture(scope="module")
+def whole(data) -> dict:
+    """A run with all of its stages."""
+    return go(data, "whole", finetune="full", no_baseline=False)
+
+
+def test_all_stages(whole):
+    """A run gives mIoU beside the other scores for student, alone and teacher, a page with masks, and a report by class."""
+    for name in ("student", "alone", "teacher"):
+        test = whole[name]["test"]
+        assert test["images"] == 4
+        assert 0 <= test["miou"] <= 1
+        assert len(test["iou"]) == 3
+        assert {"accuracy", "boundary_f1", "recall"} <= test.keys()
+    folder = Path(whole["run"])
+    page = (folder / "report" / "index.html").read_text()
+    assert page.count('alt="mask of ') == 4
+    assert page.count('alt="student of ') == page.count('alt="teacher of ') == page.count('alt="alone of ') == 4
+    assert "IoU of each class" in page
+    assert "mean IoU of" in page
+    curated = read_json(folder / "transfer_set" / "result.json")
+    assert (curated["task"], curated["images"]["train"]) == ("segmentation", 4)
+    assert curated["shown_by"] == dict.fromkeys(CLASSES, 4)
+    lines = (folder / "report" / "results.csv").read_text().splitlines()
+    assert any(line.startswith("student,iou,disc,") for line in lines)
+
+
+def test_a_finished_run_is_taken_as_it_is(data, whole):
+    """The same command again does nothing and says the same."""
+    again = go(data, "whole", finetune="full", no_baseline=False)
+    assert set(again["reused"]) == {"curate", "adapt", "transfer", "finetune", "alone", "evaluate"}
+    assert again["student"]["test"] == whole["student"]["test"]
+
+
+def test_a_killed_run_goes_on(data, monkeypatch):
+    """Killed in the middle of the transfer, the same command ends with the weights of a run that was never stopped."""
+    monkeypatch.setattr("tutelage.recipes.transfer.checkpoint_steps", lambda steps, batch: 2)
+    expected = load_file(Path(go(data, "unstopped")["run"]) / "student" / "weights.safetensors")
+    from tutelage import training
+
+    saved = training.save_checkpoint
+
+    def killed(folder, stage, step, *rest):
+        saved(folder, stage, step, *rest)
+        if step == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tutelage.training.save_checkpoint", killed)
+        with pytest.raises(KeyboardInterrupt):
+            go(data, "stopped")
+    assert list((data / "runs" / "stopped" / "checkpoints").glob("transfer-*"))
+    found = load_file(Path(go(data, "stopped")["run"]) / "student" / "weights.safetensors")
+    assert all(np.array_equal(found[name], value) for name, value in expected.items())
+
+
+def test_cached_and_online_targets_agree(data, capsys):
+    """Cached targets give the losses of a teacher in the loop; on a coarser grid they are off by no more than is told."""
+    grid = 8 * 12 * 3 * 14 * 2 * 2 / 2**30  # GiB of logits at stride 8, 2 views of 14 images
+    rows = {
+        name: losses_of(go(data, f"limit-{name}", cache_limit=limit, cache=str(data / f"cache-{name}")))
+        for name, limit in (("cached", 1.0), ("online", 0.0))
+    }
+    assert rows["cached"][:3] == pytest.approx(rows["online"][:3], abs=2e-3)
+    capsys.readouterr()
+    reduced = losses_of(go(data, "limit-reduced", cache_limit=0.5 * grid, cache=str(data / "cache-reduced")))
+    said = capsys.readouterr().err
+    assert "on a grid of 4 x 6 instead of 8 x 12" in said
+    told = float(said.partition("is off by ")[2].split()[0])
+    assert 0 < told < 1
+    assert abs(reduced[0] - rows["online"][0]) <= told + 2e-3
+
+
+@pytest.mark.parametrize("features", ["patches", "global"])
+def test_agnostic(data, features):
+    """Features of places, or of whole images, are matched without a label; the decoder comes with the masks."""
+    kind = "contrastive" if features == "patches" else "cosine"
+    result = go(
+        data,
+        f"agnostic-{features}",
+        objective="agnostic",
+        agnostic_features=features,
+        agnostic_loss=kind,
+        finetune="full",
+    )
+    about = read_json(Path(result["run"]) / "transfer" / "result.json")
+    assert (about["features"], about["head"]) == (True, False)
+    assert losses_of(result)[-1] < losses_of(result)[0]
+    assert result["student"]["test"]["miou"] >= 0
+
+
+@pytest.mark.parametrize(
+    ("teacher", "size", "decoder"),
+    [
+        ("vit_tiny_patch16_224", "64x96", "fpn"),
+        ("vit_small_patch14_reg4_dinov2", "70x98", "lraspp"),
+    ],
+)
+def test_vit_teachers(data, teacher, size, decoder, monkeypatch):
+    """Random ViTs with patches of 14 and 16, with and without registers, teach a student of another input size."""
+    if decoder == "fpn":
+        pytest.importorskip("segmentation_models_pytorch", reason="segmentation-models-pytorch is not installed")
+    import timm.models.vision_transformer as vit
+
+    before = vit.VisionTransformer.__init__
+    monkeypatch.setattr(vit.VisionTransformer, "__init__", lambda self, *a, **o: before(self, *a, **{**o, "depth": 1}))
+    result = go(data, teacher, teacher=teacher, teacher_size=size, decoder=decoder, objective="pseudo-label", steps=3)
+    assert result["student"]["test"]["images"] == 4
+    assert result["teacher"]["name"] == teacher
+
+
+def test_the_whole_teacher_may_learn(data, monkeypatch):
+    """probe-then-full fine-tunes the encoder from the fitted head, without a validation split too."""
+    monkeypatch.setattr("tutelage.recipes.adapt.FULL_PASSES", 4)
+    rows = ["image,mask,split"]
+    for split in ("train", "test"):
+        for image in sorted((data / "target" / "images" / split).iterdir()):
+            rows.append(f"images/{split}/{image.name},masks/{split}/{image.name},{split}")
+    (data / "target" / "list.csv").write_text("\n".join(rows))
+    place = str(data / "target" / "list.csv")
+    result = go(data, "full", target=place, adapt="probe-then-full", finetune="auto", steps=2)
+    about = read_json(Path(result["run"]) / "teacher" / "result.json")
+    assert about["mode"] == "probe-then-full"
+    assert (Path(result["run"]) / "teacher" / "weights.safetensors").exists()
+    assert set(read_json(Path(result["run"]) / "student" / "result.json")["validation"]) == {"keep", "head", "full"}
+
+
+def test_other_images_can_be_scored(data, whole):
+    """`evaluate --target` scores the models of a run on other images and masks of its classes, and on no others."""
+    run = whole["run"]
+    scores = tutelage.evaluate(run=run, target=str(data / "target"))
+    assert scores["student"]["test"]["images"] == 13
+    (data / "target" / "classes.txt").write_text("a\nb\n")
+    try:
+        with pytest.raises(TutelageError, match="the run's classes"):
+            tutelage.evaluate(run=run, target=str(data / "target"))
+    finally:
+        (data / "target" / "classes.txt").write_text("\n".join(CLASSES) + "\n")
+
+
+def test_compare(data):
+    """A study takes masks without a word of its own: arms, seeds, one page with mIoU."""
+    study = data / "study"
+    result = tutelage.compare(
+        task="segmentation", target=str(data / "target"), gallery=[str(data / "gallery")], out=str(study),
+        arms=["scratch", "oriented"], budgets=["4"], seeds=["0", "1"],
+        **{k: v for k, v in {**MODELS, **SHORT, "steps": 2}.items() if k != "no_baseline"},
+    )  # fmt: skip
+    assert not result["failed"]
+    assert [row["arm"] for row in result["table"]] == ["scratch", "oriented"] or len(result["table"]) == 2
+    assert all("miou" in row for row in [*result["table"], *result["runs"]])
+    page = (study / "report" / "index.html").read_text()
+    assert "mIoU on 4 test images" in page
+    assert "With 4 labelled images" in page

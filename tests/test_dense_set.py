@@ -1,0 +1,319 @@
+"""Target sets of masks: every form gives the same, and every fault is told through the command with names and numbers."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from scenes import CLASSES, scene, write_pair, write_scenes
+from tutelage.data.budget import draw_images
+from tutelage.data.dense_set import read_dense_set
+from tutelage.data.masks import IGNORE, Coding, Masks, kind_of, made_colours, numbered, painted, read_values
+from tutelage.data.store import Store
+from tutelage.errors import TutelageError
+
+DATA = Path(os.environ.get("TUTELAGE_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory) -> Path:
+    return write_scenes(tmp_path_factory.mktemp("scenes"))
+
+
+@pytest.fixture
+def place(drawn, tmp_path) -> Path:
+    """A copy of the scenes that a test may spoil."""
+    return Path(shutil.copytree(drawn, tmp_path / "data"))
+
+
+def curate(tutelage, place: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    return tutelage(
+        *("curate", "--task", "segmentation", "--target", str(place / "target"), "--gallery", str(place / "gallery")),
+        *("--teacher", "efficientnet-lite0", "--teacher-weights", "scratch", "--teacher-size", "32x64"),
+        *(
+            "--student",
+            "mobilenetv3-s",
+            "--student-size",
+            "32x64",
+            "--dedup",
+            "none",
+            "--out",
+            str(place / "run"),
+            *more,
+        ),
+    )
+
+
+def refused(done: subprocess.CompletedProcess[str]) -> str:
+    """The message of a command that must have refused."""
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("given: ") == done.stderr.count("allowed: ") > 0
+    return done.stderr
+
+
+# Forms
+
+
+def same(one, other) -> bool:
+    """Whether two target sets hold the same images, masks and splits."""
+    return (
+        one.classes == other.classes
+        and sorted(zip(one.truths, one.splits.tolist(), strict=True))
+        == sorted(zip(other.truths, other.splits.tolist(), strict=True))
+        and sorted(map(tuple, one.pixels.tolist())) == sorted(map(tuple, other.pixels.tolist()))
+    )
+
+
+def test_a_folder_of_images_and_masks(drawn):
+    """images/<split> and masks/<split> are matched by name; pixels without a class are not counted."""
+    found = read_dense_set(drawn / "target")
+    assert found.task == "segmentation"
+    assert found.classes == CLASSES
+    assert {split: int((found.splits == split).sum()) for split in ("train", "val", "test")} == {
+        "train": 6,
+        "val": 3,
+        "test": 4,
+    }
+    first = next(i for i, ref in enumerate(found.refs) if ref.id.endswith("train0.png"))
+    mask = scene(1)[1]
+    assert found.pixels[first].tolist() == [int((mask == c).sum()) for c in range(3)]
+    assert found.shows(np.arange(13)).all()
+
+
+def test_lists_and_parquet_give_the_same(drawn, tmp_path):
+    """A CSV, a Parquet list and Parquet with the bytes of both hold what the folder holds."""
+    whole, target = read_dense_set(drawn / "target"), drawn / "target"
+    rows = []
+    for split in ("train", "val", "test"):
+        for image in sorted((target / "images" / split).iterdir()):
+            rows.append({"image": str(image), "mask": str(target / "masks" / split / image.name), "split": split})
+    shutil.copy(target / "classes.txt", tmp_path)
+    with (tmp_path / "list.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["image", "mask", "split"])
+        writer.writeheader()
+        writer.writerows(rows)
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    pq.write_table(pa.table(columns), tmp_path / "list.parquet")
+    inside = {k: [{"bytes": Path(p).read_bytes(), "path": None} for p in columns[k]] for k in ("image", "mask")}
+    pq.write_table(pa.table({**inside, "split": columns["split"]}), tmp_path / "bytes.parquet")
+    for name in ("list.csv", "list.parquet", "bytes.parquet"):
+        assert same(read_dense_set(tmp_path / name), whole), name
+
+
+def test_palette_files_keep_their_colours(place):
+    """A palette PNG counts by its numbers, and its palette becomes the data set's colours."""
+    colours = [(128, 64, 128), (220, 20, 60), (0, 0, 142)]
+    for path in (place / "target" / "masks").rglob("*.png"):
+        image = Image.open(path).convert("L")
+        image.putpalette([part for colour in colours for part in colour] + [0] * (768 - 9))
+        image.save(path)
+        assert Image.open(path).mode == "P"
+    found = read_dense_set(place / "target")
+    assert found.colours == tuple(colours)
+    assert same(found, read_dense_set(place / "target"))
+
+
+def test_colour_masks_with_named_colours(place):
+    """Masks of colours are read where classes.txt says which class each colour is."""
+    plain, colours = read_dense_set(place / "target"), [(128, 64, 128), (220, 20, 60), (0, 0, 142)]
+    table = np.zeros((256, 3), np.uint8)
+    table[:3] = colours
+    table[255] = (1, 2, 3)
+    for path in (place / "target" / "masks").rglob("*.png"):
+        Image.fromarray(table[np.array(Image.open(path))]).save(path)
+    lines = [f"{name} {r} {g} {b}" for name, (r, g, b) in zip(CLASSES, colours, strict=True)]
+    (place / "target" / "classes.txt").write_text("\n".join([*lines, "ignore 1 2 3"]))
+    found = read_dense_set(place / "target")
+    assert same(found, plain)
+    assert found.colours == tuple(colours)
+    assert found.coloured
+
+
+def test_real_street_scenes():
+    """CamVid is read as it lies: 367, 101 and 233 images of 11 classes, none rejected."""
+    if not (DATA / "camvid").is_dir():
+        pytest.skip(f"no camvid in {DATA}")
+    found = read_dense_set(DATA / "camvid")
+    counts = {split: int((found.splits == split).sum()) for split in ("train", "val", "test")}
+    assert counts == {"train": 367, "val": 101, "test": 233}
+    assert (len(found.classes), found.rejected) == (11, ())
+
+
+# Budget
+
+
+def test_budgets_are_nested_and_lose_no_class():
+    """A smaller budget is among a larger one; each class is in ENOUGH images, or in all that show it; seeds differ."""
+    random = np.random.default_rng(0)
+    shows = random.random((60, 6)) < np.array([1, 0.8, 0.5, 0.3, 0.1, 0.02])
+    shows[7, 5] = True
+    keys = [bytes([i]) * 32 for i in range(60)]
+    drawn = [set(draw_images(shows, keys, budget, 3).tolist()) for budget in (1, 4, 12, 20, 60)]
+    assert [len(one) for one in drawn] == [1, 4, 12, 20, 60]
+    assert all(small < large for small, large in itertools.pairwise(drawn))
+    assert (shows[sorted(drawn[2])].sum(axis=0) >= np.minimum(3, shows.sum(axis=0))).all()
+    assert drawn[2] != set(draw_images(shows, keys, 12, 4).tolist())
+    order = random.permutation(60)
+    again = draw_images(shows[order], [keys[i] for i in order], 12, 3)
+    assert set(order[again].tolist()) == drawn[2]
+
+
+def test_groups_take_turns():
+    """With groups a second image of one comes after one of every other."""
+    shows, keys = np.ones((12, 2), bool), [bytes([i]) * 32 for i in range(12)]
+    groups = np.array([str(i // 4) for i in range(12)])
+    assert sorted(groups[draw_images(shows, keys, 3, 0, groups)].tolist()) == ["0", "1", "2"]
+
+
+# Values
+
+
+def test_values_that_are_no_class():
+    """What is no class is counted by value and becomes IGNORE; 255 is none from the start."""
+    coding = Coding(("a", "b"), made_colours(2))
+    pixels = np.array([[0, 1, 2], [255, 7, 7]], np.int32)
+    kept, strange = numbered(type(read_values(_png(pixels.astype(np.uint8))))(pixels), coding)
+    assert kept.tolist() == [[0, 1, IGNORE], [IGNORE, IGNORE, IGNORE]]
+    assert strange == {"2": 1, "7": 2}
+    assert painted(kept, coding.colours)[1, 0].tolist() == [0, 0, 0]
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    import io
+
+    data = io.BytesIO()
+    Image.fromarray(pixels).save(data, "PNG")
+    return data.getvalue()
+
+
+def test_stored_masks_are_as_they_were(drawn, tmp_path):
+    """Masks come back from the cache pixel for pixel, at their own size."""
+    found = read_dense_set(drawn / "target")
+    store = Store(tmp_path, 0, kind_of(Coding(found.classes, found.colours)))
+    store.add(list(found.masks))
+    masks = Masks(store.find(list(found.masks))[0], np.array([[48, 64]] * 13))
+    for i, ref in enumerate(found.masks):
+        assert np.array_equal(masks.one(i), np.array(Image.open(ref.container)))
+
+
+# Faults, through the command
+
+
+def test_images_and_masks_without_each_other(tutelage, place):
+    """Every image without a mask and every mask without an image is named, all at once."""
+    (place / "target" / "masks" / "train" / "train1.png").unlink()
+    (place / "target" / "masks" / "val" / "val0.png").unlink()
+    (place / "target" / "images" / "test" / "test2.png").unlink()
+    text = refused(curate(tutelage, place))
+    assert "2 images without a mask: train/train1.png, val/val0.png" in text
+    assert "1 masks without an image: test/test2.png" in text
+
+
+def test_faults_inside_masks_are_told_together(tutelage, place):
+    """Sizes that differ, and values that are no class: which, in how many masks and pixels, and where; in one message."""
+    image, mask = scene(50)
+    write_pair(place / "target", "train", "apart", image, mask[:40])
+    mask = mask.copy()
+    mask[10:12, 10:15] = 77
+    mask[20, 20] = 9
+    write_pair(place / "target", "train", "strange", image, mask)
+    text = refused(curate(tutelage, place))
+    assert "train/apart.png (48 x 64, mask 40 x 64)" in text
+    assert "77 in 1 masks (10 pixels, most in train/strange.png)" in text
+    assert "9 in 1 masks (1 pixels" in text
+    assert "0 to 2, and 255" in text
+
+
+def test_colour_masks_without_colours(tutelage, place):
+    """Masks of colours are refused with how to give the palette."""
+    for path in (place / "target" / "masks" / "train").iterdir():
+        Image.open(path).convert("RGB").save(path)
+    text = refused(curate(tutelage, place))
+    assert "6 masks hold colours" in text
+    assert "name red green blue" in text
+
+
+def test_unnamed_colours(tutelage, place):
+    """A colour that classes.txt does not name is told with its pixels."""
+    image, _ = scene(51)
+    mask = np.zeros((48, 64, 3), np.uint8)
+    mask[:2, :3] = (9, 8, 7)
+    write_pair(place / "target", "train", "colours", image, mask)
+    (place / "target" / "classes.txt").write_text("ground 0 0 0\ndisc 1 1 1\nsquare 2 2 2\n")
+    assert "(9, 8, 7) in 1 masks (6 pixels, most in train/colours.png)" in refused(curate(tutelage, place))
+
+
+def test_classes_that_train_or_test_lack(tutelage, place):
+    """A class without a pixel in train or in test is named with the split."""
+    for split, lost in (("train", 2), ("test", 1)):
+        for path in (place / "target" / "masks" / split).iterdir():
+            mask = np.array(Image.open(path))
+            Image.fromarray(np.where(mask == lost, 0, mask).astype(np.uint8)).save(path)
+    text = refused(curate(tutelage, place))
+    assert "no pixel of 1 classes in the 6 train images: square" in text
+    assert "no pixel of 1 classes in the 4 test images: disc" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [(None, "No such file"), ("one\n", "1 names"), ("a\na\nb\n", "a twice"), ("a 1 2 3\nb\n", "no colour for b")],
+)
+def test_bad_class_names(place, text, told):
+    """classes.txt must be there, with two names or more, each once, and colours for all or none."""
+    file = place / "target" / "classes.txt"
+    file.unlink() if text is None else file.write_text(text)
+    with pytest.raises(TutelageError, match=told):
+        read_dense_set(place / "target")
+
+
+def test_settings_that_segmentation_cannot_have(tutelage, place):
+    """Objectives, resizes, decoders and classes that do not go with masks are refused before anything is read."""
+    words = ("run", "--task", "segmentation", "--target", str(place / "target"), "--gallery", str(place / "gallery"))
+    models = ("--teacher", "efficientnet-lite0", "--teacher-weights", "scratch", "--teacher-size", "32x64")
+    student = ("--student", "mobilenetv3-s", "--student-weights", "scratch", "--student-size", "32x64")
+    more = ("--objective", "dino", "--resize", "pad", "--out", str(place / "run"))
+    text = refused(tutelage(*words, *models, *student, *more))
+    assert "--objective dino with --task segmentation" in text
+    assert "--resize pad with --task segmentation" in text
+    pytest.importorskip("segmentation_models_pytorch", reason="segmentation-models-pytorch is not installed")
+    text = refused(tutelage(*words, *models, *student, "--decoder", "deeplabv3plus", "--out", str(place / "run")))
+    assert "the encoder cannot give an output stride of 16" in text
+    assert "use --decoder lraspp or fpn" in text
+    assert not (place / "run").exists()
+
+
+def test_an_oblong_size_is_for_masks(tutelage, place):
+    """HEIGHTxWIDTH with --task classification is refused, and what is no size at all is told with an example."""
+    words = ("--target", str(place / "gallery"), "--gallery", str(place / "gallery"), "--out", str(place / "run"))
+    models = ("--teacher", "efficientnet-lite0", "--teacher-weights", "scratch", "--student", "mobilenetv3-s")
+    text = refused(tutelage("curate", *words, *models, "--student-size", "32x64"))
+    assert "--student-size 32x64 with --task classification" in text
+    text = refused(tutelage("curate", *words, *models, "--student-size", "32by64"))
+    assert "HEIGHTxWIDTH, such as 256x320" in text
+
+
+def test_what_only_deserves_a_word(tutelage, place):
+    """Images smaller than the crop, one-class masks and broken masks are told, and the rest is used."""
+    image, mask = scene(52)
+    write_pair(place / "target", "train", "small", image[:24, :40], np.zeros((24, 40), np.uint8))
+    write_pair(place / "target", "train", "broken", image, mask)
+    path = place / "target" / "masks" / "train" / "broken.png"
+    path.write_bytes(path.read_bytes()[:60])
+    done = curate(tutelage, place, "--budget", "5", "--max-rejected", "0.2")
+    assert done.returncode == 0, done.stderr
+    assert "1 masks show one class or none: train/small.png" in done.stderr
+    assert "1 images are smaller than the student's 32 x 64 pixels and are enlarged: train/small.png" in done.stderr
+    assert "5 labelled images; so many show each class: ground 5" in done.stderr
+    rejected = (place / "run" / "rejected.csv").read_text()
+    assert "train/broken.png,its mask: " in rejected
