@@ -16,7 +16,7 @@ from tutelage.deploy.runtime import FLOAT, INT8
 
 EAGER = "PyTorch eager"
 HEAD = (
-    "| student | accuracy | float: difference, decisions | int8: accuracy, decisions | float layers in int8 | MB float, int8 | ratio "
+    "| student | score | float: difference, decisions | int8: score, decisions | float layers in int8 | MB float, int8 | ratio "
     "| ms eager, float, int8 | float is faster than eager | than int8 |"
 )  # fmt: skip
 
@@ -40,8 +40,8 @@ def line(one: dict[str, Any]) -> str:
     }
     kept = one["int8"]["kept_float"]
     return (
-        f"| {one['student']}, {one['size']} px | {float_['accuracy']:.4f} | {float_['difference']:.0e}, {100 * float_['agreement']:.1f} % "
-        f"| {int8['accuracy']:.4f}, {100 * int8['agreement']:.1f} % | {len(kept)} of {one['int8']['layers']} "
+        f"| {one['student']}, {one['size']} px | {float_['score']:.4f} | {float_['difference']:.0e}, {100 * float_['agreement']:.1f} % "
+        f"| {int8['score']:.4f}, {100 * int8['agreement']:.1f} % | {len(kept)} of {one['int8']['layers']} "
         f"| {files[FLOAT]['bytes'] / 1e6:.2f}, {files[INT8]['bytes'] / 1e6:.2f} | {files[INT8]['bytes'] / files[FLOAT]['bytes']:.3f} "
         f"| {ms[EAGER]:.2f}, {ms[FLOAT]:.2f}, {ms[INT8]:.2f} | {ms[EAGER] / ms[FLOAT]:.1f} | {ms[INT8] / ms[FLOAT]:.2f} |"
     )

@@ -139,3 +139,15 @@ def test_single_file_is_the_same_code():
         assert inspect.getsource(part) in text
     assert "import tutelage" not in text
     assert "from tutelage" not in text
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (3, 4), (64, 33), (200, 90)])
+def test_masks_are_enlarged_as_torch_does(shape):
+    """Logits of a small grid give the mask that torch's interpolation gives, at any size."""
+    from tutelage.data.enlarge import decided
+
+    logits = np.random.default_rng(0).normal(size=(4, 5, 7)).astype(np.float32)
+    expected = (
+        torch.nn.functional.interpolate(torch.from_numpy(logits)[None], shape, mode="bilinear")[0].argmax(0).numpy()
+    )
+    assert (decided(logits, *shape) == expected).mean() > 0.999

@@ -158,7 +158,7 @@ def test_card(finished):
     card = (finished.out / "export" / "MODEL_CARD.md").read_text()
     report = json.loads((finished.out / "report" / "result.json").read_text())
     assert card.startswith("---\nlibrary_name: onnx\n")
-    assert f"**{report['student']['test']['accuracy']:.3f}**" in card
+    assert f"| **this model** | {report['student']['test']['accuracy']:.3f} (" in card
     assert r"a &lt;b> \| \`c\`" in card
     assert "`tf_efficientnet_lite0`" in card
     assert "licence" in card
@@ -265,3 +265,49 @@ def test_unfinished_run(finished, tmp_path):
     shutil.rmtree(run / "student")
     with pytest.raises(TutelageError, match="tutelage finetune"):
         tutelage.export(run=run)
+
+
+def test_masks(tmp_path):
+    """A segmentation student is exported, proven and run in the same way; its masks are evaluation's, at the images' own size."""
+    from scenes import CLASSES, write_scenes
+    from tutelage.models import dense_heads
+
+    data = write_scenes(tmp_path / "data", {"train": 4, "test": 3}, gallery=40)
+    before, dense_heads.STRENGTHS = dense_heads.STRENGTHS, (8,)
+    try:
+        tutelage.run(
+            task="segmentation", target=data / "target", gallery=[data / "gallery"], out=tmp_path / "run", teacher="tf_efficientnet_lite0",
+            teacher_weights="scratch", teacher_size="32x64", student="mobilenetv3_small_050", student_weights="scratch",
+            student_size="32x64", steps=3, batch_size=4, views=1, dedup="none", finetune="keep", no_baseline=True,
+        )  # fmt: skip
+    finally:
+        dense_heads.STRENGTHS = before
+    about = tutelage.export(run=tmp_path / "run")
+    report = json.loads((tmp_path / "run" / "report" / "result.json").read_text())
+    proof = about["proof"]["files"]["model.onnx"]
+    assert proof["difference"] <= 1e-4
+    assert proof["score"] == pytest.approx(report["student"]["test"]["miou"], abs=1e-3)
+    result = tutelage.predict(
+        export=tmp_path / "run", images=[data / "target" / "images" / "test"], out=tmp_path / "p.csv", model="float"
+    )
+    rows = rows_of(tmp_path / "p.csv")
+    assert list(rows[0]) == ["path", "mask", *(f"share_{name}" for name in CLASSES)]
+    assert result["masks"] == str(tmp_path / "p")
+    right = []
+    for row in rows:
+        mask = np.asarray(Image.open(row["mask"]))
+        truth = np.asarray(Image.open(row["path"].replace("images", "masks")))
+        assert mask.shape == truth.shape == Image.open(row["path"]).size[::-1]
+        assert float(row["share_disc"]) == pytest.approx((mask == 1).mean(), abs=1e-6)
+        right.append((mask == truth)[truth < 255])
+    assert np.concatenate(right).mean() == pytest.approx(report["student"]["test"]["accuracy"], abs=1e-3)
+    words = [sys.executable, tmp_path / "run" / "export" / "predict.py", data / "target" / "images" / "test"]
+    subprocess.run(
+        [str(one) for one in (*words, "--model", "float", "--out", tmp_path / "q.csv")], check=True, timeout=60
+    )
+    assert [Path(row["mask"]).read_bytes() for row in rows_of(tmp_path / "q.csv")] == [
+        Path(row["mask"]).read_bytes() for row in rows
+    ]
+    assert "pipeline_tag: image-segmentation" in (tmp_path / "run" / "export" / "MODEL_CARD.md").read_text()
+    with pytest.raises(TutelageError, match="a model of masks\nallowed: a classifier"):
+        tutelage.demo_page(export=tmp_path / "run", out=tmp_path / "page")

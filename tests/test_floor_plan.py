@@ -32,6 +32,7 @@ ROOMS = (
     "progress",
     "runs",
     "errors",
+    "sizes",
     "version",
 )
 ENTRANCES = ("__init__", "__main__")  # above all rooms; no room imports them

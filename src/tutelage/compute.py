@@ -13,7 +13,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tutelage.config import Size, sides
+from tutelage.sizes import Size, sides
 
 if TYPE_CHECKING:
     import torch

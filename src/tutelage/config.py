@@ -22,22 +22,11 @@ from cyclopts import Parameter
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from tutelage.errors import TutelageError, did_you_mean, raise_all
+from tutelage.sizes import sides
 
 
 def _say(text: str, **more: Any) -> Parameter:
     return Parameter(help=text, **more)
-
-
-Size = int | str  # side of a square in pixels, or "HEIGHTxWIDTH"
-
-
-def sides(size: Size) -> tuple[int, int]:
-    """Height and width in pixels of a size.
-
-    sides(64) == (64, 64); sides("256x320") == (256, 320)
-    """
-    height, _, width = str(size).partition("x")
-    return int(height), int(width or height)
 
 
 def _size(value: Any) -> Any:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tutelage.config import Size, sides
 from tutelage.data import views
 from tutelage.data.decode import fit
 from tutelage.data.masks import Masks
@@ -24,6 +23,7 @@ from tutelage.data.store import BLOCK, Images
 from tutelage.models.adapted import Network, half_precision
 from tutelage.retrieval.graph import mixed_logits
 from tutelage.runs import hash_of, whole, write_json
+from tutelage.sizes import Size, sides
 
 if TYPE_CHECKING:
     import torch

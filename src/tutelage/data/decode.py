@@ -33,8 +33,8 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from tutelage.config import Size, sides
 from tutelage.errors import TutelageError, Unreadable, did_you_mean
+from tutelage.sizes import Size, sides
 
 try:
     from PIL import AvifImagePlugin

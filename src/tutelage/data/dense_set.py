@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 
-from tutelage.config import Size, sides
 from tutelage.data.decode import _open, _orientation
 from tutelage.data.dense_places import FORMS, read_pairs
 from tutelage.data.labelled import LabelledRef
@@ -23,6 +22,7 @@ from tutelage.data.masks import IGNORE, Coding, Colour, Values, numbered, read_v
 from tutelage.data.sources import Rejected, missing, read_bytes
 from tutelage.data.target_set import TEST_SHARE, TargetSet, _grouped, _hold_out, _merge, _taken_twice, check_places
 from tutelage.errors import TutelageError, Unreadable, raise_all, shown
+from tutelage.sizes import Size, sides
 
 CHUNK = 64  # images and masks in memory at a time
 

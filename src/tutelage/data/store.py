@@ -22,11 +22,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tutelage.config import Size, sides
 from tutelage.data.decode import content_key, decode
 from tutelage.data.sources import ImageRef, Rejected, read_bytes
 from tutelage.errors import TutelageError, Unreadable
 from tutelage.runs import whole
+from tutelage.sizes import Size, sides
 
 BLOCK = 4096  # images in a block
 SHARE = 1.15  # short side of a stored image over the larger of the two networks' sizes

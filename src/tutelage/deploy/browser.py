@@ -223,6 +223,10 @@ def _labels(folder: Path, data: bytes) -> list[str]:
 
 def _preprocess(folder: Path, data: bytes) -> Preprocess:
     """What preprocess.json says."""
+    if b'"segmentation"' in data:
+        raise TutelageError(
+            f"{folder}: a model of masks", "a classifier: the page shows classes", "tutelage predict writes masks"
+        )
     try:
         return Preprocess.model_validate_json(data)
     except ValidationError as error:

@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader
 from tutelage.metrics import wilson
 from tutelage.reporting.diagnosis import diagnose
 from tutelage.reporting.page import command
+from tutelage.reporting.scores import main_score, variance, words_of
 
 FREE_LICENCES = ("apache-2.0", "mit", "bsd-3-clause", "bsd-2-clause", "bsd")
 CONFUSIONS = 5  # the most frequent that are named
@@ -31,8 +32,9 @@ def model_card(
     )
     classes = [_cell(name) for name in report["classes"]]
     return environment.get_template("model_card.md.j2").render(
-        name=run.resolve().name, classes=classes, report=report, student=student, test=test, alone=report.get("alone"),
-        interval=_interval(test), rows=_per_class(classes, test), confusions=_confusions(classes, test),
+        name=run.resolve().name, classes=classes, kind=f"image-{stages['transfer_set']['task']}",
+        report=report, student=student, test=test, alone=report.get("alone"),
+        words=words_of(test), interval=_interval(test), rows=_per_class(classes, test), confusions=_confusions(classes, test),
         teacher={**report.get("teacher", {}), **teacher}, licence=licence_note(teacher.get("licence", "unknown")),
         set=stages["transfer_set"], settings=settings, command=command(settings), export=export,
         findings=diagnose(report, {name: one or {} for name, one in stages.items()}), low=_lowest(classes, test),
@@ -64,7 +66,13 @@ def _cell(text: str) -> str:
 
 
 def _interval(test: dict[str, Any] | None) -> tuple[float, float] | None:
-    return wilson(test["accuracy"], test["images"]) if test else None
+    """95 % interval of the score that counts, which the choice of test images leaves: Wilson's, or 1.96 standard errors."""
+    if not test:
+        return None
+    if words_of(test).main == "accuracy":
+        return wilson(test["accuracy"], test["images"])
+    half = 1.96 * variance(test) ** 0.5
+    return main_score(test) - half, main_score(test) + half
 
 
 def _per_class(classes: list[str], test: dict[str, Any] | None) -> list[dict[str, Any]]:
@@ -75,6 +83,7 @@ def _per_class(classes: list[str], test: dict[str, Any] | None) -> list[dict[str
         {
             "name": name, "images": sum(table[i]), "recall": test["recall"][i],
             "precision": table[i][i] / said if (said := sum(row[i] for row in table)) else None,
+            "iou": test["iou"][i] if "iou" in test else None,
         }
         for i, name in enumerate(classes)
     ]  # fmt: skip

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tutelage.errors import TutelageError, raise_all
+from tutelage.sizes import Size
 
 FILES = {"onnx": "model.onnx", "torchscript": "model.pt", "executorch": "model.pte", "coreml": "model.mlpackage"}
 
@@ -52,31 +53,35 @@ def check(names: Sequence[str]) -> None:
     raise_all(faults)
 
 
-def write(name: str, module: Any, size: int, baked: bool, folder: Path, inputs: np.ndarray) -> tuple[Path, np.ndarray]:
-    """Write one file and run it.
+Program = Callable[[np.ndarray], np.ndarray]
+
+
+def write(name: str, module: Any, size: Size, baked: bool, folder: Path) -> tuple[Path, Program]:
+    """Write one file.
 
     Args:
-        name: "torchscript", "executorch" or "coreml". module: in evaluation mode, fused. inputs: (n, ...) what it takes.
+        name: "torchscript", "executorch" or "coreml". module: in evaluation mode, fused.
 
     Returns:
-        the file, and (n, C) float32 what it gives for the inputs.
+        the file, and what runs it: (n, ...) inputs -> (n, ...) float32 outputs.
     """
     path = folder / FILES[name]
     return path, {"torchscript": _torchscript, "executorch": _executorch, "coreml": _coreml}[name](
-        module, size, baked, path, inputs
+        module, size, baked, path
     )
 
 
-def _torchscript(module: Any, size: int, baked: bool, path: Path, inputs: np.ndarray) -> np.ndarray:
+def _torchscript(module: Any, size: Size, baked: bool, path: Path) -> Program:
     import torch
 
     from tutelage.deploy import graph
 
     graph.write_torchscript(module, size, baked, path)
-    return graph.torch_outputs(torch.jit.load(str(path)), inputs)
+    loaded = torch.jit.load(str(path))
+    return lambda inputs: graph.torch_outputs(loaded, inputs)
 
 
-def _executorch(module: Any, size: int, baked: bool, path: Path, inputs: np.ndarray) -> np.ndarray:
+def _executorch(module: Any, size: Size, baked: bool, path: Path) -> Program:
     """A program for XNNPACK, of batch 1 as on a phone."""
     import torch
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner  # pyright: ignore[reportMissingImports]
@@ -88,12 +93,12 @@ def _executorch(module: Any, size: int, baked: bool, path: Path, inputs: np.ndar
     program = torch.export.export(module, (example(size, baked, 1),))
     path.write_bytes(to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch().buffer)
     method = Runtime.get().load_program(path).load_method("forward")
-    return np.concatenate(
+    return lambda inputs: np.concatenate(
         [method.execute([torch.from_numpy(inputs[i : i + 1])])[0].numpy() for i in range(len(inputs))]
     )
 
 
-def _coreml(module: Any, size: int, baked: bool, path: Path, inputs: np.ndarray) -> np.ndarray:
+def _coreml(module: Any, size: Size, baked: bool, path: Path) -> Program:
     import coremltools  # pyright: ignore[reportMissingImports]
     import torch
 
@@ -108,6 +113,6 @@ def _coreml(module: Any, size: int, baked: bool, path: Path, inputs: np.ndarray)
         compute_precision=coremltools.precision.FLOAT32,
     )
     model.save(str(path))
-    return np.concatenate(
+    return lambda inputs: np.concatenate(
         [next(iter(model.predict({"images": inputs[i : i + 1]}).values())) for i in range(len(inputs))]
     )

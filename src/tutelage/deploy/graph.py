@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from tutelage.errors import TutelageError
+from tutelage.sizes import Size, sides
 
 INPUT, OUTPUT = "images", "logits"
 BAKED_INPUT, BAKED_OUTPUT = "pixels", "probabilities"
@@ -24,7 +25,7 @@ MISSING = "onnx and onnxscript are not installed", "the extra `export`", "pip in
 
 
 class Baked(nn.Module):
-    """A student that takes pixels as they are: (B, S, S, 3) uint8 -> (B, C) float32 probabilities."""
+    """A student that takes pixels as they are: (B, H, W, 3) uint8 -> (B, C) or (B, C, H, W) float32 probabilities."""
 
     mean: torch.Tensor
     std: torch.Tensor
@@ -48,20 +49,21 @@ def fused(module: nn.Module) -> nn.Module:
         return reparameterize_model(copy.deepcopy(module).cpu().float().eval()).eval()
 
 
-def example(size: int, baked: bool, batch: int = 2) -> torch.Tensor:
-    """Random input of a student: (B, 3, S, S) float32, or (B, S, S, 3) uint8 where it is baked."""
+def example(size: Size, baked: bool, batch: int = 2) -> torch.Tensor:
+    """Random input of a student: (B, 3, H, W) float32, or (B, H, W, 3) uint8 where it is baked."""
+    height, width = sides(size)
     chance = torch.Generator().manual_seed(0)
     if baked:
-        return torch.randint(0, 256, (batch, size, size, 3), generator=chance, dtype=torch.uint8)
-    return torch.randn(batch, 3, size, size, generator=chance)
+        return torch.randint(0, 256, (batch, height, width, 3), generator=chance, dtype=torch.uint8)
+    return torch.randn(batch, 3, height, width, generator=chance)
 
 
-def write_onnx(module: nn.Module, size: int, baked: bool, path: Path) -> None:
+def write_onnx(module: nn.Module, size: Size, baked: bool, path: Path) -> None:
     """Write a module as one ONNX file with a free batch size, without the exporter's notes on every node.
 
     Args:
         module: in evaluation mode; takes what `example` gives.
-        size: S in pixels.
+        size: of the input.
 
     Raises:
         TutelageError: the exporter is not installed, or an operation cannot be exported; names the layer.
@@ -164,7 +166,7 @@ def _inputs_of_children(module: nn.Module, images: torch.Tensor) -> dict[str, to
     return found
 
 
-def write_torchscript(module: nn.Module, size: int, baked: bool, path: Path) -> None:
+def write_torchscript(module: nn.Module, size: Size, baked: bool, path: Path) -> None:
     """Write a module as TorchScript, for programs that run libtorch."""
     with _quiet(), torch.no_grad():
         traced = torch.jit.freeze(torch.jit.trace(module, (example(size, baked),), check_trace=False))

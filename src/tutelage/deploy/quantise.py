@@ -60,7 +60,7 @@ def quantise(
         source: the float model; its one input has a free batch size. out: the file to write.
         calibration: (n, ...) inputs that give the ranges; 300 or more are better than few. judged_on: (m, ...) other inputs.
         most_lost: accuracy that may be expected to be lost, in [0, 1]; layers stay float until it holds.
-        logits_of: a session's output array -> (m, C) logits or log probabilities.
+        logits_of: outputs of a batch -> (N, C) logits or log probabilities of what is decided on, images or pixels.
 
     Raises:
         TutelageError: fewer than 32 images to calibrate with, or no choice of layers holds `most_lost`.
@@ -144,21 +144,21 @@ class _Work:
         named = [node for node in graph.node if node.op_type in LAYERS and node.input[1] in sizes]
         self.layers = {node.name: node.input[1].removesuffix(".weight") for node in named}
         self.sizes = {node.name: sizes[node.input[1]] for node in named}
-        self.reference = self.logits_of(self.outputs(source.read_bytes(), judged_on))
+        self.reference = self.outputs(source.read_bytes(), judged_on)
 
     def outputs(self, model: bytes, inputs: np.ndarray) -> np.ndarray:
-        """What a model gives for these inputs."""
+        """(N, C) what a model decides on for these inputs."""
         path = self.folder / "judged.onnx"
         path.write_bytes(model)
         session = session_of(path)
-        return np.concatenate(
-            [session.run(None, {self.input: inputs[at : at + 64]})[0] for at in range(0, len(inputs), 64)]
-        )
+        step = batch_of(inputs)
+        parts = [session.run(None, {self.input: inputs[at : at + step]})[0] for at in range(0, len(inputs), step)]
+        return np.concatenate([self.logits_of(one) for one in parts])
 
     def measured(self, scheme: str, percentile: float | None, kept_float: Sequence[str]) -> dict[str, Any]:
         """What one choice loses."""
         model = self.model(scheme, percentile, kept_float)
-        lost, agreement = expected_loss(self.reference, self.logits_of(self.outputs(model, self.judged_on)))
+        lost, agreement = expected_loss(self.reference, self.outputs(model, self.judged_on))
         return {
             "scheme": scheme, "percentile": percentile, "kept_float": len(kept_float), "lost": lost, "agreement": agreement,
             "bytes": len(model),
@@ -166,12 +166,12 @@ class _Work:
 
     def by_sensitivity(self, scheme: str, percentile: float | None) -> list[str]:
         """Layers, those first that cost most when only they are int8: squared error of the logits by the root of their size."""
-        few, reference = self.judged_on[:SENSITIVITY_IMAGES], self.reference[:SENSITIVITY_IMAGES]
+        few = self.judged_on[:SENSITIVITY_IMAGES]
 
         def cost(name: str) -> float:
             others = [one for one in self.layers if one != name]
-            error = self.logits_of(self.outputs(self.model(scheme, percentile, others), few)) - reference
-            return float((error**2).mean() / self.sizes[name] ** 0.5)
+            rows = self.outputs(self.model(scheme, percentile, others), few)
+            return float(((rows - self.reference[: len(rows)]) ** 2).mean() / self.sizes[name] ** 0.5)
 
         return sorted(self.layers, key=cost, reverse=True)
 
@@ -189,20 +189,32 @@ class _Work:
                 weight_type=QuantType.QInt8, activation_type=QuantType.QUInt8 if unsigned else QuantType.QInt8,
                 calibrate_method=CalibrationMethod.Percentile if percentile else CalibrationMethod.MinMax,
                 calibration_cache_path=self.folder / f"ranges-{percentile}.json",
-                extra_options={"CalibPercentile": percentile} if percentile else {},
+                extra_options={"CalibStridedMinMax": 1, **({"CalibPercentile": percentile} if percentile else {})},
             )  # fmt: skip
         return _shortened(path)
 
 
-class _Reader:
-    """Batches as onnxruntime's calibration asks for them, all of one size: percentiles cannot take others."""
+def batch_of(inputs: np.ndarray) -> int:
+    """Images in one pass: 64 at 64 x 64 pixels, fewer of larger ones, whose activations are all kept while ranges are measured."""
+    return max(1, min(64, 64 * 64 * 64 * 3 // int(np.prod(inputs.shape[1:]))))
 
-    def __init__(self, name: str, inputs: np.ndarray, most: int = 64):
-        size = next(size for size in range(most, 0, -1) if len(inputs) % size == 0)
-        self._batches = iter({name: inputs[at : at + size]} for at in range(0, len(inputs), size))
+
+class _Reader:
+    """Batches as onnxruntime's calibration asks for them, a range at a time; all of one size: percentiles cannot take others."""
+
+    def __init__(self, name: str, inputs: np.ndarray):
+        size = next(size for size in range(batch_of(inputs), 0, -1) if len(inputs) % size == 0)
+        self._batches = [{name: inputs[at : at + size]} for at in range(0, len(inputs), size)]
+        self._left = iter(self._batches)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def set_range(self, start_index: int, end_index: int) -> None:
+        self._left = iter(self._batches[start_index:end_index])
 
     def get_next(self) -> dict[str, np.ndarray] | None:
-        return next(self._batches, None)
+        return next(self._left, None)
 
 
 @contextlib.contextmanager

@@ -6,14 +6,11 @@ decode and resize of data/decode.py that training and evaluation use.
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import csv
 import hashlib
 import json
 import os
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -243,8 +240,11 @@ def write_csv(path: Path, columns: dict[str, list[Any]]) -> None:
     temporary.replace(path)
 
 
-def write_predictions(path: Path, result: Predictions, top: int) -> Path | None:
+def write_predictions(path: Path, result: Any, top: int) -> Path | None:
     """Write predictions.csv, or .parquet, and beside it what was rejected.
+
+    Args:
+        result: Predictions, or anything with paths, rejected and columns(top).
 
     Returns:
         the list of rejected images; None when all could be read.
@@ -281,47 +281,3 @@ def write_parquet(path: Path, columns: dict[str, list[Any]]) -> None:
     temporary = path.with_name(path.name + ".partial")
     pq.write_table(pa.table({name: pa.array([*values]) for name, values in columns.items()}), temporary)
     temporary.replace(path)
-
-
-@contextlib.contextmanager
-def counted(total: int) -> Iterator[Callable[[int], None]]:
-    """Count on stderr, where that is a terminal."""
-    done = 0
-
-    def advance(n: int) -> None:
-        nonlocal done
-        done += n
-        if sys.stderr.isatty():
-            print(f"\r{done:,} of {total:,} images", end="", file=sys.stderr, flush=True)
-
-    yield advance
-    if sys.stderr.isatty():
-        print(file=sys.stderr)
-
-
-def main(folder: Path, words: Sequence[str] | None = None) -> int:
-    """The command line of an export folder's predict.py; exit code 0, or 2 with a message."""
-    parser = argparse.ArgumentParser(description="Classify images with the model in this folder.")
-    parser.add_argument("images", nargs="+", help="images, or folders of images")
-    parser.add_argument("--out", default="predictions.csv", help=".csv, or .parquet where pyarrow is")
-    parser.add_argument("--top", type=int, default=1, help="how many classes of each image")
-    parser.add_argument("--model", choices=["auto", *NAMES], default="auto", help="auto: what the export recommends")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--threads", type=int, help="of onnxruntime; default: all cores")
-    given = parser.parse_args(words)
-    try:
-        model, paths = open_export(folder, given.model, given.threads), files_in(given.images)
-        with counted(len(paths)) as advance:
-            result = predict_images(model, paths, max(1, given.batch_size), advance)
-        rejected = write_predictions(Path(given.out), result, given.top)
-    except TutelageError as error:
-        print(f"predict: cannot go on\n{error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"predict: {error.filename or given.out}: {error.strerror}", file=sys.stderr)
-        return 2
-    print(
-        f"{len(result.paths):,} images, {given.out}"
-        + (f"; {len(result.rejected):,} rejected, {rejected}" if rejected else "")
-    )
-    return 0

@@ -6,11 +6,19 @@ import ast
 import inspect
 from types import ModuleType
 
-from tutelage import errors
-from tutelage.data import decode
-from tutelage.deploy import runtime
+from tutelage import errors, sizes
+from tutelage.data import decode, enlarge
+from tutelage.deploy import command, painting, runtime
 
-PARTS: tuple[ModuleType, ...] = (errors, decode, runtime)  # each needs only those before it
+PARTS: tuple[ModuleType, ...] = (
+    errors,
+    sizes,
+    decode,
+    enlarge,
+    runtime,
+    painting,
+    command,
+)  # each needs only those before it
 
 OPENING = '''"""Classify images with the model in this folder:  python predict.py IMAGES_OR_FOLDERS... --out predictions.csv
 

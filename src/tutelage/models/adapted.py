@@ -14,12 +14,12 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from tutelage.config import Size
 from tutelage.errors import TutelageError
 from tutelage.models.heads import LinearHead
 from tutelage.models.teachers import Encoder, build_teacher
 from tutelage.models.weights import weights_hash
 from tutelage.runs import whole
+from tutelage.sizes import Size
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tutelage.config import Size, sides
 from tutelage.errors import TutelageError, shown
+from tutelage.sizes import Size, sides
 
 FINEST = 4  # stride; what is finer costs most and says least
 

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from tutelage.config import Size
 from tutelage.errors import TutelageError
 from tutelage.models.dense import DenseNetwork, Level, Pyramid, levels_of, needed_level
 from tutelage.models.students import Student, channels_last
 from tutelage.models.teachers import build, default_size, input_statistics, resolve
+from tutelage.sizes import Size
 
 STRIDES = {"lraspp": 8, "fpn": 4, "deeplabv3plus": 4}  # of the decoders' outputs
 DEEPEST = 32  # stride of the grid on which features are matched

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from tutelage.config import sides
 from tutelage.models.adapted import AdaptedTeacher, Network, _same_encoder, save_whole
 from tutelage.models.dense import DenseNetwork, Pyramid, levels_of, regrid
 from tutelage.models.dense_heads import DenseHead, Layout, new_head, state_of
 from tutelage.models.teachers import Encoder, build_teacher
 from tutelage.models.weights import weights_hash
 from tutelage.runs import hash_of, whole
+from tutelage.sizes import sides
 
 __all__ = ["frozen", "load_adapted", "network_of", "save_head", "save_whole", "whole_teacher"]
 

@@ -6,8 +6,8 @@ import os
 import re
 from pathlib import Path
 
-from tutelage.config import Size, sides
 from tutelage.errors import TutelageError, did_you_mean
+from tutelage.sizes import Size, sides
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")  # of files with weights
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from tutelage.config import Size
 from tutelage.errors import TutelageError
 from tutelage.models.teachers import build, default_size, input_statistics, resolve
+from tutelage.sizes import Size
 
 
 @dataclass(frozen=True)

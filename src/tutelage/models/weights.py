@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from tutelage.config import Size, sides
 from tutelage.errors import TutelageError, shown
 from tutelage.models.names import PACKAGES, SUFFIXES, licence_of, weights_path
+from tutelage.sizes import Size, sides
 
 State = dict[str, torch.Tensor]
 

@@ -12,6 +12,7 @@ from tutelage import config as c
 from tutelage.config import recipe
 from tutelage.recipes.exported import export_folder, finished
 from tutelage.runs import read_json, write_json
+from tutelage.sizes import sides
 
 BATCHES = (1, 32)
 EAGER = "PyTorch eager"
@@ -94,10 +95,10 @@ def _timed(
     from tutelage.deploy.runtime import model_input
     from tutelage.deploy.timing import in_turn
 
-    size = student.size
+    height, width = sides(student.size)
     chance = np.random.default_rng(0)
-    pixels = chance.integers(0, 256, (batch, size, size, 3), np.uint8)
-    images = torch.from_numpy(chance.normal(size=(batch, 3, size, size)).astype(np.float32))
+    pixels = chance.integers(0, 256, (batch, height, width, 3), np.uint8)
+    images = torch.from_numpy(chance.normal(size=(batch, 3, height, width)).astype(np.float32))
     given, name = model_input(pixels, preprocess), preprocess["input"]["name"]
     programs: dict[str, Any] = {EAGER: lambda: student.module(images)}
     programs |= {one: lambda s=session: s.run(None, {name: given}) for one, session in sessions.items()}
@@ -125,7 +126,7 @@ def _timed_on_cuda(student: Any) -> list[dict[str, Any]]:
 
     module, rows = student.module.cuda(), []
     for batch in BATCHES:
-        images = torch.zeros(batch, 3, student.size, student.size, device="cuda")
+        images = torch.zeros(batch, 3, *sides(student.size), device="cuda")
 
         def forward(images: Any = images) -> None:
             module(images)
@@ -144,14 +145,14 @@ def _sizes(
     run: Path, folder: Path, files: list[str], stages: dict[str, Any], about: dict[str, Any], preprocess: dict[str, Any]
 ) -> dict[str, Any]:
     """Bytes on disk, and the largest resident memory of a new process that runs one image, Python and its libraries in it."""
-    size = about["size"]
+    height, width = sides(about["size"])
     student = {"folder": str(run / "student"), "about": stages["student"]["student"], "classes": about["classes"]}
     sizes: dict[str, dict[str, float]] = {EAGER: {"bytes": (run / "student" / "weights.safetensors").stat().st_size}}
-    sizes[EAGER]["peak_mib"] = _peak(LOAD_TORCH.format(**student), (1, 3, size, size), "float32")
+    sizes[EAGER]["peak_mib"] = _peak(LOAD_TORCH.format(**student), (1, 3, height, width), "float32")
     baked = preprocess["input"]["dtype"] == "uint8"
     for name in files:
         load = LOAD_ONNX.format(path=str(folder / name), name=preprocess["input"]["name"])
-        shape = (1, size, size, 3) if baked else (1, 3, size, size)
+        shape = (1, height, width, 3) if baked else (1, 3, height, width)
         sizes[name] = {
             "bytes": (folder / name).stat().st_size, "peak_mib": _peak(load, shape, preprocess["input"]["dtype"]),
         }  # fmt: skip

@@ -84,7 +84,7 @@ def _seconds_of(encoder: Any) -> float:
     """Seconds of one forward pass for one image, in batches of 16."""
     import torch
 
-    from tutelage.config import sides
+    from tutelage.sizes import sides
 
     images = torch.zeros(16, 3, *sides(encoder.size))
     with torch.inference_mode():
@@ -99,7 +99,7 @@ def _step_seconds(settings: dict[str, Any]) -> float:
     """Seconds of one training step for one image, at the study's batch size."""
     import torch
 
-    from tutelage.config import sides
+    from tutelage.sizes import sides
     from tutelage.tasks import task_of
 
     student = task_of(settings["task"]).student({**settings, "student_weights": "scratch"}, 2)

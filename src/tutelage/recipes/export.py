@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,8 @@ from tutelage.version import __version__
 PROVED_ON = 1000  # images on which torch and onnxruntime are compared
 SCORED_ON = 10_000  # test images that the files are scored on
 JUDGED_ON = 1000  # images of the transfer set by which int8 is chosen, others than those of the calibration
-VERSIONS = (
-    "torch",
-    "timm",
-    "onnx",
-    "onnxruntime",
-    "numpy",
-    "pillow",
-)  # Pillow's resize has changed by a bit here and there
+MEMORY = 2**29  # bytes of inputs and outputs held at once: of large images fewer are compared, and used for int8
+VERSIONS = ("torch", "timm", "onnx", "onnxruntime", "numpy", "pillow")  # Pillow 13 resizes tall images in another order
 
 
 @recipe
@@ -75,22 +70,31 @@ class _Work:
         from tutelage.data.manifest import load_task
         from tutelage.deploy import graph
         from tutelage.recipes.taught import load_student
+        from tutelage.sizes import sides
+        from tutelage.tasks import task_of
 
         self.run, self.stages, self.baked, self.tolerance = run, stages, baked, tolerance
         self.settings = {name: one for name, one in run.settings()["settings"].items() if one != "default"}
         self.task = load_task(run.path, cache_dir)
+        self.kind: Any = task_of(self.task.task)
         self.student = load_student(run.path / "student", stages["student"]["student"], len(self.task.classes))
         plain, fused = self.student.module, graph.fused(self.student.module)
         statistics = self.student.mean, self.student.std
         self.module = graph.Baked(fused, *statistics).eval() if baked else fused
         self.original = graph.Baked(plain, *statistics).eval() if baked else plain
         self.preprocess = self.described()
-        self.of = "test images" if self.task.test else "images of the transfer set"
-        judged = self.task.test.images if self.task.test else self.task.transfer
-        self.labels = self.task.test.labels[:SCORED_ON] if self.task.test else None
-        self.inputs = self.inputs_of(judged, np.arange(min(len(judged), SCORED_ON if self.task.test else PROVED_ON)))
-        self.truth = graph.torch_outputs(self.original, self.inputs[:PROVED_ON])
-        self.proof: dict[str, Any] = {"images": len(self.truth), "of": self.of, "tolerance": tolerance, "files": {}}
+        self.labels = self.task.test.labels if self.task.test else None
+        self.judged_on = self.task.test.images if self.task.test else self.task.transfer
+        height, width = sides(self.student.size)
+        outputs = graph.torch_outputs(self.original, graph.example(self.student.size, baked).numpy())
+        self.at_once = max(
+            1, MEMORY // (4 * max(3 * height * width, int(np.prod(outputs.shape[1:]))))
+        )  # images in memory
+        self.proved_on = min(len(self.judged_on), PROVED_ON, self.at_once)
+        self.proof: dict[str, Any] = {
+            "images": self.proved_on, "of": "test images" if self.task.test else "images of the transfer set",
+            "score": self.kind.MAIN, "tolerance": tolerance, "files": {},
+        }  # fmt: skip
         self.int8: Any = None
 
     def described(self) -> dict[str, Any]:
@@ -98,13 +102,13 @@ class _Work:
         from tutelage.deploy import graph
 
         names = (graph.BAKED_INPUT, graph.BAKED_OUTPUT) if self.baked else (graph.INPUT, graph.OUTPUT)
-        unsure = self.unsure()
+        unsure, colours = self.unsure(), self.stages["transfer_set"].get("colours")
         return {
             "task": self.task.task, "decode_short_side": self.task.side, "size": self.student.size,
             "resize": self.settings.get("resize", "squash"), "mean": list(self.student.mean), "std": list(self.student.std),
             "input": {"name": names[0], "dtype": "uint8" if self.baked else "float32", "layout": "NHWC" if self.baked else "NCHW"},
             "output": {"name": names[1], "kind": "probabilities" if self.baked else "logits"},
-            "unsure_below": unsure["threshold"] if unsure else None,
+            "unsure_below": unsure["threshold"] if unsure else None, **({"colours": colours} if colours else {}),
         }  # fmt: skip
 
     def unsure(self) -> dict[str, Any] | None:
@@ -132,27 +136,30 @@ class _Work:
         from tutelage.deploy.runtime import FLOAT
 
         graph.write_onnx(self.module, self.student.size, self.baked, folder / FLOAT)
-        self.prove(folder / FLOAT, strict=True)
+        self.prove(folder / FLOAT, self.in_onnxruntime(folder / FLOAT))
 
     def write_int8(self, folder: Path, calibration: int, most_lost: float) -> None:
         """model.int8.onnx, calibrated and chosen on the transfer set.
 
         What was lost on labels has been up to twice what was expected to be lost, so half of `most_lost` is aimed at.
         """
-        from tutelage.deploy.quantise import quantise
+        from tutelage.deploy.quantise import LEAST_CALIBRATION, quantise
         from tutelage.deploy.runtime import FLOAT, INT8
 
         order = np.random.default_rng(0).permutation(len(self.task.transfer))
-        ranges = self.inputs_of(self.task.transfer, np.sort(order[:calibration]))
-        judges = np.sort(order[calibration : calibration + JUDGED_ON])
-        judged = self.inputs_of(self.task.transfer, judges if len(judges) >= len(ranges) / 2 else np.arange(len(order)))
-        self.int8 = quantise(folder / FLOAT, folder / INT8, ranges, judged, most_lost / 2, self.logits, say)
+        most = max(LEAST_CALIBRATION, self.at_once)
+        ranges, judges = order[: min(calibration, most)], order[calibration : calibration + min(JUDGED_ON, most)]
+        if len(judges) < len(ranges) / 2:  # a small transfer set serves twice
+            judges = order[: min(JUDGED_ON, most)]
+        given, judged = (self.inputs_of(self.task.transfer, np.sort(some)) for some in (ranges, judges))
+        self.int8 = quantise(folder / FLOAT, folder / INT8, given, judged, most_lost / 2, self.logits, say)
         if self.int8.kept_float:
             say(
                 f"int8: {len(self.int8.kept_float)} of {self.int8.layers} layers stay float: {', '.join(self.int8.kept_float)}"
             )
-        self.prove(folder / INT8, strict=False)
-        lost = self.lost()
+        self.prove(folder / INT8, self.in_onnxruntime(folder / INT8), strict=False)
+        files = self.proof["files"]
+        lost = None if self.labels is None else files[FLOAT]["score"] - files[INT8]["score"]
         if lost is not None and lost > most_lost:
             say(
                 f"int8 lost {100 * lost:.2f} points on test images, more than --int8-loss {most_lost:g} aims at: look before you ship it"
@@ -162,51 +169,61 @@ class _Work:
         """A file of another format, run and compared in its own way."""
         from tutelage.deploy import formats
 
-        path, outputs = formats.write(name, self.module, self.student.size, self.baked, folder, self.inputs[:PROVED_ON])
-        self.proved(path, outputs, None, strict=True)
+        path, run = formats.write(name, self.module, self.student.size, self.baked, folder)
+        self.prove(path, run, scored=False)
 
     def logits(self, outputs: np.ndarray) -> np.ndarray:
-        """Logits, or logarithms of probabilities, of a model's outputs."""
-        return np.log(np.maximum(outputs, 1e-12)) if self.baked else outputs
+        """(N, C) logits, or logarithms of probabilities, of what is decided on."""
+        return self.kind.rows_of(np.log(np.maximum(outputs, 1e-12)) if self.baked else outputs)
 
-    def prove(self, path: Path, strict: bool) -> None:
-        """Run a file in onnxruntime and compare it with the student."""
+    def in_onnxruntime(self, path: Path) -> Callable[[np.ndarray], np.ndarray]:
+        """A file as a function of its inputs."""
         from tutelage.deploy.runtime import session_of
 
         session, name = session_of(path), self.preprocess["input"]["name"]
-        outputs = np.concatenate(
-            [session.run(None, {name: self.inputs[at : at + 64]})[0] for at in range(0, len(self.inputs), 64)]
-        )
-        self.proved(path, outputs[: len(self.truth)], outputs if self.labels is not None else None, strict)
+        return lambda inputs: session.run(None, {name: inputs})[0]
 
-    def proved(self, path: Path, outputs: np.ndarray, scored: np.ndarray | None, strict: bool) -> None:
-        """Note how a file's outputs compare, and its score.
+    def prove(
+        self, path: Path, run: Callable[[np.ndarray], np.ndarray], strict: bool = True, scored: bool = True
+    ) -> None:
+        """Run a file on test images, compare it with the student, and note its score.
 
         Raises:
             TutelageError: `strict`, and they differ by more than the tolerance.
         """
-        difference = float(np.abs(outputs - self.truth).max() / max(1.0, float(np.abs(self.truth).max())))
-        agreement = float((outputs.argmax(1) == self.truth.argmax(1)).mean())
-        accuracy = None if scored is None or self.labels is None else float((scored.argmax(1) == self.labels).mean())
+        from tutelage.deploy.graph import torch_outputs
+
+        count = min(len(self.judged_on), SCORED_ON) if scored and self.labels is not None else self.proved_on
+        said, differences, largest, same = [], [0.0], [1.0], []
+        for start in range(0, count, step := min(64, self.at_once)):
+            positions = np.arange(start, min(start + step, count))
+            inputs = self.inputs_of(self.judged_on, positions)
+            outputs = run(inputs)
+            if start < self.proved_on:
+                truth = torch_outputs(self.original, inputs)
+                differences.append(float(np.abs(outputs - truth).max()))
+                largest.append(float(np.abs(truth).max()))
+                same.append((outputs.argmax(1) == truth.argmax(1)).reshape(len(inputs), -1).mean(1))
+            if self.labels is not None and scored:
+                said += self.kind.said_of(outputs, self.labels, positions)
+        difference, agreement = max(differences) / max(largest), float(np.concatenate(same).mean())
+        score = None
+        if self.labels is not None and scored:
+            score = self.kind.judged(said, self.labels[np.arange(count)], len(self.task.classes))[self.kind.MAIN]
+        size = sum(one.stat().st_size for one in ([path] if path.is_file() else path.rglob("*")))
         self.proof["files"][path.name] = {
-            "difference": difference, "agreement": agreement, "accuracy": accuracy, "bytes": path.stat().st_size,
-        }  # fmt: skip
-        score = "" if accuracy is None else f", accuracy {accuracy:.4f}"
-        say(
-            f"{path.name}: {path.stat().st_size:,} bytes, difference {difference:.1e}, same decision for {agreement:.2%}{score}"
-        )
+            "difference": difference,
+            "agreement": agreement,
+            "score": score,
+            "bytes": size,
+        }
+        told = "" if score is None else f", {self.kind.SCORE} {score:.4f}"
+        say(f"{path.name}: {size:,} bytes, difference {difference:.1e}, same decision for {agreement:.2%}{told}")
         if strict and not difference <= self.tolerance:
             raise TutelageError(
-                f"{path.name} differs from the student by {difference:.2e} of its largest output, on {len(self.truth):,} {self.of}",
+                f"{path.name} differs from the student by {difference:.2e} of its largest output, on {self.proved_on:,} {self.proof['of']}",
                 f"at most --tolerance {self.tolerance:g}", "the old export is as it was; --tolerance allows more, if that is what you want",
             )  # fmt: skip
-
-    def lost(self) -> float | None:
-        """Accuracy on the test images that int8 has lost."""
-        from tutelage.deploy.runtime import FLOAT, INT8
-
-        files = self.proof["files"]
-        return None if self.labels is None else files[FLOAT]["accuracy"] - files[INT8]["accuracy"]
 
     def about(self, folder: Path) -> dict[str, Any]:
         """Write the small files; return what export.json says."""
@@ -216,7 +233,7 @@ class _Work:
         from tutelage.deploy import runtime, single_file, timing
         from tutelage.deploy.card import model_card
 
-        images, name = self.inputs[:1], self.preprocess["input"]["name"]
+        images, name = self.inputs_of(self.judged_on, np.arange(1)), self.preprocess["input"]["name"]
         sessions = {one.name: runtime.session_of(one, 1) for one in sorted(folder.glob("*.onnx"))}
         latency = timing.in_turn(
             {one: lambda s=session: s.run(None, {name: images}) for one, session in sessions.items()}

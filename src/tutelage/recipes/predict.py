@@ -17,25 +17,28 @@ def predict(
     *, export: c.Export = "", images: c.ImagePaths = [], out: c.PredictionsOut = "predictions.csv", top: c.Top = 1,  # noqa: B006
     model: c.Which = "auto", threads: c.Threads = None, json: c.Json = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """Classify images with an exported student.
+    """Classify images with an exported student, or paint their masks.
 
-    Writes path, class, probability, unsure (below the threshold of the export) and, with --top, the next classes. Images that
-    cannot be read are listed in OUT.rejected.csv.
+    Writes path, class, probability, unsure (below the threshold of the export) and, with --top, the next classes; of a segmentation
+    student path, mask (a PNG in a folder beside) and the share of each class. Images that cannot be read are listed in
+    OUT.rejected.csv.
 
     Returns:
-        {"predictions": path, "images", "unsure": counts, "rejected": count, "model": file that was used}.
+        {"predictions": path, "images", "unsure" or "masks", "rejected": count, "model": file that was used}.
     """
     from tutelage.deploy import runtime
+    from tutelage.deploy.painting import predictions
 
     opened = runtime.open_export(export_folder(export), model, threads)
     paths = runtime.files_in(images)
     with progress("predict", len(paths)) as advance:
-        result = runtime.predict_images(opened, paths, advance=advance)
+        result = predictions(opened, paths, Path(out), advance)
     listed = runtime.write_predictions(Path(out), result, top)
     if listed:
         first = shown((f"{name} ({reason})" for name, reason in result.rejected), 3)
         say(f"{len(result.rejected):,} of {len(paths):,} images cannot be read, see {listed}: {first}")
-    unsure = sum(result.columns(1)["unsure"])
+    columns = result.columns(1)
     return {
-        "predictions": out, "images": len(result.paths), "unsure": unsure, "rejected": len(result.rejected), "model": opened.file,
+        "predictions": out, "images": len(result.paths), "rejected": len(result.rejected), "model": opened.file,
+        **({"unsure": sum(columns["unsure"])} if "unsure" in columns else {"masks": str(Path(out).with_suffix(""))}),
     }  # fmt: skip

@@ -53,7 +53,7 @@ def export_text(result: dict[str, Any]) -> str:
     lines = [f"in {result['export']}:"]
     for name, one in result["proof"]["files"].items():
         time = f", {result['latency'][name]['median_ms']:.2f} ms" if name in result["latency"] else ""
-        score = f", accuracy {one['accuracy']:.4f}" if one["accuracy"] is not None else ""
+        score = f", {result['proof']['score']} {one['score']:.4f}" if one["score"] is not None else ""
         best = "  <- the faster one here" if name == result["recommended"] and len(result["latency"]) > 1 else ""
         lines.append(
             f"{name:<16} {one['bytes']:>12,} bytes{time}{score}, same decision {100 * one['agreement']:.2f} %{best}"

@@ -17,6 +17,7 @@ BATCH = 64
 FULL_BATCH = 32  # of the teacher's fine-tuning
 AT_ONCE = 256  # images in one pass of an evaluation
 SCORE = "accuracy"  # of `image_scores`, on the mean
+MAIN = "accuracy"  # of `judged`
 POOLED = True  # features of whole images: targets may be refined by neighbours, and features matched beside logits
 UNUSED = ("decoder", "agnostic_features")  # settings that change nothing
 
@@ -157,6 +158,16 @@ def image_scores(said: np.ndarray | list[np.ndarray], labels: np.ndarray) -> np.
     return np.asarray(said).argmax(1) == labels
 
 
+def said_of(outputs: np.ndarray, labels: Any, positions: np.ndarray) -> list[np.ndarray]:
+    """What an exported model's outputs (n, C) of these images say: as `student_says`."""
+    return list(outputs)
+
+
+def rows_of(outputs: np.ndarray) -> np.ndarray:
+    """(n, C) -> (N, C): what is decided on."""
+    return outputs
+
+
 def sureness(said: np.ndarray | list[np.ndarray], labels: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     """(n,) float32 largest probability of each image, and (n,) bool whether it is right; None where a task has no such thing."""
     from tutelage.metrics import softmax
@@ -204,7 +215,7 @@ def judged(said: np.ndarray, labels: np.ndarray, classes: int) -> dict[str, Any]
     """All scores."""
     from tutelage.metrics import classification
 
-    return classification(said, labels)
+    return classification(np.asarray(said), labels)
 
 
 def keep_evidence(folder: Path, test: Any, said: dict[str, np.ndarray], about: dict[str, Any]) -> None:

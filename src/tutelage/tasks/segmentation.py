@@ -17,6 +17,7 @@ BATCH = 8
 FULL_BATCH = 8
 AT_ONCE = 16
 SCORE = "mean IoU"
+MAIN = "miou"  # of `judged`
 POOLED = False
 UNUSED = ()
 LEVELS = 3  # logits are kept at the student's stride, at two and at four times as much
@@ -210,6 +211,18 @@ def image_scores(said: list[np.ndarray], labels: Any) -> np.ndarray:
     from tutelage.metrics import miou_of_each
 
     return miou_of_each(_tables(said, labels, int(max(one.max() for one in said)) + 1))
+
+
+def said_of(outputs: np.ndarray, labels: Any, positions: np.ndarray) -> list[np.ndarray]:
+    """What an exported model's logits (n, C, H, W) of these images say: as `student_says`."""
+    from tutelage.data.enlarge import decided
+
+    return [decided(one, *labels.one(place).shape) for place, one in zip(positions.tolist(), outputs, strict=True)]
+
+
+def rows_of(outputs: np.ndarray) -> np.ndarray:
+    """(n, C, H, W) -> (N, C) of every fourth pixel in both directions: what is decided on."""
+    return np.moveaxis(outputs[:, :, ::4, ::4], 1, -1).reshape(-1, outputs.shape[1])
 
 
 def sureness(said: list[np.ndarray], labels: Any) -> None:
