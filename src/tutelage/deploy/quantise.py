@@ -5,13 +5,15 @@ decision and d8 that of the eight-bit model. It needs no label, is zero where th
 by if the float model is calibrated. On a MobileNetV3 for CIFAR-10 it said 0.5 to 1.0 points where 10,000 labels say 0.7 to 2.2.
 
 Ranges by the smallest and largest value lose most of all on mobile networks, whose activations have a few far outliers; so several
-percentiles are tried. Layers that still lose too much stay float, those first that cost most error for the square root of their bytes.
+percentiles are tried, and for each tensor the range of least squared error. Layers that still lose too much stay float, those first
+that cost most error for the square root of their bytes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
 import tempfile
 import warnings
@@ -22,12 +24,18 @@ from typing import Any
 
 import numpy as np
 
+from tutelage.deploy.ranges import least_error
 from tutelage.deploy.runtime import session_of, softmax
 from tutelage.errors import TutelageError
 
 LEAST_CALIBRATION = 32  # images
 LAYERS = ("Conv", "Gemm", "MatMul")
-PERCENTILES = (None, 99.99, 99.9, 99.5)  # of the activations; None for smallest and largest
+# Ranges of the activations -> percentile of their size, where it is one
+RANGES = {
+    "smallest to largest value": None, "99.99 % percentile": 99.99, "99.9 % percentile": 99.9, "99.5 % percentile": 99.5,
+    "least squared error": None,
+}  # fmt: skip
+LEAST_ERROR = "least squared error"
 # name -> activations unsigned, weights of 7 bits. Without VNNI the products of U8S8 are summed in pairs in 16 bits, which can overflow.
 SCHEMES = {"S8S8": (False, False), "U8S8, 7-bit weights": (True, True), "U8S8": (True, False)}
 SAFE = ("S8S8", "U8S8, 7-bit weights")  # right on every CPU
@@ -37,12 +45,12 @@ EQUAL = 0.001  # expected losses nearer than this are not told apart
 
 @dataclass(frozen=True)
 class Quantised:
-    """scheme, percentile: that were chosen. lost: expected accuracy lost, in [0, 1]. agreement: of the decisions with the float model's.
+    """scheme, ranges: that were chosen. lost: expected accuracy lost, in [0, 1]. agreement: of the decisions with the float model's.
     layers: how many there are. kept_float: names of those that stay float. tried: what was measured of each choice.
     """
 
     scheme: str
-    percentile: float | None
+    ranges: str
     lost: float
     agreement: float
     layers: int
@@ -68,28 +76,28 @@ def quantise(
     enough(len(calibration))
     with tempfile.TemporaryDirectory(dir=out.parent, prefix="int8-") as folder:
         work = _Work(source, Path(folder), calibration, judged_on, logits_of)
-        ranges = {percentile: work.measured(SAFE[0], percentile, ()) for percentile in PERCENTILES}
-        percentile = min(ranges, key=lambda one: ranges[one]["lost"])
-        say(f"int8 ranges: {_told_percentile(percentile)} loses least, {ranges[percentile]['lost']:.2%} expected")
-        schemes = {scheme: work.measured(scheme, percentile, ()) for scheme in SCHEMES if scheme != SAFE[0]}
-        schemes[SAFE[0]] = ranges[percentile]
+        tried = {ranges: work.measured(SAFE[0], ranges, ()) for ranges in RANGES}
+        ranges = min(tried, key=lambda one: tried[one]["lost"])
+        say(f"int8 ranges: {ranges} loses least, {tried[ranges]['lost']:.2%} expected")
+        schemes = {scheme: work.measured(scheme, ranges, ()) for scheme in SCHEMES if scheme != SAFE[0]}
+        schemes[SAFE[0]] = tried[ranges]
         scheme = min(SAFE, key=lambda one: (round(schemes[one]["lost"] / EQUAL), SAFE.index(one)))
         chosen = schemes[scheme]
-        order = work.by_sensitivity(scheme, percentile) if chosen["lost"] > most_lost else []
+        order = work.by_sensitivity(scheme, ranges) if chosen["lost"] > most_lost else []
         kept = 0
         while chosen["lost"] > most_lost and kept < len(order):
             kept = min(len(order), max(2, round(kept * 1.5)))
-            chosen = work.measured(scheme, percentile, order[:kept])
+            chosen = work.measured(scheme, ranges, order[:kept])
         if kept and kept == len(order):
             raise TutelageError(
                 f"int8 loses more than {most_lost:.2%} of the decisions' worth however few layers are int8",
                 f"--int8-loss above {schemes[scheme]['lost']:.4f}, what all layers together are expected to lose",
                 "--int8-loss, or --no-int8",
             )  # fmt: skip
-        out.write_bytes(work.model(scheme, percentile, order[:kept]))
+        out.write_bytes(work.model(scheme, ranges, order[:kept]))
         return Quantised(
-            scheme, percentile, chosen["lost"], chosen["agreement"], len(work.layers), [work.layers[name] for name in order[:kept]],
-            [*ranges.values(), *(schemes[one] for one in SCHEMES if one != SAFE[0])],
+            scheme, ranges, chosen["lost"], chosen["agreement"], len(work.layers), [work.layers[name] for name in order[:kept]],
+            [*tried.values(), *(schemes[one] for one in SCHEMES if one != SAFE[0])],
         )  # fmt: skip
 
 
@@ -117,10 +125,6 @@ def expected_loss(reference: np.ndarray, other: np.ndarray) -> tuple[float, floa
     p, rows = softmax(reference), np.arange(len(reference))
     mine, others = reference.argmax(1), other.argmax(1)
     return float((p[rows, mine] - p[rows, others]).mean()), float((mine == others).mean())
-
-
-def _told_percentile(percentile: float | None) -> str:
-    return "smallest to largest value" if percentile is None else f"the {percentile} % percentile"
 
 
 class _Work:
@@ -155,31 +159,31 @@ class _Work:
         parts = [session.run(None, {self.input: inputs[at : at + step]})[0] for at in range(0, len(inputs), step)]
         return np.concatenate([self.logits_of(one) for one in parts])
 
-    def measured(self, scheme: str, percentile: float | None, kept_float: Sequence[str]) -> dict[str, Any]:
+    def measured(self, scheme: str, ranges: str, kept_float: Sequence[str]) -> dict[str, Any]:
         """What one choice loses."""
-        model = self.model(scheme, percentile, kept_float)
+        model = self.model(scheme, ranges, kept_float)
         lost, agreement = expected_loss(self.reference, self.outputs(model, self.judged_on))
         return {
-            "scheme": scheme, "percentile": percentile, "kept_float": len(kept_float), "lost": lost, "agreement": agreement,
+            "scheme": scheme, "ranges": ranges, "kept_float": len(kept_float), "lost": lost, "agreement": agreement,
             "bytes": len(model),
         }  # fmt: skip
 
-    def by_sensitivity(self, scheme: str, percentile: float | None) -> list[str]:
+    def by_sensitivity(self, scheme: str, ranges: str) -> list[str]:
         """Layers, those first that cost most when only they are int8: squared error of the logits by the root of their size."""
         few = self.judged_on[:SENSITIVITY_IMAGES]
 
         def cost(name: str) -> float:
             others = [one for one in self.layers if one != name]
-            rows = self.outputs(self.model(scheme, percentile, others), few)
+            rows = self.outputs(self.model(scheme, ranges, others), few)
             return float(((rows - self.reference[: len(rows)]) ** 2).mean() / self.sizes[name] ** 0.5)
 
         return sorted(self.layers, key=cost, reverse=True)
 
-    def model(self, scheme: str, percentile: float | None, kept_float: Sequence[str]) -> bytes:
-        """The quantised model; ranges are measured once for each percentile and kind of activation."""
+    def model(self, scheme: str, ranges: str, kept_float: Sequence[str]) -> bytes:
+        """The quantised model; each kind of ranges is measured once."""
         from onnxruntime.quantization import CalibrationMethod, QuantType, quantize_static
 
-        unsigned, reduced = SCHEMES[scheme]
+        (unsigned, reduced), percentile = SCHEMES[scheme], RANGES[ranges]
         reader: Any = _Reader(self.input, self.calibration)
         path = self.folder / "int8.onnx"
         with _quiet():
@@ -188,10 +192,19 @@ class _Work:
                 op_types_to_quantize=list(LAYERS), nodes_to_quantize=[name for name in self.layers if name not in kept_float],
                 weight_type=QuantType.QInt8, activation_type=QuantType.QUInt8 if unsigned else QuantType.QInt8,
                 calibrate_method=CalibrationMethod.Percentile if percentile else CalibrationMethod.MinMax,
-                calibration_cache_path=self.folder / f"ranges-{percentile}.json",
+                calibration_cache_path=self.measured_ranges(ranges),
                 extra_options={"CalibStridedMinMax": 1, **({"CalibPercentile": percentile} if percentile else {})},
             )  # fmt: skip
         return _shortened(path)
+
+    def measured_ranges(self, ranges: str) -> Path:
+        """Where onnxruntime keeps what it has measured, or finds what it need not measure."""
+        path = self.folder / f"{ranges.replace(' ', '-')}.json"
+        if ranges == LEAST_ERROR and not path.exists():
+            widest = self.folder / f"{next(iter(RANGES)).replace(' ', '-')}.json"  # measured before
+            given = json.loads(widest.read_text())
+            path.write_text(json.dumps(least_error(self.source, self.calibration, batch_of(self.calibration), given)))
+        return path
 
 
 def batch_of(inputs: np.ndarray) -> int:
