@@ -14,6 +14,7 @@ from scenes import CLASSES, write_scenes
 from tutelage.errors import TutelageError
 from tutelage.models import dense_heads
 from tutelage.runs import read_json
+from tutelage.tasks import segmentation
 
 MODELS = {
     "teacher": "tf_efficientnet_lite0", "teacher_weights": "scratch", "teacher_size": "64x96",
@@ -31,12 +32,14 @@ SHORT = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def short_heads():
-    """Teachers' heads are fitted in few steps while these tests run."""
-    before = dense_heads.STRENGTHS
+def short():
+    """Teachers' heads, and students in the last stage, see few steps while these tests run."""
+    before = dense_heads.STRENGTHS, dict(segmentation.PASSES)
     dense_heads.STRENGTHS = (8, 16)
+    segmentation.PASSES.update(dict.fromkeys(segmentation.PASSES, 4))
     yield
-    dense_heads.STRENGTHS = before
+    dense_heads.STRENGTHS = before[0]
+    segmentation.PASSES.update(before[1])
 
 
 @pytest.fixture(scope="module")
@@ -167,14 +170,14 @@ def test_vit_teachers(data, teacher, size, decoder, monkeypatch):
 
     before = vit.VisionTransformer.__init__
     monkeypatch.setattr(vit.VisionTransformer, "__init__", lambda self, *a, **o: before(self, *a, **{**o, "depth": 1}))
-    result = go(data, teacher, teacher=teacher, teacher_size=size, decoder=decoder, objective="pseudo-label", steps=3)
+    result = go(data, teacher, teacher=teacher, teacher_size=size, decoder=decoder, objective="pseudo-label", steps=2)
     assert result["student"]["test"]["images"] == 4
     assert result["teacher"]["name"] == teacher
 
 
 def test_the_whole_teacher_may_learn(data, monkeypatch):
     """probe-then-full fine-tunes the encoder from the fitted head, without a validation split too."""
-    monkeypatch.setattr("tutelage.recipes.adapt.FULL_PASSES", 4)
+    monkeypatch.setattr("tutelage.recipes.adapt.FULL_PASSES", 2)
     rows = ["image,mask,split"]
     for split in ("train", "test"):
         for image in sorted((data / "target" / "images" / split).iterdir()):

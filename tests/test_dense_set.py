@@ -244,14 +244,15 @@ def test_colour_masks_without_colours(tutelage, place):
     assert "name red green blue" in text
 
 
-def test_unnamed_colours(tutelage, place):
+def test_unnamed_colours(place):
     """A colour that classes.txt does not name is told with its pixels."""
     image, _ = scene(51)
     mask = np.zeros((48, 64, 3), np.uint8)
     mask[:2, :3] = (9, 8, 7)
     write_pair(place / "target", "train", "colours", image, mask)
     (place / "target" / "classes.txt").write_text("ground 0 0 0\ndisc 1 1 1\nsquare 2 2 2\n")
-    assert "(9, 8, 7) in 1 masks (6 pixels, most in train/colours.png)" in refused(curate(tutelage, place))
+    with pytest.raises(TutelageError, match=r"\(9, 8, 7\) in 1 masks \(6 pixels, most in train/colours.png\)"):
+        read_dense_set(place / "target")
 
 
 def test_classes_that_train_or_test_lack(tutelage, place):
@@ -278,29 +279,32 @@ def test_bad_class_names(place, text, told):
 
 
 def test_settings_that_segmentation_cannot_have(tutelage, place):
-    """Objectives, resizes, decoders and classes that do not go with masks are refused before anything is read."""
-    words = ("run", "--task", "segmentation", "--target", str(place / "target"), "--gallery", str(place / "gallery"))
-    models = ("--teacher", "efficientnet-lite0", "--teacher-weights", "scratch", "--teacher-size", "32x64")
+    """Objectives, resizes, classes and sizes that do not go with the task are refused before anything is read."""
+    words = ("--target", str(place / "target"), "--gallery", str(place / "gallery"), "--out", str(place / "run"))
+    models = ("--teacher", "efficientnet-lite0", "--teacher-weights", "scratch", "--teacher-size", "64")
     student = ("--student", "mobilenetv3-s", "--student-weights", "scratch", "--student-size", "32x64")
-    more = ("--objective", "dino", "--resize", "pad", "--out", str(place / "run"))
-    text = refused(tutelage(*words, *models, *student, *more))
+    more = ("--objective", "dino", "--resize", "pad")
+    text = refused(tutelage("run", "--task", "segmentation", *words, *models, *student, *more))
     assert "--objective dino with --task segmentation" in text
     assert "--resize pad with --task segmentation" in text
-    pytest.importorskip("segmentation_models_pytorch", reason="segmentation-models-pytorch is not installed")
-    text = refused(tutelage(*words, *models, *student, "--decoder", "deeplabv3plus", "--out", str(place / "run")))
-    assert "the encoder cannot give an output stride of 16" in text
-    assert "use --decoder lraspp or fpn" in text
-    assert not (place / "run").exists()
-
-
-def test_an_oblong_size_is_for_masks(tutelage, place):
-    """HEIGHTxWIDTH with --task classification is refused, and what is no size at all is told with an example."""
-    words = ("--target", str(place / "gallery"), "--gallery", str(place / "gallery"), "--out", str(place / "run"))
-    models = ("--teacher", "efficientnet-lite0", "--teacher-weights", "scratch", "--student", "mobilenetv3-s")
-    text = refused(tutelage("curate", *words, *models, "--student-size", "32x64"))
+    text = refused(tutelage("run", *words, *models, *student, "--objective", "agnostic"))
     assert "--student-size 32x64 with --task classification" in text
-    text = refused(tutelage("curate", *words, *models, "--student-size", "32by64"))
-    assert "HEIGHTxWIDTH, such as 256x320" in text
+    assert not (place / "run").exists()
+    with pytest.raises(TutelageError, match="--classes with --task segmentation"):
+        read_dense_set(place / "target", classes=["disc"])
+
+
+def test_a_size_that_is_none():
+    """What is no size is told with an example of one."""
+    from tutelage.config import resolve
+    from tutelage.recipes.curate import curate
+
+    settings = {"target": "t", "gallery": ["g"], "out": "o"}
+    for wrong in ("32by64", "8x64", "0", "x", "4000"):
+        with pytest.raises(TutelageError, match="HEIGHTxWIDTH, such as 256x320"):
+            resolve(curate.__wrapped__, {**settings, "student_size": wrong})
+    for given, kept in (("64x64", 64), (64, 64), ("64", 64), ("64x96", "64x96"), (None, None)):
+        assert resolve(curate.__wrapped__, {**settings, "student_size": given})["student_size"] == kept
 
 
 def test_what_only_deserves_a_word(tutelage, place):

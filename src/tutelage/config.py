@@ -167,7 +167,9 @@ Arms = Annotated[
     ),
 ]  # fmt: skip
 Budgets = Annotated[
-    list[str], Field(min_length=1), _say("labels per class, one or several", consume_multiple=True, negative=())
+    list[str],
+    Field(min_length=1),
+    _say("labels per class, or masks in all, one or several", consume_multiple=True, negative=()),
 ]
 Seeds = Annotated[
     list[str],

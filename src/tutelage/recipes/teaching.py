@@ -69,7 +69,8 @@ def make_targets(
         )
     targets = Targets(images, network, teacher.head, settings, views, table)
     if match_features and network.output == "features":
-        sample = np.sort(np.random.default_rng(0).permutation(len(images))[:SAMPLE])
+        few = SAMPLE // 8 if network.shape else SAMPLE  # a grid has many rows an image
+        sample = np.sort(np.random.default_rng(0).permutation(len(images))[:few])
         outputs = targets.outputs(sample, np.zeros_like(sample))
         targets = replace(targets, embedding=principal_axes(as_rows(outputs, network.shape)))
     elif match_features:

@@ -230,7 +230,9 @@ def _charts(cells: list[Cell], budget: int, best: Cell) -> list[dict[str, Any]]:
                 teachers.setdefault(cell.budget, {})[key] = main_score(record["teacher"]["test"])
     teacher = {budget: list(of.values()) for budget, of in teachers.items()}
     if len({cell.budget for cell in cells}) > 1:
-        picture = study_charts.against_labels(lines, {amount: spread(values) for amount, values in teacher.items()})
+        picture = study_charts.against_labels(
+            lines, {amount: spread(values) for amount, values in teacher.items()}, _words(cells).labels
+        )
         note = "Mean over seeds; bands are one standard deviation."
         found.append({"title": "Accuracy against labels", "svg": picture, "note": note})
     costs = {cell.arm: (cell.flops, cell.accuracy[0]) for cell in cells if cell.budget == budget and cell.flops > 0}

@@ -14,12 +14,13 @@ STEP = 13  # least distance of two names
 
 
 def against_labels(
-    arms: dict[str, dict[int, tuple[float, float | None]]], teacher: dict[int, tuple[float, float | None]]
-) -> Markup:
+    arms: dict[str, dict[int, tuple[float, float | None]]], teacher: dict[int, tuple[float, float | None]],
+    across: str = "labels per class",
+) -> Markup:  # fmt: skip
     """A line for each arm, with a band of one standard deviation over seeds.
 
     Args:
-        arms: name -> budget -> mean and spread of the accuracy, in [0, 1]. teacher: budget -> the same.
+        arms: name -> budget -> mean and spread of the accuracy, in [0, 1]. teacher: budget -> the same. across: what a budget counts.
     """
     every = {**arms, **({"teacher": teacher} if teacher else {})}
     budgets = sorted({budget for of in every.values() for budget in of})
@@ -37,7 +38,7 @@ def against_labels(
     parts = _levels(low, high, y)
     for budget in budgets:
         parts += [line(x(budget), TOP, x(budget), BOTTOM), text(x(budget), BOTTOM + 15, budget, "small", "middle")]
-    parts.append(text((LEFT + RIGHT) / 2, BOTTOM + 32, "labels per class", "", "middle"))
+    parts.append(text((LEFT + RIGHT) / 2, BOTTOM + 32, across, "", "middle"))
     for number, (name, of) in enumerate(every.items()):
         kind, points = _kind(name, number), sorted(of.items())
         band = [(x(b), y(m + (sd or 0))) for b, (m, sd) in points] + [
@@ -53,7 +54,7 @@ def against_labels(
         f"{name}: " + ", ".join(f"{100 * m:.1f} % at {b}" for b, (m, _) in sorted(of.items()))
         for name, of in every.items()
     )
-    return svg(BOTTOM + 40, "Accuracy against labels per class", words, parts)
+    return svg(BOTTOM + 40, f"Accuracy against {across}", words, parts)
 
 
 def against_compute(arms: dict[str, tuple[float, float]], order: Sequence[str]) -> Markup:
