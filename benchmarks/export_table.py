@@ -1,13 +1,14 @@
 """Size, agreement and speed of exports: python benchmarks/export_table.py RUN [RUN ...] --out docs/results/export
 
-Exports each run (about a minute), times it, writes OUT/STUDENT.json and prints one line of Markdown a run. Times of one run are taken in
-turn, so their ratios hold on a busy machine; give the machine rest all the same.
+Exports each run (about a minute), then times them all, writes OUT/STUDENT.json and prints one line of Markdown a run. Times of one run are
+taken in turn, so their ratios hold on a busy machine; give it rest all the same while it says so.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,8 @@ HEAD = (
 )  # fmt: skip
 
 
-def measured(run: Path, cache: Path | None) -> dict[str, Any]:
-    """One run, exported and timed."""
-    exported = tutelage.export(run=run, cache=cache)
+def measured(run: Path, exported: dict[str, Any]) -> dict[str, Any]:
+    """What is kept of one export, with its times."""
     return {
         "student": exported["student"]["name"], "size": exported["size"],
         **{name: exported[name] for name in ("proof", "int8", "recommended", "machine", "versions")}, "bench": tutelage.bench(run=run),
@@ -54,9 +54,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
+    exported = {run: tutelage.export(run=run, cache=given.cache) for run in given.runs}
+    print("timing", file=sys.stderr, flush=True)
     print(HEAD + "\n" + "|" + " --- |" * (HEAD.count("|") - 1))
-    for run in given.runs:
-        one = measured(run, given.cache)
+    for run, about in exported.items():
+        one = measured(run, about)
         (given.out / f"{one['student']}.json").write_text(json.dumps(one, indent=1) + "\n")
         print(line(one), flush=True)
 
