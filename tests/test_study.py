@@ -277,3 +277,15 @@ def test_the_answer_of_a_study(many):
     said = answer(cells, 2, best)
     assert said.startswith(f"With 2 labels per class, {best.arm} is right for ")
     assert "mean of 3 seeds" in said
+
+
+def test_records_of_the_first_day_still_count():
+    """A record that was made before a setting existed counts as done with what every run did then, and not with anything else."""
+    from tutelage.recipes.records import kept_record
+
+    folder = Path(__file__).parents[1] / "docs" / "results" / "compare" / "fashion"
+    made = json.loads((folder / "oriented-budget-10-seed-0.json").read_text())["settings"]
+    now = {**made, "task": "classification", "decoder": "lraspp", "agnostic_features": "patches"}
+    assert kept_record(folder, "oriented", 10, 0, now) is not None
+    with pytest.raises(TutelageError, match="task: classification -> segmentation"):
+        kept_record(folder, "oriented", 10, 0, {**now, "task": "segmentation"})

@@ -24,6 +24,10 @@ def record_name(arm: str, budget: int, seed: int) -> str:
     return f"{folder_name(arm)}-budget-{budget}-seed-{seed}"
 
 
+# Settings that are younger than the first records, and what every run before them did
+NEWER = {"task": "classification", "decoder": "lraspp", "agnostic_features": "patches"}
+
+
 def kept_record(folder: Path, arm: str, budget: int, seed: int, settings: dict[str, Any]) -> Record | None:
     """The record of a run that has been finished, here or elsewhere; None where there is none.
 
@@ -34,12 +38,8 @@ def kept_record(folder: Path, arm: str, budget: int, seed: int, settings: dict[s
     record = read_json(path)
     if record is None:
         return None
-    asked = compared(settings)
-    other = [
-        f"{name}: {record['settings'].get(name)} -> {value}"
-        for name, value in asked.items()
-        if record["settings"].get(name) != value
-    ]
+    asked, made = compared(settings), {**NEWER, **record["settings"]}
+    other = [f"{name}: {made.get(name)} -> {value}" for name, value in asked.items() if made.get(name) != value]
     if other:
         raise TutelageError(
             f"{path} was made with other settings: {shown(other, 8)}", "results of the settings of this study",
