@@ -164,6 +164,7 @@ def test_card(finished):
     assert "licence" in card
     assert f"--target {finished.target}" in card
     assert "| `model.onnx` |" in card
+    assert "|---|---|---|---|\n| " in card, "a table whose rows follow its head"
 
 
 def test_baked_and_torchscript(finished, tmp_path):

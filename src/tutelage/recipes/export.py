@@ -141,7 +141,7 @@ class _Work:
     def write_int8(self, folder: Path, calibration: int, most_lost: float) -> None:
         """model.int8.onnx, calibrated and chosen on the transfer set.
 
-        What was lost on labels has been up to twice what was expected to be lost, so half of `most_lost` is aimed at.
+        What was lost on labels has been up to 2.2 times what was expected to be lost, so a third of `most_lost` is aimed at.
         """
         from tutelage.deploy.quantise import LEAST_CALIBRATION, quantise
         from tutelage.deploy.runtime import FLOAT, INT8
@@ -152,7 +152,7 @@ class _Work:
         if len(judges) < len(ranges) / 2:  # a small transfer set serves twice
             judges = order[: min(JUDGED_ON, most)]
         given, judged = (self.inputs_of(self.task.transfer, np.sort(some)) for some in (ranges, judges))
-        self.int8 = quantise(folder / FLOAT, folder / INT8, given, judged, most_lost / 2, self.logits, say)
+        self.int8 = quantise(folder / FLOAT, folder / INT8, given, judged, most_lost / 3, self.logits, say)
         if self.int8.kept_float:
             say(
                 f"int8: {len(self.int8.kept_float)} of {self.int8.layers} layers stay float: {', '.join(self.int8.kept_float)}"
