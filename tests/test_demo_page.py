@@ -264,7 +264,10 @@ def test_serve(export, tmp_path):
     (out / "sub").mkdir(parents=True)
     (out / "sub" / "private.txt").write_text("private")
     words = [sys.executable, "-m", "tutelage", "demo-page", str(export), "--out", str(out), "--serve", "--port", "0"]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
+    process = subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background of a shell ignores it
+    )  # fmt: skip
     try:
         assert process.stderr is not None
         address = process.stderr.readline().split()[1]

@@ -35,7 +35,7 @@ def preflight(settings: dict[str, Any], cache: Path) -> None:
     """
     task = settings.get("task")
     if "target" not in settings:  # a later stage
-        task = Run(settings["out"]).result("transfer_set", "this stage")["task"]
+        task = Run(settings["out"]).result("transfer_set", "this stage").get("task", "classification")
     faults: list[TutelageError] = []
     faults += _contradictions(settings)
     _try(faults, lambda: _check_folders(settings, cache))
