@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import tutelage
-from tutelage.deploy.runtime import FLOAT, INT8
+from tutelage.deploy.runtime import FLOAT, INT8, checked
 
 EAGER = "PyTorch eager"
 HEAD = (
@@ -51,10 +51,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--cache", type=Path)
+    parser.add_argument("--kept", action="store_true", help="time the exports that are there")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    exported = {run: tutelage.export(run=run, cache=given.cache) for run in given.runs}
+    exported = {
+        run: checked(run / "export") if given.kept else tutelage.export(run=run, cache=given.cache)
+        for run in given.runs
+    }
     print("timing", file=sys.stderr, flush=True)
     print(HEAD + "\n" + "|" + " --- |" * (HEAD.count("|") - 1))
     for run, about in exported.items():
