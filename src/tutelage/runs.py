@@ -33,6 +33,7 @@ COMMANDS = {
     "student": "finetune",
     "alone": "alone",
 }
+STAGES = (*COMMANDS, "report")  # folders with a result.json
 STUDY = "study.toml"  # marks a folder whose runs, ARM/budget-N/seed-N, share the stages that have the same inputs
 BESIDE = {"transfer_set": ("target_set", "rejected.csv")}  # what a stage writes outside its folder
 MODELS = ("teacher",)  # stages that say more of their model in settings.toml
@@ -338,6 +339,11 @@ class Run:
                 f"run `tutelage {before} --out {self.path} ...` first, or `tutelage run`, which does all stages",
             )
         return result
+
+    def results(self) -> dict[str, dict[str, Any]]:
+        """The result of every stage by its folder; empty where there is none of the transfer set that is there now."""
+        found = {name: read_json(self.path / name / "result.json") or {} for name in STAGES}
+        return {name: {} if self.outdated(one) else one for name, one in found.items()}
 
     def outdated(self, result: dict[str, Any]) -> bool:
         """Whether a stage's result was made from another transfer set than the one that the folder holds now."""

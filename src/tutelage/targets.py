@@ -9,13 +9,14 @@ fine-tuned teacher has another weights' hash and stores logits.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tutelage.compute import to_device
 from tutelage.data import views
 from tutelage.data.decode import fit
 from tutelage.data.masks import Masks
@@ -132,6 +133,36 @@ def as_rows(outputs: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     if not shape:
         return outputs
     return np.moveaxis(outputs.reshape(len(outputs), *shape), 1, -1).reshape(-1, shape[0])
+
+
+def forward_batches(
+    forward: Callable[[torch.Tensor], torch.Tensor], module: torch.nn.Module, network: Any, images: Images, number: int,
+    settings: ViewSettings, accelerator: Any, advance: Callable[[int], None] = lambda n: None, batch_size: int = 256,
+) -> Iterator[tuple[np.ndarray, torch.Tensor]]:  # fmt: skip
+    """What `forward` makes of one view of each image, batch by batch.
+
+    Args:
+        forward: (B, 3, H, W) float32 -> (B, ...). module: that it calls; put into evaluation mode.
+        network: size, mean and std of its input. number: of the view, or CLEAN.
+
+    Yields:
+        (B,) positions of the images, and (B, ...) float32.
+    """
+    import torch
+
+    module.eval()
+    for start in range(0, len(images), batch_size):
+        positions = np.arange(start, min(start + batch_size, len(images)))
+        batch = to_device(view_input(images, positions, number, settings, network), accelerator.device)
+        with torch.inference_mode(), accelerator.autocast():
+            output = forward(batch).float()
+        yield positions, output
+        advance(len(positions))
+
+
+def view_outputs(*given: Any, **more: Any) -> np.ndarray:
+    """(n, D) float32: what `forward_batches`, which takes the same arguments, gives, in one."""
+    return np.concatenate([output.cpu().numpy() for _, output in forward_batches(*given, **more)])
 
 
 class OutputCache:

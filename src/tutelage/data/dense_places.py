@@ -7,8 +7,6 @@ beside them names the classes.
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import re
 from collections.abc import Sequence
@@ -18,7 +16,7 @@ import pyarrow.parquet as pq
 
 from tutelage.data.labelled import _SPLIT_WORDS, LabelledPlace, LabelledRef, _schema, _unknown_splits
 from tutelage.data.masks import Coding, read_coding
-from tutelage.data.rows import mask_column
+from tutelage.data.rows import mask_column, text_rows
 from tutelage.data.sources import ImageRef, Rejected, _prints, clean, file_ref, list_images
 from tutelage.errors import TutelageError, raise_all, shown
 
@@ -127,13 +125,7 @@ def _read_list(place: Path, rows: Sequence[dict[str, str]]) -> LabelledPlace:
 
 def _csv_rows(place: Path) -> list[dict[str, str]]:
     """The rows of a text list with a header, under our words."""
-    text = place.read_bytes().decode("utf-8-sig", "surrogateescape")
-    first = text.lstrip().partition("\n")[0]
-    mark = next((mark for mark in ",;\t" if mark in first), ",")
-    try:
-        rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=mark) if any(map(str.strip, row))]
-    except csv.Error as error:
-        raise TutelageError(f"{place}: {error}", "a text list in UTF-8 with the columns image,mask") from None
+    rows = text_rows(place, "image,mask")
     header = rows[0] if rows else []
     found = _found(place, header)
     return [{word: row[at].strip() if at < len(row) else "" for word, at in found.items()} for row in rows[1:]]

@@ -20,7 +20,7 @@ from tutelage.data.dense_places import FORMS, read_pairs
 from tutelage.data.labelled import LabelledRef
 from tutelage.data.masks import IGNORE, Coding, Colour, Values, numbered, read_values
 from tutelage.data.sources import Rejected, missing, read_bytes
-from tutelage.data.target_set import TEST_SHARE, TargetSet, _grouped, _hold_out, _merge, _taken_twice, check_places
+from tutelage.data.target_set import TargetSet, _grouped, _held_out, _merge, check_places
 from tutelage.errors import TutelageError, Unreadable, raise_all, shown
 from tutelage.sizes import Size, sides
 
@@ -76,14 +76,7 @@ def read_dense_set(
     images, rejected, notes, ids = _merge(listings, places)
     if pattern:
         images = _grouped(images, pattern)
-    raise_all(_taken_twice(shares, images))
-    if "test" not in shares and not any(image.split == "test" for image in images):
-        shares["test"] = TEST_SHARE
-        notes.append(f"no test split is given, so {TEST_SHARE:.0%} of the labelled images are held out as one")
-    for split in ("test", "val"):
-        if split in shares:
-            images, note = _hold_out(images, split, shares[split])
-            notes.append(note)
+    images = _held_out(images, shares, notes)
     images = [replace(i, ref=replace(i.ref, id=ids[i.ref.fingerprint])) for i in images]
     found = _examined(images, coding)
     raise_all(_faults(images, found, coding, target))

@@ -7,8 +7,6 @@ inside. Nothing is decoded.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import re
@@ -19,7 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tutelage.data.rows import image_column
+from tutelage.data.rows import image_column, text_rows
 from tutelage.data.sources import IMAGE_SUFFIXES, ImageRef, Rejected, clean, file_ref, list_images
 from tutelage.errors import TutelageError, raise_all, shown
 
@@ -214,13 +212,7 @@ def _lacking(place: Path, header: Sequence[str], words: Iterable[str]) -> Tutela
 
 def _csv_columns(place: Path) -> tuple[dict[str, list[str]], tuple[str, ...]]:
     """The columns of a text list, with a header, or without one as `file.jpg,class`."""
-    text = place.read_bytes().decode("utf-8-sig", "surrogateescape")
-    first = text.lstrip().partition("\n")[0]
-    mark = next((mark for mark in ",;\t" if mark in first), ",")
-    try:
-        rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=mark) if any(map(str.strip, row))]
-    except csv.Error as error:
-        raise TutelageError(f"{place}: {error}", "a text list in UTF-8 with the columns path,label") from None
+    rows = text_rows(place, "path,label")
     if not rows:
         raise TutelageError(f"{place}: an empty list", "a list with the columns path,label")
     header = rows[0]

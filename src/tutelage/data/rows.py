@@ -1,8 +1,11 @@
-"""Images and masks in the rows of a Parquet file: which column holds them, and their bytes."""
+"""Rows of lists: of text as they are; of Parquet which column holds images and masks, and their bytes."""
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -13,6 +16,21 @@ from tutelage.errors import TutelageError, Unreadable
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "bytes")
 MASK_COLUMNS = ("mask", "annotation")  # of classes, beside the images
 BATCH_BYTES = 64 << 20  # of one Parquet column in memory at a time
+
+
+def text_rows(place: Path, columns: str) -> list[list[str]]:
+    """The rows of a text list, header and all; the mark between columns is found, rows of blanks are left out.
+
+    Raises:
+        TutelageError: no such list. columns: that it should have, for the message.
+    """
+    text = place.read_bytes().decode("utf-8-sig", "surrogateescape")
+    first = text.lstrip().partition("\n")[0]
+    mark = next((mark for mark in ",;\t" if mark in first), ",")
+    try:
+        return [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=mark) if any(map(str.strip, row))]
+    except csv.Error as error:
+        raise TutelageError(f"{place}: {error}", f"a text list in UTF-8 with the columns {columns}") from None
 
 
 def image_column(schema: pa.Schema, where: str) -> str:

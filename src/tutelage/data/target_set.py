@@ -118,14 +118,7 @@ def read_target_set(
         images = [image for image in images if image.label in names]
     if pattern:
         images = _grouped(images, pattern)
-    raise_all(_taken_twice(shares, images))
-    if "test" not in shares and not any(image.split == "test" for image in images):
-        shares["test"] = TEST_SHARE
-        notes.append(f"no test split is given, so {TEST_SHARE:.0%} of the labelled images are held out as one")
-    for split in ("test", "val"):  # test first: a val split never changes the test images
-        if split in shares:
-            images, note = _hold_out(images, split, shares[split])
-            notes.append(note)
+    images = _held_out(images, shares, notes)
     raise_all(_faults(images, names, target))
     images = [replace(i, ref=replace(i.ref, id=ids[i.ref.fingerprint])) for i in images]
     return _numbered(images, names, notes, rejected)
@@ -314,6 +307,23 @@ def _merge(listings: dict[str, LabelledPlace], places: dict[str, Path]):
         for old, new in zip(before, after, strict=True)
     }
     return [image for part in parts for image in part], [b for _, bads in renamed for b in bads], notes, ids
+
+
+def _held_out(images: list[LabelledRef], shares: dict[str, float], notes: list[str]) -> list[LabelledRef]:
+    """The images with the splits that are asked for as shares of train, and with a test split in any case; notes are added.
+
+    Raises:
+        TutelageError: a split is both there and asked for.
+    """
+    raise_all(_taken_twice(shares, images))
+    if "test" not in shares and not any(image.split == "test" for image in images):
+        shares = {**shares, "test": TEST_SHARE}
+        notes.append(f"no test split is given, so {TEST_SHARE:.0%} of the labelled images are held out as one")
+    for split in ("test", "val"):  # test first: a val split never changes the test images
+        if split in shares:
+            images, note = _hold_out(images, split, shares[split])
+            notes.append(note)
+    return images
 
 
 def _hold_out(images: list[LabelledRef], split: str, share: float) -> tuple[list[LabelledRef], str]:

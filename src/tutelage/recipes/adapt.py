@@ -255,9 +255,9 @@ class _Work:
         return supervised.chosen_state(module, state)
 
     def logits(self, module, images) -> np.ndarray:
-        from tutelage.recipes.supervised import whole_outputs
+        from tutelage.targets import CLEAN, view_outputs
 
         forward = self.kind.forward_of(module, self.network)
-        return whole_outputs(
-            forward, module, self.encoder, images, self.views.resize, self.hardware, batch_size=self.kind.AT_ONCE
+        return view_outputs(
+            forward, module, self.encoder, images, CLEAN, self.views, self.hardware, batch_size=self.kind.AT_ONCE
         )

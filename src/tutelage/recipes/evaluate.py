@@ -65,7 +65,7 @@ def evaluate(
 def _results(run: Run) -> dict[str, Any]:
     """The result of each stage, None where there is none of the present transfer set."""
     stages = {}
-    for name in ("transfer_set", "teacher", "transfer", "student", "alone"):
+    for name in COMMANDS:
         stages[name] = read_json(run.path / name / "result.json")
         if stages[name] and run.outdated(stages[name]):
             say(f"{name} is left out: it was made from another transfer set; tutelage {COMMANDS[name]} makes it anew")

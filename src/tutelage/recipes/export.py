@@ -82,6 +82,8 @@ class _Work:
         statistics = self.student.mean, self.student.std
         self.module = graph.Baked(fused, *statistics).eval() if baked else fused
         self.original = graph.Baked(plain, *statistics).eval() if baked else plain
+        self.truth: dict[int, np.ndarray] = {}  # first image of a batch -> outputs of the student
+        self.unsure = self.threshold()
         self.preprocess = self.described()
         self.labels = self.task.test.labels if self.task.test else None
         self.judged_on = self.task.test.images if self.task.test else self.task.transfer
@@ -102,7 +104,7 @@ class _Work:
         from tutelage.deploy import graph
 
         names = (graph.BAKED_INPUT, graph.BAKED_OUTPUT) if self.baked else (graph.INPUT, graph.OUTPUT)
-        unsure, colours = self.unsure(), self.stages["transfer_set"].get("colours")
+        unsure, colours = self.unsure, self.stages["transfer_set"].get("colours")
         return {
             "task": self.task.task, "decode_short_side": self.task.side, "size": self.student.size,
             "resize": self.settings.get("resize", "squash"), "mean": list(self.student.mean), "std": list(self.student.std),
@@ -111,7 +113,7 @@ class _Work:
             "unsure_below": unsure["threshold"] if unsure else None, **({"colours": colours} if colours else {}),
         }  # fmt: skip
 
-    def unsure(self) -> dict[str, Any] | None:
+    def threshold(self) -> dict[str, Any] | None:
         """The threshold below which the student is called unsure, from images held out of its last stage."""
         from tutelage.metrics import unsure_threshold
 
@@ -191,8 +193,6 @@ class _Work:
         Raises:
             TutelageError: `strict`, and they differ by more than the tolerance.
         """
-        from tutelage.deploy.graph import torch_outputs
-
         count = min(len(self.judged_on), SCORED_ON) if scored and self.labels is not None else self.proved_on
         said, differences, largest, same = [], [0.0], [1.0], []
         for start in range(0, count, step := min(64, self.at_once)):
@@ -200,7 +200,7 @@ class _Work:
             inputs = self.inputs_of(self.judged_on, positions)
             outputs = run(inputs)
             if start < self.proved_on:
-                truth = torch_outputs(self.original, inputs)
+                truth = self.truth_of(start, inputs)
                 differences.append(float(np.abs(outputs - truth).max()))
                 largest.append(float(np.abs(truth).max()))
                 same.append((outputs.argmax(1) == truth.argmax(1)).reshape(len(inputs), -1).mean(1))
@@ -225,6 +225,14 @@ class _Work:
                 f"at most --tolerance {self.tolerance:g}", "the old export is as it was; --tolerance allows more, if that is what you want",
             )  # fmt: skip
 
+    def truth_of(self, start: int, inputs: np.ndarray) -> np.ndarray:
+        """The student's own outputs of the batch that begins at this image, computed for the first file and kept for the others."""
+        from tutelage.deploy.graph import torch_outputs
+
+        if start not in self.truth:
+            self.truth[start] = torch_outputs(self.original, inputs)
+        return self.truth[start][: len(inputs)]
+
     def about(self, folder: Path) -> dict[str, Any]:
         """Write the small files; return what export.json says."""
         import dataclasses
@@ -240,7 +248,7 @@ class _Work:
         )
         about = {
             "recommended": min(latency, key=lambda one: latency[one]["median_ms"]), "size": self.student.size,
-            "student": self.student.about(), "classes": len(self.task.classes), "proof": self.proof, "unsure": self.unsure(),
+            "student": self.student.about(), "classes": len(self.task.classes), "proof": self.proof, "unsure": self.unsure,
             "int8": dataclasses.asdict(self.int8) if self.int8 else None, "latency": latency, "machine": cpu(),
             "outputs": self.stages["student"]["outputs"], "settings_hash": hash_of(self.settings),
             "versions": {"tutelage": __version__, **{one: importlib.metadata.version(one) for one in VERSIONS}},

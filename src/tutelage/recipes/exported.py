@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.errors import TutelageError
-from tutelage.runs import Run, read_json
-
-STAGES = ("transfer_set", "teacher", "transfer", "student", "alone", "report")
+from tutelage.runs import Run
 
 
 def export_folder(place: str) -> Path:
@@ -29,7 +27,7 @@ def finished(run: Path) -> dict[str, Any]:
         )
     for stage in ("transfer_set", "student"):
         Run(run).result(stage, "export")
-    stages = {name: read_json(run / name / "result.json") for name in STAGES}
-    if "student" not in (stages["report"] or {}):
+    stages = Run(run).results()
+    if "student" not in stages["report"]:
         raise TutelageError(f"{run} is not evaluated", "a finished run", f"tutelage evaluate {run}")
     return stages

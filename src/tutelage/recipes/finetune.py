@@ -199,7 +199,7 @@ class _Work:
     def pooled(self, module, images, number: int) -> np.ndarray:
         """(n, D) float32: the student's features of one view of each image."""
         from tutelage.models.students import pooled
-        from tutelage.recipes.supervised import view_outputs
+        from tutelage.targets import view_outputs
 
         def forward(batch):
             return pooled(module, batch)

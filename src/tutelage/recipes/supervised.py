@@ -18,7 +18,7 @@ from tutelage import losses, training
 from tutelage.compute import to_device
 from tutelage.data.masks import Masks
 from tutelage.data.store import Images
-from tutelage.targets import CLEAN, ViewSettings, view_input, view_truth
+from tutelage.targets import ViewSettings, view_input, view_truth
 
 
 @dataclass(frozen=True)
@@ -132,40 +132,6 @@ def train_on_labels(
             )
         advance(plan.batch_size)
     return average.state
-
-
-def whole_outputs(
-    forward: Callable[[torch.Tensor], torch.Tensor], module: nn.Module, network: Any, images: Images, resize: str,
-    accelerator: Any, advance: Callable[[int], None] = lambda n: None, batch_size: int = 256,
-) -> np.ndarray:  # fmt: skip
-    """What `forward` makes of whole images: (n, D) float32. Other arguments as of `view_outputs`."""
-    views = ViewSettings(resize=resize)
-    return view_outputs(forward, module, network, images, CLEAN, views, accelerator, advance, batch_size)
-
-
-@torch.inference_mode()
-def view_outputs(
-    forward: Callable[[torch.Tensor], torch.Tensor], module: nn.Module, network: Any, images: Images, number: int,
-    views: ViewSettings, accelerator: Any, advance: Callable[[int], None] = lambda n: None, batch_size: int = 256,
-) -> np.ndarray:  # fmt: skip
-    """What `forward` makes of one view of each image.
-
-    Args:
-        forward: (B, 3, S, S) float32 -> (B, D). module: that it calls; put into evaluation mode.
-        network: size, mean and std of its input. number: of the view, or CLEAN.
-
-    Returns:
-        (n, D) float32.
-    """
-    module.eval()
-    parts: list[np.ndarray] = []
-    for start in range(0, len(images), batch_size):
-        positions = np.arange(start, min(start + batch_size, len(images)))
-        batch = to_device(view_input(images, positions, number, views, network), accelerator.device)
-        with accelerator.autocast():
-            parts.append(forward(batch).float().cpu().numpy())
-        advance(len(positions))
-    return np.concatenate(parts)
 
 
 def chosen_state(module: nn.Module, state: dict[str, torch.Tensor]) -> nn.Module:

@@ -235,15 +235,16 @@ class _Job:
         import numpy as np
         import torch
 
-        from tutelage.recipes.supervised import whole_outputs
         from tutelage.recipes.teach import best_share, mix_heads
+        from tutelage.targets import CLEAN, view_outputs
 
         if not self.dual:
             return None
         share = 0.5
         if self.task.val:
-            both = whole_outputs(
-                lambda images: torch.cat(module(images)[::2], dim=1), module, built, self.task.val.images, self.settings["resize"], hardware
+            both = view_outputs(
+                lambda images: torch.cat(module(images)[::2], dim=1), module, built, self.task.val.images, CLEAN,
+                self.kind.views(self.settings), hardware,
             )  # fmt: skip
             own, second = np.split(both, 2, axis=1)
             share = best_share(own, second, self.task.val.labels)

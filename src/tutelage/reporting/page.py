@@ -20,10 +20,9 @@ from tutelage.reporting import charts
 from tutelage.reporting.diagnosis import NOISE, diagnose, difference
 from tutelage.reporting.evidence import read_evidence, read_pictures
 from tutelage.reporting.scores import CLASSES, main_score, words_of, words_of_results
-from tutelage.runs import Run, read_json, write_json, write_text
+from tutelage.runs import Run, write_json, write_text
 from tutelage.version import __version__
 
-STAGES = ("transfer_set", "teacher", "transfer", "student", "alone", "report")
 MONTAGE = 1_600_000  # bytes of the montage, above which it is made smaller: the page stays below 3 MiB
 
 
@@ -36,8 +35,7 @@ def write_page(run: Path) -> Path:
     Raises:
         TutelageError: the folder holds no run, or one without scores.
     """
-    stages = {name: read_json(run / name / "result.json") or {} for name in STAGES}
-    stages = {name: {} if Run(run).outdated(one) else one for name, one in stages.items()}
+    stages = Run(run).results()
     results = stages["report"] or None
     if not (run / "settings.toml").exists() or results is None:
         raise TutelageError(

@@ -20,10 +20,10 @@ from tutelage.reporting import charts, study_charts
 from tutelage.reporting.diagnosis import diagnose
 from tutelage.reporting.evidence import read_evidence, read_pictures
 from tutelage.reporting.ledger import bill, shares
-from tutelage.reporting.page import STAGES, disagreement, montage, transfer_set
+from tutelage.reporting.page import disagreement, montage, transfer_set
 from tutelage.reporting.scores import CLASSES, Words, main_score, words_of
 from tutelage.reporting.statistics import Difference, difference, spread
-from tutelage.runs import STUDY, folder_name, read_json, write_json, write_text
+from tutelage.runs import STUDY, Run, folder_name, read_json, write_json, write_text
 from tutelage.version import __version__
 
 Record = dict[str, Any]
@@ -275,7 +275,7 @@ def _of_a_run(folder: Path, best: Cell) -> dict[str, Any]:
     """What the page shows of the best arm's first run, where its folder is still there."""
     seed = min(best.records)
     run = folder / folder_name(best.arm) / f"budget-{best.budget}" / f"seed-{seed}"
-    stages = {name: read_json(run / name / "result.json") or {} for name in STAGES}
+    stages = Run(run).results()
     if not stages["report"]:
         return {
             "findings": [],

@@ -179,21 +179,9 @@ def student_says(
     module: Any, network: Any, images: Any, labels: Any, settings: Any, accelerator: Any, advance: Any
 ) -> np.ndarray:
     """(n, C) float32 logits of whole images. module: trained, of the student or of a whole teacher."""
-    import torch
+    from tutelage.targets import CLEAN, view_outputs
 
-    from tutelage.compute import to_device
-    from tutelage.targets import CLEAN, view_input
-
-    module.eval()
-    parts: list[np.ndarray] = []
-    with torch.inference_mode():
-        for start in range(0, len(images), AT_ONCE):
-            positions = np.arange(start, min(start + AT_ONCE, len(images)))
-            batch = to_device(view_input(images, positions, CLEAN, settings, network), accelerator.device)
-            with accelerator.autocast():
-                parts.append(module(batch).float().cpu().numpy())
-            advance(len(positions))
-    return np.concatenate(parts)
+    return view_outputs(module, module, network, images, CLEAN, settings, accelerator, advance, AT_ONCE)
 
 
 def teacher_says(

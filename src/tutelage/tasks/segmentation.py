@@ -234,25 +234,17 @@ def student_says(
     module: Any, network: Any, images: Any, labels: Any, settings: Any, accelerator: Any, advance: Any
 ) -> list[np.ndarray]:
     """The decided class of every pixel: (H, W) uint8 for each image, at its mask's own size, or, without masks, at the input's."""
-    import torch
     from torch.nn.functional import interpolate
 
-    from tutelage.compute import to_device
-    from tutelage.targets import CLEAN, view_input
+    from tutelage.targets import CLEAN, forward_batches
 
-    module.eval()
     found: list[np.ndarray] = []
-    with torch.inference_mode():
-        for start in range(0, len(images), AT_ONCE):
-            positions = np.arange(start, min(start + AT_ONCE, len(images)))
-            batch = to_device(view_input(images, positions, CLEAN, settings, network), accelerator.device)
-            with accelerator.autocast():
-                logits = module(batch).float()
-            for place, one in zip(positions.tolist(), logits, strict=True):
-                shape = tuple(one.shape[1:]) if labels is None else labels.one(place).shape
-                full = one[None] if shape == tuple(one.shape[1:]) else interpolate(one[None], shape, mode="bilinear")
-                found.append(full.argmax(1)[0].to(torch.uint8).cpu().numpy())
-            advance(len(positions))
+    batches = forward_batches(module, module, network, images, CLEAN, settings, accelerator, advance, AT_ONCE)
+    for positions, logits in batches:
+        for place, one in zip(positions.tolist(), logits, strict=True):
+            shape = tuple(one.shape[1:]) if labels is None else labels.one(place).shape
+            full = one[None] if shape == tuple(one.shape[1:]) else interpolate(one[None], shape, mode="bilinear")
+            found.append(full.argmax(1)[0].byte().cpu().numpy())
     return found
 
 
