@@ -101,6 +101,8 @@ def test_predict_is_evaluate(finished, tmp_path):
     below = told("preprocess.json", finished)["unsure_below"]
     assert all((row["unsure"] == "true") == (below is not None and float(row["probability"]) < below) for row in rows)
     assert all(float(row["probability"]) >= float(row["probability_2"]) for row in rows)
+    done = command("predict", finished.out, finished.target / "test", "--out", out, "--json")
+    assert json.loads(done.stdout)["unsure"] == sum(row["unsure"] == "true" for row in rows_of(out))
     seconds_without_torch("predict", str(finished.out), str(finished.target), "--out", str(out))
 
 

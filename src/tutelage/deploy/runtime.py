@@ -78,9 +78,8 @@ class Predictions:
             columns[f"class{end}"] = [self.labels[i] for i in order[:, rank]]
             columns[f"probability{end}"] = [round(float(value), 6) for value in best[:, rank]]
             if not rank:
-                columns["unsure"] = [
-                    self.unsure_below is not None and value < self.unsure_below for value in best[:, 0]
-                ]
+                below = self.unsure_below if self.unsure_below is not None else -1.0
+                columns["unsure"] = [bool(value < below) for value in best[:, 0]]
         return columns
 
 
