@@ -28,8 +28,8 @@ from PIL import Image
 
 from tutelage.recipes.choosing import Pool, Wish, choose
 from tutelage.recipes.gallery_pool import near_leaks
-from tutelage.retrieval.duplicates import layout
 from tutelage.retrieval.embed import Embedded
+from tutelage.retrieval.same_picture import layout
 from tutelage.retrieval.search import search
 from tutelage.retrieval.vectors import Vectors, mean_of
 
@@ -134,7 +134,7 @@ def windows(count: int, seed: int) -> np.ndarray:
 
 
 def curation(path: Path, folder: Path, repeats: int) -> dict:
-    """What `curate` does once the gallery is embedded, over the search alone: leaks of 500 test images, the choice, near duplicates.
+    """What `curate` does once the gallery is embedded, over the search alone: the choice, leaks of 500 test images, near duplicates.
 
     The search alone: 1,000 queries, 128 neighbours. The choice: `balanced`, 10 images for each of the 1,000 queries. Not in it: reading
     the labels, decoding the chosen images, the montage.
@@ -155,11 +155,14 @@ def curation(path: Path, folder: Path, repeats: int) -> dict:
     for _ in range(repeats):
         pool = Pool(embedded, vectors, np.ones(count, bool), "exact", 2**33)
 
-        def all_of_it(pool: Pool = pool) -> None:
-            found = near_leaks(pool, held, more)
+        def leaks(among: np.ndarray | None, pool: Pool = pool) -> int:
+            found = near_leaks(pool, held, more, among)
             pool.usable[[row for row, *_ in found]] = False
+            return len(found)
+
+        def all_of_it(pool: Pool = pool) -> None:
             wish = Wish("balanced", 10 * QUERIES, np.arange(QUERIES), 0, "candidates", lambda rows: rows[:, 0])
-            choose(pool, queries, wish)
+            choose(pool, queries, wish, leaks)
 
         runs["search"].append(timed(lambda: search(vectors, queries, K))[0])
         runs["curate"].append(timed(all_of_it)[0])

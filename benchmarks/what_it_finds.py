@@ -1,8 +1,8 @@
 """Which images each strategy finds in a gallery that is mostly of other things: python benchmarks/what_it_finds.py FOLDER
 
 Six animal classes of CIFAR-10, 10 labels each, and the gallery of `animals.py`, made in FOLDER. For every strategy and seed: share of
-the six classes among the chosen images, the smallest class as a share of its sixth, and the planted copies that were kept out. One
-JSON line each.
+the six classes among the chosen images, the smallest class as a share of its sixth, and the planted copies that were kept out: of
+those that it would have chosen, or, with --dedup gallery, of all. One JSON line each.
 """
 
 from __future__ import annotations
@@ -58,14 +58,16 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--total", type=int, default=10_000)
     parser.add_argument("--copies", type=int, default=1, help="seed of the planted copies")
+    parser.add_argument("--dedup", default="candidates", help="candidates or gallery")
     given = parser.parse_args()
     truth = true_classes()
     for strategy in given.strategies.split(","):
         for seed in map(int, given.seeds.split(",")):
             settings = settings_of(given.folder, strategy, given.total, seed, given.copies)
+            settings |= {"dedup": given.dedup, "out": f"{settings['out']}-{given.dedup}"}
             result = tutelage.curate(**settings)
             found = found_by(Path(settings["out"]), truth, planted_tar(given.copies))
-            about = {"strategy": strategy, "seed": seed, "copies": given.copies}
+            about = {"strategy": strategy, "seed": seed, "copies": given.copies, "dedup": given.dedup}
             more = {"near_duplicates": result["near_duplicates"], "distance": result.get("distance")}
             print(json.dumps({**about, **found, **more, "seconds": round(result["seconds"], 1)}), flush=True)
 

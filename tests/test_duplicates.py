@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from tutelage.data.decode import decode
-from tutelage.retrieval.duplicates import HOW, confirm, find_leaks, layout, near_duplicates, search_layouts, thumbnail
+from tutelage.retrieval.duplicates import find_leaks, near_duplicates, search_layouts
+from tutelage.retrieval.same_picture import HOW, confirm, layout, thumbnail
 from tutelage.retrieval.vectors import Vectors
 
 DATA = Path(os.environ.get("TUTELAGE_TEST_DATA", Path(__file__).parents[1] / ".." / "shared" / "data"))

@@ -16,8 +16,8 @@ from tutelage.data.gallery import list_gallery
 from tutelage.errors import TutelageError
 from tutelage.models.adapted import Network
 from tutelage.retrieval import embed
-from tutelage.retrieval.duplicates import thumbnail
 from tutelage.retrieval.embed import ByNetwork, EmbeddingCache, pieces_of
+from tutelage.retrieval.same_picture import thumbnail
 from tutelage.retrieval.vectors import Vectors
 
 

@@ -69,7 +69,10 @@ Balance = Annotated[
 ]
 Dedup = Annotated[
     Literal["candidates", "gallery", "none"],
-    _say("near duplicates: one of each among the chosen, or in the whole gallery; none: only identical images go"),
+    _say(
+        "near duplicates, and copies of validation and test images: looked for among the candidates for the transfer set, or in the whole "
+        "gallery; none: only identical images go"
+    ),
 ]
 Index = Annotated[
     Literal["auto", "exact", "ivf"],

@@ -70,26 +70,33 @@ class Wish:
     unsure: Callable[[np.ndarray], np.ndarray]
 
 
-def choose(pool: Pool, queries: np.ndarray, wish: Wish) -> tuple[Choice, int]:
-    """Let a strategy choose, and again without the near duplicates that it chose, until there are none.
+def choose(
+    pool: Pool, queries: np.ndarray, wish: Wish, leaks: Callable[[np.ndarray | None], int] = lambda rows: 0
+) -> tuple[Choice, int]:
+    """Let a strategy choose, and again without the leaks and near duplicates that it chose, until there are none.
 
     Args:
         queries: (Q, D) float32 unit embeddings; may be empty for `all` and `random`.
+        leaks: bars leaks among rows of the pool, or among all (None), and says how many it barred.
 
     Returns:
         the choice; how many gallery images were passed over as near duplicates of chosen ones.
     """
-    if wish.dedup == "gallery":
+    again, passed = _strategy(pool, queries, wish), 0
+    if wish.dedup == "none":
+        return again(), 0
+    if wish.dedup == "gallery":  # leaks were barred in all of it
         passed = _drop_duplicates(pool, np.flatnonzero(pool.usable), np.zeros(pool.vectors.count, bool))
         return _strategy(pool, queries, wish)(), passed
-    again, passed = _strategy(pool, queries, wish), 0
+    if wish.strategy == "all":
+        leaks(None)
+        return again(), 0
     known = np.zeros(pool.vectors.count, bool)
     while True:
         choice = again()
-        if wish.dedup == "none" or wish.strategy == "all":
-            return choice, passed
-        dropped = _drop_duplicates(pool, choice.rows, known)
-        if not dropped:
+        barred = leaks(choice.rows[~known[choice.rows]])
+        dropped = _drop_duplicates(pool, choice.rows[pool.usable[choice.rows]], known)
+        if not barred and not dropped:
             return choice, passed
         passed += dropped
 

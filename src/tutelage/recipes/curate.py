@@ -81,13 +81,15 @@ def curate(
         while True:
             refs = looked_at(listed.refs, settings, wanted, spare)
             pool, leaks, twice, unreadable = fill_pool(encoder, refs, admitted, settings, tick)
-            if len(refs) == len(listed.refs) or pool.usable.sum() >= (wanted or 0):
-                break
+            chosen, every = _Chosen(run, settings, encoder, admitted, pool, refs, clock), len(refs) == len(listed.refs)
+            if every or pool.usable.sum() >= (wanted or 0):
+                chosen.choose(wanted, leaks)
+                if every or len(chosen.choice) >= (wanted or 0):
+                    break
             spare *= 2  # so many were duplicates or copies that the part was too small
         bad += [("gallery", one) for one in [*listed.rejected, *unreadable]]
         reject(run, bad, len(labelled.refs) + len(refs) + len(labelled.rejected) + len(listed.rejected), max_rejected)
-        chosen = _Chosen(run, settings, encoder, admitted, pool, refs, clock)
-        return chosen.finish(inputs, store, wanted, leaks, twice, len(bad), len(listed.refs))
+        return chosen.finish(inputs, store, leaks.leaks, twice, len(bad), len(listed.refs))
 
 
 def wanted_of(settings: dict[str, Any], labelled: int, classes: int) -> int | None:
@@ -119,9 +121,10 @@ class _Chosen:
         self.run, self.settings, self.encoder, self.admitted = run, settings, encoder, admitted
         self.pool, self.refs, self.clock = pool, refs, clock
 
-    def choose(self, wanted: int | None) -> tuple[Any, int, Any]:
-        """The choice, how many near duplicates were passed over, and the queries."""
+    def choose(self, wanted: int | None, leaks: Any) -> None:
+        """Choose. leaks: the pool's LeakCheck."""
         from tutelage.recipes.choosing import Wish, choose
+        from tutelage.recipes.gallery_pool import nothing_left
 
         admitted, settings = self.admitted, self.settings
         labels, related = admitted.target.labels[admitted.drawn], admitted.target.groups[admitted.drawn]
@@ -139,23 +142,19 @@ class _Chosen:
             settings["strategy"], free if wanted is None else wanted, groups, settings["seed"], settings["dedup"],
             lambda embeddings: unsure(queries.vectors, labels, related, embeddings, settings["seed"]),
         )  # fmt: skip
-        choice, passed = choose(self.pool, queries.vectors, wish)
-        if len(choice) < wish.wanted and wanted is not None:
-            say(
-                f"{len(choice):,} gallery images instead of {wish.wanted:,}: the others are near duplicates of chosen ones"
-            )
-        return choice, passed, queries
+        self.choice, self.passed = choose(self.pool, queries.vectors, wish, leaks)
+        self.queries, self.wanted = queries, wish.wanted if wanted is not None else 0
+        if not len(self.choice):
+            raise nothing_left(self.pool, leaks.leaks)
 
-    def finish(
-        self, inputs: str, store, wanted: int | None, leaks, twice: int, rejected: int, listed: int
-    ) -> dict[str, Any]:
+    def finish(self, inputs: str, store, leaks, twice: int, rejected: int, listed: int) -> dict[str, Any]:
         """Choose, decode what was chosen, and write manifests, leaks, montage and result."""
         from tutelage.recipes import chosen as written
         from tutelage.retrieval.vectors import Vectors
 
-        choice, passed, queries = self.choose(wanted)
-        order = np.argsort(choice.rows, kind="stable")
-        choice = choice.take(order)
+        queries = self.queries
+        choice = self.choice.take(np.argsort(self.choice.rows, kind="stable"))
+        written.tell(len(choice), self.wanted, len(leaks), self.settings["dedup"])
         embedded, admitted = self.pool.embedded, self.admitted
         refs = [self.refs[i] for i in embedded.positions[choice.rows]]
         with progress("decode the chosen", len(store.missing(refs))) as advance:
@@ -181,13 +180,13 @@ class _Chosen:
         say(
             f"validation {counts['val']:,} · test {counts['test']:,} · transfer set {chosen + len(admitted.drawn):,}: "
             f"{len(admitted.drawn):,} labelled + {chosen:,} of {listed:,} gallery images ({len(leaks):,} held out as validation/test, "
-            f"{twice:,} duplicates, {passed:,} near duplicates)"
+            f"{twice:,} duplicates, {self.passed:,} near duplicates)"
         )
         result = {
             "outputs": written.identity(admitted, refs, embedded, choice), "task": admitted.target.task,
             "classes": list(admitted.target.classes), "store_side": self.encoder.side, "strategy": self.settings["strategy"],
             "images": {**counts, "transfer": chosen + len(admitted.drawn)}, "gallery": listed, "leaks": len(leaks),
-            "duplicates": twice, "near_duplicates": passed, "rejected": rejected, **summary,
+            "duplicates": twice, "near_duplicates": self.passed, "rejected": rejected, **summary,
             **admitted.target.about(admitted.drawn), "seconds": self.clock.stop(),
         }  # fmt: skip
         return self.run.finish("transfer_set", inputs, result)

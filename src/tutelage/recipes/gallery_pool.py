@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,10 @@ from tutelage.recipes.admitted import Admitted
 from tutelage.recipes.choosing import Leak, Pool
 from tutelage.recipes.encoders import Encoder
 from tutelage.retrieval.duplicates import COPIES, find_leaks, search_layouts
+from tutelage.retrieval.search import search
 from tutelage.retrieval.vectors import Vectors, mean_of
 from tutelage.targets import as_void
 
-MANY_LEAKS = 0.05  # share of the gallery above which leaks are remarked upon
 MEMORY = 2**30  # bytes for the search where free memory cannot be told
 
 
@@ -29,11 +31,11 @@ def fill_pool(
     admitted: Admitted,
     settings: dict[str, Any],
     tick: Callable[[int], None],
-) -> tuple[Pool, list[Leak], int, list[Rejected]]:
-    """Embed a gallery and bar what may not be learnt from: the labelled images again, second copies, and leaks.
+) -> tuple[Pool, LeakCheck, int, list[Rejected]]:
+    """Embed a gallery and bar what is there already: the labelled images again, held-out images, second copies.
 
     Returns:
-        the pool; its leaks; the number of exact duplicates; rejected images.
+        the pool; its leaks so far, to be asked about near duplicates too; the number of exact duplicates; rejected images.
     """
     cache, pieces = encoder.embedded(refs, tick, settings)
     embedded = cache.load(pieces)
@@ -50,19 +52,21 @@ def fill_pool(
     usable = np.ones(len(embedded), dtype=bool)
     pool = Pool(embedded, vectors, usable, settings["index"], int(memory))
     leaks, twice = _same_pixels(pool, admitted)
-    if settings["dedup"] != "none":
-        leaks += _near_leaks(pool, admitted, encoder)
-    if len(leaks) > MANY_LEAKS * len(embedded):
-        say(
-            f"{100 * len(leaks) / len(embedded):.0f} % of the gallery count as copies of validation or test images: where all images show "
-            "the same scene, that is no wonder; look at montage.jpg. --dedup none keeps only identical images out"
-        )
+    check = LeakCheck(pool, admitted, encoder, leaks)
+    if settings["dedup"] == "gallery":
+        check()
     if not usable.any():
-        raise TutelageError(
-            f"the gallery has no image of its own: {len(leaks):,} are validation or test images, {twice:,} duplicates",
-            "unlabelled images other than those of the target set", "give another --gallery",
-        )  # fmt: skip
-    return pool, leaks, twice, embedded.rejected
+        raise nothing_left(pool, leaks, twice)
+    return pool, check, twice, embedded.rejected
+
+
+def nothing_left(pool: Pool, leaks: Sequence[Leak], twice: int = 0) -> TutelageError:
+    """The error for a gallery of which nothing may be chosen."""
+    others = f", {twice:,} duplicates" if twice else ""
+    return TutelageError(
+        f"the gallery has no image of its own: {len(leaks):,} of {len(pool.embedded):,} are validation or test images{others}",
+        "unlabelled images other than those of the target set", "give another --gallery",
+    )  # fmt: skip
 
 
 def _same_pixels(pool: Pool, admitted: Admitted) -> tuple[list[Leak], int]:
@@ -81,31 +85,59 @@ def _same_pixels(pool: Pool, admitted: Admitted) -> tuple[list[Leak], int]:
     return leaks, int((~is_held & (is_drawn | ~fresh)).sum())
 
 
-def _near_leaks(pool: Pool, admitted: Admitted, encoder: Encoder) -> list[Leak]:
-    """Bar near duplicates of held-out images."""
-    if not len(admitted.held):
-        return []
-    images = admitted.of(admitted.held)
-    found = near_leaks(pool, [images[i] for i in range(len(images))], encoder.held(admitted, pool.vectors.mean))
-    found = [one for one in found if pool.usable[one[0]]]  # those of the same pixels are told already
-    pool.usable[[row for row, *_ in found]] = False
-    return [Leak(row, int(admitted.held[at]), how) for row, at, how, _ in found]
+@dataclass
+class LeakCheck:
+    """Bars gallery images that show validation or test images, mirrored or cropped ones too. leaks: found so far."""
+
+    pool: Pool
+    admitted: Admitted
+    encoder: Encoder
+    leaks: list[Leak]
+
+    @cached_property
+    def _held(self) -> tuple[list[np.ndarray], np.ndarray | None]:
+        """Pixels of the held-out images, and their embeddings where there are any."""
+        images = self.admitted.of(self.admitted.held)
+        queries = self.encoder.held(self.admitted, self.pool.vectors.mean)
+        return [images[i] for i in range(len(images))], queries
+
+    def __call__(self, rows: np.ndarray | None = None) -> int:
+        """Bar near duplicates of held-out images among these rows of the pool (m,), or among all; how many are new."""
+        if not len(self.admitted.held):
+            return 0
+        found = near_leaks(self.pool, *self._held, rows)
+        found = [one for one in found if self.pool.usable[one[0]]]  # those of the same pixels are told already
+        self.pool.usable[[row for row, *_ in found]] = False
+        self.leaks += [Leak(row, int(self.admitted.held[at]), how) for row, at, how, _ in found]
+        return len(found)
 
 
-def near_leaks(pool: Pool, held: list[np.ndarray], queries: np.ndarray | None) -> list[tuple[int, int, str, float]]:
+def near_leaks(
+    pool: Pool, held: list[np.ndarray], queries: np.ndarray | None, among: np.ndarray | None = None
+) -> list[tuple[int, int, str, float]]:
     """Near duplicates of held-out images: found by embedding and by layout, confirmed on pixels.
 
     Args:
         held: H images, (H_i, W_i, 3) uint8 each. queries: (H, D) float32 unit vectors of them, where there are any.
+        among: (m,) int64 rows of the pool to look at, which are taken into memory; None: all.
 
     Returns:
         as `find_leaks`.
     """
-    k = min(COPIES, pool.vectors.count)
-    near = [] if queries is None else [pool.neighbours(queries, k, "leaks, by embedding")]
-    with progress("leaks, by layout", pool.vectors.count) as advance:
-        near.append(search_layouts(held, Vectors(pool.embedded.layout_parts, None), k, pool.memory, advance))
+    layouts, k, near = Vectors(pool.embedded.layout_parts, None), min(COPIES, pool.vectors.count), []
+    if among is not None:
+        if not len(among):
+            return []
+        layouts = Vectors((layouts.rows(among),), None)
+        if queries is not None:
+            near.append(search(Vectors((pool.vectors.rows(among),), None), queries, k))
+    elif queries is not None:
+        near.append(pool.neighbours(queries, k, "leaks, by embedding"))
+    with progress("leaks, by layout", layouts.count) as advance:
+        near.append(search_layouts(held, layouts, k, pool.memory, advance))
     similarity, rows = (np.concatenate(both, axis=1) for both in zip(*near, strict=True))
+    if among is not None:
+        rows = np.where(rows >= 0, among[rows], -1)
     with progress("leaks, by pixels", len(held)) as advance:
         return find_leaks(similarity, rows, held, pool.embedded.thumbs, advance)
 

@@ -26,7 +26,7 @@ from tutelage.data.decode import fit
 from tutelage.data.sources import ImageRef, Rejected
 from tutelage.data.store import decoded
 from tutelage.models.adapted import Network, half_precision
-from tutelage.retrieval.duplicates import THUMB, layout, thumbnail
+from tutelage.retrieval.same_picture import THUMB, layout, thumbnail
 from tutelage.runs import hash_of, whole, write_json
 
 PIECE_BITS = 11  # a piece ends after an image whose fingerprint ends in so many zero bits: 2,048 images on the mean
