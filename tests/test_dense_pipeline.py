@@ -207,11 +207,17 @@ def test_other_images_can_be_scored(data, whole):
 def test_compare(data):
     """A study takes masks without a word of its own: arms, seeds, one page with mIoU."""
     study = data / "study"
-    result = tutelage.compare(
-        task="segmentation", target=str(data / "target"), gallery=[str(data / "gallery")], out=str(study),
-        arms=["scratch", "oriented"], budgets=["4"], seeds=["0", "1"],
+    settings = {
+        "task": "segmentation", "target": str(data / "target"), "gallery": [str(data / "gallery")], "out": str(study),
+        "arms": ["scratch", "oriented"], "budgets": ["4"], "seeds": ["0", "1"],
         **{k: v for k, v in {**MODELS, **SHORT, "steps": 2}.items() if k != "no_baseline"},
-    )  # fmt: skip
+    }  # fmt: skip
+    planned = tutelage.compare(**settings, dry_run=True)
+    result = tutelage.compare(**settings)
+    kept = sum(path.stat().st_size for path in (study / "cache").glob("outputs-*/view-*/*[!s].npy"))
+    assert planned["gibibytes"] * 2**30 == pytest.approx(kept * 10 / 14, rel=0.1), (
+        "logits of every view of each seed's teacher"
+    )
     assert not result["failed"]
     assert [row["arm"] for row in result["table"]] == ["scratch", "oriented"] or len(result["table"]) == 2
     assert all("miou" in row for row in [*result["table"], *result["runs"]])

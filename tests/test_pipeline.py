@@ -111,7 +111,7 @@ def test_gallery_labels_are_never_read(data, tmp_path):
 @pytest.mark.parametrize("mode", ["probe-then-full", "auto"])  # auto tries them all, full too
 def test_adapt_modes(data, mode, monkeypatch):
     """Every way to adapt the teacher runs through to a student; `auto` keeps what validates best, far above chance."""
-    monkeypatch.setattr("tutelage.recipes.adapt.FULL_PASSES", 8)  # three schedules of folds take their time
+    monkeypatch.setattr("tutelage.recipes.adapt.FULL_PASSES", 4)  # three schedules of folds take their time
     result = go(data, f"adapt-{mode}", adapt=mode)
     about = json.loads((Path(result["run"]) / "teacher" / "result.json").read_text())
     assert about["mode"] == mode or mode == "auto"
@@ -180,7 +180,7 @@ def test_evaluate_on_new_images(data):
 def test_student_learns(tmp_path):
     """The whole job teaches: the student ends far above chance on images that it has never seen."""
     write_textures(tmp_path, gallery=400)
-    result = go(tmp_path, "learns", steps=220, batch_size=32, student_size=64, lr=6e-3)
+    result = go(tmp_path, "learns", steps=150, batch_size=32, student_size=64, lr=6e-3)
     assert result["student"]["test"]["accuracy"] > 0.8
     assert result["student"]["agreement"] > 0.8
 

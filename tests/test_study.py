@@ -55,6 +55,7 @@ def task(tmp_path_factory) -> Task:
     assert "9 runs" in again.stderr or "10 runs" in again.stderr
     assert "; 1 are done" in again.stderr or "; 2 are done" in again.stderr, again.stderr
     (task.root / "said.txt").write_text(again.stderr)
+    (task.root / "printed.txt").write_text(again.stdout)
     return task
 
 
@@ -130,6 +131,19 @@ def test_results_of_elsewhere_count_as_done(task, tutelage, tmp_path):
     page = (tmp_path / "other" / "report" / "index.html").read_text()
     assert "Recall of each class" in page
     assert "The transfer set" not in page, "its montage is in the run's folder, which is not here"
+
+
+def test_the_table_is_printed(task):
+    """Without --json the terminal shows a line for each arm and budget, what failed, and where the page is."""
+    lines = (task.root / "printed.txt").read_text().splitlines()
+    assert lines[0].split()[:3] == ["arm", "budget", "accuracy"]
+    table = [line.split() for line in lines[2:] if line[:1].isalpha() and ":" not in line]
+    best = {
+        arm: 100 * one["student"]["test"]["accuracy"] for (arm, budget), one in records(task).items() if budget == 2
+    }
+    assert {row[0]: row[2] for row in table if row[1] == "2"} == {arm: f"{score:.1f}" for arm, score in best.items()}
+    assert any(line.startswith("failed: clip") for line in lines)
+    assert lines[-1] == f"page: {task.root / 'study' / 'report' / 'index.html'}"
 
 
 def test_dry_run(task, tutelage, tmp_path):

@@ -11,6 +11,7 @@ from tutelage.recipes.arms import Arm
 from tutelage.recipes.curate import curate
 from tutelage.recipes.stage import settings_of, training_steps
 from tutelage.runs import Run
+from tutelage.tasks import task_of
 
 REPEATS = 3
 DINO_EXTRA = 1.25  # FLOPs of a step over those of training on as many pixels: the averaged network's pass
@@ -29,7 +30,6 @@ def matched_steps(run: Run, arm: Arm, settings: dict[str, Any]) -> int:
     """
     from tutelage.compute import flops, training_flops
     from tutelage.models.teachers import build_teacher
-    from tutelage.tasks import task_of
 
     count = curate(**settings_of(curate, settings))["images"]["transfer"]
     encoder = build_teacher(settings["teacher"], settings["teacher_weights"], settings["teacher_size"])
@@ -60,7 +60,11 @@ def estimate(study: Any, todo: list[tuple[Arm, int, int]], impossible: dict[str,
     encoder = build_teacher(settings["teacher"], settings["teacher_weights"], settings["teacher_size"])
     per_output, per_image = _seconds_of(encoder), {}
     seen_stages: set[tuple[str, Any, int]] = set()
-    seconds, plan = count * (settings["views"] + 1) * per_output, []
+    kind, plan = task_of(settings["task"]), []
+    teachers = _teachers(study, todo)
+    width, each = kind.told_at_most(encoder, settings) if teachers else (0, 0)
+    room, seconds = gibibytes(teachers * count, each, width), teachers * count * each * per_output
+    plan.append(f"teacher outputs: {duration(seconds)}, {room:.2f} GiB" + (f", {teachers} teachers" * (teachers > 1)))
     for arm, budget, seed in todo:
         mine = study.of(arm, budget, seed)
         key = (mine["student"], mine["student_size"])
@@ -72,12 +76,25 @@ def estimate(study: Any, todo: list[tuple[Arm, int, int]], impossible: dict[str,
         seen_stages.add(stage)
         seconds += took
         plan.append(f"{arm.name}, budget {budget}, seed {seed}: {'shared' if not took else duration(took)}")
-    room = gibibytes(count, settings["views"] + 1, encoder.features)
     for line in plan:
         say(line)
-    say(f"teacher outputs once for all: {duration(count * (settings['views'] + 1) * per_output)}, {room:.2f} GiB")
     say(f"{len(todo)} runs, about {duration(1.2 * seconds)} in all, last stages and evaluation included")
     return {"runs": len(todo), "hours": 1.2 * seconds / 3600, "gibibytes": room, "plan": plan}
+
+
+def _teachers(study: Any, todo: list[tuple[Arm, int, int]]) -> int:
+    """How many teachers' outputs are kept: one where all heads share the frozen features, or one for each that is adapted as a whole."""
+    own, frozen = set(), False
+    for arm, budget, seed in todo:
+        mine = study.of(arm, budget, seed)
+        if mine["objective"] == "dino" or "transfer" not in arm.way.stages:
+            continue
+        whole = mine["adapt"] != "probe" or not task_of(mine["task"]).POOLED
+        if whole and mine["objective"] != "agnostic":
+            own.add((budget, seed))
+        else:
+            frozen = True
+    return len(own) + frozen
 
 
 def _seconds_of(encoder: Any) -> float:
@@ -100,7 +117,6 @@ def _step_seconds(settings: dict[str, Any]) -> float:
     import torch
 
     from tutelage.sizes import sides
-    from tutelage.tasks import task_of
 
     student = task_of(settings["task"]).student({**settings, "student_weights": "scratch"}, 2)
     module = student.module.to(memory_format=torch.channels_last) if student.channels_last else student.module

@@ -23,12 +23,35 @@ def scores_table(rows: list[tuple[str, dict[str, Any]]]) -> str:
         size = f"{one['parameters']:,}" if one.get("parameters") else "-"
         time = f"{one['latency_ms']:.2f}" if one.get("latency_ms") else "-"
         cells.append((title, *numbers, size, time))
+    return _aligned(cells)
+
+
+def _aligned(cells: list[tuple[str, ...]]) -> str:
+    """Rows of cells, the first of them titles, the first column to the left and the others to the right."""
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     lines = [
-        "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        "  ".join(
+            c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
         for row in cells
     ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+def study_table(result: dict[str, Any]) -> str:
+    """Arms by budget: mean and spread in percent, seeds, points behind the best and their interval, TFLOPs; then what failed."""
+    rows = result["table"]
+    score = words_of(rows[0]).title
+    cells: list[tuple[str, ...]] = [("arm", "budget", f"{score} %", "seeds", "behind", "95 % interval", "p", "TFLOPs")]
+    for row in rows:
+        mean = f"{100 * row['score']:.1f}" + ("" if row["spread"] is None else f" ± {100 * row['spread']:.1f}")
+        sureness = ("best" if row["best"] else "-", "", "")
+        if row["behind"] is not None:
+            interval = f"{100 * row['low']:.1f} to {100 * row['high']:.1f}"
+            sureness = (f"{100 * row['behind']:.1f}", interval, "" if row["p"] is None else f"{row['p']:.2g}")
+        cells.append((row["arm"], str(row["budget"]), mean, str(row["seeds"]), *sureness, f"{row['flops'] / 1e12:.1f}"))
+    failed = [f"failed: {name}: {reason}" for name, reason in result["failed"].items()]
+    return "\n".join([_aligned(cells), *failed, f"page: {result['page']}"])
 
 
 def times_table(result: dict[str, Any]) -> str:
@@ -66,6 +89,8 @@ def text_of(command: str, result: dict[str, Any]) -> str:
     if command in ("run", "evaluate"):
         rows = [(title, result[name]) for name, title in TITLES.items() if name in result]
         return scores_table(rows)
+    if command == "compare" and "table" in result:
+        return study_table(result)
     if command == "demo":
         return str(result["text"])
     if command == "bench":

@@ -107,6 +107,11 @@ def of_teacher(encoder: Any, network: Any, mode: str, classes: int) -> dict[str,
     return {"width": encoder.features if mode == "probe" else classes}
 
 
+def told_at_most(encoder: Any, settings: dict[str, Any]) -> tuple[int, int]:
+    """Before a run: numbers that are kept of a view, and of how many views of an image (the whole image is one of them)."""
+    return encoder.features, settings["views"] + 1
+
+
 def widths(result: dict[str, Any], settings: dict[str, Any]) -> list[int]:
     """Numbers that are kept of each view, most first. result: of the teacher's stage."""
     return [result["teacher"]["features"] if settings["objective"] == "agnostic" else result["width"]]

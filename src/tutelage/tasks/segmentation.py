@@ -152,6 +152,13 @@ def matched(settings: dict[str, Any]) -> tuple[int, int]:
     return (1, 1) if settings["agnostic_features"] == "global" else grid_of(size, DEEPEST)
 
 
+def told_at_most(encoder: Any, settings: dict[str, Any]) -> tuple[int, int]:
+    """Before a run: numbers that are kept of a view, where --cache-limit allows, and of how many views of an image."""
+    names = settings["classes"].split(",") if settings["classes"] else read(settings, None).classes
+    rows, columns = grids(settings)[0]
+    return len(names) * rows * columns, settings["views"]
+
+
 def widths(result: dict[str, Any], settings: dict[str, Any]) -> list[int]:
     """Numbers that are kept of each view, most first."""
     if settings["objective"] == "agnostic":
