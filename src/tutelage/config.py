@@ -127,6 +127,13 @@ ViewCount = Annotated[int, Field(ge=1, le=1000), _say("augmented views of each i
 ViewSeed = Annotated[int, Field(ge=0, lt=2**63), _say("seed of the views; other than --seed it is shared by all runs")]
 Flip = Annotated[Literal["none", "horizontal", "both"], _say("mirror views: never for text, both for aerial images")]
 CropArea = Annotated[float, Field(gt=0, le=1), _say("smallest share of the image that a view shows")]
+PartArea = Annotated[
+    float,
+    Field(gt=0, le=1),
+    _say(
+        "masks: smallest share of a view that the student sees of it in one pass, with that part of the teacher's word; 1: all"
+    ),
+]
 Refine = Annotated[
     Literal["none", "propagate"], _say("label propagation over the gallery, kept when it validates better")
 ]

@@ -20,6 +20,7 @@ from tutelage.compute import to_device
 from tutelage.data import views
 from tutelage.data.decode import fit
 from tutelage.data.masks import Masks
+from tutelage.data.parts import Parts, draw_parts
 from tutelage.data.store import BLOCK, Images
 from tutelage.models.adapted import Network, half_precision
 from tutelage.retrieval.graph import mixed_logits
@@ -93,6 +94,22 @@ def view_input(
     pixels = [shaped(images[int(i)], settings.resize) for i in positions]
     drawn = drawn_views(images.seeds[positions], np.array([p.shape[:2] for p in pixels]), number, settings)
     return views.to_input(views.render(pixels, drawn, network.size), network.mean, network.std, drawn.colours)
+
+
+def part_input(
+    images: Images, positions: np.ndarray, passes: np.ndarray, each: int, settings: ViewSettings, network: Any, area: float
+) -> tuple[torch.Tensor, Parts]:  # fmt: skip
+    """Another part of a view in each pass, as the input of one network, and which part it is.
+
+    Args:
+        passes: (B,) integers; pass e shows a part of view e mod `each`. area: smallest share of the view. Others as of `view_input`.
+    """
+    pixels = [shaped(images[int(i)], settings.resize) for i in positions]
+    seeds, sizes = images.seeds[positions], np.array([p.shape[:2] for p in pixels])
+    drawn = drawn_views(seeds, sizes, passes % each, settings)
+    parts = draw_parts(drawn, seeds, passes, settings.seed, area=area, mirror=settings.flip != "none")
+    shown = views.render(pixels, parts.views, network.size)
+    return views.to_input(shown, network.mean, network.std, drawn.colours), parts
 
 
 def drawn_views(seeds: np.ndarray, sizes: np.ndarray, number: int | np.ndarray, settings: ViewSettings) -> views.Views:

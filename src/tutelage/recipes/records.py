@@ -25,7 +25,7 @@ def record_name(arm: str, budget: int, seed: int) -> str:
 
 
 # Settings that are younger than the first records, and what every run before them did
-NEWER = {"task": "classification", "decoder": "lraspp", "agnostic_features": "patches"}
+NEWER = {"task": "classification", "decoder": "lraspp", "agnostic_features": "patches", "part_area": 0.5}
 
 
 def kept_record(folder: Path, arm: str, budget: int, seed: int, settings: dict[str, Any]) -> Record | None:

@@ -11,9 +11,10 @@ import torch
 
 from tutelage import training
 from tutelage.compute import to_device
+from tutelage.data.parts import of_grid
 from tutelage.models.heads import log_loss
 from tutelage.recipes.objectives import QUEUE, Told, Weights, hardened, loss_of
-from tutelage.targets import Targets, view_input
+from tutelage.targets import Targets, part_input, view_input
 
 SPREAD_SAMPLE = 1024  # images whose features give the variance of each axis
 
@@ -21,7 +22,8 @@ SPREAD_SAMPLE = 1024  # images whose features give the variance of each axis
 @dataclass(frozen=True)
 class Plan:
     """steps: optimizer steps. batch_size: over all processes. rate: peak, already scaled. mixup: alpha, 0 = none.
-    features: weight of the features' distance beside the KL divergence. labelled: images of a batch that are drawn from the
+    features: weight of the features' distance beside the KL divergence. part: smallest share of a view that the student sees of it in one
+    pass, where the teacher's word has a grid; 1 = the view. labelled: images of a batch that are drawn from the
     labelled ones, which come first in the transfer set.
     """
 
@@ -35,6 +37,7 @@ class Plan:
     objective: str = "oriented"
     agnostic_loss: str = "contrastive"
     labelled: int = 0
+    part: float = 1.0
 
 
 def teach(
@@ -116,8 +119,13 @@ def _batches(targets: Targets, plan: Plan, student: Any, labels: np.ndarray | No
             more, again = training.batch_of(step, plan.labelled, len(labels), labelled_order)
             positions, passes = np.concatenate([more, positions]), np.concatenate([again, passes])
         positions, passes = positions[rank::processes], passes[rank::processes]
-        logits, features = (torch.from_numpy(array) for array in targets.of(positions, passes))
-        images = view_input(targets.images, positions, passes % targets.views, targets.settings, student)
+        told, of = targets.of(positions, passes), (targets.images, positions)
+        if plan.part < 1:
+            images, parts = part_input(*of, passes, targets.views, targets.settings, student, plan.part)
+            told = tuple(of_grid(one, parts) if one.ndim == 4 else one for one in told)
+        else:
+            images = view_input(*of, passes % targets.views, targets.settings, student)
+        logits, features = (torch.from_numpy(one) for one in told)
         return images, logits, features, _one_hot(positions, labels, logits.shape[1]), queue_of(step)
 
     def queue_of(step: int) -> torch.Tensor:

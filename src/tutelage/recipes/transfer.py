@@ -32,7 +32,8 @@ def transfer(
     refine: c.Refine = "propagate", cache_limit: c.CacheLimit = 20.0, epochs: c.Epochs = None, steps: c.Steps = None,
     batch_size: c.BatchSize = 128, lr: c.LearningRate = 2e-3, temperature: c.Temperature = 1.0, feature_weight: c.FeatureWeight = 2.0,
     mixup: c.Mixup = 0.0,
-    resize: c.Resize = "squash", flip: c.Flip = "horizontal", crop_area: c.CropArea = 0.6, view_seed: c.ViewSeed = 0,
+    resize: c.Resize = "squash", flip: c.Flip = "horizontal", crop_area: c.CropArea = 0.6, part_area: c.PartArea = 0.5,
+    view_seed: c.ViewSeed = 0,
     seed: c.Seed = 0, device: c.Device = "auto", precision: c.Precision = "auto", tracker: c.Tracker = "none",
     cache: c.Cache = None, overwrite: c.Overwrite = False, config: c.Config = None,
 ) -> dict[str, Any]:  # fmt: skip
@@ -94,8 +95,9 @@ def transfer(
                 training.save_checkpoint(checkpoints, "transfer", step, inputs, plain, optimizer, average)
 
         plan = Plan(
-            total, batch_size, rate, temperature, feature_weight, mixup, seed, objective, agnostic_loss, job.labelled
-        )
+            total, batch_size, rate, temperature, feature_weight, mixup, seed, objective, agnostic_loss, job.labelled,
+            job.kind.part(settings),
+        )  # fmt: skip
         with progress("transfer", round(total * shown), round(start * shown)) as advance:
             loop = {"optimizer": optimizer, "average": average, "start": start, "log": metrics.write, "save": save,
                     "every": every, "advance": clock.ticking(advance) if main else advance}  # fmt: skip

@@ -19,7 +19,7 @@ AT_ONCE = 256  # images in one pass of an evaluation
 SCORE = "accuracy"  # of `image_scores`, on the mean
 MAIN = "accuracy"  # of `judged`
 POOLED = True  # features of whole images: targets may be refined by neighbours, and features matched beside logits
-UNUSED = ("decoder", "agnostic_features")  # settings that change nothing
+UNUSED = ("decoder", "agnostic_features", "part_area")  # settings that change nothing
 
 
 def models() -> tuple[Any, Any]:
@@ -105,6 +105,11 @@ def whole_teacher(encoder: Any, module: Any, classes: int, head: Any) -> tuple[A
 def of_teacher(encoder: Any, network: Any, mode: str, classes: int) -> dict[str, Any]:
     """What a result says of the teacher: numbers that it gives for a view, pooled features, or logits once it is fine-tuned."""
     return {"width": encoder.features if mode == "probe" else classes}
+
+
+def part(settings: dict[str, Any]) -> float:
+    """Smallest share of a view that the student sees of it: what is said of an image is not said of its parts."""
+    return 1.0
 
 
 def told_at_most(encoder: Any, settings: dict[str, Any]) -> tuple[int, int]:

@@ -152,6 +152,11 @@ def matched(settings: dict[str, Any]) -> tuple[int, int]:
     return (1, 1) if settings["agnostic_features"] == "global" else grid_of(size, DEEPEST)
 
 
+def part(settings: dict[str, Any]) -> float:
+    """Smallest share of a view that the student sees of it; features are compared as the teacher has them, and not in between."""
+    return 1.0 if settings["objective"] == "agnostic" else settings["part_area"]
+
+
 def told_at_most(encoder: Any, settings: dict[str, Any]) -> tuple[int, int]:
     """Before a run: numbers that are kept of a view, where --cache-limit allows, and of how many views of an image."""
     names = settings["classes"].split(",") if settings["classes"] else read(settings, None).classes
