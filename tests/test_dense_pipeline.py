@@ -137,6 +137,16 @@ def test_cached_and_online_targets_agree(data, capsys):
     assert abs(reduced[0] - rows["online"][0]) <= told + 2e-3
 
 
+def test_rare_classes_may_count_more(data):
+    """--class-weight balanced weighs pixels by what the teacher takes them for; the losses differ, and stay finite."""
+    plain, balanced = (
+        losses_of(go(data, f"weight-{how}", class_weight=how, cache=str(data / "cache-weights")))
+        for how in ("none", "balanced")
+    )
+    assert np.isfinite(balanced).all()
+    assert abs(balanced[0] - plain[0]) > 1e-3
+
+
 @pytest.mark.parametrize("features", ["patches", "global"])
 def test_agnostic(data, features):
     """Features of places, or of whole images, are matched without a label; the decoder comes with the masks."""

@@ -38,6 +38,21 @@ def test_distillation_worked_example():
     assert loss.item() == pytest.approx(0.1308, abs=5e-5)
 
 
+def test_distillation_with_weights():
+    """Each row counts by the mean weight of what the teacher takes it for; equal weights change nothing."""
+    student, teacher, weights = logits_of(0), logits_of(1), [0.5, 3.0, 1.0, 2.0, 7.0][: logits_of(0).shape[1]]
+    rows, counts = [], []
+    for s, t in zip(student.tolist(), teacher.tolist(), strict=True):
+        q, p = softmax_loop([x / 2 for x in s]), softmax_loop([x / 2 for x in t])
+        rows.append(4 * sum(pc * (math.log(pc) - math.log(qc)) for pc, qc in zip(p, q, strict=True)))
+        counts.append(sum(pc * w for pc, w in zip(p, weights, strict=True)))
+    expected = sum(a * row for a, row in zip(counts, rows, strict=True)) / sum(counts)
+    assert distillation(student, teacher, 2.0, torch.tensor(weights)).item() == pytest.approx(expected, rel=1e-5)
+    even = distillation(student, teacher, 2.0, torch.full((student.shape[1],), 3.0)).item()
+    assert even == pytest.approx(distillation(student, teacher, 2.0).item(), rel=1e-5)
+    assert abs(even - expected) > 1e-3
+
+
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
 def test_distillation_is_its_formula(temperature: float):
     """distillation is the sum of p (log p - log q) over classes, averaged over images, times T squared."""

@@ -120,7 +120,9 @@ Decoder = Annotated[
 ]
 StudentSize = Annotated[int | str | None, BeforeValidator(_size), _say("pixels, or HxW; default: the model's own size")]
 Adapt = Annotated[Literal["probe", "probe-then-full", "full", "auto"], _say("how the teacher learns the task")]
-ClassWeight = Annotated[Literal["none", "balanced"], _say("weight of the classes in the losses on labels")]
+ClassWeight = Annotated[
+    Literal["none", "balanced"], _say("weight of the classes in the losses on labels; masks: in the transfer too")
+]
 
 # Views and targets
 ViewCount = Annotated[int, Field(ge=1, le=1000), _say("augmented views of each image; epoch e reads view e mod M")]

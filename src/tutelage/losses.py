@@ -8,26 +8,33 @@ from torch.nn import functional as F
 MOST_ROWS = 4096  # compared with each other at once: 64 MiB of similarities
 
 
-def distillation(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
+def distillation(
+    student: torch.Tensor, teacher: torch.Tensor, temperature: float, weights: torch.Tensor | None = None
+) -> torch.Tensor:
     """Kullback-Leibler divergence from the teacher's to the student's softened probabilities, times T squared.
 
-    L = T^2 / B  sum_i sum_c p_ic (log p_ic - log q_ic),  p = softmax(teacher / T), q = softmax(student / T)
-    (Hinton et al., arXiv 1503.02531: T^2 keeps the gradient's size when T changes.)
+    L = T^2 sum_i a_i sum_c p_ic (log p_ic - log q_ic) / sum_i a_i,  p = softmax(teacher / T), q = softmax(student / T),
+    a_i = sum_c p_ic w_c, or 1 without weights
+    (Hinton et al., arXiv 1503.02531: T^2 keeps the gradient's size when T changes. The weights are ours: rows that the teacher
+    takes for rare classes count more, and still ask for the teacher's own probabilities.)
 
     Worked example: teacher logits (0, ln 3), student logits (0, 0), T = 1: p = (1/4, 3/4), q = (1/2, 1/2),
-    L = 1/4 ln(1/2) + 3/4 ln(3/2) = 0.1308.
+    L = 1/4 ln(1/2) + 3/4 ln(3/2) = 0.1308; of a single row whatever the weights.
 
     Args:
         student: (B, C) float logits, or (B, C, h, w): the mean is over pixels then.
         teacher: float logits of the same shape, or log probabilities (the same up to a constant per row).
-        temperature: T > 0.
+        temperature: T > 0. weights: (C,) float > 0.
 
     Returns:
         scalar float32, at least 0.
     """
     target = F.log_softmax(rows(teacher).float() / temperature, dim=1)
     output = F.log_softmax(rows(student).float() / temperature, dim=1)
-    return F.kl_div(output, target, reduction="batchmean", log_target=True) * temperature**2
+    if weights is None:
+        return F.kl_div(output, target, reduction="batchmean", log_target=True) * temperature**2
+    each, counts = F.kl_div(output, target, reduction="none", log_target=True).sum(dim=1), target.exp() @ weights
+    return (counts * each).sum() / counts.sum() * temperature**2
 
 
 def feature_distance(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:

@@ -44,21 +44,23 @@ class Told:
 
 @dataclass(frozen=True)
 class Weights:
-    """temperature: of the KL divergence. features: weight of the features' distance beside it."""
+    """temperature: of the KL divergence. features: weight of the features' distance beside it. classes: (C,) float or None for 1."""
 
     temperature: float
     features: float
+    classes: torch.Tensor | None = None
 
 
-def distilled(logits: torch.Tensor, told: Told, temperature: float) -> torch.Tensor:
+def distilled(logits: torch.Tensor, told: Told, weights: Weights) -> torch.Tensor:
     """KL divergence from the told probabilities."""
-    return losses.distillation(logits, temperature * torch.log(told.soft.clamp(min=1e-8)), temperature)
+    told_logits = weights.temperature * torch.log(told.soft.clamp(min=1e-8))
+    return losses.distillation(logits, told_logits, weights.temperature, weights.classes)
 
 
 def oriented(output: Any, told: Told, weights: Weights) -> torch.Tensor:
     """KL from the teacher's probabilities, plus the weighted distance of the features where there are any."""
     logits, projected, _ = output
-    loss = distilled(logits, told, weights.temperature)
+    loss = distilled(logits, told, weights)
     if projected is not None and told.features.shape[1]:
         loss = loss + weights.features * losses.feature_distance(projected, told.features)
     return loss
@@ -66,7 +68,7 @@ def oriented(output: Any, told: Told, weights: Weights) -> torch.Tensor:
 
 def pseudo_label(output: Any, told: Told, weights: Weights) -> torch.Tensor:
     """Cross-entropy with the teacher's most likely class, which `hardened` has put for its probabilities before any mixup."""
-    return losses.soft_cross_entropy(output[0], told.soft)
+    return losses.soft_cross_entropy(output[0], told.soft, weights.classes)
 
 
 def hardened(soft: torch.Tensor, objective: str) -> torch.Tensor:

@@ -42,7 +42,7 @@ class Plan:
 
 def teach(
     module: Any, student: Any, targets: Targets, plan: Plan, hardware: Any, *, optimizer: Any, average: Any, start: int = 0,
-    labels: np.ndarray | None = None,
+    labels: np.ndarray | None = None, class_weights: torch.Tensor | None = None,
     log: Callable[[dict[str, Any]], None] = lambda row: None, save: Callable[[int], None] = lambda step: None,
     every: int = 2**62, advance: Callable[[int], None] = lambda n: None,
 ) -> None:  # fmt: skip
@@ -52,6 +52,7 @@ def teach(
         module: a plain student, or a `Taught`, prepared by `hardware`; changed in place. student: its size, mean and std.
         targets: what the teacher says. average: of the student's weights.
         start: steps that are done already. labels: (n,) int64 of the first n images, for a plan that reads labels.
+        class_weights: (C,) float32, by what the teacher takes a row for.
         log: called about 200 times with step, loss, rate, images. save: called with the steps done, each `every` steps.
         advance: called with images seen.
 
@@ -59,7 +60,9 @@ def teach(
         TutelageError: the loss is no number any more.
     """
     rank, processes, plain = hardware.process_index, hardware.num_processes, hardware.unwrap_model(module)
-    seen, weights = training.LossLog("transfer"), Weights(plan.temperature, plan.features)
+    if class_weights is not None:
+        class_weights = class_weights.to(hardware.device)
+    seen, weights = training.LossLog("transfer"), Weights(plan.temperature, plan.features, class_weights)
     loss_at, make = (
         loss_of(plan.objective, plan.agnostic_loss),
         _batches(targets, plan, student, labels, rank, processes),

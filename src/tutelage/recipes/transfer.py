@@ -31,7 +31,7 @@ def transfer(
     agnostic_features: c.AgnosticFeatures = "patches",
     refine: c.Refine = "propagate", cache_limit: c.CacheLimit = 20.0, epochs: c.Epochs = None, steps: c.Steps = None,
     batch_size: c.BatchSize = 128, lr: c.LearningRate = 2e-3, temperature: c.Temperature = 1.0, feature_weight: c.FeatureWeight = 2.0,
-    mixup: c.Mixup = 0.0,
+    mixup: c.Mixup = 0.0, class_weight: c.ClassWeight = "none",
     resize: c.Resize = "squash", flip: c.Flip = "horizontal", crop_area: c.CropArea = 0.6, part_area: c.PartArea = 0.5,
     view_seed: c.ViewSeed = 0,
     seed: c.Seed = 0, device: c.Device = "auto", precision: c.Precision = "auto", tracker: c.Tracker = "none",
@@ -105,7 +105,9 @@ def transfer(
                 self_taught.teach_itself(module, built, small, task.transfer, view_settings, plan, hardware, **loop)
             else:
                 assert targets is not None
-                teach(module, built, targets, plan, hardware, labels=task.train.labels if job.dual else None, **loop)
+                loop["labels"] = task.train.labels if job.dual else None
+                loop["class_weights"] = job.kind.told_weights(targets, settings)
+                teach(module, built, targets, plan, hardware, **loop)
         metrics.close()
         hardware.wait_for_everyone()
         if main:
@@ -168,7 +170,17 @@ class _Job:
         count, views, limit = self.curated["images"]["transfer"], self.settings["views"], self.settings["cache_limit"]
         self.level = next((i for i, width in enumerate(widths) if gibibytes(count, views, width) <= limit), None)
         online = self.level or self.level is None
-        free = ("out", "cache", "device", "tracker", "overwrite", "config", "cache_limit", *self.kind.UNUSED)
+        free = (
+            "out",
+            "cache",
+            "device",
+            "tracker",
+            "overwrite",
+            "config",
+            "cache_limit",
+            *self.kind.UNUSED,
+            *self.kind.UNUSED_IN_TRANSFER,
+        )
         return hash_of(["transfer", images, told, online, {k: v for k, v in self.settings.items() if k not in free}])
 
     def targets(self, views, hardware, meter, inputs: str) -> tuple[Any, dict[str, Any], float]:

@@ -20,6 +20,7 @@ SCORE = "accuracy"  # of `image_scores`, on the mean
 MAIN = "accuracy"  # of `judged`
 POOLED = True  # features of whole images: targets may be refined by neighbours, and features matched beside logits
 UNUSED = ("decoder", "agnostic_features", "part_area")  # settings that change nothing
+UNUSED_IN_TRANSFER = ("class_weight",)
 
 
 def models() -> tuple[Any, Any]:
@@ -110,6 +111,11 @@ def of_teacher(encoder: Any, network: Any, mode: str, classes: int) -> dict[str,
 def part(settings: dict[str, Any]) -> float:
     """Smallest share of a view that the student sees of it: what is said of an image is not said of its parts."""
     return 1.0
+
+
+def told_weights(targets: Any, settings: dict[str, Any]) -> None:
+    """Images of all classes count alike in the transfer, however rare the teacher finds them."""
+    return None
 
 
 def told_at_most(encoder: Any, settings: dict[str, Any]) -> tuple[int, int]:

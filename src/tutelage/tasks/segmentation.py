@@ -19,8 +19,10 @@ AT_ONCE = 16
 SCORE = "mean IoU"
 MAIN = "miou"  # of `judged`
 POOLED = False
-UNUSED = ()
+UNUSED = UNUSED_IN_TRANSFER = ()
 LEVELS = 3  # logits are kept at the student's stride, at two and at four times as much
+SAMPLE = 64  # images in which the teacher's classes are counted
+LEAST_SHARE = 1e-3  # of a class, for its weight
 OBJECTIVES = ("oriented", "pseudo-label", "agnostic")
 COMPARISONS = ("contrastive", "cosine")
 
@@ -155,6 +157,20 @@ def matched(settings: dict[str, Any]) -> tuple[int, int]:
 def part(settings: dict[str, Any]) -> float:
     """Smallest share of a view that the student sees of it; features are compared as the teacher has them, and not in between."""
     return 1.0 if settings["objective"] == "agnostic" else settings["part_area"]
+
+
+def told_weights(targets: Any, settings: dict[str, Any]) -> Any:
+    """(C,) float32 weights of the classes in the transfer, 1 / (C share) by what the teacher finds in some images; None for 1 each."""
+    import torch
+
+    from tutelage.metrics import softmax
+
+    if settings["class_weight"] == "none" or settings["objective"] == "agnostic":
+        return None
+    sample = np.linspace(0, len(targets.images) - 1, min(SAMPLE, len(targets.images))).astype(np.int64)
+    said = np.moveaxis(targets.logits(sample, np.zeros_like(sample)), 1, -1)
+    shares = softmax(said.reshape(-1, said.shape[-1])).mean(axis=0)
+    return torch.from_numpy(1 / (len(shares) * np.maximum(shares, LEAST_SHARE))).float()
 
 
 def told_at_most(encoder: Any, settings: dict[str, Any]) -> tuple[int, int]:
