@@ -125,6 +125,30 @@ def test_all_copies_of_test_images_are_listed(data, more):
     assert leaks["copies/dots-0-quality.jpg"]["split"] == "test"
 
 
+@pytest.mark.parametrize("strategy", ["balanced", "diverse", "hard", "best", "random"])
+def test_a_small_gallery_is_used_up(data, tmp_path, strategy):
+    """Where nearly all images are wanted, and some of them fall out as copies, the others are taken and the shortage is told."""
+    for seed in range(38):
+        save(tmp_path / "small" / f"{seed}.png", picture(CLASSES[seed % 2], 6000 + seed))
+    for seed in range(2):
+        save(tmp_path / "small" / f"copy-{seed}.png", picture("dots", 1000 + seed)[:, ::-1])
+    result = curate(data, f"small-{strategy}", gallery=[str(tmp_path / "small")], strategy=strategy, total=12 + 40)
+    names = [row["id"] for row in chosen(data, f"small-{strategy}")]
+    assert len(names) == result["images"]["transfer"] - 12 == 38 - result["near_duplicates"]
+    assert not [name for name in names if name.startswith("copy")]
+
+
+def test_many_copies_of_one_test_image(data, tmp_path):
+    """More copies of one picture than a search brings are all kept out."""
+    for number in range(50):
+        save(tmp_path / "many" / f"copy-{number}.jpg", picture("dots", 1000), quality=40 + number)
+    for seed in range(60):
+        save(tmp_path / "many" / f"own-{seed}.png", picture(CLASSES[seed % 2], 6000 + seed))
+    result = curate(data, "many-copies", gallery=[str(tmp_path / "many")], strategy="best", total=12 + 40)
+    assert not [row["id"] for row in chosen(data, "many-copies") if row["id"].startswith("copy")]
+    assert result["images"]["transfer"] == 52
+
+
 def leaks_of(data: Path, name: str) -> dict[str, dict[str, str]]:
     """The lines of leaks.csv, by gallery image."""
     with (data / "runs" / name / "transfer_set" / "leaks.csv").open() as file:

@@ -70,8 +70,8 @@ Balance = Annotated[
 Dedup = Annotated[
     Literal["candidates", "gallery", "none"],
     _say(
-        "near duplicates, and copies of validation and test images: looked for among the candidates for the transfer set, or in the whole "
-        "gallery; none: only identical images go"
+        "copies of validation and test images, and near duplicates: looked for among what the strategy chose (all: copies only), or in the "
+        "whole gallery; none: only identical images go"
     ),
 ]
 Index = Annotated[

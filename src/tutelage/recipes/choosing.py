@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tutelage.errors import TutelageError
 from tutelage.progress import progress, say
 from tutelage.retrieval import strategies
 from tutelage.retrieval.duplicates import near_duplicates
@@ -92,13 +91,14 @@ def choose(
         leaks(None)
         return again(), 0
     known = np.zeros(pool.vectors.count, bool)
-    while True:
+    while pool.usable.any():
         choice = again()
         barred = leaks(choice.rows[~known[choice.rows]])
         dropped = _drop_duplicates(pool, choice.rows[pool.usable[choice.rows]], known)
+        passed += dropped
         if not barred and not dropped:
             return choice, passed
-        passed += dropped
+    return strategies.without_queries(np.zeros(0, np.int64)), passed
 
 
 def _drop_duplicates(pool: Pool, rows: np.ndarray, known: np.ndarray) -> int:
@@ -153,14 +153,9 @@ def _balanced(pool: Pool, queries: np.ndarray, wish: Wish, wanted: int) -> Calla
             if lists is None:
                 lists = pool.neighbours(queries, k, f"search, {k:,} for each query")
             similarity, rows = lists
-            choice = strategies.balanced(similarity, rows, turn, ~pool.usable)
+            choice = strategies.balanced(similarity, rows, turn, ~pool.usable, k == pool.vectors.count)
             if choice is not None:
                 return choice
-            if k == pool.vectors.count:  # every list holds the whole gallery: the rest goes without
-                raise TutelageError(
-                    f"{wanted:,} images wanted of a gallery that has fewer once duplicates are out",
-                    f"at most {int(pool.usable.sum()):,}", "lower --total, or give more --gallery",
-                )  # fmt: skip
             k, lists = min(2 * k, pool.vectors.count), None
 
     return chosen

@@ -20,21 +20,24 @@ from tutelage.retrieval.embed import Embedded
 from tutelage.retrieval.strategies import Choice
 from tutelage.runs import Run, hash_of
 
-MANY_LEAKS = 0.05  # share of the images that were wanted above which leaks are remarked upon
+MANY_LEAKS = 0.05  # share of the images looked at above which leaks are remarked upon
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 LEAKS_SHOWN = 15  # pairs of leaks in the montage: as many as go into its three lines, so that it counts no others
 SHOWN = 9  # images that the montage shows of each query
 
 
-def tell(chosen: int, wanted: int, leaks: int, dedup: str) -> None:
-    """Say what a user would wonder about: fewer images than wanted, and many leaks. wanted: 0 = all there are."""
+def tell(chosen: int, wanted: int, looked_at: int, near: int) -> None:
+    """Say what a user would wonder about: fewer images than wanted, and many near duplicates of held-out ones among those looked at.
+
+    wanted: 0 = all there are.
+    """
     if chosen < wanted:
         say(
             f"{chosen:,} gallery images instead of {wanted:,}: the others are near duplicates of these, or of validation or test images"
         )
-    if dedup != "none" and leaks > MANY_LEAKS * (chosen + leaks):
+    if near > MANY_LEAKS * looked_at:
         say(
-            f"{100 * leaks / (chosen + leaks):.0f} % of the candidates count as copies of validation or test images: where all images show "
+            f"{near:,} of {looked_at:,} images that were looked at count as copies of validation or test images: where all images show "
             "the same scene, that is no wonder; look at montage.jpg. --dedup none keeps only identical images out"
         )
 

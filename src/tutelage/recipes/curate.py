@@ -20,6 +20,7 @@ from tutelage.recipes.stage import open_run
 from tutelage.runs import Run, hash_of
 
 SPARE = 1.25  # `random` looks at so many times the images that are wanted at first: some will be duplicates
+RULES = 2  # another number for another choice from the same inputs
 _OF_THE_CHOICE = ("budget", "strategy", "total", "per_query", "balance", "dedup", "index", "seed", "resize", "smoke")
 
 
@@ -47,8 +48,9 @@ def curate(
     from tutelage.data.gallery import list_gallery
     from tutelage.data.store import Store
     from tutelage.recipes.admitted import admit, list_rejected, reject
+    from tutelage.recipes.chosen import tell
     from tutelage.recipes.encoders import Encoder
-    from tutelage.recipes.gallery_pool import embed_share, fill_pool
+    from tutelage.recipes.gallery_pool import embed_share, fill_pool, nothing_left
     from tutelage.tasks import task_of
 
     if shard is not None:
@@ -59,7 +61,7 @@ def curate(
         listed = list_gallery(gallery)
         encoder = Encoder.of(settings, cache_dir)
         inputs = hash_of([
-            "curate", encoder.side, encoder.identity, [settings[k] for k in _OF_THE_CHOICE], labelled.classes,
+            "curate", RULES, encoder.side, encoder.identity, [settings[k] for k in _OF_THE_CHOICE], labelled.classes,
             hash_of([[ref.id, ref.fingerprint.hex()] for ref in [*labelled.refs, *labelled.masks, *listed.refs]]),
             labelled.splits.tolist(), labelled.labels.tolist(), labelled.groups.tolist(),
         ])  # fmt: skip
@@ -87,8 +89,11 @@ def curate(
                 if every or len(chosen.choice) >= (wanted or 0):
                     break
             spare *= 2  # so many were duplicates or copies that the part was too small
+        if not len(chosen.choice):
+            raise nothing_left(pool, leaks.leaks, twice)
         bad += [("gallery", one) for one in [*listed.rejected, *unreadable]]
         reject(run, bad, len(labelled.refs) + len(refs) + len(labelled.rejected) + len(listed.rejected), max_rejected)
+        tell(len(chosen.choice), chosen.wanted, leaks.looked_at, leaks.near)
         return chosen.finish(inputs, store, leaks.leaks, twice, len(bad), len(listed.refs))
 
 
@@ -124,13 +129,12 @@ class _Chosen:
     def choose(self, wanted: int | None, leaks: Any) -> None:
         """Choose. leaks: the pool's LeakCheck."""
         from tutelage.recipes.choosing import Wish, choose
-        from tutelage.recipes.gallery_pool import nothing_left
 
         admitted, settings = self.admitted, self.settings
         labels, related = admitted.target.labels[admitted.drawn], admitted.target.groups[admitted.drawn]
         queries = self.encoder.queries(admitted, self.pool.vectors.mean)
         free = int(self.pool.usable.sum())
-        if wanted is not None and wanted > free:
+        if wanted is not None and wanted > free > 0:
             if not settings["smoke"]:
                 raise TutelageError(
                     f"--total {settings['total'] or wanted + len(labels)}, and the gallery has {free:,} images of its own",
@@ -144,17 +148,14 @@ class _Chosen:
         )  # fmt: skip
         self.choice, self.passed = choose(self.pool, queries.vectors, wish, leaks)
         self.queries, self.wanted = queries, wish.wanted if wanted is not None else 0
-        if not len(self.choice):
-            raise nothing_left(self.pool, leaks.leaks)
 
     def finish(self, inputs: str, store, leaks, twice: int, rejected: int, listed: int) -> dict[str, Any]:
-        """Choose, decode what was chosen, and write manifests, leaks, montage and result."""
+        """Decode what was chosen, and write manifests, leaks, montage and result."""
         from tutelage.recipes import chosen as written
         from tutelage.retrieval.vectors import Vectors
 
         queries = self.queries
         choice = self.choice.take(np.argsort(self.choice.rows, kind="stable"))
-        written.tell(len(choice), self.wanted, len(leaks), self.settings["dedup"])
         embedded, admitted = self.pool.embedded, self.admitted
         refs = [self.refs[i] for i in embedded.positions[choice.rows]]
         with progress("decode the chosen", len(store.missing(refs))) as advance:

@@ -49,22 +49,16 @@ def estimate(study: Any, todo: list[tuple[Arm, int, int]], impossible: dict[str,
         {"runs", "hours", "gibibytes", "plan": one line each}.
     """
     from tutelage.data.gallery import list_gallery
-    from tutelage.models.teachers import build_teacher
-    from tutelage.targets import gibibytes
 
     todo = [one for one in todo if one[0].name not in impossible]
     if not todo:
         return {"runs": 0, "hours": 0.0, "gibibytes": 0.0, "plan": []}
     settings = study.of(*todo[0])
     count = settings["total"] or len(list_gallery(settings["gallery"]).refs)
-    encoder = build_teacher(settings["teacher"], settings["teacher_weights"], settings["teacher_size"])
-    per_output, per_image = _seconds_of(encoder), {}
+    per_image: dict[Any, float] = {}
     seen_stages: set[tuple[str, Any, int]] = set()
-    kind, plan = task_of(settings["task"]), []
-    teachers = _teachers(study, todo)
-    width, each = kind.told_at_most(encoder, settings) if teachers else (0, 0)
-    room, seconds = gibibytes(teachers * count, each, width), teachers * count * each * per_output
-    plan.append(f"teacher outputs: {duration(seconds)}, {room:.2f} GiB" + (f", {teachers} teachers" * (teachers > 1)))
+    seconds, room, teachers = _teachers(study, todo, count)
+    plan = [f"teacher outputs: {duration(seconds)}, {room:.2f} GiB" + (f", {teachers} teachers" * (teachers > 1))]
     for arm, budget, seed in todo:
         mine = study.of(arm, budget, seed)
         key = (mine["student"], mine["student_size"])
@@ -82,19 +76,33 @@ def estimate(study: Any, todo: list[tuple[Arm, int, int]], impossible: dict[str,
     return {"runs": len(todo), "hours": 1.2 * seconds / 3600, "gibibytes": room, "plan": plan}
 
 
-def _teachers(study: Any, todo: list[tuple[Arm, int, int]]) -> int:
-    """How many teachers' outputs are kept: one where all heads share the frozen features, or one for each that is adapted as a whole."""
-    own, frozen = set(), False
+def _teachers(study: Any, todo: list[tuple[Arm, int, int]], count: int) -> tuple[float, float, int]:
+    """Seconds and GiB of the outputs that are kept for `count` images, and of how many teachers.
+
+    Frozen features are shared by all heads; a teacher that was adapted as a whole, or keeps logits only, is another for each draw.
+    """
+    from tutelage.models.teachers import build_teacher
+    from tutelage.targets import gibibytes
+
+    kept: dict[tuple[Any, ...], tuple[float, float]] = {}
+    encoders: dict[tuple[Any, ...], tuple[Any, float]] = {}
     for arm, budget, seed in todo:
         mine = study.of(arm, budget, seed)
         if mine["objective"] == "dino" or "transfer" not in arm.way.stages:
             continue
-        whole = mine["adapt"] != "probe" or not task_of(mine["task"]).POOLED
-        if whole and mine["objective"] != "agnostic":
-            own.add((budget, seed))
-        else:
-            frozen = True
-    return len(own) + frozen
+        kind, model = (
+            task_of(mine["task"]),
+            tuple(mine[name] for name in ("teacher", "teacher_weights", "teacher_size")),
+        )
+        if model not in encoders:
+            encoder = build_teacher(*model)
+            encoders[model] = encoder, _seconds_of(encoder)
+        frozen = mine["objective"] == "agnostic" or (kind.POOLED and mine["adapt"] == "probe")
+        width, each = kind.told_at_most(encoders[model][0], mine)
+        views = tuple(mine[name] for name in ("views", "view_seed", "flip", "crop_area", "resize"))
+        key = (*model, *views, width, None if frozen else (mine["adapt"], budget, seed))
+        kept[key] = count * each * encoders[model][1], gibibytes(count, each, width)
+    return sum(one for one, _ in kept.values()), sum(one for _, one in kept.values()), len(kept)
 
 
 def _seconds_of(encoder: Any) -> float:

@@ -35,7 +35,7 @@ def finetune(
     """Fine-tune the student on the labelled images, or keep it.
 
     Returns:
-        result of the stage: what was chosen, the validation accuracies, seconds.
+        result of the stage: what was chosen, the scores on held-out labels, seconds.
     """
     settings = dict(locals())
     from tutelage.compute import accelerator
@@ -70,10 +70,10 @@ def finetune(
             chosen = ways[0]
             for how, one in right.items():
                 gain, error = supervised.paired_gain(one, right[ways[0]])
-                validation[how] = {work.kind.MAIN: float(np.mean(one)), "gain": gain, "standard_error": error}
+                validation[how] = {work.kind.EACH: float(np.mean(one)), "gain": gain, "standard_error": error}
                 if how != ways[0] and gain > error and gain > validation[chosen]["gain"]:
                     chosen = how
-            said = ", ".join(f"{how} {one[work.kind.MAIN]:.3f}" for how, one in validation.items())
+            said = ", ".join(f"{how} {one[work.kind.EACH]:.3f}" for how, one in validation.items())
             optimistic = (
                 "" if task.val or work.headless else " (optimistic: the student has met all labels through the teacher)"
             )

@@ -55,8 +55,6 @@ def fill_pool(
     check = LeakCheck(pool, admitted, encoder, leaks)
     if settings["dedup"] == "gallery":
         check()
-    if not usable.any():
-        raise nothing_left(pool, leaks, twice)
     return pool, check, twice, embedded.rejected
 
 
@@ -87,12 +85,18 @@ def _same_pixels(pool: Pool, admitted: Admitted) -> tuple[list[Leak], int]:
 
 @dataclass
 class LeakCheck:
-    """Bars gallery images that show validation or test images, mirrored or cropped ones too. leaks: found so far."""
+    """Bars gallery images that show validation or test images, mirrored or cropped ones too.
+
+    leaks: found so far, those of the same pixels too. looked_at: gallery images that were compared with them. near: how many of these
+    were barred.
+    """
 
     pool: Pool
     admitted: Admitted
     encoder: Encoder
     leaks: list[Leak]
+    looked_at: int = 0
+    near: int = 0
 
     @cached_property
     def _held(self) -> tuple[list[np.ndarray], np.ndarray | None]:
@@ -103,13 +107,19 @@ class LeakCheck:
 
     def __call__(self, rows: np.ndarray | None = None) -> int:
         """Bar near duplicates of held-out images among these rows of the pool (m,), or among all; how many are new."""
-        if not len(self.admitted.held):
+        usable = self.pool.usable
+        if not len(self.admitted.held) or (rows is not None and not len(rows)):
             return 0
-        found = near_leaks(self.pool, *self._held, rows)
-        found = [one for one in found if self.pool.usable[one[0]]]  # those of the same pixels are told already
-        self.pool.usable[[row for row, *_ in found]] = False
-        self.leaks += [Leak(row, int(self.admitted.held[at]), how) for row, at, how, _ in found]
-        return len(found)
+        self.looked_at += int(usable.sum()) if rows is None else len(rows)
+        barred, more = 0, True
+        while more:  # a search finds COPIES at most of one image
+            found = near_leaks(self.pool, *self._held, rows if rows is None else rows[usable[rows]])
+            usable[[row for row, *_ in found]] = False
+            self.leaks += [Leak(row, int(self.admitted.held[at]), how) for row, at, how, _ in found]
+            barred += len(found)
+            more = bool(found) and int(np.bincount([at for _, at, *_ in found]).max()) >= COPIES
+        self.near += barred
+        return barred
 
 
 def near_leaks(
@@ -119,7 +129,7 @@ def near_leaks(
 
     Args:
         held: H images, (H_i, W_i, 3) uint8 each. queries: (H, D) float32 unit vectors of them, where there are any.
-        among: (m,) int64 rows of the pool to look at, which are taken into memory; None: all.
+        among: (m,) int64 rows of the pool to look at, which are taken into memory; None: all that are usable.
 
     Returns:
         as `find_leaks`.
@@ -130,11 +140,12 @@ def near_leaks(
             return []
         layouts = Vectors((layouts.rows(among),), None)
         if queries is not None:
-            near.append(search(Vectors((pool.vectors.rows(among),), None), queries, k))
+            near.append(search(Vectors((pool.vectors.rows(among),), None), queries, k, memory=pool.memory))
     elif queries is not None:
         near.append(pool.neighbours(queries, k, "leaks, by embedding"))
     with progress("leaks, by layout", layouts.count) as advance:
-        near.append(search_layouts(held, layouts, k, pool.memory, advance))
+        usable = pool.usable if among is None else None
+        near.append(search_layouts(held, layouts, k, pool.memory, advance, usable))
     similarity, rows = (np.concatenate(both, axis=1) for both in zip(*near, strict=True))
     if among is not None:
         rows = np.where(rows >= 0, among[rows], -1)

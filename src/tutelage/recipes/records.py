@@ -12,6 +12,7 @@ from tutelage.errors import TutelageError, shown
 from tutelage.recipes.arms import Way
 from tutelage.reporting.evidence import read_scores
 from tutelage.runs import FREE, Run, folder_name, hash_of, read_json, write_json
+from tutelage.tasks import task_of
 from tutelage.version import __version__
 
 Record = dict[str, Any]
@@ -25,7 +26,7 @@ def record_name(arm: str, budget: int, seed: int) -> str:
 
 
 # Settings that are younger than the first records, and what every run before them did
-NEWER = {"task": "classification", "decoder": "lraspp", "agnostic_features": "patches", "part_area": 0.5}
+NEWER = {"task": "classification", "part_area": 1.0}
 
 
 def kept_record(folder: Path, arm: str, budget: int, seed: int, settings: dict[str, Any]) -> Record | None:
@@ -39,7 +40,12 @@ def kept_record(folder: Path, arm: str, budget: int, seed: int, settings: dict[s
     if record is None:
         return None
     asked, made = compared(settings), {**NEWER, **record["settings"]}
-    other = [f"{name}: {made.get(name)} -> {value}" for name, value in asked.items() if made.get(name) != value]
+    unused = task_of(asked["task"]).UNUSED
+    other = [
+        f"{name}: {made.get(name)} -> {value}"
+        for name, value in asked.items()
+        if made.get(name) != value and name not in unused
+    ]
     if other:
         raise TutelageError(
             f"{path} was made with other settings: {shown(other, 8)}", "results of the settings of this study",

@@ -170,18 +170,10 @@ class _Job:
         count, views, limit = self.curated["images"]["transfer"], self.settings["views"], self.settings["cache_limit"]
         self.level = next((i for i, width in enumerate(widths) if gibibytes(count, views, width) <= limit), None)
         online = self.level or self.level is None
-        free = (
-            "out",
-            "cache",
-            "device",
-            "tracker",
-            "overwrite",
-            "config",
-            "cache_limit",
-            *self.kind.UNUSED,
-            *self.kind.UNUSED_IN_TRANSFER,
-        )
-        return hash_of(["transfer", images, told, online, {k: v for k, v in self.settings.items() if k not in free}])
+        free = {"out", "cache", "device", "tracker", "overwrite", "config", "cache_limit"}
+        free |= {*self.kind.UNUSED, *self.kind.UNUSED_IN_TRANSFER}
+        used = {**self.settings, "part_area": self.kind.part(self.settings)}
+        return hash_of(["transfer", images, told, online, {k: v for k, v in used.items() if k not in free}])
 
     def targets(self, views, hardware, meter, inputs: str) -> tuple[Any, dict[str, Any], float]:
         """What the student is to match, how it was refined, and the seconds that took; nothing for `dino`."""

@@ -42,13 +42,13 @@ SURE = 0.8  # layouts above this are looked at whatever the embeddings say
 
 def search_layouts(
     held: Sequence[np.ndarray], layouts: Vectors, k: int = COPIES, memory: int | None = None,
-    advance: Callable[[int], None] = lambda n: None,
+    advance: Callable[[int], None] = lambda n: None, usable: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """The gallery images whose layout is nearest to that of a held image or of its mirror image.
 
     Args:
         held: H images, (H_i, W_i, 3) uint8 each. layouts: those of the gallery, 192 features, as they are.
-        memory, advance: as in `search`.
+        memory, advance, usable: as in `search`.
 
     Returns:
         (H, 2 k) float32 cosines and (H, 2 k) int64 rows of the gallery: k for the image, k for its mirror image; a row may be in both;
@@ -56,7 +56,7 @@ def search_layouts(
     """
     thumbs = np.array([thumbnail(image) for image in held], np.uint8).reshape(-1, THUMB, THUMB, 3)
     queries = layout(np.concatenate([thumbs, thumbs[:, :, ::-1]]))
-    similarity, rows = search(layouts, queries, k, memory=memory, advance=advance)
+    similarity, rows = search(layouts, queries, k, usable=usable, memory=memory, advance=advance)
     return (np.concatenate(np.split(similarity, 2), axis=1), np.concatenate(np.split(rows, 2), axis=1))
 
 

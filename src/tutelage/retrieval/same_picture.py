@@ -15,6 +15,7 @@ from tutelage.data.decode import fit
 THUMB = 16
 DETAIL = 64  # pixels of a held image from which its crops are made
 CROPS = (0.95, 0.9)  # sides of the crops; what lies between is reached by the shift below
+OVERSHOOT = 1.35  # most that a crop's variance is of the whole's
 STEP = 0.025  # of their corners, in sides; half of it is 0.2 of a thumbnail's pixels
 HOW = ("", "same picture", "mirrored", "cropped", "cropped and mirrored")
 
@@ -86,12 +87,12 @@ def colours_of(small: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def may_agree(one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     """(m,) bool: False where mean colours lie so far apart that no crop of either can pass `_agree`; it spares most pairs the crops.
 
-    The mean of a share p of an image is at most sqrt((1 - p) / p) standard deviations off the whole's (Cauchy and Schwarz), and its
-    variance at most 1 / p times the whole's.
+    The mean of a share p of an image is at most sqrt((1 - p) / p) standard deviations off the whole's (Cauchy and Schwarz). Its variance
+    is at most 1 / p times the whole's, and OVERSHOOT with the lobes of the cubic that enlarges it.
     """
     share = min(CROPS) ** 2
     spread = np.maximum(one[1], other[1])
-    contrast = np.sqrt(np.square(spread).sum(axis=1) / share)
+    contrast = np.sqrt(np.square(spread).sum(axis=1) * OVERSHOOT)
     most = _most_shift(contrast) + np.float32(np.sqrt((1 - share) / share)) * spread + 1  # a level for rounding
     return np.all(np.abs(one[0] - other[0]) <= most, axis=1)
 

@@ -102,13 +102,16 @@ def turns(groups: np.ndarray, wanted: int, seed: int) -> np.ndarray:
     return np.array([members[g][n % len(members[g])] for g, n in zip(group, number, strict=True)], np.int64)
 
 
-def balanced(similarity: np.ndarray, rows: np.ndarray, turn: np.ndarray, barred: np.ndarray) -> Choice | None:
+def balanced(
+    similarity: np.ndarray, rows: np.ndarray, turn: np.ndarray, barred: np.ndarray, complete: bool = False
+) -> Choice | None:
     """Strategy "balanced" (query-balanced): in each turn a query takes its best row that nobody has taken.
 
     Args:
         similarity: (Q, K) float32, best first. rows: (Q, K) int64 neighbours of each query; -1 where the gallery has no more.
         turn: (m,) int64 queries in the order of their turns.
-        barred: (N,) bool: rows that may not be taken.
+        barred: (N,) bool: rows that may not be taken. complete: the lists hold all rows that were ever usable; a query whose list has
+            ended lets its turn pass.
 
     Returns:
         the choice: shorter than `turn` only where the whole gallery is used up; or None when a query's list ended before that:
@@ -123,10 +126,10 @@ def balanced(similarity: np.ndarray, rows: np.ndarray, turn: np.ndarray, barred:
         line = rows[query]
         while at < depth and line[at] >= 0 and taken[line[at]]:
             at += 1
-        if at == depth:
+        if at == depth and not complete:
             return None
         place[query] = at
-        if line[at] >= 0:
+        if at < depth and line[at] >= 0:
             taken[line[at]] = True
             found.append((int(line[at]), query, float(similarity[query, at])))
     chosen = np.array([row for row, _, _ in found], np.int64)

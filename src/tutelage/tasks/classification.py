@@ -20,6 +20,7 @@ SCORE = "accuracy"  # of `image_scores`, on the mean
 MAIN = "accuracy"  # of `judged`
 POOLED = True  # features of whole images: targets may be refined by neighbours, and features matched beside logits
 UNUSED = ("decoder", "agnostic_features", "part_area")  # settings that change nothing
+EACH = "accuracy"  # the mean of `image_scores`
 UNUSED_IN_TRANSFER = ("class_weight",)
 
 

@@ -19,6 +19,7 @@ AT_ONCE = 16
 SCORE = "mean IoU"
 MAIN = "miou"  # of `judged`
 POOLED = False
+EACH = "miou_of_images"  # the mean of `image_scores`
 UNUSED = UNUSED_IN_TRANSFER = ()
 LEVELS = 3  # logits are kept at the student's stride, at two and at four times as much
 SAMPLE = 64  # images in which the teacher's classes are counted
@@ -175,6 +176,11 @@ def told_weights(targets: Any, settings: dict[str, Any]) -> Any:
 
 def told_at_most(encoder: Any, settings: dict[str, Any]) -> tuple[int, int]:
     """Before a run: numbers that are kept of a view, where --cache-limit allows, and of how many views of an image."""
+    if settings["objective"] == "agnostic":
+        from tutelage.models.dense_teachers import pyramid_of
+
+        rows, columns = matched(settings)
+        return pyramid_of(encoder).levels[-1].channels * rows * columns, settings["views"]
     names = settings["classes"].split(",") if settings["classes"] else read(settings, None).classes
     rows, columns = grids(settings)[0]
     return len(names) * rows * columns, settings["views"]
