@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tutelage.errors import TutelageError
-from tutelage.models.dense import DenseNetwork, Pyramid, levels_of, padded, regrid
+from tutelage.models.dense import DenseNetwork, Pyramid, levels_of, padded, regrid, window_starts
 from tutelage.models.dense_heads import DenseHead, LinearMask, cross_validate, fit_probe, new_head
 from tutelage.models.dense_students import build_student
 from tutelage.models.dense_teachers import multiple_of, pyramid_of, whole_teacher
@@ -52,17 +52,19 @@ def small_vits():
 
 
 @pytest.mark.parametrize(
-    ("name", "size"),
+    ("name", "size", "window"),
     [
-        ("vit_small_patch14_dinov2", "126x154"),
-        ("vit_small_patch14_reg4_dinov2", "126x154"),
-        ("vit_tiny_patch16_224", "128x160"),
-        ("tf_efficientnet_lite0", "128x160"),
+        ("vit_small_patch14_dinov2", "126x154", None),
+        ("vit_small_patch14_dinov2", "126x154", "70x98"),
+        ("vit_small_patch14_reg4_dinov2", "126x154", None),
+        ("vit_tiny_patch16_224", "128x160", None),
+        ("tf_efficientnet_lite0", "128x160", None),
+        ("tf_efficientnet_lite0", "128x160", "64x96"),
     ],
 )
-def test_a_square_is_where_it_was_in_the_teachers_grid(name, size, small_vits):
-    """Patch tokens without class and register tokens, or levels of a CNN: the change that a square makes lies at its place."""
-    encoder = build_teacher(name, "scratch", size)
+def test_a_square_is_where_it_was_in_the_teachers_grid(name, size, window, small_vits):
+    """Patch tokens without class and register tokens, or levels of a CNN, by windows too: what a square changes lies at its place."""
+    encoder = build_teacher(name, "scratch", size, window)
     height, width = (int(side) for side in size.split("x"))
     pyramid = pyramid_of(encoder)
     with torch.no_grad():
@@ -75,7 +77,9 @@ def test_a_square_is_where_it_was_in_the_teachers_grid(name, size, small_vits):
                 assert after.shape[-2:] == (-(-height // level.stride), -(-width // level.stride))
                 change = (after - before).abs().mean(dim=1)[0]
                 found = middle(change)
-                tolerance = max(1.2 * level.stride, 8)  # one edge of the square may answer more than the other
+                tolerance = max(
+                    1.2 * level.stride, 12 if window else 8
+                )  # one edge may answer more than the other, and those of windows too
                 assert abs(found[0] * height - place[0]) <= tolerance, (level, place)
                 assert abs(found[1] * width - place[1]) <= tolerance, (level, place)
 
@@ -102,6 +106,27 @@ def test_a_square_is_where_it_was_in_the_students_map(name, decoder, size):
             grid = module.on_grid(seen, (size[0] // 8, size[1] // 8))
             whole = torch.nn.functional.adaptive_avg_pool2d(module(seen), grid.shape[-2:])
             assert torch.corrcoef(torch.stack([grid.flatten(), whole.flatten()]))[0, 1] > 0.97
+
+
+def test_windows():
+    """Windows cover every side and begin at multiples of the stride; what one window alone sees has its features."""
+    assert window_starts(512, 256, 32) == [0, 128, 256]
+    assert window_starts(256, 256, 32) == window_starts(224, 256, 32) == [0]
+    for side, window, unit in ((320, 96, 32), (1036, 518, 14), (154, 98, 14), (96, 64, 32), (64, 32, 32)):
+        starts = window_starts(side, window, unit)
+        assert starts[0] == 0
+        assert starts[-1] == side - window
+        assert all(start % unit == 0 for start in starts)
+        assert max(np.diff(starts)) <= max(window // 2, unit), "half a window apart at most"
+    encoder = build_teacher("tf_efficientnet_lite0", "scratch", "64x128", "64x64")
+    image = torch.randn(2, 3, 64, 128, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        whole, left = pyramid_of(encoder)(image), pyramid_of(encoder)(image[..., :64])
+        middle_part = pyramid_of(encoder)(image[..., 32:96])
+    for level, one, first, second in zip(pyramid_of(encoder).levels, whole, left, middle_part, strict=True):
+        cells = 32 // level.stride
+        torch.testing.assert_close(one[..., :cells], first[..., :cells])
+        torch.testing.assert_close(one[..., cells : 2 * cells], (first[..., cells:] + second[..., :cells]) / 2)
 
 
 def test_padding_never_reaches_the_loss():

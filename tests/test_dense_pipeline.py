@@ -137,6 +137,24 @@ def test_cached_and_online_targets_agree(data, capsys):
     assert abs(reduced[0] - rows["online"][0]) <= told + 2e-3
 
 
+@pytest.mark.parametrize("adapt", ["probe", "probe-then-full"])
+def test_a_teacher_that_looks_through_windows(data, adapt):
+    """--teacher-window: the teacher sees the image window by window, in every stage; the run says so and its teacher is another."""
+    more = {"teacher_size": "96x160", "teacher_window": "64x96", "adapt": adapt, "cache": str(data / "cache-windows")}
+    result = go(data, f"windows-{adapt}", **more)
+    about = read_json(Path(result["run"]) / "teacher" / "result.json")
+    assert about["teacher"]["window"] == "64x96"
+    assert result["teacher"]["test"]["miou"] > 0
+    if adapt == "probe":
+        whole = go(data, "windows-none", **{**more, "teacher_window": None})
+        assert whole["teacher"]["test"] != result["teacher"]["test"]
+        bills = [
+            read_json(Path(one["run"]) / "teacher" / "result.json")["ledger"]["teacher"]["flops"]
+            for one in (whole, result)
+        ]
+        assert bills[1] == pytest.approx(bills[0] * 6 * 64 * 96 / (96 * 160), rel=0.02), "2 x 3 windows that overlap"
+
+
 def test_rare_classes_may_count_more(data):
     """--class-weight balanced weighs pixels by what the teacher takes them for; the losses differ, and stay finite."""
     plain, balanced = (

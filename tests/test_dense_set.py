@@ -287,7 +287,12 @@ def test_settings_that_segmentation_cannot_have(tutelage, place):
     text = refused(tutelage("run", "--task", "segmentation", *words, *models, *student, *more))
     assert "--objective dino with --task segmentation" in text
     assert "--resize pad with --task segmentation" in text
-    text = refused(tutelage("run", *words, *models, *student, "--objective", "agnostic"))
+    for window, told in (("96", "at most 64"), ("40", "multiples of 32 px")):
+        text = refused(tutelage("run", "--task", "segmentation", *words, *models, *student, "--teacher-window", window))
+        assert f"--teacher-window {window} with --teacher-size 64" in text
+        assert told in text
+    text = refused(tutelage("run", *words, *models, *student, "--objective", "agnostic", "--teacher-window", "32"))
+    assert "--teacher-window 32 with --task classification" in text
     assert "--student-size 32x64 with --task classification" in text
     assert not (place / "run").exists()
     with pytest.raises(TutelageError, match="--classes with --task segmentation"):

@@ -113,6 +113,11 @@ Teacher = Annotated[str, Field(min_length=1), _say("foundation model: an alias s
 TeacherWeights = Annotated[str, Field(min_length=1), _say("pretrained (installed package or hub), scratch, or a file")]
 OtherWeights = Annotated[str | None, Field(min_length=1), _say("the teacher's weights; default: those of the run")]
 TeacherSize = Annotated[int | str | None, BeforeValidator(_size), _say("pixels, or HxW; default: the model's own size")]
+TeacherWindow = Annotated[
+    int | str | None,
+    BeforeValidator(_size),
+    _say("masks: pixels, or HxW, that the teacher sees at once, window by window; default: --teacher-size"),
+]
 Student = Annotated[str, Field(min_length=1), _say("model to ship: an alias such as mobilenetv4-s, or any timm name")]
 StudentWeights = Annotated[str, Field(min_length=1), _say("pretrained, scratch, or a file")]
 Decoder = Annotated[

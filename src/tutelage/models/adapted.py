@@ -172,7 +172,7 @@ def frozen(folder: Path, result: dict[str, Any], weights: str, accelerator: Any)
 
 
 def _same_encoder(folder: Path, about: dict[str, Any], weights: str) -> Encoder:
-    encoder = build_teacher(about["name"], weights, about["size"])
+    encoder = build_teacher(about["name"], weights, about["size"], about.get("window"))
     if encoder.hash != about["hash"]:
         raise TutelageError(
             f"--teacher-weights {weights}: other weights than those that the teacher in {folder} was adapted with",

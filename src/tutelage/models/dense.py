@@ -8,6 +8,8 @@ image lies at the same share of height and width in every grid.
 from __future__ import annotations
 
 import inspect
+import itertools
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,6 +80,55 @@ class Pyramid(nn.Module):
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         encoder: Any = self.encoder
         return encoder.forward_intermediates(images, indices=self._indices, intermediates_only=True, **self._options)
+
+
+class Windows(Pyramid):
+    """A pyramid over windows that overlap by half or more, for inputs larger than the encoder was made for.
+
+    Where windows overlap their features are averaged. They begin at multiples of the largest stride, so that every level's cells lie on
+    one grid; sides of inputs and windows must be multiples of it.
+    """
+
+    def __init__(self, encoder: nn.Module, levels: list[Level], window: tuple[int, int]):
+        super().__init__(encoder, levels)
+        self.window, self.unit = window, levels[-1].stride
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        places = [window_starts(*both, self.unit) for both in zip(images.shape[-2:], self.window, strict=True)]
+        if [len(one) for one in places] == [1, 1]:
+            return super().forward(images)
+        sums: list[torch.Tensor] = []
+        counts: list[torch.Tensor] = []
+        high, wide = self.window
+        for top, left in itertools.product(*places):
+            found = super().forward(images[..., top : top + high, left : left + wide])
+            if not sums:
+                whole = [tuple(side // level.stride for side in images.shape[-2:]) for level in self.levels]
+                sums = [one.new_zeros(*one.shape[:2], *grid) for one, grid in zip(found, whole, strict=True)]
+                counts = [one.new_zeros(grid) for one, grid in zip(found, whole, strict=True)]
+            for level, one, total, count in zip(self.levels, found, sums, counts, strict=True):
+                rows, columns = (
+                    slice(start // level.stride, start // level.stride + size)
+                    for start, size in zip((top, left), one.shape[-2:], strict=True)
+                )
+                total[..., rows, columns] += one
+                count[rows, columns] += 1
+        return [total / count for total, count in zip(sums, counts, strict=True)]
+
+
+def window_starts(side: int, window: int, unit: int) -> list[int]:
+    """Where windows begin along a side: at multiples of `unit`, from 0 to side - window, at most half a window apart.
+
+    window_starts(512, 256, 32) == [0, 128, 256]
+
+    Args:
+        side, window: pixels, multiples of unit; a window that is not smaller than the side gives [0].
+    """
+    if window >= side:
+        return [0]
+    half = max(window // 2 // unit, 1) * unit
+    count = math.ceil((side - window) / half)
+    return [round((side - window) * i / count / unit) * unit for i in range(count + 1)]
 
 
 def regrid(values: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tutelage.models.adapted import AdaptedTeacher, Network, _same_encoder, save_whole
-from tutelage.models.dense import DenseNetwork, Pyramid, levels_of, regrid
+from tutelage.models.dense import DenseNetwork, Pyramid, Windows, levels_of, regrid
 from tutelage.models.dense_heads import DenseHead, Layout, new_head, state_of
 from tutelage.models.teachers import Encoder, build_teacher
 from tutelage.models.weights import weights_hash
@@ -27,7 +27,13 @@ __all__ = ["frozen", "load_adapted", "network_of", "save_head", "save_whole", "w
 
 def pyramid_of(encoder: Encoder) -> Pyramid:
     """The encoder by level."""
-    return Pyramid(encoder.module, levels_of(encoder.module, encoder.name, encoder.size))
+    return _pyramid(encoder, encoder.module)
+
+
+def _pyramid(encoder: Encoder, module: torch.nn.Module) -> Pyramid:
+    """The levels of a module that is the encoder's, or a copy of it."""
+    levels = levels_of(module, encoder.name, encoder.at_once)
+    return Pyramid(module, levels) if encoder.window is None else Windows(module, levels, sides(encoder.window))
 
 
 def layout_of(encoder: Encoder, pyramid: Pyramid) -> Layout:
@@ -53,7 +59,12 @@ def network_of(encoder: Encoder, accelerator: Any) -> Network:
         return torch.cat([one.flatten(1) for one in pyramid(images)], dim=1)
 
     width = sum(c * h * w for c, h, w in layout)
-    return _network(encoder, accelerator, rows, width, hash_of([encoder.hash, "levels"]), "features", layout)
+    return _network(encoder, accelerator, rows, width, _digest(encoder, encoder.hash, "levels"), "features", layout)
+
+
+def _digest(encoder: Encoder, *parts: str) -> str:
+    """Hash of what the outputs depend on beside the input's size; a window is part of it."""
+    return hash_of([*parts, *([f"window {encoder.window}"] if encoder.window else [])])
 
 
 def _network(
@@ -72,7 +83,7 @@ def _network(
 
 def whole_teacher(encoder: Encoder, module: torch.nn.Module, classes: int, head: DenseHead | None) -> DenseNetwork:
     """A teacher to fine-tune, from a fitted head or a new one. module: a copy of the encoder's."""
-    pyramid = Pyramid(module, levels_of(module, encoder.name, encoder.size))
+    pyramid = _pyramid(encoder, module)
     layout = tuple((level.channels, 0, 0) for level in pyramid.levels)
     network = DenseNetwork(pyramid, new_head(layout, classes), multiple_of(encoder))
     if head is not None:
@@ -96,16 +107,16 @@ def load_module(
         encoder = _same_encoder(folder, about, weights)
         module = whole_teacher(encoder, encoder.module, classes, None)
         state = load_file(folder / "head.safetensors")
-        digest = hash_of([encoder.hash, weights_hash(state)])
+        digest = _digest(encoder, encoder.hash, weights_hash(state))
         module.temperature.copy_(state.pop("temperature"))
         module.head.load_state_dict(state)
     else:
-        encoder = build_teacher(about["name"], "scratch", about["size"])
+        encoder = build_teacher(about["name"], "scratch", about["size"], about.get("window"))
         encoder = replace(encoder, mean=tuple(about["mean"]), std=tuple(about["std"]))
         module = whole_teacher(encoder, encoder.module, classes, None)
         state = load_file(folder / "weights.safetensors")
         module.load_state_dict(state)
-        digest = weights_hash(state)
+        digest = _digest(encoder, weights_hash(state)) if encoder.window else weights_hash(state)
     module.requires_grad_(False).eval().to(accelerator.device)
     return encoder, module, digest
 
@@ -144,7 +155,7 @@ def frozen(
     def forward(images: torch.Tensor) -> torch.Tensor:
         return module.features(images, grid).flatten(1)
 
-    digest = hash_of([encoder.hash, "deepest level"])
+    digest = _digest(encoder, encoder.hash, "deepest level")
     network = _network(encoder, accelerator, forward, shape[0] * grid[0] * grid[1], digest, "features", shape)
     size = sum(p.numel() for p in encoder.module.parameters())
     return AdaptedTeacher(network, lambda features: np.zeros((len(features), 0), np.float32), module, size)

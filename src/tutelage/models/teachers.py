@@ -20,7 +20,8 @@ class Encoder:
 
     module: (B, 3, S, S) float32, normalised with mean and std -> (B, D) float32 pooled features; in eval mode.
     name: timm's. size: S in pixels. mean, std: per channel, for images in [0, 1]. features: D.
-    licence: of the weights. weights: where they come from, for the log. hash: SHA-256 of the weights, hex.
+    licence: of the weights. weights: where they come from, for the log. hash: SHA-256 of the weights, hex. window: what the module
+    takes at once, where that is less than `size`.
     """
 
     module: nn.Module
@@ -32,6 +33,12 @@ class Encoder:
     licence: str
     weights: str
     hash: str
+    window: Size | None = None
+
+    @property
+    def at_once(self) -> Size:
+        """The size of the module's own input."""
+        return self.window or self.size
 
 
 def resolve(name: str, kind: str = "teacher") -> str:
@@ -114,14 +121,16 @@ def build(
     return module, source
 
 
-def build_teacher(name: str, weights: str = "pretrained", size: Size | None = None) -> Encoder:
+def build_teacher(
+    name: str, weights: str = "pretrained", size: Size | None = None, window: Size | None = None
+) -> Encoder:
     """A frozen encoder in eval mode.
 
     Args:
         name: alias or any name of timm's.
         weights: "pretrained", "scratch" (random, but the same at every call: a teacher's outputs are kept) or the path
             of a file.
-        size: of the input; None for the model's own.
+        size: of the input; None for the model's own. window: for which the module is built, where that is another.
 
     Raises:
         TutelageError: unknown name, size that the model cannot take, or weights that cannot be had or do not fit.
@@ -130,12 +139,12 @@ def build_teacher(name: str, weights: str = "pretrained", size: Size | None = No
     size = default_size(name) if size is None else size
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        module, source = build(name, weights, 0, size, "teacher")
+        module, source = build(name, weights, 0, window or size, "teacher")
     module.eval().requires_grad_(False)
     mean, std = input_statistics(name)
     features = int(getattr(module, "head_hidden_size", None) or getattr(module, "num_features"))  # noqa: B009
     digest = weights_hash(module.state_dict())
-    return Encoder(module, name, size, mean, std, features, source.licence, source.text, digest)
+    return Encoder(module, name, size, mean, std, features, source.licence, source.text, digest, window)
 
 
 def decayed_parameter_groups(

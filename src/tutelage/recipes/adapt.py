@@ -29,7 +29,8 @@ LAYER_DECAY = 0.75
 @recipe
 def adapt(
     *, out: c.Out = "", teacher: c.Teacher = "dinov2-s", teacher_weights: c.TeacherWeights = "pretrained",
-    teacher_size: c.TeacherSize = None, adapt: c.Adapt = "probe", class_weight: c.ClassWeight = "none",
+    teacher_size: c.TeacherSize = None, teacher_window: c.TeacherWindow = None,
+    adapt: c.Adapt = "probe", class_weight: c.ClassWeight = "none",
     resize: c.Resize = "squash", flip: c.Flip = "horizontal", crop_area: c.CropArea = 0.6, view_seed: c.ViewSeed = 0,
     seed: c.Seed = 0, device: c.Device = "auto", precision: c.Precision = "auto", cache: c.Cache = None,
     overwrite: c.Overwrite = False, config: c.Config = None,
@@ -47,8 +48,9 @@ def adapt(
 
     with open_run(out, cache, settings, overwrite) as (run, cache_dir):
         curated = run.result("transfer_set", "adapt")
-        encoder = build_teacher(teacher, teacher_weights, teacher_size)
-        inputs = hash_of(["adapt", curated["outputs"], encoder.hash, encoder.size, {
+        encoder = build_teacher(teacher, teacher_weights, teacher_size, teacher_window)
+        seen_at = [encoder.size, encoder.window] if encoder.window else encoder.size
+        inputs = hash_of(["adapt", curated["outputs"], encoder.hash, seen_at, {
             k: settings[k] for k in ("adapt", "class_weight", "resize", "flip", "crop_area", "view_seed", "seed")
         }])  # fmt: skip
         if done := run.done("teacher", inputs):
@@ -83,7 +85,8 @@ def adapt(
                 np.savez(file, logits=best["logits"], labels=work.judged, fair=work.fair)
         about = {
             name: getattr(encoder, name)
-            for name in ("name", "size", "mean", "std", "features", "licence", "weights", "hash")
+            for name in ("name", "size", "mean", "std", "features", "licence", "weights", "hash", "window")
+            if name != "window" or encoder.window
         }
         seconds = clock.stop()
         run.update_settings({"teacher": {k: list(v) if isinstance(v, tuple) else v for k, v in about.items()}})
@@ -102,7 +105,6 @@ class _Work:
     """The teacher's stage while it runs: images, features and folds that the modes share."""
 
     def __init__(self, kind, task, encoder, cache_dir, settings, hardware, clock):
-        from tutelage.compute import flops
         from tutelage.data.budget import folds
         from tutelage.recipes.ledger import Meter
         from tutelage.targets import OutputCache
@@ -111,7 +113,7 @@ class _Work:
         self.hardware, self.clock, self.views = hardware, clock, kind.views(settings)
         self.adapted, self.heads = kind.models()
         self.network, self.meter = self.adapted.network_of(encoder, hardware), Meter()
-        self.meter.teacher_flops = flops(encoder.module, encoder.size)
+        self.meter.teacher_flops = kind.flops_of(encoder)
         self.cache = OutputCache(cache_dir, self.network, self.views, task.side)
         train = task.train
         self.folds = None if task.val else folds(train.strata, train.groups, settings["seed"])

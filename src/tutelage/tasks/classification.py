@@ -34,9 +34,13 @@ def models() -> tuple[Any, Any]:
 def check(settings: dict[str, Any]) -> list[TutelageError]:
     """Settings that this task cannot have."""
     given = [f"--{kind}-size {settings[f'{kind}_size']}" for kind in ("teacher", "student") if _oblong(settings, kind)]
+    if settings.get("teacher_window") is not None:
+        given.append(f"--teacher-window {settings['teacher_window']}")
     return [
         TutelageError(
-            f"{one} with --task classification", "one number: a square", "give one number, or --task segmentation"
+            f"{one} with --task classification",
+            "one number for a size: a square; no window",
+            "give one number, or --task segmentation",
         )
         for one in given
     ]
@@ -117,6 +121,13 @@ def part(settings: dict[str, Any]) -> float:
 def told_weights(targets: Any, settings: dict[str, Any]) -> None:
     """Images of all classes count alike in the transfer, however rare the teacher finds them."""
     return None
+
+
+def flops_of(encoder: Any) -> int:
+    """FLOPs of the frozen encoder for one image."""
+    from tutelage.compute import flops
+
+    return flops(encoder.module, encoder.size)
 
 
 def told_at_most(encoder: Any, settings: dict[str, Any]) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tutelage.errors import TutelageError
+from tutelage.sizes import sides
 
 PASSES = {"head": 40, "full": 40, "long": 80}
 RATES = {"head": 4e-3, "full": 1e-3, "long": 4e-3}  # at batch 128
@@ -45,6 +46,7 @@ def check(settings: dict[str, Any]) -> list[TutelageError]:
     if objective == "agnostic" and comparison not in COMPARISONS:
         given = f"--agnostic-loss {comparison} with --task segmentation"
         faults.append(TutelageError(given, ", ".join(COMPARISONS), "use one of them"))
+    faults += _window_faults(settings)
     if settings.get("resize", "squash") != "squash":
         given = f"--resize {settings['resize']} with --task segmentation"
         faults.append(TutelageError(given, "squash", "give --student-size HxW in the images' proportions"))
@@ -60,6 +62,36 @@ def check(settings: dict[str, Any]) -> list[TutelageError]:
         except TutelageError as error:
             faults.append(error)
     return faults
+
+
+def _window_faults(settings: dict[str, Any]) -> list[TutelageError]:
+    """A window that the teacher cannot take, or that does not lie in its input."""
+    from tutelage.models.names import check_size
+    from tutelage.models.teachers import default_size, resolve
+
+    window = settings.get("teacher_window")
+    if window is None:
+        return []
+    given = f"--teacher-window {window}"
+    try:
+        name = resolve(settings["teacher"])
+        check_size(name, window)
+    except TutelageError as error:
+        return [error]
+    size = settings["teacher_size"] or default_size(name)
+    if any(one > whole for one, whole in zip(sides(window), sides(size), strict=True)):
+        return [
+            TutelageError(
+                f"{given} with --teacher-size {size}",
+                f"at most {size}",
+                "give a smaller window, or a larger --teacher-size",
+            )
+        ]
+    if "patch" not in name and any(one % 32 for one in (*sides(window), *sides(size))):
+        return [
+            TutelageError(f"{given} with --teacher-size {size}", "multiples of 32 px", "round the window and the size")
+        ]
+    return []
 
 
 def read(settings: dict[str, Any], classes: list[str] | None) -> Any:
@@ -172,6 +204,17 @@ def told_weights(targets: Any, settings: dict[str, Any]) -> Any:
     said = np.moveaxis(targets.logits(sample, np.zeros_like(sample)), 1, -1)
     shares = softmax(said.reshape(-1, said.shape[-1])).mean(axis=0)
     return torch.from_numpy(1 / (len(shares) * np.maximum(shares, LEAST_SHARE))).float()
+
+
+def flops_of(encoder: Any) -> int:
+    """FLOPs of the frozen encoder for one image, in all its windows."""
+    from tutelage.compute import flops
+    from tutelage.models.dense import window_starts
+    from tutelage.models.dense_teachers import pyramid_of
+
+    unit = pyramid_of(encoder).levels[-1].stride
+    along = [window_starts(*both, unit) for both in zip(sides(encoder.size), sides(encoder.at_once), strict=True)]
+    return len(along[0]) * len(along[1]) * flops(encoder.module, encoder.at_once)
 
 
 def told_at_most(encoder: Any, settings: dict[str, Any]) -> tuple[int, int]:
