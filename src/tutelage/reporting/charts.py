@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from markupsafe import Markup, escape
@@ -40,12 +40,12 @@ def mark(x: float, y: float, model: str) -> str:
     return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" class="{model} mark"/>'
 
 
-def legend(models: Sequence[str], y: float) -> list[str]:
+def legend(models: Sequence[str], y: float, names: Mapping[str, str] = TITLES) -> list[str]:
     """Signs and names in one line."""
     parts, x = [], 4.0
     for model in models:
-        parts += [mark(x + 5, y - 4, model), text(x + 14, y, TITLES[model])]
-        x += 30 + 6.4 * len(TITLES[model])
+        parts += [mark(x + 5, y - 4, model), text(x + 14, y, names[model])]
+        x += 30 + 6.4 * len(names[model])
     return parts
 
 
@@ -55,12 +55,13 @@ def short(name: str, most: int = 14) -> str:
 
 
 def per_class(
-    classes: Sequence[str], recall: dict[str, Sequence[float | None]], title: str = "Recall of each class"
-) -> Markup:
+    classes: Sequence[str], recall: dict[str, Sequence[float | None]], title: str = "Recall of each class",
+    names: Mapping[str, str] = TITLES,
+) -> Markup:  # fmt: skip
     """Recall (or another score) of each class by each model, the student's weakest first.
 
     Args:
-        recall: for each model C numbers in [0, 1], None where a class has no test image.
+        recall: for each model C numbers in [0, 1], None where a class has no test image. names: of the models.
     """
     models = [model for model in MODELS if model in recall]
     student = recall[models[0]]
@@ -71,7 +72,7 @@ def per_class(
     def x(share: float) -> float:
         return left + share * (right - left)
 
-    parts = legend(models, 16)
+    parts = legend(models, 16, names)
     for tick in (0, 0.25, 0.5, 0.75, 1):
         parts += [
             line(x(tick), top - 8, x(tick), bottom - 6),
@@ -85,13 +86,19 @@ def per_class(
         parts.append(line(x(min(ends)), y, x(max(ends)), y, "span"))
         parts += [mark(x(share), y, model) for model, share in reversed(there)]
     words = "; ".join(
-        f"{classes[i]}: " + ", ".join(f"{TITLES[m]} {100 * r:.0f} %" for m in models if (r := recall[m][i]) is not None)
+        f"{classes[i]}: " + ", ".join(f"{names[m]} {100 * r:.0f} %" for m in models if (r := recall[m][i]) is not None)
         for i in order
     )
     return svg(bottom + 4, title, words, parts)
 
 
-def matrix(classes: Sequence[str], counts: Sequence[Sequence[int]], model: str, shares: bool = False) -> Markup:
+def matrix(
+    classes: Sequence[str],
+    counts: Sequence[Sequence[int]],
+    model: str,
+    shares: bool = False,
+    names: Mapping[str, str] = TITLES,
+) -> Markup:
     """A confusion matrix: rows are what the images show, columns what the model says; shades are shares of a row.
 
     Args:
@@ -127,14 +134,16 @@ def matrix(classes: Sequence[str], counts: Sequence[Sequence[int]], model: str, 
         if worst
         else "no errors"
     )
-    return svg(top + height * size + 6, f"Confusion matrix, {TITLES[model]}", words, parts)
+    return svg(top + height * size + 6, f"Confusion matrix, {names[model]}", words, parts)
 
 
-def calibration(labels: np.ndarray, probabilities: dict[str, np.ndarray], bins: int = 10) -> Markup:
+def calibration(
+    labels: np.ndarray, probabilities: dict[str, np.ndarray], bins: int = 10, names: Mapping[str, str] = TITLES
+) -> Markup:
     """How often a model is right, against how sure it is.
 
     Args:
-        labels: (n,) int64. probabilities: (n, C) float of each model.
+        labels: (n,) int64. probabilities: (n, C) float of each model. names: of the models.
     """
     models = [model for model in MODELS if model in probabilities]
     left, top, side = 62, 34, 300
@@ -142,7 +151,7 @@ def calibration(labels: np.ndarray, probabilities: dict[str, np.ndarray], bins: 
     def place(sure: float, right: float) -> tuple[float, float]:
         return left + side * sure, top + side * (1 - right)
 
-    parts = legend(models, 16)
+    parts = legend(models, 16, names)
     for tick in (0, 0.25, 0.5, 0.75, 1):
         (x, y), name = place(tick, tick), f"{100 * tick:g} %"
         parts += [line(left, y, left + side, y), line(x, top, x, top + side)]
@@ -163,7 +172,7 @@ def calibration(labels: np.ndarray, probabilities: dict[str, np.ndarray], bins: 
         parts.append(f'<polyline points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in points)}" class="{model} path"/>')
         parts += [mark(x, y, model) for x, y in points]
         words.append(
-            f"{TITLES[model]} is {100 * sure.mean():.0f} % sure on the mean and right in {100 * right.mean():.0f} %"
+            f"{names[model]} is {100 * sure.mean():.0f} % sure on the mean and right in {100 * right.mean():.0f} %"
         )
     return svg(top + side + 40, "Calibration", "; ".join(words), parts)
 

@@ -23,6 +23,7 @@ from tutelage.reporting.ledger import bill, shares
 from tutelage.reporting.page import disagreement, montage, transfer_set
 from tutelage.reporting.scores import CLASSES, Words, main_score, words_of
 from tutelage.reporting.statistics import Difference, difference, spread
+from tutelage.reporting.table import TITLES
 from tutelage.runs import STUDY, Run, folder_name, read_json, write_json, write_text
 from tutelage.version import __version__
 
@@ -249,11 +250,17 @@ def _charts(cells: list[Cell], budget: int, best: Cell) -> list[dict[str, Any]]:
         recall["alone"] = _mean_recall(alone, score)
     if one["teacher"]:
         recall["teacher"] = one["teacher"]["test"][score]
-    note = f"student: {best.arm}, mean over seeds. The weakest classes first."
-    found.append({"title": title, "svg": charts.per_class(classes, recall, title), "note": note})
+    names = {**TITLES, "student": best.arm, "alone": "scratch"}
+    found.append(
+        {
+            "title": title,
+            "svg": charts.per_class(classes, recall, title, names),
+            "note": "Mean over seeds. The weakest classes first.",
+        }
+    )
     if len(classes) <= charts.CELLS_SHOWN:
         counts = sum(np.array(record["student"]["test"]["confusion"]) for record in best.records.values())
-        picture = charts.matrix(classes, np.asarray(counts).tolist(), "student", score == "iou")
+        picture = charts.matrix(classes, np.asarray(counts).tolist(), "student", score == "iou", names)
         note = f"{best.arm}, all seeds. Rows: what the images show. Columns: what the student says."
         found.append({"title": "What the best student takes for what", "svg": picture, "note": note})
     return found
@@ -291,7 +298,7 @@ def _of_a_run(folder: Path, best: Cell) -> dict[str, Any]:
         "findings": diagnose(stages["report"], stages), "montage": montage(run / "transfer_set" / "montage.jpg"),
         "transfer_set": transfer_set(stages["transfer_set"]), "disagreements": [disagreement(one, classes) for one in apart],
         "pictures": read_pictures(run / "report", classes),
-        "calibration": charts.calibration(labels, probabilities) if probabilities else "",
+        "calibration": charts.calibration(labels, probabilities, names=dict.fromkeys(TITLES, best.arm)) if probabilities else "",
         "shown": f"{best.arm}, budget {best.budget}, seed {seed}",
     }  # fmt: skip
 
