@@ -103,7 +103,7 @@ def finished(drawn, tutelage, tmp_path_factory) -> tuple[Path, subprocess.Comple
     out = tmp_path_factory.mktemp("command") / "run"
     words = [word for word in drawn.words() if word != "--no-baseline"]
     words[words.index("--out") + 1] = str(out)
-    return out, tutelage(*words, "--json")
+    return out, tutelage(*words, "--json", own=True)
 
 
 def test_json(finished):
@@ -193,3 +193,12 @@ def test_words_of_a_task():
     assert words.count("--gallery") == words.count("--steps") == 1
     assert "/t/gallery" not in words
     assert "2" not in words
+
+
+def test_the_process_ends_as_the_call_does(tutelage):
+    """A process of its own says on stderr what a call in this one says, ends with 2, and prints nothing on stdout."""
+    words = ("run", "--temprature", "2")
+    own, here = tutelage(*words, own=True), tutelage(*words)
+    assert (own.returncode, own.stdout, own.stderr) == (here.returncode, here.stdout, here.stderr)
+    assert own.returncode == 2
+    assert "--temperature" in own.stderr

@@ -190,27 +190,33 @@ def manifest_bytes(out: Path) -> bytes:
 
 def words(data: Path, out: Path, *more: str) -> list[str]:
     return [
-        sys.executable, "-c", SMALL_PIECES, "curate", "--target", str(data / "target"), "--gallery", str(data / "gallery"),
+        "curate", "--target", str(data / "target"), "--gallery", str(data / "gallery"),
         "--out", str(out), "--cache", str(out.parent / "cache"), "--budget", "6", "--strategy", "balanced", "--total", "72",
         "--teacher", "tf_efficientnet_lite0", "--teacher-size", "64", "--student", "mobilenetv3_small_050", "--student-size", "32",
         *more,
     ]  # fmt: skip
 
 
-def go(command: list[str]) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment())
-    assert done.returncode == 0, done.stderr
-    return done
+@pytest.fixture
+def go(tutelage, monkeypatch):
+    """go(words): the command, with small pieces."""
+    monkeypatch.setattr("tutelage.retrieval.embed.PIECE_BITS", 4)
+
+    def call(words: list[str]) -> subprocess.CompletedProcess[str]:
+        done = tutelage(*words)
+        assert done.returncode == 0, done.stderr
+        return done
+
+    return call
 
 
-def test_killed_and_sharded_give_the_same_manifest(data, tmp_path):
+def test_killed_and_sharded_give_the_same_manifest(data, tmp_path, go):
     """Killed while it embeds and continued, or embedded by two shares in the wrong order: the same manifest."""
     whole = tmp_path / "whole" / "run"
     go(words(data, whole))
     killed = tmp_path / "killed" / "run"
-    process = subprocess.Popen(
-        words(data, killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment()
-    )
+    command = [sys.executable, "-c", SMALL_PIECES, *words(data, killed)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment())
     deadline = time.monotonic() + 240
     while len(list((tmp_path / "killed" / "cache").glob("embeddings-*/*.parquet"))) < 3:
         assert process.poll() is None

@@ -138,8 +138,9 @@ def test_cached_and_online_targets_agree(data, capsys):
 
 
 @pytest.mark.parametrize("adapt", ["probe", "probe-then-full"])
-def test_a_teacher_that_looks_through_windows(data, adapt):
+def test_a_teacher_that_looks_through_windows(data, adapt, monkeypatch):
     """--teacher-window: the teacher sees the image window by window, in every stage; the run says so and its teacher is another."""
+    monkeypatch.setattr("tutelage.recipes.adapt.FULL_PASSES", 1)
     more = {"teacher_size": "96x160", "teacher_window": "64x96", "adapt": adapt, "cache": str(data / "cache-windows")}
     result = go(data, f"windows-{adapt}", **more)
     about = read_json(Path(result["run"]) / "teacher" / "result.json")
