@@ -139,12 +139,16 @@ def test_a_small_gallery_is_used_up(data, tmp_path, strategy):
 
 
 def test_many_copies_of_one_test_image(data, tmp_path):
-    """More copies of one picture than a search brings are all kept out."""
+    """More copies of one picture than a search brings are all kept out, also where two held-out images show it."""
+    target = Path(shutil.copytree(data / "target", tmp_path / "target"))
+    save(target / "test" / "dots" / "twin.jpg", picture("dots", 1000), quality=95)
     for number in range(50):
         save(tmp_path / "many" / f"copy-{number}.jpg", picture("dots", 1000), quality=40 + number)
     for seed in range(60):
         save(tmp_path / "many" / f"own-{seed}.png", picture(CLASSES[seed % 2], 6000 + seed))
-    result = curate(data, "many-copies", gallery=[str(tmp_path / "many")], strategy="best", total=12 + 40)
+    result = curate(
+        data, "many-copies", target=str(target), gallery=[str(tmp_path / "many")], strategy="best", total=12 + 40
+    )
     assert not [row["id"] for row in chosen(data, "many-copies") if row["id"].startswith("copy")]
     assert result["images"]["transfer"] == 52
 

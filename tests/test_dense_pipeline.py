@@ -156,12 +156,32 @@ def test_a_teacher_that_looks_through_windows(data, adapt, monkeypatch):
         assert bills[1] == pytest.approx(bills[0] * 6 * 64 * 96 / (96 * 160), rel=0.02), "2 x 3 windows that overlap"
 
 
-def test_rare_classes_may_count_more(data):
-    """--class-weight balanced weighs pixels by what the teacher takes them for; the losses differ, and stay finite."""
-    plain, balanced = (
-        losses_of(go(data, f"weight-{how}", class_weight=how, cache=str(data / "cache-weights")))
-        for how in ("none", "balanced")
-    )
+def test_a_window_is_another_teacher_for_features_too(data):
+    """What the frozen teacher says through windows is not taken for what it says of whole images."""
+    more = {
+        "objective": "agnostic",
+        "teacher_size": "96x160",
+        "cache": str(data / "cache-windows"),
+        "steps": 2,
+        "finetune": "head",
+    }
+    inputs = set()
+    for window in (None, "64x96"):
+        result = go(data, f"agnostic-window-{window}", teacher_window=window, **more)
+        inputs.add(read_json(Path(result["run"]) / "transfer" / "result.json")["inputs"])
+    assert len(inputs) == 2
+
+
+def test_rare_classes_may_count_more(data, monkeypatch):
+    """--class-weight balanced weighs pixels by what the teacher takes them for: the same teacher's losses differ, and stay finite."""
+    weighted = segmentation.told_weights
+
+    def losses_with(weights) -> np.ndarray:
+        monkeypatch.setattr(segmentation, "told_weights", weights)
+        name = f"weight-{weights is weighted}"
+        return losses_of(go(data, name, class_weight="balanced", cache=str(data / "cache-weights")))
+
+    balanced, plain = losses_with(weighted), losses_with(lambda targets, settings: None)
     assert np.isfinite(balanced).all()
     assert abs(balanced[0] - plain[0]) > 1e-3
 

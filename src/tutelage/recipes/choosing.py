@@ -81,6 +81,8 @@ def choose(
     Returns:
         the choice; how many gallery images were passed over as near duplicates of chosen ones.
     """
+    if not pool.usable.any():
+        return strategies.without_queries(np.zeros(0, np.int64)), 0
     again, passed = _strategy(pool, queries, wish), 0
     if wish.dedup == "none":
         return again(), 0

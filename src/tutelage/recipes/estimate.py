@@ -28,14 +28,14 @@ def matched_steps(run: Run, arm: Arm, settings: dict[str, Any]) -> int:
 
     The teacher's adaptation and the last stage are some thousand images and left out here; the ledger counts them.
     """
-    from tutelage.compute import flops, training_flops
+    from tutelage.compute import training_flops
     from tutelage.models.teachers import build_teacher
 
     count = curate(**settings_of(curate, settings))["images"]["transfer"]
-    encoder = build_teacher(settings["teacher"], settings["teacher_weights"], settings["teacher_size"])
-    student = task_of(settings["task"]).student({**settings, "student_weights": "scratch"}, 2)
+    encoder, kind = build_teacher(*_model(settings)), task_of(settings["task"])
+    student = kind.student({**settings, "student_weights": "scratch"}, 2)
     each = training_flops(student.module, student.size)
-    outputs, seen = count * settings["views"] * flops(encoder.module, encoder.size), images_to_see(settings, count)
+    outputs, seen = count * settings["views"] * kind.flops_of(encoder), images_to_see(settings, count)
     if "adapt" in arm.way.stages:
         return seen // settings["batch_size"]
     share = DINO_EXTRA if arm.way.settings.get("objective") == "dino" else 1.0
@@ -81,6 +81,7 @@ def _teachers(study: Any, todo: list[tuple[Arm, int, int]], count: int) -> tuple
 
     Frozen features are shared by all heads; a teacher that was adapted as a whole, or keeps logits only, is another for each draw.
     """
+    from tutelage.compute import flops
     from tutelage.models.teachers import build_teacher
     from tutelage.targets import gibibytes
 
@@ -90,28 +91,33 @@ def _teachers(study: Any, todo: list[tuple[Arm, int, int]], count: int) -> tuple
         mine = study.of(arm, budget, seed)
         if mine["objective"] == "dino" or "transfer" not in arm.way.stages:
             continue
-        kind, model = (
-            task_of(mine["task"]),
-            tuple(mine[name] for name in ("teacher", "teacher_weights", "teacher_size")),
-        )
+        kind, model = task_of(mine["task"]), _model(mine)
         if model not in encoders:
             encoder = build_teacher(*model)
-            encoders[model] = encoder, _seconds_of(encoder)
+            encoders[model] = (
+                encoder,
+                _seconds_of(encoder) * kind.flops_of(encoder) / flops(encoder.module, encoder.at_once),
+            )
         frozen = mine["objective"] == "agnostic" or (kind.POOLED and mine["adapt"] == "probe")
         width, each = kind.told_at_most(encoders[model][0], mine)
         views = tuple(mine[name] for name in ("views", "view_seed", "flip", "crop_area", "resize"))
-        key = (*model, *views, width, None if frozen else (mine["adapt"], budget, seed))
+        key = (*model, *views, width, None if frozen else (mine["adapt"], mine["class_weight"], budget, seed))
         kept[key] = count * each * encoders[model][1], gibibytes(count, each, width)
     return sum(one for one, _ in kept.values()), sum(one for _, one in kept.values()), len(kept)
 
 
+def _model(settings: dict[str, Any]) -> tuple[Any, ...]:
+    """What `build_teacher` takes."""
+    return tuple(settings[f"teacher{more}"] for more in ("", "_weights", "_size", "_window"))
+
+
 def _seconds_of(encoder: Any) -> float:
-    """Seconds of one forward pass for one image, in batches of 16."""
+    """Seconds of one forward pass for one image, or one window of it, in batches of 16."""
     import torch
 
     from tutelage.sizes import sides
 
-    images = torch.zeros(16, 3, *sides(encoder.size))
+    images = torch.zeros(16, 3, *sides(encoder.at_once))
     with torch.inference_mode():
         encoder.module(images)
         start = time.perf_counter()

@@ -22,6 +22,7 @@ from tutelage.retrieval.search import search
 from tutelage.retrieval.vectors import Vectors, mean_of
 from tutelage.targets import as_void
 
+CROWDED = COPIES // 2  # copies of one image in a search, from which on it may have missed some
 MEMORY = 2**30  # bytes for the search where free memory cannot be told
 
 
@@ -112,24 +113,31 @@ class LeakCheck:
             return 0
         self.looked_at += int(usable.sum()) if rows is None else len(rows)
         barred, more = 0, True
+        counts = np.zeros(len(self.admitted.held), np.int64)
         while more:  # a search finds COPIES at most of one image
-            found = near_leaks(self.pool, *self._held, rows if rows is None else rows[usable[rows]])
+            counts[:] = 0
+            found = near_leaks(self.pool, *self._held, rows if rows is None else rows[usable[rows]], counts)
             usable[[row for row, *_ in found]] = False
             self.leaks += [Leak(row, int(self.admitted.held[at]), how) for row, at, how, _ in found]
             barred += len(found)
-            more = bool(found) and int(np.bincount([at for _, at, *_ in found]).max()) >= COPIES
+            more = bool(found) and int(counts.max()) >= CROWDED
         self.near += barred
         return barred
 
 
 def near_leaks(
-    pool: Pool, held: list[np.ndarray], queries: np.ndarray | None, among: np.ndarray | None = None
+    pool: Pool,
+    held: list[np.ndarray],
+    queries: np.ndarray | None,
+    among: np.ndarray | None = None,
+    counts: np.ndarray | None = None,
 ) -> list[tuple[int, int, str, float]]:
     """Near duplicates of held-out images: found by embedding and by layout, confirmed on pixels.
 
     Args:
         held: H images, (H_i, W_i, 3) uint8 each. queries: (H, D) float32 unit vectors of them, where there are any.
         among: (m,) int64 rows of the pool to look at, which are taken into memory; None: all that are usable.
+        counts: as of `find_leaks`.
 
     Returns:
         as `find_leaks`.
@@ -150,7 +158,7 @@ def near_leaks(
     if among is not None:
         rows = np.where(rows >= 0, among[rows], -1)
     with progress("leaks, by pixels", len(held)) as advance:
-        return find_leaks(similarity, rows, held, pool.embedded.thumbs, advance)
+        return find_leaks(similarity, rows, held, pool.embedded.thumbs, advance, counts)
 
 
 def embed_share(shard: str, settings: dict[str, Any]) -> dict[str, Any]:

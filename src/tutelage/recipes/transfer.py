@@ -166,13 +166,17 @@ class _Job:
             images = hash_of([b"".join(sorted(transfer_keys(self.run.path))).hex(), len(self.curated["classes"])])
         if told is not None:
             frozen, widths = self.objective == "agnostic", self.kind.widths(told, self.settings)
-            told = [told["teacher"]["hash"], told["teacher"]["size"]] if frozen else told["outputs"]
+            about = told["teacher"]
+            window = [about["window"]] if about.get("window") else []
+            told = [about["hash"], about["size"], *window] if frozen else told["outputs"]
         count, views, limit = self.curated["images"]["transfer"], self.settings["views"], self.settings["cache_limit"]
         self.level = next((i for i, width in enumerate(widths) if gibibytes(count, views, width) <= limit), None)
         online = self.level or self.level is None
         free = {"out", "cache", "device", "tracker", "overwrite", "config", "cache_limit"}
         free |= {*self.kind.UNUSED, *self.kind.UNUSED_IN_TRANSFER}
         used = {**self.settings, "part_area": self.kind.part(self.settings)}
+        if self.objective == "agnostic":  # no class is told
+            used["class_weight"] = "none"
         return hash_of(["transfer", images, told, online, {k: v for k, v in used.items() if k not in free}])
 
     def targets(self, views, hardware, meter, inputs: str) -> tuple[Any, dict[str, Any], float]:

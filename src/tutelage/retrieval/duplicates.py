@@ -66,6 +66,7 @@ def find_leaks(
     held: Sequence[np.ndarray],
     thumbs: Callable[[np.ndarray], np.ndarray],
     advance: Callable[[int], None] = lambda n: None,
+    counts: np.ndarray | None = None,
 ) -> list[tuple[int, int, str, float]]:
     """Gallery images that are copies of held-out images.
 
@@ -74,7 +75,7 @@ def find_leaks(
         rows: (H, k) int64, gallery images near each held image: by embedding and by `search_layouts`, side by side in
             any order; -1 for none.
         held: H images, (H_i, W_i, 3) uint8 each. thumbs: (m,) int64 rows -> their (m, 16, 16, 3) uint8 thumbnails.
-        advance: called with the number of held images just done.
+        advance: called with the number of held images just done. counts: (H,) int64, filled with the number of copies of each held image.
 
     Returns:
         (row, position of the held image, how, similarity), ordered by row, each row once with the most similar image
@@ -93,7 +94,9 @@ def find_leaks(
 
     found: dict[int, tuple[int, int, str, float]] = {}
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(os.cpu_count()) as pool:
-        for copies in pool.map(copies_of, range(len(held))):
+        for position, copies in enumerate(pool.map(copies_of, range(len(held)))):
+            if counts is not None:
+                counts[position] = len(copies)
             for copy in copies:
                 if copy[0] not in found or copy[3] > found[copy[0]][3]:
                     found[copy[0]] = copy

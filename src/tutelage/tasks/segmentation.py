@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ def _window_faults(settings: dict[str, Any]) -> list[TutelageError]:
         name = resolve(settings["teacher"])
         check_size(name, window)
     except TutelageError as error:
-        return [error]
+        return [TutelageError(f"{given} for --teacher {settings['teacher']}", error.allowed, error.mend)]
     size = settings["teacher_size"] or default_size(name)
     if any(one > whole for one, whole in zip(sides(window), sides(size), strict=True)):
         return [
@@ -87,7 +88,8 @@ def _window_faults(settings: dict[str, Any]) -> list[TutelageError]:
                 "give a smaller window, or a larger --teacher-size",
             )
         ]
-    if "patch" not in name and any(one % 32 for one in (*sides(window), *sides(size))):
+    plain = re.search(r"patch(1[0-9]|[89]|32)", name)  # one level, whose stride is the patch
+    if not plain and any(one % 32 for one in (*sides(window), *sides(size))):
         return [
             TutelageError(f"{given} with --teacher-size {size}", "multiples of 32 px", "round the window and the size")
         ]
@@ -201,8 +203,10 @@ def told_weights(targets: Any, settings: dict[str, Any]) -> Any:
     if settings["class_weight"] == "none" or settings["objective"] == "agnostic":
         return None
     sample = np.linspace(0, len(targets.images) - 1, min(SAMPLE, len(targets.images))).astype(np.int64)
-    said = np.moveaxis(targets.logits(sample, np.zeros_like(sample)), 1, -1)
-    shares = softmax(said.reshape(-1, said.shape[-1])).mean(axis=0)
+    each = (
+        softmax(np.moveaxis(targets.logits(sample[i : i + 1], sample[:1] * 0)[0], 0, -1)) for i in range(len(sample))
+    )
+    shares = np.mean([one.reshape(-1, one.shape[-1]).mean(axis=0) for one in each], axis=0)
     return torch.from_numpy(1 / (len(shares) * np.maximum(shares, LEAST_SHARE))).float()
 
 
