@@ -91,8 +91,7 @@ def view_input(
     if isinstance(number, int) and number == CLEAN:
         pixels = np.stack([fit(images[int(i)], network.size, settings.resize) for i in positions])
         return views.to_input(torch.from_numpy(pixels).permute(0, 3, 1, 2), network.mean, network.std)
-    pixels = [shaped(images[int(i)], settings.resize) for i in positions]
-    drawn = drawn_views(images.seeds[positions], np.array([p.shape[:2] for p in pixels]), number, settings)
+    pixels, drawn = _pixels_and_views(images, positions, number, settings)
     return views.to_input(views.render(pixels, drawn, network.size), network.mean, network.std, drawn.colours)
 
 
@@ -104,12 +103,19 @@ def part_input(
     Args:
         passes: (B,) integers; pass e shows a part of view e mod `each`. area: smallest share of the view. Others as of `view_input`.
     """
-    pixels = [shaped(images[int(i)], settings.resize) for i in positions]
-    seeds, sizes = images.seeds[positions], np.array([p.shape[:2] for p in pixels])
-    drawn = drawn_views(seeds, sizes, passes % each, settings)
-    parts = draw_parts(drawn, seeds, passes, settings.seed, area=area, mirror=settings.flip != "none")
+    pixels, drawn = _pixels_and_views(images, positions, passes % each, settings)
+    mirror = settings.flip != "none"
+    parts = draw_parts(drawn, images.seeds[positions], passes, settings.seed, area=area, mirror=mirror)
     shown = views.render(pixels, parts.views, network.size)
     return views.to_input(shown, network.mean, network.std, drawn.colours), parts
+
+
+def _pixels_and_views(
+    images: Images, positions: np.ndarray, number: int | np.ndarray, settings: ViewSettings
+) -> tuple[list[np.ndarray], views.Views]:
+    """The images that views are drawn from, and what the views show of them; arguments as of `view_input`."""
+    pixels = [shaped(images[int(i)], settings.resize) for i in positions]
+    return pixels, drawn_views(images.seeds[positions], np.array([p.shape[:2] for p in pixels]), number, settings)
 
 
 def drawn_views(seeds: np.ndarray, sizes: np.ndarray, number: int | np.ndarray, settings: ViewSettings) -> views.Views:

@@ -81,18 +81,16 @@ def choose(
     Returns:
         the choice; how many gallery images were passed over as near duplicates of chosen ones.
     """
-    if not pool.usable.any():
-        return strategies.without_queries(np.zeros(0, np.int64)), 0
-    again, passed = _strategy(pool, queries, wish), 0
-    if wish.dedup == "none":
-        return again(), 0
+    known, passed = np.zeros(pool.vectors.count, bool), 0
     if wish.dedup == "gallery":  # leaks were barred in all of it
-        passed = _drop_duplicates(pool, np.flatnonzero(pool.usable), np.zeros(pool.vectors.count, bool))
-        return _strategy(pool, queries, wish)(), passed
-    if wish.strategy == "all":
+        passed = _drop_duplicates(pool, np.flatnonzero(pool.usable), known)
+    elif wish.dedup == "candidates" and wish.strategy == "all":
         leaks(None)
-        return again(), 0
-    known = np.zeros(pool.vectors.count, bool)
+    if not pool.usable.any():
+        return strategies.without_queries(np.zeros(0, np.int64)), passed
+    again = _strategy(pool, queries, wish)
+    if wish.dedup != "candidates" or wish.strategy == "all":
+        return again(), passed
     while pool.usable.any():
         choice = again()
         barred = leaks(choice.rows[~known[choice.rows]])
