@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy import stats
+from sklearn.metrics import jaccard_score
 
+from tutelage.metrics import confusion, mean_iou, pixel_counts
 from tutelage.reporting.ledger import bill, shares
 from tutelage.reporting.statistics import Difference, difference, paired_p, spread
 
@@ -41,6 +43,38 @@ def test_difference():
     assert not difference(first, first).sure
     assert not Difference(0.1, 0.05, 0.15, 0.3, 3).sure, "seeds that part ways leave it open"
     assert Difference(0.1, 0.05, 0.15, None, 1).sure
+
+
+def test_difference_of_masks():
+    """The gain is of mean IoU over the pixels of all images, not the mean of single images' gains; so are interval and p."""
+    random = np.random.default_rng(2)
+    labels = random.integers(0, 3, (40, 8, 8))
+    said = [
+        [np.where(random.random(labels.shape) < share, labels, (labels + 1) % 3) for _ in range(2)]
+        for share in (0.9, 0.6)
+    ]
+    first, second = (
+        np.stack(
+            [
+                pixel_counts(np.stack([confusion(a.ravel(), b.ravel(), 3) for a, b in zip(labels, one, strict=True)]))
+                for one in arm
+            ]
+        )
+        for arm in said
+    )
+    each = np.array([
+        [jaccard_score(labels.ravel(), one.ravel(), average="macro") for one in arm] for arm in said
+    ])  # fmt: skip
+    found = difference(first, second, mean_iou)
+    assert found.mean == pytest.approx((each[0] - each[1]).mean())
+    assert found.p == pytest.approx(stats.ttest_rel(*each).pvalue)
+    assert found.low < found.mean < found.high
+    drawn = [random.integers(0, 40, 40) for _ in range(400)]
+    gains = [np.mean([
+        jaccard_score(labels[i].ravel(), said[0][s][i].ravel(), average="macro")
+        - jaccard_score(labels[i].ravel(), said[1][s][i].ravel(), average="macro") for s in range(2)
+    ]) for i in drawn]  # fmt: skip
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(gains, [0.025, 0.975])), abs=0.008)
 
 
 def entry(flops: float, outputs: int, computed: int, seconds: float, taken: str | None = None) -> dict:

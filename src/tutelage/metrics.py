@@ -1,4 +1,5 @@
-"""Scores of a classifier from its probabilities: pure numpy, tested against scikit-learn and torchmetrics."""
+"""Scores of classifiers and of masks, and what the choice of test images leaves open: pure numpy, tested against scikit-learn
+and torchmetrics."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 
 ECE_BINS = 15
+RESAMPLES, RESAMPLED_AT_ONCE = 2000, 100
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -141,8 +143,48 @@ def intersection_over_union(table: np.ndarray) -> np.ndarray:
     Returns:
         (C,) float64, NaN for a class that is neither labelled nor decided.
     """
-    hits, union = np.diag(table), table.sum(axis=1) + table.sum(axis=0) - np.diag(table)
+    labelled, decided, hits = np.moveaxis(pixel_counts(table), -1, 0)
+    union = labelled + decided - hits
     return np.where(union > 0, hits / np.maximum(union, 1), np.nan)
+
+
+def pixel_counts(tables: np.ndarray) -> np.ndarray:
+    """(..., C, 3) of (..., C, C) counts with labels as rows: pixels labelled as a class, decided for it, and both."""
+    both = np.diagonal(tables, axis1=-2, axis2=-1)
+    return np.stack([tables.sum(axis=-1), tables.sum(axis=-2), both], axis=-1)
+
+
+def mean_iou(counts: np.ndarray) -> np.ndarray:
+    """Mean IoU over the classes that are labelled or decided, 0 where none is.
+
+    Args:
+        counts: (..., C, 3) of `pixel_counts`, summed or averaged over the images that are judged.
+
+    Returns:
+        (...) float64 in [0, 1].
+    """
+    union = counts[..., 0] + counts[..., 1] - counts[..., 2]
+    there = union > 0
+    iou = np.divide(counts[..., 2], union, out=np.zeros(union.shape), where=there)
+    return iou.sum(axis=-1) / np.maximum(there.sum(axis=-1), 1)
+
+
+def resampled(counts: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Means over n images drawn from n with replacement (the bootstrap: Efron, 1979), the same draws for one seed and n.
+
+    Args:
+        counts: (n, ...) numbers of each image.
+
+    Returns:
+        (RESAMPLES, ...) float64.
+    """
+    random, n = np.random.default_rng(seed), len(counts)
+    flat = counts.reshape(n, -1).astype(np.float64)
+    means = []
+    for _ in range(RESAMPLES // RESAMPLED_AT_ONCE):
+        drawn = random.integers(0, n, (RESAMPLED_AT_ONCE, n))
+        means.append(np.stack([np.bincount(one, minlength=n) for one in drawn]) @ flat / n)
+    return np.concatenate(means).reshape(-1, *counts.shape[1:])
 
 
 def boundary_f1(labels: np.ndarray, decisions: np.ndarray, classes: int, tolerance: int | None = None) -> float:
@@ -212,27 +254,21 @@ def segmentation(tables: np.ndarray, outlines: np.ndarray) -> dict[str, Any]:
     Returns:
         miou: mean IoU of the classes that are labelled or decided, over the pixels of all images; iou: C of them (None for the
         others); accuracy: of pixels; balanced_accuracy: mean recall of the labelled classes; boundary_f1: mean over images;
-        standard_error: of the mean IoU of single images, which test images alone leave;
+        standard_error: of miou, which the choice of test images alone leaves;
         recall: C floats (None where no pixel has the class); confusion: C lists of C counts; images: n.
     """
     table = tables.sum(axis=0)
-    iou, there = intersection_over_union(table), table.sum(axis=1)
+    iou, there, counts = intersection_over_union(table), table.sum(axis=1), pixel_counts(tables)
     recall = np.where(there > 0, np.diag(table) / np.maximum(there, 1), np.nan)
-    known, each = outlines[~np.isnan(outlines)], miou_of_each(tables)
+    known = outlines[~np.isnan(outlines)]
     return {
         "images": len(tables),
-        "miou": float(np.nanmean(iou)),
+        "miou": float(mean_iou(counts.sum(axis=0))),
         "iou": [None if np.isnan(one) else float(one) for one in iou],
         "accuracy": float(np.diag(table).sum() / max(1, table.sum())),
         "balanced_accuracy": float(np.nanmean(recall)),
         "boundary_f1": float(known.mean()) if len(known) else 0.0,
-        "standard_error": float(each.std(ddof=1) / np.sqrt(len(each))) if len(each) > 1 else 0.0,
+        "standard_error": float(mean_iou(resampled(counts)).std()),
         "recall": [None if np.isnan(one) else float(one) for one in recall],
         "confusion": table.tolist(),
     }
-
-
-def miou_of_each(tables: np.ndarray) -> np.ndarray:
-    """(n,) float64: mean IoU of every image over the classes that it or the decision shows. tables: (n, C, C) counts."""
-    every = [intersection_over_union(table) for table in tables]
-    return np.array([0.0 if np.isnan(one).all() else np.nanmean(one) for one in every])

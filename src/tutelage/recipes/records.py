@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from tutelage.errors import TutelageError, shown
 from tutelage.recipes.arms import Way
-from tutelage.reporting.evidence import read_scores
+from tutelage.reporting.evidence import read_counts
 from tutelage.runs import FREE, Run, folder_name, hash_of, read_json, write_json
 from tutelage.tasks import task_of
 from tutelage.version import __version__
@@ -71,15 +72,11 @@ def write_record(folder: Path, run: Run, way: Way, identity: tuple[str, int, int
     stages = {
         name: read_json(run.path / name / "result.json") or {} for name in ("transfer_set", *way.charged, "report")
     }
-    scores, right = stages["report"], read_scores(run.path / "report" / "predictions.npz", way.model)
-    if right.dtype == bool:
-        each: Record = {"right": base64.b64encode(np.packbits(right).tobytes()).decode("ascii")}
-    else:
-        each = {"scores": [round(one, 5) for one in right.tolist()]}
+    scores, counts = stages["report"], read_counts(run.path / "report" / "predictions.npz", way.model)
     record: Record = {
         "arm": arm, "budget": budget, "seed": seed, "says": way.says, "settings": compared(settings), "classes": scores["classes"],
         "student": scores[way.model], "teacher": scores.get("teacher") if "teacher" in way.charged else None,
-        **each, "test_images": len(right),
+        **_written(counts), "test_images": len(counts),
         "test": _test_images(run), "images": stages["transfer_set"]["images"], "data": stages["transfer_set"]["outputs"],
         "ledger": {name: {**stages[name]["ledger"], "taken_from": stages[name].get("taken_from")} for name in way.charged},
         "images_seen": next((stages[name]["images_seen"] for name in way.charged if "images_seen" in stages[name]), 0),
@@ -112,3 +109,10 @@ def _versions() -> dict[str, str]:
     from importlib.metadata import version
 
     return {name: version(name) for name in ("torch", "timm", "numpy")}
+
+
+def _written(counts: np.ndarray) -> dict[str, str]:
+    """Counts of each test image as text, as `reporting.study.counts_in` reads them."""
+    if counts.dtype == bool:
+        return {"right": base64.b64encode(np.packbits(counts).tobytes()).decode("ascii")}
+    return {"pixels": base64.b64encode(zlib.compress(counts.astype(np.int32).tobytes(), 9)).decode("ascii")}

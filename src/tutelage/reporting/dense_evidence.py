@@ -1,4 +1,4 @@
-"""What the page shows of single test images with masks: pictures in the data set's colours, and every image's score. No torch."""
+"""What the page shows of single test images with masks: pictures in the data set's colours, and every image's pixels. No torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 
 from tutelage.data.masks import Colour, painted
-from tutelage.reporting.evidence import SCORE
+from tutelage.metrics import mean_iou
+from tutelage.reporting.evidence import COUNTS
 from tutelage.runs import whole, write_json
 
 SHOWN = 10  # test images, evenly spaced from the student's worst to its best
@@ -20,16 +21,17 @@ SIDE = 200  # pixels of a picture
 
 
 def write_dense_evidence(
-    folder: Path, test: Any, said: dict[str, list[np.ndarray]], scores: dict[str, np.ndarray], colours: Sequence[Colour]
+    folder: Path, test: Any, said: dict[str, list[np.ndarray]], counts: dict[str, np.ndarray], colours: Sequence[Colour]
 ) -> None:
-    """Write predictions.npz (every image's score by each model) and pictures.json into a report folder.
+    """Write predictions.npz (every image's pixels of each class by each model) and pictures.json into a report folder.
 
     Args:
         test: images with their names and masks. said: (H, W) uint8 class numbers of every image, by model.
-        scores: (n,) float of each model. colours: C triples.
+        counts: (n, C, 3) of `metrics.pixel_counts` for each model. colours: C triples.
     """
+    scores = {name: mean_iou(one) for name, one in counts.items()}
     with whole(folder / "predictions.npz") as path, path.open("wb") as file:
-        each = {f"{SCORE}{name}": one.astype(np.float32) for name, one in scores.items()}
+        each = {f"{COUNTS}{name}": one.astype(np.int32) for name, one in counts.items()}
         np.savez_compressed(file, **each)  # type: ignore[arg-type]
     first = next((name for name in ("student", "alone", "teacher") if name in scores), None)
     order = np.argsort(scores[first], kind="stable") if first else np.zeros(0, np.int64)

@@ -15,7 +15,7 @@ from tutelage.runs import read_json, whole, write_json
 
 SHOWN = 24  # images on which student and teacher disagree most
 SIDE = 96  # pixels of their thumbnails
-SCORE = "score "  # before a model's name: its score on each image, where that is no decision
+COUNTS = "counts "  # before a model's name: its pixels of each class on each image, where that is no decision
 DECIDED = "decided "  # before a model's name: its decisions, which halves of probabilities would not tell exactly
 
 
@@ -85,11 +85,12 @@ def read_evidence(folder: Path) -> tuple[np.ndarray, dict[str, np.ndarray], list
     return labels, models, (read_json(folder / "disagreements.json") or {"images": []})["images"]
 
 
-def read_scores(path: Path, model: str) -> np.ndarray:
-    """(n,) what a model is worth on each test image, of a predictions.npz: bool where it is right or wrong, else float."""
+def read_counts(path: Path, model: str) -> np.ndarray:
+    """What a model does on each of n test images, of a predictions.npz: (n,) bool, whether it is right; or (n, C, 3) int32 of
+    `metrics.pixel_counts`."""
     with np.load(path, allow_pickle=False) as kept:
-        if f"{SCORE}{model}" in kept.files:
-            return kept[f"{SCORE}{model}"].astype(np.float64)
+        if f"{COUNTS}{model}" in kept.files:
+            return kept[f"{COUNTS}{model}"]
         return kept[f"{DECIDED}{model}"].astype(np.int64) == kept["labels"]
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+
+from tutelage.metrics import mean_iou
 
 
 @dataclass(frozen=True)
 class Words:
     """main: the score that counts. title: its name. says: "is right for {} %", a model's main score in a sentence. labels: what a
-    budget counts. table: (title, score) of the columns. each: (title, score) of the chart by class. best_low: scores of which less
-    is better.
+    budget counts. table: (title, score) of the columns. each: (title, score) of the chart by class. score: the main
+    score by the mean counts of some test images. best_low: scores of which less is better.
     """
 
     main: str
@@ -20,6 +25,7 @@ class Words:
     labels: str
     table: tuple[tuple[str, str], ...]
     each: tuple[str, str]
+    score: Callable[[np.ndarray], np.ndarray]
     best_low: tuple[str, ...] = ()
 
 
@@ -29,14 +35,14 @@ CLASSES = Words(
         ("accuracy", "accuracy"), ("balanced", "balanced_accuracy"), ("macro F1", "macro_f1"), ("ECE", "ece"),
         ("log loss", "log_loss"),
     ),
-    ("Recall of each class", "recall"), ("ece", "log_loss"),
+    ("Recall of each class", "recall"), np.asarray, ("ece", "log_loss"),
 )  # fmt: skip
 MASKS = Words(
     "miou", "mIoU", "has a mean IoU of {:.1f} %", "of {:.1f} %", "labelled images",
     (
         ("mIoU", "miou"), ("pixels", "accuracy"), ("recall", "balanced_accuracy"), ("boundary F1", "boundary_f1"),
     ),
-    ("IoU of each class", "iou"),
+    ("IoU of each class", "iou"), mean_iou,
 )  # fmt: skip
 
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-RESAMPLES = 2000
+from tutelage.metrics import resampled
+
 SURE = 0.95  # share of the resamplings that an interval holds
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How much more accurate one arm is than another on the same test images, in shares of 1.
+    """How much better one arm is than another on the same test images, in shares of 1.
 
     mean: over seeds. low, high: what 95 % of the resamplings of the test images lie between. p: two-sided paired t-test over
     seeds, None with fewer than 2. seeds: how many pairs.
@@ -48,15 +49,20 @@ def paired_p(differences: Sequence[float]) -> float | None:
     return float(2 * stdtr(len(differences) - 1, -abs(mean) / (deviation / len(differences) ** 0.5)))
 
 
-def difference(first: np.ndarray, second: np.ndarray, seed: int = 0) -> Difference:
+def difference(
+    first: np.ndarray, second: np.ndarray, score: Callable[[np.ndarray], np.ndarray] = np.asarray, seed: int = 0
+) -> Difference:
     """Compare two arms.
 
     Args:
-        first, second: (S, n) bool, which of n test images each of S seeds gets right; rows of one seed stand together.
+        first, second: (S, n, ...) counts of n test images by each of S seeds; rows of one seed stand together. Such as bool, which
+            images it gets right.
+        score: what an arm is worth by the mean counts (..., *rest) of some images; by default that mean itself.
     """
-    gains = first.astype(np.float64) - second
-    each = gains.mean(axis=0)  # over seeds: images are resampled, the same for both arms and all seeds
-    random = np.random.default_rng(seed)
-    means = np.array([each[random.integers(0, len(each), len(each))].mean() for _ in range(RESAMPLES)])
+    one, other = (
+        np.moveaxis(counts, 1, 0) for counts in (first, second)
+    )  # images are resampled, the same for both arms and all seeds
+    gains = score(one.mean(axis=0)) - score(other.mean(axis=0))
+    means = (score(resampled(one, seed)) - score(resampled(other, seed))).mean(axis=1)
     low, high = np.quantile(means, [(1 - SURE) / 2, (1 + SURE) / 2])
-    return Difference(float(each.mean()), float(low), float(high), paired_p(gains.mean(axis=1).tolist()), len(gains))
+    return Difference(float(gains.mean()), float(low), float(high), paired_p(gains.tolist()), len(gains))

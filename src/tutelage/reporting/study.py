@@ -7,6 +7,7 @@ import csv
 import io
 import shlex
 import tomllib
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,12 +33,12 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Cell:
-    """All seeds of one arm at one budget. records: by seed. right: (S, n) bool, in the order of the seeds."""
+    """All seeds of one arm at one budget. records: by seed. counts: (S, n, ...) of `counts_in`, in the order of the seeds."""
 
     arm: str
     budget: int
     records: dict[int, Record]
-    right: np.ndarray = field(repr=False)
+    counts: np.ndarray = field(repr=False)
 
     @property
     def accuracy(self) -> tuple[float, float | None]:
@@ -114,16 +115,21 @@ def cells_of(records: Iterable[Record], arms: list[str]) -> list[Cell]:
     for record in records:
         sorted_in.setdefault((record["arm"], record["budget"]), {})[record["seed"]] = record
     cells = [
-        Cell(arm, budget, of, np.array([_right(record) for _, record in sorted(of.items())]))
+        Cell(arm, budget, of, np.array([counts_in(record) for _, record in sorted(of.items())]))
         for (arm, budget), of in sorted_in.items()
     ]
     return sorted(cells, key=lambda cell: (cell.budget, arms.index(cell.arm)))
 
 
-def _right(record: Record) -> np.ndarray:
-    """(n,) bool: which test images the run's student gets right; or (n,) float, its score on each."""
-    if "scores" in record:
-        return np.array(record["scores"])
+def counts_in(record: Record) -> np.ndarray:
+    """What the run's student does on each of n test images.
+
+    Returns:
+        (n,) bool, whether it is right; or (n, C, 3) int32, pixels labelled as a class, decided for it, and both.
+    """
+    if "pixels" in record:
+        numbers = np.frombuffer(zlib.decompress(base64.b64decode(record["pixels"])), np.int32)
+        return numbers.reshape(record["test_images"], -1, 3)
     bits = np.frombuffer(base64.b64decode(record["right"]), np.uint8)
     return np.unpackbits(bits)[: record["test_images"]].astype(bool)
 
@@ -140,7 +146,7 @@ def compared(first: Cell, second: Cell) -> Difference | None:
     if not seeds:
         return None
     pick = [[sorted(cell.records).index(seed) for seed in seeds] for cell in (first, second)]
-    return difference(first.right[pick[0]], second.right[pick[1]])
+    return difference(first.counts[pick[0]], second.counts[pick[1]], _words([first]).score)
 
 
 def rows(cells: list[Cell], budget: int) -> tuple[list[dict[str, Any]], Cell]:
@@ -173,8 +179,8 @@ def answer(cells: list[Cell], budget: int, best: Cell) -> str:
     words = _words(cells)
     said = f"With {budget} {words.labels}, {best.arm} {words.says.format(100 * mean)}"
     said = f"{said.removesuffix(' %')} ± {100 * deviation:.1f} %" if deviation is not None else said
-    said += f" of {best.right.shape[1]:,} test images (mean of {len(best.records)} seeds)" if len(best.records) > 1 else (
-        f" of {best.right.shape[1]:,} test images (one seed: no spread)"
+    said += f" of {best.counts.shape[1]:,} test images (mean of {len(best.records)} seeds)" if len(best.records) > 1 else (
+        f" of {best.counts.shape[1]:,} test images (one seed: no spread)"
     )  # fmt: skip
     others, alone = (
         [cell for cell in cells if cell.budget == budget and cell is not best],

@@ -289,9 +289,9 @@ def head_of(module: Any) -> Any:
 
 def image_scores(said: list[np.ndarray], labels: Any) -> np.ndarray:
     """(n,) float64: mean IoU of each image over the classes that it or the decision shows."""
-    from tutelage.metrics import miou_of_each
+    from tutelage.metrics import mean_iou, pixel_counts
 
-    return miou_of_each(_tables(said, labels, int(max(one.max() for one in said)) + 1))
+    return mean_iou(pixel_counts(_tables(said, labels, int(max(one.max() for one in said)) + 1)))
 
 
 def said_of(outputs: np.ndarray, labels: Any, positions: np.ndarray) -> list[np.ndarray]:
@@ -364,8 +364,10 @@ def judged(said: list[np.ndarray], labels: Any, classes: int) -> dict[str, Any]:
 
 
 def keep_evidence(folder: Path, test: Any, said: dict[str, list[np.ndarray]], about: dict[str, Any]) -> None:
-    """What the page shows of single test images: pictures in the data set's colours, and every image's score by each model."""
+    """What the page shows of single test images: pictures in the data set's colours, and every image's pixels by each model."""
+    from tutelage.metrics import pixel_counts
     from tutelage.reporting.dense_evidence import write_dense_evidence
 
-    scores = {name: image_scores(one, test.labels) for name, one in said.items()}
-    write_dense_evidence(folder, test, said, scores, about["colours"])
+    classes = len(about["colours"])
+    counts = {name: pixel_counts(_tables(one, test.labels, classes)) for name, one in said.items()}
+    write_dense_evidence(folder, test, said, counts, about["colours"])
