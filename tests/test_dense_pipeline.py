@@ -145,6 +145,8 @@ def test_a_teacher_that_looks_through_windows(data, adapt, monkeypatch):
     result = go(data, f"windows-{adapt}", **more)
     about = read_json(Path(result["run"]) / "teacher" / "result.json")
     assert about["teacher"]["window"] == "64x96"
+    embedded = [read_json(one)["size"] for one in (data / "cache-windows").glob("embeddings-*/about.json")]
+    assert "64x96" in embedded, "the search looks at whole images, as large as a window"
     assert result["teacher"]["test"]["miou"] > 0
     if adapt == "probe":
         whole = go(data, "windows-none", **{**more, "teacher_window": None})

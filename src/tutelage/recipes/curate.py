@@ -34,9 +34,9 @@ def curate(
     clip: c.Clip = "openclip-b", clip_weights: c.ClipWeights = "pretrained", templates: c.Templates = [],  # noqa: B006
     engine: c.Engine = "local", shard: c.Shard = None, max_rejected: c.MaxRejected = 0.05,
     teacher: c.Teacher = "dinov2-s", teacher_weights: c.TeacherWeights = "pretrained", teacher_size: c.TeacherSize = None,
-    student: c.Student = "mobilenetv4-s", student_size: c.StudentSize = None, resize: c.Resize = "squash", seed: c.Seed = 0,
-    device: c.Device = "auto", precision: c.Precision = "auto", cache: c.Cache = None, overwrite: c.Overwrite = False,
-    smoke: c.Smoke = False, config: c.Config = None,
+    teacher_window: c.TeacherWindow = None, student: c.Student = "mobilenetv4-s", student_size: c.StudentSize = None,
+    resize: c.Resize = "squash", seed: c.Seed = 0, device: c.Device = "auto", precision: c.Precision = "auto",
+    cache: c.Cache = None, overwrite: c.Overwrite = False, smoke: c.Smoke = False, config: c.Config = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Choose the images that the student learns on: the labelled ones, and those of the gallery that are near them.
 

@@ -94,7 +94,8 @@ class Encoder:
             words = lambda classes: class_embeddings(clip, classes, templates)  # noqa: E731
             place["side"] = short_side(max(sizes), clip.network.size)  # or it would see enlarged images
             return cls(**place, network=clip.network, words=words, about_words=[clip.hash, templates])
-        teacher = build_teacher(settings["teacher"], settings["teacher_weights"], settings["teacher_size"])
+        size = settings["teacher_window"] or settings["teacher_size"]  # a whole image, as large as what it sees at once
+        teacher = build_teacher(settings["teacher"], settings["teacher_weights"], size)
         return cls(**place, network=network_of(teacher, hardware), is_teacher=True)
 
     @property
