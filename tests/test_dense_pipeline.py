@@ -198,8 +198,10 @@ def test_agnostic(data, features):
         objective="agnostic",
         agnostic_features=features,
         agnostic_loss=kind,
-        finetune="full",
+        finetune="full" if features == "patches" else "auto",
     )
+    tried = read_json(Path(result["run"]) / "student" / "result.json")["validation"]
+    assert set(tried) == (set() if features == "patches" else {"long", "steep"}), "a new decoder, at two rates"
     about = read_json(Path(result["run"]) / "transfer" / "result.json")
     assert (about["features"], about["head"]) == (True, False)
     assert losses_of(result)[-1] < losses_of(result)[0]

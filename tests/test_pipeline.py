@@ -17,6 +17,7 @@ from textures import CLASSES, texture, write_textures
 from tutelage.data.budget import draw_budget
 from tutelage.data.decode import content_key, decode
 from tutelage.data.manifest import read_manifest
+from tutelage.recipes import supervised
 
 SMALL = {
     "teacher": "tf_efficientnet_lite0", "teacher_size": 32, "student": "mobilenetv3_small_050",
@@ -125,8 +126,11 @@ def test_adapt_modes(data, mode, monkeypatch):
     assert result["teacher"]["test"]["images"] == result["student"]["test"]["images"] == 30
 
 
-def test_validation_split(data, tmp_path):
-    """With validation images every choice is made on them, label propagation included, and none is called optimistic."""
+def test_validation_split(data, tmp_path, monkeypatch):
+    """With validation images every choice is made on them, label propagation included, and none is called optimistic; what was
+    trained for the choice is not trained again."""
+    trained, before = [], supervised.train_on_labels
+    monkeypatch.setattr(supervised, "train_on_labels", lambda *a, **o: trained.append(o["what"]) or before(*a, **o))
     for split, number in (("train", 0), ("val", 5000), ("test", 1000)):
         for name in CLASSES:
             place = tmp_path / "target" / split / name
@@ -139,6 +143,7 @@ def test_validation_split(data, tmp_path):
     finished = json.loads((folder / "student" / "result.json").read_text())
     assert not finished["optimistic"]
     assert set(finished["validation"]) == {"keep", "head", "full"}
+    assert trained.count("fine-tuning the student") == 2
 
 
 def test_online_teacher_gives_the_same_student(data):

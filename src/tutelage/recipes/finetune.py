@@ -2,9 +2,10 @@
 
 `keep` leaves the student as stage 2 made it, `head` trains its last layer, `full` all of it with small steps. `auto` tries them
 on held-out labels. A student that was taught without labels has no head yet: it gets one by logistic regression on its
-features, and `full` and `long` (larger steps, more of them) go on from there. Without a validation split a student that was
-taught the task has already learnt from all labels through the teacher, so cross-validated scores are optimistic, and are
-marked so; `keep` wins unless another is better by a standard error.
+features, and `full` and `long` (larger steps, more of them) go on from there; one of masks is trained as a whole, in larger
+steps and more of them, at two rates (`long`, `steep`). Without a validation split a student that was taught the task has
+already learnt from all labels through the teacher, so cross-validated scores are optimistic, and are marked so; `keep` wins
+unless another is better by a standard error.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def finetune(
         if work.headless and finetune == "keep":
             say("the student was taught without labels and has no head to keep: it gets one from the labels")
             finetune = "head"
-        ways = ("head", "full", "long") if work.headless else ("keep", "head", "full")
+        ways = work.kind.FROM_FEATURES if work.headless else ("keep", "head", "full")
         validation: dict[str, Any] = {}
         chosen = finetune
         if finetune == "auto":
@@ -80,7 +81,7 @@ def finetune(
             say(f"last stage: {chosen}; validation {work.kind.SCORE} {said}{optimistic}")
             if (sure := work.kind.sureness(heard[chosen], truth)) is not None:
                 save_held_out(run.path / "student" / HELD_OUT, *sure)
-        module = work.trained(chosen, np.arange(len(task.train)))
+        module = work.on_all(chosen)
         save_weights(run.path / "student" / "weights.safetensors", module.state_dict())
         seconds = clock.stop()
         result = {
@@ -112,6 +113,7 @@ class _Work:
         self.meter.train_flops = training_flops(student.module, student.size)
         self.views = kind.views(settings)
         self._features: tuple[np.ndarray, Any, float] | None = None
+        self._on_all: dict[str, Any] = {}
 
     def held_out(self, how: str) -> list[Any]:
         """What the student says of each validation image, or of each labelled image when it is held out of this last stage."""
@@ -119,8 +121,7 @@ class _Work:
 
         train = self.task.train
         if self.task.val:
-            module = self.trained(how, np.arange(len(train)))
-            return list(self.says(module, self.task.val.images, self.task.val.labels))
+            return list(self.says(self.on_all(how), self.task.val.images, self.task.val.labels))
         fold = folds(train.strata, train.groups, self.settings["seed"])
         said: list[Any] = [None] * len(train)
         for number in np.unique(fold):
@@ -129,6 +130,12 @@ class _Work:
             for position, one in zip(held, self.says(module, train.images.take(held), train.labels[held]), strict=True):
                 said[position] = one
         return said
+
+    def on_all(self, how: str) -> Any:
+        """The student after the last stage on all labelled images, trained once."""
+        if how not in self._on_all:
+            self._on_all[how] = self.trained(how, np.arange(len(self.task.train)))
+        return self._on_all[how]
 
     def trained(self, how: str, positions: np.ndarray):
         """A copy of the student after the last stage on these labelled images."""

@@ -13,6 +13,7 @@ from tutelage.errors import TutelageError
 SCALE_SAMPLE = 2048  # gallery images whose features give the probe's scale
 PASSES = {"head": 15, "full": 15, "long": 30}  # of the last stage, over the labelled images
 RATES = {"head": 1e-3, "full": 1e-4, "long": 5e-4}  # at batch 128
+FROM_FEATURES = ("head", "full", "long")  # ways of a student that was taught without labels
 BATCH = 64
 FULL_BATCH = 32  # of the teacher's fine-tuning
 AT_ONCE = 256  # images in one pass of an evaluation

@@ -13,8 +13,9 @@ import numpy as np
 from tutelage.errors import TutelageError
 from tutelage.sizes import sides
 
-PASSES = {"head": 40, "full": 40, "long": 80}
-RATES = {"head": 4e-3, "full": 1e-3, "long": 4e-3}  # at batch 128
+PASSES = {"head": 40, "full": 40, "long": 200, "steep": 200}
+RATES = {"head": 4e-3, "full": 1e-3, "long": 8e-3, "steep": 2e-2}  # at batch 128
+FROM_FEATURES = ("long", "steep")  # a decoder from random weights
 BATCH = 8
 FULL_BATCH = 8
 AT_ONCE = 16
