@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file
 
 import tutelage
 from scenes import CLASSES, write_scenes
+from tutelage.data.manifest import load_task
 from tutelage.errors import TutelageError
 from tutelage.models import dense_heads
 from tutelage.runs import read_json
@@ -279,3 +283,20 @@ def test_compare(data):
     page = (study / "report" / "index.html").read_text()
     assert "mIoU on 4 test images" in page
     assert "With 4 labelled images" in page
+
+
+def test_masks_touched_since(data, tmp_path):
+    """Files that were only written again change nothing; a mask that was painted over since is told by name, the cache lost or not."""
+    for folder in ("target", "gallery"):
+        shutil.copytree(data / folder, tmp_path / folder)
+    result = go(tmp_path, "touched", cache=str(tmp_path / "cache"))
+    masks = sorted((tmp_path / "target" / "masks").rglob("*.png"))
+    for mask in masks:
+        os.utime(mask, (1, 1))
+    again = go(tmp_path, "touched", cache=str(tmp_path / "cache"))
+    assert {"adapt", "transfer", "finetune"} <= set(again["reused"])
+    shutil.rmtree(tmp_path / "cache")
+    values = np.array(Image.open(masks[0]))
+    Image.fromarray(np.where(values == 1, 0, values).astype(np.uint8)).save(masks[0])
+    with pytest.raises(TutelageError, match=rf"1 masks of the run .*{masks[0].stem}.*another mask now"):
+        load_task(Path(result["run"]), tmp_path / "cache")

@@ -5,7 +5,6 @@ Masks are decoded here, because a value that is no class would spoil training wi
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -18,7 +17,7 @@ import numpy as np
 from tutelage.data.decode import _open, _orientation
 from tutelage.data.dense_places import FORMS, read_pairs
 from tutelage.data.labelled import LabelledRef
-from tutelage.data.masks import IGNORE, Coding, Colour, Values, numbered, read_values
+from tutelage.data.masks import IGNORE, Coding, Colour, Values, numbered, read_values, truth_of
 from tutelage.data.sources import Rejected, missing, read_bytes
 from tutelage.data.target_set import TargetSet, _grouped, _held_out, _merge, check_places
 from tutelage.errors import TutelageError, Unreadable, raise_all, shown
@@ -141,7 +140,7 @@ def _pair(pair: tuple[bytes | Unreadable, bytes | Unreadable, Coding]) -> _Found
         return _Found(fault=f"its mask: {reason}")
     kept, strange = numbered(values, coding)
     counts = np.bincount(kept.reshape(-1), minlength=IGNORE + 1)[: len(coding.classes)]
-    truth = hashlib.sha256(repr(kept.shape).encode() + kept.tobytes()).digest()
+    truth = truth_of(kept)
     size = _size(picture) or kept.shape
     sizes = ((size[0], size[1]), (kept.shape[0], kept.shape[1]))
     return _Found("", strange, values.pixels.ndim == 3, sizes, counts, truth, values.palette)

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tutelage.data.masks import Coding, Masks, kind_of
+from tutelage.data.masks import Coding, Masks, kind_of, truth_of
 from tutelage.data.sources import SOURCE, ImageRef, _prints
 from tutelage.data.store import Images, Store
 from tutelage.errors import TutelageError, shown
@@ -89,7 +89,9 @@ def load_task(run: Path, cache: str | Path) -> TaskData:
     splits = np.array(table.column("split").to_pylist(), dtype=str)
     labels: Any = np.array(table.column("label").to_pylist(), dtype=np.int64)
     if "mask_truth" in table.column_names:
-        labels = load_masks(cache, mask_refs(table), images.sizes[: len(refs)], about)
+        labels = load_masks(
+            cache, mask_refs(table), images.sizes[: len(refs)], about, table.column("mask_truth").to_pylist()
+        )
     groups = np.array(table.column("group").to_pylist(), dtype=str)
 
     def part(split: str) -> Labelled | None:
@@ -121,23 +123,32 @@ def mask_refs(table: pa.Table) -> list[ImageRef]:
     return [ImageRef(**dict(zip(SOURCE, row, strict=True))) for row in rows]
 
 
-def load_masks(cache: str | Path, refs: Sequence[ImageRef], shapes: np.ndarray, about: dict[str, Any]) -> Masks:
+def load_masks(
+    cache: str | Path, refs: Sequence[ImageRef], shapes: np.ndarray, about: dict[str, Any], truths: Sequence[bytes]
+) -> Masks:
     """Masks from the cache, decoded into it where it has lost them.
 
     Args:
-        refs: n masks. shapes: (n, 2), height and width of their stored images. about: the result of stage 0.
+        refs: n masks. shapes: (n, 2), height and width of their stored images. about: the result of stage 0. truths: n hashes of
+            `masks.truth_of`, which they had when the images were chosen.
 
     Raises:
-        TutelageError: masks are gone or cannot be read.
+        TutelageError: masks are gone, cannot be read, or have changed.
     """
     colours = tuple((r, g, b) for r, g, b in about["colours"])
     ignored = tuple((r, g, b) for r, g, b in about["ignored_colours"])
     store = Store(cache, 0, kind_of(Coding(tuple(about["classes"]), colours, about["coloured"], ignored)))
-    store.add(refs)
-    masks, _, bad = store.find(refs)
-    if bad:
+    lost = {ref.fingerprint for ref in store.missing(refs)}
+    now = [_present(ref) if ref.fingerprint in lost else ref for ref in refs]
+    store.add(now)
+    masks, good, bad = store.find(now)
+    wrong = [f"{one.id} ({one.reason})" for one in bad]
+    for place, position in enumerate(good.tolist()):
+        if refs[position].fingerprint in lost and truth_of(masks[place]) != truths[position]:
+            wrong.append(f"{refs[position].id} (another mask now)")
+    if wrong:
         raise TutelageError(
-            f"{len(bad)} masks of the run cannot be read: {shown(f'{one.id} ({one.reason})' for one in bad)}",
+            f"{len(wrong):,} masks of the run are gone or have changed: {shown(wrong)}",
             "the files as they were when the transfer set was chosen", "put them back, or curate again with --overwrite",
         )  # fmt: skip
     return Masks(masks, shapes)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tutelage.data.manifest import write_manifest
-from tutelage.data.sources import ImageRef
+from tutelage.data.sources import SOURCE, ImageRef
 from tutelage.data.store import Images, Store
 from tutelage.progress import say
 from tutelage.recipes.admitted import Admitted, write_csv
@@ -67,10 +67,12 @@ def write_manifests(
 
 
 def identity(admitted: Admitted, refs: list[ImageRef], embedded: Embedded, choice: Choice) -> str:
-    """Hash of all that later stages see of the choice."""
+    """Hash of all that later stages see of the choice: contents and names, not where files lie or when they were written."""
     kept = admitted.kept
+    places = {f"mask_{name}" for name in SOURCE}
+    known = [column for name, column in admitted.columns(kept).items() if name not in places]
     return hash_of([
-        [key.hex() for key in admitted.keys_of(kept)], admitted.target.classes, *admitted.columns(kept).values(),
+        [key.hex() for key in admitted.keys_of(kept)], admitted.target.classes, *known,
         [ref.id for ref in refs], [key.tobytes().hex() for key in embedded.keys[choice.rows]],
     ])  # fmt: skip
 

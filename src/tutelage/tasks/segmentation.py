@@ -122,7 +122,7 @@ def labels_of(found: Any, good: np.ndarray, images: Any, cache: Path) -> Any:
 
     rows = np.arange(len(found.refs))[good]
     of = {"classes": found.classes, **found.about(rows)}
-    return load_masks(cache, [found.masks[i] for i in rows], images.sizes, of)
+    return load_masks(cache, [found.masks[i] for i in rows], images.sizes, of, [found.truths[i] for i in rows])
 
 
 def views(settings: dict[str, Any]) -> Any:
