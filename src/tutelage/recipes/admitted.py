@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from tutelage.data.budget import draw
-from tutelage.data.sources import Rejected
+from tutelage.data.sources import ImageRef, Rejected
 from tutelage.data.store import Images
 from tutelage.data.target_set import TargetSet
 from tutelage.errors import TutelageError, raise_all, shown
 from tutelage.progress import say
-from tutelage.runs import Run, write_text
+from tutelage.runs import Run, hash_of, write_text
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,17 @@ class Admitted:
 
     def _places(self, rows: np.ndarray) -> np.ndarray:
         return np.searchsorted(self.rows, rows)
+
+
+def data_of(target: TargetSet, gallery: Sequence[ImageRef]) -> dict[str, str]:
+    """Hashes of what was given: names, splits and labels of the target set, and names of the gallery's images; no image is read."""
+    names = [ref.id for ref in target.refs]
+    truths = [one.hex() if isinstance(one, bytes) else one for one in map(target.truth, range(len(names)))]
+    listed = sorted(zip(names, target.splits.tolist(), truths, strict=True))
+    return {
+        "target": hash_of([list(target.classes), [list(one) for one in listed]]),
+        "gallery": hash_of(sorted(ref.id for ref in gallery)),
+    }
 
 
 def admit(target: TargetSet, images: Images, rows: np.ndarray, budget: int | None, seed: int) -> Admitted:

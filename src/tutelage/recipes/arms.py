@@ -136,7 +136,7 @@ def _override(text: str, names: Sequence[str], known: Sequence[str]) -> tuple[st
 
 
 def clip_weights(student: str) -> str:
-    """timm's name of the student with CLIP weights.
+    """timm's name of the student with CLIP weights, not fine-tuned on the labels of ImageNet since.
 
     Raises:
         TutelageError: timm has none; names relatives that have.
@@ -147,7 +147,8 @@ def clip_weights(student: str) -> str:
 
     name = resolve(student, "student").partition(".")[0]
     family = name.partition("_")[0]
-    every = [one for one in timm.list_pretrained() if any(tag in one.partition(".")[2] for tag in CLIP_TAGS)]
+    tags = {one: one.partition(".")[2] for one in timm.list_pretrained()}
+    every = [one for one, tag in tags.items() if any(clip in tag for clip in CLIP_TAGS) and "_ft_in" not in tag]
     if own := [one for one in every if one.partition(".")[0] == name]:
         return own[0]
     near = [one for one in every if one.startswith(family)]

@@ -135,7 +135,7 @@ def write_montage(
 
 def summary(pool: Pool, choice: Choice, queries: Queries, admitted: Admitted) -> dict[str, Any]:
     """Similarities, images that each class's queries brought, and how far set and gallery are from the target set."""
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"index": "ivf", "recall": min(pool.recalls)} if pool.recalls else {}
     near = far = float("nan")
     images = not queries.text
     if images and len(queries.vectors) > 1 and len(choice) > 1:

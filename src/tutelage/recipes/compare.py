@@ -18,10 +18,11 @@ from tutelage.config import recipe
 from tutelage.errors import TutelageError
 from tutelage.progress import duration, say
 from tutelage.recipes.arms import Arm, arms_of, clip_weights, numbers
+from tutelage.recipes.curate import curate
 from tutelage.recipes.pipeline import run as whole_run
 from tutelage.recipes.pipeline import walk
-from tutelage.recipes.records import Record, kept_record, record_name, write_record
-from tutelage.recipes.stage import open_run
+from tutelage.recipes.records import Record, check_data, kept_record, record_name, write_record
+from tutelage.recipes.stage import open_run, settings_of
 from tutelage.runs import DEFAULT, STUDY, folder_name, toml, write_text
 
 NOT_AN_ARMS = (
@@ -94,7 +95,9 @@ def compare(
             f"--out {folder / 'study'}",
         )
     work = _Study(folder, kept, settings, match)
-    todo = [one for one in plan if kept_record(kept, *work.identity(*one)) is None]
+    done = [kept_record(kept, *work.identity(*one)) for one in plan]
+    check_data(kept, [record for record in done if record], work.settings)
+    todo = [one for one, record in zip(plan, done, strict=True) if record is None]
     say(
         f"{len(plan)} runs: {len(chosen)} arms x {len(amounts)} budgets x {len(draws)} seeds; {len(plan) - len(todo)} are done"
     )
@@ -209,6 +212,7 @@ class _Study:
             if self.match == "flops":
                 from tutelage.recipes.estimate import matched_steps
 
-                settings = {**settings, "epochs": None, "steps": matched_steps(run, arm, settings)}
+                count = curate(**settings_of(curate, settings))["images"]["transfer"]
+                settings = {**settings, "epochs": None, "steps": matched_steps(arm, settings, count)}
             walk(run, arm.way.stages, settings)
             return write_record(self.kept, run, arm.way, self.identity(arm, budget, seed))

@@ -47,7 +47,7 @@ def curate(
     settings["strategy"] = strategy_of(settings)
     from tutelage.data.gallery import list_gallery
     from tutelage.data.store import Store
-    from tutelage.recipes.admitted import admit, list_rejected, reject
+    from tutelage.recipes.admitted import admit, data_of, list_rejected, reject
     from tutelage.recipes.chosen import tell
     from tutelage.recipes.encoders import Encoder
     from tutelage.recipes.gallery_pool import embed_share, fill_pool, nothing_left
@@ -83,7 +83,8 @@ def curate(
         while True:
             refs = looked_at(listed.refs, settings, wanted, spare)
             pool, leaks, twice, unreadable = fill_pool(encoder, refs, admitted, settings, tick)
-            chosen, every = _Chosen(run, settings, encoder, admitted, pool, refs, clock), len(refs) == len(listed.refs)
+            chosen = _Chosen(run, settings, encoder, admitted, pool, refs, clock, data_of(labelled, listed.refs))
+            every = len(refs) == len(listed.refs)
             if every or pool.usable.sum() >= (wanted or 0):
                 chosen.choose(wanted, leaks)
                 if every or len(chosen.choice) >= (wanted or 0):
@@ -122,8 +123,8 @@ def looked_at(refs: list, settings: dict[str, Any], wanted: int | None, spare: f
 class _Chosen:
     """The choice and what is written of it."""
 
-    def __init__(self, run: Run, settings, encoder, admitted, pool, refs, clock):
-        self.run, self.settings, self.encoder, self.admitted = run, settings, encoder, admitted
+    def __init__(self, run: Run, settings, encoder, admitted, pool, refs, clock, given):
+        self.run, self.settings, self.encoder, self.admitted, self.given = run, settings, encoder, admitted, given
         self.pool, self.refs, self.clock = pool, refs, clock
 
     def choose(self, wanted: int | None, leaks: Any) -> None:
@@ -184,7 +185,7 @@ class _Chosen:
             f"{twice:,} duplicates, {self.passed:,} near duplicates)"
         )
         result = {
-            "outputs": written.identity(admitted, refs, embedded, choice), "task": admitted.target.task,
+            "outputs": written.identity(admitted, refs, embedded, choice), "given": self.given, "task": admitted.target.task,
             "classes": list(admitted.target.classes), "store_side": self.encoder.side, "strategy": self.settings["strategy"],
             "images": {**counts, "transfer": chosen + len(admitted.drawn)}, "gallery": listed, "leaks": len(leaks),
             "duplicates": twice, "near_duplicates": self.passed, "rejected": rejected, **summary,

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from tutelage.progress import duration, say
 from tutelage.recipes.arms import Arm
-from tutelage.recipes.curate import curate
-from tutelage.recipes.stage import settings_of, training_steps
-from tutelage.runs import Run
+from tutelage.recipes.stage import training_steps
 from tutelage.tasks import task_of
 
 REPEATS = 3
+PROPORTION = 4 / 3  # long side over short side of the images that a gallery holds
+THUMB = 1200  # bytes beside an image's vector: thumbnail, layout, name
 DINO_EXTRA = 1.25  # FLOPs of a step over those of training on as many pixels: the averaged network's pass
 
 
@@ -23,42 +24,67 @@ def images_to_see(settings: dict[str, Any], count: int) -> int:
     return training_steps(settings["steps"], settings["epochs"], count, batch_size) * batch_size
 
 
-def matched_steps(run: Run, arm: Arm, settings: dict[str, Any]) -> int:
-    """Steps of an arm that cost as many FLOPs as `oriented` with the given steps, its teacher's outputs included.
+def matched_steps(arm: Arm, settings: dict[str, Any], count: int) -> int:
+    """Steps of an arm that cost as many FLOPs as `oriented` with the given steps, the teacher's outputs included in both.
 
     The teacher's adaptation and the last stage are some thousand images and left out here; the ledger counts them.
+
+    Args:
+        settings: of the arm's run. count: images of the transfer set.
     """
     from tutelage.compute import training_flops
     from tutelage.models.teachers import build_teacher
 
-    count = curate(**settings_of(curate, settings))["images"]["transfer"]
-    encoder, kind = build_teacher(*_model(settings)), task_of(settings["task"])
-    student = kind.student({**settings, "student_weights": "scratch"}, 2)
-    each = training_flops(student.module, student.size)
-    outputs, seen = count * settings["views"] * kind.flops_of(encoder), images_to_see(settings, count)
-    if "adapt" in arm.way.stages:
+    seen = images_to_see(settings, count)
+    if "teacher" in arm.way.charged:
         return seen // settings["batch_size"]
-    share = DINO_EXTRA if arm.way.settings.get("objective") == "dino" else 1.0
-    return max(1, round((outputs + seen * each) / (each * share) / settings["batch_size"]))
+    kind = task_of(settings["task"])
+    student = kind.student({**settings, "student_weights": "scratch"}, 2)
+    each, told = training_flops(student.module, student.size), kind.flops_of(build_teacher(*_model(settings)))
+    refined = kind.POOLED and settings["refine"] != "none"  # one more pass, over whole images
+    budget = count * (settings["views"] + refined) * told + seen * each
+    objective = arm.way.settings.get("objective")
+    own = count * settings["views"] * told if objective == "agnostic" else 0
+    share = DINO_EXTRA if objective == "dino" else 1.0
+    return max(1, round((budget - own) / (each * share) / settings["batch_size"]))
+
+
+def set_sizes(settings: dict[str, Any], budgets: Iterable[int]) -> tuple[dict[int, int], int]:
+    """Images of the transfer set at each budget, and of the gallery, as far as they can be told before anything is decoded."""
+    from tutelage.data.gallery import list_gallery
+    from tutelage.recipes.curate import wanted_of
+
+    gallery = len(list_gallery(settings["gallery"]).refs)
+    names = [name.strip() for name in settings["classes"].split(",")] if settings["classes"] else None
+    target, kind = task_of(settings["task"]).read(settings, names), task_of(settings["task"])
+    most, each = int((target.splits == "train").sum()), len(target.classes) if kind.POOLED else 1
+    sizes = {}
+    for budget in budgets:
+        labelled = min(most, budget * each)
+        wanted = wanted_of(settings, labelled, len(target.classes))
+        sizes[budget] = labelled + (gallery if wanted is None else min(wanted, gallery))
+    return sizes, gallery
 
 
 def estimate(study: Any, todo: list[tuple[Arm, int, int]], impossible: dict[str, str]) -> dict[str, Any]:
-    """Time and disk of the runs that are left, told and returned.
+    """Time and disk of the runs that are left, told and returned; what the cache holds already is not taken off.
 
     Returns:
         {"runs", "hours", "gibibytes", "plan": one line each}.
     """
-    from tutelage.data.gallery import list_gallery
-
     todo = [one for one in todo if one[0].name not in impossible]
     if not todo:
         return {"runs": 0, "hours": 0.0, "gibibytes": 0.0, "plan": []}
-    settings = study.of(*todo[0])
-    count = settings["total"] or len(list_gallery(settings["gallery"]).refs)
+    counts, gallery = set_sizes(study.settings, {budget for _, budget, _ in todo})
     per_image: dict[Any, float] = {}
     seen_stages: set[tuple[str, Any, int]] = set()
-    seconds, room, teachers = _teachers(study, todo, count)
-    plan = [f"teacher outputs: {duration(seconds)}, {room:.2f} GiB" + (f", {teachers} teachers" * (teachers > 1))]
+    embedded, images = _embedding(study.settings, max(counts.values()), gallery)
+    outputs, room, teachers = _teachers(study, todo, counts)
+    plan = [
+        f"embeddings of the gallery and decoded images: {duration(embedded)}, {images:.2f} GiB",
+        f"teacher outputs: {duration(outputs)}, {room:.2f} GiB" + (f", {teachers} teachers" * (teachers > 1)),
+    ]
+    seconds = embedded + outputs
     for arm, budget, seed in todo:
         mine = study.of(arm, budget, seed)
         key = (mine["student"], mine["student_size"])
@@ -66,18 +92,36 @@ def estimate(study: Any, todo: list[tuple[Arm, int, int]], impossible: dict[str,
             per_image[key] = _step_seconds(mine)
         free = mine["objective"] in ("agnostic", "dino") and "transfer" in arm.way.stages
         stage = (arm.name, None if free else budget, seed)
-        took = 0.0 if stage in seen_stages else images_to_see(mine, count) * per_image[key]
+        if study.match == "flops":
+            mine = {**mine, "epochs": None, "steps": matched_steps(arm, mine, counts[budget])}
+        took = 0.0 if stage in seen_stages else images_to_see(mine, counts[budget]) * per_image[key]
         seen_stages.add(stage)
         seconds += took
         plan.append(f"{arm.name}, budget {budget}, seed {seed}: {'shared' if not took else duration(took)}")
     for line in plan:
         say(line)
     say(f"{len(todo)} runs, about {duration(1.2 * seconds)} in all, last stages and evaluation included")
-    return {"runs": len(todo), "hours": 1.2 * seconds / 3600, "gibibytes": room, "plan": plan}
+    return {"runs": len(todo), "hours": 1.2 * seconds / 3600, "gibibytes": room + images, "plan": plan}
 
 
-def _teachers(study: Any, todo: list[tuple[Arm, int, int]], count: int) -> tuple[float, float, int]:
-    """Seconds and GiB of the outputs that are kept for `count` images, and of how many teachers.
+def _embedding(settings: dict[str, Any], count: int, gallery: int) -> tuple[float, float]:
+    """Seconds of embedding the gallery by the teacher, and GiB of its vectors and of `count` decoded images."""
+    from tutelage.data.store import short_side
+    from tutelage.models.teachers import build_teacher, default_size, resolve
+
+    sizes = [settings[f"{kind}_size"] or default_size(resolve(settings[kind], kind)) for kind in ("teacher", "student")]
+    pixels = count * 3 * short_side(*sizes) ** 2 * PROPORTION
+    if settings["embeddings"]:
+        return 0.0, pixels / 2**30
+    name, weights, size, window = _model(settings)
+    encoder = build_teacher(name, weights, window or size)
+    looked_at = count if settings["strategy"] == "random" else gallery
+    vectors = looked_at * (2 * encoder.features + THUMB)
+    return looked_at * _seconds_of(encoder, settings), (pixels + vectors) / 2**30
+
+
+def _teachers(study: Any, todo: list[tuple[Arm, int, int]], counts: dict[int, int]) -> tuple[float, float, int]:
+    """Seconds and GiB of the outputs that are kept, and of how many teachers. counts: budget -> images of the transfer set.
 
     Frozen features are shared by all heads; a teacher that was adapted as a whole, or keeps logits only, is another for each draw.
     """
@@ -96,13 +140,14 @@ def _teachers(study: Any, todo: list[tuple[Arm, int, int]], count: int) -> tuple
             encoder = build_teacher(*model)
             encoders[model] = (
                 encoder,
-                _seconds_of(encoder) * kind.flops_of(encoder) / flops(encoder.module, encoder.at_once),
+                _seconds_of(encoder, mine) * kind.flops_of(encoder) / flops(encoder.module, encoder.at_once),
             )
         frozen = mine["objective"] == "agnostic" or (kind.POOLED and mine["adapt"] == "probe")
         width, each = kind.told_at_most(encoders[model][0], mine)
         views = tuple(mine[name] for name in ("views", "view_seed", "flip", "crop_area", "resize"))
         key = (*model, *views, width, None if frozen else (mine["adapt"], mine["class_weight"], budget, seed))
-        kept[key] = count * each * encoders[model][1], gibibytes(count, each, width)
+        count, before = counts[budget], kept.get(key, (0.0, 0.0))  # sets of one draw lie in one another
+        kept[key] = max(before[0], count * each * encoders[model][1]), max(before[1], gibibytes(count, each, width))
     return sum(one for one, _ in kept.values()), sum(one for _, one in kept.values()), len(kept)
 
 
@@ -111,33 +156,43 @@ def _model(settings: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(settings[f"teacher{more}"] for more in ("", "_weights", "_size", "_window"))
 
 
-def _seconds_of(encoder: Any) -> float:
+def _seconds_of(encoder: Any, settings: dict[str, Any]) -> float:
     """Seconds of one forward pass for one image, or one window of it, in batches of 16."""
     import torch
 
+    from tutelage.compute import accelerator
     from tutelage.sizes import sides
 
-    images = torch.zeros(16, 3, *sides(encoder.at_once))
+    device = accelerator(settings["device"], settings["precision"]).device
+    images, module = torch.zeros(16, 3, *sides(encoder.at_once), device=device), encoder.module.to(device)
     with torch.inference_mode():
-        encoder.module(images)
-        start = time.perf_counter()
-        for _ in range(REPEATS):
-            encoder.module(images)
-    return (time.perf_counter() - start) / REPEATS / len(images)
+        return _median(lambda: module(images), device) / len(images)
 
 
 def _step_seconds(settings: dict[str, Any]) -> float:
     """Seconds of one training step for one image, at the study's batch size."""
     import torch
 
+    from tutelage.compute import accelerator
     from tutelage.sizes import sides
 
+    device = accelerator(settings["device"], settings["precision"]).device
     student = task_of(settings["task"]).student({**settings, "student_weights": "scratch"}, 2)
     module = student.module.to(memory_format=torch.channels_last) if student.channels_last else student.module
-    images = torch.randn(settings["batch_size"], 3, *sides(student.size))
+    images = torch.randn(settings["batch_size"], 3, *sides(student.size), device=device)
+    module = module.to(device)
+    return _median(lambda: module(images).sum().backward(), device) / len(images)
+
+
+def _median(work: Callable[[], object], device: Any) -> float:
+    """Seconds of a piece of work, after one that does not count."""
+    import torch
+
     times = []
     for _ in range(REPEATS + 1):
         start = time.perf_counter()
-        module(images).sum().backward()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         times.append(time.perf_counter() - start)
-    return statistics.median(times[1:]) / len(images)
+    return statistics.median(times[1:])

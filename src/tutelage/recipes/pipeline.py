@@ -77,7 +77,7 @@ def run(
         settings["budget"] = min(budget or SMOKE["budget"], SMOKE["budget"])
     started = time.monotonic()
     names = [name for name in STAGES if name != "alone" or not no_baseline]
-    with open_run(out, cache, settings, overwrite) as (folder, _):
+    with open_run(out, cache, settings, overwrite, together=True) as (folder, _):
         summary = walk(folder, names, settings)
     say(f"report: {folder.path / 'report' / 'index.html'}")
     say(f"done in {duration(time.monotonic() - started)}; {folder.path}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,34 @@ def compared(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: "a file" if name in places and Path(str(value)).exists() else value for name, value in kept.items()}
 
 
+def check_data(folder: Path, records: Sequence[Record], settings: dict[str, Any]) -> None:
+    """Finished runs are of the data as they are now.
+
+    Args:
+        folder: of the results. records: some of them; those that do not say what they were given are not looked at.
+        settings: of the study.
+
+    Raises:
+        TutelageError: data that cannot be read, or others than those that a run was given.
+    """
+    from tutelage.data.gallery import list_gallery
+    from tutelage.recipes.admitted import data_of
+
+    made = [record for record in records if record.get("given")]
+    if not made:
+        return
+    names = [name.strip() for name in settings["classes"].split(",")] if settings["classes"] else None
+    now = data_of(task_of(settings["task"]).read(settings, names), list_gallery(settings["gallery"]).refs)
+    for record in made:
+        other = [f"--{name} {settings[name]}" for name, one in now.items() if record["given"][name] != one]
+        if other:
+            raise TutelageError(
+                f"{folder}: {record_name(record['arm'], record['budget'], record['seed'])} was made from other images or labels than "
+                f"{' and '.join(other)} now", "results of the data of this study",
+                "another --results (and --out), or the data as they were; `tutelage report` writes the page of what is there",
+            )  # fmt: skip
+
+
 def write_record(folder: Path, run: Run, way: Way, identity: tuple[str, int, int, dict[str, Any]]) -> Record:
     """Write the record of a run that has just been evaluated.
 
@@ -77,7 +106,8 @@ def write_record(folder: Path, run: Run, way: Way, identity: tuple[str, int, int
         "arm": arm, "budget": budget, "seed": seed, "says": way.says, "settings": compared(settings), "classes": scores["classes"],
         "student": scores[way.model], "teacher": scores.get("teacher") if "teacher" in way.charged else None,
         **_written(counts), "test_images": len(counts),
-        "test": _test_images(run), "images": stages["transfer_set"]["images"], "data": stages["transfer_set"]["outputs"],
+        "test": _test_images(run), "given": stages["transfer_set"].get("given"),
+        "images": stages["transfer_set"]["images"], "data": stages["transfer_set"]["outputs"],
         "ledger": {name: {**stages[name]["ledger"], "taken_from": stages[name].get("taken_from")} for name in way.charged},
         "images_seen": next((stages[name]["images_seen"] for name in way.charged if "images_seen" in stages[name]), 0),
         "chosen": {name: stages[name][key] for name, key in (("student", "chosen"), ("teacher", "mode")) if name in way.charged},

@@ -6,10 +6,12 @@ import contextlib
 import hashlib
 import inspect
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tutelage.errors import TutelageError
 from tutelage.progress import main_process, say
 from tutelage.recipes.preflight import preflight
 from tutelage.runs import Run, whole, write_text
@@ -33,7 +35,9 @@ _HELD: dict[Path, Run] = {}  # run folders that this process holds already: `run
 
 
 @contextlib.contextmanager
-def open_run(out: str, cache: str | None, settings: dict[str, Any], overwrite: bool) -> Iterator[tuple[Run, Path]]:
+def open_run(
+    out: str, cache: str | None, settings: dict[str, Any], overwrite: bool, together: bool = False
+) -> Iterator[tuple[Run, Path]]:
     """Hold a run folder for the length of a stage.
 
     Args:
@@ -41,11 +45,21 @@ def open_run(out: str, cache: str | None, settings: dict[str, Any], overwrite: b
         settings: of the stage, by name; all that cannot work is told before anything is read or written. Refused when
             the folder holds a run with other ones.
         overwrite: move a run with other settings aside; a later stage moves its own results and those that follow.
+        together: whether several processes may do this, one of which holds the folder.
 
     Yields:
         the run, and the cache folder.
+
+    Raises:
+        TutelageError: several processes where one is wanted, and all that cannot work.
     """
-    path = Path(out).absolute()
+    path, processes = Path(out).absolute(), int(os.environ.get("WORLD_SIZE", "1"))
+    if processes > 1 and not together and path not in _HELD:
+        raise TutelageError(
+            f"this stage in {processes} processes",
+            "one process; `tutelage run` and `tutelage transfer` share their work among several",
+            "leave torchrun out (a gallery is embedded by several machines with `tutelage curate --shard env`)",
+        )
     cache_dir = Path(cache) if cache else path.parent / "cache"
     if path in _HELD or not main_process():
         yield _HELD.get(path) or Run(path), cache_dir

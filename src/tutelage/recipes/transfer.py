@@ -50,7 +50,7 @@ def transfer(
     from tutelage.recipes.objectives import LABEL_FREE, QUEUE
     from tutelage.recipes.teach import Plan, teach
 
-    with open_run(out, cache, settings, overwrite) as (run, cache_dir):
+    with open_run(out, cache, settings, overwrite, together=True) as (run, cache_dir):
         curated = run.result("transfer_set", "transfer")
         job = _Job(run, cache_dir, curated, settings)
         inputs = job.inputs()

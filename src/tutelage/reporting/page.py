@@ -207,6 +207,8 @@ def transfer_set(curated: dict[str, Any]) -> str:
     said += f"from a gallery of {curated.get('gallery', 0):,}. Kept out: {curated.get('leaks', 0):,} copies of validation or test images, "
     said += f"{curated.get('duplicates', 0):,} identical and {curated.get('near_duplicates', 0):,} near duplicates; "
     said += f"{curated.get('rejected', 0):,} images cannot be used."
+    if recall := curated.get("recall"):
+        said += f" The search by an inverted file finds {100 * recall:.1f} % of the true nearest images."
     if similarity := curated.get("similarity"):
         asked = "words" if curated.get("strategy") == "text" else "labelled image"
         said += f" Similarity to the {asked} that brought it: median {similarity['50 %']:.2f}, 5 % below {similarity['5 %']:.2f}."

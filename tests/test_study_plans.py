@@ -1,0 +1,91 @@
+"""What a study says before it computes: data that are others now, steps of equal compute, time and disk."""
+
+from __future__ import annotations
+
+import inspect
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tutelage
+from conftest import MODELS, Task, make_task
+from tutelage.compute import flops, training_flops
+from tutelage.errors import TutelageError
+from tutelage.models.students import build_student
+from tutelage.models.teachers import build_teacher
+from tutelage.recipes.arms import arms_of, clip_weights
+from tutelage.recipes.estimate import matched_steps, set_sizes
+
+PAIRS = {name.strip("-").replace("-", "_"): value for name, value in zip(MODELS[::2], MODELS[1::2], strict=True)}
+GIVEN: dict[str, Any] = {name: int(value) if value.isdecimal() else value for name, value in PAIRS.items()}
+SHORT = {"dedup": "none", "views": 1, "steps": 4, "batch_size": 8, "refine": "none", "finetune": "head"}
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory) -> Task:
+    return make_task(tmp_path_factory.mktemp("plans"))
+
+
+def study(task: Task, out: Path, **more) -> dict:
+    data = {"target": str(task.target), "gallery": [str(task.gallery)]}
+    return tutelage.compare(
+        **data, **GIVEN, **SHORT, out=str(out), budgets=["2"], seeds=["0"], arms=["scratch"], **more
+    )
+
+
+def test_results_of_other_data_are_refused(task, tmp_path):
+    """A finished study is not printed again for other labels, other images, or a path that is none."""
+    results = str(tmp_path / "results")
+    study(task, tmp_path / "study", results=results)
+    assert study(task, tmp_path / "again", results=results)["runs"]
+    folder = Task(Path(shutil.copytree(task.root, tmp_path / "moved")))
+    assert study(folder, tmp_path / "there", results=results)["runs"], "the same data in another place"
+    classes = sorted((folder.target / "train").iterdir())
+    image = next(classes[0].iterdir())
+    image.rename(classes[1] / f"other-{image.name}")
+    with pytest.raises(TutelageError, match="made from other images or labels than --target"):
+        study(folder, tmp_path / "other", results=results)
+    assert not (tmp_path / "other").exists()
+    shutil.rmtree(folder.gallery)
+    with pytest.raises(TutelageError, match="gallery"):
+        study(folder, tmp_path / "other", results=results)
+
+
+def test_steps_of_equal_compute():
+    """With --match flops each arm's training and teacher outputs cost what oriented's do, label propagation's pass included."""
+    from tutelage.recipes.pipeline import run
+
+    known = {name: parameter.default for name, parameter in inspect.signature(run).parameters.items()}
+    settings = {**known, **GIVEN, "views": 2, "steps": 50, "batch_size": 16, "refine": "propagate"}
+    student = build_student(GIVEN["student"], 2, "scratch", GIVEN["student_size"])
+    encoder = build_teacher(GIVEN["teacher"], GIVEN["teacher_weights"], GIVEN["teacher_size"])
+    told, each = flops(encoder.module, encoder.size), training_flops(student.module, student.size)
+    whole = 100 * 3 * told + 50 * 16 * each
+    own = {"scratch": (0, 1.0), "agnostic": (200 * told, 1.0), "oriented": (300 * told, 1.0), "dino": (0, 1.25)}
+    for arm in arms_of(list(own), [], []):
+        steps = matched_steps(arm, {**settings, **arm.way.settings}, 100)
+        outputs, share = own[arm.name]
+        assert outputs + steps * 16 * each * share == pytest.approx(whole, abs=16 * each * share), arm.name
+
+
+def test_sizes_before_anything_is_decoded(task):
+    """--per-query and --total bound the set that a plan counts; a gallery of less gives what it has."""
+    settings = {
+        "task": "classification", "target": str(task.target), "gallery": [str(task.gallery)], "val": None, "test": None,
+        "classes": None, "group_by": None, "per_query": None, "total": None, "strategy": "balanced",
+    }  # fmt: skip
+    assert set_sizes(settings, [2, 4]) == ({2: 6 + 24, 4: 12 + 24}, 24)
+    assert set_sizes({**settings, "per_query": 3}, [2])[0] == {2: 6 + 18}
+    assert set_sizes({**settings, "total": 10}, [2])[0] == {2: 10}
+    assert set_sizes({**settings, "total": 100}, [2])[0] == {2: 6 + 24}
+
+
+def test_clip_weights_are_not_those_fine_tuned_on_labels():
+    """The CLIP arm starts from weights of captions alone; where timm has only fine-tuned ones, it has none."""
+    assert clip_weights("vit_base_patch32_clip_224").startswith("vit_base_patch32_clip_224.")
+    for name in ("vit_base_patch16_clip_224", "convnext_large_mlp", "fastvit_mci0"):
+        assert "_ft_in" not in clip_weights(name)
+    with pytest.raises(TutelageError, match="no CLIP weights for vit_base_patch16_clip_384"):
+        clip_weights("vit_base_patch16_clip_384")
