@@ -145,6 +145,14 @@ def test_a_batch_that_the_processes_cannot_share(tutelage, task):
     assert "use --batch-size 6" in text
 
 
+def test_stages_that_one_process_does(tutelage, task):
+    """`curate` in several processes of one group would write one folder together: refused, and the way for several machines named."""
+    text = refused(tutelage(*task.words("curate"), WORLD_SIZE="2", RANK="1"))
+    assert "this stage in 2 processes" in text
+    assert "--shard env" in text
+    assert not task.out.exists()
+
+
 def _installed(name: str) -> bool:
     import importlib.util
 
