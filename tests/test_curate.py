@@ -125,6 +125,14 @@ def test_all_copies_of_test_images_are_listed(data, more):
     assert leaks["copies/dots-0-quality.jpg"]["split"] == "test"
 
 
+def test_a_gallery_larger_than_memory(data, monkeypatch):
+    """--dedup gallery is refused before memory is full, and the message says what goes."""
+    monkeypatch.setattr("tutelage.recipes.choosing.EACH", 2**40)
+    with pytest.raises(TutelageError, match="--dedup gallery with .* GiB of memory"):
+        curate(data, "larger", dedup="gallery")
+    assert curate(data, "larger", dedup="candidates", overwrite=True)["images"]["transfer"] == 72
+
+
 @pytest.mark.parametrize("strategy", ["balanced", "diverse", "hard", "best", "random"])
 def test_a_small_gallery_is_used_up(data, tmp_path, strategy):
     """Where nearly all images are wanted, and some of them fall out as copies, the others are taken and the shortage is told."""

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from tutelage.errors import TutelageError
 from tutelage.progress import progress, say
 from tutelage.retrieval import strategies
-from tutelage.retrieval.duplicates import near_duplicates
+from tutelage.retrieval.duplicates import SEARCHES, near_duplicates
 from tutelage.retrieval.embed import Embedded
 from tutelage.retrieval.ivf import search_ivf
 from tutelage.retrieval.search import best_query, search
@@ -18,6 +19,7 @@ from tutelage.retrieval.vectors import Vectors
 
 EXACT = 5_000_000  # vectors, above which --index auto takes an inverted file
 NEAR = 0.5  # a similarity that is near whatever chance finds: in a gallery of one kind, chance finds much
+EACH = 6200  # bytes that comparing an image with all others takes beside its vector: measured on 100,000 and 200,000
 NULL = 64  # directions without a meaning that the queries are compared with
 
 
@@ -86,6 +88,7 @@ def choose(
     """
     known, passed = np.zeros(pool.vectors.count, bool), 0
     if wish.dedup == "gallery":  # leaks were barred in all of it
+        _check_memory(pool)
         passed = _drop_duplicates(pool, np.flatnonzero(pool.usable), known)
     elif wish.dedup == "candidates" and wish.strategy == "all":
         leaks(None)
@@ -104,6 +107,18 @@ def choose(
     return strategies.without_queries(np.zeros(0, np.int64)), passed
 
 
+def _check_memory(pool: Pool) -> None:
+    """Refuse to compare all of a gallery that memory does not hold: its vectors, thumbnails and what is made of them."""
+    count = int(pool.usable.sum())
+    needed = count * (12 * pool.vectors.width + EACH)
+    if needed > pool.memory:
+        raise TutelageError(
+            f"--dedup gallery with {count:,} images, which takes {needed / 2**30:.1f} GiB of memory",
+            f"at most {pool.memory / 2**30:.1f} GiB (--memory, or half of what is free)",
+            "--dedup candidates, which compares what is chosen, or a larger --memory",
+        )
+
+
 def _drop_duplicates(pool: Pool, rows: np.ndarray, known: np.ndarray) -> int:
     """Of the near duplicates among these rows, only the first stays usable; how many do not.
 
@@ -112,7 +127,8 @@ def _drop_duplicates(pool: Pool, rows: np.ndarray, known: np.ndarray) -> int:
     if len(rows) < 2:
         return 0
     fresh = np.flatnonzero(~known[rows])
-    first = near_duplicates(pool.vectors.rows(rows), pool.embedded.thumbs(rows), fresh=fresh)
+    with progress("near duplicates", SEARCHES * len(fresh)) as advance:
+        first = near_duplicates(pool.vectors.rows(rows), pool.embedded.thumbs(rows), fresh=fresh, advance=advance)
     known[rows] = True
     dropped = rows[first != np.arange(len(rows))]
     pool.usable[dropped] = False

@@ -36,6 +36,8 @@ COPIES = (
 )
 FLOOR = 0.45  # of either cosine: the embeddings of copies to 90 % start at 0.51, the layouts of other copies at 0.68
 NEIGHBOURS = 10  # of each image in near_duplicates
+SEARCHES = 3  # for them: by embedding, by layout, by the mirrored layout
+ASKED = 4096  # images at once
 MANY = 5_000  # images, above which only their first principal components are searched: 2 s instead of 5 for 20,000
 SURE = 0.8  # layouts above this are looked at whatever the embeddings say
 
@@ -105,7 +107,11 @@ def find_leaks(
 
 
 def near_duplicates(
-    embeddings: np.ndarray, thumbs: np.ndarray, floor: float = FLOOR, fresh: np.ndarray | None = None
+    embeddings: np.ndarray,
+    thumbs: np.ndarray,
+    floor: float = FLOOR,
+    fresh: np.ndarray | None = None,
+    advance: Callable[[int], None] = lambda n: None,
 ) -> np.ndarray:
     """The first image of each picture: an image is a duplicate when it is a copy of an earlier one that is none.
 
@@ -115,6 +121,7 @@ def near_duplicates(
         embeddings: (n, D) float32, unit length. thumbs: (n, 16, 16, 3) uint8.
         floor: pairs whose embeddings have a smaller cosine are looked at only when their layouts agree to SURE.
         fresh: (m,) int64 positions; the others are known not to be copies of each other. None: nothing is known.
+        advance: called with numbers of images whose neighbours were looked for in one of SEARCHES ways.
 
     Returns:
         (n,) int64: the smallest position of a kept image that this one is a copy of; its own where it is kept.
@@ -123,7 +130,7 @@ def near_duplicates(
     asked = first if fresh is None else fresh
     while len(asked):  # of many copies of one picture, the neighbours of some are all dropped: those are asked again
         kept = np.flatnonzero(first == np.arange(len(first)))
-        pairs = kept[_pairs(embeddings[kept], layouts[kept], floor, np.searchsorted(kept, asked))]
+        pairs = kept[_pairs(embeddings[kept], layouts[kept], floor, np.searchsorted(kept, asked), advance)]
         for b, a in _copies(small, pairs).tolist():
             if first[a] == a and first[b] == b:
                 first[b] = a
@@ -155,28 +162,38 @@ def _copies(small: np.ndarray, pairs: np.ndarray) -> np.ndarray:
     return np.unique(np.sort(np.concatenate(copies), axis=1)[:, ::-1], axis=0)
 
 
-def _pairs(embeddings: np.ndarray, layouts: np.ndarray, floor: float, fresh: np.ndarray) -> np.ndarray:
+def _pairs(
+    embeddings: np.ndarray, layouts: np.ndarray, floor: float, fresh: np.ndarray, advance: Callable[[int], None]
+) -> np.ndarray:
     """(p, 2) int64, a < b: whom to look at, of the nearest neighbours of `fresh` by embedding and by layout (mirrored ones too)."""
     half = THUMB // 2
     mirrored = np.ascontiguousarray(layouts.reshape(-1, half, half, 3)[:, :, ::-1]).reshape(layouts.shape)
     if len(fresh) > MANY and embeddings.shape[1] > COMPONENTS:
         embeddings = unit_embeddings(embeddings)
-    a, b = _near(embeddings, embeddings, floor, fresh)
+    a, b = _near(embeddings, embeddings, floor, fresh, advance)
     blank = np.minimum(squared_length(layouts[a]), squared_length(layouts[b])) < 0.99  # their layout says little
     alike = [np.einsum("pd,pd->p", one[a], layouts[b]) for one in (layouts, mirrored)]
     keep = blank | (np.maximum(*alike) >= FLOOR)
-    found = [(a[keep], b[keep]), *(_near(layouts, queries, SURE, fresh) for queries in (layouts, mirrored))]
+    found = [(a[keep], b[keep]), *(_near(layouts, queries, SURE, fresh, advance) for queries in (layouts, mirrored))]
     pairs = np.concatenate([np.stack(both, axis=1) for both in found])
     return np.unique(np.sort(pairs, axis=1), axis=0)
 
 
-def _near(base: np.ndarray, queries: np.ndarray, floor: float, fresh: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _near(
+    base: np.ndarray, queries: np.ndarray, floor: float, fresh: np.ndarray, advance: Callable[[int], None]
+) -> tuple[np.ndarray, np.ndarray]:
     """(p,), (p,) int64: pairs of a query in `fresh` and one of its nearest in base, not itself, with at least this cosine."""
     import faiss
 
     index = faiss.IndexFlatIP(base.shape[1])
     index.add(np.ascontiguousarray(base, np.float32))  # type: ignore[call-arg]
-    cosines, near = index.search(np.ascontiguousarray(queries[fresh], np.float32), NEIGHBOURS + 1)  # type: ignore[call-arg]
-    query, near = np.repeat(fresh, near.shape[1]), near.ravel()
-    good = (near >= 0) & (near != query) & (cosines.ravel() >= floor)
-    return query[good], near[good]
+    found = [(fresh[:0], fresh[:0])]
+    for start in range(0, len(fresh), ASKED):
+        some = fresh[start : start + ASKED]
+        cosines, near = index.search(np.ascontiguousarray(queries[some], np.float32), NEIGHBOURS + 1)  # type: ignore[call-arg]
+        query, near = np.repeat(some, near.shape[1]), near.ravel()
+        good = (near >= 0) & (near != query) & (cosines.ravel() >= floor)
+        found.append((query[good], near[good]))
+        advance(len(some))
+    query, near = (np.concatenate(column) for column in zip(*found, strict=True))
+    return query, near
