@@ -401,10 +401,10 @@ def test_a_corrected_label_is_seen(tutelage, task):
     assert outputs[0] != outputs[1]
 
 
-def test_a_gallery_of_target_images_only(tutelage, task):
-    """A gallery that has no image of its own is refused, with the counts."""
-    text = refused(tutelage(*task.words("run", "--gallery", str(task.target))))
-    assert "12 of 30 are validation or test images, 18 duplicates" in text
+def test_a_gallery_of_test_images_only(tutelage, task):
+    """A gallery that has no image that may be learnt from is refused, with the counts."""
+    text = refused(tutelage(*task.words("run", "--gallery", str(task.target / "test"))))
+    assert "12 of 12 are validation or test images" in text
     assert task.files() == BEGUN
 
 

@@ -128,7 +128,7 @@ def test_all_copies_of_test_images_are_listed(data, more):
 def test_a_gallery_larger_than_memory(data, monkeypatch):
     """--dedup gallery is refused before memory is full, and the message says what goes."""
     monkeypatch.setattr("tutelage.recipes.choosing.EACH", 2**40)
-    with pytest.raises(TutelageError, match="--dedup gallery with .* GiB of memory"):
+    with pytest.raises(TutelageError, match=r"--dedup gallery with .* GiB of memory"):
         curate(data, "larger", dedup="gallery")
     assert curate(data, "larger", dedup="candidates", overwrite=True)["images"]["transfer"] == 72
 

@@ -300,3 +300,14 @@ def test_masks_touched_since(data, tmp_path):
     Image.fromarray(np.where(values == 1, 0, values).astype(np.uint8)).save(masks[0])
     with pytest.raises(TutelageError, match=rf"1 masks of the run .*{masks[0].stem}.*another mask now"):
         load_task(Path(result["run"]), tmp_path / "cache")
+
+
+def test_all_images_labelled(data, capsys):
+    """A gallery of the labelled images alone is no fault: the student learns on them, and the run says so."""
+    result = go(data, "all-labelled", gallery=[str(data / "target" / "images" / "train")], budget=None, steps=2)
+    assert "nothing but the labelled images" in capsys.readouterr().err
+    about = read_json(Path(result["run"]) / "transfer_set" / "result.json")
+    assert about["images"]["transfer"] == about["images"]["train"] == about["duplicates"]
+    assert (Path(result["run"]) / "transfer_set" / "montage.jpg").exists()
+    with pytest.raises(TutelageError, match="no image of its own"):
+        go(data, "all-tests", gallery=[str(data / "target" / "images" / "test")])

@@ -91,7 +91,9 @@ def curate(
                     break
             spare *= 2  # so many were duplicates or copies that the part was too small
         if not len(chosen.choice):
-            raise nothing_left(pool, leaks.leaks, twice)
+            if not twice:
+                raise nothing_left(pool, leaks.leaks)
+            say("the gallery holds nothing but the labelled images: the student learns on them alone")
         bad += [("gallery", one) for one in [*listed.rejected, *unreadable]]
         reject(run, bad, len(labelled.refs) + len(refs) + len(labelled.rejected) + len(listed.rejected), max_rejected)
         tell(len(chosen.choice), chosen.wanted, leaks.looked_at, leaks.near)

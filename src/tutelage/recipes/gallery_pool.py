@@ -59,12 +59,11 @@ def fill_pool(
     return pool, check, twice, embedded.rejected
 
 
-def nothing_left(pool: Pool, leaks: Sequence[Leak], twice: int = 0) -> TutelageError:
+def nothing_left(pool: Pool, leaks: Sequence[Leak]) -> TutelageError:
     """The error for a gallery of which nothing may be chosen."""
-    others = f", {twice:,} duplicates" if twice else ""
     return TutelageError(
-        f"the gallery has no image of its own: {len(leaks):,} of {len(pool.embedded):,} are validation or test images{others}",
-        "unlabelled images other than those of the target set", "give another --gallery",
+        f"the gallery has no image of its own: {len(leaks):,} of {len(pool.embedded):,} are validation or test images",
+        "unlabelled images other than those", "give another --gallery",
     )  # fmt: skip
 
 
