@@ -70,11 +70,11 @@ def estimate(study: Any, todo: list[tuple[Arm, int, int]], impossible: dict[str,
     """Time and disk of the runs that are left, told and returned; what the cache holds already is not taken off.
 
     Returns:
-        {"runs", "hours", "gibibytes", "plan": one line each}.
+        {"runs", "hours", "gibibytes" in all, "outputs_gibibytes" of them for the teachers' outputs, "plan": one line each}.
     """
     todo = [one for one in todo if one[0].name not in impossible]
     if not todo:
-        return {"runs": 0, "hours": 0.0, "gibibytes": 0.0, "plan": []}
+        return {"runs": 0, "hours": 0.0, "gibibytes": 0.0, "outputs_gibibytes": 0.0, "plan": []}
     counts, gallery = set_sizes(study.settings, {budget for _, budget, _ in todo})
     per_image: dict[Any, float] = {}
     seen_stages: set[tuple[str, Any, int]] = set()
@@ -101,7 +101,8 @@ def estimate(study: Any, todo: list[tuple[Arm, int, int]], impossible: dict[str,
     for line in plan:
         say(line)
     say(f"{len(todo)} runs, about {duration(1.2 * seconds)} in all, last stages and evaluation included")
-    return {"runs": len(todo), "hours": 1.2 * seconds / 3600, "gibibytes": room + images, "plan": plan}
+    disk = {"gibibytes": room + images, "outputs_gibibytes": room}
+    return {"runs": len(todo), "hours": 1.2 * seconds / 3600, **disk, "plan": plan}
 
 
 def _embedding(settings: dict[str, Any], count: int, gallery: int) -> tuple[float, float]:
