@@ -19,9 +19,17 @@ MEASURE = """<script>addEventListener("load", () => { const root = document.docu
 const out = [...document.querySelectorAll("svg")].flatMap(s => { const b = s.getBoundingClientRect();
   return [...s.querySelectorAll("text")].filter(t => { const r = t.getBoundingClientRect();
     return r.left < b.left - 1 || r.right > b.right + 1; }).map(t => t.textContent); });
-document.body.dataset.found = JSON.stringify({ inner: innerWidth, scroll: root.scrollWidth, client: root.clientWidth,
+const letters = [...document.querySelectorAll("svg text")].map(t =>
+  parseFloat(getComputedStyle(t).fontSize) * Math.hypot(t.getScreenCTM().a, t.getScreenCTM().b));
+const found = JSON.stringify({ inner: innerWidth, smallest: Math.min(99, ...letters), scroll: root.scrollWidth, client: root.clientWidth,
   missing: [...document.images].filter(i => !i.complete || !i.naturalWidth).length, images: document.images.length, out: out,
-  ground: getComputedStyle(document.body).backgroundColor }); });</script>"""
+  ground: getComputedStyle(document.body).backgroundColor });
+document.body.dataset.found = found; parent.postMessage(found, "*"); });</script>"""
+# Headless windows are at least 500 pixels wide: a narrower page is looked at in a frame.
+FRAME = """<!doctype html><html lang="en"><body style="margin:0"><script>
+addEventListener("message", event => { document.body.dataset.found = event.data; });</script>
+<iframe src="page.html" style="border:0;width:{width}px;height:2000px"></iframe></body></html>"""
+SMALLEST = 9  # pixels of letters in a chart that can be read
 
 
 def check_in_browser(text: str, folder: Path, width: int, scheme: str) -> None:
@@ -32,20 +40,26 @@ def check_in_browser(text: str, folder: Path, width: int, scheme: str) -> None:
     """
     page = folder / "page.html"
     page.write_text(text.replace("</body>", MEASURE + "</body>"), encoding="utf-8")
+    shown = page
+    if width < 500:
+        shown = folder / "frame.html"
+        shown.write_text(FRAME.replace("{width}", str(width)), encoding="utf-8")
     assert CHROMIUM is not None
     done = subprocess.run(
-        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", f"--window-size={width},2000",
+        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", f"--window-size={max(width, 500)},2000",
          f"--user-data-dir={folder / 'profile'}", f"--blink-settings=preferredColorScheme={int(scheme == 'light')}",
-         "--virtual-time-budget=3000", "--dump-dom", f"file://{page}"],
+         "--virtual-time-budget=3000", "--dump-dom", f"file://{shown}"],
         capture_output=True, text=True, timeout=120, env={**os.environ, "DBUS_SESSION_BUS_ADDRESS": "disabled:"},
     )  # fmt: skip
     found = re.search(r'data-found="([^"]*)"', done.stdout)
     assert found, done.stderr
     told = json.loads(found[1].replace("&quot;", '"').replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+    assert told["inner"] == width
     assert told["scroll"] <= told["client"], "the page scrolls sideways"
+    assert told["smallest"] >= SMALLEST, f"letters of {told['smallest']:.1f} pixels in a chart"
     assert told["images"] > 0
     assert told["missing"] == 0
-    assert told["out"] == []
+    assert told["out"] == [], f"words outside of their chart: {told['out']}"
     assert told["ground"] == ("rgb(251, 251, 249)" if scheme == "light" else "rgb(20, 21, 23)")
     assert "CONSOLE" not in done.stderr
 

@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 import tutelage
+from browser import CHROMIUM, NO_CHROMIUM, check_in_browser
 from scenes import CLASSES, write_scenes
 from tutelage.data.manifest import load_task
 from tutelage.errors import TutelageError
@@ -284,6 +285,19 @@ def test_compare(data):
     page = (study / "report" / "index.html").read_text()
     assert "mIoU on 4 test images" in page
     assert "With 4 labelled images" in page
+    assert "MIoU against compute" in page
+    assert page.count("<td>the adapted teacher</td>") == 1
+    assert page.count('alt="mask of ') == 4, "images, masks, teacher and student side by side"
+    if CHROMIUM is not None:
+        check_in_browser(page, data, 400, "dark")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason=NO_CHROMIUM)
+def test_the_page_of_masks_in_a_real_browser(whole, tmp_path):
+    """Chromium shows a run of masks, its pictures too, without errors or sideways scrolling, on a telephone and on a desk."""
+    page = (Path(whole["run"]) / "report" / "index.html").read_text()
+    for width, scheme in ((400, "light"), (1600, "dark")):
+        check_in_browser(page, tmp_path, width, scheme)
 
 
 def test_masks_touched_since(data, tmp_path):

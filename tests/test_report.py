@@ -17,7 +17,7 @@ import tutelage as package
 from browser import CHROMIUM, NO_CHROMIUM, check_in_browser
 from conftest import MODELS, Task, environment, make_task, seconds_without_torch
 from tutelage.errors import TutelageError
-from tutelage.reporting.charts import per_class
+from tutelage.reporting.charts import confusions, per_class
 from tutelage.reporting.diagnosis import diagnose, difference
 from tutelage.reporting.evidence import disagreements, read_evidence, write_evidence
 from tutelage.reporting.page import answer, write_page
@@ -213,8 +213,17 @@ def test_many_classes_and_classes_without_images():
     assert ">class 8<" in chart
 
 
+def test_confusions_of_many_classes():
+    """Above 25 classes the pairs that are confused most stand in the place of the matrix; names from users are escaped."""
+    counts = np.eye(30, dtype=int) * 5
+    counts[3, 4] = 9
+    chart = confusions([f"<{i}>" for i in range(30)], counts.tolist(), "student")
+    assert "&lt;3&gt; taken for &lt;4&gt;: 9 of 14" in str(chart["svg"])
+    assert "<svg" in str(confusions([f"c{i}" for i in range(25)], counts[:25, :25].tolist(), "student")["svg"])
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason=NO_CHROMIUM)
-@pytest.mark.parametrize("width", [500, 1600])
+@pytest.mark.parametrize("width", [400, 1600])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_in_a_real_browser(finished, tmp_path, width, scheme):
     """Chromium shows the page without errors, missing images, sideways scrolling or text outside of its chart."""

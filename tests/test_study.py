@@ -19,7 +19,9 @@ from conftest import MODELS, Task, environment, make_task, seconds_without_torch
 from tutelage.cli import call
 from tutelage.errors import TutelageError
 from tutelage.recipes.arms import ARMS, arms_of, listed, numbers
-from tutelage.reporting.study import answer, cells_of, main_budget, read_records, write_study
+from tutelage.reporting.cells import cells_of, main_budget, read_records, references_of
+from tutelage.reporting.ledger import bill
+from tutelage.reporting.study import answer, sureness, write_study
 from tutelage.runs import Run
 
 NASTY = "<b>bold & co<b>"
@@ -164,6 +166,8 @@ def test_dry_run(task, tutelage, tmp_path):
     ("oriented", "2", ("--set", "oriented"), "ARM.SETTING=VALUE"),
     ("scratch", "5,ten", (), "--budgets ten"),
     ("scratch", "2", ("--set", "scratch.student=mobilenet9"), "no such model"),
+    ("", "2", (), "--arms without an arm"),
+    ("scratch", ",", (), "--budgets without a number"),
 ])  # fmt: skip
 def test_bad_words(task, tutelage, tmp_path, arms, budgets, more, said):
     """A mistyped arm, setting, budget or model is told before anything is written."""
@@ -223,6 +227,85 @@ def test_the_page_says_what_the_records_say(many):
     assert (many / "report" / "index.html").stat().st_size < 3 * 2**20
 
 
+def test_every_number_is_in_the_csv(many):
+    """Scores by class, confusions, the bill, the ledger by stage and the table's spreads stand in results.csv, each under one name."""
+    with (many / "report" / "results.csv").open() as file:
+        rows = [tuple(row.values()) for row in csv.DictReader(file)]
+    names = [row[:6] for row in rows]
+    assert len(set(names)) == len(names)
+    results = json.loads((many / "report" / "results.json").read_text())
+    told = dict(zip(names, (row[6] for row in rows), strict=True))
+    record = next(one for one in results["records"] if (one["arm"], one["budget"], one["seed"]) == ("oriented", 2, 0))
+    head, test = ("oriented", "2", "0"), record["student"]["test"]
+    assert int(told[*head, "student", "flops", ""]) == record["student"]["flops"], "of one image"
+    assert (
+        int(told[*head, "student", "confusion", f"c1 -> {NASTY}"])
+        == test["confusion"][record["classes"].index("c1")][record["classes"].index(NASTY)]
+    )
+    assert float(told[*head, "stage transfer", "seconds", ""]) == record["ledger"]["transfer"]["seconds"]
+    assert float(told[*head, "run", "flops", ""]) == bill(record)["flops"]
+    row = next(row for row in results["table"] if (row["arm"], row["budget"]) == ("oriented", 2))
+    assert float(told["oriented", "2", "", "student", "table: spread", ""]) == row["spread"]
+
+
+def test_the_teacher_is_a_reference(many):
+    """The page has the adapted teacher in its table, its chart of compute and the recall by class, whichever arm is best."""
+    results = json.loads((many / "report" / "results.json").read_text())
+    page = (many / "report" / "index.html").read_text()
+    assert [row["budget"] for row in results["teachers"]] == [2]
+    taught = [one["teacher"]["test"]["accuracy"] for one in results["records"] if one["arm"] == "oriented"]
+    assert results["teachers"][0]["score"] == pytest.approx(sum(taught) / len(taught))
+    assert page.count("<td>the adapted teacher</td>") == 1
+    assert page.count("; the adapted teacher: ") == 1, "the words of the chart"
+    recall = page[page.index("<h2>Recall of each class") :]
+    assert "teacher, adapted" in recall[: recall.index("</section>")]
+
+
+def test_what_is_not_finished_is_said(many, tmp_path):
+    """A page that is made before the end, or from records alone, names the runs and the pictures that it lacks."""
+    folder = Path(shutil.copytree(many, tmp_path / "study"))
+    (folder / "results" / "oriented-budget-2-seed-2.json").unlink()
+    for run in folder.glob("*/budget-2"):
+        shutil.rmtree(run)
+    assert write_study(folder)["missing"] == ["oriented-budget-2-seed-2"]
+    page = (folder / "report" / "index.html").read_text()
+    assert "Not finished: 1 of" in page
+    assert "is not here, so this page shows no picture" in page
+    assert "<h2>Calibration" in page, "which the records hold"
+    assert "<h2>What holds the best arm back" in page
+
+
+def test_a_class_without_test_images_is_said(many, tmp_path):
+    """A class that no test image shows is named under the chart of the classes."""
+    folder = Path(shutil.copytree(many, tmp_path / "study"))
+    for path in (folder / "results").glob("*.json"):
+        record = json.loads(path.read_text())
+        for model in ("student", "teacher"):
+            if record[model]:
+                record[model]["test"]["recall"][1] = None
+        path.write_text(json.dumps(record))
+    write_study(folder)
+    assert "Without test images: c1." in (folder / "report" / "index.html").read_text()
+
+
+RECORD = "results/oriented-budget-2-seed-0.json"
+
+
+@pytest.mark.parametrize(("file", "text", "said"), [
+    (RECORD, "{", "no JSON"), (RECORD, '{"arm": "oriented"}', "remove it"), ("study.toml", "arms = [", "no TOML"),
+])  # fmt: skip
+def test_broken_files_of_a_study(many, tutelage, tmp_path, file, text, said):
+    """A record or a study.toml that cannot be read is named with the mend; the page that is there stays."""
+    folder = Path(shutil.copytree(many, tmp_path / "study"))
+    before = (folder / "report" / "index.html").read_bytes()
+    (folder / file).write_text(text)
+    done = tutelage("report", str(folder))
+    assert done.returncode == 2
+    assert file.rpartition("/")[2] in done.stderr
+    assert said in done.stderr
+    assert (folder / "report" / "index.html").read_bytes() == before
+
+
 def test_results_of_other_test_images_are_refused(many, tmp_path):
     """Records that were scored on other test images are not compared: the page is refused, the run named."""
     folder = Path(shutil.copytree(many, tmp_path / "study"))
@@ -246,7 +329,7 @@ def test_one_seed_has_no_spread(task):
     results = json.loads((task.root / "study" / "report" / "results.json").read_text())
     assert all(row["spread"] is None and row["p"] is None for row in results["table"])
     page = (task.root / "study" / "report" / "index.html").read_text()
-    assert "one seed: no spread" in page
+    assert "One seed: no spread" in page
     assert "±" not in page[page.index("<tbody>") : page.index("</tbody>")]
 
 
@@ -256,7 +339,7 @@ def test_the_page_again_without_torch(many):
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason=NO_CHROMIUM)
-@pytest.mark.parametrize(("width", "scheme"), [(500, "dark"), (1600, "light")])
+@pytest.mark.parametrize(("width", "scheme"), [(400, "dark"), (1600, "light")])
 def test_in_a_real_browser(many, tmp_path, width, scheme):
     """Chromium shows the study's page without errors, sideways scrolling or text outside of its chart."""
     check_in_browser((many / "report" / "index.html").read_text(), tmp_path, width, scheme)
@@ -288,18 +371,8 @@ def test_the_answer_of_a_study(many):
     cells = cells_of(kept, [*PINNED, "agnostic"])
     assert main_budget(cells) == 2
     best = max((cell for cell in cells if cell.budget == 2), key=lambda cell: cell.accuracy[0])
-    said = answer(cells, 2, best)
+    said = answer(cells, 2, best, references_of(cells))
     assert said.startswith(f"With 2 labels per class, {best.arm} is right for ")
-    assert "mean of 3 seeds" in said
-
-
-def test_records_of_the_first_day_still_count():
-    """A record that was made before a setting existed counts as done with what every run did then, and not with anything else."""
-    from tutelage.recipes.records import kept_record
-
-    folder = Path(__file__).parents[1] / "docs" / "results" / "compare" / "fashion"
-    made = json.loads((folder / "oriented-budget-10-seed-0.json").read_text())["settings"]
-    now = {**made, "task": "classification", "decoder": "lraspp", "agnostic_features": "patches"}
-    assert kept_record(folder, "oriented", 10, 0, now) is not None
-    with pytest.raises(TutelageError, match="task: classification -> segmentation"):
-        kept_record(folder, "oriented", 10, 0, {**now, "task": "segmentation"})
+    assert "the adapted teacher is right for " in said
+    assert said.count(". ") == 0, "one sentence"
+    assert sureness(cells, 2, best).startswith("Mean of 3 seeds")

@@ -16,7 +16,8 @@ from tutelage.errors import TutelageError
 from tutelage.models.students import build_student
 from tutelage.models.teachers import build_teacher
 from tutelage.recipes.arms import arms_of, clip_weights
-from tutelage.recipes.estimate import matched_steps, set_sizes
+from tutelage.recipes.estimate import Data, matched_steps
+from tutelage.runs import read_json
 
 PAIRS = {name.strip("-").replace("-", "_"): value for name, value in zip(MODELS[::2], MODELS[1::2], strict=True)}
 GIVEN: dict[str, Any] = {name: int(value) if value.isdecimal() else value for name, value in PAIRS.items()}
@@ -70,16 +71,42 @@ def test_steps_of_equal_compute():
         assert outputs + steps * 16 * each * share == pytest.approx(whole, abs=16 * each * share), arm.name
 
 
-def test_sizes_before_anything_is_decoded(task):
-    """--per-query and --total bound the set that a plan counts; a gallery of less gives what it has."""
+def test_sizes_before_anything_is_decoded(task, tmp_path):
+    """--per-query and --total bound the set that a plan counts; a gallery of less gives what it has; an arm's own gallery is its own."""
     settings = {
-        "task": "classification", "target": str(task.target), "gallery": [str(task.gallery)], "val": None, "test": None,
+        "task": "classification", "target": str(task.target), "gallery": [str(task.gallery)], "val": None, "test": None, "budget": 2,
         "classes": None, "group_by": None, "per_query": None, "total": None, "strategy": "balanced",
     }  # fmt: skip
-    assert set_sizes(settings, [2, 4]) == ({2: 6 + 24, 4: 12 + 24}, 24)
-    assert set_sizes({**settings, "per_query": 3}, [2])[0] == {2: 6 + 18}
-    assert set_sizes({**settings, "total": 10}, [2])[0] == {2: 10}
-    assert set_sizes({**settings, "total": 100}, [2])[0] == {2: 6 + 24}
+    one = tmp_path / "one"
+    one.mkdir()
+    shutil.copy(next(task.gallery.iterdir()), one)
+    data = Data()
+    for more, images in (
+        ({}, 6 + 24), ({"budget": 4}, 12 + 24), ({"budget": None}, 18 + 24), ({"per_query": 3}, 6 + 18), ({"total": 10}, 10),
+        ({"total": 100}, 6 + 24), ({"gallery": [str(one)]}, 6 + 1),
+    ):  # fmt: skip
+        assert data.of({**settings, **more}).images == images, more
+
+
+def test_an_arm_with_a_gallery_of_its_own(task, tmp_path):
+    """Transfer sets are compared as variants of an arm, each with its own gallery or strategy: planned, finished, and given again."""
+    near = tmp_path / "near"
+    shutil.copytree(task.gallery, near)
+    for image in sorted(near.iterdir())[:12]:
+        image.unlink()
+    own = {
+        "arms": ["oriented", "oriented:near"], "set": [f'oriented:near.gallery=["{near}"]'], "budgets": ["2"], "seeds": ["0"],
+        "target": str(task.target), "gallery": [str(task.gallery)], "out": str(tmp_path / "study"),
+    }  # fmt: skip
+    first = tutelage.compare(**own, **GIVEN, **SHORT)
+    again = tutelage.compare(**own, **GIVEN, **SHORT)
+    assert first["runs"] == again["runs"]
+    assert not again["failed"]
+    kept = {
+        one["arm"]: one["images"]["transfer"]
+        for one in read_json(tmp_path / "study" / "report" / "results.json")["records"]
+    }
+    assert kept == {"oriented": 6 + 24, "oriented:near": 6 + 12}
 
 
 def test_clip_weights_are_not_those_fine_tuned_on_labels():

@@ -113,7 +113,7 @@ class _Work:
         self.hardware, self.clock, self.views = hardware, clock, kind.views(settings)
         self.adapted, self.heads = kind.models()
         self.network, self.meter = self.adapted.network_of(encoder, hardware), Meter()
-        self.meter.teacher_flops = kind.flops_of(encoder)
+        self.meter.teacher_flops, self.meter.output_bytes = kind.flops_of(encoder), 2 * self.network.width  # float16
         self.cache = OutputCache(cache_dir, self.network, self.views, task.side)
         train = task.train
         self.folds = None if task.val else folds(train.strata, train.groups, settings["seed"])

@@ -72,6 +72,8 @@ def numbers(values: Sequence[str], flag: str, least: int) -> list[int]:
         TutelageError: one is none, or too small.
     """
     found = listed(values)
+    if not found:
+        raise TutelageError(f"{flag} without a number", f"whole numbers from {least} on", f"{flag} {max(5, least)}")
     wrong = [value for value in found if not value.isdecimal() or int(value) < least]
     if wrong:
         raise TutelageError(f"{flag} {shown(wrong)}", f"whole numbers from {least} on, such as 5,10,25")
@@ -89,6 +91,10 @@ def arms_of(names: Sequence[str], overrides: Sequence[str], known: Sequence[str]
         TutelageError: unknown arms and settings, all at once.
     """
     faults, found = [], listed(names)
+    if not found:
+        faults.append(
+            TutelageError("--arms without an arm", f"one of {', '.join(ARMS)}, or several", "--arms scratch,oriented")
+        )
     for name in found:
         if not re.fullmatch(r"[a-z-]+(:[A-Za-z0-9._-]+)?", name):
             faults.append(TutelageError(f"--arms {name}", "ARM or ARM:LABEL, a label of letters, digits, dots, dashes"))

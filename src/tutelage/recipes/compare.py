@@ -21,8 +21,9 @@ from tutelage.recipes.arms import Arm, arms_of, clip_weights, numbers
 from tutelage.recipes.curate import curate
 from tutelage.recipes.pipeline import run as whole_run
 from tutelage.recipes.pipeline import walk
-from tutelage.recipes.records import Record, check_data, kept_record, record_name, write_record
+from tutelage.recipes.records import check_data, kept_record, write_record
 from tutelage.recipes.stage import open_run, settings_of
+from tutelage.reporting.cells import Record, record_name
 from tutelage.runs import DEFAULT, STUDY, folder_name, toml, write_text
 
 NOT_AN_ARMS = (
@@ -96,7 +97,7 @@ def compare(
         )
     work = _Study(folder, kept, settings, match)
     done = [kept_record(kept, *work.identity(*one)) for one in plan]
-    check_data(kept, [record for record in done if record], work.settings)
+    check_data(kept, [(record, work.identity(*one)[3]) for record, one in zip(done, plan, strict=True) if record])
     todo = [one for one, record in zip(plan, done, strict=True) if record is None]
     say(
         f"{len(plan)} runs: {len(chosen)} arms x {len(amounts)} budgets x {len(draws)} seeds; {len(plan) - len(todo)} are done"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from tutelage.progress import duration, say
@@ -32,15 +34,12 @@ def matched_steps(arm: Arm, settings: dict[str, Any], count: int) -> int:
     Args:
         settings: of the arm's run. count: images of the transfer set.
     """
-    from tutelage.compute import training_flops
-    from tutelage.models.teachers import build_teacher
-
     seen = images_to_see(settings, count)
     if "teacher" in arm.way.charged:
         return seen // settings["batch_size"]
     kind = task_of(settings["task"])
-    student = kind.student({**settings, "student_weights": "scratch"}, 2)
-    each, told = training_flops(student.module, student.size), kind.flops_of(build_teacher(*_model(settings)))
+    student = tuple(settings[name] for name in ("student", "student_size", "decoder"))
+    each, told = _student_flops(settings["task"], *student), _teacher_flops(settings["task"], *_model(settings))
     refined = kind.POOLED and settings["refine"] != "none"  # one more pass, over whole images
     budget = count * (settings["views"] + refined) * told + seen * each
     objective = arm.way.settings.get("objective")
@@ -49,21 +48,65 @@ def matched_steps(arm: Arm, settings: dict[str, Any], count: int) -> int:
     return max(1, round((budget - own) / (each * share) / settings["batch_size"]))
 
 
-def set_sizes(settings: dict[str, Any], budgets: Iterable[int]) -> tuple[dict[int, int], int]:
-    """Images of the transfer set at each budget, and of the gallery, as far as they can be told before anything is decoded."""
-    from tutelage.data.gallery import list_gallery
-    from tutelage.recipes.curate import wanted_of
+@lru_cache
+def _teacher_flops(task: str, *model: Any) -> int:
+    """Of one forward pass of the teacher. model: as of `_model`."""
+    from tutelage.models.teachers import build_teacher
 
-    gallery = len(list_gallery(settings["gallery"]).refs)
-    names = [name.strip() for name in settings["classes"].split(",")] if settings["classes"] else None
-    target, kind = task_of(settings["task"]).read(settings, names), task_of(settings["task"])
-    most, each = int((target.splits == "train").sum()), len(target.classes) if kind.POOLED else 1
-    sizes = {}
-    for budget in budgets:
-        labelled = min(most, budget * each)
-        wanted = wanted_of(settings, labelled, len(target.classes))
-        sizes[budget] = labelled + (gallery if wanted is None else min(wanted, gallery))
-    return sizes, gallery
+    return task_of(task).flops_of(build_teacher(*model))
+
+
+@lru_cache
+def _student_flops(task: str, student: str, size: Any, decoder: str) -> int:
+    """Of one training step of the student for one image."""
+    from tutelage.compute import training_flops
+
+    settings = {"student": student, "student_size": size, "decoder": decoder, "student_weights": "scratch"}
+    built = task_of(task).student(settings, 2)
+    return training_flops(built.module, built.size)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """images: of the transfer set. gallery: images of the gallery. classes: of the task."""
+
+    images: int
+    gallery: int
+    classes: int
+
+
+class Data:
+    """Sizes of the data of runs, as far as they can be told before a gallery image is decoded; each place is read once."""
+
+    def __init__(self):
+        self._galleries: dict[tuple[str, ...], int] = {}
+        self._targets: dict[tuple[Any, ...], tuple[int, int]] = {}
+
+    def of(self, settings: dict[str, Any]) -> Sizes:
+        """Sizes of one run. settings: all of it, its budget among them."""
+        from tutelage.recipes.curate import wanted_of
+
+        gallery = self._gallery(settings)
+        train, classes = self._target(settings)
+        each = classes if task_of(settings["task"]).POOLED else 1
+        labelled = train if settings["budget"] is None else min(train, settings["budget"] * each)
+        wanted = wanted_of(settings, labelled, classes)
+        return Sizes(labelled + (gallery if wanted is None else min(wanted, gallery)), gallery, classes)
+
+    def _gallery(self, settings: dict[str, Any]) -> int:
+        from tutelage.data.gallery import list_gallery
+
+        if (key := tuple(settings["gallery"])) not in self._galleries:
+            self._galleries[key] = len(list_gallery(settings["gallery"]).refs)
+        return self._galleries[key]
+
+    def _target(self, settings: dict[str, Any]) -> tuple[int, int]:
+        key = tuple(settings[name] for name in ("task", "target", "val", "test", "classes", "group_by"))
+        if key not in self._targets:
+            names = [name.strip() for name in settings["classes"].split(",")] if settings["classes"] else None
+            target = task_of(settings["task"]).read(settings, names)
+            self._targets[key] = int((target.splits == "train").sum()), len(target.classes)
+        return self._targets[key]
 
 
 def estimate(study: Any, todo: list[tuple[Arm, int, int]], impossible: dict[str, str]) -> dict[str, Any]:
@@ -75,26 +118,28 @@ def estimate(study: Any, todo: list[tuple[Arm, int, int]], impossible: dict[str,
     todo = [one for one in todo if one[0].name not in impossible]
     if not todo:
         return {"runs": 0, "hours": 0.0, "gibibytes": 0.0, "outputs_gibibytes": 0.0, "plan": []}
-    counts, gallery = set_sizes(study.settings, {budget for _, budget, _ in todo})
+    data = Data()
+    runs = [
+        (arm, budget, seed, mine, data.of(mine)) for arm, budget, seed in todo for mine in [study.of(arm, budget, seed)]
+    ]
     per_image: dict[Any, float] = {}
     seen_stages: set[tuple[str, Any, int]] = set()
-    embedded, images = _embedding(study.settings, max(counts.values()), gallery)
-    outputs, room, teachers = _teachers(study, todo, counts)
+    embedded, images = _embeddings([(mine, sizes) for *_, mine, sizes in runs])
+    outputs, room, teachers = _teachers(runs)
     plan = [
         f"embeddings of the gallery and decoded images: {duration(embedded)}, {images:.2f} GiB",
         f"teacher outputs: {duration(outputs)}, {room:.2f} GiB" + (f", {teachers} teachers" * (teachers > 1)),
     ]
     seconds = embedded + outputs
-    for arm, budget, seed in todo:
-        mine = study.of(arm, budget, seed)
+    for arm, budget, seed, mine, sizes in runs:
         key = (mine["student"], mine["student_size"])
         if key not in per_image:
             per_image[key] = _step_seconds(mine)
         free = mine["objective"] in ("agnostic", "dino") and "transfer" in arm.way.stages
         stage = (arm.name, None if free else budget, seed)
         if study.match == "flops":
-            mine = {**mine, "epochs": None, "steps": matched_steps(arm, mine, counts[budget])}
-        took = 0.0 if stage in seen_stages else images_to_see(mine, counts[budget]) * per_image[key]
+            mine = {**mine, "epochs": None, "steps": matched_steps(arm, mine, sizes.images)}
+        took = 0.0 if stage in seen_stages else images_to_see(mine, sizes.images) * per_image[key]
         seen_stages.add(stage)
         seconds += took
         plan.append(f"{arm.name}, budget {budget}, seed {seed}: {'shared' if not took else duration(took)}")
@@ -103,6 +148,17 @@ def estimate(study: Any, todo: list[tuple[Arm, int, int]], impossible: dict[str,
     say(f"{len(todo)} runs, about {duration(1.2 * seconds)} in all, last stages and evaluation included")
     disk = {"gibibytes": room + images, "outputs_gibibytes": room}
     return {"runs": len(todo), "hours": 1.2 * seconds / 3600, **disk, "plan": plan}
+
+
+def _embeddings(runs: list[tuple[dict[str, Any], Sizes]]) -> tuple[float, float]:
+    """Seconds and GiB of `_embedding`, once for each gallery and teacher, with the largest set that is chosen from it."""
+    largest: dict[tuple[Any, ...], tuple[dict[str, Any], Sizes]] = {}
+    for settings, sizes in runs:
+        key = (*settings["gallery"], settings["strategy"], *_model(settings))
+        if key not in largest or largest[key][1].images < sizes.images:
+            largest[key] = settings, sizes
+    found = [_embedding(settings, sizes.images, sizes.gallery) for settings, sizes in largest.values()]
+    return sum(one for one, _ in found), sum(one for _, one in found)
 
 
 def _embedding(settings: dict[str, Any], count: int, gallery: int) -> tuple[float, float]:
@@ -121,8 +177,8 @@ def _embedding(settings: dict[str, Any], count: int, gallery: int) -> tuple[floa
     return looked_at * _seconds_of(encoder, settings), (pixels + vectors) / 2**30
 
 
-def _teachers(study: Any, todo: list[tuple[Arm, int, int]], counts: dict[int, int]) -> tuple[float, float, int]:
-    """Seconds and GiB of the outputs that are kept, and of how many teachers. counts: budget -> images of the transfer set.
+def _teachers(runs: list[tuple[Arm, int, int, dict[str, Any], Sizes]]) -> tuple[float, float, int]:
+    """Seconds and GiB of the outputs that are kept, and of how many teachers.
 
     Frozen features are shared by all heads; a teacher that was adapted as a whole, or keeps logits only, is another for each draw.
     """
@@ -132,8 +188,7 @@ def _teachers(study: Any, todo: list[tuple[Arm, int, int]], counts: dict[int, in
 
     kept: dict[tuple[Any, ...], tuple[float, float]] = {}
     encoders: dict[tuple[Any, ...], tuple[Any, float]] = {}
-    for arm, budget, seed in todo:
-        mine = study.of(arm, budget, seed)
+    for arm, budget, seed, mine, sizes in runs:
         if mine["objective"] == "dino" or "transfer" not in arm.way.stages:
             continue
         kind, model = task_of(mine["task"]), _model(mine)
@@ -144,10 +199,11 @@ def _teachers(study: Any, todo: list[tuple[Arm, int, int]], counts: dict[int, in
                 _seconds_of(encoder, mine) * kind.flops_of(encoder) / flops(encoder.module, encoder.at_once),
             )
         frozen = mine["objective"] == "agnostic" or (kind.POOLED and mine["adapt"] == "probe")
-        width, each = kind.told_at_most(encoders[model][0], mine)
+        width, each = kind.told_at_most(encoders[model][0], mine, sizes.classes)
         views = tuple(mine[name] for name in ("views", "view_seed", "flip", "crop_area", "resize"))
-        key = (*model, *views, width, None if frozen else (mine["adapt"], mine["class_weight"], budget, seed))
-        count, before = counts[budget], kept.get(key, (0.0, 0.0))  # sets of one draw lie in one another
+        draw = None if frozen else (mine["adapt"], mine["class_weight"], budget, seed)
+        key = (*model, *views, width, draw, *mine["gallery"], mine["strategy"])
+        count, before = sizes.images, kept.get(key, (0.0, 0.0))  # sets of one draw lie in one another
         kept[key] = max(before[0], count * each * encoders[model][1]), max(before[1], gibibytes(count, each, width))
     return sum(one for one, _ in kept.values()), sum(one for _, one in kept.values()), len(kept)
 

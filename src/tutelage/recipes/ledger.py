@@ -20,6 +20,7 @@ class Meter:
         self._asked: dict[tuple[int, bytes], int] = {}
         self.computed = 0
         self.teacher_flops = 0  # of one forward pass
+        self.output_bytes = 0  # of the teacher's outputs for one view that are kept in the cache
         self.trained = 0.0  # images that were trained on
         self.train_flops = 0  # forward and backward pass of one image
 
@@ -37,5 +38,6 @@ class Meter:
             "memory_mib": self._peak.mib(), "bytes": taken,
             "teacher": {
                 "flops": self.teacher_flops * outputs, "outputs": outputs, "computed": self.computed, "seconds": teacher_seconds,
+                "bytes": self.output_bytes * outputs,
             },
         }  # fmt: skip

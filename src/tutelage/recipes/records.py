@@ -5,26 +5,25 @@ from __future__ import annotations
 import base64
 import zlib
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tutelage.errors import TutelageError, shown
+from tutelage.metrics import reliability
 from tutelage.recipes.arms import Way
-from tutelage.reporting.evidence import read_counts
-from tutelage.runs import FREE, Run, folder_name, hash_of, read_json, write_json
+from tutelage.reporting.cells import Record, read_record, record_name
+from tutelage.reporting.diagnosis import diagnose
+from tutelage.reporting.evidence import read_counts, read_evidence
+from tutelage.runs import FREE, Run, hash_of, read_json, write_json
 from tutelage.tasks import task_of
 from tutelage.version import __version__
 
-Record = dict[str, Any]
 # where data lie, and how a run looked while it ran: another value is the same run
+DATA = ("task", "target", "val", "test", "classes", "group_by", "gallery")  # settings that say which images and labels
 PLACES = {"target", "gallery", "smoke", "seed", "budget"}
-
-
-def record_name(arm: str, budget: int, seed: int) -> str:
-    """The name of a run's record: ARM-budget-N-seed-N."""
-    return f"{folder_name(arm)}-budget-{budget}-seed-{seed}"
 
 
 # Settings that are younger than the first records, and what every run before them did
@@ -35,10 +34,10 @@ def kept_record(folder: Path, arm: str, budget: int, seed: int, settings: dict[s
     """The record of a run that has been finished, here or elsewhere; None where there is none.
 
     Raises:
-        TutelageError: there is one, made with other settings.
+        TutelageError: there is one, made with other settings, or one that cannot be read.
     """
     path = folder / f"{record_name(arm, budget, seed)}.json"
-    record = read_json(path)
+    record = read_record(path)
     if record is None:
         return None
     asked, made = compared(settings), {**NEWER, **record["settings"]}
@@ -63,32 +62,38 @@ def compared(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: "a file" if name in places and Path(str(value)).exists() else value for name, value in kept.items()}
 
 
-def check_data(folder: Path, records: Sequence[Record], settings: dict[str, Any]) -> None:
+def check_data(folder: Path, finished: Sequence[tuple[Record, dict[str, Any]]]) -> None:
     """Finished runs are of the data as they are now.
 
     Args:
-        folder: of the results. records: some of them; those that do not say what they were given are not looked at.
-        settings: of the study.
+        folder: of the results. finished: records, each with the settings of its run as the study has them; those that do not say what
+            they were given are not looked at.
 
     Raises:
         TutelageError: data that cannot be read, or others than those that a run was given.
     """
-    from tutelage.data.gallery import list_gallery
-    from tutelage.recipes.admitted import data_of
-
-    made = [record for record in records if record.get("given")]
-    if not made:
-        return
-    names = [name.strip() for name in settings["classes"].split(",")] if settings["classes"] else None
-    now = data_of(task_of(settings["task"]).read(settings, names), list_gallery(settings["gallery"]).refs)
-    for record in made:
-        other = [f"--{name} {settings[name]}" for name, one in now.items() if record["given"][name] != one]
+    now: dict[str, dict[str, str]] = {}
+    for record, settings in finished:
+        if not record.get("given"):
+            continue
+        if (key := hash_of([settings[name] for name in DATA])) not in now:
+            now[key] = _data_now(settings)
+        other = [f"--{name} {settings[name]}" for name, one in now[key].items() if record["given"][name] != one]
         if other:
             raise TutelageError(
                 f"{folder}: {record_name(record['arm'], record['budget'], record['seed'])} was made from other images or labels than "
                 f"{' and '.join(other)} now", "results of the data of this study",
                 "another --results (and --out), or the data as they were; `tutelage report` writes the page of what is there",
             )  # fmt: skip
+
+
+def _data_now(settings: dict[str, Any]) -> dict[str, str]:
+    """What these settings give a run now."""
+    from tutelage.data.gallery import list_gallery
+    from tutelage.recipes.admitted import data_of
+
+    names = [name.strip() for name in settings["classes"].split(",")] if settings["classes"] else None
+    return data_of(task_of(settings["task"]).read(settings, names), list_gallery(settings["gallery"]).refs)
 
 
 def write_record(folder: Path, run: Run, way: Way, identity: tuple[str, int, int, dict[str, Any]]) -> Record:
@@ -110,6 +115,7 @@ def write_record(folder: Path, run: Run, way: Way, identity: tuple[str, int, int
         "images": stages["transfer_set"]["images"], "data": stages["transfer_set"]["outputs"],
         "ledger": {name: {**stages[name]["ledger"], "taken_from": stages[name].get("taken_from")} for name in way.charged},
         "images_seen": next((stages[name]["images_seen"] for name in way.charged if "images_seen" in stages[name]), 0),
+        "findings": [asdict(one) for one in diagnose(scores, Run(run.path).results())], "calibration": _calibration(run, way.model),
         "chosen": {name: stages[name][key] for name, key in (("student", "chosen"), ("teacher", "mode")) if name in way.charged},
         "versions": {"tutelage": __version__, **_versions()},
     }  # fmt: skip
@@ -123,6 +129,13 @@ def write_record(folder: Path, run: Run, way: Way, identity: tuple[str, int, int
         }
     write_json(folder / f"{record_name(arm, budget, seed)}.json", record)
     return record
+
+
+def _calibration(run: Run, model: str) -> dict[str, list[list[float]]]:
+    """Sums of `metrics.reliability`, of the arm's student (`model` in the evaluation) and its teacher; of masks there are none."""
+    labels, probabilities, _ = read_evidence(run.path / "report")
+    names = {model: "student", "teacher": "teacher"}
+    return {names[name]: reliability(one, labels).tolist() for name, one in probabilities.items() if name in names}
 
 
 def _test_images(run: Run) -> str:

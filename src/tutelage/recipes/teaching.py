@@ -59,6 +59,7 @@ def make_targets(
         with progress("targets", len(images) * views) as advance:
             tick = clock.ticking(advance) if hardware.is_main_process else advance
             computed = compute_outputs(cache, network, images, range(views), settings, tick, share)
+        meter.output_bytes = 2 * network.width  # float16
         hardware.wait_for_everyone()
         table = [cache.table(images, number) for number in range(views)]
         for number in range(views):

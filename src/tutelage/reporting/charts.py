@@ -9,10 +9,13 @@ from markupsafe import Markup, escape
 
 from tutelage.reporting.table import TITLES
 
-WIDTH = 460  # units; the page shows them at 350 to 720 pixels
+WIDTH = 400  # units; the page shows them at 340 to 600 pixels
 MODELS = tuple(TITLES)  # in the order of the legend; CSS classes of the same names
 CLASSES_SHOWN = 40  # in a chart with a line for each class
-CELLS_SHOWN = 25  # classes in a confusion matrix
+CELLS_SHOWN = 25  # classes in a confusion matrix; of more, the pairs that are confused most
+PAIRS_SHOWN = 20
+LEGEND = 17  # letters of a name in the legend: three of them fit
+BINS, FEWEST = 10, 5  # of how sure a model is; images in a bin that is shown
 
 
 def svg(height: float, title: str, description: str, parts: Sequence[str]) -> Markup:
@@ -44,14 +47,15 @@ def legend(models: Sequence[str], y: float, names: Mapping[str, str] = TITLES) -
     """Signs and names in one line."""
     parts, x = [], 4.0
     for model in models:
-        parts += [mark(x + 5, y - 4, model), text(x + 14, y, names[model])]
-        x += 30 + 6.4 * len(names[model])
+        name = short(names[model], LEGEND)
+        parts += [mark(x + 5, y - 4, model), text(x + 14, y, name)]
+        x += 26 + 6.4 * len(name)
     return parts
 
 
-def short(name: str, most: int = 14) -> str:
-    """A name that fits into a margin."""
-    return name if len(name) <= most else name[: most - 1] + "…"
+def short(name: str, most: int = 12) -> str:
+    """A name that fits into a margin, cut in the middle: beginnings and endings tell names apart."""
+    return name if len(name) <= most else f"{name[: (most - 1) // 2]}…{name[-(most // 2) :]}"
 
 
 def per_class(
@@ -66,7 +70,7 @@ def per_class(
     models = [model for model in MODELS if model in recall]
     student = recall[models[0]]
     order = sorted((i for i, r in enumerate(student) if r is not None), key=lambda i: student[i] or 0.0)[:CLASSES_SHOWN]
-    left, right, top, step = 122, WIDTH - 22, 44, 22
+    left, right, top, step = 108, WIDTH - 20, 44, 22
     bottom = top + step * len(order)
 
     def x(share: float) -> float:
@@ -105,8 +109,8 @@ def matrix(
         shares: write per cents of a row instead of counts.
     """
     table = np.array(counts)
-    size, left, top = len(classes), 122, 96
-    cell = (WIDTH - left - 24) / size
+    size, left, top = len(classes), 102, 92
+    cell = (WIDTH - left - 44) / size  # the last name leans to the right
     parts = []
     for column, name in enumerate(classes):
         x = left + cell * (column + 0.5) + 4
@@ -137,16 +141,46 @@ def matrix(
     return svg(top + height * size + 6, f"Confusion matrix, {names[model]}", words, parts)
 
 
-def calibration(
-    labels: np.ndarray, probabilities: dict[str, np.ndarray], bins: int = 10, names: Mapping[str, str] = TITLES
-) -> Markup:
+def confusions(
+    classes: Sequence[str], counts: Sequence[Sequence[int]], model: str, shares: bool = False,
+    names: Mapping[str, str] = TITLES, more: str = "",
+) -> dict[str, object]:  # fmt: skip
+    """A chart of the page: the confusion matrix, or, of many classes, the pairs that are confused most.
+
+    Args:
+        counts, shares: as of `matrix`. more: what the note ends with.
+
+    Returns:
+        {"title", "svg", "note"}.
+    """
+    title = f"What {names[model]} takes for what"
+    if len(classes) <= CELLS_SHOWN:
+        note = f"Rows: what the images show. Columns: what the model says.{more}"
+        return {"title": title, "svg": matrix(classes, counts, model, shares, names), "note": note}
+    table, pairs = np.array(counts), []
+    for row, column in zip(*np.nonzero(table * (1 - np.eye(len(classes), dtype=int))), strict=True):
+        pairs.append((int(table[row, column]), classes[row], classes[column], int(table[row].sum())))
+    lines = [
+        f"<li>{escape(a)} taken for {escape(b)}: {n:,} of {total:,}</li>"
+        for n, a, b, total in sorted(pairs, key=lambda pair: -pair[0])[:PAIRS_SHOWN]
+    ]
+    return {"title": title, "svg": Markup(f"<ol>{''.join(lines)}</ol>"), "note": f"What is confused most often.{more}"}
+
+
+def pooled(evaluations: Sequence[Mapping[str, Sequence[Sequence[float]]]]) -> dict[str, np.ndarray]:
+    """Bins of `metrics.reliability` of several evaluations, added up by model; of models that are in all of them."""
+    models = [model for model in MODELS if evaluations and all(model in one for one in evaluations)]
+    return {model: np.sum([one[model] for one in evaluations], axis=0) for model in models}
+
+
+def calibration(bins: Mapping[str, np.ndarray], names: Mapping[str, str] = TITLES) -> Markup:
     """How often a model is right, against how sure it is.
 
     Args:
-        labels: (n,) int64. probabilities: (n, C) float of each model. names: of the models.
+        bins: (b, 3) float of each model, as of `metrics.reliability`. names: of the models.
     """
-    models = [model for model in MODELS if model in probabilities]
-    left, top, side = 62, 34, 300
+    models = [model for model in MODELS if model in bins]
+    left, top, side = 56, 34, 300
 
     def place(sure: float, right: float) -> tuple[float, float]:
         return left + side * sure, top + side * (1 - right)
@@ -165,15 +199,13 @@ def calibration(
     )
     words = []
     for model in models:
-        sure, right = probabilities[model].max(axis=1), probabilities[model].argmax(axis=1) == labels
-        number = np.clip((sure * bins).astype(int), 0, bins - 1)
-        there = [b for b in range(bins) if (number == b).sum() >= 5]
-        points = [place(float(sure[number == b].mean()), float(right[number == b].mean())) for b in there]
+        sure, right, count = np.asarray(bins[model], float).T
+        there = count >= FEWEST
+        points = [place(*one) for one in zip(sure[there] / count[there], right[there] / count[there], strict=True)]
         parts.append(f'<polyline points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in points)}" class="{model} path"/>')
         parts += [mark(x, y, model) for x, y in points]
-        words.append(
-            f"{names[model]} is {100 * sure.mean():.0f} % sure on the mean and right in {100 * right.mean():.0f} %"
-        )
+        shares = 100 * sure.sum() / count.sum(), 100 * right.sum() / count.sum()
+        words.append(f"{names[model]} is {shares[0]:.0f} % sure on the mean and right in {shares[1]:.0f} %")
     return svg(top + side + 40, "Calibration", "; ".join(words), parts)
 
 

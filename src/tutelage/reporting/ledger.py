@@ -18,7 +18,7 @@ def bill(record: dict[str, Any]) -> dict[str, float]:
         "images": sum(entry["images"] for entry in entries),
         "seconds": sum(entry["seconds"] + entry["teacher"]["seconds"] for entry in entries),
         "memory_mib": max((entry["memory_mib"] for entry in entries), default=0.0),
-        "bytes": sum(entry["bytes"] for entry in entries),
+        "bytes": sum(entry["bytes"] + entry["teacher"].get("bytes", 0) for entry in entries),
     }  # fmt: skip
 
 

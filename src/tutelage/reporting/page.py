@@ -15,6 +15,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader
 
 from tutelage.errors import TutelageError
+from tutelage.metrics import reliability
 from tutelage.progress import duration
 from tutelage.reporting import charts
 from tutelage.reporting.diagnosis import NOISE, diagnose, difference
@@ -67,7 +68,7 @@ def answer(results: dict[str, Any], stages: dict[str, Any]) -> str:
     if "student" not in results and (test := (results.get("alone") or {}).get("test")):
         said = words_of(test).says.format(100 * main_score(test))
         return (
-            f"The student trained on the labels alone {said} of {test['images']:,} test images. "
+            f"The student trained on the labels alone {said} {words_of(test).over} {test['images']:,} test images. "
             "One run: another seed would give other numbers."
         )
     if "student" not in results:
@@ -77,7 +78,7 @@ def answer(results: dict[str, Any], stages: dict[str, Any]) -> str:
         return "The student was trained, and there are no test images to say how good it is: give --test."
     labels = (stages.get("teacher") or {}).get("labels")
     words = words_of(test)
-    said = f"The taught student {words.says.format(100 * main_score(test))} of {test['images']:,} test images"
+    said = f"The taught student {words.says.format(100 * main_score(test))} {words.over} {test['images']:,} test images"
     if gained := difference(results, "student", "alone"):
         sure = abs(gained[0]) > NOISE * gained[1] or not gained[1]
         way = "more" if gained[0] >= 0 else "fewer"
@@ -138,13 +139,13 @@ def _charts(
         if len(classes) > charts.CLASSES_SHOWN:
             note += f" {charts.CLASSES_SHOWN} of {len(classes)}."
         found.append({"title": title, "svg": charts.per_class(classes, recall, title), "note": note})
-    if "student" in tests and len(classes) <= charts.CELLS_SHOWN:
-        note, shares = "Rows: what the images show. Columns: what the student says.", "miou" in tests["student"]
-        picture = charts.matrix(classes, tests["student"]["confusion"], "student", shares)
-        found.append({"title": "What the student takes for what", "svg": picture, "note": note})
+    titles = {"student": "the taught student", "alone": "the student alone", "teacher": "the adapted teacher"}
+    for name, test in tests.items():
+        found.append(charts.confusions(classes, test["confusion"], name, "miou" in test, titles))
     if probabilities:
-        note = "On the dashed line a model is as often right as it is sure; bins with fewer than 5 images are left out."
-        found.append({"title": "Calibration", "svg": charts.calibration(labels, probabilities), "note": note})
+        note = f"On the dashed line a model is as often right as it is sure; bins with fewer than {charts.FEWEST} images are left out."
+        bins = {name: reliability(one, labels) for name, one in probabilities.items()}
+        found.append({"title": "Calibration", "svg": charts.calibration(bins), "note": note})
     rows = _metrics(run / "transfer" / "metrics.jsonl")
     if len(rows) > 1:
         picture = charts.curve(

@@ -13,15 +13,15 @@ from tutelage.metrics import mean_iou
 
 @dataclass(frozen=True)
 class Words:
-    """main: the score that counts. title: its name. says: "is right for {} %", a model's main score in a sentence. labels: what a
-    budget counts. table: (title, score) of the columns. each: (title, score) of the chart by class. score: the main
-    score by the mean counts of some test images. best_low: scores of which less is better.
+    """main: the score that counts. title: its name. says: "is right for {} %", a model's main score in a sentence. over: the word
+    before "N test images". labels: what a budget counts. table: (title, score) of the columns. each: (title, score) of the chart
+    by class. score: the main score by the mean counts of some test images. best_low: scores of which less is better.
     """
 
     main: str
     title: str
     says: str
-    of: str
+    over: str
     labels: str
     table: tuple[tuple[str, str], ...]
     each: tuple[str, str]
@@ -30,7 +30,7 @@ class Words:
 
 
 CLASSES = Words(
-    "accuracy", "accuracy", "is right for {:.1f} %", "right for {:.1f} %", "labels per class",
+    "accuracy", "accuracy", "is right for {:.1f} %", "of", "labels per class",
     (
         ("accuracy", "accuracy"), ("balanced", "balanced_accuracy"), ("macro F1", "macro_f1"), ("ECE", "ece"),
         ("log loss", "log_loss"),
@@ -38,7 +38,7 @@ CLASSES = Words(
     ("Recall of each class", "recall"), np.asarray, ("ece", "log_loss"),
 )  # fmt: skip
 MASKS = Words(
-    "miou", "mIoU", "has a mean IoU of {:.1f} %", "of {:.1f} %", "labelled images",
+    "miou", "mIoU", "has a mean IoU of {:.1f} %", "on", "labelled images",
     (
         ("mIoU", "miou"), ("pixels", "accuracy"), ("recall", "balanced_accuracy"), ("boundary F1", "boundary_f1"),
     ),

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
+import re
 import shlex
 import tomllib
-import zlib
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,54 +16,41 @@ from jinja2 import Environment, PackageLoader
 
 from tutelage.errors import TutelageError
 from tutelage.reporting import charts, study_charts
-from tutelage.reporting.diagnosis import diagnose
+from tutelage.reporting.cells import (
+    Cell,
+    Record,
+    Reference,
+    beside,
+    cells_of,
+    compared,
+    main_budget,
+    mean_of_each,
+    read_records,
+    record_name,
+    reference_rows,
+    references_of,
+    rows,
+)
 from tutelage.reporting.evidence import read_evidence, read_pictures
 from tutelage.reporting.ledger import bill, shares
 from tutelage.reporting.page import disagreement, montage, transfer_set
-from tutelage.reporting.scores import CLASSES, Words, main_score, words_of
-from tutelage.reporting.statistics import Difference, difference, spread
+from tutelage.reporting.scores import words_of
+from tutelage.reporting.statistics import Difference
 from tutelage.reporting.table import TITLES
-from tutelage.runs import STUDY, Run, folder_name, read_json, write_json, write_text
+from tutelage.runs import STUDY, Run, folder_name, write_json, write_text
 from tutelage.version import __version__
-
-Record = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """All seeds of one arm at one budget. records: by seed. counts: (S, n, ...) of `counts_in`, in the order of the seeds."""
-
-    arm: str
-    budget: int
-    records: dict[int, Record]
-    counts: np.ndarray = field(repr=False)
-
-    @property
-    def accuracy(self) -> tuple[float, float | None]:
-        """Mean and standard deviation over seeds."""
-        return spread([main_score(record["student"]["test"]) for record in self.records.values()])
-
-    @property
-    def flops(self) -> float:
-        """Mean FLOPs of a run, the teacher's counted."""
-        return float(np.mean([bill(record)["flops"] for record in self.records.values()]))
 
 
 def write_study(folder: Path) -> dict[str, Any]:
     """Write report/index.html, results.json and results.csv of a study.
 
     Returns:
-        {"study", "page", "runs", "failed", "table", "shared"}.
+        {"study", "page", "runs", "failed", "missing", "table", "teachers", "shared"}.
 
     Raises:
         TutelageError: no study, or none of its runs is finished.
     """
-    try:
-        about = tomllib.loads((folder / STUDY).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise TutelageError(
-            f"{folder}: no {STUDY} in it", "the folder of a study", "tutelage compare makes one"
-        ) from error
+    about = _read_study(folder)
     study, report = about["study"], folder / "report"
     failed = dict(reason.split(": ", 1) for reason in study["failed"])
     records = read_records(Path(study["results"] or folder / "results"), study["plan"])
@@ -74,137 +59,99 @@ def write_study(folder: Path) -> dict[str, Any]:
             f"{folder}: no run of the study is finished", "one at least", "give the command of the study again"
         )
     cells = cells_of(records, study["arms"])
-    budget = main_budget(cells)
+    budget, references = main_budget(cells), references_of(cells)
     table, best = rows(cells, budget)
+    done = {record_name(one["arm"], one["budget"], one["seed"]) for one in records}
     summary = {
-        "study": str(folder), "page": str(report / "index.html"), "failed": failed, "table": table, "shared": shares(records),
+        "study": str(folder), "page": str(report / "index.html"), "failed": failed,
+        "missing": [name for name in study["plan"] if name not in done and name not in failed and not _arm_failed(name, failed)],
+        "table": table, "teachers": reference_rows(references), "shared": shares(records),
         "runs": [{"arm": one["arm"], "budget": one["budget"], "seed": one["seed"], **_main(one["student"]["test"])}
                  for one in records],
     }  # fmt: skip
     environment = Environment(loader=PackageLoader("tutelage", "reporting"), autoescape=True)
     page = environment.get_template("study.html.j2").render(
-        title=folder.resolve().name, answer=answer(cells, budget, best), budget=budget, table=table, failed=failed,
-        charts=_charts(cells, budget, best), bills=[_bill_row(cell) for cell in cells if cell.budget == budget],
-        shared=summary["shared"], command=_command(about), facts=_facts(about, records), version=__version__,
-        tests=records[0]["test_images"], words=_words(cells), more=beside(records[0]["student"]["test"]),
-        **_of_a_run(folder, best),
+        title=folder.resolve().name, answer=answer(cells, budget, best, references), sureness=sureness(cells, budget, best),
+        budget=budget, table=table, lines=_lines(table, summary["teachers"]), failed={name: _parts(why) for name, why in failed.items()},
+        missing=summary["missing"], planned=len(study["plan"]), charts=_charts(cells, budget, best, references),
+        bills=[_bill_row(cell) for cell in cells if cell.budget == budget], shared=summary["shared"], command=_command(about),
+        facts=_facts(about, records), version=__version__, tests=records[0]["test_images"], words=best.words,
+        more=beside(records[0]["student"]["test"]), **_of_a_run(folder, best),
     )  # fmt: skip
     write_json(report / "results.json", {**summary, "records": records})
-    write_text(report / "results.csv", _csv(records))
+    write_text(report / "results.csv", _csv(summary, records))
     write_text(report / "index.html", page)
     return summary
 
 
-def read_records(folder: Path, plan: list[str]) -> list[Record]:
-    """The records of the planned runs that are finished.
-
-    Raises:
-        TutelageError: they were not scored on the same test images.
-    """
-    found = [record for name in plan if (record := read_json(folder / f"{name}.json"))]
-    if len({record["test"] for record in found}) > 1:
-        odd = next(one for one in found if one["test"] != found[0]["test"])
-        given = f"{folder}: {odd['arm']}, budget {odd['budget']}, seed {odd['seed']} was scored on other test images than the first run"
-        raise TutelageError(given, "results of one set of test images", "another --results (and --out)")
-    return found
-
-
-def cells_of(records: Iterable[Record], arms: list[str]) -> list[Cell]:
-    """Records by arm and budget."""
-    sorted_in: dict[tuple[str, int], dict[int, Record]] = {}
-    for record in records:
-        sorted_in.setdefault((record["arm"], record["budget"]), {})[record["seed"]] = record
-    cells = [
-        Cell(arm, budget, of, np.array([counts_in(record) for _, record in sorted(of.items())]))
-        for (arm, budget), of in sorted_in.items()
-    ]
-    return sorted(cells, key=lambda cell: (cell.budget, arms.index(cell.arm)))
+def _read_study(folder: Path) -> dict[str, Any]:
+    """What study.toml holds."""
+    path = folder / STUDY
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise TutelageError(
+            f"{folder}: no {STUDY} in it", "the folder of a study", "tutelage compare makes one"
+        ) from error
+    except tomllib.TOMLDecodeError as error:
+        raise TutelageError(
+            f"{path}: no TOML ({error})", "what tutelage compare has written",
+            "give the command of the study again: it writes the file anew, and finished runs count as done",
+        ) from error  # fmt: skip
 
 
-def counts_in(record: Record) -> np.ndarray:
-    """What the run's student does on each of n test images.
-
-    Returns:
-        (n,) bool, whether it is right; or (n, C, 3) int32, pixels labelled as a class, decided for it, and both.
-    """
-    if "pixels" in record:
-        numbers = np.frombuffer(zlib.decompress(base64.b64decode(record["pixels"])), np.int32)
-        return numbers.reshape(record["test_images"], -1, 3)
-    bits = np.frombuffer(base64.b64decode(record["right"]), np.uint8)
-    return np.unpackbits(bits)[: record["test_images"]].astype(bool)
+def _lines(table: list[dict[str, Any]], teachers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The table's rows, each budget's teacher after its arms."""
+    return sorted([*table, *({**row, "reference": True} for row in teachers)], key=lambda row: row["budget"])
 
 
-def main_budget(cells: list[Cell]) -> int:
-    """The budget with most arms; of several the smallest."""
-    budgets = [cell.budget for cell in cells]
-    return max(sorted(set(budgets)), key=budgets.count)
+def _arm_failed(name: str, failed: dict[str, str]) -> bool:
+    """Whether a planned run is of an arm that could not be begun at all."""
+    return any(name.startswith(f"{folder_name(arm)}-budget-") for arm in failed)
 
 
-def compared(first: Cell, second: Cell) -> Difference | None:
-    """The difference of two arms over the seeds that both have; None where there is none."""
-    seeds = [seed for seed in sorted(first.records) if seed in second.records]
-    if not seeds:
-        return None
-    pick = [[sorted(cell.records).index(seed) for seed in seeds] for cell in (first, second)]
-    return difference(first.counts[pick[0]], second.counts[pick[1]], _words([first]).score)
+def _parts(why: str) -> list[str]:
+    """A reason by its parts: what was given, what is allowed, the mend."""
+    return re.split(r" (?=(?:allowed|mend): )", why)
 
 
-def rows(cells: list[Cell], budget: int) -> tuple[list[dict[str, Any]], Cell]:
-    """The table, a row for each arm and budget, and the best arm of the main budget."""
-    found, winner = [], None
-    for amount in sorted({cell.budget for cell in cells}):
-        mine = [cell for cell in cells if cell.budget == amount]
-        best = max(mine, key=lambda cell: cell.accuracy[0])
-        winner = best if amount == budget else winner
-        for cell in mine:
-            mean, deviation = cell.accuracy
-            behind = None if cell is best else compared(best, cell)
-            one = next(iter(cell.records.values()))
-            words, more = words_of(one["student"]["test"]), beside(one["student"]["test"])
-            found.append({
-                "arm": cell.arm, "budget": amount, "seeds": len(cell.records), words.main: mean, "score": mean, "spread": deviation,
-                **{name: spread([r["student"]["test"][name] for r in cell.records.values()])[0] for _, name in more},
-                "best": cell is best, "level": cell is best or (behind is not None and not behind.sure),
-                "behind": None if behind is None else behind.mean, "low": behind and behind.low, "high": behind and behind.high,
-                "p": behind and behind.p, "flops": cell.flops, "images_seen": one["images_seen"], "says": one["says"],
-                "initialisation": one["student"]["initialisation"],
-            })  # fmt: skip
-    assert winner is not None
-    return found, winner
-
-
-def answer(cells: list[Cell], budget: int, best: Cell) -> str:
-    """What came out, in a sentence or two."""
+def answer(cells: list[Cell], budget: int, best: Cell, references: dict[int, Reference]) -> str:
+    """What came out, in a sentence."""
     mean, deviation = best.accuracy
-    words = _words(cells)
+    words, alone = best.words, _scratch(cells, budget, best)
     said = f"With {budget} {words.labels}, {best.arm} {words.says.format(100 * mean)}"
     said = f"{said.removesuffix(' %')} ± {100 * deviation:.1f} %" if deviation is not None else said
-    said += f" of {best.counts.shape[1]:,} test images (mean of {len(best.records)} seeds)" if len(best.records) > 1 else (
-        f" of {best.counts.shape[1]:,} test images (one seed: no spread)"
-    )  # fmt: skip
-    others, alone = (
-        [cell for cell in cells if cell.budget == budget and cell is not best],
-        _scratch(cells, budget, best),
-    )
+    said += f" {words.over} {best.counts.shape[1]:,} test images"
     if alone is not None and (gain := compared(best, alone)):
-        said += f", {100 * gain.mean:.1f} points more than scratch, the same student trained on the labels alone ({_sureness(gain)})"
-    second = max(others, key=lambda cell: cell.accuracy[0], default=None)
+        said += f", {100 * gain.mean:.1f} points more than scratch, the same student trained on the labels alone"
+    second = _second(cells, budget, best)
     if second is not None and second is not alone and (gain := compared(best, second)):
-        said += f"; next is {second.arm}, {100 * gain.mean:.1f} points behind ({_sureness(gain)})"
-    teachers = [main_score(record["teacher"]["test"]) for record in best.records.values() if record["teacher"]]
-    if teachers:
-        said += f"; its teacher {words.says.format(100 * spread(teachers)[0])}"
+        said += f"; next is {second.arm}, {100 * gain.mean:.1f} points behind"
+    if budget in references:
+        said += f"; the adapted teacher {words.says.format(100 * references[budget].accuracy[0])}"
     return said + "."
+
+
+def sureness(cells: list[Cell], budget: int, best: Cell) -> str:
+    """How sure the answer is: seeds, intervals and tests of its differences."""
+    count = len(best.records)
+    said = [f"Mean of {count} seeds, ± one standard deviation" if count > 1 else "One seed: no spread"]
+    alone, second = _scratch(cells, budget, best), _second(cells, budget, best)
+    for other in (alone, None if second is alone else second):
+        if other is not None and (gain := compared(best, other)):
+            said.append(f"before {other.arm} by {_sureness(gain)}")
+    return "; ".join(said) + "."
+
+
+def _second(cells: list[Cell], budget: int, best: Cell) -> Cell | None:
+    """The arm next to the best of this budget."""
+    others = [cell for cell in cells if cell.budget == budget and cell is not best]
+    return max(others, key=lambda cell: cell.accuracy[0], default=None)
 
 
 def _scratch(cells: list[Cell], budget: int, best: Cell) -> Cell | None:
     """The student alone at this budget, to be compared with the best; not a variant, which may be another student."""
     return next((cell for cell in cells if cell.budget == budget and cell.arm == "scratch" and cell is not best), None)
-
-
-def _words(cells: list[Cell]) -> Words:
-    """How this study's scores are said."""
-    return words_of(next(iter(cells[0].records.values()))["student"]["test"])
 
 
 def _main(test: dict[str, Any]) -> dict[str, float]:
@@ -213,69 +160,56 @@ def _main(test: dict[str, Any]) -> dict[str, float]:
     return {name: test[name] for name in dict.fromkeys((words.main, "accuracy"))}
 
 
-def beside(test: dict[str, Any]) -> tuple[tuple[str, str], ...]:
-    """(title, score) of two columns beside the main score."""
-    every = words_of(test).table
-    return (every[1], every[3]) if words_of(test) is CLASSES else every[2:4]
-
-
 def _sureness(gain: Difference) -> str:
     """The interval and the test in words."""
-    said = f"95 % interval over test images {100 * gain.low:.1f} to {100 * gain.high:.1f}"
-    return said + (f", p = {gain.p:.2g} over {gain.seeds} seeds" if gain.p is not None else "")
+    said = f"{100 * gain.low:.1f} to {100 * gain.high:.1f} points (95 % interval over test images"
+    return said + (f"; p = {gain.p:.2g} over {gain.seeds} seeds)" if gain.p is not None else ")")
 
 
-def _charts(cells: list[Cell], budget: int, best: Cell) -> list[dict[str, Any]]:
-    found = []
-    arms = list(dict.fromkeys(cell.arm for cell in cells))
-    lines = {arm: {cell.budget: cell.accuracy for cell in cells if cell.arm == arm} for arm in arms}
-    teachers: dict[int, dict[tuple[int, str], float]] = {}  # one for each seed, however many arms it teaches
-    for cell in cells:
-        for seed, record in cell.records.items():
-            if record["teacher"]:
-                key = (seed, record["teacher_weights"]["hash"])
-                teachers.setdefault(cell.budget, {})[key] = main_score(record["teacher"]["test"])
-    teacher = {budget: list(of.values()) for budget, of in teachers.items()}
+def _charts(cells: list[Cell], budget: int, best: Cell, references: dict[int, Reference]) -> list[dict[str, Any]]:
+    """The charts that the records have the numbers for."""
+    words, arms = best.words, list(dict.fromkeys(cell.arm for cell in cells))
+    name, found = words.title[:1].upper() + words.title[1:], []
     if len({cell.budget for cell in cells}) > 1:
-        picture = study_charts.against_labels(
-            lines, {amount: spread(values) for amount, values in teacher.items()}, _words(cells).labels
-        )
+        lines = {arm: {cell.budget: cell.accuracy for cell in cells if cell.arm == arm} for arm in arms}
+        teacher = {amount: one.accuracy for amount, one in references.items()}
+        picture = study_charts.against_labels(lines, teacher, words.labels, words.title)
         note = "Mean over seeds; bands are one standard deviation."
-        found.append({"title": "Accuracy against labels", "svg": picture, "note": note})
-    costs = {cell.arm: (cell.flops, cell.accuracy[0]) for cell in cells if cell.budget == budget and cell.flops > 0}
+        found.append({"title": f"{name} against {words.labels}", "svg": picture, "note": note})
+    costs = {cell.arm: (cell.flops, *cell.accuracy) for cell in cells if cell.budget == budget and cell.flops > 0}
     if len(costs) > 1:
-        note = f"{budget} {_words(cells).labels}. Training alone: forward and backward, the teacher's adaptation and outputs counted."
-        found.append(
-            {"title": "Accuracy against compute", "svg": study_charts.against_compute(costs, arms), "note": note}
-        )
-    classes, one = next(iter(best.records.values()))["classes"], next(iter(best.records.values()))
-    title, score = _words(cells).each
-    recall: dict[str, Any] = {"student": _mean_recall(best, score)}
-    alone = _scratch(cells, budget, best)
-    if alone is not None:
-        recall["alone"] = _mean_recall(alone, score)
-    if one["teacher"]:
-        recall["teacher"] = one["teacher"]["test"][score]
+        reference = references[budget].accuracy[0] if budget in references else None
+        picture = study_charts.against_compute(costs, arms, reference, words.title)
+        note = f"{budget} {words.labels}; bars are one standard deviation over seeds. Training alone: forward and backward, the "
+        note += "teacher's adaptation and outputs counted."
+        found.append({"title": f"{name} against compute", "svg": picture, "note": note})
+    return found + _class_charts(cells, budget, best, references)
+
+
+def _class_charts(cells: list[Cell], budget: int, best: Cell, references: dict[int, Reference]) -> list[dict[str, Any]]:
+    """Scores by class and confusion matrices, of the best arm, the student alone and the teacher."""
+    classes, (title, score) = next(iter(best.records.values()))["classes"], best.words.each
     names = {**TITLES, "student": best.arm, "alone": "scratch"}
-    found.append(
-        {
-            "title": title,
-            "svg": charts.per_class(classes, recall, title, names),
-            "note": "Mean over seeds. The weakest classes first.",
-        }
-    )
-    if len(classes) <= charts.CELLS_SHOWN:
-        counts = sum(np.array(record["student"]["test"]["confusion"]) for record in best.records.values())
-        picture = charts.matrix(classes, np.asarray(counts).tolist(), "student", score == "iou", names)
-        note = f"{best.arm}, all seeds. Rows: what the images show. Columns: what the student says."
-        found.append({"title": "What the best student takes for what", "svg": picture, "note": note})
+    alone = _scratch(cells, budget, best)
+    tests = {
+        "student": [record["student"]["test"] for record in best.records.values()],
+        "alone": [record["student"]["test"] for record in alone.records.values()] if alone else [],
+        "teacher": references[budget].tests if budget in references else [],
+    }
+    each: dict[str, Any] = {model: mean_of_each(of, score) for model, of in tests.items() if of}
+    note = "Mean over seeds. The weakest classes first."
+    if without := [name for name, value in zip(classes, each["student"], strict=True) if value is None]:
+        note += f" Without test images: {', '.join(without)}."
+    found = [{"title": title, "svg": charts.per_class(classes, each, title, names), "note": note}]
+    for model in ("student", "teacher"):
+        counts = np.sum([test["confusion"] for test in tests[model]], axis=0) if tests[model] else None
+        if counts is not None:
+            titles = {"student": best.arm, "teacher": "the adapted teacher"}
+            found.append(charts.confusions(classes, counts.tolist(), model, score == "iou", titles, " All seeds."))
+    if calibrations := charts.pooled([record.get("calibration") or {} for record in best.records.values()]):
+        note = "All seeds. On the dashed line a model is as often right as it is sure; bins with fewer than 5 images are left out."
+        found.append({"title": "Calibration", "svg": charts.calibration(calibrations, names), "note": note})
     return found
-
-
-def _mean_recall(cell: Cell, score: str) -> list[float | None]:
-    """A score of each class, mean over seeds; None where a class has no test image."""
-    every = [record["student"]["test"][score] for record in cell.records.values()]
-    return [None if of[0] is None else float(np.mean(of)) for of in zip(*every, strict=True)]
 
 
 def _bill_row(cell: Cell) -> dict[str, Any]:
@@ -285,27 +219,22 @@ def _bill_row(cell: Cell) -> dict[str, Any]:
 
 
 def _of_a_run(folder: Path, best: Cell) -> dict[str, Any]:
-    """What the page shows of the best arm's first run, where its folder is still there."""
+    """What the page shows of the best arm's first run: what its record holds, and pictures where its folder is still there."""
     seed = min(best.records)
     run = folder / folder_name(best.arm) / f"budget-{best.budget}" / f"seed-{seed}"
+    found: dict[str, Any] = {
+        "shown": f"{best.arm}, budget {best.budget}, seed {seed}", "findings": best.records[seed].get("findings", []),
+        "montage": "", "transfer_set": "", "disagreements": [], "pictures": {}, "elsewhere": True,
+    }  # fmt: skip
     stages = Run(run).results()
     if not stages["report"]:
-        return {
-            "findings": [],
-            "montage": "",
-            "transfer_set": "",
-            "disagreements": [],
-            "calibration": "",
-            "pictures": {},
-        }
-    labels, probabilities, apart = read_evidence(run / "report")
+        return found
     classes = stages["report"]["classes"]
+    apart = read_evidence(run / "report")[2]
     return {
-        "findings": diagnose(stages["report"], stages), "montage": montage(run / "transfer_set" / "montage.jpg"),
-        "transfer_set": transfer_set(stages["transfer_set"]), "disagreements": [disagreement(one, classes) for one in apart],
-        "pictures": read_pictures(run / "report", classes),
-        "calibration": charts.calibration(labels, probabilities, names=dict.fromkeys(TITLES, best.arm)) if probabilities else "",
-        "shown": f"{best.arm}, budget {best.budget}, seed {seed}",
+        **found, "montage": montage(run / "transfer_set" / "montage.jpg"), "transfer_set": transfer_set(stages["transfer_set"]),
+        "disagreements": [disagreement(one, classes) for one in apart], "pictures": read_pictures(run / "report", classes),
+        "elsewhere": False,
     }  # fmt: skip
 
 
@@ -313,6 +242,7 @@ def _command(about: dict[str, Any]) -> str:
     """The command that makes the study again."""
     words = ["tutelage", "compare"]
     study = {name: about["study"][name] for name in ("arms", "budgets", "seeds", "set", "match")}
+    study["results"] = about["study"]["results"] or []
     for name, value in [*study.items(), *about["settings"].items()]:
         if value is not False and value not in ("default", []) and name not in ("json", "config"):
             words += [
@@ -325,41 +255,67 @@ def _command(about: dict[str, Any]) -> str:
 def _facts(about: dict[str, Any], records: list[Record]) -> list[tuple[str, Any]]:
     """Models, data, versions."""
     found: list[tuple[str, Any]] = []
-    teacher = next((record["teacher_weights"] for record in records if record.get("teacher_weights")), None)
-    if teacher:
+    for one in {one["hash"]: one for record in records if (one := record.get("teacher_weights"))}.values():
+        size = "x".join(map(str, one["size"])) if isinstance(one["size"], list) else one["size"]
         found.append(
-            ("teacher", f"{teacher['name']} at {teacher['size']} px, {teacher['weights']} ({teacher['licence']})")
+            ("teacher", f"{one['name']} at {size} px, {one['weights']} ({one['licence']}), SHA-256 {one['hash'][:16]}…")
         )
-        found.append(("its weights", f"SHA-256 {teacher['hash'][:16]}…"))
-    student = records[0]["student"]
-    found.append(("student", f"{student['name']}, {student['parameters']:,} parameters"))
-    data = sorted({record["data"][:12] for record in records})
-    found.append(("data", f"SHA-256 of {len(data)} transfer sets, {', '.join(data[:4])}{'…' if len(data) > 4 else ''}"))
-    versions = sorted(
-        {", ".join(f"{name} {value}" for name, value in record["versions"].items()) for record in records}
+    students = dict.fromkeys(
+        f"{one['name']}, {one['parameters']:,} parameters" for one in (r["student"] for r in records)
     )
-    found += [("versions", one) for one in versions]
+    found += [("student", one) for one in students]
+    data = sorted({record["data"][:12] for record in records})
+    found.append(("transfer sets", f"{len(data)}, SHA-256 {', '.join(data)}"))
+    found.append(("test images", f"{records[0]['test_images']:,}, SHA-256 {records[0]['test'][:12]}"))
+    versions = dict.fromkeys(
+        ", ".join(f"{name} {value}" for name, value in record["versions"].items()) for record in records
+    )
+    found += [("versions", one) for one in sorted(versions)]
     found.append(("seeds", ", ".join(str(seed) for seed in about["study"]["seeds"])))
+    shown = {name: value for name, value in about["settings"].items() if value not in ("default", [], False)}
+    found += [
+        (name.replace("_", " "), ", ".join(map(str, value)) if isinstance(value, list) else value)
+        for name, value in shown.items()
+    ]
     return found
 
 
-def _csv(records: list[Record]) -> str:
-    """Every number of every run, a line each."""
+def _csv(summary: dict[str, Any], records: list[Record]) -> str:
+    """Every number of the study, a line each: of the table (no seed), and of every run its scores, bill and ledger."""
     out = io.StringIO()
     writer = csv.writer(out)
     writer.writerow(("arm", "budget", "seed", "model", "score", "class", "value"))
+    for row in summary["table"]:
+        for name in ("score", "spread", "seeds", "behind", "low", "high", "p"):
+            if row[name] is not None:
+                writer.writerow((row["arm"], row["budget"], "", "student", f"table: {name}", "", row[name]))
     for record in records:
-        for model in ("student", "teacher"):
-            one = record[model] or {}
-            flat = {**{k: v for k, v in one.items() if not isinstance(v, dict)}, **one.get("test", {})}
-            if model == "student":
-                flat |= bill(record)
-            for name, value in flat.items():
-                head = (record["arm"], record["budget"], record["seed"], model, name)
-                if name == "recall":
-                    writer.writerows(
-                        (*head, klass, share) for klass, share in zip(record["classes"], value, strict=True)
-                    )
-                elif not isinstance(value, list):
-                    writer.writerow((*head, "", value))
+        head = (record["arm"], record["budget"], record["seed"])
+        writer.writerows((*head, *line) for line in _numbers(record))
     return out.getvalue()
+
+
+def _numbers(record: Record) -> Iterator[tuple[Any, ...]]:
+    """(model or stage, score, class, value) of one run."""
+    classes = record["classes"]
+    for model in ("student", "teacher"):
+        one = record[model] or {}
+        flat = {**{k: v for k, v in one.items() if not isinstance(v, dict)}, **one.get("test", {})}
+        for name, value in flat.items():
+            if name == "confusion":
+                pairs = [
+                    (f"{a} -> {b}", n)
+                    for a, row in zip(classes, value, strict=True)
+                    for b, n in zip(classes, row, strict=True)
+                ]
+                yield from ((model, name, pair, count) for pair, count in pairs)
+            elif isinstance(value, list):
+                yield from ((model, name, klass, share) for klass, share in zip(classes, value, strict=True))
+            else:
+                yield (model, name, "", value)
+    yield from (("run", name, "", value) for name, value in bill(record).items())
+    for stage, entry in record["ledger"].items():
+        flat = {**entry, **{f"teacher_{name}": value for name, value in entry["teacher"].items()}}
+        yield from (
+            (f"stage {stage}", name, "", value) for name, value in flat.items() if isinstance(value, int | float)
+        )

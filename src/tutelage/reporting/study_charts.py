@@ -1,4 +1,4 @@
-"""Charts of a study: accuracy against labels, and against compute."""
+"""Charts of a study: the score against labels, and against compute."""
 
 from __future__ import annotations
 
@@ -7,20 +7,23 @@ from collections.abc import Sequence
 
 from markupsafe import Markup, escape
 
-from tutelage.reporting.charts import WIDTH, line, svg, text
+from tutelage.reporting.charts import WIDTH, line, short, svg, text
 
-LEFT, TOP, RIGHT, BOTTOM = 52, 16, WIDTH - 118, 260  # names stand at the right of the lines
-STEP = 13  # least distance of two names
+LEFT, TOP, RIGHT, BOTTOM = 44, 16, WIDTH - 122, 250  # names stand at the right of the lines
+ROOM = 1.3  # times the smallest and the largest cost that the axis shows
+STEP = 14  # least distance of two names
+NAME = 17  # letters of a name that fit there
 
 
 def against_labels(
     arms: dict[str, dict[int, tuple[float, float | None]]], teacher: dict[int, tuple[float, float | None]],
-    across: str = "labels per class",
+    across: str = "labels per class", score: str = "accuracy",
 ) -> Markup:  # fmt: skip
     """A line for each arm, with a band of one standard deviation over seeds.
 
     Args:
-        arms: name -> budget -> mean and spread of the accuracy, in [0, 1]. teacher: budget -> the same. across: what a budget counts.
+        arms: name -> budget -> mean and spread of the accuracy, in [0, 1]. teacher: budget -> the same.
+        across: what a budget counts. score: what a mean is of.
     """
     every = {**arms, **({"teacher": teacher} if teacher else {})}
     budgets = sorted({budget for of in every.values() for budget in of})
@@ -54,18 +57,24 @@ def against_labels(
         f"{name}: " + ", ".join(f"{100 * m:.1f} % at {b}" for b, (m, _) in sorted(of.items()))
         for name, of in every.items()
     )
-    return svg(BOTTOM + 40, f"Accuracy against {across}", words, parts)
+    return svg(BOTTOM + 40, f"{score} against {across}", words, parts)
 
 
-def against_compute(arms: dict[str, tuple[float, float]], order: Sequence[str]) -> Markup:
-    """A disc for each arm: accuracy, and the FLOPs of everything it took, on a logarithmic axis.
+def against_compute(
+    arms: dict[str, tuple[float, float, float | None]], order: Sequence[str], teacher: float | None = None, score: str = "accuracy"
+) -> Markup:  # fmt: skip
+    """A disc for each arm: its score, and the FLOPs of everything it took, on a logarithmic axis; the teacher as a line.
 
     Args:
-        arms: name -> FLOPs and mean accuracy. order: names in the order of their colours.
+        arms: name -> FLOPs, mean and spread of the score. order: names in the order of their colours. teacher: its mean score.
     """
-    low, high = _range([accuracy for _, accuracy in arms.values()])
-    first = math.floor(math.log10(min(cost for cost, _ in arms.values())))
-    last = max(first + 1, math.ceil(math.log10(max(cost for cost, _ in arms.values()))))
+    known = [
+        *([] if teacher is None else [teacher]),
+        *(m + sign * (sd or 0) for _, m, sd in arms.values() for sign in (-1, 1)),
+    ]
+    low, high = _range(known)
+    costs = [cost for cost, _, _ in arms.values()]
+    first, last = math.log10(min(costs) / ROOM), math.log10(max(costs) * ROOM)
 
     def x(cost: float) -> float:
         return LEFT + (RIGHT - LEFT) * (math.log10(cost) - first) / (last - first)
@@ -74,21 +83,34 @@ def against_compute(arms: dict[str, tuple[float, float]], order: Sequence[str]) 
         return BOTTOM - (BOTTOM - TOP) * (value - low) / (high - low)
 
     parts = _levels(low, high, y)
-    for power in range(first, last + 1):
-        parts += [
-            line(x(10**power), TOP, x(10**power), BOTTOM),
-            text(x(10**power), BOTTOM + 15, _amount(10**power), "small", "middle"),
-        ]
+    for tick in _ticks(first, last):
+        parts += [line(x(tick), TOP, x(tick), BOTTOM), text(x(tick), BOTTOM + 15, _amount(tick), "small", "middle")]
     parts.append(text((LEFT + RIGHT) / 2, BOTTOM + 32, "FLOPs of training, the teacher's counted", "", "middle"))
     kinds = {name: _kind(name, list(order).index(name)) for name in arms}
-    parts += [
-        f'<circle cx="{x(cost):.1f}" cy="{y(a):.1f}" r="5" class="{kinds[name]} mark"/>'
-        for name, (cost, a) in arms.items()
-    ]
-    places = {name: (x(cost), y(accuracy)) for name, (cost, accuracy) in arms.items()}
+    places = {name: (x(cost), y(mean)) for name, (cost, mean, _) in arms.items()}
+    if teacher is not None:
+        kinds["teacher"], places["teacher"] = "teacher", (RIGHT, y(teacher))
+        parts.append(line(LEFT, y(teacher), RIGHT, y(teacher), "teacher path"))
+    for name, (cost, mean, spread) in arms.items():
+        if spread:
+            parts.append(line(x(cost), y(mean - spread), x(cost), y(mean + spread), f"{kinds[name]} path"))
+        parts.append(f'<circle cx="{x(cost):.1f}" cy="{y(mean):.1f}" r="5" class="{kinds[name]} mark"/>')
     parts += _names(places, kinds)
-    words = "; ".join(f"{name}: {100 * a:.1f} % for {_amount(cost)}FLOPs" for name, (cost, a) in arms.items())
-    return svg(BOTTOM + 40, "Accuracy against compute", words, parts)
+    words = "; ".join(f"{name}: {100 * mean:.1f} % for {_amount(cost)}FLOPs" for name, (cost, mean, _) in arms.items())
+    words += f"; the adapted teacher: {100 * teacher:.1f} %" if teacher is not None else ""
+    return svg(BOTTOM + 40, f"{score} against compute", words, parts)
+
+
+def _ticks(first: float, last: float) -> list[float]:
+    """Round FLOPs between two powers of ten: powers alone where they are enough, or 1, 2 and 5 of each."""
+    powers = range(math.floor(first), math.ceil(last) + 1)
+    for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7)):
+        found = [
+            step * 10.0**power for power in powers for step in steps if first <= math.log10(step * 10.0**power) <= last
+        ]
+        if len(found) >= 2:
+            break
+    return found[:: max(1, len(found) // 4)]
 
 
 def _amount(flops: float) -> str:
@@ -104,14 +126,19 @@ def _kind(name: str, number: int) -> str:
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
-    """A little more than the values take, in steps of 5 points."""
-    low, high = math.floor(20 * min(values)) / 20, math.ceil(20 * max(values)) / 20
-    return max(0.0, low), min(1.0, max(high, low + 0.05))
+    """A little more than the values take, in steps of 5 points, or of 10 where they lie far apart."""
+    step = _step(max(values) - min(values))
+    low, high = math.floor(min(values) / step) * step, math.ceil(max(values) / step) * step
+    return max(0.0, low), min(1.0, max(high, low + step))
+
+
+def _step(range_: float) -> float:
+    return 0.05 if range_ <= 0.35 else 0.1
 
 
 def _levels(low: float, high: float, y) -> list[str]:
     """Horizontal lines at whole fives or tens of points."""
-    step = 0.05 if high - low <= 0.4 else 0.1
+    step = _step(high - low - 0.05)
     levels = [round(low + step * i, 2) for i in range(round((high - low) / step) + 1)]
     return [part for level in levels for part in (
         line(LEFT, y(level), RIGHT, y(level)), text(LEFT - 6, y(level) + 4, f"{100 * level:.0f} %", "small", "end")
@@ -139,6 +166,6 @@ def _names(places: dict[str, tuple[float, float]], kinds: dict[str, str]) -> lis
             f'<line x1="{x + 5:.1f}" y1="{y:.1f}" x2="{RIGHT + 8}" y2="{height:.1f}" class="{kinds[name]} lead"/>'
         )
         parts.append(
-            f'<text x="{RIGHT + 11}" y="{height + 4:.1f}" class="{kinds[name]} name">{escape(name[:20])}</text>'
+            f'<text x="{RIGHT + 11}" y="{height + 4:.1f}" class="{kinds[name]} name">{escape(short(name, NAME))}</text>'
         )
     return parts

@@ -50,8 +50,12 @@ def study_table(result: dict[str, Any]) -> str:
             interval = f"{100 * row['low']:.1f} to {100 * row['high']:.1f}"
             sureness = (f"{100 * row['behind']:.1f}", interval, "" if row["p"] is None else f"{row['p']:.2g}")
         cells.append((row["arm"], str(row["budget"]), mean, str(row["seeds"]), *sureness, f"{row['flops'] / 1e12:.1f}"))
+    for row in result["teachers"]:
+        mean = f"{100 * row['score']:.1f}" + ("" if row["spread"] is None else f" ± {100 * row['spread']:.1f}")
+        cells.append(("(its teacher)", str(row["budget"]), mean, str(row["seeds"]), "-", "", "", ""))
     failed = [f"failed: {name}: {reason}" for name, reason in result["failed"].items()]
-    return "\n".join([_aligned(cells), *failed, f"page: {result['page']}"])
+    missing = [f"not finished: {', '.join(result['missing'])}"] if result["missing"] else []
+    return "\n".join([_aligned(cells), *failed, *missing, f"page: {result['page']}"])
 
 
 def times_table(result: dict[str, Any]) -> str:

@@ -131,7 +131,7 @@ def flops_of(encoder: Any) -> int:
     return flops(encoder.module, encoder.size)
 
 
-def told_at_most(encoder: Any, settings: dict[str, Any]) -> tuple[int, int]:
+def told_at_most(encoder: Any, settings: dict[str, Any], classes: int) -> tuple[int, int]:
     """Before a run: numbers that are kept of a view, and of how many views of an image (the whole image is one of them)."""
     return encoder.features, settings["views"] + 1
 

@@ -222,16 +222,15 @@ def flops_of(encoder: Any) -> int:
     return len(along[0]) * len(along[1]) * flops(encoder.module, encoder.at_once)
 
 
-def told_at_most(encoder: Any, settings: dict[str, Any]) -> tuple[int, int]:
+def told_at_most(encoder: Any, settings: dict[str, Any], classes: int) -> tuple[int, int]:
     """Before a run: numbers that are kept of a view, where --cache-limit allows, and of how many views of an image."""
     if settings["objective"] == "agnostic":
         from tutelage.models.dense_teachers import pyramid_of
 
         rows, columns = matched(settings)
         return pyramid_of(encoder).levels[-1].channels * rows * columns, settings["views"]
-    names = settings["classes"].split(",") if settings["classes"] else read(settings, None).classes
     rows, columns = grids(settings)[0]
-    return len(names) * rows * columns, settings["views"]
+    return classes * rows * columns, settings["views"]
 
 
 def widths(result: dict[str, Any], settings: dict[str, Any]) -> list[int]:
