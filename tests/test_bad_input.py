@@ -99,6 +99,19 @@ def test_flag_beats_file(tutelage, task):
     assert (settings["seed"], settings["budget"], settings["target"]) == (7, 2, str(task.target))
 
 
+def test_one_string_for_a_list(tutelage, task):
+    """A setting that takes several values takes one as it is, in a TOML file too."""
+    file = task.root / "settings.toml"
+    file.write_text(f'gallery = "{task.gallery}"\n')
+    words = task.words("curate", "--config", str(file))
+    at = words.index("--gallery")
+    done = tutelage(*words[:at], *words[at + 2 :])
+    assert done.returncode == 0, done.stderr
+    assert Run(task.out).settings()["settings"]["gallery"] == [str(task.gallery)]
+    file.write_text('gallery = ""\n')
+    assert "no --gallery" in refused(tutelage(*words[:at], *words[at + 2 :]))
+
+
 # Settings that cannot work
 
 

@@ -316,12 +316,14 @@ def _read_toml(path: Path, parameters: Any) -> tuple[dict[str, Any], list[Tutela
 def _validate(function: Callable[..., Any], values: dict[str, Any]) -> tuple[dict[str, Any], list[TutelageError]]:
     hints = typing.get_type_hints(function, include_extras=True)
     parameters = inspect.signature(function).parameters
-    for name, value in values.items():  # a list may be given as any sequence, a path as a Path
-        if isinstance(value, Path):
-            values[name] = str(value)
-        elif isinstance(value, (tuple, list)):
+    for name, value in values.items():  # a list may be given as any sequence or as its only item, a path as a Path
+        if isinstance(value, (tuple, list)):
             values[name] = [str(item) for item in value]
-        elif _takes_text(hints[name]) and isinstance(value, (int, float)) and not isinstance(value, bool):
+        elif isinstance(value, bool) or not isinstance(value, (str, Path, int, float)):
+            continue
+        elif _takes_list(hints[name]):
+            values[name] = [str(value)] if value != "" else []
+        elif isinstance(value, Path) or _takes_text(hints[name]):
             values[name] = str(value)
     checked: dict[str, Any] = {}
     errors: list[TutelageError] = []
@@ -338,8 +340,16 @@ def _validate(function: Callable[..., Any], values: dict[str, Any]) -> tuple[dic
 
 
 def _takes_text(hint: Any) -> bool:
-    base = typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
+    base = _base(hint)
     return base is str or (isinstance(base, types.UnionType) and str in typing.get_args(base))
+
+
+def _takes_list(hint: Any) -> bool:
+    return _base(hint) == list[str]
+
+
+def _base(hint: Any) -> Any:
+    return typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
 
 
 def _fault(name: str, value: Any, fault: Any, hint: Any) -> TutelageError:
