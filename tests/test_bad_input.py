@@ -466,6 +466,26 @@ def test_a_budget_above_a_class(odd):
     assert "class 'c2' has 5 train images, fewer than the budget of 6" in odd[1].stderr
 
 
+def test_new_images_that_are_cut_off(odd, tutelage, tmp_path):
+    """New images that cannot be read are named in one error, up to twenty of them and then their number; the run stays."""
+    task, _ = odd
+    before = (task.out / "report" / "result.json").read_bytes()
+    new = Path(shutil.copytree(task.target / "test", tmp_path / "new"))
+    whole = (new / "c1" / "0.png").read_bytes()
+    for number in range(22):
+        (new / "c1" / f"cut-{number:02d}.png").write_bytes(whole[: len(whole) // 2])
+    text = refused(tutelage("evaluate", str(task.out), "--target", str(new)))
+    assert "22 images cannot be used" in text
+    assert [f"c1/cut-{number:02d}.png (" in text for number in range(22)] == [True] * 20 + [False] * 2
+    assert "and 2 more" in text
+    for number in range(2, 22):
+        (new / "c1" / f"cut-{number:02d}.png").unlink()
+    text = refused(tutelage("evaluate", str(task.out), "--target", str(new)))
+    assert "c1/cut-00.png (" in text
+    assert "c1/cut-01.png (" in text
+    assert (task.out / "report" / "result.json").read_bytes() == before
+
+
 # A folder that holds something already
 
 
