@@ -90,7 +90,7 @@ def test_balanced_finds_what_the_queries_show(data):
     assert sorted({row["rank"] for row in rows}) == list(range(5))
     assert result["brought"] == {"dots": 30, "stripes": 30}
     assert result["distance"]["transfer_set"] < result["distance"]["gallery"]
-    assert "nothing_near" not in result
+    assert not {"nothing_near", "far_classes"} & set(result)
     files = sorted(p.name for p in (data / "runs" / "balanced" / "transfer_set").iterdir())
     assert files == ["leaks.csv", "manifest.parquet", "montage.jpg", "result.json"]
     with Image.open(data / "runs" / "balanced" / "transfer_set" / "montage.jpg") as picture:
@@ -274,7 +274,6 @@ def test_later_stages_take_the_embeddings_over(data, tmp_path):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"total": 5000}, ["the gallery has", "lower --total"]),
         ({"total": 12}, ["count towards it"]),
         ({"total": None}, ["--strategy balanced without --total"]),
         ({"per_query": 3}, ["--total 72 and --per-query 3"]),
@@ -319,33 +318,34 @@ def test_per_query_counts_for_each_query(data):
     assert result["images"]["transfer"] == 12 + 36
 
 
-def test_a_gallery_that_holds_the_target_set(data):
-    """A gallery in which the target set lies: its test images are kept out and listed, labelled images taken once."""
-    result = curate(data, "own", gallery=[str(data / "gallery"), str(data / "target")])
-    assert {f"test/{name}/{seed}.png" for name in ("dots", "stripes") for seed in range(8)} <= set(
-        leaks_of(data, "own")
-    )
-    assert result["duplicates"] == 12
-    assert not [row for row in chosen(data, "own") if "/test/" in row["id"]]
-
-
-def test_nothing_near_is_said(data, tmp_path, capsys):
-    """When a gallery shows nothing of the task, so that queries find no more than chance does, that is said."""
-    random = np.random.default_rng(0)
+def near(gallery: np.ndarray, queries: np.ndarray, labels: list[int]) -> tuple[str, list[str]]:
+    """What is said of queries (Q, D) of these classes, which bring three images each of a gallery (N, D)."""
     from tutelage.recipes.choosing import Pool, nothing_near
     from tutelage.retrieval.strategies import balanced
     from tutelage.retrieval.vectors import Vectors
 
-    noise = random.normal(size=(2000, 64)).astype(np.float32)
-    clusters = random.normal(size=(20, 64))[np.arange(2000) % 20] + 0.3 * random.normal(size=(2000, 64))
-    for gallery, near in ((noise, False), (clusters.astype(np.float32), True)):
-        gallery = (gallery / np.linalg.norm(gallery, axis=1, keepdims=True)).astype(np.float32)
-        queries = gallery[::100] if near else random.normal(size=(20, 64)).astype(np.float32)
-        queries = queries / np.linalg.norm(queries, axis=1, keepdims=True)
-        usable = np.ones(2000, bool)
-        usable[::100] = False
-        pool = Pool(None, Vectors((gallery,), None), usable, "exact", 2**28)  # type: ignore[arg-type]
-        similarity, rows = pool.neighbours(queries.astype(np.float32), 60, "")
-        choice = balanced(similarity, rows, np.arange(20), ~usable)
-        assert choice is not None
-        assert (nothing_near(pool, choice) == "") == near
+    gallery, queries = ((x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32) for x in (gallery, queries))
+    usable = np.ones(len(gallery), bool)
+    pool = Pool(None, Vectors((gallery,), None), usable, "exact", 2**28)  # type: ignore[arg-type]
+    choice = balanced(*pool.neighbours(queries, 200, ""), np.tile(np.arange(len(queries)), 3), ~usable)
+    assert choice is not None
+    return nothing_near(pool, choice, np.array(labels), ["a", "b", "c"])
+
+
+def test_what_is_near():
+    """Queries that find no more than chance are told, together or by class; a gallery of one kind and a class of two queries are not."""
+    random = np.random.default_rng(0)
+    noise = lambda count, width=64: random.normal(size=(count, width))  # noqa: E731
+    centres, labels = noise(20), [n // 8 for n in range(24)]
+    clusters = centres[np.arange(2000) % 20] + 0.3 * noise(2000)
+    of_centres = lambda numbers: centres[numbers] + 0.3 * noise(len(numbers))  # noqa: E731
+    warning, far = near(noise(2000), noise(24), labels)
+    assert warning.startswith("nothing in the gallery is near the queries")
+    assert far == []
+    assert near(clusters, of_centres(np.arange(24) % 20), labels) == ("", [])
+    warning, far = near(clusters, np.concatenate([of_centres(np.arange(16)), noise(8)]), labels)
+    assert warning.startswith("the queries of c bring nothing near")
+    assert far == ["c"]
+    assert near(clusters, np.concatenate([of_centres(np.arange(16)), noise(2)]), labels[:18]) == ("", [])
+    one_kind = noise(1, 3) + noise(2000, 3)  # three features: whatever is asked finds something
+    assert near(one_kind, one_kind[:24] + 0.5 * noise(24, 3), labels) == ("", [])
