@@ -23,25 +23,8 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Task, draw, environment, make_task
+from conftest import BEGUN, Task, draw, environment, make_task, refused, rejected
 from tutelage.runs import Run
-
-BEGUN = ["settings.toml"]  # a run folder in which no stage has finished
-
-
-def refused(done: subprocess.CompletedProcess[str]) -> str:
-    """The message of a command that must have refused."""
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stdout == ""
-    assert done.stderr.count("given: ") == done.stderr.count("allowed: ") > 0
-    return done.stderr
-
-
-def rejected(task: Task) -> dict[str, str]:
-    with (task.out / "rejected.csv").open(newline="", encoding="utf-8") as file:
-        return {row["image"]: row["reason"] for row in csv.DictReader(file)}
-
 
 # The command line and the TOML file
 
