@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 import signal
 import subprocess
@@ -131,6 +132,24 @@ def test_a_gallery_larger_than_memory(data, monkeypatch):
     with pytest.raises(TutelageError, match=r"--dedup gallery with .* GiB of memory"):
         curate(data, "larger", dedup="gallery")
     assert curate(data, "larger", dedup="candidates", overwrite=True)["images"]["transfer"] == 72
+
+
+def test_an_inverted_file_that_memory_does_not_hold(data, go, tutelage, tmp_path, monkeypatch):
+    """Of more images than are searched exactly, --index auto makes an inverted file where memory holds it, and says so where not."""
+    monkeypatch.setattr("tutelage.recipes.choosing.EXACT", 100)
+    for name in ("held", "too-large"):
+        out = tmp_path / name
+        done = go(words(data, out, "--memory", "4"))
+        index = json.loads((out / "transfer_set" / "result.json").read_text()).get("index")
+        assert index == ("ivf" if name == "held" else None)
+        assert ("inverted file over 373 images: finds" in done.stderr) == (name == "held")
+        assert ("GiB of memory, of which there are 4.0" in done.stderr) == (name == "too-large")
+        assert done.stderr.count("the search is exact, and takes longer") == (name == "too-large")
+        monkeypatch.setattr("tutelage.retrieval.ivf.OVERHEAD", 2**33)
+    done = tutelage(*words(data, tmp_path / "asked", "--memory", "4", "--index", "ivf"))
+    assert done.returncode == 2
+    assert "given:   --index ivf: 4,096 MB of memory for an approximate index of" in done.stderr
+    assert "mend:    --index exact, which reads the rows block by block, or a larger --memory" in done.stderr
 
 
 @pytest.mark.parametrize("strategy", ["balanced", "diverse", "hard", "best", "random"])

@@ -76,7 +76,9 @@ Dedup = Annotated[
 ]
 Index = Annotated[
     Literal["auto", "exact", "ivf"],
-    _say("exact search, or an inverted file with its recall told; auto: exact to 5 million"),
+    _say(
+        "exact search, or an inverted file with its recall told; auto: exact to 5 million, and where memory is too small"
+    ),
 ]
 Memory = Annotated[float | None, Field(gt=0), _say("GiB that the search may take; default: half of what is free")]
 Embeddings = Annotated[

@@ -12,7 +12,7 @@ from tutelage.progress import progress, say
 from tutelage.retrieval import strategies
 from tutelage.retrieval.duplicates import SEARCHES, near_duplicates
 from tutelage.retrieval.embed import Embedded
-from tutelage.retrieval.ivf import search_ivf
+from tutelage.retrieval.ivf import ivf_memory, search_ivf
 from tutelage.retrieval.search import best_query, search
 from tutelage.retrieval.strategies import Choice
 from tutelage.retrieval.vectors import Vectors
@@ -44,11 +44,25 @@ class Pool:
     memory: int
     recalls: list[float] = field(default_factory=list)
 
+    def _settle(self) -> None:
+        """What "auto" stands for: an inverted file for many images where memory holds it, else the exact search."""
+        count = int(self.usable.sum())
+        needed = ivf_memory(count, self.vectors.width)
+        many = self.vectors.count > EXACT
+        self.index = "ivf" if many and needed <= self.memory else "exact"
+        if many and self.index == "exact":
+            say(
+                f"an inverted file over {count:,} images takes {needed / 2**30:.1f} GiB of memory, of which there are "
+                f"{self.memory / 2**30:.1f} (--memory, or half of what is free): the search is exact, and takes longer"
+            )
+
     def neighbours(self, queries: np.ndarray, k: int, what: str) -> tuple[np.ndarray, np.ndarray]:
         """(Q, k) float32 similarities and (Q, k) int64 rows, best first; -1 where there are no more."""
         count = self.vectors.count
+        if self.index == "auto":
+            self._settle()
         with progress(what, count) as advance:
-            if self.index == "ivf" or (self.index == "auto" and count > EXACT):
+            if self.index == "ivf":
                 similarity, rows, recall = search_ivf(
                     self.vectors, queries, k, usable=self.usable, memory=self.memory, advance=advance
                 )
