@@ -136,7 +136,7 @@ def test_settings_that_contradict_each_other(tutelage, task, more, told):
 
 def test_a_batch_that_the_processes_cannot_share(tutelage, task):
     """A batch is a multiple of the number of processes, and the message gives one."""
-    text = refused(tutelage(*task.words("run"), WORLD_SIZE="3", RANK="0"))
+    text = refused(tutelage(*task.words("run"), WORLD_SIZE="3", RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="29551"))
     assert "--batch-size 8 on 3 processes" in text
     assert "use --batch-size 6" in text
 
@@ -147,6 +147,16 @@ def test_stages_that_one_process_does(tutelage, task):
     assert "this stage in 2 processes" in text
     assert "--shard env" in text
     assert not task.out.exists()
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_group_that_nothing_holds_together(tutelage, task, rank):
+    """WORLD_SIZE and RANK that a job left in the environment, without an address, are told at once by every process; nothing is written."""
+    text = refused(tutelage(*task.words("run"), WORLD_SIZE="2", RANK=rank))
+    assert text.count("given: ") == 1
+    assert "WORLD_SIZE=2 in the environment, without MASTER_ADDR and MASTER_PORT" in text
+    assert "unset WORLD_SIZE RANK" in text
+    assert not task.out.parent.exists()
 
 
 def _installed(name: str) -> bool:

@@ -100,7 +100,10 @@ Templates = Annotated[
     _say("with --strategy text: sentences with {} for the class name", consume_multiple=True, negative=()),
 ]
 Shard = Annotated[
-    str | None, _say("only embed part i of n of the gallery, as i/n from 0; env: RANK of WORLD_SIZE, as torchrun sets")
+    str | None,
+    _say(
+        "only embed part i of n of the gallery, as i/n from 0; env: RANK of WORLD_SIZE, as torchrun or a job array sets"
+    ),
 ]
 Engine = Annotated[
     Literal["local", "ray"],
