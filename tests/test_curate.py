@@ -241,29 +241,39 @@ def go(tutelage, monkeypatch):
     return call
 
 
-def test_killed_and_sharded_give_the_same_manifest(data, tmp_path, go):
-    """Killed while it embeds and continued, or embedded by two shares in the wrong order: the same manifest."""
-    whole = tmp_path / "whole" / "run"
-    go(words(data, whole))
-    killed = tmp_path / "killed" / "run"
-    command = [sys.executable, "-c", SMALL_PIECES, *words(data, killed)]
+def killed_midway(words: list[str], cache: Path) -> int:
+    """Begin a command and kill it when it has embedded three pieces of the gallery or a few more; how many it has."""
+    pieces = lambda: len(list(cache.glob("embeddings-*/*.parquet")))  # noqa: E731
+    before, command = pieces(), [sys.executable, "-c", SMALL_PIECES, *words]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment())
     deadline = time.monotonic() + 240
-    while len(list((tmp_path / "killed" / "cache").glob("embeddings-*/*.parquet"))) < 3:
+    while pieces() < before + 3:
         assert process.poll() is None
         assert time.monotonic() < deadline
     process.send_signal(signal.SIGKILL)
     process.wait()
+    return pieces() - before
+
+
+def test_killed_and_sharded_give_the_same_manifest(data, tmp_path, go):
+    """Killed while it embeds and continued, or embedded by two shares in the wrong order, one of them killed too: the same manifest."""
+    whole = tmp_path / "whole" / "run"
+    go(words(data, whole))
+    killed = tmp_path / "killed" / "run"
+    killed_midway(words(data, killed), tmp_path / "killed" / "cache")
     assert not (killed / "transfer_set" / "result.json").exists()
     go(words(data, killed))
     assert manifest_bytes(killed) == manifest_bytes(whole)
-    shared = tmp_path / "shared" / "run"
+    shared, cache = tmp_path / "shared" / "run", tmp_path / "shared" / "cache"
+    done = killed_midway(words(data, shared, "--shard", "1/2"), cache)
     for share in ("1/2", "0/2"):
         assert f"share {share[0]} of 2" in go(words(data, shared, "--shard", share)).stderr
         assert not (shared / "transfer_set").exists()
-    pieces = {p: p.stat().st_mtime_ns for p in (tmp_path / "shared" / "cache").glob("embeddings-*/*.npy")}
+        if share == "1/2":
+            assert 3 <= done < len(list(cache.glob("embeddings-*/*.parquet"))), "it was killed midway"
+    pieces = {p: p.stat().st_mtime_ns for p in cache.glob("embeddings-*/*.npy")}
     go(words(data, shared))
-    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "shared" / "cache").glob("embeddings-*/*.npy")} == pieces
+    assert {p: p.stat().st_mtime_ns for p in cache.glob("embeddings-*/*.npy")} == pieces
     assert manifest_bytes(shared) == manifest_bytes(whole)
 
 
