@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import io
 import json
 import os
@@ -170,6 +171,24 @@ def tutelage() -> Callable[..., subprocess.CompletedProcess[str]]:
         return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
 
     return call
+
+
+BEGUN = ["settings.toml"]  # a run folder in which no stage has finished
+
+
+def refused(done: subprocess.CompletedProcess[str]) -> str:
+    """The message of a command that must have refused."""
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert done.stderr.count("given: ") == done.stderr.count("allowed: ") > 0
+    return done.stderr
+
+
+def rejected(task: Task) -> dict[str, str]:
+    """What rejected.csv says: the reason of each image."""
+    with (task.out / "rejected.csv").open(newline="", encoding="utf-8") as file:
+        return {row["image"]: row["reason"] for row in csv.DictReader(file)}
 
 
 TINY_CLIP = "tutelage-tiny"

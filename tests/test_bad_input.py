@@ -23,25 +23,8 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Task, draw, environment, make_task
+from conftest import BEGUN, Task, draw, environment, make_task, refused, rejected
 from tutelage.runs import Run
-
-BEGUN = ["settings.toml"]  # a run folder in which no stage has finished
-
-
-def refused(done: subprocess.CompletedProcess[str]) -> str:
-    """The message of a command that must have refused."""
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stdout == ""
-    assert done.stderr.count("given: ") == done.stderr.count("allowed: ") > 0
-    return done.stderr
-
-
-def rejected(task: Task) -> dict[str, str]:
-    with (task.out / "rejected.csv").open(newline="", encoding="utf-8") as file:
-        return {row["image"]: row["reason"] for row in csv.DictReader(file)}
-
 
 # The command line and the TOML file
 
@@ -99,6 +82,19 @@ def test_flag_beats_file(tutelage, task):
     assert (settings["seed"], settings["budget"], settings["target"]) == (7, 2, str(task.target))
 
 
+def test_one_string_for_a_list(tutelage, task):
+    """A setting that takes several values takes one as it is, in a TOML file too."""
+    file = task.root / "settings.toml"
+    file.write_text(f'gallery = "{task.gallery}"\n')
+    words = task.words("curate", "--config", str(file))
+    at = words.index("--gallery")
+    done = tutelage(*words[:at], *words[at + 2 :])
+    assert done.returncode == 0, done.stderr
+    assert Run(task.out).settings()["settings"]["gallery"] == [str(task.gallery)]
+    file.write_text('gallery = ""\n')
+    assert "no --gallery" in refused(tutelage(*words[:at], *words[at + 2 :]))
+
+
 # Settings that cannot work
 
 
@@ -140,7 +136,7 @@ def test_settings_that_contradict_each_other(tutelage, task, more, told):
 
 def test_a_batch_that_the_processes_cannot_share(tutelage, task):
     """A batch is a multiple of the number of processes, and the message gives one."""
-    text = refused(tutelage(*task.words("run"), WORLD_SIZE="3", RANK="0"))
+    text = refused(tutelage(*task.words("run"), WORLD_SIZE="3", RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="29551"))
     assert "--batch-size 8 on 3 processes" in text
     assert "use --batch-size 6" in text
 
@@ -151,6 +147,16 @@ def test_stages_that_one_process_does(tutelage, task):
     assert "this stage in 2 processes" in text
     assert "--shard env" in text
     assert not task.out.exists()
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_group_that_nothing_holds_together(tutelage, task, rank):
+    """WORLD_SIZE and RANK that a job left in the environment, without an address, are told at once by every process; nothing is written."""
+    text = refused(tutelage(*task.words("run"), WORLD_SIZE="2", RANK=rank))
+    assert text.count("given: ") == 1
+    assert "WORLD_SIZE=2 in the environment, without MASTER_ADDR and MASTER_PORT" in text
+    assert "unset WORLD_SIZE RANK" in text
+    assert not task.out.parent.exists()
 
 
 def _installed(name: str) -> bool:
@@ -451,6 +457,26 @@ def test_test_images_in_the_gallery(odd):
 def test_a_budget_above_a_class(odd):
     """The log names every class that has fewer images than the budget."""
     assert "class 'c2' has 5 train images, fewer than the budget of 6" in odd[1].stderr
+
+
+def test_new_images_that_are_cut_off(odd, tutelage, tmp_path):
+    """New images that cannot be read are named in one error, up to twenty of them and then their number; the run stays."""
+    task, _ = odd
+    before = (task.out / "report" / "result.json").read_bytes()
+    new = Path(shutil.copytree(task.target / "test", tmp_path / "new"))
+    whole = (new / "c1" / "0.png").read_bytes()
+    for number in range(22):
+        (new / "c1" / f"cut-{number:02d}.png").write_bytes(whole[: len(whole) // 2])
+    text = refused(tutelage("evaluate", str(task.out), "--target", str(new)))
+    assert "22 images cannot be used" in text
+    assert [f"c1/cut-{number:02d}.png (" in text for number in range(22)] == [True] * 20 + [False] * 2
+    assert "and 2 more" in text
+    for number in range(2, 22):
+        (new / "c1" / f"cut-{number:02d}.png").unlink()
+    text = refused(tutelage("evaluate", str(task.out), "--target", str(new)))
+    assert "c1/cut-00.png (" in text
+    assert "c1/cut-01.png (" in text
+    assert (task.out / "report" / "result.json").read_bytes() == before
 
 
 # A folder that holds something already

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 import signal
 import subprocess
@@ -90,7 +91,7 @@ def test_balanced_finds_what_the_queries_show(data):
     assert sorted({row["rank"] for row in rows}) == list(range(5))
     assert result["brought"] == {"dots": 30, "stripes": 30}
     assert result["distance"]["transfer_set"] < result["distance"]["gallery"]
-    assert "nothing_near" not in result
+    assert not {"nothing_near", "far_classes"} & set(result)
     files = sorted(p.name for p in (data / "runs" / "balanced" / "transfer_set").iterdir())
     assert files == ["leaks.csv", "manifest.parquet", "montage.jpg", "result.json"]
     with Image.open(data / "runs" / "balanced" / "transfer_set" / "montage.jpg") as picture:
@@ -131,6 +132,24 @@ def test_a_gallery_larger_than_memory(data, monkeypatch):
     with pytest.raises(TutelageError, match=r"--dedup gallery with .* GiB of memory"):
         curate(data, "larger", dedup="gallery")
     assert curate(data, "larger", dedup="candidates", overwrite=True)["images"]["transfer"] == 72
+
+
+def test_an_inverted_file_that_memory_does_not_hold(data, go, tutelage, tmp_path, monkeypatch):
+    """Of more images than are searched exactly, --index auto makes an inverted file where memory holds it, and says so where not."""
+    monkeypatch.setattr("tutelage.recipes.choosing.EXACT", 100)
+    for name in ("held", "too-large"):
+        out = tmp_path / name
+        done = go(words(data, out, "--memory", "4"))
+        index = json.loads((out / "transfer_set" / "result.json").read_text()).get("index")
+        assert index == ("ivf" if name == "held" else None)
+        assert ("inverted file over 373 images: finds" in done.stderr) == (name == "held")
+        assert ("GiB of memory, of which there are 4.0" in done.stderr) == (name == "too-large")
+        assert done.stderr.count("the search is exact, and takes longer") == (name == "too-large")
+        monkeypatch.setattr("tutelage.retrieval.ivf.OVERHEAD", 2**33)
+    done = tutelage(*words(data, tmp_path / "asked", "--memory", "4", "--index", "ivf"))
+    assert done.returncode == 2
+    assert "given:   --index ivf: 4,096 MB of memory for an approximate index of" in done.stderr
+    assert "mend:    --index exact, which reads the rows block by block, or a larger --memory" in done.stderr
 
 
 @pytest.mark.parametrize("strategy", ["balanced", "diverse", "hard", "best", "random"])
@@ -222,29 +241,39 @@ def go(tutelage, monkeypatch):
     return call
 
 
-def test_killed_and_sharded_give_the_same_manifest(data, tmp_path, go):
-    """Killed while it embeds and continued, or embedded by two shares in the wrong order: the same manifest."""
-    whole = tmp_path / "whole" / "run"
-    go(words(data, whole))
-    killed = tmp_path / "killed" / "run"
-    command = [sys.executable, "-c", SMALL_PIECES, *words(data, killed)]
+def killed_midway(words: list[str], cache: Path) -> int:
+    """Begin a command and kill it when it has embedded three pieces of the gallery or a few more; how many it has."""
+    pieces = lambda: len(list(cache.glob("embeddings-*/*.parquet")))  # noqa: E731
+    before, command = pieces(), [sys.executable, "-c", SMALL_PIECES, *words]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment())
     deadline = time.monotonic() + 240
-    while len(list((tmp_path / "killed" / "cache").glob("embeddings-*/*.parquet"))) < 3:
+    while pieces() < before + 3:
         assert process.poll() is None
         assert time.monotonic() < deadline
     process.send_signal(signal.SIGKILL)
     process.wait()
+    return pieces() - before
+
+
+def test_killed_and_sharded_give_the_same_manifest(data, tmp_path, go):
+    """Killed while it embeds and continued, or embedded by two shares in the wrong order, one of them killed too: the same manifest."""
+    whole = tmp_path / "whole" / "run"
+    go(words(data, whole))
+    killed = tmp_path / "killed" / "run"
+    killed_midway(words(data, killed), tmp_path / "killed" / "cache")
     assert not (killed / "transfer_set" / "result.json").exists()
     go(words(data, killed))
     assert manifest_bytes(killed) == manifest_bytes(whole)
-    shared = tmp_path / "shared" / "run"
+    shared, cache = tmp_path / "shared" / "run", tmp_path / "shared" / "cache"
+    done = killed_midway(words(data, shared, "--shard", "1/2"), cache)
     for share in ("1/2", "0/2"):
         assert f"share {share[0]} of 2" in go(words(data, shared, "--shard", share)).stderr
         assert not (shared / "transfer_set").exists()
-    pieces = {p: p.stat().st_mtime_ns for p in (tmp_path / "shared" / "cache").glob("embeddings-*/*.npy")}
+        if share == "1/2":
+            assert 3 <= done < len(list(cache.glob("embeddings-*/*.parquet"))), "it was killed midway"
+    pieces = {p: p.stat().st_mtime_ns for p in cache.glob("embeddings-*/*.npy")}
     go(words(data, shared))
-    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "shared" / "cache").glob("embeddings-*/*.npy")} == pieces
+    assert {p: p.stat().st_mtime_ns for p in cache.glob("embeddings-*/*.npy")} == pieces
     assert manifest_bytes(shared) == manifest_bytes(whole)
 
 
@@ -274,7 +303,6 @@ def test_later_stages_take_the_embeddings_over(data, tmp_path):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"total": 5000}, ["the gallery has", "lower --total"]),
         ({"total": 12}, ["count towards it"]),
         ({"total": None}, ["--strategy balanced without --total"]),
         ({"per_query": 3}, ["--total 72 and --per-query 3"]),
@@ -319,33 +347,34 @@ def test_per_query_counts_for_each_query(data):
     assert result["images"]["transfer"] == 12 + 36
 
 
-def test_a_gallery_that_holds_the_target_set(data):
-    """A gallery in which the target set lies: its test images are kept out and listed, labelled images taken once."""
-    result = curate(data, "own", gallery=[str(data / "gallery"), str(data / "target")])
-    assert {f"test/{name}/{seed}.png" for name in ("dots", "stripes") for seed in range(8)} <= set(
-        leaks_of(data, "own")
-    )
-    assert result["duplicates"] == 12
-    assert not [row for row in chosen(data, "own") if "/test/" in row["id"]]
-
-
-def test_nothing_near_is_said(data, tmp_path, capsys):
-    """When a gallery shows nothing of the task, so that queries find no more than chance does, that is said."""
-    random = np.random.default_rng(0)
+def near(gallery: np.ndarray, queries: np.ndarray, labels: list[int]) -> tuple[str, list[str]]:
+    """What is said of queries (Q, D) of these classes, which bring three images each of a gallery (N, D)."""
     from tutelage.recipes.choosing import Pool, nothing_near
     from tutelage.retrieval.strategies import balanced
     from tutelage.retrieval.vectors import Vectors
 
-    noise = random.normal(size=(2000, 64)).astype(np.float32)
-    clusters = random.normal(size=(20, 64))[np.arange(2000) % 20] + 0.3 * random.normal(size=(2000, 64))
-    for gallery, near in ((noise, False), (clusters.astype(np.float32), True)):
-        gallery = (gallery / np.linalg.norm(gallery, axis=1, keepdims=True)).astype(np.float32)
-        queries = gallery[::100] if near else random.normal(size=(20, 64)).astype(np.float32)
-        queries = queries / np.linalg.norm(queries, axis=1, keepdims=True)
-        usable = np.ones(2000, bool)
-        usable[::100] = False
-        pool = Pool(None, Vectors((gallery,), None), usable, "exact", 2**28)  # type: ignore[arg-type]
-        similarity, rows = pool.neighbours(queries.astype(np.float32), 60, "")
-        choice = balanced(similarity, rows, np.arange(20), ~usable)
-        assert choice is not None
-        assert (nothing_near(pool, choice) == "") == near
+    gallery, queries = ((x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32) for x in (gallery, queries))
+    usable = np.ones(len(gallery), bool)
+    pool = Pool(None, Vectors((gallery,), None), usable, "exact", 2**28)  # type: ignore[arg-type]
+    choice = balanced(*pool.neighbours(queries, 200, ""), np.tile(np.arange(len(queries)), 3), ~usable)
+    assert choice is not None
+    return nothing_near(pool, choice, np.array(labels), ["a", "b", "c"])
+
+
+def test_what_is_near():
+    """Queries that find no more than chance are told, together or by class; a gallery of one kind and a class of two queries are not."""
+    random = np.random.default_rng(0)
+    noise = lambda count, width=64: random.normal(size=(count, width))  # noqa: E731
+    centres, labels = noise(20), [n // 8 for n in range(24)]
+    clusters = centres[np.arange(2000) % 20] + 0.3 * noise(2000)
+    of_centres = lambda numbers: centres[numbers] + 0.3 * noise(len(numbers))  # noqa: E731
+    warning, far = near(noise(2000), noise(24), labels)
+    assert warning.startswith("nothing in the gallery is near the queries")
+    assert far == []
+    assert near(clusters, of_centres(np.arange(24) % 20), labels) == ("", [])
+    warning, far = near(clusters, np.concatenate([of_centres(np.arange(16)), noise(8)]), labels)
+    assert warning.startswith("the queries of c bring nothing near")
+    assert far == ["c"]
+    assert near(clusters, np.concatenate([of_centres(np.arange(16)), noise(2)]), labels[:18]) == ("", [])
+    one_kind = noise(1, 3) + noise(2000, 3)  # three features: whatever is asked finds something
+    assert near(one_kind, one_kind[:24] + 0.5 * noise(24, 3), labels) == ("", [])

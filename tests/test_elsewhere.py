@@ -18,30 +18,7 @@ from tutelage.data.gallery import list_gallery
 from tutelage.data.manifest import read_manifest
 from tutelage.errors import TutelageError
 from tutelage.retrieval.elsewhere import Given, names_of
-
-WIDTH = 12
-
-
-def vector(label: int, number: int) -> np.ndarray:
-    """A vector that says the class: (12,) float32."""
-    noise = np.random.default_rng([label, number]).normal(0, 0.2, WIDTH)
-    return (np.eye(WIDTH)[label] + 1 + noise).astype(np.float32)
-
-
-def gallery_vectors() -> dict[str, np.ndarray]:
-    """Of the 24 gallery images: number i shows class i % 3."""
-    return {f"{i}.png": vector(i % 3, 100 + i) for i in range(24)}
-
-
-def target_vectors(task: Task, splits: tuple[str, ...] = ("train", "test")) -> dict[str, np.ndarray]:
-    names = [f"{split}/c{c}/{i}.png" for split in splits for c in range(3) for i in range(6 if split == "train" else 4)]
-    return {name: vector(int(name.split("/c")[1][0]), i) for i, name in enumerate(names)}
-
-
-def write(path: Path, vectors: dict[str, np.ndarray], name: str = "id", column: str = "vector") -> Path:
-    table = {name: list(vectors), column: [list(map(float, v)) for v in vectors.values()]}
-    pq.write_table(pa.table({**table, "caption": ["a picture"] * len(vectors)}), path)
-    return path
+from vectors import WIDTH, gallery_vectors, target_vectors, vector, write
 
 
 def curate(task: Task, *embeddings: Path, **more) -> dict:
@@ -165,21 +142,6 @@ def test_words_by_a_clip_model(task, tiny_clip):
     assert [row["similarity"] for row in table if row["source"] == "gallery"] != [s for *_, s in first]
 
 
-def test_images_without_a_vector_are_listed(task):
-    """A gallery image without a vector or with NaN in it is listed, and few of them stop nothing."""
-    vectors = {**gallery_vectors(), **target_vectors(task)}
-    del vectors["3.png"]
-    vectors["4.png"] = np.full(WIDTH, np.nan, np.float32)
-    curate(task, write(task.root / "some.parquet", vectors), max_rejected=0.1)
-    with (task.out / "rejected.csv").open() as file:
-        listed = {row["image"]: row["reason"] for row in csv.DictReader(file)}
-    assert set(listed) == {"3.png", "4.png"}
-    assert "no vector" in listed["3.png"]
-    assert "NaN" in listed["4.png"]
-    with pytest.raises(TutelageError, match="2 of 54 images cannot be used"):
-        curate(task, task.root / "some.parquet", max_rejected=0.01, out=str(task.root / "strict"))
-
-
 def test_test_images_without_vectors_are_still_kept_out(task, capsys):
     """Copies of test images are found by their pixels when only the labelled images have vectors."""
     copy = (task.target / "test" / "c1" / "2.png").read_bytes()
@@ -225,9 +187,6 @@ def spoilt(task: Task, what: str) -> Path:
         path = task.root / "bad.npy"
         np.save(path, np.array([{}, {}], dtype=object), allow_pickle=True)
         (task.root / "bad.txt").write_text("0.png\n1.png")
-    elif what == "NaN":
-        write(path, {**vectors, "train/c0/0.png": np.full(WIDTH, np.nan), "train/c0/1.png": np.full(WIDTH, np.nan),
-                     "train/c0/2.png": np.full(WIDTH, np.nan), "train/c0/3.png": np.full(WIDTH, np.nan)})  # fmt: skip
     return path
 
 
@@ -245,7 +204,6 @@ def spoilt(task: Task, what: str) -> Path:
         ("cut npy", "a whole .npy file"),
         ("few names", "54 vectors and 53 names"),
         ("pickle", "a whole .npy file of numbers"),
-        ("NaN", "NaN or infinite numbers"),
         ("missing", "not there"),
     ],
 )
@@ -270,17 +228,6 @@ def test_settings_that_contradict(task, more, said):
     with pytest.raises(TutelageError) as error:
         curate(task, write(task.root / "a.parquet", gallery_vectors()), **more)
     assert said in str(error.value)
-
-
-def test_words_of_another_model(task):
-    """Words with other numbers of features than the images', or without one of the classes, are refused."""
-    gallery = write(task.root / "gallery.parquet", gallery_vectors())
-    short = write(task.root / "short.parquet", {f"c{c}": vector(c, 0)[:5] for c in range(3)})
-    with pytest.raises(TutelageError, match="5 features, --embeddings with 12"):
-        curate(task, gallery, strategy="text", text_embeddings=str(short))
-    two = write(task.root / "two.parquet", {f"c{c}": vector(c, 0) for c in range(2)})
-    with pytest.raises(TutelageError, match="no vector for 'c2'"):
-        curate(task, gallery, strategy="text", text_embeddings=str(two))
 
 
 def test_through_the_command(task, tutelage):

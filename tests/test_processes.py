@@ -1,4 +1,4 @@
-"""Several processes train the student that one would."""
+"""Several processes train the student that one would, and share the embedding of a gallery."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -74,3 +75,28 @@ def test_two_processes_agree_with_batchnorm(tmp_path):
         scores.append(json.loads((out / "report" / "results.json").read_text())["student"]["test"]["accuracy"])
     assert abs(scores[0] - scores[1]) <= 0.01 + 1e-9, scores
     assert min(scores) > 0.9, "far above the chance of 1 in 3, or the comparison means nothing"
+
+
+def test_a_job_array(data, tmp_path, tutelage):
+    """Tasks of a job array embed their shares by themselves, wait for no other, each tells what it did, and one search uses them all."""
+    for number in range(2):
+        with tarfile.open(tmp_path / f"{number}.tar", "w") as tar:
+            for path in sorted((data / "gallery").iterdir())[number * 20 : number * 20 + 20]:
+                tar.add(path, path.name)
+    words = (
+        "curate", "--target", str(data / "target"), "--gallery", str(tmp_path / "0.tar"), str(tmp_path / "1.tar"),
+        "--out", str(tmp_path / "run"), "--teacher", "tf_efficientnet_lite0", "--teacher-size", "32",
+        "--student", "mobilenetv3_small_050", "--student-size", "32",
+    )  # fmt: skip
+    nobody = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9", "LOCAL_RANK": "0"}  # of a group that is not there
+    for rank, more in (("1", {}), ("0", nobody)):
+        done = tutelage(*words, "--shard", "env", WORLD_SIZE="2", RANK=rank, **more)
+        assert done.returncode == 0, done.stderr
+        assert f"share {rank} of 2: 20 of 40 images, 20 of them embedded now" in done.stderr
+        assert f"shard: {rank}/2\nimages: 20\nembedded: 20\n" in done.stdout
+        assert not (tmp_path / "run").exists()
+    assert len(list((tmp_path / "cache").glob("embeddings-*/*.layouts.npy"))) == 2
+    done = tutelage(*words)
+    assert done.returncode == 0, done.stderr
+    assert "of 40 gallery images" in done.stderr
+    assert len(list((tmp_path / "cache").glob("embeddings-*/*.layouts.npy"))) == 2

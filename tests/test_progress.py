@@ -7,7 +7,7 @@ import re
 import pytest
 
 from tutelage import progress as progress_module
-from tutelage.progress import duration, progress, say
+from tutelage.progress import duration, main_process, progress, say
 
 
 @pytest.fixture
@@ -15,7 +15,8 @@ def clock(monkeypatch) -> list[float]:
     """A clock that a test sets."""
     now = [100.0]
     monkeypatch.setattr(progress_module.time, "monotonic", lambda: now[0])
-    monkeypatch.delenv("RANK", raising=False)
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
     return now
 
 
@@ -64,6 +65,8 @@ def test_quick_work_leaves_no_line(clock, capsys):
 def test_only_the_first_process_speaks(clock, capsys, monkeypatch):
     """Of several processes the first one speaks."""
     monkeypatch.setenv("RANK", "1")
+    assert main_process(), "alone, whatever else its environment says"
+    monkeypatch.setenv("WORLD_SIZE", "2")
     say("hello")
     with progress("decode", 10) as advance:
         clock[0] += 60

@@ -188,6 +188,8 @@ def test_findings_name_number_and_step():
         assert one.step
     whole = {"transfer_set": {**STAGES["transfer_set"], "strategy": "all"}}
     assert not any("times as far" in one.found for one in diagnose(RESULTS, whole))
+    far = {"transfer_set": {**STAGES["transfer_set"], "far_classes": ["b"]}}
+    assert any("of b brought is no nearer" in one.found for one in diagnose(RESULTS, far))
     assert diagnose({"classes": ["a", "b"]}, {}) == []
     good = {"classes": ["a"], "student": {"test": {"accuracy": 0.9, "images": 1000, "ece": 0.02}, "agreement_on_transfer": 0.95},
             "alone": {"test": {"accuracy": 0.5, "images": 1000, "ece": 0.02}}}  # fmt: skip

@@ -206,7 +206,7 @@ def _show(command: str, result: Any, as_json: bool) -> None:
     from tutelage.progress import main_process
     from tutelage.reporting.table import text_of
 
-    if not main_process() or result is None:
+    if result is None or not (main_process() or "shard" in result):  # every process of a job array tells of its share
         return
     if as_json:
         print(json.dumps(result))

@@ -10,9 +10,12 @@ import statistics
 import sys
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tutelage.errors import TutelageError
+from tutelage.progress import on_its_own, processes
 from tutelage.sizes import Size, sides
 
 if TYPE_CHECKING:
@@ -55,23 +58,47 @@ def accelerator(device: str, precision: str) -> Any:
     from accelerate.state import AcceleratorState
 
     mixed = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[check_hardware(device, precision)]
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if processes == 1:  # accelerate keeps one state for all: a second run in this process may ask for another device
+    if processes() == 1:  # accelerate keeps one state for all: a second run in this process may ask for another device
         AcceleratorState._reset_state(reset_partial_state=True)
     patient = InitProcessGroupKwargs(timeout=timedelta(days=7))  # others wait while one process decodes
     on_cpu = device == "cpu" or (
         device == "auto" and not (torch.cuda.is_available() or torch.backends.mps.is_available())
     )
     hardware = Accelerator(cpu=on_cpu, mixed_precision=mixed, kwargs_handlers=[patient])
-    assert hardware.num_processes == processes, "accelerate sees other processes than torch.distributed.run started"
+    assert hardware.num_processes == processes(), "accelerate sees other processes than torch.distributed.run started"
     return hardware
+
+
+@contextlib.contextmanager
+def on_a_device_of_its_own() -> Iterator[None]:
+    """`on_its_own`, and of several GPUs this process takes the one that LOCAL_RANK says."""
+    import torch
+
+    place = int(os.environ.get("LOCAL_RANK") or 0)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(place % torch.cuda.device_count())
+    with on_its_own():
+        yield
+
+
+def check_group() -> None:
+    """Refuse an environment that tells of several processes, and not how they find each other.
+
+    Raises:
+        TutelageError: WORLD_SIZE without the other variables.
+    """
+    lacking = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if processes() > 1 and lacking:
+        raise TutelageError(
+            f"WORLD_SIZE={processes()} in the environment, without {' and '.join(lacking)}",
+            "all that torch.distributed.run sets, or none of it",
+            "unset WORLD_SIZE RANK  for one process; for several, start them with  python -m torch.distributed.run -m tutelage ...",
+        )
 
 
 def check_hardware(device: str, precision: str) -> str:
     """The precision that "auto" stands for. Arguments and exceptions as for `accelerator`."""
     import torch
-
-    from tutelage.errors import TutelageError
 
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if device != "auto" and not there[device]:

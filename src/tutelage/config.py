@@ -76,7 +76,9 @@ Dedup = Annotated[
 ]
 Index = Annotated[
     Literal["auto", "exact", "ivf"],
-    _say("exact search, or an inverted file with its recall told; auto: exact to 5 million"),
+    _say(
+        "exact search, or an inverted file with its recall told; auto: exact to 5 million, and where memory is too small"
+    ),
 ]
 Memory = Annotated[float | None, Field(gt=0), _say("GiB that the search may take; default: half of what is free")]
 Embeddings = Annotated[
@@ -98,7 +100,10 @@ Templates = Annotated[
     _say("with --strategy text: sentences with {} for the class name", consume_multiple=True, negative=()),
 ]
 Shard = Annotated[
-    str | None, _say("only embed part i of n of the gallery, as i/n from 0; env: RANK of WORLD_SIZE, as torchrun sets")
+    str | None,
+    _say(
+        "only embed part i of n of the gallery, as i/n from 0; env: RANK of WORLD_SIZE, as torchrun or a job array sets"
+    ),
 ]
 Engine = Annotated[
     Literal["local", "ray"],
@@ -316,12 +321,14 @@ def _read_toml(path: Path, parameters: Any) -> tuple[dict[str, Any], list[Tutela
 def _validate(function: Callable[..., Any], values: dict[str, Any]) -> tuple[dict[str, Any], list[TutelageError]]:
     hints = typing.get_type_hints(function, include_extras=True)
     parameters = inspect.signature(function).parameters
-    for name, value in values.items():  # a list may be given as any sequence, a path as a Path
-        if isinstance(value, Path):
-            values[name] = str(value)
-        elif isinstance(value, (tuple, list)):
+    for name, value in values.items():  # a list may be given as any sequence or as its only item, a path as a Path
+        if isinstance(value, (tuple, list)):
             values[name] = [str(item) for item in value]
-        elif _takes_text(hints[name]) and isinstance(value, (int, float)) and not isinstance(value, bool):
+        elif isinstance(value, bool) or not isinstance(value, (str, Path, int, float)):
+            continue
+        elif _takes_list(hints[name]):
+            values[name] = [str(value)] if value != "" else []
+        elif isinstance(value, Path) or _takes_text(hints[name]):
             values[name] = str(value)
     checked: dict[str, Any] = {}
     errors: list[TutelageError] = []
@@ -338,8 +345,16 @@ def _validate(function: Callable[..., Any], values: dict[str, Any]) -> tuple[dic
 
 
 def _takes_text(hint: Any) -> bool:
-    base = typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
+    base = _base(hint)
     return base is str or (isinstance(base, types.UnionType) and str in typing.get_args(base))
+
+
+def _takes_list(hint: Any) -> bool:
+    return _base(hint) == list[str]
+
+
+def _base(hint: Any) -> Any:
+    return typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
 
 
 def _fault(name: str, value: Any, fault: Any, hint: Any) -> TutelageError:

@@ -12,9 +12,31 @@ PLAIN_EVERY = 15.0  # seconds between plain lines
 SHOWN_AFTER = 1.0  # seconds; what is quicker leaves no line
 
 
+# Variables by which a job system tells a process of its group, as torch.distributed.run, accelerate and MPI read them.
+GROUP = (
+    "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS",
+    *(f"{mpi}_COMM_WORLD_{name}" for mpi in ("OMPI", "MV2") for name in ("SIZE", "LOCAL_RANK", "LOCAL_SIZE")),
+)  # fmt: skip
+
+
 def main_process() -> bool:
     """Whether this process speaks: the only one, or the first of several under torch.distributed.run."""
-    return os.environ.get("RANK", "0") == "0"
+    return processes() == 1 or os.environ.get("RANK", "0") == "0"
+
+
+def processes() -> int:
+    """How many processes share this work, this one counted."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@contextlib.contextmanager
+def on_its_own() -> Iterator[None]:
+    """Meanwhile this process is the only one of its work, speaks, and starts no group, whatever its environment says."""
+    kept = {name: os.environ.pop(name) for name in GROUP if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ |= kept
 
 
 def say(text: str) -> None:

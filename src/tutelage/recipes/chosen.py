@@ -152,9 +152,10 @@ def summary(pool: Pool, choice: Choice, queries: Queries, admitted: Admitted) ->
         say(
             f"the queries of {', '.join(without)} bring nothing new: their nearest images went to other queries or are duplicates"
         )
-    if images and (warning := nothing_near(pool, choice)):
+    warning, named = nothing_near(pool, choice, queries.labels, admitted.target.classes) if images else ("", [])
+    if warning:
         say(warning)
-        found["nothing_near"] = True
+        found |= {"far_classes": named} if named else {"nothing_near": True}
     say(
         f"similarity to the query that brought an image: median {quantiles[3]:.2f}, 5 % below {quantiles[1]:.2f}"
         + (

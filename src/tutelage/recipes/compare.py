@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import inspect
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 from tutelage import config as c
 from tutelage.config import recipe
 from tutelage.errors import TutelageError
-from tutelage.progress import duration, say
+from tutelage.progress import duration, processes, say
 from tutelage.recipes.arms import Arm, arms_of, clip_weights, numbers
 from tutelage.recipes.curate import curate
 from tutelage.recipes.pipeline import run as whole_run
@@ -76,7 +75,7 @@ def compare(
     known = [name for name in inspect.signature(whole_run).parameters if name not in NOT_AN_ARMS]
     chosen = arms_of(arms, set, known)
     amounts, draws = numbers(budgets, "--budgets", 1), numbers(seeds, "--seeds", 0)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if processes() > 1:
         raise TutelageError(
             "tutelage compare in several processes of one group", "one process, or several commands with one --out"
         )

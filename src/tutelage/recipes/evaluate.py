@@ -16,6 +16,7 @@ from tutelage.recipes.stage import open_run
 from tutelage.runs import COMMANDS, Run, hash_of, read_json
 
 LEARNT_ON = 1000  # images of the transfer set on which student and teacher are compared
+NAMED = 20  # images that cannot be used which the message names
 
 
 @recipe
@@ -203,7 +204,7 @@ def _new_images(target: str, task: Any, cache_dir: Path) -> Any:
     images, good, bad = store.find(found.refs)
     if bad:
         raise TutelageError(
-            f"{target}: {len(bad)} images cannot be used, the first is {bad[0].id}: {bad[0].reason}",
+            f"{target}: {len(bad):,} images cannot be used: {shown((f'{one.id} ({one.reason})' for one in bad), NAMED)}",
             "images that can be read", "mend or remove them",
         )  # fmt: skip
     trained = {key.tobytes() for key in task.transfer.keys}

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tutelage.compute import free_memory
+from tutelage.compute import free_memory, on_a_device_of_its_own
 from tutelage.data.sources import ImageRef, Rejected
 from tutelage.errors import TutelageError
 from tutelage.progress import progress, say
@@ -163,6 +163,8 @@ def near_leaks(
 def embed_share(shard: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Embed one share of the gallery into the cache; the run folder stays as it is.
 
+    The processes of a job array need not know each other: no group is started, and each tells what it does.
+
     Returns:
         {"shard", "images", "embedded", "seconds"}.
     """
@@ -174,13 +176,14 @@ def embed_share(shard: str, settings: dict[str, Any]) -> dict[str, Any]:
     share, start, done = share_of(shard), time.monotonic(), [0]
     out = Path(settings["out"]).absolute()
     cache = Path(settings["cache"]) if settings["cache"] else out.parent / "cache"
-    preflight({**settings, "out": str(out)}, cache)
 
     def tick(count: int) -> None:
         done[0] += count
 
-    refs = list_gallery(settings["gallery"]).refs
-    _, pieces = Encoder.of(settings, cache).embedded(refs, tick, settings, share)
-    mine = sum(len(piece.refs) for piece in pieces[share[0] :: share[1]])
-    say(f"share {share[0]} of {share[1]}: {mine:,} of {len(refs):,} images, {done[0]:,} of them embedded now")
+    with on_a_device_of_its_own():
+        preflight({**settings, "out": str(out), "shard": f"{share[0]}/{share[1]}"}, cache)
+        refs = list_gallery(settings["gallery"]).refs
+        _, pieces = Encoder.of(settings, cache).embedded(refs, tick, settings, share)
+        mine = sum(len(piece.refs) for piece in pieces[share[0] :: share[1]])
+        say(f"share {share[0]} of {share[1]}: {mine:,} of {len(refs):,} images, {done[0]:,} of them embedded now")
     return {"shard": f"{share[0]}/{share[1]}", "images": mine, "embedded": done[0], "seconds": time.monotonic() - start}

@@ -8,7 +8,7 @@ from typing import Any
 
 from tutelage import config as c
 from tutelage.config import recipe
-from tutelage.progress import duration, main_process, say
+from tutelage.progress import duration, main_process, processes, say
 from tutelage.recipes.adapt import adapt as adapt_stage
 from tutelage.recipes.alone import alone
 from tutelage.recipes.curate import curate
@@ -103,9 +103,7 @@ def _one(run: Run, stage: Callable[..., Any], place: str, settings: dict[str, An
     mine = settings_of(stage, settings)
     if stage is transfer:
         return transfer(**mine)
-    import os
-
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if processes() == 1:
         return stage(**mine)
     from tutelage.compute import accelerator
 

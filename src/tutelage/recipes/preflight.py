@@ -17,6 +17,7 @@ from typing import Any
 
 from tutelage.errors import SeveralErrors, TutelageError, raise_all
 from tutelage.models.names import check_size, full_name, weights_path
+from tutelage.progress import processes
 from tutelage.runs import Run
 from tutelage.tasks import task_of
 
@@ -81,11 +82,11 @@ def _contradictions(settings: dict[str, Any]) -> list[TutelageError]:
     epochs, steps = settings.get("epochs"), settings.get("steps")
     if epochs is not None and steps is not None:
         faults.append(TutelageError(f"--epochs {epochs} and --steps {steps}", "one of them", "leave out the other"))
-    processes, batch = int(os.environ.get("WORLD_SIZE", "1")), settings.get("batch_size", 0)
-    if batch % processes:
-        near = max(2, batch // processes) * processes
+    count, batch = processes(), settings.get("batch_size", 0)
+    if batch % count:
+        near = max(2, batch // count) * count
         faults.append(TutelageError(
-            f"--batch-size {batch} on {processes} processes", f"a multiple of {processes}", f"use --batch-size {near}",
+            f"--batch-size {batch} on {count} processes", f"a multiple of {count}", f"use --batch-size {near}",
         ))  # fmt: skip
     return faults
 

@@ -6,13 +6,13 @@ import contextlib
 import hashlib
 import inspect
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tutelage.compute import check_group
 from tutelage.errors import TutelageError
-from tutelage.progress import main_process, say
+from tutelage.progress import main_process, processes, say
 from tutelage.recipes.preflight import preflight
 from tutelage.runs import Run, whole, write_text
 
@@ -51,15 +51,16 @@ def open_run(
         the run, and the cache folder.
 
     Raises:
-        TutelageError: several processes where one is wanted, and all that cannot work.
+        TutelageError: several processes where one is wanted, or that cannot find each other, and all that cannot work.
     """
-    path, processes = Path(out).absolute(), int(os.environ.get("WORLD_SIZE", "1"))
-    if processes > 1 and not together and path not in _HELD:
+    path = Path(out).absolute()
+    if processes() > 1 and not together and path not in _HELD:
         raise TutelageError(
-            f"this stage in {processes} processes",
+            f"this stage in {processes()} processes (WORLD_SIZE in the environment)",
             "one process; `tutelage run` and `tutelage transfer` share their work among several",
-            "leave torchrun out (a gallery is embedded by several machines with `tutelage curate --shard env`)",
+            "leave torchrun out, or unset WORLD_SIZE (a gallery is embedded by several machines with `tutelage curate --shard env`)",
         )
+    check_group()
     cache_dir = Path(cache) if cache else path.parent / "cache"
     if path in _HELD or not main_process():
         yield _HELD.get(path) or Run(path), cache_dir

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from tutelage.errors import shown
 from tutelage.reporting.scores import CLASSES, main_score, variance, words_of_results
 
 WEAK = 0.7  # accuracy of a teacher on held-out labels, below which it is what limits
@@ -67,9 +68,11 @@ def _labels(results: dict[str, Any], stages: dict[str, Any]) -> Finding | None:
 
 def _set(stages: dict[str, Any]) -> Finding | None:
     curated = stages.get("transfer_set") or {}
+    step = "Give a --gallery that shows such things."
     if curated.get("nothing_near"):
-        step = "Give a --gallery that shows such things."
         return Finding("Nothing in the gallery is nearer to the labelled images than chance.", step)
+    if far := curated.get("far_classes"):
+        return Finding(f"What the labelled images of {shown(far)} brought is no nearer to them than chance.", step)
     distance = curated.get("distance") or {}
     near, far = distance.get("transfer_set"), distance.get("gallery")
     chosen = curated.get("strategy") not in ("all", "random")  # else it is the gallery

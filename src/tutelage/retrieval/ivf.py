@@ -15,6 +15,18 @@ SAMPLE_PER_LIST = 64  # rows for k-means per list of an inverted file
 CHECKED = 32  # queries whose approximate neighbours are compared with the exact ones
 
 
+def ivf_memory(number: int, width: int, lists: int | None = None) -> int:
+    """Bytes that an inverted file takes while it is built: `number` rows of `width` features in so many lists."""
+    lists = _lists(number) if lists is None else lists
+    sample = min(number, SAMPLE_PER_LIST * lists)
+    held = number * (width * 2 + 24) * 1.1  # lists grow in steps, and the sample is drawn from all positions
+    return math.ceil(OVERHEAD + held + (2 * sample + 2 * lists + 4 * BLOCK) * width * 4)
+
+
+def _lists(number: int) -> int:
+    return max(1, round(math.sqrt(number)))
+
+
 def _ivf_index(
     vectors: Vectors, usable: np.ndarray | None, lists: int, seed: int, memory: int | None,
     advance: Callable[[int], None],
@@ -24,13 +36,12 @@ def _ivf_index(
 
     number = vectors.count if usable is None else int(usable.sum())
     sample = min(number, SAMPLE_PER_LIST * lists)
-    held = number * (vectors.width * 2 + 24) * 1.1  # lists grow in steps, and the sample is drawn from all positions
-    needed = OVERHEAD + held + (2 * sample + 2 * lists + 4 * BLOCK) * vectors.width * 4
+    needed = ivf_memory(number, vectors.width, lists)
     if memory is not None and needed > memory:
         raise TutelageError(
-            f"{memory / 2**20:.0f} MB of memory for an approximate index of {number} rows",
-            f"{math.ceil(needed / 2**20)} MB or more",
-            "give more memory, or search exactly, which reads the rows block by block",
+            f"--index ivf: {memory / 2**20:,.0f} MB of memory for an approximate index of {number:,} rows",
+            f"{math.ceil(needed / 2**20):,} MB or more",
+            "--index exact, which reads the rows block by block, or a larger --memory",
         )
     index = faiss.IndexIVFScalarQuantizer(
         faiss.IndexFlatIP(vectors.width), vectors.width, lists, faiss.ScalarQuantizer.QT_fp16,
@@ -74,7 +85,7 @@ def search_ivf(
     count = vectors.count if usable is None else int(usable.sum())
     if not count or not len(queries):
         return (*search(vectors, queries, k, usable=usable, memory=memory, advance=advance), 1.0)
-    lists = max(1, round(math.sqrt(count))) if lists is None else lists
+    lists = _lists(count) if lists is None else lists
     probes = min(lists, max(8, round(2 * math.sqrt(max(lists, 0))))) if probes is None else probes
     if not 1 <= probes <= lists <= count:
         raise TutelageError(f"{lists} lists and {probes} probes for {count} rows", "1 <= probes <= lists <= rows")
