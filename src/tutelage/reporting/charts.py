@@ -109,8 +109,8 @@ def matrix(
         shares: write per cents of a row instead of counts.
     """
     table = np.array(counts)
-    size, left, top = len(classes), 102, 92
-    cell = (WIDTH - left - 44) / size  # the last name leans to the right
+    size, left, top = len(classes), 110, 92
+    cell = (WIDTH - left - 40) / size  # the last name leans to the right
     parts = []
     for column, name in enumerate(classes):
         x = left + cell * (column + 0.5) + 4
