@@ -39,20 +39,12 @@ BESIDE = {"transfer_set": ("target_set", "rejected.csv")}  # what a stage writes
 MODELS = ("teacher",)  # stages that say more of their model in settings.toml
 # Settings that change where or how fast, and not what comes out; a finished run may be repeated with others.
 FREE = {
-    "out",
-    "cache",
-    "device",
-    "json",
-    "overwrite",
-    "config",
-    "tracker",
-    "no_baseline",
-    "max_rejected",
-    "cache_limit",
-    "memory",
-    "shard",
-    "engine",
-}
+    "out", "cache", "device", "json", "overwrite", "config", "tracker", "no_baseline", "max_rejected", "cache_limit",
+    "memory", "shard", "engine",
+}  # fmt: skip
+HELD = {
+    "cache_limit": "transfer"
+}  # free until this stage is finished: the teacher online gives a student of other bits
 
 
 def folder_name(arm: str) -> str:
@@ -219,7 +211,7 @@ class Run:
         differing = {
             name: f"{name}: {before[name]} -> {value}"
             for name, value in sorted(mine.items())
-            if name not in FREE and before.get(name, value) != value
+            if not self._free(name) and before.get(name, value) != value
         }
         if differing and not self._begun():
             before, differing = {}, {}
@@ -265,6 +257,10 @@ class Run:
             if item.name != ".lock":
                 item.rename(old / item.name)
         return old
+
+    def _free(self, name: str) -> bool:
+        """Whether a setting may be another one than before, whatever the folder holds."""
+        return name in FREE and not (name in HELD and (self.path / HELD[name] / "result.json").exists())
 
     def _begun(self) -> bool:
         """Whether any stage is finished, or has left a checkpoint."""

@@ -16,7 +16,7 @@ from tutelage.data.store import Images
 from tutelage.data.target_set import TargetSet
 from tutelage.errors import TutelageError, raise_all, shown
 from tutelage.progress import say
-from tutelage.runs import Run, hash_of, write_text
+from tutelage.runs import COMMANDS, Run, hash_of, read_json, write_text
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,25 @@ def data_of(target: TargetSet, gallery: Sequence[ImageRef]) -> dict[str, str]:
         "target": hash_of([list(target.classes), [list(one) for one in listed]]),
         "gallery": hash_of(sorted(ref.id for ref in gallery)),
     }
+
+
+def tell_changed(run: Run, given: dict[str, str]) -> None:
+    """Say that the data of a finished run have changed, and which stages are done anew, before any of them begins.
+
+    Args:
+        given: hashes of the data as they are now, as of `data_of`.
+    """
+    before = read_json(run.path / "transfer_set" / "result.json")
+    if before is None:
+        return
+    changed = [f"--{name}" for name, one in given.items() if before.get("given", {}).get(name, one) != one]
+    what = f"other images or labels in {' and '.join(changed)}" if changed else "files or weights were written anew"
+    later = [COMMANDS[name] for name in COMMANDS if (run.path / name / "result.json").exists()][1:]
+    then = f", then {', '.join(later)} wherever the transfer set comes out otherwise" if later else ""
+    say(
+        f"the data have changed since {run.path} was made ({what}): curate is done anew{then}. What is new takes the place of what is "
+        "there: to keep that, stop now and copy the folder"
+    )
 
 
 def admit(target: TargetSet, images: Images, rows: np.ndarray, budget: int | None, seed: int) -> Admitted:

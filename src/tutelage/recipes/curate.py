@@ -47,7 +47,7 @@ def curate(
     settings["strategy"] = strategy_of(settings)
     from tutelage.data.gallery import list_gallery
     from tutelage.data.store import Store
-    from tutelage.recipes.admitted import admit, data_of, list_rejected, reject
+    from tutelage.recipes.admitted import admit, data_of, list_rejected, reject, tell_changed
     from tutelage.recipes.chosen import tell
     from tutelage.recipes.encoders import Encoder
     from tutelage.recipes.gallery_pool import embed_share, fill_pool, nothing_left
@@ -67,6 +67,8 @@ def curate(
         ])  # fmt: skip
         if done := run.done("transfer_set", inputs):
             return {**done, "reused": True}
+        given = data_of(labelled, listed.refs)
+        tell_changed(run, given)
         clock = run.clock("transfer_set")
         tick = clock.ticking(lambda count: None)
         for note in labelled.notes:
@@ -83,7 +85,7 @@ def curate(
         while True:
             refs = looked_at(listed.refs, settings, wanted, spare)
             pool, leaks, twice, unreadable = fill_pool(encoder, refs, admitted, settings, tick)
-            chosen = _Chosen(run, settings, encoder, admitted, pool, refs, clock, data_of(labelled, listed.refs))
+            chosen = _Chosen(run, settings, encoder, admitted, pool, refs, clock, given)
             every = len(refs) == len(listed.refs)
             if every or pool.usable.sum() >= (wanted or 0):
                 chosen.choose(wanted, leaks)
