@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from tutelage.errors import TutelageError, shown
-from tutelage.version import __version__
+from tutelage.made_with import threads, versions
 
 SETTINGS = "settings.toml"
 DEFAULT = "default"  # in settings.toml, which has no word for None
@@ -36,7 +36,7 @@ COMMANDS = {
 STAGES = (*COMMANDS, "report")  # folders with a result.json
 STUDY = "study.toml"  # marks a folder whose runs, ARM/budget-N/seed-N, share the stages that have the same inputs
 BESIDE = {"transfer_set": ("target_set", "rejected.csv")}  # what a stage writes outside its folder
-MODELS = ("teacher",)  # stages that say more of their model in settings.toml
+TABLES = {"teacher": "teacher", "transfer_set": "data"}  # what a stage says of its model or data in settings.toml
 # Settings that change where or how fast, and not what comes out; a finished run may be repeated with others.
 FREE = {
     "out", "cache", "device", "json", "overwrite", "config", "tracker", "no_baseline", "max_rejected", "cache_limit",
@@ -227,7 +227,12 @@ class Run:
             old, before = self.move_aside(), {}
         elif differing and stages is not None:
             old = self.move_aside([name for name, named in stages.items() if not named or named & differing.keys()])
-        self.update_settings({"settings": {**before, **mine}, "versions": {"tutelage": __version__}})
+        made, known = (
+            {"versions": versions(), "machine": {"threads": threads()}},
+            self.settings() if self._begun() else {},
+        )
+        kept = {name: known.get(name, table) for name, table in made.items()}  # of the first start; results say theirs
+        self.update_settings({"settings": {**before, **mine}, **kept})
         return old
 
     def update_settings(self, tables: dict[str, Any]) -> None:
@@ -301,8 +306,8 @@ class Run:
                 copy.rename(self.path / name)
             elif (other / name).exists():
                 shutil.copy(other / name, self.path / name)
-        if stage in MODELS and (about := Run(other).settings().get(stage)):
-            self.update_settings({stage: about})
+        if stage in TABLES and (about := Run(other).settings().get(TABLES[stage])):
+            self.update_settings({TABLES[stage]: about})
         return result
 
     def _as_own(self, result: dict[str, Any], other: Path) -> dict[str, Any]:
@@ -348,7 +353,9 @@ class Run:
 
     def finish(self, stage: str, inputs: str, result: dict[str, Any]) -> dict[str, Any]:
         """Write a stage's result.json, which makes it done, and drop its checkpoints."""
-        result = {"inputs": inputs, **result}
+        result = {"inputs": inputs, **result, "made_with": {**versions(), "threads": threads()}}
+        if "given" in result:
+            self.update_settings({"data": {**result["given"], "transfer_set": result["outputs"]}})
         write_json(self.path / stage / "result.json", result)
         for path in sorted((self.path / "checkpoints").glob(f"{stage}-*")):
             path.unlink(missing_ok=True)
