@@ -43,6 +43,11 @@ def student_of(result: dict) -> dict[str, np.ndarray]:
     return load_file(Path(result["run"]) / "student" / "weights.safetensors")
 
 
+def steps_of(path: Path) -> list[int]:
+    """The steps of metrics.jsonl; none where there is no file."""
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()] if path.exists() else []
+
+
 def same(one: dict[str, np.ndarray], two: dict[str, np.ndarray]) -> bool:
     return all(np.array_equal(one[name], two[name]) for name in one)
 
@@ -122,6 +127,9 @@ def test_adapt_modes(data, mode, monkeypatch):
         assert losses[about["mode"]] == min(losses.values())
     else:
         assert (Path(result["run"]) / "teacher" / "weights.safetensors").exists()
+    steps = steps_of(Path(result["run"]) / "teacher" / "metrics.jsonl")
+    assert (steps == []) == (about["mode"] == "probe")
+    assert steps == sorted(set(steps))  # of the last fit alone
     assert result["teacher"]["test"]["accuracy"] > 0.8
     assert result["teacher"]["test"]["images"] == result["student"]["test"]["images"] == 30
 
@@ -144,6 +152,9 @@ def test_validation_split(data, tmp_path, monkeypatch):
     assert not finished["optimistic"]
     assert set(finished["validation"]) == {"keep", "head", "full"}
     assert trained.count("fine-tuning the student") == 2
+    steps = steps_of(folder / "student" / "metrics.jsonl")
+    assert (steps == []) == (finished["chosen"] == "keep")
+    assert steps == sorted(set(steps))  # of what was kept alone
 
 
 def test_online_teacher_gives_the_same_student(data):
@@ -190,12 +201,17 @@ def test_student_learns(tmp_path):
     assert result["student"]["agreement"] > 0.8
 
 
-def test_tracker(data):
-    """`--tracker tensorboard` leaves event files beside metrics.jsonl."""
+def test_tracker(data, monkeypatch):
+    """`--tracker tensorboard` leaves event files beside metrics.jsonl of every stage that trains."""
     pytest.importorskip("tensorboard")
-    result = go(data, "tracked", tracker="tensorboard", steps=10)
-    assert list((Path(result["run"]) / "trackers").rglob("events.out.tfevents*"))
-    assert (Path(result["run"]) / "transfer" / "metrics.jsonl").read_text().count("\n") == 10
+    more = {"adapt": "full", "finetune": "full", "no_baseline": False}
+    monkeypatch.setattr("tutelage.recipes.adapt.FULL_PASSES", 4)
+    folder = Path(go(data, "tracked", tracker="tensorboard", steps=10, **more)["run"])
+    for stage in ("teacher", "transfer", "student", "alone"):
+        assert list((folder / "trackers" / f"tracked-{stage}").rglob("events.out.tfevents*"))
+        steps = steps_of(folder / stage / "metrics.jsonl")
+        assert steps == list(range(1, len(steps) + 1))
+        assert len(steps) == 10 or stage in ("teacher", "student")
 
 
 def test_one_label_per_class(data):
