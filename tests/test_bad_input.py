@@ -388,6 +388,25 @@ def test_a_list_that_names_missing_files(tutelage, task):
     assert task.files() == BEGUN
 
 
+def test_a_list_that_names_many_missing_files(tutelage, task):
+    """Of 150 files that lists name in vain the message names some, and rejected.csv all; once they are there it is gone."""
+    names = [f"train/c{i % 3}/absent-{i}.png" for i in range(150)]
+    rows = [f"train/c{label}/{i}.png,c{label}" for label in range(3) for i in range(6)]
+    (task.target / "labels.csv").write_text(
+        "\n".join(["path,label", *rows, *(f"{name},{name[6:8]}" for name in names)])
+    )
+    words = task.words("curate", "--target", str(task.target / "labels.csv"))
+    text = refused(tutelage(*words))
+    assert "150 files are not there" in text
+    assert f"{names[19]} and 130 more" in text
+    assert f"{task.out / 'rejected.csv'} lists them all" in text
+    assert rejected(task) == dict.fromkeys(names, "is not there")
+    for number, name in enumerate(names):
+        draw(task.target / name, number % 3, 2000 + number)
+    assert tutelage(*words).returncode == 0
+    assert "rejected.csv" not in task.files()
+
+
 def test_a_corrected_label_is_seen(tutelage, task):
     """A label that is corrected in the list counts in the next run, also when a budget is given."""
     rows = [f"train/c{label}/{i}.png,c{label},train" for label in range(3) for i in range(6)]

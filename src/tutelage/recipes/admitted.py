@@ -14,9 +14,10 @@ from tutelage.data.budget import draw
 from tutelage.data.sources import ImageRef, Rejected
 from tutelage.data.store import Images
 from tutelage.data.target_set import TargetSet
-from tutelage.errors import TutelageError, raise_all, shown
+from tutelage.errors import MOST_NAMED, FilesMissing, TutelageError, raise_all, shown, single
 from tutelage.progress import say
 from tutelage.runs import COMMANDS, Run, hash_of, read_json, write_text
+from tutelage.tasks import task_of
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,23 @@ class Admitted:
 
     def _places(self, rows: np.ndarray) -> np.ndarray:
         return np.searchsorted(self.rows, rows)
+
+
+def read_labels(run: Run, settings: dict[str, Any], classes: list[str] | None) -> TargetSet:
+    """The target set of a run.
+
+    Raises:
+        TutelageError: all that is wrong with it. Missing files that are too many for a message are all in rejected.csv.
+    """
+    try:
+        return task_of(settings["task"]).read(settings, classes)
+    except TutelageError as error:
+        many = [one for one in single(error) if isinstance(one, FilesMissing) and len(one.names) > MOST_NAMED]
+        if many:
+            list_rejected(run, [("target", Rejected(name, "is not there")) for one in many for name in one.names])
+        for one in many:
+            one.mend += f"; {run.path / 'rejected.csv'} lists them all"
+        raise
 
 
 def data_of(target: TargetSet, gallery: Sequence[ImageRef]) -> dict[str, str]:

@@ -47,17 +47,16 @@ def curate(
     settings["strategy"] = strategy_of(settings)
     from tutelage.data.gallery import list_gallery
     from tutelage.data.store import Store
-    from tutelage.recipes.admitted import admit, data_of, list_rejected, reject, tell_changed
+    from tutelage.recipes.admitted import admit, data_of, list_rejected, read_labels, reject, tell_changed
     from tutelage.recipes.chosen import tell
     from tutelage.recipes.encoders import Encoder
     from tutelage.recipes.gallery_pool import embed_share, fill_pool, nothing_left
-    from tutelage.tasks import task_of
 
     if shard is not None:
         return embed_share(shard, settings)
     chosen_classes = [name.strip() for name in classes.split(",")] if classes else None
     with open_run(out, cache, dict(settings, strategy=strategy), overwrite) as (run, cache_dir):
-        labelled = task_of(task).read(settings, chosen_classes)
+        labelled = read_labels(run, settings, chosen_classes)
         listed = list_gallery(gallery)
         encoder = Encoder.of(settings, cache_dir)
         inputs = hash_of([
