@@ -227,11 +227,10 @@ class Run:
             old, before = self.move_aside(), {}
         elif differing and stages is not None:
             old = self.move_aside([name for name, named in stages.items() if not named or named & differing.keys()])
-        made, known = (
-            {"versions": versions(), "machine": {"threads": threads()}},
-            self.settings() if self._begun() else {},
-        )
-        kept = {name: known.get(name, table) for name, table in made.items()}  # of the first start; results say theirs
+        made, known = {"versions": versions(), "machine": {"threads": threads()}}, self.settings()
+        kept = (
+            made if not self._begun() else {name: known.get(name, one) for name, one in made.items()}
+        )  # of the first start
         self.update_settings({"settings": {**before, **mine}, **kept})
         return old
 
