@@ -128,6 +128,8 @@ def test_json(finished):
         sum(seconds for name, seconds in result["seconds"].items() if name != "total"), abs=0.01
     )
     assert result["reused"] == []
+    assert result["alone"]["latency_ms"] == result["student"]["latency_ms"] > 0  # one architecture
+    assert result["teacher"]["latency_ms"] > 0
 
 
 def timeless(result: dict) -> dict:
@@ -188,6 +190,15 @@ def test_table(finished, capsys):
     assert call(["evaluate", "--run", str(finished[0])]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in lines[2:]] == ["student, taught", "student alone", "teacher, adapted"]
+    assert all(float(line.split()[-1]) > 0 for line in lines[2:])  # milliseconds
+
+
+def test_a_very_large_teacher_is_not_timed(finished, drawn, monkeypatch):
+    """A teacher beyond TIMED_FLOPS is scored, and not timed; the students are."""
+    monkeypatch.setattr("tutelage.recipes.evaluate.TIMED_FLOPS", 0)
+    scores = package.evaluate(run=finished[0], target=drawn.target / "test")
+    assert "latency_ms" not in scores["teacher"]
+    assert scores["alone"]["latency_ms"] == scores["student"]["latency_ms"] > 0
 
 
 def test_words_of_a_task():
