@@ -20,6 +20,7 @@ from tutelage.recipes.stage import open_run
 from tutelage.runs import Run, hash_of
 
 SPARE = 1.25  # `random` looks at so many times the images that are wanted at first: some will be duplicates
+SMOKE_PART = 512  # gallery images
 RULES = 2  # another number for another choice from the same inputs
 _OF_THE_CHOICE = ("budget", "strategy", "total", "per_query", "balance", "dedup", "index", "seed", "resize", "smoke")
 
@@ -116,11 +117,16 @@ def wanted_of(settings: dict[str, Any], labelled: int, classes: int) -> int | No
 
 
 def looked_at(refs: list, settings: dict[str, Any], wanted: int | None, spare: float) -> list:
-    """The part of the gallery that is to be embedded: all of it, but for `random` a seeded part with some to spare (a factor)."""
-    if settings["strategy"] != "random" or wanted is None:
+    """The part of the gallery that is to be embedded: all of it, but for `random` a seeded part with some to spare (a factor), and
+    with --smoke a seeded part for every strategy, twice as many where it searches."""
+    if settings["strategy"] == "random" and wanted is not None:
+        most = int(spare * wanted) + 64
+    elif settings["smoke"]:
+        most = int(SMOKE_PART * spare / SPARE) * (1 if wanted is None else 2)
+    else:
         return refs
     order = np.random.default_rng(settings["seed"]).permutation(len(refs))
-    return [refs[i] for i in np.sort(order[: int(spare * wanted) + 64])]
+    return [refs[i] for i in np.sort(order[:most])]
 
 
 class _Chosen:
