@@ -220,6 +220,8 @@ def test_smoke_keeps_the_strategy(data, capsys, monkeypatch, strategy):
     assert ("strategy auto -> random, total default -> 512" in line) == (strategy == "auto")
     assert ("total 600 -> 512" in line) == (strategy == "balanced")
     assert "views 2 -> 1" in line
+    assert ("--smoke looks at 20 of 90 gallery images" in said) == (strategy == "all")
+    assert ("--smoke looks at 40 of 90 gallery images" in said) == (strategy in ("balanced", "diverse"))
 
 
 def test_smoke_keeps_vectors_made_elsewhere(data, tmp_path):

@@ -74,3 +74,12 @@ def test_two_processes_agree_with_batchnorm(tmp_path):
         scores.append(json.loads((out / "report" / "results.json").read_text())["student"]["test"]["accuracy"])
     assert abs(scores[0] - scores[1]) <= 0.01 + 1e-9, scores
     assert min(scores) > 0.9, "far above the chance of 1 in 3, or the comparison means nothing"
+
+
+def test_two_processes_with_a_tracker(data):
+    """A tracker beside two processes ends with the stage it follows, and leaves the processes together for those that come."""
+    pytest.importorskip("tensorboard")
+    settings = ("--teacher-size", "32", "--student-size", "32", "--batch-size", "16", "--tracker", "tensorboard")
+    out = train(data, "tracked", "mobilenetv3_small_050", 2, 4, *settings)
+    assert list((out / "trackers" / "tracked-transfer").rglob("events.out.tfevents*"))
+    assert (out / "report" / "index.html").exists()

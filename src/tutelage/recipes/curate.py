@@ -125,6 +125,8 @@ def looked_at(refs: list, settings: dict[str, Any], wanted: int | None, spare: f
         most = int(SMOKE_PART * spare / SPARE) * (1 if wanted is None else 2)
     else:
         return refs
+    if settings["smoke"] and most < len(refs):
+        say(f"--smoke looks at {most:,} of {len(refs):,} gallery images")
     order = np.random.default_rng(settings["seed"]).permutation(len(refs))
     return [refs[i] for i in np.sort(order[:most])]
 

@@ -82,7 +82,7 @@ def cut_down(settings: dict[str, Any]) -> dict[str, Any]:
     cut["total"] = None if number is None else min(number, SMOKE_TOTAL)
     words = {name: DEFAULT if settings[name] is None else settings[name] for name in sorted(cut)}
     said = [f"{name} {words[name]} -> {cut[name] or DEFAULT}" for name in words if settings[name] != cut[name]]
-    say(f"--smoke cuts down: {', '.join(said) or 'no setting'}; a part of the gallery is looked at")
+    say(f"--smoke cuts down: {', '.join(said) or 'no setting'}")
     return cut
 
 
