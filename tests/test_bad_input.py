@@ -1,7 +1,8 @@
 """What the command says and leaves behind when something is wrong with what it was given.
 
-Every fault goes through the command in a process of its own: exit code 2, a message of three parts, no traceback, and
-nothing of the user's is lost.
+Every fault goes through the command: exit code 2, a message of three parts, no traceback, and nothing of the user's is lost.
+Most are given to it in this process, which has imported what takes seconds; one of the command line, of settings, of data and
+of a run folder, and what concerns the process itself, in one of its own (`own=True`, variables or options).
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ from tutelage.runs import Run
 def test_words_that_make_no_command(tutelage, words, told, tmp_path, monkeypatch):
     """Unknown commands, flags and values are told with what is allowed, and nothing is written."""
     monkeypatch.chdir(tmp_path)
-    assert told in refused(tutelage(*words))
+    assert told in refused(tutelage(*words, own=words == ["rum"]))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -108,7 +109,7 @@ def test_all_faults_of_settings_are_told_at_once(tutelage, task):
         *("--student-weights", str(task.root / "min.safetensors"), "--device", "mps", "--precision", "fp16"),
         *("--tracker", "wandb" if not _installed("wandb") else "mlflow"),
     ]
-    text = refused(tutelage(*task.words("run", *words)))
+    text = refused(tutelage(*task.words("run", *words), own=True))
     for told in (
         f"--target {task.target}s: no such", "did you mean 'target'?", f"--gallery {task.root / 'galery'}: no such",
         "did you mean 'gallery'?", "--test 1.5", "--group-by '('", "--teacher dinov2-z: no such model", "'dinov2-s'",
@@ -349,7 +350,7 @@ def test_unusable_images(tutelage, task):
     """Images that cannot be used are listed with the reason; above --max-rejected the run stops before any training."""
     reasons = spoil(task.gallery)
     (task.target / "train" / "c0" / "bad.png").write_bytes(b"no")
-    text = refused(tutelage(*task.words()))
+    text = refused(tutelage(*task.words(), own=True))
     assert "7 of 61 images cannot be used (11.5 %)" in text
     assert "at most 5 % (--max-rejected 0.05)" in text
     assert task.files() == ["rejected.csv", "settings.toml"]
@@ -391,6 +392,25 @@ def test_a_list_that_names_missing_files(tutelage, task):
     assert "6 files are not there" in text
     assert all(f"train/c{label}/{i}.png" in text for label in range(3) for i in (6, 7))
     assert task.files() == BEGUN
+
+
+def test_a_list_that_names_many_missing_files(tutelage, task):
+    """Of 150 files that lists name in vain the message names some, and rejected.csv all; once they are there it is gone."""
+    names = [f"train/c{i % 3}/absent-{i}.png" for i in range(150)]
+    rows = [f"train/c{label}/{i}.png,c{label}" for label in range(3) for i in range(6)]
+    (task.target / "labels.csv").write_text(
+        "\n".join(["path,label", *rows, *(f"{name},{name[6:8]}" for name in names)])
+    )
+    words = task.words("curate", "--target", str(task.target / "labels.csv"))
+    text = refused(tutelage(*words))
+    assert "150 files are not there" in text
+    assert f"{names[19]} and 130 more" in text
+    assert f"{task.out / 'rejected.csv'} lists them all" in text
+    assert rejected(task) == dict.fromkeys(names, "is not there")
+    for number, name in enumerate(names):
+        draw(task.target / name, number % 3, 2000 + number)
+    assert tutelage(*words).returncode == 0
+    assert "rejected.csv" not in task.files()
 
 
 def test_a_corrected_label_is_seen(tutelage, task):
@@ -486,7 +506,7 @@ def test_a_finished_folder_with_other_settings(odd, tutelage):
     """Other settings in a finished folder are refused by name; --overwrite moves the old run aside and loses nothing."""
     task, _ = odd
     before = {name: (task.out / name).read_bytes() for name in task.files()}
-    text = refused(tutelage(*task.words("run", "--budget", "5", "--seed", "3")))
+    text = refused(tutelage(*task.words("run", "--budget", "5", "--seed", "3"), own=True))
     assert "budget: 6 -> 5" in text
     assert "seed: 0 -> 3" in text
     assert "--overwrite" in text

@@ -29,16 +29,19 @@ def in_python(code: str) -> str:
 
 
 def test_help_is_quick(tutelage):
-    """`tutelage --help` names every command within a second."""
+    """`tutelage --help`, a process of its own, names every command within a second and loads neither torch nor timm."""
     took = []
     for _ in range(3):  # the processor's seconds and the best of three: other tests run beside this one
         began = os.times()
-        done = tutelage("--help")
+        done = tutelage("--help", options=("-X", "importtime"))
         ended = os.times()
         took.append(ended.children_user + ended.children_system - began.children_user - began.children_system)
         assert done.returncode == 0
         assert all(name in done.stdout for name in RECIPES)
-    assert min(took) < 1
+    assert 0 < min(took) < 1
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "tutelage.cli" in loaded
+    assert not {"torch", "timm"} & loaded
 
 
 def test_help_of_every_command_loads_no_torch():
@@ -125,6 +128,8 @@ def test_json(finished):
         sum(seconds for name, seconds in result["seconds"].items() if name != "total"), abs=0.01
     )
     assert result["reused"] == []
+    assert result["alone"]["latency_ms"] == result["student"]["latency_ms"] > 0  # one architecture
+    assert result["teacher"]["latency_ms"] > 0
 
 
 def timeless(result: dict) -> dict:
@@ -185,6 +190,15 @@ def test_table(finished, capsys):
     assert call(["evaluate", "--run", str(finished[0])]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in lines[2:]] == ["student, taught", "student alone", "teacher, adapted"]
+    assert all(float(line.split()[-1]) > 0 for line in lines[2:])  # milliseconds
+
+
+def test_a_very_large_teacher_is_not_timed(finished, drawn, monkeypatch):
+    """A teacher beyond TIMED_FLOPS is scored, and not timed; the students are."""
+    monkeypatch.setattr("tutelage.recipes.evaluate.TIMED_FLOPS", 0)
+    scores = package.evaluate(run=finished[0], target=drawn.target / "test")
+    assert "latency_ms" not in scores["teacher"]
+    assert scores["alone"]["latency_ms"] == scores["student"]["latency_ms"] > 0
 
 
 def test_words_of_a_task():

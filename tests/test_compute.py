@@ -143,6 +143,15 @@ def test_latency_is_the_median_of_one_image_on_one_thread(monkeypatch):
     assert 4 <= latency < 40
 
 
+@pytest.mark.parametrize(("seconds", "passes"), [(0.0, 1), (0.01, 3)])
+def test_latency_of_a_slow_network_ends_soon(monkeypatch, seconds, passes):
+    """Once the seconds have gone no further pass begins, and one pass is enough."""
+    monkeypatch.setattr(Waits, "__deepcopy__", lambda self, memo: Waits(), raising=False)
+    SEEN.clear()
+    assert compute.latency_ms(Waits(), 24, seconds=seconds) >= 4
+    assert 1 <= len(SEEN) <= passes
+
+
 def test_latency_puts_the_threads_back_after_an_error():
     """A module that fails leaves the number of threads as it was."""
     threads = torch.get_num_threads()

@@ -33,6 +33,7 @@ ROOMS = (
     "runs",
     "errors",
     "sizes",
+    "made_with",
     "version",
 )
 ENTRANCES = ("__init__", "__main__")  # above all rooms; no room imports them

@@ -17,7 +17,9 @@ from textures import CLASSES, texture, write_textures
 from tutelage.data.budget import draw_budget
 from tutelage.data.decode import content_key, decode
 from tutelage.data.manifest import read_manifest
+from tutelage.errors import TutelageError
 from tutelage.recipes import supervised
+from tutelage.recipes.curate import SMOKE_PART, SPARE, looked_at
 
 SMALL = {
     "teacher": "tf_efficientnet_lite0", "teacher_size": 32, "student": "mobilenetv3_small_050",
@@ -41,6 +43,11 @@ def go(data: Path, name: str, **more) -> dict:
 
 def student_of(result: dict) -> dict[str, np.ndarray]:
     return load_file(Path(result["run"]) / "student" / "weights.safetensors")
+
+
+def steps_of(path: Path) -> list[int]:
+    """The steps of metrics.jsonl; none where there is no file."""
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def same(one: dict[str, np.ndarray], two: dict[str, np.ndarray]) -> bool:
@@ -122,6 +129,9 @@ def test_adapt_modes(data, mode, monkeypatch):
         assert losses[about["mode"]] == min(losses.values())
     else:
         assert (Path(result["run"]) / "teacher" / "weights.safetensors").exists()
+    steps = steps_of(Path(result["run"]) / "teacher" / "metrics.jsonl")
+    assert (steps == []) == (about["mode"] == "probe")
+    assert steps == sorted(set(steps))  # of the last fit alone
     assert result["teacher"]["test"]["accuracy"] > 0.8
     assert result["teacher"]["test"]["images"] == result["student"]["test"]["images"] == 30
 
@@ -144,6 +154,9 @@ def test_validation_split(data, tmp_path, monkeypatch):
     assert not finished["optimistic"]
     assert set(finished["validation"]) == {"keep", "head", "full"}
     assert trained.count("fine-tuning the student") == 2
+    steps = steps_of(folder / "student" / "metrics.jsonl")
+    assert (steps == []) == (finished["chosen"] == "keep")
+    assert steps == sorted(set(steps))  # of what was kept alone
 
 
 def test_online_teacher_gives_the_same_student(data):
@@ -190,12 +203,66 @@ def test_student_learns(tmp_path):
     assert result["student"]["agreement"] > 0.8
 
 
-def test_tracker(data):
-    """`--tracker tensorboard` leaves event files beside metrics.jsonl."""
+@pytest.mark.parametrize("strategy", ["balanced", "diverse", "all", "auto"])
+def test_smoke_keeps_the_strategy(data, capsys, monkeypatch, strategy):
+    """--smoke chooses by the strategy that is asked for, from a part of the gallery; by chance where none is. It says what it changes."""
+    monkeypatch.setattr("tutelage.recipes.curate.SMOKE_PART", 20)
+    more = {"balanced": {"total": 600}, "diverse": {"total": 40}}.get(strategy, {})
+    result = go(data, f"smoke-{strategy}", smoke=True, strategy=strategy, steps=None, **more)
+    said = capsys.readouterr().err
+    chosen = json.loads((Path(result["run"]) / "transfer_set" / "result.json").read_text())
+    kept = "random" if strategy == "auto" else strategy
+    assert chosen["strategy"] == kept
+    expected = {"all": 20, "diverse": 16, "balanced": 90, "random": 90}[kept]  # the gallery has 90
+    assert chosen["images"] == {"train": 24, "val": 0, "test": 30, "transfer": 24 + expected}
+    (line,) = [line for line in said.splitlines() if line.startswith("--smoke cuts down: ")]
+    assert "batch_size 16 -> 32, budget default -> 10" in line
+    assert ("strategy auto -> random, total default -> 512" in line) == (strategy == "auto")
+    assert ("total 600 -> 512" in line) == (strategy == "balanced")
+    assert "views 2 -> 1" in line
+    assert ("--smoke looks at 20 of 90 gallery images" in said) == (strategy == "all")
+    assert ("--smoke looks at 40 of 90 gallery images" in said) == (strategy in ("balanced", "diverse"))
+
+
+def test_smoke_keeps_vectors_made_elsewhere(data, tmp_path):
+    """--smoke searches with --embeddings where they are given, and refuses them as the run itself would where nothing searches."""
+    names = sorted(path.name for path in (data / "gallery").iterdir())
+    labelled = sorted(str(path.relative_to(data / "target")) for path in (data / "target").glob("*/*/*.png"))
+    vectors = np.random.default_rng(0).normal(size=(len(names) + len(labelled), 8)).astype(np.float32)
+    np.save(tmp_path / "vectors.npy", vectors)
+    (tmp_path / "vectors.txt").write_text("\n".join([*names, *labelled]))
+    given = {"smoke": True, "steps": None, "embeddings": [str(tmp_path / "vectors.npy")]}
+    result = go(data, "smoke-vectors", strategy="best", total=60, **given)
+    table = read_manifest(Path(result["run"]) / "transfer_set" / "manifest.parquet")[1]
+    assert table.num_rows == 60
+    assert set(table.column("strategy").to_pylist()) >= {"best"}
+    with pytest.raises(TutelageError, match="--embeddings with --strategy all"):
+        go(data, "smoke-refused", **given)
+
+
+def test_looked_at():
+    """--smoke looks at a seeded part of a large gallery, the same in every process, larger where it did not suffice."""
+    refs = list(range(5000))
+    settings = {"strategy": "balanced", "smoke": True, "seed": 3}
+    part = looked_at(refs, settings, 100, SPARE)
+    assert len(part) == len(set(part)) == 2 * SMOKE_PART
+    assert part == sorted(part) == looked_at(refs, settings, 100, SPARE)
+    assert set(part) < set(looked_at(refs, settings, 100, 2 * SPARE))
+    assert part != looked_at(refs, {**settings, "seed": 4}, 100, SPARE)
+    assert looked_at(refs, {**settings, "smoke": False}, 100, SPARE) == refs
+
+
+def test_tracker(data, monkeypatch):
+    """`--tracker tensorboard` leaves event files beside metrics.jsonl of every stage that trains."""
     pytest.importorskip("tensorboard")
-    result = go(data, "tracked", tracker="tensorboard", steps=10)
-    assert list((Path(result["run"]) / "trackers").rglob("events.out.tfevents*"))
-    assert (Path(result["run"]) / "transfer" / "metrics.jsonl").read_text().count("\n") == 10
+    more = {"adapt": "full", "finetune": "full", "no_baseline": False}
+    monkeypatch.setattr("tutelage.recipes.adapt.FULL_PASSES", 4)
+    folder = Path(go(data, "tracked", tracker="tensorboard", steps=10, **more)["run"])
+    for stage in ("teacher", "transfer", "student", "alone"):
+        assert list((folder / "trackers" / f"tracked-{stage}").rglob("events.out.tfevents*"))
+        steps = steps_of(folder / stage / "metrics.jsonl")
+        assert steps == list(range(1, len(steps) + 1))
+        assert len(steps) == 10 or stage in ("teacher", "student")
 
 
 def test_one_label_per_class(data):

@@ -100,3 +100,12 @@ def test_a_job_array(data, tmp_path, tutelage):
     assert done.returncode == 0, done.stderr
     assert "of 40 gallery images" in done.stderr
     assert len(list((tmp_path / "cache").glob("embeddings-*/*.layouts.npy"))) == 2
+
+
+def test_two_processes_with_a_tracker(data):
+    """A tracker beside two processes ends with the stage it follows, and leaves the processes together for those that come."""
+    pytest.importorskip("tensorboard")
+    settings = ("--teacher-size", "32", "--student-size", "32", "--batch-size", "16", "--tracker", "tensorboard")
+    out = train(data, "tracked", "mobilenetv3_small_050", 2, 4, *settings)
+    assert list((out / "trackers" / "tracked-transfer").rglob("events.out.tfevents*"))
+    assert (out / "report" / "index.html").exists()

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,8 @@ from tutelage.errors import TutelageError
 from tutelage.reporting.charts import confusions, per_class
 from tutelage.reporting.diagnosis import diagnose, difference
 from tutelage.reporting.evidence import disagreements, read_evidence, write_evidence
-from tutelage.reporting.page import answer, write_page
+from tutelage.reporting.page import _made_with, answer, write_page
+from tutelage.runs import Run
 
 NASTY = '<img src=x onerror=alert(1)> & "quoted"'
 
@@ -70,6 +72,28 @@ def test_the_page_says_what_the_results_say(finished):
         assert right == pytest.approx(results[name]["test"]["accuracy"])
     assert page.count('alt="Test image ') == len(apart)
     assert 0 <= results["student"]["agreement_on_transfer"] <= 1
+
+
+def test_what_a_run_was_made_with(finished):
+    """settings.toml holds versions, threads and hashes of the data, each result what its stage was made with, and the page shows
+    it; a run given again with other threads is still the same run."""
+    kept = Run(finished.out).settings()
+    assert kept["versions"] == {name: version(name) for name in ("tutelage", "torch", "timm", "numpy", "pillow")}
+    assert set(kept["data"]) == {"target", "gallery", "transfer_set"}
+    assert kept["teacher"]["hash"]
+    assert kept["teacher"]["licence"]
+    result = json.loads((finished.out / "transfer" / "result.json").read_text())
+    assert result["made_with"] == {**kept["versions"], "threads": kept["machine"]["threads"]}
+    assert f"torch {kept['versions']['torch']}" in page_of(finished.out)
+    stages = {**Run(finished.out).results(), "alone": {"made_with": {"torch": "0.4", "threads": 99}}}
+    assert [row for row in _made_with(stages) if row[0] == "made with (student alone)"] == [
+        ("made with (student alone)", "torch 0.4, threads 99")
+    ]
+    given = {name: None if value == "default" else value for name, value in kept["settings"].items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "7")
+        assert len(package.run(**given)["reused"]) == 6
+    assert Run(finished.out).settings() == kept
 
 
 def test_names_are_no_markup(finished):

@@ -26,6 +26,21 @@ def curate(task: Task, **more) -> dict:
     return tutelage.curate(**settings, teacher="efficientnet-lite0", teacher_size=32, student_size=32, **more)
 
 
+def run(task: Task, **more) -> dict:
+    """All stages but the baseline on the tiny task, one step of each."""
+    settings = {"target": str(task.target), "gallery": [str(task.gallery)], "out": str(task.out), "no_baseline": True}
+    models = {"teacher": "efficientnet-lite0", "teacher_size": 32, "student": "mobilenetv3-s-050", "student_size": 32}
+    short = {
+        "student_weights": "scratch",
+        "views": 1,
+        "steps": 1,
+        "batch_size": 8,
+        "refine": "none",
+        "finetune": "keep",
+    }
+    return tutelage.run(**settings, **models, **short, **more)
+
+
 def finished(path: Path, curated: str = "now") -> Run:
     """A folder in which all stages have a result, those after the first of a transfer set `curated`."""
     run = Run(path)
@@ -58,6 +73,38 @@ def test_overwrite_in_a_later_stage(tmp_path, capsys, before, now, moved):
     (old,) = tmp_path.glob("run.old-*")
     assert {path.name for path in old.iterdir()} == moved | {"settings.toml"}
     assert str(old) in capsys.readouterr().err
+
+
+def test_another_cache_limit(task, capsys):
+    """Another --cache-limit never costs a finished student: it is refused, or the old run moved aside; before, it is free."""
+    run(task, cache_limit=0)
+    weights = task.out / "student" / "weights.safetensors"
+    before = weights.read_bytes()
+    with pytest.raises(TutelageError, match=r"other settings: cache_limit: 0.0 -> 20.0"):
+        run(task)
+    assert weights.read_bytes() == before
+    assert run(task, cache_limit=0)["reused"] == ["curate", "adapt", "transfer", "finetune", "evaluate"]
+    assert run(task, overwrite=True)["reused"] == []
+    (old,) = task.out.parent.glob("first.old-*")
+    assert (old / "student" / "weights.safetensors").read_bytes() == before
+    (task.out / "transfer" / "result.json").unlink()
+    assert run(task, cache_limit=0)["reused"] == ["curate", "adapt"]
+
+
+def test_data_that_changed_since_the_run_was_made(task, capsys):
+    """One more image, or one more label, on a finished run is told before a stage begins, with the stages that are done anew."""
+    run(task)
+    assert "have changed" not in capsys.readouterr().err
+    run(task)
+    assert "have changed" not in capsys.readouterr().err
+    draw(task.gallery / "new.png", 1, 400)
+    assert "curate" not in run(task)["reused"]
+    said = capsys.readouterr().err.splitlines()
+    told = f"the data have changed since {task.out} was made (other images or labels in --gallery): curate is done anew, then "
+    assert said[0].startswith(f"{told}adapt, transfer, finetune wherever the transfer set comes out otherwise")
+    draw(task.target / "train" / "c0" / "new.png", 0, 401)
+    run(task)
+    assert "(other images or labels in --target)" in capsys.readouterr().err.splitlines()[0]
 
 
 def test_results_of_another_transfer_set(tmp_path, capsys):

@@ -325,7 +325,9 @@ def test_faults_of_lists(tmp_path: Path):
     path.write_text("path,label\n" + "".join(f"no{i:02}.png,a\n" for i in range(30)))
     text = message(path)
     assert "30 files are not there: no00.png" in text
-    assert "no19.png and 10 more" in text
+    assert all(f"no{i:02}.png" in text for i in range(30))
+    path.write_text("path,label\n" + "".join(f"no{i:03}.png,a\n" for i in range(101)))
+    assert "no019.png and 81 more" in message(path)  # rejected.csv of a run lists them all
     path.write_text("path,species\n1.png,a\n")
     assert "no label column (columns: path, species)" in message(path)
     path.write_text("x,y\n1,2\n")

@@ -175,13 +175,14 @@ def _counted(module: nn.Module, size: Size, batch: int) -> int:
     return counter.get_total_flops()
 
 
-def latency_ms(module: nn.Module, size: Size, repeats: int = 50) -> float:
+def latency_ms(module: nn.Module, size: Size, repeats: int = 50, seconds: float = 20.0) -> float:
     """Median milliseconds of one forward pass on the CPU: batch 1, 1 thread, float32.
 
     Args:
         module: takes (1, 3, *sides(size)) float32; left as it was.
         size: of the input.
-        repeats: timed passes, after 5 that are not.
+        repeats: timed passes, after 5 that are not. seconds: once so many have gone no pass begins; then fewer count, of a
+            network that is so slow the last one of the first 5.
     """
     import copy
 
@@ -194,14 +195,15 @@ def latency_ms(module: nn.Module, size: Size, repeats: int = 50) -> float:
     try:
         times = []
         with torch.inference_mode():
-            for number in range(repeats + 5):
+            for _ in range(repeats + 5):
                 start = time.perf_counter()
                 module(image)
-                if number >= 5:
-                    times.append(time.perf_counter() - start)
+                times.append(time.perf_counter() - start)
+                if sum(times) >= seconds:
+                    break
     finally:
         torch.set_num_threads(threads)
-    return 1000 * statistics.median(times)
+    return 1000 * statistics.median(times[5:] or times[-1:])
 
 
 class PeakMemory:

@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
+MOST_NAMED = 100  # missing files in a message; more are a wall of text
+
 
 class TutelageError(Exception):
     """One clear message in three parts; the command prints it without a traceback and exits with 2.
@@ -44,8 +46,29 @@ class SeveralErrors(TutelageError):
         return "\n".join(str(error) for error in self.errors)
 
 
+class FilesMissing(TutelageError):
+    """Files that a list names and that are not there.
+
+    Args:
+        place: the list. names: of all of them. allowed: where they are looked for.
+    """
+
+    def __init__(self, place: object, names: list[str], allowed: str):
+        self.place, self.names = place, names
+        few = shown(names, MOST_NAMED if len(names) <= MOST_NAMED else 20)
+        super().__init__(f"{place}: {len(names)} files are not there: {few}", allowed, "copy them there")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.place, self.names, self.allowed)
+
+
 class Unreadable(Exception):
     """An image that cannot be used; the text is the reason, written to rejected.csv. Never fatal by itself."""
+
+
+def single(error: TutelageError) -> list[TutelageError]:
+    """The faults that an error tells, one by one."""
+    return [one for part in error.errors for one in single(part)] if isinstance(error, SeveralErrors) else [error]
 
 
 def raise_all(errors: list[TutelageError]) -> None:

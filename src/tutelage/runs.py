@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from tutelage.errors import TutelageError, shown
-from tutelage.version import __version__
+from tutelage.made_with import threads, versions
 
 SETTINGS = "settings.toml"
 DEFAULT = "default"  # in settings.toml, which has no word for None
@@ -36,23 +36,15 @@ COMMANDS = {
 STAGES = (*COMMANDS, "report")  # folders with a result.json
 STUDY = "study.toml"  # marks a folder whose runs, ARM/budget-N/seed-N, share the stages that have the same inputs
 BESIDE = {"transfer_set": ("target_set", "rejected.csv")}  # what a stage writes outside its folder
-MODELS = ("teacher",)  # stages that say more of their model in settings.toml
+TABLES = {"teacher": "teacher", "transfer_set": "data"}  # what a stage says of its model or data in settings.toml
 # Settings that change where or how fast, and not what comes out; a finished run may be repeated with others.
 FREE = {
-    "out",
-    "cache",
-    "device",
-    "json",
-    "overwrite",
-    "config",
-    "tracker",
-    "no_baseline",
-    "max_rejected",
-    "cache_limit",
-    "memory",
-    "shard",
-    "engine",
-}
+    "out", "cache", "device", "json", "overwrite", "config", "tracker", "no_baseline", "max_rejected", "cache_limit",
+    "memory", "shard", "engine",
+}  # fmt: skip
+HELD = {
+    "cache_limit": "transfer"
+}  # free until this stage is finished: the teacher online gives a student of other bits
 
 
 def folder_name(arm: str) -> str:
@@ -219,7 +211,7 @@ class Run:
         differing = {
             name: f"{name}: {before[name]} -> {value}"
             for name, value in sorted(mine.items())
-            if name not in FREE and before.get(name, value) != value
+            if not self._free(name) and before.get(name, value) != value
         }
         if differing and not self._begun():
             before, differing = {}, {}
@@ -235,7 +227,11 @@ class Run:
             old, before = self.move_aside(), {}
         elif differing and stages is not None:
             old = self.move_aside([name for name, named in stages.items() if not named or named & differing.keys()])
-        self.update_settings({"settings": {**before, **mine}, "versions": {"tutelage": __version__}})
+        made, known = {"versions": versions(), "machine": {"threads": threads()}}, self.settings()
+        kept = (
+            made if not self._begun() else {name: known.get(name, one) for name, one in made.items()}
+        )  # of the first start
+        self.update_settings({"settings": {**before, **mine}, **kept})
         return old
 
     def update_settings(self, tables: dict[str, Any]) -> None:
@@ -265,6 +261,10 @@ class Run:
             if item.name != ".lock":
                 item.rename(old / item.name)
         return old
+
+    def _free(self, name: str) -> bool:
+        """Whether a setting may be another one than before, whatever the folder holds."""
+        return name in FREE and not (name in HELD and (self.path / HELD[name] / "result.json").exists())
 
     def _begun(self) -> bool:
         """Whether any stage is finished, or has left a checkpoint."""
@@ -305,8 +305,8 @@ class Run:
                 copy.rename(self.path / name)
             elif (other / name).exists():
                 shutil.copy(other / name, self.path / name)
-        if stage in MODELS and (about := Run(other).settings().get(stage)):
-            self.update_settings({stage: about})
+        if stage in TABLES and (about := Run(other).settings().get(TABLES[stage])):
+            self.update_settings({TABLES[stage]: about})
         return result
 
     def _as_own(self, result: dict[str, Any], other: Path) -> dict[str, Any]:
@@ -352,7 +352,9 @@ class Run:
 
     def finish(self, stage: str, inputs: str, result: dict[str, Any]) -> dict[str, Any]:
         """Write a stage's result.json, which makes it done, and drop its checkpoints."""
-        result = {"inputs": inputs, **result}
+        result = {"inputs": inputs, **result, "made_with": {**versions(), "threads": threads()}}
+        if "given" in result:
+            self.update_settings({"data": {**result["given"], "transfer_set": result["outputs"]}})
         write_json(self.path / stage / "result.json", result)
         for path in sorted((self.path / "checkpoints").glob(f"{stage}-*")):
             path.unlink(missing_ok=True)

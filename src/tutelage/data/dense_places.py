@@ -18,7 +18,7 @@ from tutelage.data.labelled import _SPLIT_WORDS, LabelledPlace, LabelledRef, _sc
 from tutelage.data.masks import Coding, read_coding
 from tutelage.data.rows import mask_column, text_rows
 from tutelage.data.sources import ImageRef, Rejected, _prints, clean, file_ref, list_images
-from tutelage.errors import TutelageError, raise_all, shown
+from tutelage.errors import FilesMissing, TutelageError, raise_all, shown
 
 FORMS = (
     "images/<split>/* and masks/<split>/*.png, a list (.csv, .txt, .tsv, .parquet) with the columns image, mask and split, or "
@@ -117,8 +117,7 @@ def _read_list(place: Path, rows: Sequence[dict[str, str]]) -> LabelledPlace:
         given = f"{place}: {len(without)} rows without an image or without a mask: {shown(without, 20)}"
         errors.append(TutelageError(given, "both in every row", "images without labels belong into --gallery"))
     if lost:
-        given = f"{place}: {len(lost)} files are not there: {shown(lost, 20)}"
-        errors.append(TutelageError(given, f"paths relative to {place.parent or '.'}", "copy them there"))
+        errors.append(FilesMissing(place, lost, f"paths relative to {place.parent or '.'}"))
     raise_all(errors)
     return listing
 

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from tutelage.data.rows import image_column, text_rows
 from tutelage.data.sources import IMAGE_SUFFIXES, ImageRef, Rejected, clean, file_ref, list_images
-from tutelage.errors import TutelageError, raise_all, shown
+from tutelage.errors import FilesMissing, TutelageError, raise_all, shown
 
 FORMS = "a folder train|val|test/<class>/*, a folder of classes, a list (.csv, .txt, .tsv, .parquet), Parquet shards"
 
@@ -175,9 +175,7 @@ def _read_list(place: Path, columns: dict[str, list[str]], names: tuple[str, ...
             )
     where = f"paths relative to {place.parent or '.'}"
     if lost:
-        errors.append(
-            TutelageError(f"{place}: {len(lost)} files are not there: {shown(lost, 20)}", where, "copy them there")
-        )
+        errors.append(FilesMissing(place, lost, where))
     if unlabelled:
         given = f"{place}: {len(unlabelled)} rows without a label: {shown(unlabelled, 20)}"
         errors.append(TutelageError(given, "a label in every row", "take these rows out"))

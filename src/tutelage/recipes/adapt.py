@@ -9,6 +9,7 @@ calibrated on held-out images, because their sharpness becomes the student's tar
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy as np
 from tutelage import config as c
 from tutelage.config import recipe
 from tutelage.progress import progress, say
-from tutelage.recipes.stage import open_run
+from tutelage.recipes.stage import open_run, write_metrics
 from tutelage.runs import hash_of, whole
 
 JUDGED = {"accuracy": "accuracy", "miou": "mean IoU", "log_loss": "log loss"}
@@ -32,8 +33,8 @@ def adapt(
     teacher_size: c.TeacherSize = None, teacher_window: c.TeacherWindow = None,
     adapt: c.Adapt = "probe", class_weight: c.ClassWeight = "none",
     resize: c.Resize = "squash", flip: c.Flip = "horizontal", crop_area: c.CropArea = 0.6, view_seed: c.ViewSeed = 0,
-    seed: c.Seed = 0, device: c.Device = "auto", precision: c.Precision = "auto", cache: c.Cache = None,
-    overwrite: c.Overwrite = False, config: c.Config = None,
+    seed: c.Seed = 0, device: c.Device = "auto", precision: c.Precision = "auto",
+    tracker: c.Tracker = "none", cache: c.Cache = None, overwrite: c.Overwrite = False, config: c.Config = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Give the teacher a head for the task.
 
@@ -80,6 +81,7 @@ def adapt(
             work.adapted.save_head(run.path / "teacher", best["head"])
         else:
             work.adapted.save_whole(run.path / "teacher", best["module"])
+        write_metrics(run, "teacher", best.get("rows", ()), tracker, hardware)
         if kind.POOLED:  # what judges the refinement of the targets
             with whole(run.path / "teacher" / "validation.npz") as path, path.open("wb") as file:
                 np.savez(file, logits=best["logits"], labels=work.judged, fair=work.fair)
@@ -213,9 +215,10 @@ class _Work:
             if len(tried) > 1 and tried[count]["log_loss"] > tried[passes[len(tried) - 2]]["log_loss"]:
                 break
         best = min(tried, key=lambda n: tried[n]["log_loss"])
-        module = self.fine_tune(head, np.arange(len(train)), best)
+        rows: list[dict[str, Any]] = []
+        module = self.fine_tune(head, np.arange(len(train)), best, rows.append)
         module.temperature.fill_(tried[best]["temperature"])  # pyright: ignore[reportCallIssue]
-        return {**tried[best], "module": module, "choice": f"{best} passes"}
+        return {**tried[best], "module": module, "rows": rows, "choice": f"{best} passes"}
 
     def head_for(self, probe: dict[str, Any] | None, held: np.ndarray):
         """The probe, fitted as it was but without the held-out images."""
@@ -224,7 +227,8 @@ class _Work:
         rest = np.setdiff1d(np.arange(len(self.task.train)), held)
         return self.fitted(rest, probe["strength"], probe["temperature"])
 
-    def fine_tune(self, head, positions: np.ndarray, passes: int):
+    def fine_tune(self, head, positions, passes: int, log: Callable[[dict[str, Any]], None] = lambda row: None):
+        """The whole teacher after so many passes over these labelled images. log: takes step, loss and rate."""
         from tutelage import losses, training
         from tutelage.compute import training_flops
         from tutelage.models.teachers import decayed_parameter_groups
@@ -252,7 +256,7 @@ class _Work:
             state = supervised.train_on_labels(
                 module, self.encoder, train.images.take(positions), labels, plan, self.views, groups=groups,
                 class_weights=None if weights is None else weights.to(self.hardware.device), accelerator=self.hardware,
-                advance=self.clock.ticking(advance), what="fine-tuning the teacher",
+                advance=self.clock.ticking(advance), log=log, what="fine-tuning the teacher",
             )  # fmt: skip
         return supervised.chosen_state(module, state)
 

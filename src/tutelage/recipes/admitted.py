@@ -14,9 +14,10 @@ from tutelage.data.budget import draw
 from tutelage.data.sources import ImageRef, Rejected
 from tutelage.data.store import Images
 from tutelage.data.target_set import TargetSet
-from tutelage.errors import TutelageError, raise_all, shown
+from tutelage.errors import MOST_NAMED, FilesMissing, TutelageError, raise_all, shown, single
 from tutelage.progress import say
-from tutelage.runs import Run, hash_of, write_text
+from tutelage.runs import COMMANDS, Run, hash_of, read_json, write_text
+from tutelage.tasks import task_of
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,23 @@ class Admitted:
         return np.searchsorted(self.rows, rows)
 
 
+def read_labels(run: Run, settings: dict[str, Any], classes: list[str] | None) -> TargetSet:
+    """The target set of a run.
+
+    Raises:
+        TutelageError: all that is wrong with it. Missing files that are too many for a message are all in rejected.csv.
+    """
+    try:
+        return task_of(settings["task"]).read(settings, classes)
+    except TutelageError as error:
+        many = [one for one in single(error) if isinstance(one, FilesMissing) and len(one.names) > MOST_NAMED]
+        if many:
+            list_rejected(run, [("target", Rejected(name, "is not there")) for one in many for name in one.names])
+        for one in many:
+            one.mend += f"; {run.path / 'rejected.csv'} lists them all"
+        raise
+
+
 def data_of(target: TargetSet, gallery: Sequence[ImageRef]) -> dict[str, str]:
     """Hashes of what was given: names, splits and labels of the target set, and names of the gallery's images; no image is read."""
     names = [ref.id for ref in target.refs]
@@ -64,6 +82,25 @@ def data_of(target: TargetSet, gallery: Sequence[ImageRef]) -> dict[str, str]:
         "target": hash_of([list(target.classes), [list(one) for one in listed]]),
         "gallery": hash_of(sorted(ref.id for ref in gallery)),
     }
+
+
+def tell_changed(run: Run, given: dict[str, str]) -> None:
+    """Say that the data of a finished run have changed, and which stages are done anew, before any of them begins.
+
+    Args:
+        given: hashes of the data as they are now, as of `data_of`.
+    """
+    before = read_json(run.path / "transfer_set" / "result.json")
+    if before is None:
+        return
+    changed = [f"--{name}" for name, one in given.items() if before.get("given", {}).get(name, one) != one]
+    what = f"other images or labels in {' and '.join(changed)}" if changed else "files or weights were written anew"
+    later = [COMMANDS[name] for name in COMMANDS if (run.path / name / "result.json").exists()][1:]
+    then = f", then {', '.join(later)} wherever the transfer set comes out otherwise" if later else ""
+    say(
+        f"the data have changed since {run.path} was made ({what}): curate is done anew{then}. What is new takes the place of what is "
+        "there: to keep that, stop now and copy the folder"
+    )
 
 
 def admit(target: TargetSet, images: Images, rows: np.ndarray, budget: int | None, seed: int) -> Admitted:

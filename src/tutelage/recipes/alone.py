@@ -18,8 +18,8 @@ def alone(
     epochs: c.Epochs = None, steps: c.Steps = None, batch_size: c.BatchSize = 128,
     lr: c.LearningRate = 2e-3, mixup: c.Mixup = 0.0, class_weight: c.ClassWeight = "none", resize: c.Resize = "squash",
     flip: c.Flip = "horizontal", crop_area: c.CropArea = 0.6, view_seed: c.ViewSeed = 0, seed: c.Seed = 0,
-    device: c.Device = "auto", precision: c.Precision = "auto", cache: c.Cache = None, overwrite: c.Overwrite = False,
-    config: c.Config = None,
+    device: c.Device = "auto", precision: c.Precision = "auto", tracker: c.Tracker = "none", cache: c.Cache = None,
+    overwrite: c.Overwrite = False, config: c.Config = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Train the student on the labelled images alone, for as many steps as the taught one gets.
 
@@ -40,7 +40,7 @@ def alone(
     with open_run(out, cache, settings, overwrite) as (run, cache_dir):
         curated = run.result("transfer_set", "alone")
         kind = task_of(curated["task"])
-        free = ("out", "cache", "device", "overwrite", "config", *kind.UNUSED)
+        free = ("out", "cache", "device", "tracker", "overwrite", "config", *kind.UNUSED)
         inputs = hash_of(["alone", curated["outputs"], {k: v for k, v in settings.items() if k not in free}])
         if done := run.done("alone", inputs):
             return {**done, "reused": True}
@@ -58,7 +58,7 @@ def alone(
         resumable = supervised.Resumable(run.path / "checkpoints", "alone", inputs, checkpoint_steps(total, batch_size))
         weights = losses.class_weights(torch.from_numpy(plain_labels(task.train.labels)), classes, class_weight)
         start = training.newest_step(resumable.folder, "alone", inputs)
-        metrics = MetricsLog(run.path / "alone" / "metrics.jsonl", start, "none", run.path, hardware)
+        metrics = MetricsLog(run.path / "alone" / "metrics.jsonl", start, tracker, run.path, hardware)
         with progress("student alone", total * batch_size) as advance:
             state = supervised.train_on_labels(
                 module, built, task.train.images, task.train.labels, plan,
@@ -66,6 +66,7 @@ def alone(
                 class_weights=None if weights is None else weights.to(hardware.device), accelerator=hardware,
                 resumable=resumable, advance=clock.ticking(advance), log=metrics.write, what="student alone",
             )  # fmt: skip
+        metrics.close()
         save_weights(run.path / "alone" / "weights.safetensors", state)
         seconds = clock.stop()
         result = {

@@ -20,6 +20,7 @@ from tutelage.recipes.stage import open_run
 from tutelage.runs import Run, hash_of
 
 SPARE = 1.25  # `random` looks at so many times the images that are wanted at first: some will be duplicates
+SMOKE_PART = 512  # gallery images
 RULES = 2  # another number for another choice from the same inputs
 _OF_THE_CHOICE = ("budget", "strategy", "total", "per_query", "balance", "dedup", "index", "seed", "resize", "smoke")
 
@@ -47,17 +48,16 @@ def curate(
     settings["strategy"] = strategy_of(settings)
     from tutelage.data.gallery import list_gallery
     from tutelage.data.store import Store
-    from tutelage.recipes.admitted import admit, data_of, list_rejected, reject
+    from tutelage.recipes.admitted import admit, data_of, list_rejected, read_labels, reject, tell_changed
     from tutelage.recipes.chosen import tell
     from tutelage.recipes.encoders import Encoder
     from tutelage.recipes.gallery_pool import embed_share, fill_pool, nothing_left
-    from tutelage.tasks import task_of
 
     if shard is not None:
         return embed_share(shard, settings)
     chosen_classes = [name.strip() for name in classes.split(",")] if classes else None
     with open_run(out, cache, dict(settings, strategy=strategy), overwrite) as (run, cache_dir):
-        labelled = task_of(task).read(settings, chosen_classes)
+        labelled = read_labels(run, settings, chosen_classes)
         listed = list_gallery(gallery)
         encoder = Encoder.of(settings, cache_dir)
         inputs = hash_of([
@@ -67,6 +67,8 @@ def curate(
         ])  # fmt: skip
         if done := run.done("transfer_set", inputs):
             return {**done, "reused": True}
+        given = data_of(labelled, listed.refs)
+        tell_changed(run, given)
         clock = run.clock("transfer_set")
         tick = clock.ticking(lambda count: None)
         for note in labelled.notes:
@@ -83,7 +85,7 @@ def curate(
         while True:
             refs = looked_at(listed.refs, settings, wanted, spare)
             pool, leaks, twice, unreadable = fill_pool(encoder, refs, admitted, settings, tick)
-            chosen = _Chosen(run, settings, encoder, admitted, pool, refs, clock, data_of(labelled, listed.refs))
+            chosen = _Chosen(run, settings, encoder, admitted, pool, refs, clock, given)
             every = len(refs) == len(listed.refs)
             if every or pool.usable.sum() >= (wanted or 0):
                 chosen.choose(wanted, leaks)
@@ -115,11 +117,18 @@ def wanted_of(settings: dict[str, Any], labelled: int, classes: int) -> int | No
 
 
 def looked_at(refs: list, settings: dict[str, Any], wanted: int | None, spare: float) -> list:
-    """The part of the gallery that is to be embedded: all of it, but for `random` a seeded part with some to spare (a factor)."""
-    if settings["strategy"] != "random" or wanted is None:
+    """The part of the gallery that is to be embedded: all of it, but for `random` a seeded part with some to spare (a factor), and
+    with --smoke a seeded part for every strategy, twice as many where it searches."""
+    if settings["strategy"] == "random" and wanted is not None:
+        most = int(spare * wanted) + 64
+    elif settings["smoke"]:
+        most = int(SMOKE_PART * spare / SPARE) * (1 if wanted is None else 2)
+    else:
         return refs
+    if settings["smoke"] and most < len(refs):
+        say(f"--smoke looks at {most:,} of {len(refs):,} gallery images")
     order = np.random.default_rng(settings["seed"]).permutation(len(refs))
-    return [refs[i] for i in np.sort(order[: int(spare * wanted) + 64])]
+    return [refs[i] for i in np.sort(order[:most])]
 
 
 class _Chosen:

@@ -15,6 +15,7 @@ from tutelage.progress import progress, say
 from tutelage.recipes.stage import open_run
 from tutelage.runs import COMMANDS, Run, hash_of, read_json
 
+TIMED_FLOPS = 1e12  # of one image: half a minute or so of one thread; a larger teacher is not timed
 LEARNT_ON = 1000  # images of the transfer set on which student and teacher are compared
 NAMED = 20  # images that cannot be used which the message names
 
@@ -33,6 +34,7 @@ def evaluate(
 
     Returns:
         {"student": {"test": scores, "parameters", "flops", "latency_ms", "agreement"}, "alone": {...}, "teacher": {...}}.
+        One architecture is timed once; a teacher beyond a TFLOP an image is not.
     """
     from tutelage.compute import accelerator
     from tutelage.reporting.page import write_page
@@ -103,6 +105,7 @@ class _Work:
         self.said: dict[str, Any] = {}  # of the test images, by model: logits or decisions
         some = np.random.default_rng(0).permutation(len(self.task.transfer))[:LEARNT_ON]
         self.learnt_on = self.task.transfer.take(np.sort(some))
+        self.times: dict[str, float] = {}  # architecture -> milliseconds: one of them is timed once
         self.taught: Any = None  # what the teacher says of those
 
     def scores(self) -> dict[str, Any]:
@@ -120,7 +123,7 @@ class _Work:
 
     def teacher(self) -> dict[str, Any]:
         """Scores of the adapted teacher, whose word the students' is compared with."""
-        from tutelage.compute import flops
+        from tutelage.compute import flops, latency_ms
         from tutelage.targets import OutputCache
 
         adapted = self.kind.adapted(
@@ -131,6 +134,8 @@ class _Work:
             "parameters": adapted.parameters,
             "flops": flops(adapted.module, adapted.network.size),
         }
+        if about["flops"] <= TIMED_FLOPS:
+            about["latency_ms"] = latency_ms(adapted.module, adapted.network.size)
         cache = OutputCache(self.cache_dir, adapted.network, self.views, self.task.side)
 
         def said_of(images: Any, labels: Any, what: str) -> Any:
@@ -148,10 +153,14 @@ class _Work:
         from tutelage.compute import flops, latency_ms
         from tutelage.recipes.taught import load_student
 
-        student = load_student(self.run.path / stage, self.stages[stage]["student"], len(self.task.classes))
+        of = self.stages[stage]["student"]
+        student = load_student(self.run.path / stage, of, len(self.task.classes))
+        architecture = hash_of({name: value for name, value in of.items() if name != "initialisation"})
+        if architecture not in self.times:
+            self.times[architecture] = latency_ms(student.module, student.size)
         about: dict[str, Any] = {
             "name": student.name, "parameters": student.parameters, "flops": flops(student.module, student.size),
-            "latency_ms": latency_ms(student.module, student.size), "initialisation": student.initialisation,
+            "latency_ms": self.times[architecture], "initialisation": student.initialisation,
         }  # fmt: skip
         module = student.module.to(self.hardware.device)
         if self.taught is not None:

@@ -11,6 +11,7 @@ unless another is better by a standard error.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 from tutelage import config as c
 from tutelage.config import recipe
 from tutelage.progress import progress, say
-from tutelage.recipes.stage import HELD_OUT, file_hash, open_run, save_weights
+from tutelage.recipes.stage import HELD_OUT, file_hash, open_run, save_weights, write_metrics
 from tutelage.runs import hash_of, whole
 
 HEAD_VIEWS = 4  # of each labelled image, beside the whole one, from which a head is fitted
@@ -30,8 +31,8 @@ SCALE_SAMPLE = 1024  # images of the transfer set whose features give its scale
 def finetune(
     *, out: c.Out = "", finetune: c.Finetune = "auto", class_weight: c.ClassWeight = "none", resize: c.Resize = "squash",
     flip: c.Flip = "horizontal", crop_area: c.CropArea = 0.6, view_seed: c.ViewSeed = 0, seed: c.Seed = 0,
-    device: c.Device = "auto", precision: c.Precision = "auto", cache: c.Cache = None, overwrite: c.Overwrite = False,
-    config: c.Config = None,
+    device: c.Device = "auto", precision: c.Precision = "auto", tracker: c.Tracker = "none", cache: c.Cache = None,
+    overwrite: c.Overwrite = False, config: c.Config = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Fine-tune the student on the labelled images, or keep it.
 
@@ -81,7 +82,8 @@ def finetune(
             say(f"last stage: {chosen}; validation {work.kind.SCORE} {said}{optimistic}")
             if (sure := work.kind.sureness(heard[chosen], truth)) is not None:
                 save_held_out(run.path / "student" / HELD_OUT, *sure)
-        module = work.on_all(chosen)
+        module, rows = work.on_all(chosen)
+        write_metrics(run, "student", rows, tracker, hardware)
         save_weights(run.path / "student" / "weights.safetensors", module.state_dict())
         seconds = clock.stop()
         result = {
@@ -113,7 +115,7 @@ class _Work:
         self.meter.train_flops = training_flops(student.module, student.size)
         self.views = kind.views(settings)
         self._features: tuple[np.ndarray, Any, float] | None = None
-        self._on_all: dict[str, Any] = {}
+        self._on_all: dict[str, tuple[Any, list[dict[str, Any]]]] = {}
 
     def held_out(self, how: str) -> list[Any]:
         """What the student says of each validation image, or of each labelled image when it is held out of this last stage."""
@@ -121,7 +123,7 @@ class _Work:
 
         train = self.task.train
         if self.task.val:
-            return list(self.says(self.on_all(how), self.task.val.images, self.task.val.labels))
+            return list(self.says(self.on_all(how)[0], self.task.val.images, self.task.val.labels))
         fold = folds(train.strata, train.groups, self.settings["seed"])
         said: list[Any] = [None] * len(train)
         for number in np.unique(fold):
@@ -131,14 +133,15 @@ class _Work:
                 said[position] = one
         return said
 
-    def on_all(self, how: str) -> Any:
-        """The student after the last stage on all labelled images, trained once."""
+    def on_all(self, how: str) -> tuple[Any, list[dict[str, Any]]]:
+        """The student after the last stage on all labelled images, trained once, and what it logged."""
         if how not in self._on_all:
-            self._on_all[how] = self.trained(how, np.arange(len(self.task.train)))
+            rows: list[dict[str, Any]] = []
+            self._on_all[how] = self.trained(how, np.arange(len(self.task.train)), rows.append), rows
         return self._on_all[how]
 
-    def trained(self, how: str, positions: np.ndarray):
-        """A copy of the student after the last stage on these labelled images."""
+    def trained(self, how: str, positions: np.ndarray, log: Callable[[dict[str, Any]], None] = lambda row: None):
+        """A copy of the student after the last stage on these labelled images. log: takes step, loss and rate."""
         from tutelage import losses, training
         from tutelage.recipes import supervised
         from tutelage.targets import plain_labels
@@ -166,7 +169,7 @@ class _Work:
             state = supervised.train_on_labels(
                 module, self.student, train.images.take(positions), labels, plan, self.views,
                 class_weights=None if weights is None else weights.to(self.hardware.device), accelerator=self.hardware,
-                advance=self.clock.ticking(advance), what="fine-tuning the student",
+                advance=self.clock.ticking(advance), log=log, what="fine-tuning the student",
             )  # fmt: skip
         return supervised.chosen_state(module, state)
 

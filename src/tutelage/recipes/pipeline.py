@@ -16,20 +16,10 @@ from tutelage.recipes.evaluate import evaluate
 from tutelage.recipes.finetune import finetune as finetune_stage
 from tutelage.recipes.stage import open_run, settings_of
 from tutelage.recipes.transfer import transfer
-from tutelage.runs import Run, read_json
+from tutelage.runs import DEFAULT, Run, read_json
 
-SMOKE = {
-    "strategy": "random",
-    "total": 512,
-    "per_query": None,
-    "embeddings": [],
-    "text_embeddings": None,
-    "budget": 10,
-    "views": 1,
-    "epochs": None,
-    "steps": 24,
-    "batch_size": 32,
-}
+SMOKE = {"per_query": None, "views": 1, "epochs": None, "steps": 24, "batch_size": 32}
+SMOKE_TOTAL, SMOKE_BUDGET = 512, 10  # at most; of the gallery `curate` looks at a part too
 
 # stage -> its recipe and its folder in a run
 STAGES: dict[str, tuple[Callable[..., Any], str]] = {
@@ -72,9 +62,7 @@ def run(
     """
     settings = dict(locals())
     if smoke:
-        settings |= SMOKE
-        settings["total"] = min(total or SMOKE["total"], SMOKE["total"])
-        settings["budget"] = min(budget or SMOKE["budget"], SMOKE["budget"])
+        settings |= cut_down(settings)
     started = time.monotonic()
     names = [name for name in STAGES if name != "alone" or not no_baseline]
     with open_run(out, cache, settings, overwrite, together=True) as (folder, _):
@@ -82,6 +70,20 @@ def run(
     say(f"report: {folder.path / 'report' / 'index.html'}")
     say(f"done in {duration(time.monotonic() - started)}; {folder.path}")
     return summary
+
+
+def cut_down(settings: dict[str, Any]) -> dict[str, Any]:
+    """What --smoke sets otherwise, which is said: fewer of everything. The strategy that is asked for stays; where none is, the
+    images are random ones."""
+    cut: dict[str, Any] = {**SMOKE, "budget": min(settings["budget"] or SMOKE_BUDGET, SMOKE_BUDGET)}
+    number = settings["total"] or (settings["per_query"] and SMOKE_TOTAL)
+    if settings["strategy"] == "auto" and number is None and not settings["embeddings"]:
+        cut["strategy"], number = "random", SMOKE_TOTAL
+    cut["total"] = None if number is None else min(number, SMOKE_TOTAL)
+    words = {name: DEFAULT if settings[name] is None else settings[name] for name in sorted(cut)}
+    said = [f"{name} {words[name]} -> {cut[name] or DEFAULT}" for name in words if settings[name] != cut[name]]
+    say(f"--smoke cuts down: {', '.join(said) or 'no setting'}")
+    return cut
 
 
 def walk(folder: Run, names: Sequence[str], settings: dict[str, Any]) -> dict[str, Any]:

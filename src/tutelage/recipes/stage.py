@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,7 @@ class MetricsLog:
 
             hardware.log_with = filter_trackers([tracker], str(run_path / "trackers"))
             hardware.project_configuration.set_directories(str(run_path / "trackers"))
-            hardware.init_trackers(run_path.name)
+            hardware.init_trackers(f"{run_path.name}-{path.parent.name}")
 
     def write(self, row: dict[str, Any]) -> None:
         """Add one row of numbers."""
@@ -125,8 +125,25 @@ class MetricsLog:
 
     def close(self) -> None:
         """End the tracker."""
-        if self._tracker != "none":
-            self._hardware.end_training()
+        if self._tracker != "none":  # accelerate's end_training would end the process group too
+            for one in self._hardware.trackers:
+                one.finish()
+            self._hardware.trackers.clear()
+
+
+def write_metrics(run: Run, stage: str, rows: Sequence[dict[str, Any]], tracker: str, hardware: Any) -> None:
+    """metrics.jsonl of a stage that begins anew after a stop, and the tracker's; none where nothing was trained in steps.
+
+    Args:
+        stage: its folder. rows: with step, loss and rate.
+    """
+    path = run.path / stage / "metrics.jsonl"
+    path.unlink(missing_ok=True)
+    if rows:
+        log = MetricsLog(path, 0, tracker, run.path, hardware)
+        for row in rows:
+            log.write(row)
+        log.close()
 
 
 def _step_of(row: str) -> float:

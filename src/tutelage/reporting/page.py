@@ -24,6 +24,10 @@ from tutelage.reporting.scores import CLASSES, main_score, words_of, words_of_re
 from tutelage.runs import Run, write_json, write_text
 from tutelage.version import __version__
 
+STAGES = {
+    "transfer_set": "curate", "teacher": "adapt", "transfer": "transfer", "student": "fine-tune", "alone": "student alone",
+    "report": "evaluate",
+}  # fmt: skip
 MONTAGE = 1_600_000  # bytes of the montage, above which it is made smaller: the page stays below 3 MiB
 
 
@@ -220,11 +224,7 @@ def transfer_set(curated: dict[str, Any]) -> str:
 
 def _costs(stages: dict[str, Any]) -> list[tuple[str, str]]:
     """Time of each stage."""
-    names = {
-        "transfer_set": "curate", "teacher": "adapt", "transfer": "transfer", "student": "fine-tune", "alone": "student alone",
-        "report": "evaluate",
-    }  # fmt: skip
-    took = [(title, stages[name]["seconds"]) for name, title in names.items() if "seconds" in stages[name]]
+    took = [(title, stages[name]["seconds"]) for name, title in STAGES.items() if "seconds" in stages[name]]
     if "target_seconds" in stages["transfer"]:
         took.insert(2, ("targets", stages["transfer"]["target_seconds"]))
     rows = [(title, duration(seconds)) for title, seconds in took]
@@ -253,11 +253,23 @@ def _facts(settings: dict[str, Any], stages: dict[str, Any]) -> list[tuple[str, 
         )
     if chosen := stages["student"].get("chosen"):
         rows.append(("fine-tuning", chosen))
+    rows += _made_with(stages)
     hidden = {"out", "cache", "json", "smoke", "overwrite", "config"}
     for name, value in settings.items():
         if name not in hidden and value != []:
             rows.append((name.replace("_", " "), ", ".join(value) if isinstance(value, list) else value))
     return rows
+
+
+def _made_with(stages: dict[str, Any]) -> list[tuple[str, str]]:
+    """Versions and threads, by which equal runs may differ in bits: a row, or one for those stages that had the same."""
+    found: dict[str, list[str]] = {}
+    for name, title in STAGES.items():
+        if made := stages[name].get("made_with"):
+            found.setdefault(", ".join(f"{what} {one}" for what, one in made.items()), []).append(title)
+    if len(found) == 1:
+        return [("made with", next(iter(found)))]
+    return [(f"made with ({', '.join(titles)})", said) for said, titles in found.items()]
 
 
 def _csv(results: dict[str, Any]) -> str:
