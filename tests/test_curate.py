@@ -180,6 +180,27 @@ def test_many_copies_of_one_test_image(data, tmp_path):
     assert result["images"]["transfer"] == 52
 
 
+@pytest.mark.parametrize("total", [None, 12 + 8])
+def test_a_gallery_of_nothing_but_copies(data, tmp_path, capsys, total):
+    """A gallery of copies of test images is refused, one of them twice or not; one of labelled images is no fault, and is told."""
+    for seed in range(8):
+        save(tmp_path / "leaks" / f"{seed}.jpg", picture("dots", 1000 + seed), quality=60)
+    shutil.copy(tmp_path / "leaks" / "0.jpg", tmp_path / "leaks" / "twice.jpg")
+    more = {"strategy": "all" if total is None else "random", "total": total, "budget": None if total is None else 6}
+    with pytest.raises(
+        TutelageError, match="no image of its own: of 9 images 8 are validation or test images, 1 copies of these"
+    ):
+        curate(data, f"only-leaks-{total}", gallery=[str(tmp_path / "leaks")], **more)
+    shutil.copytree(data / "target" / "train", tmp_path / "labelled")
+    more["budget"], more["total"] = None, None if total is None else 16 + 8
+    capsys.readouterr()
+    result = curate(data, f"only-labelled-{total}", gallery=[str(tmp_path / "labelled")], **more)
+    said = capsys.readouterr().err
+    assert result["images"]["transfer"] == 16
+    assert "nothing but the labelled images" in said
+    assert "instead of" not in said
+
+
 def leaks_of(data: Path, name: str) -> dict[str, dict[str, str]]:
     """The lines of leaks.csv, by gallery image."""
     with (data / "runs" / name / "transfer_set" / "leaks.csv").open() as file:

@@ -32,11 +32,12 @@ def fill_pool(
     admitted: Admitted,
     settings: dict[str, Any],
     tick: Callable[[int], None],
-) -> tuple[Pool, LeakCheck, int, list[Rejected]]:
+) -> tuple[Pool, LeakCheck, int, int, list[Rejected]]:
     """Embed a gallery and bar what is there already: the labelled images again, held-out images, second copies.
 
     Returns:
-        the pool; its leaks so far, to be asked about near duplicates too; the number of exact duplicates; rejected images.
+        the pool; its leaks so far, to be asked about near duplicates too; the numbers of images that are labelled ones, and of exact
+        duplicates, those too; rejected images.
     """
     cache, pieces = encoder.embedded(refs, tick, settings)
     embedded = cache.load(pieces)
@@ -52,23 +53,30 @@ def fill_pool(
     memory = settings["memory"] * 2**30 if settings["memory"] else (free_memory() or 2 * MEMORY) / 2
     usable = np.ones(len(embedded), dtype=bool)
     pool = Pool(embedded, vectors, usable, settings["index"], int(memory))
-    leaks, twice = _same_pixels(pool, admitted)
+    leaks, labelled, twice = _same_pixels(pool, admitted)
     check = LeakCheck(pool, admitted, encoder, leaks)
     if settings["dedup"] == "gallery":
         check()
-    return pool, check, twice, embedded.rejected
+    return pool, check, labelled, twice, embedded.rejected
 
 
-def nothing_left(pool: Pool, leaks: Sequence[Leak]) -> TutelageError:
-    """The error for a gallery of which nothing may be chosen."""
+def nothing_left(pool: Pool, leaks: Sequence[Leak], labelled: int) -> TutelageError:
+    """The error for a gallery of which nothing may be chosen. labelled: how many of it are labelled images."""
+    copies = len(pool.embedded) - len(leaks) - labelled
+    parts = {"are validation or test images": len(leaks), "labelled ones": labelled, "copies of these": copies}
     return TutelageError(
-        f"the gallery has no image of its own: {len(leaks):,} of {len(pool.embedded):,} are validation or test images",
+        f"the gallery has no image of its own: of {len(pool.embedded):,} images "
+        + ", ".join(f"{count:,} {what}" for what, count in parts.items() if count),
         "unlabelled images other than those", "give another --gallery",
     )  # fmt: skip
 
 
-def _same_pixels(pool: Pool, admitted: Admitted) -> tuple[list[Leak], int]:
-    """Bar by content: held-out images, labelled images, and all but the first of each content; leaks and other duplicates."""
+def _same_pixels(pool: Pool, admitted: Admitted) -> tuple[list[Leak], int, int]:
+    """Bar by content: held-out images, labelled images, and all but the first of each content.
+
+    Returns:
+        leaks; the number of images that are labelled ones; the number of these and of other duplicates.
+    """
     held = dict(zip(admitted.keys_of(admitted.held), admitted.held.tolist(), strict=True))
     keys = as_void(pool.embedded.keys)
     _, first = np.unique(keys, return_index=True)
@@ -80,7 +88,7 @@ def _same_pixels(pool: Pool, admitted: Admitted) -> tuple[list[Leak], int]:
     leaks = [
         Leak(row, held[pool.embedded.keys[row].tobytes()], "same pixels") for row in np.flatnonzero(is_held).tolist()
     ]
-    return leaks, int((~is_held & (is_drawn | ~fresh)).sum())
+    return leaks, int(is_drawn.sum()), int((~is_held & (is_drawn | ~fresh)).sum())
 
 
 @dataclass
