@@ -56,20 +56,33 @@ class Pool:
                 f"{self.memory / 2**30:.1f} (--memory, or half of what is free): the search is exact, and takes longer"
             )
 
-    def neighbours(self, queries: np.ndarray, k: int, what: str) -> tuple[np.ndarray, np.ndarray]:
-        """(Q, k) float32 similarities and (Q, k) int64 rows, best first; -1 where there are no more."""
-        count = self.vectors.count
-        if self.index == "auto":
+    def neighbours(self, queries: np.ndarray, k: int, what: str, exact: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """The usable rows nearest to each query.
+
+        Args:
+            queries: (Q, D) float32 unit vectors. what: for the progress bar. exact: whatever the index.
+
+        Returns:
+            (Q, k) float32 similarities and (Q, k) int64 rows, best first; -1 where the gallery has no more: queries for which an
+            inverted file ends before that are searched exactly.
+        """
+        if self.index == "auto" and not exact:
             self._settle()
-        with progress(what, count) as advance:
-            if self.index == "ivf":
-                similarity, rows, recall = search_ivf(
-                    self.vectors, queries, k, usable=self.usable, memory=self.memory, advance=advance
-                )
-                self.recalls.append(recall)
-                say(f"inverted file over {count:,} images: finds {100 * recall:.1f} % of the true {k} nearest")
-                return similarity, rows
-            return search(self.vectors, queries, k, usable=self.usable, memory=self.memory, advance=advance)
+        if exact or self.index == "exact":
+            with progress(what, self.vectors.count) as advance:
+                return search(self.vectors, queries, k, usable=self.usable, memory=self.memory, advance=advance)
+        with progress(what, self.vectors.count) as advance:
+            similarity, rows, recall = search_ivf(
+                self.vectors, queries, k, usable=self.usable, memory=self.memory, advance=advance
+            )
+        self.recalls.append(recall)
+        say(f"inverted file over {self.vectors.count:,} images: finds {100 * recall:.1f} % of the true {k} nearest")
+        short = np.flatnonzero((rows >= 0).sum(axis=1) < min(k, int(self.usable.sum())))
+        if len(short):
+            similarity[short], rows[short] = self.neighbours(
+                queries[short], k, f"{what}, where lists ended", exact=True
+            )
+        return similarity, rows
 
 
 @dataclass(frozen=True)

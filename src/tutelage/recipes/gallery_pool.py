@@ -23,6 +23,9 @@ from tutelage.retrieval.vectors import Vectors, mean_of
 from tutelage.targets import as_void
 
 CROWDED = COPIES // 2  # copies of one image in a search, from which on it may have missed some
+DEEPEST = (
+    4096  # neighbours that are asked for at most: their thumbnails and crops take 50 MB for each held image at a time
+)
 MEMORY = 2**30  # bytes for the search where free memory cannot be told
 
 
@@ -119,15 +122,18 @@ class LeakCheck:
         if not len(self.admitted.held) or (rows is not None and not len(rows)):
             return 0
         self.looked_at += int(usable.sum()) if rows is None else len(rows)
-        barred, more = 0, True
-        counts = np.zeros(len(self.admitted.held), np.int64)
-        while more:  # a search finds COPIES at most of one image
-            counts[:] = 0
-            found = near_leaks(self.pool, *self._held, rows if rows is None else rows[usable[rows]], counts)
+        images, queries = self._held
+        asked, k, barred = np.arange(len(images)), COPIES, 0
+        while len(asked):  # a search brings k neighbours of an image: those with many copies are asked again, for more
+            counts = np.zeros(len(asked), np.int64)
+            found = near_leaks(
+                self.pool, [images[i] for i in asked.tolist()], None if queries is None else queries[asked],
+                rows if rows is None else rows[usable[rows]], counts, k,
+            )  # fmt: skip
             usable[[row for row, *_ in found]] = False
-            self.leaks += [Leak(row, int(self.admitted.held[at]), how) for row, at, how, _ in found]
+            self.leaks += [Leak(row, int(self.admitted.held[asked[at]]), how) for row, at, how, _ in found]
             barred += len(found)
-            more = bool(found) and int(counts.max()) >= CROWDED
+            asked, k = asked[counts >= CROWDED], min(2 * k, DEEPEST)
         self.near += barred
         return barred
 
@@ -138,18 +144,21 @@ def near_leaks(
     queries: np.ndarray | None,
     among: np.ndarray | None = None,
     counts: np.ndarray | None = None,
+    k: int = COPIES,
 ) -> list[tuple[int, int, str, float]]:
     """Near duplicates of held-out images: found by embedding and by layout, confirmed on pixels.
 
     Args:
         held: H images, (H_i, W_i, 3) uint8 each. queries: (H, D) float32 unit vectors of them, where there are any.
         among: (m,) int64 rows of the pool to look at, which are taken into memory; None: all that are usable.
-        counts: as of `find_leaks`.
+        counts: as of `find_leaks`. k: neighbours of each held image by embedding, and by layout. More than COPIES are asked for a few
+            images only, and searched exactly: an inverted file takes longer to build.
 
     Returns:
         as `find_leaks`.
     """
-    layouts, k, near = Vectors(pool.embedded.layout_parts, None), min(COPIES, pool.vectors.count), []
+    layouts, exact, near = Vectors(pool.embedded.layout_parts, None), k > COPIES, []
+    k = min(k, pool.vectors.count)
     if among is not None:
         if not len(among):
             return []
@@ -157,7 +166,7 @@ def near_leaks(
         if queries is not None:
             near.append(search(Vectors((pool.vectors.rows(among),), None), queries, k, memory=pool.memory))
     elif queries is not None:
-        near.append(pool.neighbours(queries, k, "leaks, by embedding"))
+        near.append(pool.neighbours(queries, k, "leaks, by embedding", exact))
     with progress("leaks, by layout", layouts.count) as advance:
         usable = pool.usable if among is None else None
         near.append(search_layouts(held, layouts, k, pool.memory, advance, usable))
