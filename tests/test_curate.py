@@ -127,11 +127,20 @@ def test_all_copies_of_test_images_are_listed(data, more):
 
 
 def test_a_gallery_larger_than_memory(data, monkeypatch):
-    """--dedup gallery is refused before memory is full, and the message says what goes."""
-    monkeypatch.setattr("tutelage.recipes.choosing.EACH", 2**40)
-    with pytest.raises(TutelageError, match=r"--dedup gallery with .* GiB of memory"):
-        curate(data, "larger", dedup="gallery")
-    assert curate(data, "larger", dedup="candidates", overwrite=True)["images"]["transfer"] == 72
+    """--dedup gallery is refused before it searches and memory is full, and the message says what goes; so is a choice too large."""
+    more = {"memory": 1.0, "overwrite": True}
+    monkeypatch.setattr("tutelage.recipes.choosing.EACH", 2**30 // 100)
+    with monkeypatch.context() as patch:
+        patch.setattr("tutelage.recipes.gallery_pool.near_leaks", None)
+        with pytest.raises(
+            TutelageError, match=r"--dedup gallery with 3\d\d images to compare.* GiB of memory"
+        ) as error:
+            curate(data, "larger", dedup="gallery", **more)
+    assert "--dedup candidates, which compares what is chosen" in error.value.mend
+    assert curate(data, "larger", dedup="candidates", **more)["images"]["transfer"] == 72
+    with pytest.raises(TutelageError, match=r"--dedup candidates with 1\d\d images to compare") as error:
+        curate(data, "larger", dedup="candidates", **{**more, "total": 152})
+    assert "a smaller --total, --dedup none" in error.value.mend
 
 
 def test_an_inverted_file_that_memory_does_not_hold(data, go, tutelage, tmp_path, monkeypatch):

@@ -120,8 +120,7 @@ def choose(
     """
     known, passed = np.zeros(pool.vectors.count, bool), 0
     if wish.dedup == "gallery":  # leaks were barred in all of it
-        _check_memory(pool)
-        passed = _drop_duplicates(pool, np.flatnonzero(pool.usable), known)
+        passed = _drop_duplicates(pool, np.flatnonzero(pool.usable), known, wish.dedup)
     elif wish.dedup == "candidates" and wish.strategy == "all":
         leaks(None)
     if not pool.usable.any():
@@ -132,32 +131,41 @@ def choose(
     while pool.usable.any():
         choice = again()
         barred = leaks(choice.rows[~known[choice.rows]])
-        dropped = _drop_duplicates(pool, choice.rows[pool.usable[choice.rows]], known)
+        dropped = _drop_duplicates(pool, choice.rows[pool.usable[choice.rows]], known, wish.dedup)
         passed += dropped
         if not barred and not dropped:
             return choice, passed
     return strategies.without_queries(np.zeros(0, np.int64)), passed
 
 
-def _check_memory(pool: Pool) -> None:
-    """Refuse to compare all of a gallery that memory does not hold: its vectors, thumbnails and what is made of them."""
-    count = int(pool.usable.sum())
+def check_memory(pool: Pool, count: int, dedup: str) -> None:
+    """Refuse to compare images with each other that memory does not hold: their vectors, thumbnails and what is made of them.
+
+    Args:
+        count: of the images. dedup: the setting that has them compared, "gallery" or "candidates".
+    """
     needed = count * (12 * pool.vectors.width + EACH)
     if needed > pool.memory:
+        other = (
+            "--dedup candidates, which compares what is chosen"
+            if dedup == "gallery"
+            else "a smaller --total, --dedup none"
+        )
         raise TutelageError(
-            f"--dedup gallery with {count:,} images, which takes {needed / 2**30:.1f} GiB of memory",
+            f"--dedup {dedup} with {count:,} images to compare, which takes {needed / 2**30:.1f} GiB of memory",
             f"at most {pool.memory / 2**30:.1f} GiB (--memory, or half of what is free)",
-            "--dedup candidates, which compares what is chosen, or a larger --memory",
+            f"{other}, or a larger --memory",
         )
 
 
-def _drop_duplicates(pool: Pool, rows: np.ndarray, known: np.ndarray) -> int:
+def _drop_duplicates(pool: Pool, rows: np.ndarray, known: np.ndarray, dedup: str) -> int:
     """Of the near duplicates among these rows, only the first stays usable; how many do not.
 
-    known: (N,) bool, changed in place: rows that were compared with each other before.
+    known: (N,) bool, changed in place: rows that were compared with each other before. dedup: as of `check_memory`.
     """
     if len(rows) < 2:
         return 0
+    check_memory(pool, len(rows), dedup)
     fresh = np.flatnonzero(~known[rows])
     with progress("near duplicates", SEARCHES * len(fresh)) as advance:
         first = near_duplicates(pool.vectors.rows(rows), pool.embedded.thumbs(rows), fresh=fresh, advance=advance)

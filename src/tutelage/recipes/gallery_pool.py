@@ -15,7 +15,7 @@ from tutelage.data.sources import ImageRef, Rejected
 from tutelage.errors import TutelageError
 from tutelage.progress import progress, say
 from tutelage.recipes.admitted import Admitted
-from tutelage.recipes.choosing import Leak, Pool
+from tutelage.recipes.choosing import Leak, Pool, check_memory
 from tutelage.recipes.encoders import Encoder
 from tutelage.retrieval.duplicates import COPIES, find_leaks, search_layouts
 from tutelage.retrieval.search import search
@@ -59,6 +59,7 @@ def fill_pool(
     leaks, labelled, twice = _same_pixels(pool, admitted)
     check = LeakCheck(pool, admitted, encoder, leaks)
     if settings["dedup"] == "gallery":
+        check_memory(pool, int(usable.sum()), "gallery")  # a search for leaks may take hours
         check()
     return pool, check, labelled, twice, embedded.rejected
 
