@@ -127,11 +127,20 @@ def test_all_copies_of_test_images_are_listed(data, more):
 
 
 def test_a_gallery_larger_than_memory(data, monkeypatch):
-    """--dedup gallery is refused before memory is full, and the message says what goes."""
-    monkeypatch.setattr("tutelage.recipes.choosing.EACH", 2**40)
-    with pytest.raises(TutelageError, match=r"--dedup gallery with .* GiB of memory"):
-        curate(data, "larger", dedup="gallery")
-    assert curate(data, "larger", dedup="candidates", overwrite=True)["images"]["transfer"] == 72
+    """--dedup gallery is refused before it searches and memory is full, and the message says what goes; so is a choice too large."""
+    more = {"memory": 1.0, "overwrite": True}
+    monkeypatch.setattr("tutelage.recipes.choosing.EACH", 2**30 // 100)
+    with monkeypatch.context() as patch:
+        patch.setattr("tutelage.recipes.gallery_pool.near_leaks", None)
+        with pytest.raises(
+            TutelageError, match=r"--dedup gallery with 3\d\d images to compare.* GiB of memory"
+        ) as error:
+            curate(data, "larger", dedup="gallery", **more)
+    assert "--dedup candidates, which compares what is chosen" in error.value.mend
+    assert curate(data, "larger", dedup="candidates", **more)["images"]["transfer"] == 72
+    with pytest.raises(TutelageError, match=r"--dedup candidates with 1\d\d images to compare") as error:
+        curate(data, "larger", dedup="candidates", **{**more, "total": 152})
+    assert "a smaller --total, --dedup none" in error.value.mend
 
 
 def test_an_inverted_file_that_memory_does_not_hold(data, go, tutelage, tmp_path, monkeypatch):
@@ -178,6 +187,27 @@ def test_many_copies_of_one_test_image(data, tmp_path):
     )
     assert not [row["id"] for row in chosen(data, "many-copies") if row["id"].startswith("copy")]
     assert result["images"]["transfer"] == 52
+
+
+@pytest.mark.parametrize("total", [None, 12 + 8])
+def test_a_gallery_of_nothing_but_copies(data, tmp_path, capsys, total):
+    """A gallery of copies of test images is refused, one of them twice or not; one of labelled images is no fault, and is told."""
+    for seed in range(8):
+        save(tmp_path / "leaks" / f"{seed}.jpg", picture("dots", 1000 + seed), quality=60)
+    shutil.copy(tmp_path / "leaks" / "0.jpg", tmp_path / "leaks" / "twice.jpg")
+    more = {"strategy": "all" if total is None else "random", "total": total, "budget": None if total is None else 6}
+    with pytest.raises(
+        TutelageError, match="no image of its own: of 9 images 8 are validation or test images, 1 copies of these"
+    ):
+        curate(data, f"only-leaks-{total}", gallery=[str(tmp_path / "leaks")], **more)
+    shutil.copytree(data / "target" / "train", tmp_path / "labelled")
+    more["budget"], more["total"] = None, None if total is None else 16 + 8
+    capsys.readouterr()
+    result = curate(data, f"only-labelled-{total}", gallery=[str(tmp_path / "labelled")], **more)
+    said = capsys.readouterr().err
+    assert result["images"]["transfer"] == 16
+    assert "nothing but the labelled images" in said
+    assert "instead of" not in said
 
 
 def leaks_of(data: Path, name: str) -> dict[str, dict[str, str]]:

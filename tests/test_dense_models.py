@@ -129,6 +129,19 @@ def test_windows():
         torch.testing.assert_close(one[..., cells : 2 * cells], (first[..., cells:] + second[..., :cells]) / 2)
 
 
+def test_windows_that_the_deepest_level_does_not_fill():
+    """Sizes that are no multiples of the deepest stride are refused, and those that are named instead give finite features."""
+    encoder = build_teacher("efficientvit_m0", "scratch", "160x224", "96x160")
+    with pytest.raises(TutelageError, match="multiples of 64 px") as error:
+        pyramid_of(encoder)
+    assert "--teacher-window 128x192 --teacher-size 192x256" in error.value.mend
+    encoder = build_teacher("efficientvit_m0", "scratch", "192x256", "128x192")
+    with torch.no_grad():
+        found = pyramid_of(encoder).eval()(torch.randn(1, 3, 192, 256))
+    assert found[-1].shape[-2:] == (3, 4)
+    assert all(one.isfinite().all() for one in found)
+
+
 def test_padding_never_reaches_the_loss():
     """What stands in the padded edges changes no logit's place, and full size is the image's own."""
     images = torch.randn(2, 3, 50, 70)

@@ -107,6 +107,24 @@ def test_data_that_changed_since_the_run_was_made(task, capsys):
     assert "(other images or labels in --target)" in capsys.readouterr().err.splitlines()[0]
 
 
+@pytest.mark.parametrize("task", ["classification", "segmentation"])
+def test_settings_that_a_stage_does_not_use(tmp_path, task):
+    """A stage is not refused for a setting that changes nothing in it for this task."""
+    run = finished(tmp_path / "run")
+    write_json(run.path / "transfer_set" / "result.json", {"outputs": "now", "task": task})
+    run.claim({"class_weight": "balanced", "part_area": 0.5}, False)
+    if task == "segmentation":  # the transfer's pixels are weighted
+        with pytest.raises(TutelageError, match="class_weight: balanced -> none, part_area"):
+            open_run(str(run.path), None, {"views": 1, "class_weight": "none", "part_area": 1.0}, False).__enter__()
+        return
+    with open_run(str(run.path), None, {"views": 1, "class_weight": "none", "part_area": 1.0}, False) as (held, _):
+        assert held.settings()["settings"] == {"class_weight": "balanced", "part_area": 0.5, "views": 1}, (
+            "and what another stage has written stays"
+        )
+    with pytest.raises(TutelageError, match="class_weight: balanced -> none"):
+        open_run(str(run.path), None, {"finetune": "keep", "class_weight": "none"}, False).__enter__()
+
+
 def test_results_of_another_transfer_set(tmp_path, capsys):
     """A stage that was made from another transfer set is refused by the next stage, and evaluation leaves it out."""
     run = finished(tmp_path / "run", "before")

@@ -86,7 +86,7 @@ class Windows(Pyramid):
     """A pyramid over windows that overlap by half or more, for inputs larger than the encoder was made for.
 
     Where windows overlap their features are averaged. They begin at multiples of the largest stride, so that every level's cells lie on
-    one grid; sides of inputs and windows must be multiples of it.
+    one grid; sides of inputs and windows must be multiples of it, as `check_windows` has it.
     """
 
     def __init__(self, encoder: nn.Module, levels: list[Level], window: tuple[int, int]):
@@ -114,6 +114,26 @@ class Windows(Pyramid):
                 total[..., rows, columns] += one
                 count[rows, columns] += 1
         return [total / count for total, count in zip(sums, counts, strict=True)]
+
+
+def check_windows(encoder: nn.Module, levels: list[Level], window: Size, size: Size) -> None:
+    """Refuse a window, or an input, that the cells of an encoder's deepest level do not fill.
+
+    The stride that timm states counts too: inputs are padded inside, so a window of 96 px has two rows of a stride of 64, which looks
+    like 48.
+
+    Raises:
+        TutelageError: a side that is no multiple of the deepest stride.
+    """
+    stated: Any = getattr(encoder, "feature_info", None) or []
+    unit = max([levels[-1].stride, *(one.get("reduction", 1) for one in stated)])
+    if not any(side % unit for side in (*sides(window), *sides(size))):
+        return
+    fits = ["x".join(str(max(1, (side + unit // 2) // unit) * unit) for side in sides(one)) for one in (window, size)]
+    raise TutelageError(
+        f"--teacher-window {window} with --teacher-size {size}", f"multiples of {unit} px, the teacher's deepest stride",
+        f"the nearest that fit: --teacher-window {fits[0]} --teacher-size {fits[1]}",
+    )  # fmt: skip
 
 
 def window_starts(side: int, window: int, unit: int) -> list[int]:

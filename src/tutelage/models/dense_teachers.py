@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tutelage.models.adapted import AdaptedTeacher, Network, _same_encoder, save_whole
-from tutelage.models.dense import DenseNetwork, Pyramid, Windows, levels_of, regrid
+from tutelage.models.dense import DenseNetwork, Pyramid, Windows, check_windows, levels_of, regrid
 from tutelage.models.dense_heads import DenseHead, Layout, new_head, state_of
 from tutelage.models.teachers import Encoder, build_teacher
 from tutelage.models.weights import weights_hash
@@ -33,7 +33,10 @@ def pyramid_of(encoder: Encoder) -> Pyramid:
 def _pyramid(encoder: Encoder, module: torch.nn.Module) -> Pyramid:
     """The levels of a module that is the encoder's, or a copy of it."""
     levels = levels_of(module, encoder.name, encoder.at_once)
-    return Pyramid(module, levels) if encoder.window is None else Windows(module, levels, sides(encoder.window))
+    if encoder.window is None:
+        return Pyramid(module, levels)
+    check_windows(module, levels, encoder.window, encoder.size)
+    return Windows(module, levels, sides(encoder.window))
 
 
 def layout_of(encoder: Encoder, pyramid: Pyramid) -> Layout:

@@ -56,20 +56,33 @@ class Pool:
                 f"{self.memory / 2**30:.1f} (--memory, or half of what is free): the search is exact, and takes longer"
             )
 
-    def neighbours(self, queries: np.ndarray, k: int, what: str) -> tuple[np.ndarray, np.ndarray]:
-        """(Q, k) float32 similarities and (Q, k) int64 rows, best first; -1 where there are no more."""
-        count = self.vectors.count
-        if self.index == "auto":
+    def neighbours(self, queries: np.ndarray, k: int, what: str, exact: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """The usable rows nearest to each query.
+
+        Args:
+            queries: (Q, D) float32 unit vectors. what: for the progress bar. exact: whatever the index.
+
+        Returns:
+            (Q, k) float32 similarities and (Q, k) int64 rows, best first; -1 where the gallery has no more: queries for which an
+            inverted file ends before that are searched exactly.
+        """
+        if self.index == "auto" and not exact:
             self._settle()
-        with progress(what, count) as advance:
-            if self.index == "ivf":
-                similarity, rows, recall = search_ivf(
-                    self.vectors, queries, k, usable=self.usable, memory=self.memory, advance=advance
-                )
-                self.recalls.append(recall)
-                say(f"inverted file over {count:,} images: finds {100 * recall:.1f} % of the true {k} nearest")
-                return similarity, rows
-            return search(self.vectors, queries, k, usable=self.usable, memory=self.memory, advance=advance)
+        if exact or self.index == "exact":
+            with progress(what, self.vectors.count) as advance:
+                return search(self.vectors, queries, k, usable=self.usable, memory=self.memory, advance=advance)
+        with progress(what, self.vectors.count) as advance:
+            similarity, rows, recall = search_ivf(
+                self.vectors, queries, k, usable=self.usable, memory=self.memory, advance=advance
+            )
+        self.recalls.append(recall)
+        say(f"inverted file over {self.vectors.count:,} images: finds {100 * recall:.1f} % of the true {k} nearest")
+        short = np.flatnonzero((rows >= 0).sum(axis=1) < min(k, int(self.usable.sum())))
+        if len(short):
+            similarity[short], rows[short] = self.neighbours(
+                queries[short], k, f"{what}, where lists ended", exact=True
+            )
+        return similarity, rows
 
 
 @dataclass(frozen=True)
@@ -107,8 +120,7 @@ def choose(
     """
     known, passed = np.zeros(pool.vectors.count, bool), 0
     if wish.dedup == "gallery":  # leaks were barred in all of it
-        _check_memory(pool)
-        passed = _drop_duplicates(pool, np.flatnonzero(pool.usable), known)
+        passed = _drop_duplicates(pool, np.flatnonzero(pool.usable), known, wish.dedup)
     elif wish.dedup == "candidates" and wish.strategy == "all":
         leaks(None)
     if not pool.usable.any():
@@ -119,32 +131,41 @@ def choose(
     while pool.usable.any():
         choice = again()
         barred = leaks(choice.rows[~known[choice.rows]])
-        dropped = _drop_duplicates(pool, choice.rows[pool.usable[choice.rows]], known)
+        dropped = _drop_duplicates(pool, choice.rows[pool.usable[choice.rows]], known, wish.dedup)
         passed += dropped
         if not barred and not dropped:
             return choice, passed
     return strategies.without_queries(np.zeros(0, np.int64)), passed
 
 
-def _check_memory(pool: Pool) -> None:
-    """Refuse to compare all of a gallery that memory does not hold: its vectors, thumbnails and what is made of them."""
-    count = int(pool.usable.sum())
+def check_memory(pool: Pool, count: int, dedup: str) -> None:
+    """Refuse to compare images with each other that memory does not hold: their vectors, thumbnails and what is made of them.
+
+    Args:
+        count: of the images. dedup: the setting that has them compared, "gallery" or "candidates".
+    """
     needed = count * (12 * pool.vectors.width + EACH)
     if needed > pool.memory:
+        other = (
+            "--dedup candidates, which compares what is chosen"
+            if dedup == "gallery"
+            else "a smaller --total, --dedup none"
+        )
         raise TutelageError(
-            f"--dedup gallery with {count:,} images, which takes {needed / 2**30:.1f} GiB of memory",
+            f"--dedup {dedup} with {count:,} images to compare, which takes {needed / 2**30:.1f} GiB of memory",
             f"at most {pool.memory / 2**30:.1f} GiB (--memory, or half of what is free)",
-            "--dedup candidates, which compares what is chosen, or a larger --memory",
+            f"{other}, or a larger --memory",
         )
 
 
-def _drop_duplicates(pool: Pool, rows: np.ndarray, known: np.ndarray) -> int:
+def _drop_duplicates(pool: Pool, rows: np.ndarray, known: np.ndarray, dedup: str) -> int:
     """Of the near duplicates among these rows, only the first stays usable; how many do not.
 
-    known: (N,) bool, changed in place: rows that were compared with each other before.
+    known: (N,) bool, changed in place: rows that were compared with each other before. dedup: as of `check_memory`.
     """
     if len(rows) < 2:
         return 0
+    check_memory(pool, len(rows), dedup)
     fresh = np.flatnonzero(~known[rows])
     with progress("near duplicates", SEARCHES * len(fresh)) as advance:
         first = near_duplicates(pool.vectors.rows(rows), pool.embedded.thumbs(rows), fresh=fresh, advance=advance)

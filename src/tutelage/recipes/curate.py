@@ -84,7 +84,7 @@ def curate(
         spare = SPARE
         while True:
             refs = looked_at(listed.refs, settings, wanted, spare)
-            pool, leaks, twice, unreadable = fill_pool(encoder, refs, admitted, settings, tick)
+            pool, leaks, known, twice, unreadable = fill_pool(encoder, refs, admitted, settings, tick)
             chosen = _Chosen(run, settings, encoder, admitted, pool, refs, clock, given)
             every = len(refs) == len(listed.refs)
             if every or pool.usable.sum() >= (wanted or 0):
@@ -93,12 +93,13 @@ def curate(
                     break
             spare *= 2  # so many were duplicates or copies that the part was too small
         if not len(chosen.choice):
-            if not twice:
-                raise nothing_left(pool, leaks.leaks)
+            if known < len(pool.embedded):
+                raise nothing_left(pool, leaks.leaks, known)
             say("the gallery holds nothing but the labelled images: the student learns on them alone")
         bad += [("gallery", one) for one in [*listed.rejected, *unreadable]]
         reject(run, bad, len(labelled.refs) + len(refs) + len(labelled.rejected) + len(listed.rejected), max_rejected)
-        tell(len(chosen.choice), chosen.wanted, leaks.looked_at, leaks.near)
+        if len(chosen.choice):
+            tell(len(chosen.choice), chosen.wanted, leaks.looked_at, leaks.near)
         return chosen.finish(inputs, store, leaks.leaks, twice, len(bad), len(listed.refs))
 
 

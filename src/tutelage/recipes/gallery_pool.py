@@ -15,7 +15,7 @@ from tutelage.data.sources import ImageRef, Rejected
 from tutelage.errors import TutelageError
 from tutelage.progress import progress, say
 from tutelage.recipes.admitted import Admitted
-from tutelage.recipes.choosing import Leak, Pool
+from tutelage.recipes.choosing import Leak, Pool, check_memory
 from tutelage.recipes.encoders import Encoder
 from tutelage.retrieval.duplicates import COPIES, find_leaks, search_layouts
 from tutelage.retrieval.search import search
@@ -23,6 +23,9 @@ from tutelage.retrieval.vectors import Vectors, mean_of
 from tutelage.targets import as_void
 
 CROWDED = COPIES // 2  # copies of one image in a search, from which on it may have missed some
+DEEPEST = (
+    4096  # neighbours that are asked for at most: their thumbnails and crops take 50 MB for each held image at a time
+)
 MEMORY = 2**30  # bytes for the search where free memory cannot be told
 
 
@@ -32,11 +35,12 @@ def fill_pool(
     admitted: Admitted,
     settings: dict[str, Any],
     tick: Callable[[int], None],
-) -> tuple[Pool, LeakCheck, int, list[Rejected]]:
+) -> tuple[Pool, LeakCheck, int, int, list[Rejected]]:
     """Embed a gallery and bar what is there already: the labelled images again, held-out images, second copies.
 
     Returns:
-        the pool; its leaks so far, to be asked about near duplicates too; the number of exact duplicates; rejected images.
+        the pool; its leaks so far, to be asked about near duplicates too; the numbers of images that are labelled ones, and of exact
+        duplicates, those too; rejected images.
     """
     cache, pieces = encoder.embedded(refs, tick, settings)
     embedded = cache.load(pieces)
@@ -52,23 +56,31 @@ def fill_pool(
     memory = settings["memory"] * 2**30 if settings["memory"] else (free_memory() or 2 * MEMORY) / 2
     usable = np.ones(len(embedded), dtype=bool)
     pool = Pool(embedded, vectors, usable, settings["index"], int(memory))
-    leaks, twice = _same_pixels(pool, admitted)
+    leaks, labelled, twice = _same_pixels(pool, admitted)
     check = LeakCheck(pool, admitted, encoder, leaks)
     if settings["dedup"] == "gallery":
+        check_memory(pool, int(usable.sum()), "gallery")  # a search for leaks may take hours
         check()
-    return pool, check, twice, embedded.rejected
+    return pool, check, labelled, twice, embedded.rejected
 
 
-def nothing_left(pool: Pool, leaks: Sequence[Leak]) -> TutelageError:
-    """The error for a gallery of which nothing may be chosen."""
+def nothing_left(pool: Pool, leaks: Sequence[Leak], labelled: int) -> TutelageError:
+    """The error for a gallery of which nothing may be chosen. labelled: how many of it are labelled images."""
+    copies = len(pool.embedded) - len(leaks) - labelled
+    parts = {"are validation or test images": len(leaks), "labelled ones": labelled, "copies of these": copies}
     return TutelageError(
-        f"the gallery has no image of its own: {len(leaks):,} of {len(pool.embedded):,} are validation or test images",
+        f"the gallery has no image of its own: of {len(pool.embedded):,} images "
+        + ", ".join(f"{count:,} {what}" for what, count in parts.items() if count),
         "unlabelled images other than those", "give another --gallery",
     )  # fmt: skip
 
 
-def _same_pixels(pool: Pool, admitted: Admitted) -> tuple[list[Leak], int]:
-    """Bar by content: held-out images, labelled images, and all but the first of each content; leaks and other duplicates."""
+def _same_pixels(pool: Pool, admitted: Admitted) -> tuple[list[Leak], int, int]:
+    """Bar by content: held-out images, labelled images, and all but the first of each content.
+
+    Returns:
+        leaks; the number of images that are labelled ones; the number of these and of other duplicates.
+    """
     held = dict(zip(admitted.keys_of(admitted.held), admitted.held.tolist(), strict=True))
     keys = as_void(pool.embedded.keys)
     _, first = np.unique(keys, return_index=True)
@@ -80,7 +92,7 @@ def _same_pixels(pool: Pool, admitted: Admitted) -> tuple[list[Leak], int]:
     leaks = [
         Leak(row, held[pool.embedded.keys[row].tobytes()], "same pixels") for row in np.flatnonzero(is_held).tolist()
     ]
-    return leaks, int((~is_held & (is_drawn | ~fresh)).sum())
+    return leaks, int(is_drawn.sum()), int((~is_held & (is_drawn | ~fresh)).sum())
 
 
 @dataclass
@@ -111,15 +123,18 @@ class LeakCheck:
         if not len(self.admitted.held) or (rows is not None and not len(rows)):
             return 0
         self.looked_at += int(usable.sum()) if rows is None else len(rows)
-        barred, more = 0, True
-        counts = np.zeros(len(self.admitted.held), np.int64)
-        while more:  # a search finds COPIES at most of one image
-            counts[:] = 0
-            found = near_leaks(self.pool, *self._held, rows if rows is None else rows[usable[rows]], counts)
+        images, queries = self._held
+        asked, k, barred = np.arange(len(images)), COPIES, 0
+        while len(asked):  # a search brings k neighbours of an image: those with many copies are asked again, for more
+            counts = np.zeros(len(asked), np.int64)
+            found = near_leaks(
+                self.pool, [images[i] for i in asked.tolist()], None if queries is None else queries[asked],
+                rows if rows is None else rows[usable[rows]], counts, k,
+            )  # fmt: skip
             usable[[row for row, *_ in found]] = False
-            self.leaks += [Leak(row, int(self.admitted.held[at]), how) for row, at, how, _ in found]
+            self.leaks += [Leak(row, int(self.admitted.held[asked[at]]), how) for row, at, how, _ in found]
             barred += len(found)
-            more = bool(found) and int(counts.max()) >= CROWDED
+            asked, k = asked[counts >= CROWDED], min(2 * k, DEEPEST)
         self.near += barred
         return barred
 
@@ -130,18 +145,21 @@ def near_leaks(
     queries: np.ndarray | None,
     among: np.ndarray | None = None,
     counts: np.ndarray | None = None,
+    k: int = COPIES,
 ) -> list[tuple[int, int, str, float]]:
     """Near duplicates of held-out images: found by embedding and by layout, confirmed on pixels.
 
     Args:
         held: H images, (H_i, W_i, 3) uint8 each. queries: (H, D) float32 unit vectors of them, where there are any.
         among: (m,) int64 rows of the pool to look at, which are taken into memory; None: all that are usable.
-        counts: as of `find_leaks`.
+        counts: as of `find_leaks`. k: neighbours of each held image by embedding, and by layout. More than COPIES are asked for a few
+            images only, and searched exactly: an inverted file takes longer to build.
 
     Returns:
         as `find_leaks`.
     """
-    layouts, k, near = Vectors(pool.embedded.layout_parts, None), min(COPIES, pool.vectors.count), []
+    layouts, exact, near = Vectors(pool.embedded.layout_parts, None), k > COPIES, []
+    k = min(k, pool.vectors.count)
     if among is not None:
         if not len(among):
             return []
@@ -149,7 +167,7 @@ def near_leaks(
         if queries is not None:
             near.append(search(Vectors((pool.vectors.rows(among),), None), queries, k, memory=pool.memory))
     elif queries is not None:
-        near.append(pool.neighbours(queries, k, "leaks, by embedding"))
+        near.append(pool.neighbours(queries, k, "leaks, by embedding", exact))
     with progress("leaks, by layout", layouts.count) as advance:
         usable = pool.usable if among is None else None
         near.append(search_layouts(held, layouts, k, pool.memory, advance, usable))

@@ -14,7 +14,8 @@ from tutelage.compute import check_group
 from tutelage.errors import TutelageError
 from tutelage.progress import main_process, processes, say
 from tutelage.recipes.preflight import preflight
-from tutelage.runs import Run, whole, write_text
+from tutelage.runs import Run, read_json, whole, write_text
+from tutelage.tasks import task_of
 
 HELD_OUT = "held_out.npz"  # beside the student's weights: how sure it was of images it had not been fine-tuned on
 
@@ -68,7 +69,7 @@ def open_run(
     if settings:
         preflight({**settings, "out": out}, cache_dir)
     with Run(path) as run:
-        if old := run.claim(settings, overwrite, _moved_by(settings)):
+        if old := run.claim(_used(run, settings), overwrite, _moved_by(settings)):
             say(f"the run that was in {out}, or the part that is made anew, is now in {old}")
         _HELD[path] = run
         try:
@@ -82,6 +83,14 @@ def _moved_by(settings: dict[str, Any]) -> dict[str, frozenset[str]] | None:
     if "target" in settings:
         return None
     return next((folders for name, folders in _LATER.items() if name in settings), {})
+
+
+def _used(run: Run, settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that change something in a stage, by the folder's task: the others are not compared with another stage's."""
+    result = read_json(run.path / "transfer_set" / "result.json") or {}
+    kind = task_of(settings.get("task") or result.get("task", "classification"))
+    unused = {*kind.UNUSED, *(kind.UNUSED_IN_TRANSFER if "views" in settings and "adapt" not in settings else ())}
+    return {name: value for name, value in settings.items() if name not in unused}
 
 
 def save_weights(path, state) -> None:

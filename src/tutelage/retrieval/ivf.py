@@ -74,7 +74,8 @@ def search_ivf(
         seed: of the sample and of k-means.
 
     Returns:
-        similarities (Q, k) float32, of rows rounded to half precision; rows (Q, k) int64; and the recall: the share of
+        similarities (Q, k) float32, of rows rounded to half precision; rows (Q, k) int64, -1 where the lists that were looked into
+        have no more, though others may; and the recall: the share of
         the exact neighbours of up to 32 of the queries that were found.
 
     Raises:

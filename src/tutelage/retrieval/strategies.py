@@ -108,7 +108,8 @@ def balanced(
     """Strategy "balanced" (query-balanced): in each turn a query takes its best row that nobody has taken.
 
     Args:
-        similarity: (Q, K) float32, best first. rows: (Q, K) int64 neighbours of each query; -1 where the gallery has no more.
+        similarity: (Q, K) float32, best first. rows: (Q, K) int64 neighbours of each query; -1 where the gallery has no more (not where the
+            lists of an inverted file have).
         turn: (m,) int64 queries in the order of their turns.
         barred: (N,) bool: rows that may not be taken. complete: the lists hold all rows that were ever usable; a query whose list has
             ended lets its turn pass.
