@@ -13,6 +13,7 @@ WIDTH = 400  # units; the page shows them at 340 to 600 pixels
 MODELS = tuple(TITLES)  # in the order of the legend; CSS classes of the same names
 CLASSES_SHOWN = 40  # in a chart with a line for each class
 CELLS_SHOWN = 25  # classes in a confusion matrix; of more, the pairs that are confused most
+MOST_WRITTEN = 999  # in a cell of the matrix; larger counts are shares
 PAIRS_SHOWN = 20
 LEGEND = 17  # letters of a name in the legend: three of them fit
 BINS, FEWEST = 10, 5  # of how sure a model is; images in a bin that is shown
@@ -155,7 +156,8 @@ def confusions(
     """
     title = f"What {names[model]} takes for what"
     if len(classes) <= CELLS_SHOWN:
-        note = f"Rows: what the images show. Columns: what the model says.{more}"
+        shares = shares or int(np.max(counts)) > MOST_WRITTEN
+        note = f"Rows: what the images show. Columns: what the model says{', in per cent of the row' if shares else ''}.{more}"
         return {"title": title, "svg": matrix(classes, counts, model, shares, names), "note": note}
     table, pairs = np.array(counts), []
     for row, column in zip(*np.nonzero(table * (1 - np.eye(len(classes), dtype=int))), strict=True):
