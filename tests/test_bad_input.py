@@ -430,7 +430,7 @@ def test_a_corrected_label_is_seen(tutelage, task):
 def test_a_gallery_of_test_images_only(tutelage, task):
     """A gallery that has no image that may be learnt from is refused, with the counts."""
     text = refused(tutelage(*task.words("run", "--gallery", str(task.target / "test"))))
-    assert "12 of 12 are validation or test images" in text
+    assert "of 12 images 12 are validation or test images" in text
     assert task.files() == BEGUN
 
 

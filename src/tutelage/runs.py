@@ -42,9 +42,8 @@ FREE = {
     "out", "cache", "device", "json", "overwrite", "config", "tracker", "no_baseline", "max_rejected", "cache_limit",
     "memory", "shard", "engine",
 }  # fmt: skip
-HELD = {
-    "cache_limit": "transfer"
-}  # free until this stage is finished: the teacher online gives a student of other bits
+# Free until this stage is finished: a student of the teacher online has other bits.
+HELD = {"cache_limit": "transfer"}
 
 
 def folder_name(arm: str) -> str:
@@ -228,10 +227,9 @@ class Run:
         elif differing and stages is not None:
             old = self.move_aside([name for name, named in stages.items() if not named or named & differing.keys()])
         made, known = {"versions": versions(), "machine": {"threads": threads()}}, self.settings()
-        kept = (
-            made if not self._begun() else {name: known.get(name, one) for name, one in made.items()}
-        )  # of the first start
-        self.update_settings({"settings": {**before, **mine}, **kept})
+        if self._begun():  # what the first start was made with stays
+            made = {name: known.get(name, one) for name, one in made.items()}
+        self.update_settings({"settings": {**before, **mine}, **made})
         return old
 
     def update_settings(self, tables: dict[str, Any]) -> None:

@@ -23,9 +23,8 @@ from tutelage.retrieval.vectors import Vectors, mean_of
 from tutelage.targets import as_void
 
 CROWDED = COPIES // 2  # copies of one image in a search, from which on it may have missed some
-DEEPEST = (
-    4096  # neighbours that are asked for at most: their thumbnails and crops take 50 MB for each held image at a time
-)
+# Neighbours that are asked for at most: their thumbnails and crops take 50 MB for each held image at a time.
+DEEPEST = 4096
 MEMORY = 2**30  # bytes for the search where free memory cannot be told
 
 
