@@ -35,6 +35,7 @@ from tutelage.runs import Run
     [
         (["rum"], "did you mean 'run'"),
         (["run", "--teachr", "dinov2-s"], "did you mean '--teacher'"),
+        (["run", "--galery", "g"], "did you mean '--gallery'?"),
         (["run", "--views", "many"], "--views"),
         (["run", "--views", "1", "--views", "2"], "--views specified multiple times"),
         (["run", "--target", "d", "--gallery", "g", "--out", "o", "--flip", "horizontl"], "did you mean 'horizontal'?"),

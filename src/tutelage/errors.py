@@ -80,8 +80,13 @@ def raise_all(errors: list[TutelageError]) -> None:
 
 
 def did_you_mean(word: str, words: Iterable[str], most: int = 3) -> str:
-    """ "did you mean 'a' or 'b'?" for the nearest words, or an empty text when nothing is near."""
+    """ "did you mean 'a' or 'b'?" for the nearest words, or an empty text when nothing is near.
+
+    Words that are much farther than the nearest are left out: '--lr' shares its dashes with '--galery'.
+    """
     near = difflib.get_close_matches(word, list(words), n=most, cutoff=0.6)
+    likeness = [difflib.SequenceMatcher(None, one, word).ratio() for one in near]
+    near = [one for one, like in zip(near, likeness, strict=True) if like > likeness[0] - 0.1]
     return f"did you mean {' or '.join(repr(w) for w in near)}?" if near else ""
 
 
