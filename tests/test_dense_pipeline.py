@@ -284,7 +284,7 @@ def test_compare(data):
     page = (study / "report" / "index.html").read_text()
     assert "mIoU on 4 test images" in page
     assert "With 4 labelled images" in page
-    assert "MIoU against compute" in page
+    assert "mIoU against compute" in page
     assert page.count("<td>the adapted teacher</td>") == 1
     assert page.count('alt="mask of ') == 4, "images, masks, teacher and student side by side"
     if CHROMIUM is not None:

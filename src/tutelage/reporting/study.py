@@ -169,7 +169,7 @@ def _sureness(gain: Difference) -> str:
 def _charts(cells: list[Cell], budget: int, best: Cell, references: dict[int, Reference]) -> list[dict[str, Any]]:
     """The charts that the records have the numbers for."""
     words, arms = best.words, list(dict.fromkeys(cell.arm for cell in cells))
-    name, found = words.title[:1].upper() + words.title[1:], []
+    name, found = words.title.capitalize() if words.title.islower() else words.title, []
     if len({cell.budget for cell in cells}) > 1:
         lines = {arm: {cell.budget: cell.accuracy for cell in cells if cell.arm == arm} for arm in arms}
         teacher = {amount: one.accuracy for amount, one in references.items()}
