@@ -56,14 +56,14 @@ class Admitted:
         return np.searchsorted(self.rows, rows)
 
 
-def read_labels(run: Run, settings: dict[str, Any], classes: list[str] | None) -> TargetSet:
+def read_labels(run: Run, settings: dict[str, Any]) -> TargetSet:
     """The target set of a run.
 
     Raises:
         TutelageError: all that is wrong with it. Missing files that are too many for a message are all in rejected.csv.
     """
     try:
-        return task_of(settings["task"]).read(settings, classes)
+        return task_of(settings["task"]).read(settings)
     except TutelageError as error:
         many = [one for one in single(error) if isinstance(one, FilesMissing) and len(one.names) > MOST_NAMED]
         if many:

@@ -55,9 +55,8 @@ def curate(
 
     if shard is not None:
         return embed_share(shard, settings)
-    chosen_classes = [name.strip() for name in classes.split(",")] if classes else None
     with open_run(out, cache, dict(settings, strategy=strategy), overwrite) as (run, cache_dir):
-        labelled = read_labels(run, settings, chosen_classes)
+        labelled = read_labels(run, settings)
         listed = list_gallery(gallery)
         encoder = Encoder.of(settings, cache_dir)
         inputs = hash_of([

@@ -103,8 +103,7 @@ class Data:
     def _target(self, settings: dict[str, Any]) -> tuple[int, int]:
         key = tuple(settings[name] for name in ("task", "target", "val", "test", "classes", "group_by"))
         if key not in self._targets:
-            names = [name.strip() for name in settings["classes"].split(",")] if settings["classes"] else None
-            target = task_of(settings["task"]).read(settings, names)
+            target = task_of(settings["task"]).read(settings)
             self._targets[key] = int((target.splits == "train").sum()), len(target.classes)
         return self._targets[key]
 

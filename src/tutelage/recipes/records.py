@@ -92,8 +92,7 @@ def _data_now(settings: dict[str, Any]) -> dict[str, str]:
     from tutelage.data.gallery import list_gallery
     from tutelage.recipes.admitted import data_of
 
-    names = [name.strip() for name in settings["classes"].split(",")] if settings["classes"] else None
-    return data_of(task_of(settings["task"]).read(settings, names), list_gallery(settings["gallery"]).refs)
+    return data_of(task_of(settings["task"]).read(settings), list_gallery(settings["gallery"]).refs)
 
 
 def write_record(folder: Path, run: Run, way: Way, identity: tuple[str, int, int, dict[str, Any]]) -> Record:

@@ -16,7 +16,7 @@ CELLS_SHOWN = 25  # classes in a confusion matrix; of more, the pairs that are c
 MOST_WRITTEN = 999  # in a cell of the matrix; larger counts are shares
 PAIRS_SHOWN = 20
 LEGEND = 17  # letters of a name in the legend: three of them fit
-BINS, FEWEST = 10, 5  # of how sure a model is; images in a bin that is shown
+FEWEST = 5  # images in a bin of the calibration that is shown
 
 
 def svg(height: float, title: str, description: str, parts: Sequence[str]) -> Markup:
@@ -209,6 +209,18 @@ def calibration(bins: Mapping[str, np.ndarray], names: Mapping[str, str] = TITLE
         shares = 100 * sure.sum() / count.sum(), 100 * right.sum() / count.sum()
         words.append(f"{names[model]} is {shares[0]:.0f} % sure on the mean and right in {shares[1]:.0f} %")
     return svg(top + side + 40, "Calibration", "; ".join(words), parts)
+
+
+def calibrations(
+    bins: Mapping[str, np.ndarray], names: Mapping[str, str] = TITLES, more: str = ""
+) -> dict[str, object]:
+    """A chart of the page. bins, names: as of `calibration`. more: what the note ends with.
+
+    Returns:
+        {"title", "svg", "note"}.
+    """
+    note = f"On the dashed line a model is as often right as it is sure; bins with fewer than {FEWEST} images are left out.{more}"
+    return {"title": "Calibration", "svg": calibration(bins, names), "note": note}
 
 
 def curve(steps: Sequence[float], values: Sequence[float], title: str, across: str) -> Markup:

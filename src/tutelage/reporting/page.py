@@ -147,9 +147,7 @@ def _charts(
     for name, test in tests.items():
         found.append(charts.confusions(classes, test["confusion"], name, "miou" in test, titles))
     if probabilities:
-        note = f"On the dashed line a model is as often right as it is sure; bins with fewer than {charts.FEWEST} images are left out."
-        bins = {name: reliability(one, labels) for name, one in probabilities.items()}
-        found.append({"title": "Calibration", "svg": charts.calibration(bins), "note": note})
+        found.append(charts.calibrations({name: reliability(one, labels) for name, one in probabilities.items()}))
     rows = _metrics(run / "transfer" / "metrics.jsonl")
     if len(rows) > 1:
         picture = charts.curve(

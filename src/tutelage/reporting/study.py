@@ -206,9 +206,8 @@ def _class_charts(cells: list[Cell], budget: int, best: Cell, references: dict[i
         if counts is not None:
             titles = {"student": best.arm, "teacher": "the adapted teacher"}
             found.append(charts.confusions(classes, counts.tolist(), model, score == "iou", titles, " All seeds."))
-    if calibrations := charts.pooled([record.get("calibration") or {} for record in best.records.values()]):
-        note = "All seeds. On the dashed line a model is as often right as it is sure; bins with fewer than 5 images are left out."
-        found.append({"title": "Calibration", "svg": charts.calibration(calibrations, names), "note": note})
+    if bins := charts.pooled([record.get("calibration") or {} for record in best.records.values()]):
+        found.append(charts.calibrations(bins, names, " All seeds."))
     return found
 
 
@@ -303,12 +302,8 @@ def _numbers(record: Record) -> Iterator[tuple[Any, ...]]:
         flat = {**{k: v for k, v in one.items() if not isinstance(v, dict)}, **one.get("test", {})}
         for name, value in flat.items():
             if name == "confusion":
-                pairs = [
-                    (f"{a} -> {b}", n)
-                    for a, row in zip(classes, value, strict=True)
-                    for b, n in zip(classes, row, strict=True)
-                ]
-                yield from ((model, name, pair, count) for pair, count in pairs)
+                for truth, row in zip(classes, value, strict=True):
+                    yield from ((model, name, f"{truth} -> {said}", n) for said, n in zip(classes, row, strict=True))
             elif isinstance(value, list):
                 yield from ((model, name, klass, share) for klass, share in zip(classes, value, strict=True))
             else:

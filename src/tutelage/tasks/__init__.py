@@ -14,6 +14,11 @@ def task_of(name: str) -> ModuleType:
     return importlib.import_module(TASKS[name])
 
 
+def class_names(settings: dict[str, Any]) -> list[str] | None:
+    """The names that --classes asks for; None for all that there are."""
+    return [name.strip() for name in settings["classes"].split(",")] if settings["classes"] else None
+
+
 def rebuilt(about: dict[str, Any], classes: int) -> Any:
     """A student as a result describes it, its weights random. about: "student" of the result. classes: C."""
     return task_of("segmentation" if "decoder" in about else "classification").rebuilt(about, classes)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tutelage.errors import TutelageError
+from tutelage.tasks import class_names
 
 SCALE_SAMPLE = 2048  # gallery images whose features give the probe's scale
 PASSES = {"head": 15, "full": 15, "long": 30}  # of the last stage, over the labelled images
@@ -51,13 +52,14 @@ def _oblong(settings: dict[str, Any], kind: str) -> bool:
     return isinstance(settings.get(f"{kind}_size"), str)
 
 
-def read(settings: dict[str, Any], classes: list[str] | None) -> Any:
+def read(settings: dict[str, Any]) -> Any:
     """The target set."""
     from tutelage.data.target_set import read_target_set
 
     return read_target_set(
-        settings["target"], val=settings["val"], test=settings["test"], classes=classes, group_by=settings["group_by"]
-    )
+        settings["target"], val=settings["val"], test=settings["test"], classes=class_names(settings),
+        group_by=settings["group_by"],
+    )  # fmt: skip
 
 
 def read_any(target: str, classes: tuple[str, ...]) -> Any:

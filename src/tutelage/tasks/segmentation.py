@@ -12,6 +12,7 @@ import numpy as np
 
 from tutelage.errors import TutelageError
 from tutelage.sizes import sides
+from tutelage.tasks import class_names
 
 PASSES = {"head": 40, "full": 40, "long": 200, "steep": 200}
 RATES = {"head": 4e-3, "full": 1e-3, "long": 8e-3, "steep": 2e-2}  # at batch 128
@@ -97,15 +98,15 @@ def _window_faults(settings: dict[str, Any]) -> list[TutelageError]:
     return []
 
 
-def read(settings: dict[str, Any], classes: list[str] | None) -> Any:
+def read(settings: dict[str, Any]) -> Any:
     """The target set, its masks looked at."""
     from tutelage.data.dense_set import read_dense_set
     from tutelage.models.teachers import default_size, resolve
 
     size = settings["student_size"] or default_size(resolve(settings["student"], "student"))
     return read_dense_set(
-        settings["target"], val=settings["val"], test=settings["test"], classes=classes, group_by=settings["group_by"],
-        size=size,
+        settings["target"], val=settings["val"], test=settings["test"], classes=class_names(settings),
+        group_by=settings["group_by"], size=size,
     )  # fmt: skip
 
 
