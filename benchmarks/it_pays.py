@@ -2,7 +2,7 @@
 
 Six animal classes of CIFAR-10, 10 labels each, and the gallery of `animals.py`, made in FOLDER. For every strategy, size of the transfer
 set and seed a student from scratch sees 80,000 views (625 steps of 128) of a set that the strategy chose, and is not fine-tuned, so
-that nothing but the set differs. "generic" are random crops of photos. The student alone is trained once for each seed. `results.json`
+that nothing but the set differs. "generic" are random crops of photos. The baseline is trained once for each seed. `results.json`
 of each run goes to --results as STRATEGY-TOTAL-SEED.json; what is there already is not computed again. Prints a table, means over seeds.
 """
 
@@ -25,9 +25,9 @@ import tutelage  # noqa: E402
 
 STEPS, BATCH = 625, 128
 TRAINING = {
-    "student_weights": "scratch", "views": 2, "crop_area": 0.8, "lr": 6e-3, "steps": STEPS, "batch_size": BATCH, "finetune": "keep",
+    "student_weights": "scratch", "crop_area": 0.8, "lr": 6e-3, "steps": STEPS, "batch_size": BATCH, "finetune": "keep",
 }  # fmt: skip
-WITH_ALONE = ("balanced", 10_000)
+WITH_BASELINE = ("balanced", 10_000)
 
 
 def main() -> None:
@@ -48,12 +48,12 @@ def main() -> None:
             kept = given.results / f"{strategy}-{total}-{seed}.json"
             if not kept.exists():
                 settings = settings_of(given.folder, strategy, total, seed, given.copies)
-                tutelage.run(**settings, **TRAINING, no_baseline=(strategy, total) != WITH_ALONE)
+                tutelage.run(**settings, **TRAINING, no_baseline=(strategy, total) != WITH_BASELINE)
                 shutil.copyfile(Path(settings["out"]) / "report" / "results.json", kept)
     print("| strategy | images | student | each seed | teacher |\n| --- | --- | --- | --- | --- |")
     for strategy, total in arms:
         runs = [json.loads((given.results / f"{strategy}-{total}-{seed}.json").read_text()) for seed in seeds]
-        student, teacher = ([run[who]["test"]["accuracy"] for run in runs] for who in ("student", "teacher"))
+        student, teacher = ([run[who]["test"]["accuracy"] for run in runs] for who in ("distilled", "teacher"))
         spread = statistics.stdev(student) if len(seeds) > 1 else float("nan")
         each = ", ".join(f"{value:.3f}" for value in student)
         mean = f"{statistics.mean(student):.3f} ± {spread:.3f}"
@@ -70,7 +70,7 @@ def plot(results: Path, arms: list[tuple[str, int]], seeds: list[int]) -> str:
         total: [json.loads((results / f"{name}-{total}-{seed}.json").read_text()) for seed in seeds]
         for name, total in arms
     }
-    scores = {total: [run["student"]["test"]["accuracy"] for run in of] for total, of in sorted(runs.items())}
+    scores = {total: [run["distilled"]["test"]["accuracy"] for run in of] for total, of in sorted(runs.items())}
     every = [score for of in scores.values() for score in of]
     low, high = min(every) - 0.01, max(every) + 0.01
     first, last = math.log(min(scores)), math.log(max(scores))

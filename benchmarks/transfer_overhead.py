@@ -1,6 +1,6 @@
 """What the transfer costs beside the bare student: python benchmarks/transfer_overhead.py
 
-Compares one epoch of the transfer with cached targets (views made, targets looked up, KL, step, average) with a bare loop of the
+Compares one epoch of the distillation with cached targets (views made, targets looked up, KL, step, average) with a bare loop of the
 student's forward, backward and step on tensors in memory, for a store of 32 px and one of 224 px images, and, with a ViT-S/14
 teacher at 98 px, the online loop. All are interleaved, the median of 5 is told, ratios are what counts.
 
@@ -31,8 +31,8 @@ from tutelage.data.store import Images, Store  # noqa: E402
 from tutelage.models.adapted import network_of  # noqa: E402
 from tutelage.models.students import build_student  # noqa: E402
 from tutelage.models.teachers import build_teacher  # noqa: E402
-from tutelage.recipes.teach import Plan, teach  # noqa: E402
-from tutelage.targets import OutputCache, Targets, ViewSettings  # noqa: E402
+from tutelage.recipes.distill_loop import Plan, distill  # noqa: E402
+from tutelage.targets import OutputCache, Targets, TeacherOutputs, ViewSettings  # noqa: E402
 
 IMAGES, BATCH, SIZE, CLASSES, WIDTH = 2560, 128, 64, 10, 384
 DATA = Path(os.environ.get("TUTELAGE_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -69,10 +69,18 @@ def fresh():
 def transfer(targets: Targets, hardware, images: int = IMAGES) -> float:
     """Seconds of an epoch of the real loop."""
     student, module, optimizer, average = fresh()
-    plan = Plan(images // BATCH, BATCH, 1e-3, 1.0, 0.0, 0.0, 0)
+    plan, labels = Plan(images // BATCH, BATCH, 1e-3), np.zeros(0, np.int64)
     start = time.perf_counter()
-    teach(module, student, targets, plan, hardware, optimizer=optimizer, average=average)
+    distill(
+        module, student, targets, plan, hardware, optimizer=optimizer, average=average, labels=labels, classes=CLASSES
+    )
     return time.perf_counter() - start
+
+
+def of_teacher(images: Images, network, weight: np.ndarray, settings: ViewSettings, tables) -> Targets:
+    """Targets by a linear head on the teacher's outputs. tables: where they are kept, by look; None: the teacher runs in the loop."""
+    outputs = TeacherOutputs(images, network, lambda x: x @ weight, settings, settings.looks, tables)
+    return Targets(images, settings, outputs.log_probabilities)
 
 
 def main() -> None:
@@ -94,12 +102,12 @@ def main() -> None:
         targets = {}
         for name, path, side in (("cached_32", DATA / "cifar10", 32), ("cached_224", DATA / "photos1k", 224)):
             images = images_of(path, side, Path(folder))
-            cache = OutputCache(folder, network, settings, side)
-            cache.add(
-                images.keys, generator.normal(size=(IMAGES, WIDTH)).astype(np.float32), 0
-            )  # speed alone is measured
-            targets[name] = Targets(images, network, lambda x: x @ weight, settings, 1, [cache.table(images, 0)])
-        online = Targets(targets["cached_32"].images, network, lambda x: x @ weight, settings, 1, None)
+            cache = OutputCache(folder, network, settings.resize, side)
+            for look in settings.looks:  # speed alone is measured
+                cache.add(images.keys, generator.normal(size=(IMAGES, WIDTH)).astype(np.float32), look)
+            tables = {look: cache.table(images, look) for look in settings.looks}
+            targets[name] = of_teacher(images, network, weight, settings, tables)
+        online = of_teacher(targets["cached_32"].images, network, weight, settings, None)
         batches = [
             (
                 torch.randn(BATCH, 3, SIZE, SIZE).to(memory_format=torch.channels_last),

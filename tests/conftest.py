@@ -29,7 +29,7 @@ MODELS = (
     *("--student", "mobilenetv3-s-050", "--student-weights", "scratch", "--student-size", "32"),
 )
 SHORT = (
-    *("--views", "1", "--steps", "2", "--batch-size", "8", "--refine", "none"),
+    *("--committee", "none", "--steps", "2", "--batch-size", "8"),
     "--no-baseline",
     "--finetune",
     "keep",

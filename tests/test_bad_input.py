@@ -36,11 +36,11 @@ from tutelage.runs import Run
         (["rum"], "did you mean 'run'"),
         (["run", "--teachr", "dinov2-s"], "did you mean '--teacher'"),
         (["run", "--galery", "g"], "did you mean '--gallery'?"),
-        (["run", "--views", "many"], "--views"),
-        (["run", "--views", "1", "--views", "2"], "--views specified multiple times"),
+        (["run", "--epochs", "many"], "--epochs"),
+        (["run", "--epochs", "1", "--epochs", "2"], "--epochs specified multiple times"),
         (["run", "--target", "d", "--gallery", "g", "--out", "o", "--flip", "horizontl"], "did you mean 'horizontal'?"),
         (["run", "--target", "d", "--gallery", "g", "--out", "o", "--lr", "2"], "--lr 2"),
-        (["run", "--target", "d", "--gallery", "g", "--out", "o", "--mixup", "inf"], "--mixup inf"),
+        (["run", "--target", "d", "--gallery", "g", "--out", "o", "--sharpness", "inf"], "--sharpness inf"),
         (["run", "--target"], "--target"),
         (["run", "d"], "d"),
         (["evaluate", "--run", "nowhere"], "nowhere holds no run"),
@@ -60,10 +60,28 @@ def test_missing_settings_are_told_together(tutelage):
     assert all(f"no --{name}" in text for name in ("target", "gallery", "out"))
 
 
+def test_settings_of_the_targets_have_their_ranges(tutelage, tmp_path, monkeypatch):
+    """A share of labels that leaves no other image, and names that are none, are refused with what is allowed, all at once."""
+    monkeypatch.chdir(tmp_path)
+    words = ("run", "--target", "d", "--gallery", "g", "--out", "o")
+    text = refused(
+        tutelage(*words, "--label-share", "1", "--sharpness", "0", "--committee", "alll", "--preset", "papr")
+    )
+    for given, allowed in (
+        ("--label-share 1", "less than 1"), ("--sharpness 0", "greater than 0"), ("--committee alll", "'auto', 'none' or 'only'"),
+        ("--preset papr", "'none' or 'paper'"),
+    ):  # fmt: skip
+        told = text[text.index(f"given:   {given}\n") :].splitlines()[1]
+        assert allowed in told
+    assert "did you mean 'paper'?" in text
+    assert "--label-share -0.1" in refused(tutelage("transfer", "--out", "o", "--label-share", "-0.1"))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_bad_toml(tutelage, tmp_path):
     """A TOML file that is missing, broken, or has unknown keys or impossible values is told with its place."""
     file = tmp_path / "settings.toml"
-    file.write_text("views == 2")
+    file.write_text("epochs == 2")
     assert "line 1" in refused(tutelage("run", "--config", str(file)))
     assert "did you mean 'settings.toml'?" in refused(tutelage("run", "--config", str(tmp_path / "setings.toml")))
     file.write_text('teechr = "dinov2-s"\nbudget = 0\nsmoke = "perhaps"\n[run]\nseed = 1\n')
@@ -459,7 +477,7 @@ def test_odd_names_and_a_few_bad_images(odd):
     """Unicode, line breaks and bytes that are no text in names work, and bad images below the limit do not stop a run."""
     task, done = odd
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["student"]["test"]["images"] == 12
+    assert json.loads(done.stdout)["distilled"]["test"]["images"] == 12
     assert set(rejected(task)) == {"10.png"}
     classes = json.loads((task.out / "transfer_set" / "result.json").read_text())["classes"]
     assert 'naïve 猫\nclass, "quoted"' in classes

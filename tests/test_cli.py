@@ -17,8 +17,8 @@ from tutelage.cli import RECIPES, call, recipe
 from tutelage.runs import Run
 from tutelage.version import __version__
 
-STAGES = ("curate", "adapt", "transfer", "finetune", "alone", "evaluate")
-TAUGHT = [word for word in SHORT if word != "--no-baseline"]
+STAGES = ("curate", "adapt", "committee", "transfer", "alone", "finetune", "evaluate")
+DISTILLED = [word if word != "none" else "auto" for word in SHORT if word != "--no-baseline"]
 
 
 def in_python(code: str) -> str:
@@ -85,7 +85,7 @@ def test_stages_and_run_say_the_same(stage):
 def test_every_setting_of_run_reaches_a_stage():
     """No flag of `run` is idle: each is a setting of a stage, or of `run` itself."""
     stages = {name for stage in STAGES for name in inspect.signature(recipe(stage)).parameters}
-    assert set(inspect.signature(recipe("run")).parameters) - stages == {"no_baseline"}
+    assert set(inspect.signature(recipe("run")).parameters) - stages == {"no_baseline", "pilot"}
 
 
 def test_twins():
@@ -99,14 +99,19 @@ def test_twins():
 
 # Results
 
+MODELS_OF_A_RUN = ("distilled", "baseline", "delivered", "teacher", "committee")
+
+
+def whole_run(drawn: Task, out: Path) -> list[str]:
+    """The words of a run with committee and baseline in another folder than the task's."""
+    return [word for word in drawn.words("run", "--committee", "auto", "--out", str(out)) if word != "--no-baseline"]
+
 
 @pytest.fixture(scope="module")
 def finished(drawn, tutelage, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """`tutelage run --json`, with the student alone, in a folder of its own."""
+    """`tutelage run --json`, with committee and baseline, in a folder of its own."""
     out = tmp_path_factory.mktemp("command") / "run"
-    words = [word for word in drawn.words() if word != "--no-baseline"]
-    words[words.index("--out") + 1] = str(out)
-    return out, tutelage(*words, "--json", own=True)
+    return out, tutelage(*whole_run(drawn, out), "--json", own=True)
 
 
 def test_json(finished):
@@ -115,27 +120,28 @@ def test_json(finished):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\n") == 1
     result = json.loads(done.stdout)
-    assert set(result) == {"run", "student", "alone", "teacher", "seconds", "reused"}
+    assert set(result) == {"run", *MODELS_OF_A_RUN, "seconds", "reused"}
     assert result["run"] == str(out)
-    for model in ("student", "alone", "teacher"):
+    for model in MODELS_OF_A_RUN:
         assert {"accuracy", "balanced_accuracy", "macro_f1", "ece"} <= set(result[model]["test"])
         assert all(
             0 <= result[model]["test"][name] <= 1 for name in ("accuracy", "balanced_accuracy", "macro_f1", "ece")
         )
         assert result[model]["parameters"] > 100_000
-    assert {"curate", "adapt", "targets", "transfer", "finetune", "evaluate", "total"} <= set(result["seconds"])
+    assert set(result["seconds"]) == {*STAGES, "targets", "total"}
     assert result["seconds"]["total"] == pytest.approx(
         sum(seconds for name, seconds in result["seconds"].items() if name != "total"), abs=0.01
     )
     assert result["reused"] == []
-    assert result["alone"]["latency_ms"] == result["student"]["latency_ms"] > 0  # one architecture
+    assert result["baseline"]["latency_ms"] == result["distilled"]["latency_ms"] > 0  # one architecture
+    assert result["delivered"] == {**result["distilled"], "what": "distilled"}, "nothing has judged it"
+    assert "latency_ms" not in result["committee"], "which nobody ships"
     assert result["teacher"]["latency_ms"] > 0
 
 
 def timeless(result: dict) -> dict:
     """A result without what differs from run to run: times and the folder."""
-    models = ("student", "alone", "teacher")
-    return {name: {k: v for k, v in result[name].items() if k != "latency_ms"} for name in models if name in result}
+    return {name: {k: v for k, v in result[name].items() if k != "latency_ms"} for name in MODELS_OF_A_RUN}
 
 
 def test_python_twin_gives_the_same(finished, drawn, tmp_path):
@@ -143,8 +149,7 @@ def test_python_twin_gives_the_same(finished, drawn, tmp_path):
     again = package.run(
         target=drawn.target, gallery=[drawn.gallery], out=tmp_path / "run", teacher="efficientnet-lite0",
         teacher_weights="scratch", teacher_size=32, student="mobilenetv3-s-050", student_weights="scratch",
-        student_size=32, views=1, steps=2,
-        batch_size=8, refine="none", finetune="keep",
+        student_size=32, steps=2, batch_size=8, finetune="keep",
     )  # fmt: skip
     assert timeless(again) == timeless(json.loads(finished[1].stdout))
     weights = [path / "student" / "weights.safetensors" for path in (finished[0], tmp_path / "run")]
@@ -154,7 +159,7 @@ def test_python_twin_gives_the_same(finished, drawn, tmp_path):
 def test_stages_one_after_another_give_the_same(finished, drawn, capsys, tmp_path):
     """The stages as commands of their own, in one folder, end with the weights and scores of `run`."""
     out = tmp_path / "run"
-    given = dict(zip(MODELS[::2], MODELS[1::2], strict=True)) | dict(zip(TAUGHT[::2], TAUGHT[1::2], strict=True))
+    given = dict(zip(MODELS[::2], MODELS[1::2], strict=True)) | dict(zip(DISTILLED[::2], DISTILLED[1::2], strict=True))
     given |= {"--target": str(drawn.target), "--gallery": str(drawn.gallery), "--out": str(out), "--run": str(out)}
     for stage in STAGES:
         flags = ["--" + name.replace("_", "-") for name in inspect.signature(recipe(stage)).parameters]
@@ -165,8 +170,8 @@ def test_stages_one_after_another_give_the_same(finished, drawn, capsys, tmp_pat
         assert call([stage, *words]) == 0, capsys.readouterr().err
     scores = json.loads(capsys.readouterr().out)
     assert timeless(scores) == timeless(json.loads(finished[1].stdout))
-    for name in ("student", "alone"):
-        mine, theirs = (path / name / "weights.safetensors" for path in (out, finished[0]))
+    for name in ("student/weights", "alone/weights", "committee/fold-0"):
+        mine, theirs = (path / f"{name}.safetensors" for path in (out, finished[0]))
         assert mine.read_bytes() == theirs.read_bytes()
 
 
@@ -174,9 +179,7 @@ def test_a_second_time_nothing_is_done_again(finished, drawn, capsys):
     """The same command on a finished run gives the same numbers and says that all stages were reused."""
     out, done = finished
     settings = Run(out).settings()["settings"]
-    words = [word for word in drawn.words() if word != "--no-baseline"]
-    words[words.index("--out") + 1] = str(out)
-    assert call([*words, "--json"]) == 0
+    assert call([*whole_run(drawn, out), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["reused"] == list(STAGES)
     assert {k: v for k, v in result.items() if k != "reused"} == {
@@ -189,8 +192,10 @@ def test_table(finished, capsys):
     """Without --json the scores come as a table on stdout, and all other words on stderr."""
     assert call(["evaluate", "--run", str(finished[0])]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split("  ")[0] for line in lines[2:]] == ["student, taught", "student alone", "teacher, adapted"]
-    assert all(float(line.split()[-1]) > 0 for line in lines[2:])  # milliseconds
+    weight = json.loads((finished[0] / "committee" / "result.json").read_text())["weight"]
+    titles = ["distilled student, delivered", "baseline (labels only)", "teacher (adapted)"]
+    assert [line.split("  ")[0] for line in lines[2:]] == titles + ["committee"] * (weight > 0)
+    assert all(float(line.split()[-1]) > 0 for line in lines[2:5])  # milliseconds
 
 
 def test_a_very_large_teacher_is_not_timed(finished, drawn, monkeypatch):
@@ -198,7 +203,7 @@ def test_a_very_large_teacher_is_not_timed(finished, drawn, monkeypatch):
     monkeypatch.setattr("tutelage.recipes.evaluate.TIMED_FLOPS", 0)
     scores = package.evaluate(run=finished[0], target=drawn.target / "test")
     assert "latency_ms" not in scores["teacher"]
-    assert scores["alone"]["latency_ms"] == scores["student"]["latency_ms"] > 0
+    assert scores["baseline"]["latency_ms"] == scores["distilled"]["latency_ms"] > 0
 
 
 def test_words_of_a_task():

@@ -321,7 +321,7 @@ def test_more_images_tomorrow(data, tmp_path):
 
 
 def test_later_stages_take_the_embeddings_over(data, tmp_path):
-    """A run that searched its gallery asks the teacher nothing again about whole images: the refinement finds them."""
+    """A run that searched its gallery asks the teacher nothing again about whole images: the later stages find them."""
     cache = tmp_path / "cache"
     curate(data, "handed", cache=str(cache))
     clean = sorted(cache.glob("outputs-*/clean/*.keys.npy"))

@@ -28,7 +28,7 @@ MODELS = {
 SHORT = {
     "steps": 6,
     "batch_size": 4,
-    "views": 2,
+    "committee": "none",
     "dedup": "none",
     "finetune": "keep",
     "no_baseline": True,
@@ -72,12 +72,12 @@ def losses_of(result: dict) -> list[float]:
 @pytest.fixture(scope="module")
 def whole(data) -> dict:
     """A run with all of its stages."""
-    return go(data, "whole", finetune="full", no_baseline=False)
+    return go(data, "whole", finetune="full", no_baseline=False, committee="auto")
 
 
 def test_all_stages(whole):
-    """A run gives mIoU beside the other scores for student, alone and teacher, a page with masks, and a report by class."""
-    for name in ("student", "alone", "teacher"):
+    """A run gives mIoU beside the other scores for distilled student, baseline and teacher, a page with masks, and a report by class."""
+    for name in ("distilled", "baseline", "delivered", "teacher"):
         test = whole[name]["test"]
         assert test["images"] == 4
         assert 0 <= test["miou"] <= 1
@@ -86,21 +86,22 @@ def test_all_stages(whole):
     folder = Path(whole["run"])
     page = (folder / "report" / "index.html").read_text()
     assert page.count('alt="mask of ') == 4
-    assert page.count('alt="student of ') == page.count('alt="teacher of ') == page.count('alt="alone of ') == 4
+    for name in ("delivered", "distilled", "baseline", "teacher"):
+        assert page.count(f'alt="{name} of ') == 4
     assert "IoU of each class" in page
     assert "mean IoU of" in page
     curated = read_json(folder / "transfer_set" / "result.json")
     assert (curated["task"], curated["images"]["train"]) == ("segmentation", 4)
     assert curated["shown_by"] == dict.fromkeys(CLASSES, 4)
     lines = (folder / "report" / "results.csv").read_text().splitlines()
-    assert any(line.startswith("student,iou,disc,") for line in lines)
+    assert any(line.startswith("delivered,iou,disc,") for line in lines)
 
 
 def test_a_finished_run_is_taken_as_it_is(data, whole):
     """The same command again does nothing and says the same."""
-    again = go(data, "whole", finetune="full", no_baseline=False)
-    assert set(again["reused"]) == {"curate", "adapt", "transfer", "finetune", "alone", "evaluate"}
-    assert again["student"]["test"] == whole["student"]["test"]
+    again = go(data, "whole", finetune="full", no_baseline=False, committee="auto")
+    assert set(again["reused"]) == {"curate", "adapt", "committee", "transfer", "finetune", "alone", "evaluate"}
+    assert again["delivered"]["test"] == whole["delivered"]["test"]
 
 
 def test_a_killed_run_goes_on(data, monkeypatch):
@@ -127,7 +128,7 @@ def test_a_killed_run_goes_on(data, monkeypatch):
 
 def test_cached_and_online_targets_agree(data, capsys):
     """Cached targets give the losses of a teacher in the loop; on a coarser grid they are off by no more than is told."""
-    grid = 8 * 12 * 3 * 14 * 2 * 2 / 2**30  # GiB of logits at stride 8, 2 views of 14 images
+    grid = 8 * 12 * 3 * 14 * 2 * 2 / 2**30  # GiB of logits at stride 8 of 14 images and their mirror images
     rows = {
         name: losses_of(go(data, f"limit-{name}", cache_limit=limit, cache=str(data / f"cache-{name}")))
         for name, limit in (("cached", 1.0), ("online", 0.0))
@@ -179,11 +180,11 @@ def test_a_window_is_another_teacher_for_features_too(data):
 
 
 def test_rare_classes_may_count_more(data, monkeypatch):
-    """--class-weight balanced weighs pixels by what the teacher takes them for: the same teacher's losses differ, and stay finite."""
-    weighted = segmentation.told_weights
+    """--class-weight balanced weighs pixels by what the targets take them for: the same teacher's losses differ, and stay finite."""
+    weighted = segmentation.class_weights
 
     def losses_with(weights) -> np.ndarray:
-        monkeypatch.setattr(segmentation, "told_weights", weights)
+        monkeypatch.setattr(segmentation, "class_weights", weights)
         name = f"weight-{weights is weighted}"
         return losses_of(go(data, name, class_weight="balanced", cache=str(data / "cache-weights")))
 
@@ -202,14 +203,15 @@ def test_agnostic(data, features):
         objective="agnostic",
         agnostic_features=features,
         agnostic_loss=kind,
+        label_share=0.0,
         finetune="full" if features == "patches" else "auto",
     )
     tried = read_json(Path(result["run"]) / "student" / "result.json")["validation"]
     assert set(tried) == (set() if features == "patches" else {"long", "steep"}), "a new decoder, at two rates"
     about = read_json(Path(result["run"]) / "transfer" / "result.json")
-    assert (about["features"], about["head"]) == (True, False)
+    assert (about["labelled_in_batch"], about["head"]) == (0, False)
     assert losses_of(result)[-1] < losses_of(result)[0]
-    assert result["student"]["test"]["miou"] >= 0
+    assert result["delivered"]["test"]["miou"] >= 0
 
 
 @pytest.mark.parametrize(
@@ -228,7 +230,7 @@ def test_vit_teachers(data, teacher, size, decoder, monkeypatch):
     before = vit.VisionTransformer.__init__
     monkeypatch.setattr(vit.VisionTransformer, "__init__", lambda self, *a, **o: before(self, *a, **{**o, "depth": 1}))
     result = go(data, teacher, teacher=teacher, teacher_size=size, decoder=decoder, objective="pseudo-label", steps=2)
-    assert result["student"]["test"]["images"] == 4
+    assert result["delivered"]["test"]["images"] == 4
     assert result["teacher"]["name"] == teacher
 
 
@@ -245,14 +247,15 @@ def test_the_whole_teacher_may_learn(data, monkeypatch):
     about = read_json(Path(result["run"]) / "teacher" / "result.json")
     assert about["mode"] == "probe-then-full"
     assert (Path(result["run"]) / "teacher" / "weights.safetensors").exists()
-    assert set(read_json(Path(result["run"]) / "student" / "result.json")["validation"]) == {"keep", "head", "full"}
+    delivered = read_json(Path(result["run"]) / "student" / "result.json")
+    assert (delivered["delivered"], delivered["validation"]) == ("distilled", {}), "nothing can judge"
 
 
 def test_other_images_can_be_scored(data, whole):
     """`evaluate --target` scores the models of a run on other images and masks of its classes, and on no others."""
     run = whole["run"]
     scores = tutelage.evaluate(run=run, target=str(data / "target"))
-    assert scores["student"]["test"]["images"] == 13
+    assert scores["delivered"]["test"]["images"] == 13
     (data / "target" / "classes.txt").write_text("a\nb\n")
     try:
         with pytest.raises(TutelageError, match="the run's classes"):
@@ -271,9 +274,9 @@ def test_compare(data):
     }  # fmt: skip
     planned = tutelage.compare(**settings, dry_run=True)
     result = tutelage.compare(**settings)
-    kept = sum(path.stat().st_size for path in (study / "cache").glob("outputs-*/view-*/*[!s].npy"))
+    kept = 2 * sum(path.stat().st_size for path in (study / "cache").glob("outputs-*/mirrored/*[!s].npy"))
     assert planned["outputs_gibibytes"] * 2**30 == pytest.approx(kept, rel=0.1), (
-        "logits of every view of each seed's teacher"
+        "logits of every image and its mirror image, of each seed's teacher"
     )
     assert planned["gibibytes"] > planned["outputs_gibibytes"], "and decoded images and embeddings"
     assert not result["failed"]

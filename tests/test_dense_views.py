@@ -10,7 +10,8 @@ from tutelage.data.decode import content_key
 from tutelage.data.masks import IGNORE, Masks, nearest
 from tutelage.data.store import Images
 from tutelage.data.views import draw
-from tutelage.targets import CLEAN, ViewSettings, view_input, view_truth
+from tutelage.sizes import sides
+from tutelage.targets import CLEAN, Targets, ViewSettings, view_input, view_truth
 
 HEIGHT, WIDTH = 90, 120
 CELL = 15  # pixels of one colour and one class
@@ -66,7 +67,7 @@ def test_image_and_mask_agree_in_every_pixel(size, scale):
     labels, checked = Masks(masks, images.sizes), 0
     for number in (CLEAN, *range(12)):
         pixels = view_input(images, np.array([0]), number, settings, Shape(size))[0, 0].numpy() * 51
-        truth = view_truth(images, labels, np.array([0]), number, settings, size)[0].numpy()
+        truth = view_truth(images, labels, np.array([0]), number, settings, sides(size))[0].numpy()
         assert truth.shape == pixels.shape
         sure = inner(truth)
         checked += sure.sum()
@@ -82,10 +83,25 @@ def test_two_networks_see_the_same_places():
     settings = ViewSettings(seed=2, flip="both", area=0.3, follow=True)
     for number in range(8):
         one, other = (
-            view_truth(images, labels, np.array([0]), number, settings, size)[0].numpy() for size in ("60x80", "120x80")
+            view_truth(images, labels, np.array([0]), number, settings, size)[0].numpy()
+            for size in ((60, 80), (120, 80))
         )
         assert (one == other[::2])[inner(one)].all()
         assert (one == other[1::2])[inner(one)].all()
+
+
+def test_targets_and_masks_show_the_same_places():
+    """A target that says of each place the mask's class is, cropped for a pass, the mask that the pass shows of a labelled image."""
+    image, mask = board()
+    images = stored([image])
+    labels, settings = Masks(stored([mask]), images.sizes), ViewSettings(seed=3, flip="both", area=0.2, follow=True)
+    one_hot = np.eye(48, dtype=np.float32)[mask.astype(int)].transpose(2, 0, 1)[None]
+    given = Targets(images, settings, lambda positions: np.log(one_hot[positions] + 1e-6))
+    for number in range(8):
+        said = given.probabilities(np.array([0]), np.array([number]))[0].argmax(axis=0)
+        truth = view_truth(images, labels, np.array([0]), np.array([number]), settings, (HEIGHT, WIDTH))[0].numpy()
+        assert (said == truth)[inner(truth)].all()
+        assert (said == truth).mean() > 0.95
 
 
 def test_regions_follow_the_images_proportions():
@@ -106,7 +122,7 @@ def test_no_class_stays_no_class():
     mask[:, 20:] = IGNORE
     images = stored([np.zeros((40, 40, 3), np.uint8)])
     settings = ViewSettings(seed=0, flip="none", area=1.0, follow=True)
-    truth = view_truth(images, Masks(stored([mask]), images.sizes), np.array([0]), CLEAN, settings, 64)[0]
+    truth = view_truth(images, Masks(stored([mask]), images.sizes), np.array([0]), CLEAN, settings, (64, 64))[0]
     assert torch.equal(truth[:, :32], torch.ones(64, 32, dtype=torch.int64))
     assert torch.equal(truth[:, 32:], torch.full((64, 32), IGNORE))
 

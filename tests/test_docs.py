@@ -67,7 +67,7 @@ def test_readme_demo_runs(tmp_path):
         capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    for title in ("pixels + logistic regression", "student alone", "student taught", "teacher"):
+    for title in ("pixels + logistic regression", "baseline (labels only)", "distilled student", "teacher (adapted)"):
         assert title in done.stdout
         assert title in README
     for name in re.findall(r"\S+\.safetensors|\S+\.json", done.stdout):

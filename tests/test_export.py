@@ -20,7 +20,9 @@ from PIL import Image
 import tutelage
 from conftest import MODELS, Task, environment, make_task, seconds_without_torch
 from tutelage.deploy import graph, runtime, timing
+from tutelage.deploy.card import model_card
 from tutelage.errors import TutelageError
+from tutelage.runs import Run
 
 FILES = ["MODEL_CARD.md", "export.json", "labels.txt", "model.int8.onnx", "model.onnx", "predict.py", "preprocess.json"]
 NASTY = "a <b> | `c`"
@@ -34,8 +36,8 @@ def finished(tmp_path_factory) -> Task:
         (task.target / split / "c0").rename(task.target / split / NASTY)
     names = [flag.removeprefix("--").replace("-", "_") for flag in MODELS[::2]]
     tutelage.run(
-        target=task.target, gallery=[task.gallery], out=task.out, views=1, steps=3, batch_size=8, refine="none",
-        no_baseline=True, finetune="auto", **dict(zip(names, MODELS[1::2], strict=True)),
+        target=task.target, gallery=[task.gallery], out=task.out, steps=3, batch_size=8, val="0.34", no_baseline=True,
+        **dict(zip(names, MODELS[1::2], strict=True)),
     )  # fmt: skip
     tutelage.export(run=task.out)
     return task
@@ -97,7 +99,7 @@ def test_predict_is_evaluate(finished, tmp_path):
     assert list(rows[0]) == ["path", "class", "probability", "unsure", "class_2", "probability_2"]
     right = [Path(row["path"]).parent.name == row["class"] for row in rows]
     assert len(right) == 12
-    assert float(np.mean(right)) == report["student"]["test"]["accuracy"]
+    assert float(np.mean(right)) == report["delivered"]["test"]["accuracy"]
     below = told("preprocess.json", finished)["unsure_below"]
     assert all((row["unsure"] == "true") == (below is not None and float(row["probability"]) < below) for row in rows)
     assert all(float(row["probability"]) >= float(row["probability_2"]) for row in rows)
@@ -160,13 +162,41 @@ def test_card(finished):
     card = (finished.out / "export" / "MODEL_CARD.md").read_text()
     report = json.loads((finished.out / "report" / "result.json").read_text())
     assert card.startswith("---\nlibrary_name: onnx\n")
-    assert f"| **this model** | {report['student']['test']['accuracy']:.3f} (" in card
+    assert f"| **this model** | {report['delivered']['test']['accuracy']:.3f} (" in card
     assert r"a &lt;b> \| \`c\`" in card
     assert "`tf_efficientnet_lite0`" in card
     assert "licence" in card
     assert f"--target {finished.target}" in card
     assert "| `model.onnx` |" in card
     assert "|---|---|---|---|\n| " in card, "a table whose rows follow its head"
+    assert "It was distilled from `tf_efficientnet_lite0` on" in card
+    assert "is delivered" in card
+    assert "| teacher (adapted) | " in card
+    assert ("is called unsure. On images that were held out (6 validation images)" in card) == bool(
+        told("export.json", finished)["unsure"]
+    )
+
+
+def test_card_of_a_baseline(finished):
+    """Where the baseline is what is delivered, the card says so, and that nothing of the teacher is in it."""
+    run = Run(finished.out)
+    stages, kept = run.results(), run.settings()
+    model = stages["report"]["delivered"]
+    gains = {"gain": 0.1, "standard_error": 0.04}
+    stages["report"] |= {"baseline": model, "delivered": {**model, "what": "baseline"}}
+    stages["student"] |= {
+        "delivered": "baseline", "judged_on": "6 validation images",
+        "validation": {"distilled": {"gain": 0.0, "standard_error": 0.0}, "baseline": gains},
+    }  # fmt: skip
+    card = model_card(finished.out, stages, kept["settings"], kept["teacher"], told("export.json", finished))
+    assert "It is the baseline: it was trained on 12 labelled images only." in card
+    assert (
+        "The baseline is delivered: on 6 validation images it was better than the distilled student by 10.0 ± 4.0 points"
+        in card
+    )
+    assert "neither the teacher's weights nor its outputs" in card
+    assert "| distilled student | " in card
+    assert "| baseline (labels only)" not in card
 
 
 def test_baked_and_torchscript(finished, tmp_path):
@@ -282,7 +312,7 @@ def test_masks(tmp_path):
         tutelage.run(
             task="segmentation", target=data / "target", gallery=[data / "gallery"], out=tmp_path / "run", teacher="tf_efficientnet_lite0",
             teacher_weights="scratch", teacher_size="32x64", student="mobilenetv3_small_050", student_weights="scratch",
-            student_size="32x64", steps=3, batch_size=4, views=1, dedup="none", finetune="keep", no_baseline=True,
+            student_size="32x64", steps=3, batch_size=4, dedup="none", finetune="keep", no_baseline=True,
         )  # fmt: skip
     finally:
         dense_heads.STRENGTHS = before
@@ -290,7 +320,7 @@ def test_masks(tmp_path):
     report = json.loads((tmp_path / "run" / "report" / "result.json").read_text())
     proof = about["proof"]["files"]["model.onnx"]
     assert proof["difference"] <= 1e-4
-    assert proof["score"] == pytest.approx(report["student"]["test"]["miou"], abs=1e-3)
+    assert proof["score"] == pytest.approx(report["delivered"]["test"]["miou"], abs=1e-3)
     result = tutelage.predict(
         export=tmp_path / "run", images=[data / "target" / "images" / "test"], out=tmp_path / "p.csv", model="float"
     )
@@ -304,7 +334,7 @@ def test_masks(tmp_path):
         assert mask.shape == truth.shape == Image.open(row["path"]).size[::-1]
         assert float(row["share_disc"]) == pytest.approx((mask == 1).mean(), abs=1e-6)
         right.append((mask == truth)[truth < 255])
-    assert np.concatenate(right).mean() == pytest.approx(report["student"]["test"]["accuracy"], abs=1e-3)
+    assert np.concatenate(right).mean() == pytest.approx(report["delivered"]["test"]["accuracy"], abs=1e-3)
     words = [sys.executable, tmp_path / "run" / "export" / "predict.py", data / "target" / "images" / "test"]
     subprocess.run(
         [str(one) for one in (*words, "--model", "float", "--out", tmp_path / "q.csv")], check=True, timeout=60

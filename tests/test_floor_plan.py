@@ -29,6 +29,7 @@ ROOMS = (
     "metrics",
     "compute",
     "config",
+    "presets",
     "progress",
     "runs",
     "errors",
@@ -38,18 +39,19 @@ ROOMS = (
 )
 ENTRANCES = ("__init__", "__main__")  # above all rooms; no room imports them
 CLOSED = {"data": {"training", "losses", "metrics", "compute"}}  # below, and still not to be imported
-# Inside recipes/, from top to bottom: studies, all stages in order, the commands of one stage each, and what several
-# stages share. A group imports only groups below it; the shared files may import each other.
+# Inside recipes/, from top to bottom: studies, what they will take, all stages in order, the commands of one stage each,
+# and what several stages share. A group imports only groups below it; the shared files may import each other.
 RECIPES = (
     {"__init__", "compare", "demo"},
-    {"estimate", "pipeline"},
+    {"estimate"},
+    {"pipeline"},
     {
-        "adapt", "alone", "bench", "cache", "curate", "demo_page", "doctor", "evaluate", "export", "finetune", "predict",
-        "report", "transfer",
+        "adapt", "alone", "bench", "cache", "committee", "curate", "demo_page", "doctor", "evaluate", "export", "finetune",
+        "predict", "report", "transfer",
     },
     {
-        "admitted", "arms", "choosing", "chosen", "encoders", "exported", "gallery_pool", "ledger", "objectives", "on_ray",
-        "preflight", "records", "self_taught", "stage", "supervised", "taught", "teach", "teaching",
+        "admitted", "arms", "choosing", "chosen", "distill_loop", "encoders", "exported", "gallery_pool", "labels_only", "ledger",
+        "objectives", "on_ray", "pilot", "preflight", "prepare_targets", "records", "self_taught", "stage", "supervised", "taught",
     },
 )  # fmt: skip
 SHARED = len(RECIPES) - 1
@@ -68,6 +70,7 @@ LOADS_NO_TORCH = (
     "tutelage.tasks",
     "tutelage.tasks.classification",
     "tutelage.tasks.segmentation",
+    "tutelage.tasks.dense_settings",
     "tutelage.data.decode",
     "tutelage.data.emoji",
     "tutelage.data.views",

@@ -14,10 +14,11 @@ from tutelage.losses import (
     class_weights,
     contrastive,
     distillation,
+    divergence,
+    one_hot,
     queue_similarity,
     self_distillation,
     soft_cross_entropy,
-    spectral,
 )
 
 
@@ -124,6 +125,56 @@ def test_distillation_keeps_the_gradient_when_the_temperature_changes():
     torch.testing.assert_close(student.grad, expected, rtol=2e-2, atol=1e-3)
 
 
+def test_divergence_worked_examples():
+    """The numbers in the docstring of divergence are right."""
+    student = torch.zeros(1, 2)
+    assert divergence(student, torch.tensor([[0.25, 0.75]])).item() == pytest.approx(0.1308, abs=5e-5)
+    assert divergence(student, torch.tensor([[0.0, 1.0]])).item() == pytest.approx(math.log(2), abs=1e-6)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_divergence_is_distillation_from_probabilities(temperature: float, weighted: bool):
+    """Of the teacher's softened probabilities the divergence is the distillation from its logits, the gradient too; of grids as well."""
+    student, teacher = (logits_of(seed, 12).reshape(2, 2, 3, 5).movedim(-1, 1) for seed in (14, 15))
+    student.requires_grad_()
+    weights = torch.tensor([0.5, 1.0, 2.0, 4.0, 0.1]) if weighted else None
+    ours = divergence(student, (teacher / temperature).softmax(1), temperature, weights)
+    theirs = distillation(student, teacher, temperature, weights)
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
+    gradients = [torch.autograd.grad(loss, student)[0] for loss in (ours, theirs)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_divergence_from_one_hot_rows_is_cross_entropy():
+    """True classes as targets ask for what torch's cross-entropy asks for, with and without weights, to the gradient."""
+    student, labels = logits_of(16).requires_grad_(), torch.tensor([0, 1, 1, 4, 2, 2])
+    for weights in (None, torch.tensor([0.5, 1.0, 2.0, 4.0, 0.1])):
+        ours = divergence(student, one_hot(labels, 5), weights=weights)
+        theirs = nn.functional.cross_entropy(student, labels, weight=weights)
+        assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
+        torch.testing.assert_close(torch.autograd.grad(ours, student)[0], torch.autograd.grad(theirs, student)[0])
+
+
+def test_rows_without_a_target_count_for_nothing():
+    """Rows and pixels that are 0 throughout change neither the loss nor a gradient; where nothing counts both are 0."""
+    student, target = logits_of(17), logits_of(18).softmax(1)
+    target[[1, 4]] = 0
+    student.requires_grad_()
+    kept = [0, 2, 3, 5]
+    for weights in (None, torch.tensor([0.5, 1.0, 2.0, 4.0, 0.1])):
+        loss = divergence(student, target, 2.0, weights)
+        assert loss.item() == pytest.approx(divergence(student[kept], target[kept], 2.0, weights).item(), rel=1e-6)
+        (gradient,) = torch.autograd.grad(loss, student)
+        assert gradient[[1, 4]].abs().max() == 0
+        assert gradient[kept].abs().min() > 0
+    pixels = divergence(student.T.reshape(1, 5, 2, 3), target.T.reshape(1, 5, 2, 3), 2.0)
+    assert pixels.item() == pytest.approx(divergence(student, target, 2.0).item(), rel=1e-6)
+    nothing = divergence(student, torch.zeros_like(target))
+    assert nothing.item() == 0
+    assert torch.autograd.grad(nothing, student)[0].abs().max() == 0
+
+
 @pytest.mark.parametrize("size", [0.0, 1.0, 1e4])
 def test_gradients_are_finite(size: float):
     """Losses and gradients are finite numbers for flat, for usual and for very sure logits, also in half precision."""
@@ -131,6 +182,7 @@ def test_gradients_are_finite(size: float):
         student = logits_of(9, size=size).to(dtype).requires_grad_()
         teacher = logits_of(10, size=size).to(dtype)
         loss = distillation(student, teacher, 1.0) + soft_cross_entropy(student, teacher.float().softmax(1))
+        loss = loss + divergence(student, one_hot(teacher.argmax(1), 5))
         assert loss.dtype == torch.float32
         loss.backward()
         assert student.grad is not None
@@ -213,17 +265,6 @@ def test_queue_similarity_is_its_formula():
         q, p = (softmax_loop([sum(a * b for a, b in zip(x, u, strict=True)) / 0.07 for u in us]) for x in (zi, ti))
         total += sum(pk * (math.log(pk) - math.log(qk)) for pk, qk in zip(p, q, strict=True)) / len(z)
     assert queue_similarity(z, t, queue).item() == pytest.approx(total, rel=1e-3)
-
-
-def test_spectral_is_its_formula():
-    """spectral is the mean over axes of the cube root of the error's share; silence costs about 1 on every axis."""
-    assert spectral(torch.zeros(1, 1), torch.ones(1, 1), torch.ones(1)).item() == pytest.approx(1.001 ** (1 / 3))
-    z, t, spread = logits_of(9, 6, 4), logits_of(10, 6, 4), torch.tensor([4.0, 2.0, 1.0, 0.5])
-    errors = [sum((a[k] - b[k]) ** 2 for a, b in zip(z.tolist(), t.tolist(), strict=True)) / 6 for k in range(4)]
-    expected = sum((e / v + 1e-3) ** (1 / 3) for e, v in zip(errors, spread.tolist(), strict=True)) / 4
-    assert spectral(z, t, spread).item() == pytest.approx(expected, rel=1e-5)
-    silent = spectral(torch.zeros(2000, 4), torch.randn(2000, 4) * spread.sqrt(), spread)
-    assert silent.item() == pytest.approx(1, abs=0.05)
 
 
 def test_self_distillation_is_its_formula():

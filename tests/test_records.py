@@ -31,11 +31,27 @@ def test_names_of_variants_stay_apart():
     assert cut == ["agnostic…trastive", "agnostic…d:cosine"]
 
 
-def test_records_of_the_first_day_still_count():
-    """A record that was made before a setting existed counts as done with what every run did then, and not with anything else."""
+def test_a_record_counts_for_the_settings_that_it_was_made_with(tmp_path):
+    """Given the same settings a run counts as done, whatever a setting says that its task does not read; with any other it is refused."""
+    published = PUBLISHED / "compare" / "fashion" / "oriented-budget-10-seed-0.json"
+    record = json.loads(published.read_text())
+    made = {**record["settings"], "task": "classification", "decoder": "lraspp", "sharpness": 2.0, "committee": "auto"}
+    (tmp_path / published.name).write_text(json.dumps({**record, "settings": made}))
+    for same in ({}, {"decoder": "fpn"}, {"device": "cuda"}, {"preset": "none"}):
+        assert kept_record(tmp_path, "oriented", 10, 0, {**made, **same}) is not None
+    assert kept_record(tmp_path, "oriented", 10, 1, made) is None
+    for other, told in (
+        ({"sharpness": 1.0}, "sharpness: 2.0 -> 1.0"), ({"task": "segmentation"}, "task: classification -> segmentation"),
+        ({"label_share": 0.0}, "label_share: None -> 0.0"),
+    ):  # fmt: skip
+        with pytest.raises(TutelageError, match=told):
+            kept_record(tmp_path, "oriented", 10, 0, {**made, **other})
+
+
+def test_records_of_another_method_do_not_count():
+    """A published record that was made before there was a committee is not taken for a run that has one: the difference is named."""
     folder = PUBLISHED / "compare" / "fashion"
     made = json.loads((folder / "oriented-budget-10-seed-0.json").read_text())["settings"]
-    now = {**made, "task": "classification", "decoder": "lraspp", "agnostic_features": "patches"}
-    assert kept_record(folder, "oriented", 10, 0, now) is not None
-    with pytest.raises(TutelageError, match="task: classification -> segmentation"):
-        kept_record(folder, "oriented", 10, 0, {**now, "task": "segmentation"})
+    assert "committee" not in made
+    with pytest.raises(TutelageError, match="committee: None -> auto"):
+        kept_record(folder, "oriented", 10, 0, {**made, "task": "classification", "committee": "auto"})

@@ -19,9 +19,10 @@ from browser import CHROMIUM, NO_CHROMIUM, check_in_browser
 from conftest import MODELS, Task, environment, make_task, seconds_without_torch
 from tutelage.errors import TutelageError
 from tutelage.reporting.charts import confusions, per_class
-from tutelage.reporting.diagnosis import diagnose, difference
-from tutelage.reporting.evidence import disagreements, read_evidence, write_evidence
-from tutelage.reporting.page import _made_with, answer, write_page
+from tutelage.reporting.choices import answer, committee
+from tutelage.reporting.evidence import disagreements, read_counts, read_evidence, write_evidence
+from tutelage.reporting.page import _made_with, table, write_page
+from tutelage.reporting.table import models_of, text_of
 from tutelage.runs import Run
 
 NASTY = '<img src=x onerror=alert(1)> & "quoted"'
@@ -33,7 +34,7 @@ def finished(tmp_path_factory) -> Task:
     task = make_task(tmp_path_factory.mktemp("report"))
     for split in ("train", "test"):
         (task.target / split / "c0").rename(task.target / split / NASTY)
-    more = ("--views", "1", "--steps", "3", "--batch-size", "8", "--refine", "none", "--finetune", "keep")
+    more = ("--steps", "3", "--batch-size", "8", "--finetune", "keep")
     words = ["--target", str(task.target), "--gallery", str(task.gallery), "--out", str(task.out), *MODELS, *more]
     done = subprocess.run(
         [sys.executable, "-m", "tutelage", "run", *words],
@@ -55,23 +56,32 @@ def test_the_page_says_what_the_results_say(finished):
     """The scores of all models, the labels, the command and the disagreements are on the page and in results.csv."""
     results = json.loads((finished.out / "report" / "results.json").read_text())
     page = page_of(finished.out)
-    for name in ("student", "alone", "teacher"):
+    for name in ("distilled", "baseline", "teacher"):
         assert f"{results[name]['test']['accuracy']:.3f}" in page
-    assert "18 labels alone" in page
+    assert "The distilled student is delivered as it is, as --finetune keep asks." in page
+    assert "the 18 labels only" in page
+    assert page.count("<td>distilled student, delivered</td>") == page.count("<td>baseline (labels only)</td>") == 1
+    members = json.loads((finished.out / "committee" / "result.json").read_text())
+    assert f"<td>{members['held_out']['students']['log_loss']:.3f}</td>" in page
+    assert re.search(rf"The students have weight {members['weight']:.1f}|The students have weight 0,", page)
     assert f"Scores on {results['test_images']} test images" in page
     assert f"--target {finished.target}" in page
     with (finished.out / "report" / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
-    told = {(row["model"], row["score"]): row["value"] for row in rows if not row["class"]}
-    assert float(told["student", "accuracy"]) == results["student"]["test"]["accuracy"]
+    kept_in_csv = {(row["model"], row["score"]): row["value"] for row in rows if not row["class"]}
+    for name in ("distilled", "delivered", "committee"):
+        assert float(kept_in_csv[name, "accuracy"]) == results[name]["test"]["accuracy"]
+    assert kept_in_csv["delivered", "what"] == "distilled"
     assert {row["class"] for row in rows} == {"", *results["classes"]}
     labels, models, apart = read_evidence(finished.out / "report")
-    assert set(models) == {"student", "alone", "teacher"}
+    assert set(models) == {"distilled", "delivered", "baseline", "teacher", "committee"}
+    right = (labels == models["distilled"].argmax(axis=1)).mean()
+    assert read_counts(finished.out / "report" / "predictions.npz", "delivered").mean() == pytest.approx(right)
     for name, probabilities in models.items():
         right = float((probabilities.argmax(axis=1) == labels).mean())
         assert right == pytest.approx(results[name]["test"]["accuracy"])
     assert page.count('alt="Test image ') == len(apart)
-    assert 0 <= results["student"]["agreement_on_transfer"] <= 1
+    assert 0 <= results["distilled"]["agreement_on_transfer"] <= 1
 
 
 def test_what_a_run_was_made_with(finished):
@@ -86,13 +96,13 @@ def test_what_a_run_was_made_with(finished):
     assert result["made_with"] == {**kept["versions"], "threads": kept["machine"]["threads"]}
     assert f"torch {kept['versions']['torch']}" in page_of(finished.out)
     stages = {**Run(finished.out).results(), "alone": {"made_with": {"torch": "0.4", "threads": 99}}}
-    assert [row for row in _made_with(stages) if row[0] == "made with (student alone)"] == [
-        ("made with (student alone)", "torch 0.4, threads 99")
+    assert [row for row in _made_with(stages) if row[0] == "made with (baseline)"] == [
+        ("made with (baseline)", "torch 0.4, threads 99")
     ]
     given = {name: None if value == "default" else value for name, value in kept["settings"].items()}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "7")
-        assert len(package.run(**given)["reused"]) == 6
+        assert len(package.run(**given)["reused"]) == 7
     assert Run(finished.out).settings() == kept
 
 
@@ -135,12 +145,12 @@ def test_scores_alone_make_the_page(finished, tmp_path):
         (cut / "report" / name).unlink()
     package.evaluate(run=str(cut), cache=str(finished.out.parent / "cache"))
     assert {p.name for p in (cut / "report").iterdir()} == {p.name for p in (finished.out / "report").iterdir()}
-    assert json.loads((cut / "report" / "results.json").read_text())["student"]
+    assert json.loads((cut / "report" / "results.json").read_text())["delivered"]
 
 
 @pytest.mark.parametrize("what", ["nothing", "no scores"])
 def test_folders_without_scores(finished, tmp_path, what, tutelage):
-    """A folder that is no run, or one that was not evaluated, is told with the command that mends it."""
+    """A folder that is no run, or one that was not evaluated, is refused with the command that helps."""
     folder = tmp_path / "run"
     if what == "no scores":
         shutil.copytree(finished.out, folder, ignore=shutil.ignore_patterns("report"))
@@ -163,77 +173,143 @@ def test_disagreements_are_the_surest():
 def test_evidence_survives(tmp_path):
     """What is written is read: labels, probabilities to half precision, thumbnails of at most 96 pixels."""
     random = np.random.default_rng(0)
-    models = {name: random.dirichlet(np.ones(3), 20) for name in ("student", "teacher")}
+    models = {name: random.dirichlet(np.ones(3), 20) for name in ("distilled", "teacher")}
     labels = random.integers(0, 3, 20)
     write_evidence(
         tmp_path, labels, [f"{i}.png" for i in range(20)], lambda i: np.full((300, 200, 3), i, np.uint8), models
     )
     found, kept, apart = read_evidence(tmp_path)
     assert found.tolist() == labels.tolist()
-    assert kept["student"] == pytest.approx(models["student"], abs=1e-3)
+    assert kept["distilled"] == pytest.approx(models["distilled"], abs=1e-3)
     assert all(one["label"] == labels[int(one["id"][:-4])] for one in apart)
 
 
-RESULTS = {
-    "classes": ["a", "b"],
-    "student": {"test": {"accuracy": 0.6, "images": 100, "ece": 0.3}, "agreement_on_transfer": 0.5},
-    "alone": {"test": {"accuracy": 0.55, "images": 100, "ece": 0.3}},
-}
-STAGES = {
-    "teacher": {"mode": "probe", "validation": {"probe": {"accuracy": 0.5}}, "labels": 6},
-    "transfer_set": {"distance": {"transfer_set": 0.03, "gallery": 0.04}},
+def scored(distilled: float, baseline: float, images: int = 1000, **more: object) -> dict[str, object]:
+    """Results of two students, the first of which is delivered, and of others."""
+
+    def model(accuracy: float) -> dict[str, object]:
+        test = {"accuracy": accuracy, "balanced_accuracy": accuracy, "macro_f1": accuracy, "ece": 0.0, "log_loss": 1.0}
+        return {"test": {**test, "images": images}, "parameters": 1}
+
+    both = {"distilled": model(distilled), "baseline": model(baseline)}
+    return {"classes": ["a"], **both, "delivered": {**both["distilled"], "what": "distilled"}, **more}
+
+
+JUDGED = {
+    "distilled": {"accuracy": 0.8, "gain": 0.0, "standard_error": 0.0},
+    "full": {"accuracy": 0.85, "gain": 0.05, "standard_error": 0.02},
+    "baseline": {"accuracy": 0.9, "gain": 0.1, "standard_error": 0.031},
 }
 
 
-def scored(student: float, alone: float, images: int = 1000) -> dict:
-    """Results of two students."""
-    both = {"student": student, "alone": alone}
-    tests = {
-        name: {"test": {"accuracy": one, "images": images, "ece": 0.0}, "parameters": 1} for name, one in both.items()
-    }
-    return {"classes": ["a"], **tests}
+def student_stage(
+    what: str, validation: dict[str, object], judged_on: str = "40 validation images"
+) -> dict[str, object]:
+    """Stages of a run that delivers this."""
+    return {"student": {"delivered": what, "validation": validation, "judged_on": judged_on if validation else ""}}
 
 
 def test_sentences_are_true():
     """Better, worse, equal, without test images, without a student: each is called what it is."""
-    assert "40.0 points fewer" in answer(scored(0.5, 0.9), {})
-    assert "is worse than the same student alone, by 40.0 points" in diagnose(scored(0.5, 0.9), {})[0].found
-    assert "tell from nothing" in answer(scored(0.52, 0.5, 100), {})
-    assert "tell from nothing" not in answer(scored(1.0, 1.0), {})
-    assert "no test images" in answer({"classes": ["a"], "student": {"parameters": 1}}, {})
+    assert "40.0 points fewer than the baseline" in answer(scored(0.5, 0.9), {})
+    assert "tell that from nothing" in answer(scored(0.52, 0.5, 100), {})
+    assert "tell that from nothing" not in answer(scored(1.0, 1.0), {})
+    assert "no test images" in answer({"classes": ["a"], "delivered": {"parameters": 1, "what": "distilled"}}, {})
     assert "no student yet" in answer({"classes": ["a"], "teacher": {"parameters": 1}}, {})
-
-
-def test_findings_name_number_and_step():
-    """A weak teacher, few labels, a far transfer set, a student that lags, unsure numbers: each is found with its number."""
-    found = diagnose(RESULTS, STAGES)
-    for one, number in zip(found, ("50 %", "3.0 labels", "0.8 times", "50 %", "30 points", "+5.0 ± 13.7"), strict=True):
-        assert number in one.found
-        assert one.step
-    whole = {"transfer_set": {**STAGES["transfer_set"], "strategy": "all"}}
-    assert not any("times as far" in one.found for one in diagnose(RESULTS, whole))
-    far = {"transfer_set": {**STAGES["transfer_set"], "far_classes": ["b"]}}
-    assert any("of b brought is no nearer" in one.found for one in diagnose(RESULTS, far))
-    assert diagnose({"classes": ["a", "b"]}, {}) == []
-    good = {"classes": ["a"], "student": {"test": {"accuracy": 0.9, "images": 1000, "ece": 0.02}, "agreement_on_transfer": 0.95},
-            "alone": {"test": {"accuracy": 0.5, "images": 1000, "ece": 0.02}}}  # fmt: skip
-    assert (
-        diagnose(good, {"teacher": {"mode": "probe", "validation": {"probe": {"accuracy": 0.9}}, "labels": 50}}) == []
+    undecided = {name: one for name, one in scored(0.5, 0.4).items() if name != "delivered"}
+    assert answer(undecided, {}).startswith("No student is delivered yet: tutelage finetune")
+    assert answer({"classes": ["a"], "baseline": undecided["baseline"]}, {}).startswith(
+        "The baseline, the student trained"
     )
 
 
-def test_difference_by_hand():
-    """sqrt(0.6 * 0.4 / 100 + 0.55 * 0.45 / 100) is 0.0698."""
-    gained = difference(RESULTS, "student", "alone")
-    assert gained == pytest.approx((0.05, 0.0698), abs=1e-4)
-    assert difference(RESULTS, "student", "teacher") is None
+NO_GAIN = JUDGED["distilled"]
+WORSE = {**JUDGED["full"], "gain": -0.05}
+
+
+@pytest.mark.parametrize(
+    ("what", "validation", "finetune", "says"),
+    [
+        ("baseline", JUDGED, "auto", "baseline is delivered: BETTER fine-tuned student (full) by 10.0 ± 3.1 POINTS"),
+        ("baseline", {**JUDGED, "full": WORSE}, "auto", "baseline is delivered: BETTER distilled student by 10.0 ± 3.1 POINTS"),
+        ("full", {**JUDGED, "baseline": NO_GAIN}, "auto",
+         "fine-tuned student (full) is delivered: BETTER distilled student by 5.0 ± 2.0 POINTS"),
+        ("distilled", {"distilled": NO_GAIN, "head": WORSE}, "auto",
+         "distilled student is delivered as it is: on 40 validation images nothing else (head) was better by more than a standard error."),
+        ("distilled", {}, "auto",
+         "distilled student is delivered as it is, and nothing judged it: there are no validation images (--val)."),
+        ("distilled", {}, "keep", "distilled student is delivered as it is, as --finetune keep asks."),
+        ("full", {}, "full", "fine-tuned student (full) is delivered, as --finetune full asks."),
+        ("head", {}, "keep", "fine-tuned student (head) is delivered, as --finetune keep asks."),
+    ],
+)  # fmt: skip
+def test_the_first_sentence_says_what_is_delivered(what, validation, finetune, says):
+    """Which student is delivered and what decided it stands first, the baseline before all; one that nothing judged is said to be so."""
+    says = says.replace("BETTER", "on 40 validation images it was better than the")
+    says = says.replace("POINTS", "points (± one standard error).")
+    said = answer(scored(0.5, 0.4), student_stage(what, validation), {"finetune": finetune})
+    assert said.startswith(f"The {says} It is right for")
+
+
+def test_cross_validation_is_named():
+    """A head that was cross-validated is not said to have been judged on validation images."""
+    stages = student_stage("head", {"head": JUDGED["distilled"], "full": JUDGED["distilled"]}, "cross-validation")
+    assert "in cross-validation nothing else (full)" in answer(scored(0.5, 0.4), stages)
+
+
+def test_a_delivered_baseline_is_compared_with_the_distilled_student():
+    """Where the baseline is delivered, its rival on the test images is the distilled student, and its row is marked."""
+    results = scored(0.5, 0.6)
+    results["delivered"] = {**results["baseline"], "what": "baseline"}
+    assert "10.0 points more than the distilled student" in answer(results, student_stage("baseline", JUDGED))
+    assert [title for title, _ in models_of(results).values()] == [
+        "distilled student",
+        "baseline (labels only), delivered",
+    ]
+
+
+def test_one_row_for_each_model():
+    """A fine-tuned student has a row of its own; a committee whose students have weight 0 has the teacher's scores, and none."""
+    model = scored(0.7, 0.6)["distilled"]
+    results = scored(0.5, 0.4, delivered={**model, "what": "long"}, teacher=scored(0.9, 0.4)["distilled"])
+    titles = [title for title, _ in models_of(results).values()]
+    assert titles == [
+        "fine-tuned student (long), delivered",
+        "distilled student",
+        "baseline (labels only)",
+        "teacher (adapted)",
+    ]
+    assert "committee" not in models_of({**results, "committee": {**model, "weight": 0.0}})
+    assert models_of({**results, "committee": {**model, "weight": 0.3}})["committee"][0] == "committee"
+    lines = text_of("run", {"run": "x", **results}).splitlines()
+    assert [line.split("  ")[0] for line in lines[2:]] == titles
+    assert [row[0]["text"] for row in table(results)["rows"]] == titles
+
+
+def test_the_committee_in_words():
+    """Weight, gain and every member's held-out scores; a weight of 0, --committee only, and labels that cannot be held out."""
+    scores = {
+        name: {"log_loss": loss, "accuracy": 0.5}
+        for name, loss in (("teacher", 0.9), ("students", 1.2), ("committee", 0.8))
+    }
+    found = {"folds": 5, "steps": 60, "weight": 0.3, "gain": 0.1, "standard_error": 0.04, "held_out": scores}
+    mixed = committee({"committee": found}, {})
+    assert "5 students" in mixed["said"]
+    assert "weight 0.3: so mixed, the log loss on held-out labels is lower by 0.100 ± 0.040" in mixed["said"]
+    assert mixed["rows"][0] == ["teacher (adapted)", "0.7", "0.900", "0.500"]
+    assert mixed["rows"][2] == ["committee", "", "0.800", "0.500"]
+    assert "the teacher's alone" in committee({"committee": {**found, "weight": 0.0}}, {})["said"]
+    assert "the students alone" in committee({"committee": found}, {"committee": "only"})["said"]
+    for nothing in (None, {"teacher": None, "students": None, "committee": None}):
+        assert "nothing could be weighed" in committee({"committee": {**found, "held_out": nothing}}, {})["said"]
+    assert committee({}, {}) == {}
 
 
 def test_many_classes_and_classes_without_images():
     """A chart of 300 classes shows the weakest 40; a class without test images is left out."""
     names = [f"class {i}" for i in range(300)]
     recall = [None if i == 7 else i / 300 for i in range(300)]
-    chart = per_class(names, {"student": recall, "teacher": recall})
+    chart = per_class(names, {"distilled": recall, "teacher": recall})
     assert chart.count('text-anchor="end"') == 40
     assert ">class 7<" not in chart
     assert ">class 8<" in chart
@@ -243,9 +319,9 @@ def test_confusions_of_many_classes():
     """Above 25 classes the pairs that are confused most stand in the place of the matrix; names from users are escaped."""
     counts = np.eye(30, dtype=int) * 5
     counts[3, 4] = 9
-    chart = confusions([f"<{i}>" for i in range(30)], counts.tolist(), "student")
+    chart = confusions([f"<{i}>" for i in range(30)], counts.tolist(), "distilled")
     assert "&lt;3&gt; taken for &lt;4&gt;: 9 of 14" in str(chart["svg"])
-    assert "<svg" in str(confusions([f"c{i}" for i in range(25)], counts[:25, :25].tolist(), "student")["svg"])
+    assert "<svg" in str(confusions([f"c{i}" for i in range(25)], counts[:25, :25].tolist(), "distilled")["svg"])
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason=NO_CHROMIUM)

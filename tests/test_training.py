@@ -21,7 +21,7 @@ from tutelage.errors import TutelageError
 
 def test_seeds_differ_by_purpose_and_step_only():
     """A seed is a function of run seed, purpose and step, different for each, and fits torch and numpy."""
-    seeds = {training.seed_of(r, p, s) for r in range(3) for p in ("order", "step", "mixup") for s in range(50)}
+    seeds = {training.seed_of(r, p, s) for r in range(3) for p in ("order", "step", "queue") for s in range(50)}
     assert len(seeds) == 450
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert training.seed_of(0, "order") == training.seed_of(0, "order")
@@ -174,37 +174,6 @@ def test_ahead_makes_nothing_more_when_the_loop_stops():
     assert len(made) <= 2  # the first, and the one under way
 
 
-# Mixup
-
-
-def test_mixup_mixes_targets_like_images():
-    """Each result is share x own + (1 - share) x other, of images and targets alike, with one share for the batch."""
-    inputs = torch.eye(6)[:, :, None, None].expand(6, 6, 2, 2).reshape(6, 6, 2, 2).contiguous()
-    targets = torch.eye(6)
-    shares = set()
-    for seed in range(20):
-        mixed, soft = training.mixup(inputs, targets, 0.8, seed)
-        torch.testing.assert_close(mixed, soft[:, :, None, None].expand_as(mixed))  # image i holds what target i says
-        torch.testing.assert_close(soft.sum(1), torch.ones(6))
-        share = {round(v, 5) for v in soft.diagonal().tolist() if v < 1 - 1e-6}
-        assert len(share) <= 1
-        shares |= share
-        assert (soft.sum(0) - 1).abs().max() < 1e-5  # every image is another's partner once
-    assert len(shares) > 15
-
-
-def test_mixup_none_and_repeated():
-    """Alpha 0 changes nothing; the same seed mixes in the same way, another seed differently; inputs stay as they are."""
-    inputs, targets = torch.randn(5, 3, 4, 4), torch.eye(5)
-    assert training.mixup(inputs, targets, 0, 1) == (inputs, targets)
-    kept = inputs.clone()
-    first, again, other = (training.mixup(inputs, targets, 0.5, seed) for seed in (1, 1, 2))
-    assert torch.equal(first[0], again[0])
-    assert torch.equal(first[1], again[1])
-    assert not torch.equal(first[1], other[1])
-    assert torch.equal(inputs, kept)
-
-
 # Average
 
 
@@ -285,9 +254,7 @@ def train(folder: Path, stop: int, steps: int = 12, format: torch.memory_format 
         for group in optimizer.param_groups:
             group["lr"] = training.learning_rate(step, steps, 1e-2)
         torch.manual_seed(training.seed_of(0, "step", step))
-        targets = nn.functional.one_hot(labels[positions], 4).float()
-        inputs, targets = training.mixup(images[positions], targets, 0.2, training.seed_of(0, "mixup", step))
-        loss = nn.functional.cross_entropy(module(inputs), targets)
+        loss = nn.functional.cross_entropy(module(images[positions]), labels[positions])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tutelage.recipes.alone import alone
     from tutelage.recipes.bench import bench
     from tutelage.recipes.cache import cache
+    from tutelage.recipes.committee import committee
     from tutelage.recipes.compare import compare
     from tutelage.recipes.curate import curate
     from tutelage.recipes.demo import demo
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from tutelage.recipes.transfer import transfer
 
 __all__ = [
-    "TutelageError", "__version__", "adapt", "alone", "bench", "cache", "compare", "curate", "demo", "demo_page", "doctor",
+    "TutelageError", "__version__", "adapt", "alone", "bench", "cache", "committee", "compare", "curate", "demo", "demo_page", "doctor",
     "evaluate", "export", "finetune", "predict", "report", "run", "transfer",
 ]  # fmt: skip
 

@@ -26,6 +26,7 @@ RECIPES = {
     "compare": "tutelage.recipes.compare",
     "curate": "tutelage.recipes.curate",
     "adapt": "tutelage.recipes.adapt",
+    "committee": "tutelage.recipes.committee",
     "transfer": "tutelage.recipes.transfer",
     "finetune": "tutelage.recipes.finetune",
     "alone": "tutelage.recipes.alone",

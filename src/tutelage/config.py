@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
+from tutelage import presets
 from tutelage.errors import TutelageError, did_you_mean, raise_all
 from tutelage.sizes import sides
 
@@ -135,46 +136,64 @@ ClassWeight = Annotated[
 ]
 
 # Views and targets
-ViewCount = Annotated[int, Field(ge=1, le=1000), _say("augmented views of each image; epoch e reads view e mod M")]
-ViewSeed = Annotated[int, Field(ge=0, lt=2**63), _say("seed of the views; other than --seed it is shared by all runs")]
+ViewSeed = Annotated[
+    int, Field(ge=0, lt=2**63), _say("seed of the views that students see; other than --seed it is shared by all runs")
+]
 Flip = Annotated[Literal["none", "horizontal", "both"], _say("mirror views: never for text, both for aerial images")]
-CropArea = Annotated[float, Field(gt=0, le=1), _say("smallest share of the image that a view shows")]
-PartArea = Annotated[
+CropArea = Annotated[
+    float, Field(gt=0, le=1), _say("smallest share of the image that a view shows; default for masks: 0.35")
+]
+CacheLimit = Annotated[
     float,
-    Field(gt=0, le=1),
-    _say(
-        "masks: smallest share of a view that the student sees of it in one pass, with that part of the teacher's word; 1: all"
-    ),
+    Field(ge=0),
+    _say("GiB of teacher outputs; above it less is kept (logits, coarser grids), or the teacher runs online"),
 ]
-Refine = Annotated[
-    Literal["none", "propagate"], _say("label propagation over the gallery, kept when it validates better")
-]
-CacheLimit = Annotated[float, Field(ge=0), _say("GiB of teacher outputs; above it the teacher runs online")]
 
 # Training
 Objective = Annotated[
-    Literal["oriented", "agnostic", "agnostic-oriented", "pseudo-label", "dual-head", "dino"],
-    _say("what the student is taught: the teacher's word on the task, its features, or how rivals do it"),
+    Literal["oriented", "agnostic", "pseudo-label", "dino"],
+    _say("distillation objective: class probabilities, the teacher's features, or how rivals do it"),
 ]
-AgnosticLoss = Annotated[
-    Literal["contrastive", "queue", "cosine", "specmatch"], _say("how the agnostic objectives compare features")
-]
+AgnosticLoss = Annotated[Literal["contrastive", "queue", "cosine"], _say("how agnostic compares features")]
 AgnosticFeatures = Annotated[
     Literal["patches", "global"],
     _say("with --task segmentation: whether agnostic compares features of places, or of whole images"),
 ]
 Seed = Annotated[int, Field(ge=0, lt=2**63), _say("seed of draws, initialisation and order")]
-Epochs = Annotated[int | None, Field(ge=1), _say("passes over the transfer set")]
-Steps = Annotated[int | None, Field(ge=1), _say("optimizer steps, instead of --epochs")]
-BatchSize = Annotated[int, Field(ge=2), _say("images per step, over all processes")]
-LearningRate = Annotated[float, Field(gt=0, le=1), _say("at batch 128; scaled by the square root of batch / 128")]
-Temperature = Annotated[float, Field(gt=0, le=100), _say("softens teacher and student in the transfer")]
-FeatureWeight = Annotated[
-    float, Field(ge=0), _say("weight of matching the teacher's features beside its word; 0 = none")
+Epochs = Annotated[
+    int | None,
+    Field(ge=1),
+    _say("passes over the transfer set; default: 400,000 images in all, of masks 8,000, but 4 to 100 passes"),
 ]
-Mixup = Annotated[float, Field(ge=0, le=100), _say("alpha of mixup in the transfer, targets mixed alike; 0 = none")]
+Steps = Annotated[int | None, Field(ge=1), _say("optimizer steps, instead of --epochs")]
+BatchSize = Annotated[int, Field(ge=2), _say("images per step, over all processes; default for masks: 8")]
+LearningRate = Annotated[
+    float | None, Field(gt=0, le=1),
+    _say("at batch 128, scaled by the root of batch / 128; default: 0.008 from random weights, else 0.002; masks: 0.02, 0.005"),
+]  # fmt: skip
+FeatureWeight = Annotated[
+    float,
+    Field(ge=0),
+    _say("weight of matching the teacher's pooled features beside the targets; 0: none"),
+]
+Temperature = Annotated[float, Field(gt=0, le=100), _say("softens targets and student in the distillation")]
+Committee = Annotated[
+    Literal["auto", "none", "only"],
+    _say("the targets: of teacher and labels-only students, weighed by held-out labels; none: teacher alone; only: those students alone"),
+]  # fmt: skip
+Sharpness = Annotated[
+    float, Field(gt=0, le=100), _say("multiplies the targets' log probabilities; 1: as held-out labels calibrate them")
+]
+LabelShare = Annotated[
+    float | None, Field(ge=0, lt=1),
+    _say("share of a batch that is labelled images with their labels; default: 4 x labelled / transfer set, at most 3/8"),
+]  # fmt: skip
 Finetune = Annotated[
-    Literal["auto", "keep", "head", "full"], _say("last stage on the labels; auto: what validates best")
+    Literal["auto", "keep", "head", "full"], _say("last stage on the labels; auto: what is best on --val, else keep")
+]
+Pilot = Annotated[
+    bool,
+    _say("without --val: runs without each fold of the labels judge the baseline; 10 to 15 times as long", negative=()),
 ]
 NoBaseline = Annotated[bool, _say("do not train the same student alone on the labels", negative=())]
 
@@ -183,8 +202,8 @@ Arms = Annotated[
     list[str],
     Field(min_length=1),
     _say(
-        "arms, with commas or spaces between: scratch imagenet clip dino agnostic oriented agnostic-oriented pseudo-label "
-        "dual-head; NAME:LABEL is a variant with settings of its own",
+        "arms, with commas or spaces between: scratch imagenet clip dino agnostic oriented pseudo-label "
+        "teacher-only self-training paper baseline-plus; NAME:LABEL is a variant with settings of its own",
         consume_multiple=True, negative=(),
     ),
 ]  # fmt: skip
@@ -247,6 +266,13 @@ Precision = Annotated[Literal["auto", "fp32", "bf16", "fp16"], _say("auto: bf16 
 Tracker = Annotated[Literal["none", "tensorboard", "wandb", "mlflow"], _say("experiment tracker beside metrics.jsonl")]
 Prune = Annotated[float | None, Field(ge=0), _say("remove what has not been used for so many days")]
 Overwrite = Annotated[bool, _say("move a finished run with other settings aside", negative=())]
+Preset = Annotated[
+    Literal["none", "paper"],
+    _say(
+        "settings to start from, which flags beat; paper: KL to the adapted teacher alone, no labels in the distillation, then "
+        "--finetune full"
+    ),
+]
 Smoke = Annotated[bool, _say("the real recipe, cut down to a minute on a CPU", negative=())]
 Json = Annotated[bool, _say("print one JSON object for machines", negative=())]
 Config = Annotated[str | None, _say("TOML file with any of these settings; flags beat it")]
@@ -276,7 +302,7 @@ def resolve(function: Callable[..., Any], given: dict[str, Any]) -> dict[str, An
 
     Args:
         function: whose signature names the settings.
-        given: explicit arguments.
+        given: explicit arguments; the task's and a preset's stand in for what neither they nor a file give.
 
     Returns:
         A value for every parameter of `function`.
@@ -290,6 +316,7 @@ def resolve(function: Callable[..., Any], given: dict[str, Any]) -> dict[str, An
         if faults and not from_file:
             raise_all(errors)
         values = {**from_file, **values}
+    values = {**{name: value for name, value in presets.of(values).items() if name in parameters}, **values}
     checked, faults = _validate(function, values)
     errors += faults
     raise_all(errors)

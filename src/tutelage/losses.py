@@ -29,12 +29,28 @@ def distillation(
     Returns:
         scalar float32, at least 0.
     """
-    target = F.log_softmax(rows(teacher).float() / temperature, dim=1)
-    output = F.log_softmax(rows(student).float() / temperature, dim=1)
-    if weights is None:
-        return F.kl_div(output, target, reduction="batchmean", log_target=True) * temperature**2
-    each, counts = F.kl_div(output, target, reduction="none", log_target=True).sum(dim=1), target.exp() @ weights
-    return (counts * each).sum() / counts.sum() * temperature**2
+    return divergence(student, F.softmax(teacher.float() / temperature, dim=1), temperature, weights)
+
+
+def divergence(
+    student: torch.Tensor, target: torch.Tensor, temperature: float = 1.0, weights: torch.Tensor | None = None
+) -> torch.Tensor:
+    """`distillation` from probabilities instead of logits; of a one-hot row it is the cross-entropy with that class at T = 1.
+
+    Worked example: target (1/4, 3/4), student logits (0, 0), T = 1: L = 0.1308; target (0, 1): L = ln 2 = 0.6931.
+
+    Args:
+        student: (B, C) float logits, or (B, C, h, w). target: probabilities of the same shape, softened alike; a row, or a pixel, that is
+            0 throughout counts for nothing.
+        temperature: T > 0. weights: (C,) float > 0.
+
+    Returns:
+        scalar float32, at least 0; 0 where nothing counts.
+    """
+    p, log_q = rows(target).float(), F.log_softmax(rows(student).float() / temperature, dim=1)
+    each = (torch.xlogy(p, p) - p * log_q).sum(dim=1)
+    counts = p.sum(dim=1) if weights is None else p @ weights
+    return (counts * each).sum() / counts.sum().clamp(min=1e-8) * temperature**2
 
 
 def feature_distance(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
@@ -64,7 +80,7 @@ def soft_cross_entropy(
 
     Args:
         logits: (B, C) float, or (B, C, h, w).
-        targets: (B, C) float, rows sum to 1 (one-hot, or mixed by mixup), or (B, C, h, w), where a pixel of no class is 0 throughout
+        targets: (B, C) float, rows sum to 1 or (B, C, h, w), where a pixel of no class is 0 throughout
             and counts for nothing.
         weights: (C,) float > 0, or None for 1.
 
@@ -152,25 +168,6 @@ def queue_similarity(
     """
     z, t, u = (F.normalize(part.float(), dim=1) for part in (student, teacher, queue))
     return distillation(z @ u.T / temperature, t @ u.T / temperature, 1.0)
-
-
-def spectral(student: torch.Tensor, teacher: torch.Tensor, spread: torch.Tensor, eps: float = 1e-3) -> torch.Tensor:
-    """Match the teacher's coefficients on its principal axes, small axes too.
-
-    L = 1/D sum_k (e_k / v_k + eps)^(1/3),  e_k = 1/B sum_i (z_ik - t_ik)^2
-    The power 1/3 is that of SpecMatch (2026). Dividing by v_k, the teacher's variance on axis k, is ours: a student that
-    says 0 has a loss of about 1 on every axis, whatever the teacher's scale.
-
-    Worked example: D = 1, z = 0, t = 1, v = 1: L = 1.001^(1/3) = 1.0003.
-
-    Args:
-        student, teacher: (B, D) float, coefficients on the axes. spread: (D,) float > 0, the teacher's variances.
-
-    Returns:
-        scalar float32, at least 0.
-    """
-    errors = (student.float() - teacher.float()).square().mean(dim=0) / spread
-    return (errors + eps).pow(1 / 3).mean()
 
 
 def self_distillation(

@@ -19,6 +19,14 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return exp / exp.sum(axis=-1, keepdims=True)
 
 
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """(B, C) or (B, C, h, w) float32 logits -> log probabilities over the classes, of the same shape; of no class, nothing."""
+    if not logits.shape[1]:  # a frozen teacher's
+        return logits
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
 def confusion(labels: np.ndarray, decisions: np.ndarray, classes: int) -> np.ndarray:
     """Counts of (label, decision).
 

@@ -29,9 +29,10 @@ TEMPORARY = ".partial"  # suffix of files being written
 COMMANDS = {
     "transfer_set": "curate",
     "teacher": "adapt",
+    "committee": "committee",
     "transfer": "transfer",
-    "student": "finetune",
     "alone": "alone",
+    "student": "finetune",
 }
 STAGES = (*COMMANDS, "report")  # folders with a result.json
 STUDY = "study.toml"  # marks a folder whose runs, ARM/budget-N/seed-N, share the stages that have the same inputs
@@ -40,7 +41,7 @@ TABLES = {"teacher": "teacher", "transfer_set": "data"}  # what a stage says of 
 # Settings that change where or how fast, and not what comes out; a finished run may be repeated with others.
 FREE = {
     "out", "cache", "device", "json", "overwrite", "config", "tracker", "no_baseline", "max_rejected", "cache_limit",
-    "memory", "shard", "engine",
+    "memory", "shard", "engine", "preset",
 }  # fmt: skip
 # Free until this stage is finished: a student of the teacher online has other bits.
 HELD = {"cache_limit": "transfer"}

@@ -1,16 +1,17 @@
-"""What the teacher says of views: computed once, kept in the cache, the same for every run that asks.
+"""What the teacher computes for an image: once, kept in the cache, the same for every run that asks.
 
-A cache folder belongs to one (encoder's weights, size, preprocessing, view settings): `about.json` in it says which.
-Inside, an output is found by the image's content hash and the view's number, in blocks of up to 4,096 images. A frozen
-teacher stores pooled features, so that every head, budget and seed shares them and logits are a matrix product; a
-fine-tuned teacher has another weights' hash and stores logits.
+The teacher looks at the whole image, and at its mirror image where flips are on; the student sees a new random view in every
+pass. A cache folder belongs to one (encoder's weights, size, preprocessing): `about.json` in it says which. Inside, an output
+is found by the image's content hash, in blocks of up to 4,096 images. A frozen teacher stores pooled features, so that every
+head, budget and seed shares them and logits are a matrix product; a fine-tuned teacher has another weights' hash and stores
+logits.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,24 +20,24 @@ import numpy as np
 from tutelage.compute import to_device
 from tutelage.data import views
 from tutelage.data.decode import fit
+from tutelage.data.grids import crop_grid
 from tutelage.data.masks import Masks
-from tutelage.data.parts import Parts, draw_parts
 from tutelage.data.store import BLOCK, Images
+from tutelage.metrics import log_softmax
 from tutelage.models.adapted import Network, half_precision
-from tutelage.retrieval.graph import mixed_logits
 from tutelage.runs import hash_of, whole, write_json
-from tutelage.sizes import Size, sides
 
 if TYPE_CHECKING:
     import torch
 
 CLEAN = -1  # the number of the view that shows the whole image as evaluation does
+MIRRORED = -2  # and of the one that shows it mirrored
 CHUNK = 64  # images in one forward pass of the teacher
 
 
 @dataclass(frozen=True)
 class ViewSettings:
-    """What all views of a run have in common; part of the cache's key."""
+    """What all views of a run have in common."""
 
     seed: int = 0
     flip: str = "horizontal"
@@ -45,9 +46,10 @@ class ViewSettings:
     resize: str = "squash"
     follow: bool = False  # regions are as wide for their height as their image is
 
-    def key(self) -> dict[str, Any]:
-        """What a cache of outputs is known by; what is not set stays out of it."""
-        return {name: value for name, value in asdict(self).items() if name != "follow" or value}
+    @property
+    def looks(self) -> tuple[int, ...]:
+        """The views of an image whose outputs make its target: the whole image, and its mirror image where flips are on."""
+        return (CLEAN,) if self.flip == "none" else (CLEAN, MIRRORED)
 
 
 def shaped(image: np.ndarray, resize: str) -> np.ndarray:
@@ -79,7 +81,7 @@ def view_input(
     Args:
         images: where the pixels are.
         positions: (B,) which of them.
-        number: the view, one for all or (B,) integers; or CLEAN.
+        number: the view, one for all or (B,) integers; or CLEAN, or MIRRORED.
         settings: of the views.
         network: anything with size (pixels), mean and std (3 floats each).
 
@@ -88,34 +90,13 @@ def view_input(
     """
     import torch
 
-    if isinstance(number, int) and number == CLEAN:
+    if isinstance(number, int) and number < 0:
         pixels = np.stack([fit(images[int(i)], network.size, settings.resize) for i in positions])
+        pixels = pixels[:, :, ::-1].copy() if number == MIRRORED else pixels
         return views.to_input(torch.from_numpy(pixels).permute(0, 3, 1, 2), network.mean, network.std)
-    pixels, drawn = _pixels_and_views(images, positions, number, settings)
-    return views.to_input(views.render(pixels, drawn, network.size), network.mean, network.std, drawn.colours)
-
-
-def part_input(
-    images: Images, positions: np.ndarray, passes: np.ndarray, each: int, settings: ViewSettings, network: Any, area: float
-) -> tuple[torch.Tensor, Parts]:  # fmt: skip
-    """Another part of a view in each pass, as the input of one network, and which part it is.
-
-    Args:
-        passes: (B,) integers; pass e shows a part of view e mod `each`. area: smallest share of the view. Others as of `view_input`.
-    """
-    pixels, drawn = _pixels_and_views(images, positions, passes % each, settings)
-    mirror = settings.flip != "none"
-    parts = draw_parts(drawn, images.seeds[positions], passes, settings.seed, area=area, mirror=mirror)
-    shown = views.render(pixels, parts.views, network.size)
-    return views.to_input(shown, network.mean, network.std, drawn.colours), parts
-
-
-def _pixels_and_views(
-    images: Images, positions: np.ndarray, number: int | np.ndarray, settings: ViewSettings
-) -> tuple[list[np.ndarray], views.Views]:
-    """The images that views are drawn from, and what the views show of them; arguments as of `view_input`."""
     pixels = [shaped(images[int(i)], settings.resize) for i in positions]
-    return pixels, drawn_views(images.seeds[positions], np.array([p.shape[:2] for p in pixels]), number, settings)
+    drawn = drawn_views(images.seeds[positions], np.array([p.shape[:2] for p in pixels]), number, settings)
+    return views.to_input(views.render(pixels, drawn, network.size), network.mean, network.std, drawn.colours)
 
 
 def drawn_views(seeds: np.ndarray, sizes: np.ndarray, number: int | np.ndarray, settings: ViewSettings) -> views.Views:
@@ -127,12 +108,13 @@ def drawn_views(seeds: np.ndarray, sizes: np.ndarray, number: int | np.ndarray, 
 
 
 def view_truth(
-    images: Images, labels: np.ndarray | Masks, positions: np.ndarray, number: int | np.ndarray, settings: ViewSettings, size: Size
+    images: Images, labels: np.ndarray | Masks, positions: np.ndarray, number: int | np.ndarray, settings: ViewSettings,
+    size: tuple[int, int],
 ) -> torch.Tensor:  # fmt: skip
     """The labels of one view of each image: its class, or the part of its mask that the view shows.
 
     Args:
-        labels: (n,) int64, or n masks. size: of the masks' result. Others as of `view_input`.
+        labels: (n,) int64, or n masks. size: height and width of the masks' result. Others as of `view_input`.
 
     Returns:
         (B,) int64, or (B, H, W) int64 with masks.IGNORE where no class is said.
@@ -143,7 +125,7 @@ def view_truth(
         return torch.from_numpy(labels[positions])
     clean = isinstance(number, int) and number == CLEAN
     drawn = None if clean else drawn_views(images.seeds[positions], images.sizes[positions], number, settings)
-    return torch.from_numpy(labels[positions].seen(drawn, sides(size)).astype(np.int64))
+    return torch.from_numpy(labels[positions].seen(drawn, size).astype(np.int64))
 
 
 def plain_labels(labels: np.ndarray | Masks) -> np.ndarray:
@@ -189,20 +171,16 @@ def view_outputs(*given: Any, **more: Any) -> np.ndarray:
 
 
 class OutputCache:
-    """Outputs of one network for views of images, float16, in blocks on disk. clean_only: for whole images alone."""
+    """Outputs of one network for whole images, float16, in blocks on disk. resize: how an image becomes a square."""
 
-    def __init__(
-        self, cache: str | Path, network: Network, settings: ViewSettings, side: int, clean_only: bool = False
-    ):
+    def __init__(self, cache: str | Path, network: Network, resize: str, side: int):
         about = {
             "encoder": network.name, "weights": network.hash, "output": network.output, "width": network.width,
             "size": network.size, "mean": network.mean, "std": network.std, "store_side": side,
-            "precision": network.precision,
+            "precision": network.precision, "views": {"resize": resize},
         }  # fmt: skip
         self.width, self.name = network.width, network.name
-        # whole images look the same whatever the views are like: all runs with this encoder share their outputs
-        self.clean = self._made(Path(cache), {**about, "views": {"resize": settings.resize}})
-        self.folder = self.clean if clean_only else self._made(Path(cache), {**about, "views": settings.key()})
+        self.folder = self._made(Path(cache), about)
 
     @staticmethod
     def _made(cache: Path, about: dict[str, Any]) -> Path:
@@ -246,7 +224,7 @@ class OutputCache:
                 np.save(file, array)
 
     def _view(self, number: int) -> Path:
-        return self.clean / "clean" if number == CLEAN else self.folder / f"view-{number:04d}"
+        return self.folder / {CLEAN: "clean", MIRRORED: "mirrored"}[number]
 
 
 def as_void(keys: np.ndarray) -> np.ndarray:
@@ -308,7 +286,7 @@ def compute_outputs(
     Args:
         cache: of this network and these view settings.
         images: each computed once, however often its content appears.
-        numbers: views.
+        numbers: views: CLEAN, MIRRORED.
         advance: called with the number of outputs just computed or found.
         share: (rank, processes): each process does the images whose content hash falls to it.
 
@@ -341,57 +319,77 @@ def gibibytes(images: int, views_each: int, width: int) -> float:
 
 
 @dataclass(frozen=True)
-class Targets:
-    """What the student is to match: the adapted teacher's logits for a view, refined by the image's neighbourhood.
+class TeacherOutputs:
+    """The adapted teacher's outputs for n images, from the cache, or, where `tables` is None, computed when they are asked for.
 
-    table: one Outputs per view, or None when the teacher runs online. head: outputs (B, D) -> logits (B, C). propagated: (n, C)
-    probabilities of each image, or None. temperature: divides the mixed logits; calibrated on held-out labels.
-    embedding: mean (D,) and principal axes (D, d) of the outputs, when the student is to match them too.
+    head: outputs (B, D) of the network -> (B, C) float32 logits, or (B, C, h, w). settings: of the views. tables: of each look.
     """
 
     images: Images
     network: Network
     head: Callable[[np.ndarray], np.ndarray]
     settings: ViewSettings
-    views: int
-    table: list[Outputs] | None
-    propagated: np.ndarray | None = None
-    temperature: float = 1.0
-    embedding: tuple[np.ndarray, np.ndarray] | None = None
+    looks: tuple[int, ...]
+    tables: dict[int, Outputs] | None
 
-    def outputs(self, positions: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-        """(B, D) float32 outputs of the network, from the cache or from the network."""
-        out = np.empty((len(positions), self.network.width), dtype=np.float32)
-        for number in np.unique(numbers):
-            here = numbers == number
-            if self.table is None:
-                out[here] = run_network(self.network, self.images, positions[here], int(number), self.settings)
-            else:
-                out[here] = self.table[number].rows(positions[here])
-        return out
+    def rows(self, positions: np.ndarray, look: int = CLEAN) -> np.ndarray:
+        """(B, D) float32 outputs of the network for these images."""
+        if self.tables is None:
+            return run_network(self.network, self.images, positions, look, self.settings)
+        return self.tables[look].rows(positions)
 
-    def of(self, positions: np.ndarray, epochs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Logits and embedded features of the views that these passes show.
+    def log_probabilities(self, positions: np.ndarray) -> np.ndarray:
+        """(B, C) float32, or (B, C, h, w) on a grid over the whole image: the mean over the looks, normalised."""
+        found = [log_softmax(self.head(self.rows(positions, look))) for look in self.looks]
+        found = [
+            one[..., ::-1] if look == MIRRORED and one.ndim == 4 else one
+            for one, look in zip(found, self.looks, strict=True)
+        ]
+        return log_softmax(np.mean(found, axis=0))
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the student is to match for each image: one target an image, whatever the view; a grid is cropped as the view is.
+
+    log_probabilities: positions (B,) -> (B, C) float32, or (B, C, h, w) over the whole image. features: positions -> (B, d) float32, or
+    (B, d, h, w); None where none are matched. settings: of the views that the student sees.
+    """
+
+    images: Images
+    settings: ViewSettings
+    log_probabilities: Callable[[np.ndarray], np.ndarray]
+    features: Callable[[np.ndarray], np.ndarray] | None = None
+
+    def probabilities(
+        self, positions: np.ndarray, passes: np.ndarray, temperature: float = 1.0, hard: bool = False
+    ) -> np.ndarray:
+        """The targets of the views that these passes show.
 
         Args:
-            positions: (B,) int64 images. epochs: (B,) int64 passes; pass e shows view e mod M.
+            positions: (B,) int64 images. passes: (B,) int64; pass e shows view e. temperature: divides the log probabilities.
+            hard: whether each row (or place of a grid) is 1 for its most likely class and 0 for the others.
 
         Returns:
-            (B, C) float32, and (B, d) float32 (d = 0 without an embedding); of a dense teacher (B, C, h, w) and (B, d, h, w).
+            (B, C) float32, or (B, C, h, w), sums over the classes 1; (B, 0) where no class is asked for.
         """
-        outputs = self.outputs(positions, epochs % self.views)
-        logits = self.head(outputs)
-        if self.propagated is not None:
-            logits = mixed_logits(logits, self.propagated[positions]) / np.float32(self.temperature)
-        if self.embedding is None:
-            return logits, np.zeros((len(logits), 0), dtype=np.float32)
-        mean, basis = self.embedding
-        shape = self.network.shape
-        features = (as_rows(outputs, shape) - mean) @ basis
-        if shape:
-            features = np.moveaxis(features.reshape(len(outputs), *shape[1:], -1), -1, 1)
-        return logits, features
+        found = self.log_probabilities(positions)
+        if not found.shape[1]:
+            return found
+        if hard:
+            found = np.moveaxis(np.eye(found.shape[1], dtype=np.float32)[found.argmax(axis=1)], -1, 1)
+        else:
+            found = np.exp(log_softmax(found / np.float32(temperature)))
+        return self._seen(found, positions, passes)
 
-    def logits(self, positions: np.ndarray, epochs: np.ndarray) -> np.ndarray:
-        """(B, C) float32 logits, as `of`."""
-        return self.of(positions, epochs)[0]
+    def matched(self, positions: np.ndarray, passes: np.ndarray) -> np.ndarray:
+        """(B, d) float32 features, or (B, d, h, w) as these passes show them; d = 0 where none are matched."""
+        if self.features is None:
+            return np.zeros((len(positions), 0), np.float32)
+        return self._seen(self.features(positions), positions, passes)
+
+    def _seen(self, values: np.ndarray, positions: np.ndarray, passes: np.ndarray) -> np.ndarray:
+        if values.ndim == 2:
+            return values
+        sizes = self.images.sizes[positions]
+        return crop_grid(values, drawn_views(self.images.seeds[positions], sizes, passes, self.settings), sizes)

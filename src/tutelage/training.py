@@ -114,25 +114,6 @@ def ahead(make: Callable[[int], T], steps: range, workers: int = 1, depth: int =
                 future.cancel()
 
 
-def mixup(inputs: torch.Tensor, targets: torch.Tensor, alpha: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mix each image with another of the batch, and the targets alike (Zhang et al., ICLR 2018).
-
-    x = lambda x_i + (1 - lambda) x_j, lambda ~ Beta(alpha, alpha), one per batch; targets are probabilities.
-
-    Args:
-        inputs: (B, 3, H, W) float. targets: (B, C) float, rows sum to 1.
-        alpha: 0 leaves both as they are.
-        seed: of this step.
-    """
-    if alpha == 0:
-        return inputs, targets
-    generator = np.random.default_rng(seed)
-    share = float(generator.beta(alpha, alpha))
-    other = torch.from_numpy(generator.permutation(len(inputs))).to(inputs.device)
-    mixed = inputs.lerp(inputs[other], 1 - share)
-    return mixed.contiguous(memory_format=torch.channels_last), targets.lerp(targets[other], 1 - share)
-
-
 class Average:
     """Exponential moving average of a module's weights and buffers.
 

@@ -8,11 +8,16 @@ from typing import Any
 from jinja2 import Environment, PackageLoader
 
 from tutelage.metrics import wilson
+from tutelage.reporting.choices import delivery
 from tutelage.reporting.diagnosis import diagnose
 from tutelage.reporting.page import command
 from tutelage.reporting.scores import main_score, variance, words_of
+from tutelage.reporting.table import delivered_name, models_of
 
 FREE_LICENCES = ("apache-2.0", "mit", "bsd-3-clause", "bsd-2-clause", "bsd")
+NOT_USED = (
+    "The model was trained on the labels only: neither the teacher's weights nor its outputs are in what it has learnt."
+)
 CONFUSIONS = 5  # the most frequent that are named
 
 
@@ -25,20 +30,27 @@ def model_card(
         run: the run folder. stages: result of each stage, by its folder's name. settings: of the run. teacher: what settings.toml
             says of it, or {}. export: what export.json will say.
     """
-    report, student = stages["report"], stages["report"]["student"]
-    test = student.get("test")
+    report, student = stages["report"], stages["report"]["delivered"]
+    test, baseline = student.get("test"), student["what"] == "baseline"
     environment = Environment(
         loader=PackageLoader("tutelage", "deploy"), trim_blocks=True, lstrip_blocks=True, autoescape=False
     )
     classes = [_cell(name) for name in report["classes"]]
     return environment.get_template("model_card.md.j2").render(
         name=run.resolve().name, classes=classes, kind=f"image-{stages['transfer_set']['task']}",
-        report=report, student=student, test=test, alone=report.get("alone"),
-        words=words_of(test), interval=_interval(test), rows=_per_class(classes, test), confusions=_confusions(classes, test),
-        teacher={**report.get("teacher", {}), **teacher}, licence=licence_note(teacher.get("licence", "unknown")),
+        student=student, test=test, others=_others(report), baseline=baseline, delivery=delivery(stages, settings),
+        judged_on=stages["student"]["judged_on"], words=words_of(test), interval=_interval(test),
+        rows=_per_class(classes, test), confusions=_confusions(classes, test), teacher={**report.get("teacher", {}), **teacher},
+        licence=NOT_USED if baseline else licence_note(teacher.get("licence", "unknown")),
         set=stages["transfer_set"], settings=settings, command=command(settings), export=export,
         findings=diagnose(report, {name: one or {} for name, one in stages.items()}), low=_lowest(classes, test),
     )  # fmt: skip
+
+
+def _others(report: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """(title, scores) of the models that this one is compared with."""
+    delivered = delivered_name(report)
+    return [model for name, model in models_of(report).items() if name != delivered and model[1].get("test")]
 
 
 def licence_note(licence: str) -> str:

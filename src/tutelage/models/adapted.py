@@ -21,6 +21,8 @@ from tutelage.models.weights import weights_hash
 from tutelage.runs import whole
 from tutelage.sizes import Size
 
+MOST = 6e4  # of a logit, which float16 still holds: softmax has long been 0 or 1 there
+
 
 @dataclass(frozen=True)
 class Network:
@@ -111,7 +113,8 @@ def network_of(encoder: Encoder, accelerator: Any) -> Network:
 def _network(module: nn.Module, encoder: Encoder, accelerator: Any, width: int, digest: str, output: str) -> Network:
     def forward(images: torch.Tensor) -> torch.Tensor:
         with accelerator.autocast():
-            return module(images)
+            found = module(images)
+        return found.clamp(-MOST, MOST) if output == "logits" else found
 
     return Network(
         forward,
@@ -161,6 +164,22 @@ def load_adapted(folder: Path, result: dict[str, Any], weights: str, accelerator
     module.eval().to(accelerator.device)
     network = _network(module, encoder, accelerator, result["classes"], weights_hash(state), "logits")
     return AdaptedTeacher(network, lambda logits: logits, module, sum(p.numel() for p in module.parameters()))
+
+
+def with_logits(teacher: AdaptedTeacher) -> AdaptedTeacher:
+    """The same teacher with its head inside the network: it keeps logits, which take less room than features."""
+    network, head = teacher.network, teacher.head
+    assert isinstance(head, LinearHead)
+    weight, bias = (torch.from_numpy(one).to(network.device) for one in (head.weight, head.bias))
+
+    def forward(images: torch.Tensor) -> torch.Tensor:
+        return network.forward(images).float() @ weight.T + bias
+
+    digest = weights_hash({"weight": weight, "bias": bias})
+    inside = replace(
+        network, forward=forward, width=len(bias), hash=f"{network.hash[:32]}{digest[:32]}", output="logits"
+    )
+    return replace(teacher, network=inside, head=lambda logits: logits)
 
 
 def frozen(folder: Path, result: dict[str, Any], weights: str, accelerator: Any) -> AdaptedTeacher:

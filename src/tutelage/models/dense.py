@@ -188,20 +188,32 @@ class DenseNetwork(nn.Module):
 
     def on_grid(self, images: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         """(B, 3, H, W) -> (B, C, *grid) logits."""
-        if images.shape[-2] % self.multiple or images.shape[-1] % self.multiple:
-            return regrid(self(images), grid)
-        return regrid(self.head(self.pyramid(images)) / self.temperature, grid)
+        inside = padded(images, self.multiple)
+        return self._inside(self.head(self.pyramid(inside)) / self.temperature, inside, images, grid)
 
     def features(self, images: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         """(B, 3, H, W) -> (B, D, *grid): the deepest level."""
-        height, width = images.shape[-2:]
         inside = padded(images, self.multiple)
-        deepest = self.pyramid(inside)[-1]
+        return self._inside(self.pyramid(inside)[-1], inside, images, grid)
+
+    def with_features(
+        self, images: torch.Tensor, grid: tuple[int, int], deepest: tuple[int, int]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, 3, H, W) -> (B, C, *grid) logits and (B, D, *deepest) features of the deepest level, from one pass."""
+        inside = padded(images, self.multiple)
+        levels = self.pyramid(inside)
+        logits = self.head(levels) / self.temperature
+        return self._inside(logits, inside, images, grid), self._inside(levels[-1], inside, images, deepest)
+
+    def _inside(
+        self, values: torch.Tensor, inside: torch.Tensor, images: torch.Tensor, grid: tuple[int, int]
+    ) -> torch.Tensor:
+        """Values over padded images on a grid over the images themselves."""
+        height, width = images.shape[-2:]
         if inside.shape != images.shape:
-            deepest = F.interpolate(deepest, inside.shape[-2:], mode="bilinear", align_corners=False)[
-                ..., :height, :width
-            ]
-        return regrid(deepest, grid)
+            values = F.interpolate(values, inside.shape[-2:], mode="bilinear", align_corners=False)
+            values = values[..., :height, :width]
+        return regrid(values, grid)
 
 
 def grid_of(size: Size, stride: int) -> tuple[int, int]:

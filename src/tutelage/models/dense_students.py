@@ -116,7 +116,7 @@ class DenseTaught(nn.Module):
     """A student with what only the transfer needs beside it.
 
     forward: (B, 3, H, W) -> (B, C, *grid) logits; with a width, (B, D, *matched) projected features of the deepest level (else
-    None); None.
+    None).
     """
 
     def __init__(self, student: DenseNetwork, grid: tuple[int, int], width: int = 0, matched: tuple[int, int] = (1, 1)):
@@ -125,9 +125,8 @@ class DenseTaught(nn.Module):
         channels = student.pyramid.levels[-1].channels
         self.projection = nn.Conv2d(channels, width, 1) if width else None
 
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, None]:
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         if self.projection is None:
-            return self.student.on_grid(images, self.grid), None, None
-        features = self.student.features(images, self.matched)
-        unused = torch.stack([p.sum() for p in self.student.head.parameters()]).sum()  # every process has all gradients
-        return unused[None, None], self.projection(features), None
+            return self.student.on_grid(images, self.grid), None
+        logits, features = self.student.with_features(images, self.grid, self.matched)
+        return logits, self.projection(features)

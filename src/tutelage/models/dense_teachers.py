@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from tutelage.models.adapted import AdaptedTeacher, Network, _same_encoder, save_whole
+from tutelage.models.adapted import MOST, AdaptedTeacher, Network, _same_encoder, save_whole
 from tutelage.models.dense import DenseNetwork, Pyramid, Windows, check_windows, levels_of, regrid
 from tutelage.models.dense_heads import DenseHead, Layout, new_head, state_of
 from tutelage.models.teachers import Encoder, build_teacher
@@ -76,7 +76,8 @@ def _network(
 ) -> Network:  # fmt: skip
     def outputs(images: torch.Tensor) -> torch.Tensor:
         with accelerator.autocast():
-            return forward(images)
+            found = forward(images)
+        return found.clamp(-MOST, MOST) if output == "logits" else found
 
     return Network(
         outputs, encoder.size, encoder.mean, encoder.std, width, digest, output, encoder.name, str(accelerator.device),

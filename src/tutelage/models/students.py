@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,22 +66,19 @@ def build_student(name: str, classes: int, weights: str = "scratch", size: Size 
 
 
 class Taught(nn.Module):
-    """A student with what only the transfer needs beside it, and is thrown away or folded in after it.
+    """A student with a projection of its features that is thrown away after the distillation.
 
-    forward: (B, 3, S, S) -> (B, C) logits, the student's own; (B, D) projected features; and, with a second head for
-    labels, (B, C) its logits (else None).
+    forward: (B, 3, S, S) -> (B, C) logits, the student's own, and (B, D) projected features.
     """
 
-    def __init__(self, student: nn.Module, width: int, size: int, second_head: bool = False):
+    def __init__(self, student: nn.Module, width: int, size: int):
         super().__init__()
         self.student = student
         self.projection = nn.Linear(pooled_width(student, size), width)
-        self.labels_head = copy.deepcopy(student.get_classifier()) if second_head else None  # pyright: ignore[reportCallIssue]
 
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         features = pooled(self.student, images)
-        second = self.labels_head(features) if self.labels_head is not None else None
-        return self.student.get_classifier()(features), self.projection(features), second  # pyright: ignore[reportCallIssue]
+        return self.student.get_classifier()(features), self.projection(features)  # pyright: ignore[reportCallIssue]
 
     @staticmethod
     def possible(student: nn.Module, size: int) -> bool:

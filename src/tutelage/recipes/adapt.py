@@ -17,7 +17,7 @@ import numpy as np
 from tutelage import config as c
 from tutelage.config import recipe
 from tutelage.progress import progress, say
-from tutelage.recipes.stage import open_run, write_metrics
+from tutelage.recipes.stage import HELD_OUT_LOGITS, open_run, write_metrics
 from tutelage.runs import hash_of, whole
 
 JUDGED = {"accuracy": "accuracy", "miou": "mean IoU", "log_loss": "log loss"}
@@ -32,7 +32,7 @@ def adapt(
     *, out: c.Out = "", teacher: c.Teacher = "dinov2-s", teacher_weights: c.TeacherWeights = "pretrained",
     teacher_size: c.TeacherSize = None, teacher_window: c.TeacherWindow = None,
     adapt: c.Adapt = "probe", class_weight: c.ClassWeight = "none",
-    resize: c.Resize = "squash", flip: c.Flip = "horizontal", crop_area: c.CropArea = 0.6, view_seed: c.ViewSeed = 0,
+    resize: c.Resize = "squash", flip: c.Flip = "horizontal", crop_area: c.CropArea = 0.8, view_seed: c.ViewSeed = 0,
     seed: c.Seed = 0, device: c.Device = "auto", precision: c.Precision = "auto",
     tracker: c.Tracker = "none", cache: c.Cache = None, overwrite: c.Overwrite = False, config: c.Config = None,
 ) -> dict[str, Any]:  # fmt: skip
@@ -44,6 +44,7 @@ def adapt(
     settings = dict(locals())
     from tutelage.compute import accelerator
     from tutelage.data.manifest import load_task
+    from tutelage.models.adapted import MOST
     from tutelage.models.teachers import build_teacher
     from tutelage.tasks import task_of
 
@@ -82,9 +83,10 @@ def adapt(
         else:
             work.adapted.save_whole(run.path / "teacher", best["module"])
         write_metrics(run, "teacher", best.get("rows", ()), tracker, hardware)
-        if kind.POOLED:  # what judges the refinement of the targets
-            with whole(run.path / "teacher" / "validation.npz") as path, path.open("wb") as file:
-                np.savez(file, logits=best["logits"], labels=work.judged, fair=work.fair)
+        with whole(run.path / "teacher" / HELD_OUT_LOGITS) as path, path.open("wb") as file:
+            np.savez(
+                file, logits=best["logits"].clip(-MOST, MOST).astype(np.float16), labels=work.judged, fair=work.fair
+            )
         about = {
             name: getattr(encoder, name)
             for name in ("name", "size", "mean", "std", "features", "licence", "weights", "hash", "window")
@@ -116,7 +118,7 @@ class _Work:
         self.adapted, self.heads = kind.models()
         self.network, self.meter = self.adapted.network_of(encoder, hardware), Meter()
         self.meter.teacher_flops, self.meter.output_bytes = kind.flops_of(encoder), 2 * self.network.width  # float16
-        self.cache = OutputCache(cache_dir, self.network, self.views, task.side)
+        self.cache = OutputCache(cache_dir, self.network, self.views.resize, task.side)
         train = task.train
         self.folds = None if task.val else folds(train.strata, train.groups, settings["seed"])
         self.truth = kind.head_truth(train.labels, self.network)
@@ -126,29 +128,27 @@ class _Work:
         count = 0 if self.folds is None else len(np.unique(self.folds))
         self.validated_on = f"{len(task.val)} validation images" if task.val else f"{count}-fold cross-validation"
 
-    def features(self, images, number) -> np.ndarray:
-        """(n, D) float32, from the cache or computed into it."""
-        from tutelage.targets import compute_outputs
+    def features(self, images) -> np.ndarray:
+        """(n, D) float32 of whole images, from the cache or computed into it."""
+        from tutelage.targets import CLEAN, compute_outputs
 
         with progress("teacher features", len(images)) as advance:
             tick = self.clock.ticking(advance)
-            computed = compute_outputs(self.cache, self.network, images, [number], self.views, tick)
-        self.meter.asked(number, images.keys.tobytes(), len(images), computed)
-        return self.cache.table(images, number).rows()
+            computed = compute_outputs(self.cache, self.network, images, [CLEAN], self.views, tick)
+        self.meter.asked(CLEAN, images.keys.tobytes(), len(images), computed)
+        return self.cache.table(images, CLEAN).rows()
 
     def probe(self) -> dict[str, Any]:
         """Strength by validation, refit on all labels, logits calibrated."""
-        from tutelage.targets import CLEAN
-
         train, classes, heads = self.task.train, len(self.task.classes), self.heads
-        features = self.features(train.images, CLEAN)
+        features = self.features(train.images)
         scale = self.scale()
         weight = self.settings["class_weight"]
         tried = {}
         for strength in heads.STRENGTHS:  # a second or two on 100 images
             if self.folds is None:
                 head = heads.fit_probe(features, self.truth, classes, strength, scale, weight)
-                logits = head(self.features(self.task.val.images, CLEAN))
+                logits = head(self.features(self.task.val.images))
             else:
                 logits = heads.cross_validate(features[None], self.truth, self.folds, classes, strength, scale, weight)
             tried[strength] = self.judge(logits)
@@ -159,9 +159,7 @@ class _Work:
 
     def fitted(self, positions: np.ndarray, strength: float, temperature: float):
         """A calibrated probe on these labelled images."""
-        from tutelage.targets import CLEAN
-
-        features, truth = self.features(self.task.train.images, CLEAN)[positions], self.truth[positions]
+        features, truth = self.features(self.task.train.images)[positions], self.truth[positions]
         classes, weight = len(self.task.classes), self.settings["class_weight"]
         head = self.heads.fit_probe(features, truth, classes, strength, self.scale(), weight)
         return self.heads.calibrated(head, temperature)
@@ -171,7 +169,7 @@ class _Work:
 
         def of(count: int) -> np.ndarray:
             sample = np.random.default_rng(0).permutation(len(self.task.transfer))[:count]
-            return self.features(self.task.transfer.take(np.sort(sample)), 0)
+            return self.features(self.task.transfer.take(np.sort(sample)))
 
         return self.kind.scale(self.network, of)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tutelage.errors import TutelageError, did_you_mean, raise_all, shown
+from tutelage.presets import PRESETS
 
 CLIP_TAGS = ("clip", "openai", "laion", "datacomp", "siglip", "dfn", "metaclip")  # in timm's names of weights
 
@@ -17,6 +18,7 @@ CLIP_TAGS = ("clip", "openai", "laion", "datacomp", "siglip", "dfn", "metaclip")
 class Way:
     """stages: of the pipeline. settings: that make the arm what it is. model: of the evaluation that is the arm's student.
     charged: folders of the stages that its compute is the sum of; the others only serve reference numbers. says: for the page.
+    times: steps of its training, as a multiple of what is asked for.
     """
 
     stages: tuple[str, ...]
@@ -24,30 +26,42 @@ class Way:
     model: str
     charged: tuple[str, ...]
     says: str
+    times: int = 1
 
 
 _ALONE = ("curate", "alone")
-_TAUGHT = ("curate", "adapt", "transfer", "finetune")
-_ALL = ("teacher", "transfer", "student")
+_DISTILLED = ("curate", "adapt", "committee", "transfer", "finetune")
+_ALL = ("teacher", "committee", "transfer", "student")
 
 
-def _taught(objective: str, says: str, charged: tuple[str, ...] = _ALL) -> Way:
-    return Way(_TAUGHT, {"objective": objective}, "student", charged, says)
+def _distilled(objective: str, says: str, charged: tuple[str, ...] = _ALL, **settings: Any) -> Way:
+    return Way(_DISTILLED, {"objective": objective, **settings}, "delivered", charged, says)
 
 
 ARMS = {
-    "scratch": Way(_ALONE, {"student_weights": "scratch"}, "alone", ("alone",), "random weights, labels only"),
-    "imagenet": Way(_ALONE, {"student_weights": "pretrained"}, "alone", ("alone",), "pretrained weights, then the labels"),
-    "clip": Way(_ALONE, {"student_weights": "pretrained"}, "alone", ("alone",), "CLIP weights, then the labels"),
+    "scratch": Way(_ALONE, {"student_weights": "scratch"}, "baseline", ("alone",), "random weights, labels only"),
+    "imagenet": Way(_ALONE, {"student_weights": "pretrained"}, "baseline", ("alone",), "pretrained weights, then the labels"),
+    "clip": Way(_ALONE, {"student_weights": "pretrained"}, "baseline", ("alone",), "CLIP weights, then the labels"),
+    "baseline-plus": Way(_ALONE, {}, "baseline", ("alone",), "labels only, the images that a committee sees added", times=2),
     "dino": Way(
-        ("curate", "transfer", "finetune"), {"objective": "dino", "student_weights": "scratch"}, "student", ("transfer", "student"),
+        ("curate", "transfer", "finetune"), {"objective": "dino", "student_weights": "scratch"}, "delivered", ("transfer", "student"),
         "self-distillation on the transfer set, then the labels",
     ),
-    "agnostic": _taught("agnostic", "the frozen teacher's features, then the labels", ("transfer", "student")),
-    "oriented": _taught("oriented", "the adapted teacher's word on the task, then the labels"),
-    "agnostic-oriented": _taught("agnostic-oriented", "features in the first half, the task in the second"),
-    "pseudo-label": _taught("pseudo-label", "the adapted teacher's most likely class as the label"),
-    "dual-head": _taught("dual-head", "the labels on one head, the adapted teacher on another, mixed"),
+    "agnostic": _distilled("agnostic", "the frozen teacher's features, and the labels", ("transfer", "student")),
+    "oriented": _distilled("oriented", "the committee's class probabilities, and the labels"),
+    "pseudo-label": _distilled("pseudo-label", "the committee's most likely class as the label"),
+    "teacher-only": _distilled(
+        "oriented", "the adapted teacher's class probabilities without a committee, and the labels", ("teacher", "transfer", "student"),
+        committee="none",
+    ),
+    "self-training": _distilled(
+        "oriented", "class probabilities of labels-only students without a teacher, and the labels", ("committee", "transfer", "student"),
+        committee="only",
+    ),
+    "paper": Way(
+        _DISTILLED, {"preset": "paper", **PRESETS["paper"]}, "delivered", ("teacher", "transfer", "student"),
+        "KL to the adapted teacher alone, then full fine-tuning",
+    ),
 }  # fmt: skip
 
 

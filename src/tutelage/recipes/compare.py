@@ -51,15 +51,16 @@ def compare(
     val: c.Val = None, test: c.Test = None, classes: c.Classes = None, group_by: c.GroupBy = None, strategy: c.Strategy = "auto",
     total: c.Total = None, per_query: c.PerQuery = None, balance: c.Balance = "query", dedup: c.Dedup = "candidates",
     max_rejected: c.MaxRejected = 0.05, resize: c.Resize = "squash", flip: c.Flip = "horizontal",
-    crop_area: c.CropArea = 0.6, part_area: c.PartArea = 0.5,
+    crop_area: c.CropArea = 0.8,
     teacher: c.Teacher = "dinov2-s", teacher_weights: c.TeacherWeights = "pretrained",
     teacher_size: c.TeacherSize = None, teacher_window: c.TeacherWindow = None,
     adapt: c.Adapt = "probe", class_weight: c.ClassWeight = "none",
     student: c.Student = "mobilenetv4-s", student_weights: c.StudentWeights = "scratch", student_size: c.StudentSize = None,
     decoder: c.Decoder = "lraspp", agnostic_loss: c.AgnosticLoss = "contrastive", agnostic_features: c.AgnosticFeatures = "patches",
-    views: c.ViewCount = 2, view_seed: c.ViewSeed = 0, refine: c.Refine = "propagate", cache_limit: c.CacheLimit = 20.0,
-    epochs: c.Epochs = None, steps: c.Steps = None, batch_size: c.BatchSize = 128, lr: c.LearningRate = 2e-3,
-    temperature: c.Temperature = 1.0, feature_weight: c.FeatureWeight = 2.0, mixup: c.Mixup = 0.0,
+    committee: c.Committee = "auto", sharpness: c.Sharpness = 2.0, label_share: c.LabelShare = None,
+    view_seed: c.ViewSeed = 0, cache_limit: c.CacheLimit = 20.0,
+    epochs: c.Epochs = None, steps: c.Steps = None, batch_size: c.BatchSize = 128, lr: c.LearningRate = None,
+    temperature: c.Temperature = 1.0, feature_weight: c.FeatureWeight = 2.0,
     finetune: c.Finetune = "auto", device: c.Device = "auto", precision: c.Precision = "auto",
     cache: c.Cache = None, json: c.Json = False, config: c.Config = None,
 ) -> dict[str, Any]:  # fmt: skip
@@ -209,10 +210,10 @@ class _Study:
         settings = c.resolve(whole_run, self.of(arm, budget, seed))
         # what failed with other settings moves aside
         with open_run(settings["out"], settings["cache"], settings, overwrite=True) as (run, _):
-            if self.match == "flops":
-                from tutelage.recipes.estimate import matched_steps
+            if self.match == "flops" or arm.way.times > 1:
+                from tutelage.recipes.estimate import steps_of
 
                 count = curate(**settings_of(curate, settings))["images"]["transfer"]
-                settings = {**settings, "epochs": None, "steps": matched_steps(arm, settings, count)}
+                settings = {**settings, "epochs": None, "steps": steps_of(arm, settings, count, self.match)}
             walk(run, arm.way.stages, settings)
             return write_record(self.kept, run, arm.way, self.identity(arm, budget, seed))

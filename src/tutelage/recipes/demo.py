@@ -15,13 +15,12 @@ from tutelage import config as c
 from tutelage.config import recipe
 from tutelage.progress import duration, progress, say
 from tutelage.recipes.pipeline import run
-from tutelage.reporting.table import scores_table
+from tutelage.reporting.table import models_of, scores_table
 
 BUDGET = 10
 SETTINGS: dict[str, Any] = {
     "teacher": "tf_efficientnet_lite2", "teacher_size": 112, "student": "mobilenetv3_small_050", "student_size": 64,
-    "student_weights": "scratch", "views": 2, "epochs": 14, "batch_size": 64, "lr": 6e-3, "flip": "none",
-    "crop_area": 0.8,
+    "student_weights": "scratch", "epochs": 14, "batch_size": 64, "flip": "none",
 }  # fmt: skip
 
 
@@ -48,16 +47,16 @@ def demo(
         out=str(folder / f"run-{'smoke-' if smoke else ''}{seed}"), cache=str(folder / "cache"), smoke=smoke, **SETTINGS,
     )  # fmt: skip
     result["pixels"] = pixels_and_logistic_regression(Path(result["run"]), folder / "cache")
-    rows = [
-        ("pixels + logistic regression", result["pixels"]), ("student alone", result["alone"]),
-        ("student taught", result["student"]), ("teacher", result["teacher"]),
-    ]  # fmt: skip
-    gain = 100 * (result["student"]["test"]["accuracy"] - result["alone"]["test"]["accuracy"])
+    models = models_of(result)
+    order = [name for name in ("baseline", "distilled", "delivered", "teacher", "committee") if name in models]
+    rows = [("pixels + logistic regression", result["pixels"]), *(models[name] for name in order)]
+    gain = 100 * (result["distilled"]["test"]["accuracy"] - result["baseline"]["test"]["accuracy"])
     result["text"] = (
-        f"{scores_table(rows)}\n\nThe teacher brought the student {gain:+.1f} points of accuracy; "
+        f"{scores_table(rows)}\n\nDistillation brought the student {gain:+.1f} points of accuracy over the baseline; "
         f"{duration(time.monotonic() - started)} in all.\n"
         f"student   {result['run']}/student/weights.safetensors\nresults   {result['run']}/report/results.json\n"
-        f"report    {result['run']}/report/index.html\nchosen    {result['run']}/transfer_set/montage.jpg: look at it\n"
+        f"report    {result['run']}/report/index.html\n"
+        f"montage   {result['run']}/transfer_set/montage.jpg: look at it, it shows the transfer set\n"
         f"images    {folder / 'data'}"
     )
     return result

@@ -163,7 +163,7 @@ class Encoder:
     def _output_cache(self) -> tuple[OutputCache, ViewSettings]:
         settings = ViewSettings(resize=self.resize)
         assert self.network is not None
-        return OutputCache(self.cache, self.network, settings, self.side, clean_only=True), settings
+        return OutputCache(self.cache, self.network, self.resize, self.side), settings
 
     def cache_of_vectors(self) -> EmbeddingCache:
         """Where the gallery's vectors are kept."""

@@ -11,7 +11,8 @@ from typing import Any
 
 from tutelage.progress import duration, say
 from tutelage.recipes.arms import Arm
-from tutelage.recipes.stage import training_steps
+from tutelage.recipes.pipeline import needed
+from tutelage.recipes.stage import WITHOUT_TARGETS, training_steps
 from tutelage.tasks import task_of
 
 REPEATS = 3
@@ -22,12 +23,18 @@ DINO_EXTRA = 1.25  # FLOPs of a step over those of training on as many pixels: t
 
 def images_to_see(settings: dict[str, Any], count: int) -> int:
     """Images that the student sees in training on a transfer set of `count` images."""
-    batch_size = settings["batch_size"]
-    return training_steps(settings["steps"], settings["epochs"], count, batch_size) * batch_size
+    return training_steps(settings, count, task_of(settings["task"]).IMAGES) * settings["batch_size"]
+
+
+def steps_of(arm: Arm, settings: dict[str, Any], count: int, match: str) -> int:
+    """Steps of an arm on a transfer set of `count` images: as many as are asked for, or those of `matched_steps`."""
+    if match == "flops":
+        return matched_steps(arm, settings, count)
+    return arm.way.times * images_to_see(settings, count) // settings["batch_size"]
 
 
 def matched_steps(arm: Arm, settings: dict[str, Any], count: int) -> int:
-    """Steps of an arm that cost as many FLOPs as `oriented` with the given steps, the teacher's outputs included in both.
+    """Steps of an arm that cost as many FLOPs as `oriented` with the given steps, teacher's outputs and committee included in both.
 
     The teacher's adaptation and the last stage are some thousand images and left out here; the ledger counts them.
 
@@ -35,17 +42,24 @@ def matched_steps(arm: Arm, settings: dict[str, Any], count: int) -> int:
         settings: of the arm's run. count: images of the transfer set.
     """
     seen = images_to_see(settings, count)
-    if "teacher" in arm.way.charged:
-        return seen // settings["batch_size"]
     kind = task_of(settings["task"])
     student = tuple(settings[name] for name in ("student", "student_size", "decoder"))
     each, told = _student_flops(settings["task"], *student), _teacher_flops(settings["task"], *_model(settings))
-    refined = kind.POOLED and settings["refine"] != "none"  # one more pass, over whole images
-    budget = count * (settings["views"] + refined) * told + seen * each
-    objective = arm.way.settings.get("objective")
-    own = count * settings["views"] * told if objective == "agnostic" else 0
-    share = DINO_EXTRA if objective == "dino" else 1.0
+    looks = len(kind.views(settings).looks)
+    alone = "committee" not in arm.way.settings and settings["committee"] == "none"  # so is `oriented` then
+    budget = (
+        count * looks * told + (1 if alone else 2) * seen * each
+    )  # the committee's students see as many images as the student
+    objective, committee = settings["objective"], has_committee(arm, settings)
+    asked = 1 if objective == "agnostic" else looks if "teacher" in arm.way.charged else 0
+    own = count * asked * told
+    share = DINO_EXTRA if objective == "dino" and "transfer" in arm.way.stages else 2.0 if committee else 1.0
     return max(1, round((budget - own) / (each * share) / settings["batch_size"]))
+
+
+def has_committee(arm: Arm, settings: dict[str, Any]) -> bool:
+    """Whether a run of this arm trains labels-only students, which see as many images in all as the student."""
+    return "committee" in arm.way.stages and "committee" in needed(arm.way.stages, settings)
 
 
 @lru_cache
@@ -134,11 +148,11 @@ def estimate(study: Any, todo: list[tuple[Arm, int, int]], impossible: dict[str,
         key = (mine["student"], mine["student_size"])
         if key not in per_image:
             per_image[key] = _step_seconds(mine)
-        free = mine["objective"] in ("agnostic", "dino") and "transfer" in arm.way.stages
+        free = mine["objective"] in WITHOUT_TARGETS and mine["label_share"] == 0 and "transfer" in arm.way.stages
         stage = (arm.name, None if free else budget, seed)
-        if study.match == "flops":
-            mine = {**mine, "epochs": None, "steps": matched_steps(arm, mine, sizes.images)}
-        took = 0.0 if stage in seen_stages else images_to_see(mine, sizes.images) * per_image[key]
+        steps = steps_of(arm, mine, sizes.images, study.match)
+        seen = steps * mine["batch_size"] * (2 if has_committee(arm, mine) else 1)
+        took = 0.0 if stage in seen_stages else seen * per_image[key]
         seen_stages.add(stage)
         seconds += took
         plan.append(f"{arm.name}, budget {budget}, seed {seed}: {'shared' if not took else duration(took)}")
@@ -199,7 +213,7 @@ def _teachers(runs: list[tuple[Arm, int, int, dict[str, Any], Sizes]]) -> tuple[
             )
         frozen = mine["objective"] == "agnostic" or (kind.POOLED and mine["adapt"] == "probe")
         width, each = kind.told_at_most(encoders[model][0], mine, sizes.classes)
-        views = tuple(mine[name] for name in ("views", "view_seed", "flip", "crop_area", "resize"))
+        views = tuple(mine[name] for name in ("flip", "resize"))
         draw = None if frozen else (mine["adapt"], mine["class_weight"], budget, seed)
         key = (*model, *views, width, draw, *mine["gallery"], mine["strategy"])
         count, before = sizes.images, kept.get(key, (0.0, 0.0))  # sets of one draw lie in one another

@@ -1,4 +1,4 @@
-"""The scores: student, the same student alone, and teacher, on test images that entered no choice.
+"""The scores: distilled student, baseline, what is delivered, teacher and committee, on test images that entered no choice.
 
 Evaluation sees whole images through the one decode and resize of data/decode.py, which export and predict share.
 """
@@ -17,6 +17,7 @@ from tutelage.runs import COMMANDS, Run, hash_of, read_json
 
 TIMED_FLOPS = 1e12  # of one image: half a minute or so of one thread; a larger teacher is not timed
 LEARNT_ON = 1000  # images of the transfer set on which student and teacher are compared
+STUDENTS = {"distilled": "transfer", "baseline": "alone", "delivered": "student"}  # model -> its folder
 NAMED = 20  # images that cannot be used which the message names
 
 
@@ -33,7 +34,8 @@ def evaluate(
         teacher_weights: None for those that the run was given.
 
     Returns:
-        {"student": {"test": scores, "parameters", "flops", "latency_ms", "agreement"}, "alone": {...}, "teacher": {...}}.
+        {"distilled": {"test": scores, "parameters", "flops", "latency_ms", "agreement"}, "baseline", "delivered" (with "what" it is),
+        "teacher", "committee"}, those that the run has.
         One architecture is timed once; a teacher beyond a TFLOP an image is not.
     """
     from tutelage.compute import accelerator
@@ -99,7 +101,7 @@ class _Work:
         run.result("transfer_set", "evaluate")
         self.task = load_task(run.path, cache_dir)
         self.kind: Any = task_of(self.task.task)
-        kept = {"view_seed": 0, "flip": "horizontal", "crop_area": 0.6, **run.settings()["settings"]}
+        kept = {"view_seed": 0, "flip": "horizontal", "crop_area": 0.8, **run.settings()["settings"]}
         self.views = self.kind.views({**kept, "resize": resize})
         self.test = _new_images(target, self.task, cache_dir) if target else self.task.test
         self.said: dict[str, Any] = {}  # of the test images, by model: logits or decisions
@@ -116,10 +118,47 @@ class _Work:
         }
         if self.stages["teacher"]:
             result["teacher"] = self.teacher()
-        for name, stage in (("student", "student"), ("alone", "alone")):
-            if self.stages[stage]:
-                result[name] = self.student(stage)
+        if (members := self.stages["committee"] or {}).get("folds") and "teacher" in self.said and not self.kind.GRID:
+            result["committee"] = self.committee(members, result["teacher"])
+        delivered = (self.stages["student"] or {}).get("delivered")
+        for name, stage in STUDENTS.items():
+            if not self.stages[stage] or (name == "distilled" and not self.stages[stage]["head"]):
+                continue  # a student without a head has no scores before the last stage
+            result[name] = (
+                result[delivered] if name == "delivered" and delivered in result else self.student(name, stage)
+            )
+        if delivered:
+            result["delivered"] = {**result["delivered"], "what": delivered}
         return result
+
+    def committee(self, members: dict[str, Any], teacher: dict[str, Any]) -> dict[str, Any]:
+        """Scores of the mixture that the targets come from. members: result of its stage. teacher: scores of the teacher."""
+        import numpy as np
+
+        from tutelage.metrics import log_softmax
+        from tutelage.recipes.prepare_targets import Mixture
+        from tutelage.recipes.taught import load_student
+
+        assert self.test is not None
+        folder, count = self.run.path / "committee", members["folds"]
+        found, parameters = [], members["student"]["parameters"]
+        for number in range(count):
+            student = load_student(folder, members["student"], len(self.task.classes), f"fold-{number}")
+            module = student.module.to(self.hardware.device)
+            found.append(
+                self.kind.log_probabilities(
+                    module, student, self.test.images, self.views, self.hardware, None, lambda n: None
+                ).astype(np.float32)
+            )
+        mixture = Mixture.of(members, self.run.settings()["settings"].get("committee", "auto"))
+        self.said["committee"] = mixture(log_softmax(self.said["teacher"]), log_softmax(np.mean(found, axis=0)))
+        size = teacher["parameters"] + count * parameters
+        return {
+            "name": f"{teacher['name']}, {count} x {members['student']['name']}",
+            "parameters": size,
+            "weight": mixture.weight,
+            "test": self.judged(self.said["committee"]),
+        }
 
     def teacher(self) -> dict[str, Any]:
         """Scores of the adapted teacher, whose word the students' is compared with."""
@@ -136,7 +175,7 @@ class _Work:
         }
         if about["flops"] <= TIMED_FLOPS:
             about["latency_ms"] = latency_ms(adapted.module, adapted.network.size)
-        cache = OutputCache(self.cache_dir, adapted.network, self.views, self.task.side)
+        cache = OutputCache(self.cache_dir, adapted.network, self.views.resize, self.task.side)
 
         def said_of(images: Any, labels: Any, what: str) -> Any:
             with progress(f"teacher on {what} images", len(images)) as advance:
@@ -148,8 +187,8 @@ class _Work:
         self.said["teacher"] = said_of(self.test.images, self.test.labels, "test")
         return {**about, "test": self.judged(self.said["teacher"])}
 
-    def student(self, stage: str) -> dict[str, Any]:
-        """Scores of a student."""
+    def student(self, name: str, stage: str) -> dict[str, Any]:
+        """Scores of a student. stage: its folder."""
         from tutelage.compute import flops, latency_ms
         from tutelage.recipes.taught import load_student
 
@@ -166,13 +205,15 @@ class _Work:
         if self.taught is not None:
             said = self.says(module, student, self.learnt_on, None)
             about["agreement_on_transfer"] = self.kind.agreement(said, self.taught)
+        if name == "distilled" and "agreement_with_targets" in self.stages[stage]:
+            about["agreement_with_targets"] = self.stages[stage]["agreement_with_targets"]
         if self.test is None:
             return about
-        with progress(f"{stage} on test images", len(self.test)) as advance:
+        with progress(f"{name} on test images", len(self.test)) as advance:
             said = self.says(module, student, self.test.images, self.test.labels, advance)
         if "teacher" in self.said:
             about["agreement"] = self.kind.agreement(said, self.said["teacher"])
-        self.said[stage] = said
+        self.said[name] = said
         return {**about, "test": self.judged(said)}
 
     def says(self, module: Any, student: Any, images: Any, labels: Any, advance: Any = lambda n: None) -> Any:

@@ -1,4 +1,4 @@
-"""The final student as files that run without torch, proven against the student before they take their place."""
+"""The delivered student as files that run without torch, proven against the student before they take their place."""
 
 from __future__ import annotations
 
@@ -114,15 +114,14 @@ class _Work:
         }  # fmt: skip
 
     def threshold(self) -> dict[str, Any] | None:
-        """The threshold below which the student is called unsure, from images held out of its last stage."""
+        """The threshold below which the student is called unsure, from images whose labels it had not met."""
         from tutelage.metrics import unsure_threshold
 
         path = self.run.path / "student" / HELD_OUT
         if not path.exists():
             return None
         with np.load(path) as file:
-            found = unsure_threshold(file["confidence"], file["right"])
-        return {**found, "optimistic": self.stages["student"].get("optimistic", False)} if found else None
+            return unsure_threshold(file["confidence"], file["right"])
 
     def inputs_of(self, images: Any, positions: np.ndarray) -> np.ndarray:
         """(n, ...) what the model takes of these images."""

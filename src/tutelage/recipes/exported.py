@@ -28,6 +28,6 @@ def finished(run: Path) -> dict[str, Any]:
     for stage in ("transfer_set", "student"):
         Run(run).result(stage, "export")
     stages = Run(run).results()
-    if "student" not in stages["report"]:
+    if "delivered" not in stages["report"]:
         raise TutelageError(f"{run} is not evaluated", "a finished run", f"tutelage evaluate {run}")
     return stages

@@ -1,11 +1,11 @@
-"""Stage 3: the taught student sees the labels themselves, if that helps.
+"""The last stage: which student is delivered, the distilled one as it is, one that is fine-tuned on the labels, or the baseline.
 
-`keep` leaves the student as stage 2 made it, `head` trains its last layer, `full` all of it with small steps. `auto` tries them
-on held-out labels. A student that was taught without labels has no head yet: it gets one by logistic regression on its
-features, and `full` and `long` (larger steps, more of them) go on from there; one of masks is trained as a whole, in larger
-steps and more of them, at two rates (`long`, `steep`). Without a validation split a student that was taught the task has
-already learnt from all labels through the teacher, so cross-validated scores are optimistic, and are marked so; `keep` wins
-unless another is better by a standard error.
+Only images whose label neither a student nor its targets met can tell: with a validation split the distilled student, the ways of
+fine-tuning it (`head` trains its last layer; `full` all of it with small steps; `long` with larger steps, more of them) and
+the baseline are judged there. A tie keeps the distilled one; the baseline is delivered where it is better by more than a
+standard error. Without one the distilled student is delivered as it is, since nothing can judge it. A student that was distilled without
+labels has no head yet: it gets one by logistic regression on its features, and what follows is cross-validated; one of
+masks is trained as a whole, in larger steps and more of them, at two rates (`long`, `steep`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from tutelage import config as c
 from tutelage.config import recipe
 from tutelage.progress import progress, say
-from tutelage.recipes.stage import HELD_OUT, file_hash, open_run, save_weights, write_metrics
+from tutelage.recipes.stage import HELD_OUT, file_hash, judged_by, open_run, save_weights, write_metrics
 from tutelage.runs import hash_of, whole
 
 HEAD_VIEWS = 4  # of each labelled image, beside the whole one, from which a head is fitted
@@ -30,69 +30,107 @@ SCALE_SAMPLE = 1024  # images of the transfer set whose features give its scale
 @recipe
 def finetune(
     *, out: c.Out = "", finetune: c.Finetune = "auto", class_weight: c.ClassWeight = "none", resize: c.Resize = "squash",
-    flip: c.Flip = "horizontal", crop_area: c.CropArea = 0.6, view_seed: c.ViewSeed = 0, seed: c.Seed = 0,
+    flip: c.Flip = "horizontal", crop_area: c.CropArea = 0.8, view_seed: c.ViewSeed = 0, seed: c.Seed = 0,
     device: c.Device = "auto", precision: c.Precision = "auto", tracker: c.Tracker = "none", cache: c.Cache = None,
     overwrite: c.Overwrite = False, config: c.Config = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Fine-tune the student on the labelled images, or keep it.
+    """Fine-tune the distilled student on the labelled images where that helps, and say which student is delivered.
 
     Returns:
-        result of the stage: what was chosen, the scores on held-out labels, seconds.
+        result of the stage: what is delivered (distilled, head, full, long, steep or baseline), the scores on held-out labels, seconds.
     """
     settings = dict(locals())
     from tutelage.compute import accelerator
     from tutelage.data.manifest import load_task
-    from tutelage.recipes import supervised
     from tutelage.recipes.taught import load_student
     from tutelage.tasks import task_of
 
     with open_run(out, cache, settings, overwrite) as (run, cache_dir):
-        curated, taught = run.result("transfer_set", "finetune"), run.result("transfer", "finetune")
-        inputs = hash_of(["finetune", curated["outputs"], taught["outputs"], {
+        curated, distilled = run.result("transfer_set", "finetune"), run.result("transfer", "finetune")
+        piloted = judged_by(run) if finetune == "auto" else {}
+        judges = (curated["images"]["val"] > 0 or piloted) and finetune == "auto"
+        baseline = run.results()["alone"] if judges else {}
+        inputs = hash_of(["finetune", curated["outputs"], distilled["outputs"], baseline.get("outputs"), piloted.get("outputs"), {
             k: settings[k] for k in ("finetune", "class_weight", "resize", "flip", "crop_area", "view_seed", "seed")
         }])  # fmt: skip
         if done := run.done("student", inputs):
             return {**done, "reused": True}
-        clock, task = run.clock("student"), load_task(run.path, cache_dir)
-        hardware = accelerator(device, precision)
-        student = load_student(run.path / "transfer", taught["student"], len(task.classes))
-        work = _Work(
-            task_of(task.task), task, student, settings, hardware, clock, headless=not taught.get("head", True)
-        )
-        if work.headless and finetune == "keep":
-            say("the student was taught without labels and has no head to keep: it gets one from the labels")
-            finetune = "head"
-        ways = work.kind.FROM_FEATURES if work.headless else ("keep", "head", "full")
-        validation: dict[str, Any] = {}
-        chosen = finetune
-        if finetune == "auto":
-            heard = {how: work.held_out(how) for how in ways}
-            truth = (task.val or task.train).labels
-            right = {how: work.kind.image_scores(one, truth) for how, one in heard.items()}
-            chosen = ways[0]
-            for how, one in right.items():
-                gain, error = supervised.paired_gain(one, right[ways[0]])
-                validation[how] = {work.kind.EACH: float(np.mean(one)), "gain": gain, "standard_error": error}
-                if how != ways[0] and gain > error and gain > validation[chosen]["gain"]:
-                    chosen = how
-            said = ", ".join(f"{how} {one[work.kind.EACH]:.3f}" for how, one in validation.items())
-            optimistic = (
-                "" if task.val or work.headless else " (optimistic: the student has met all labels through the teacher)"
-            )
-            say(f"last stage: {chosen}; validation {work.kind.SCORE} {said}{optimistic}")
-            if (sure := work.kind.sureness(heard[chosen], truth)) is not None:
-                save_held_out(run.path / "student" / HELD_OUT, *sure)
-        module, rows = work.on_all(chosen)
+        clock, task, hardware = run.clock("student"), load_task(run.path, cache_dir), accelerator(device, precision)
+        student = load_student(run.path / "transfer", distilled["student"], len(task.classes))
+        other = load_student(run.path / "alone", baseline["student"], len(task.classes)) if baseline else None
+        work = _Work(task_of(task.task), task, student, settings, hardware, clock, headless=not distilled["head"])
+        if piloted:
+            delivered, validation, judged_on = _of_pilot(piloted)
+        else:
+            delivered, validation = _choice(work, finetune, other, run.path / "student" / HELD_OUT)
+            judged_on = _judged_on(work, validation)
+        module, rows = (other.module, []) if other and delivered == "baseline" else work.on_all(delivered)
         write_metrics(run, "student", rows, tracker, hardware)
         save_weights(run.path / "student" / "weights.safetensors", module.state_dict())
         seconds = clock.stop()
         result = {
-            "outputs": file_hash(run.path / "student" / "weights.safetensors"), "curated": curated["outputs"], "chosen": chosen,
-            "validation": validation,
-            "optimistic": task.val is None and not work.headless, "student": taught["student"], "seconds": seconds,
+            "outputs": file_hash(run.path / "student" / "weights.safetensors"), "curated": curated["outputs"], "delivered": delivered,
+            "validation": validation, "judged_on": judged_on,
+            "student": (baseline if delivered == "baseline" else distilled)["student"], "seconds": seconds,
             "ledger": work.meter.entry(run.path / "student", seconds),
         }  # fmt: skip
         return run.finish("student", inputs, result)
+
+
+def _choice(work: _Work, finetune: str, baseline: Any, held_out: Path) -> tuple[str, dict[str, Any]]:
+    """What is delivered, and the scores on held-out images by name; nothing is scored where nothing can judge.
+
+    Args:
+        baseline: the student trained on the labels only, or None. held_out: file for how sure the delivered student was of them.
+    """
+    from tutelage.recipes.supervised import paired_gain
+
+    kind, val = work.kind, work.task.val
+    if finetune != "auto":
+        if work.headless and finetune == "keep":
+            say("the student was distilled without labels and has no head to keep: it gets one from the labels")
+            return "head" if kind.POOLED else kind.FROM_FEATURES[0], {}
+        return ("distilled" if finetune == "keep" else finetune), {}
+    if val is None and not work.headless:
+        say(
+            "last stage: the distilled student is delivered as it is; without a validation split (--val) nothing can judge it"
+        )
+        return "distilled", {}
+    ways = kind.FROM_FEATURES if work.headless else kind.FROM_LOGITS
+    predictions = {how: work.held_out(how) for how in ways}
+    if baseline is not None and val is not None:
+        predictions["baseline"] = list(work.says(baseline.module.to(work.hardware.device), val.images, val.labels))
+    truth = (val or work.task.train).labels
+    right = {how: kind.image_scores(one, truth) for how, one in predictions.items()}
+    delivered, validation = ways[0], {}
+    for how, one in right.items():
+        gain, error = paired_gain(one, right[delivered if how == "baseline" else ways[0]])
+        validation[how] = {kind.EACH: float(np.mean(one)), "gain": gain, "standard_error": error}
+        better = how == "baseline" or gain > validation[delivered]["gain"]
+        delivered = how if how != ways[0] and gain > error * (1 + 1e-9) and better else delivered
+    scores = ", ".join(f"{how} {one[kind.EACH]:.3f}" for how, one in validation.items())
+    say(f"last stage: {delivered} is delivered; validation {kind.SCORE} {scores}")
+    if (sure := kind.sureness(predictions[delivered], truth)) is not None:
+        save_held_out(held_out, *sure)
+    return delivered, validation
+
+
+def _of_pilot(found: dict[str, Any]) -> tuple[str, dict[str, Any], str]:
+    """What a pilot's result delivers, the scores by name, and the images that judged."""
+    gain, error = found["gain"], found["standard_error"]
+    validation = {
+        "distilled": {"accuracy": found["distilled"], "gain": 0.0, "standard_error": 0.0},
+        "baseline": {"accuracy": found["baseline"], "gain": gain, "standard_error": error},
+    }
+    delivered = "baseline" if gain > error * (1 + 1e-9) else "distilled"
+    return delivered, validation, f"{found['images']} labels, each held out of a run of its own"
+
+
+def _judged_on(work: _Work, validation: dict[str, Any]) -> str:
+    """Which images chose what is delivered; an empty text where none did."""
+    if not validation:
+        return ""
+    return f"{len(work.task.val)} validation images" if work.task.val else "cross-validation"
 
 
 def save_held_out(path: Path, confidence: np.ndarray, right: np.ndarray) -> None:
@@ -147,7 +185,7 @@ class _Work:
         from tutelage.targets import plain_labels
 
         module = copy.deepcopy(self.student.module).to(self.hardware.device)
-        if how == "keep":
+        if how == "distilled":
             return module.eval()
         kind = self.kind
         if self.headless and kind.POOLED:

@@ -1,115 +1,78 @@
-"""What a student is taught: each objective is one function from what was told and what the student says to a loss.
+"""Objectives of the distillation: each is one function from a batch's targets and the student's outputs to a loss.
 
-oriented            the adapted teacher's probabilities (KL), and its features beside them: the paper's
-agnostic            the frozen teacher's features alone, no label in it: the paper's main rival
-agnostic-oriented   first half of the steps agnostic, second half oriented (two schedules, one after the other)
-pseudo-label        the adapted teacher's most likely class as if it were the label
-dual-head           KL on one head, the labels on another; the heads are mixed afterwards (DHO, arXiv 2505.07675)
+oriented            the committee's or the adapted teacher's probabilities (KL), task-oriented: the paper's
+agnostic            the frozen teacher's features, task-agnostic: the paper's main rival
+pseudo-label        the most likely class as if it were the label
 dino                no teacher: self-distillation between crops; its loop is in self_taught.py
+
+All but `dino` may also read labels: rows of labelled images then ask for their true class (cross-entropy).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch.nn import functional as F
 
 from tutelage import losses
 
-LABEL_FREE = ("agnostic", "dino")  # nothing of the labels is in what the student learns
-NEEDS_FEATURES = ("agnostic", "agnostic-oriented")
-LABELLED_SHARE = 0.25  # of a batch of dual-head: what its second head learns from
 QUEUE = 1024  # other images' features in the loss "queue"
+
+Output = tuple[torch.Tensor, torch.Tensor | None]  # logits and projected features of the student
 
 
 @dataclass(frozen=True)
-class Told:
-    """What is said of one batch.
+class Batch:
+    """What is known of one batch.
 
-    soft: (B, C) float probabilities of the teacher at temperature T, or (B, 0). features: (B, d) float, its features on principal
-    axes, or (B, 0). Both may have a grid (h, w) behind. labels: (B, C) float one-hot, rows of 0 where no label may be read.
-    queue: (K, d) features of others.
-    spread: (d,) variances of the features.
+    soft: (B, C) float target probabilities, rows of 0 for labelled images, or (B, 0). labels: (B, C) float one-hot, rows of 0
+    for the others, or (B, 0) where no labels are read. features: (B, d) float, the teacher's on principal axes, or (B, 0). These may have a
+    grid (h, w) behind. queue: (K, d) features of other images.
+    temperature: of the soft targets. weights: (C,) float of the classes, or None for 1. feature_weight: of the features'
+    distance beside the targets.
     """
 
     soft: torch.Tensor
-    features: torch.Tensor
     labels: torch.Tensor
+    features: torch.Tensor
     queue: torch.Tensor
-    spread: torch.Tensor
+    temperature: float = 1.0
+    weights: torch.Tensor | None = None
+    feature_weight: float = 0.0
 
 
-@dataclass(frozen=True)
-class Weights:
-    """temperature: of the KL divergence. features: weight of the features' distance beside it. classes: (C,) float or None for 1."""
-
-    temperature: float
-    features: float
-    classes: torch.Tensor | None = None
-
-
-def distilled(logits: torch.Tensor, told: Told, weights: Weights) -> torch.Tensor:
-    """KL divergence from the told probabilities."""
-    told_logits = weights.temperature * torch.log(told.soft.clamp(min=1e-8))
-    return losses.distillation(logits, told_logits, weights.temperature, weights.classes)
+def oriented(output: Output, batch: Batch) -> torch.Tensor:
+    """KL divergence from the targets, soft ones and the true class of labelled images, plus the weighted distance of features."""
+    targets = batch.soft + batch.labels if batch.labels.shape[1] else batch.soft
+    loss = losses.divergence(output[0], targets, batch.temperature, batch.weights)
+    if output[1] is None or not batch.features.shape[1]:
+        return loss
+    return loss + batch.feature_weight * losses.feature_distance(output[1], batch.features)
 
 
-def oriented(output: Any, told: Told, weights: Weights) -> torch.Tensor:
-    """KL from the teacher's probabilities, plus the weighted distance of the features where there are any."""
-    logits, projected, _ = output
-    loss = distilled(logits, told, weights)
-    if projected is not None and told.features.shape[1]:
-        loss = loss + weights.features * losses.feature_distance(projected, told.features)
-    return loss
-
-
-def pseudo_label(output: Any, told: Told, weights: Weights) -> torch.Tensor:
-    """Cross-entropy with the teacher's most likely class, which `hardened` has put for its probabilities before any mixup."""
-    return losses.soft_cross_entropy(output[0], told.soft, weights.classes)
-
-
-def hardened(soft: torch.Tensor, objective: str) -> torch.Tensor:
-    """(B, C) or (B, C, h, w) probabilities as the objective takes them: one-hot for pseudo-label, else as they are."""
-    return F.one_hot(soft.argmax(dim=1), soft.shape[1]).movedim(-1, 1).float() if objective == "pseudo-label" else soft
-
-
-def dual_head(output: Any, told: Told, weights: Weights) -> torch.Tensor:
-    """`oriented` on the student's own head, cross-entropy with the labels on the second one."""
-    loss = oriented(output, told, weights) + 0 * (output[1].sum() + output[2].sum())  # every process has all gradients
-    if told.labels.sum() > 0:
-        loss = loss + losses.soft_cross_entropy(output[2], told.labels)
-    return loss
-
-
-AGNOSTIC: dict[str, Callable[[torch.Tensor, Told], torch.Tensor]] = {
-    "contrastive": lambda z, told: losses.contrastive(z, told.features),
-    "queue": lambda z, told: losses.queue_similarity(z, told.features, told.queue),
-    "cosine": lambda z, told: losses.feature_distance(z, told.features),
-    "specmatch": lambda z, told: losses.spectral(z, told.features, told.spread),
+AGNOSTIC: dict[str, Callable[[torch.Tensor, Batch], torch.Tensor]] = {
+    "contrastive": lambda z, batch: losses.contrastive(z, batch.features),
+    "queue": lambda z, batch: losses.queue_similarity(z, batch.features, batch.queue),
+    "cosine": lambda z, batch: losses.feature_distance(z, batch.features),
 }
 
 
-def agnostic(loss: str) -> Callable[[Any, Told, Weights], torch.Tensor]:
-    """The distance of the features alone, by a loss of AGNOSTIC."""
+def agnostic(loss: str) -> Callable[[Output, Batch], torch.Tensor]:
+    """The distance of the features by a loss of AGNOSTIC, mixed with the labels' cross-entropy by their share of the batch."""
 
-    def of(output: Any, told: Told, weights: Weights) -> torch.Tensor:
-        logits, projected, _ = output
-        return AGNOSTIC[loss](projected, told) + 0 * logits.sum()  # every process's head has a gradient
+    def of(output: Output, batch: Batch) -> torch.Tensor:
+        logits, projected = output
+        assert projected is not None
+        distance = AGNOSTIC[loss](projected, batch)
+        if not batch.labels.shape[1]:
+            return distance + 0 * logits.sum()  # every process's head has a gradient
+        share = float((batch.labels.flatten(1).sum(dim=1) > 0).float().mean())
+        return (1 - share) * distance + share * losses.soft_cross_entropy(logits, batch.labels, batch.weights)
 
     return of
 
 
-def loss_of(objective: str, agnostic_loss: str) -> Callable[[float], Callable[[Any, Told, Weights], torch.Tensor]]:
-    """The loss in force at a share in [0, 1) of the way."""
-    one = {
-        "oriented": oriented,
-        "pseudo-label": pseudo_label,
-        "dual-head": dual_head,
-        "agnostic": agnostic(agnostic_loss),
-    }
-    if objective == "agnostic-oriented":
-        return lambda share: one["agnostic" if share < 0.5 else "oriented"]
-    return lambda share: one[objective]
+def objective_loss(objective: str, agnostic_loss: str) -> Callable[[Output, Batch], torch.Tensor]:
+    """The loss of an objective; pseudo-labels are targets that are one-hot already."""
+    return agnostic(agnostic_loss) if objective == "agnostic" else oriented

@@ -11,21 +11,26 @@ from tutelage.config import recipe
 from tutelage.progress import duration, main_process, processes, say
 from tutelage.recipes.adapt import adapt as adapt_stage
 from tutelage.recipes.alone import alone
+from tutelage.recipes.committee import committee as committee_stage
 from tutelage.recipes.curate import curate
 from tutelage.recipes.evaluate import evaluate
 from tutelage.recipes.finetune import finetune as finetune_stage
-from tutelage.recipes.stage import open_run, settings_of
+from tutelage.recipes.pilot import pilot as judge
+from tutelage.recipes.stage import WITHOUT_TARGETS, open_run, settings_of
 from tutelage.recipes.transfer import transfer
 from tutelage.runs import DEFAULT, Run, read_json
 
-SMOKE = {"per_query": None, "views": 1, "epochs": None, "steps": 24, "batch_size": 32}
+SMOKE = {"per_query": None, "epochs": None, "steps": 24, "batch_size": 32}
 SMOKE_TOTAL, SMOKE_BUDGET = 512, 10  # at most; of the gallery `curate` looks at a part too
 
 # stage -> its recipe and its folder in a run
 STAGES: dict[str, tuple[Callable[..., Any], str]] = {
-    "curate": (curate, "transfer_set"), "adapt": (adapt_stage, "teacher"), "transfer": (transfer, "transfer"),
-    "finetune": (finetune_stage, "student"), "alone": (alone, "alone"),
+    "curate": (curate, "transfer_set"), "adapt": (adapt_stage, "teacher"), "committee": (committee_stage, "committee"),
+    "transfer": (transfer, "transfer"), "alone": (alone, "alone"), "finetune": (finetune_stage, "student"),
 }  # fmt: skip
+
+
+MODELS = ("distilled", "baseline", "delivered", "teacher", "committee")  # of an evaluation
 
 
 @recipe
@@ -37,28 +42,29 @@ def run(
     index: c.Index = "auto", memory: c.Memory = None, embeddings: c.Embeddings = [], text_embeddings: c.TextEmbeddings = None,  # noqa: B006
     clip: c.Clip = "openclip-b", clip_weights: c.ClipWeights = "pretrained", templates: c.Templates = [],  # noqa: B006
     engine: c.Engine = "local", max_rejected: c.MaxRejected = 0.05, resize: c.Resize = "squash", flip: c.Flip = "horizontal",
-    crop_area: c.CropArea = 0.6, part_area: c.PartArea = 0.5,
+    crop_area: c.CropArea = 0.8,
     teacher: c.Teacher = "dinov2-s", teacher_weights: c.TeacherWeights = "pretrained",
     teacher_size: c.TeacherSize = None, teacher_window: c.TeacherWindow = None,
     adapt: c.Adapt = "probe", class_weight: c.ClassWeight = "none",
     student: c.Student = "mobilenetv4-s", student_weights: c.StudentWeights = "pretrained", student_size: c.StudentSize = None,
     decoder: c.Decoder = "lraspp", objective: c.Objective = "oriented", agnostic_loss: c.AgnosticLoss = "contrastive",
     agnostic_features: c.AgnosticFeatures = "patches",
-    views: c.ViewCount = 2, view_seed: c.ViewSeed = 0, refine: c.Refine = "propagate", cache_limit: c.CacheLimit = 20.0,
-    epochs: c.Epochs = None, steps: c.Steps = None, batch_size: c.BatchSize = 128, lr: c.LearningRate = 2e-3,
+    committee: c.Committee = "auto", sharpness: c.Sharpness = 2.0, label_share: c.LabelShare = None,
+    view_seed: c.ViewSeed = 0, cache_limit: c.CacheLimit = 20.0,
+    epochs: c.Epochs = None, steps: c.Steps = None, batch_size: c.BatchSize = 128, lr: c.LearningRate = None,
     temperature: c.Temperature = 1.0, feature_weight: c.FeatureWeight = 2.0,
-    mixup: c.Mixup = 0.0, finetune: c.Finetune = "auto", no_baseline: c.NoBaseline = False,
+    finetune: c.Finetune = "auto", no_baseline: c.NoBaseline = False, pilot: c.Pilot = False,
     seed: c.Seed = 0, device: c.Device = "auto", precision: c.Precision = "auto", tracker: c.Tracker = "none",
-    cache: c.Cache = None, overwrite: c.Overwrite = False, smoke: c.Smoke = False, json: c.Json = False, config: c.Config = None,
+    cache: c.Cache = None, overwrite: c.Overwrite = False,
+    smoke: c.Smoke = False, preset: c.Preset = "none", json: c.Json = False, config: c.Config = None,
 ) -> dict[str, Any]:  # fmt: skip
     """A few labelled images and a pile of unlabelled ones in, a small trained model out.
 
-    Curates the transfer set, adapts the teacher, transfers its knowledge of the task to the student, fine-tunes the
-    student, trains the same student alone for comparison, and scores all three on the test images. Killed or stopped, the
-    same command goes on where it was.
+    Curates the transfer set, adapts the teacher, forms the committee, distils it into the student, trains the same student on the
+    labels only for comparison, and scores all on the test images. Killed or stopped, the same command goes on where it was.
 
     Returns:
-        the object that `--json` prints: run, student, alone, teacher, seconds, reused.
+        the object that `--json` prints: run, distilled, baseline, delivered, teacher, committee, seconds, reused.
     """
     settings = dict(locals())
     if smoke:
@@ -66,6 +72,9 @@ def run(
     started = time.monotonic()
     names = [name for name in STAGES if name != "alone" or not no_baseline]
     with open_run(out, cache, settings, overwrite, together=True) as (folder, _):
+        if pilot:
+            _one(folder, *STAGES["curate"], settings)
+            judge(folder, settings, walk)
         summary = walk(folder, names, settings)
     say(f"report: {folder.path / 'report' / 'index.html'}")
     say(f"done in {duration(time.monotonic() - started)}; {folder.path}")
@@ -86,6 +95,12 @@ def cut_down(settings: dict[str, Any]) -> dict[str, Any]:
     return cut
 
 
+def needed(names: Sequence[str], settings: dict[str, Any]) -> list[str]:
+    """These stages without the committee, where nothing asks for one."""
+    without = settings["objective"] in WITHOUT_TARGETS or settings["committee"] == "none"
+    return [name for name in names if name != "committee" or not without]
+
+
 def walk(folder: Run, names: Sequence[str], settings: dict[str, Any]) -> dict[str, Any]:
     """These stages of STAGES in order, then the evaluation, in a run folder that is held.
 
@@ -95,7 +110,7 @@ def walk(folder: Run, names: Sequence[str], settings: dict[str, Any]) -> dict[st
     Returns:
         what `run` returns.
     """
-    results = {name: _one(folder, *STAGES[name], settings) for name in names}
+    results = {name: _one(folder, *STAGES[name], settings) for name in needed(names, settings)}
     results["evaluate"] = _one(folder, evaluate, "report", {**settings, "run": settings["out"], "target": None})
     return _summary(folder, results)
 
@@ -123,7 +138,7 @@ def _summary(run: Run, results: dict[str, Any]) -> dict[str, Any]:
     scores = results["evaluate"]
     return {
         "run": str(run.path),
-        **{name: scores[name] for name in ("student", "alone", "teacher") if name in scores},
+        **{name: scores[name] for name in MODELS if name in scores},
         "seconds": seconds,
         "reused": [name for name, result in results.items() if result.get("reused")],
     }

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tutelage.config import flag
 from tutelage.errors import SeveralErrors, TutelageError, raise_all
 from tutelage.models.names import check_size, full_name, weights_path
 from tutelage.progress import processes
@@ -82,6 +83,22 @@ def _contradictions(settings: dict[str, Any]) -> list[TutelageError]:
     epochs, steps = settings.get("epochs"), settings.get("steps")
     if epochs is not None and steps is not None:
         faults.append(TutelageError(f"--epochs {epochs} and --steps {steps}", "one of them", "leave out the other"))
+    if settings.get("pilot"):
+        against = {
+            "val": settings["val"],
+            "no_baseline": settings["no_baseline"],
+            "finetune": settings["finetune"] != "auto",
+        }
+        against |= {
+            "task": settings["task"] != "classification",
+            "objective": settings["objective"] in ("agnostic", "dino"),
+        }
+        wrong = [flag(name) for name, one in against.items() if one] + ["several processes"] * (processes() > 1)
+        if wrong:
+            faults.append(TutelageError(
+                f"--pilot with {', '.join(wrong)}", "class labels, no validation split, a baseline, and --finetune auto",
+                "leave --pilot out (with --val the validation images judge)",
+            ))  # fmt: skip
     count, batch = processes(), settings.get("batch_size", 0)
     if batch % count:
         near = max(2, batch // count) * count

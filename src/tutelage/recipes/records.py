@@ -26,10 +26,6 @@ DATA = ("task", "target", "val", "test", "classes", "group_by", "gallery")  # se
 PLACES = {"target", "gallery", "smoke", "seed", "budget"}
 
 
-# Settings that are younger than the first records, and what every run before them did
-NEWER = {"task": "classification", "part_area": 1.0}
-
-
 def kept_record(folder: Path, arm: str, budget: int, seed: int, settings: dict[str, Any]) -> Record | None:
     """The record of a run that has been finished, here or elsewhere; None where there is none.
 
@@ -40,7 +36,7 @@ def kept_record(folder: Path, arm: str, budget: int, seed: int, settings: dict[s
     record = read_record(path)
     if record is None:
         return None
-    asked, made = compared(settings), {**NEWER, **record["settings"]}
+    asked, made = compared(settings), record["settings"]
     unused = task_of(asked["task"]).UNUSED
     other = [
         f"{name}: {made.get(name)} -> {value}"
@@ -102,26 +98,32 @@ def write_record(folder: Path, run: Run, way: Way, identity: tuple[str, int, int
         folder: of the results. way: of the arm. identity: arm, budget, seed, settings.
     """
     arm, budget, seed, settings = identity
-    stages = {
-        name: read_json(run.path / name / "result.json") or {} for name in ("transfer_set", *way.charged, "report")
-    }
+    charged = [
+        name for name in way.charged if (run.path / name / "result.json").exists()
+    ]  # the committee may be left out
+    stages = {name: read_json(run.path / name / "result.json") or {} for name in ("transfer_set", *charged, "report")}
     scores, counts = stages["report"], read_counts(run.path / "report" / "predictions.npz", way.model)
     record: Record = {
         "arm": arm, "budget": budget, "seed": seed, "says": way.says, "settings": compared(settings), "classes": scores["classes"],
-        "student": scores[way.model], "teacher": scores.get("teacher") if "teacher" in way.charged else None,
+        "student": scores[way.model], "teacher": scores.get("teacher") if "teacher" in charged else None,
         **_written(counts), "test_images": len(counts),
         "test": _test_images(run), "given": stages["transfer_set"].get("given"),
         "images": stages["transfer_set"]["images"], "data": stages["transfer_set"]["outputs"],
-        "ledger": {name: {**stages[name]["ledger"], "taken_from": stages[name].get("taken_from")} for name in way.charged},
-        "images_seen": next((stages[name]["images_seen"] for name in way.charged if "images_seen" in stages[name]), 0),
+        "ledger": {name: {**stages[name]["ledger"], "taken_from": stages[name].get("taken_from")} for name in charged},
+        "images_seen": next(stages[name]["images_seen"] for name in ("transfer", "alone") if name in charged),
         "findings": [asdict(one) for one in diagnose(scores, Run(run.path).results())], "calibration": _calibration(run, way.model),
-        "chosen": {name: stages[name][key] for name, key in (("student", "chosen"), ("teacher", "mode")) if name in way.charged},
+        "chosen": {name: stages[name][key] for name, key in (("student", "delivered"), ("teacher", "mode")) if name in charged},
         "versions": {"tutelage": __version__, **_versions()},
     }  # fmt: skip
-    if "adapt" in way.stages and "teacher" not in way.charged:  # it was done in this run all the same
+    if "committee" in charged:
+        record["committee"] = {
+            "scores": scores.get("committee"),
+            **{k: stages["committee"][k] for k in ("weight", "held_out")},
+        }
+    if "adapt" in way.stages and "teacher" not in charged:  # it was done in this run all the same
         adapted = read_json(run.path / "teacher" / "result.json")
         record["beside"] = {"teacher": {**adapted["ledger"], "taken_from": adapted.get("taken_from")}}
-    if "teacher" in way.charged:
+    if "teacher" in charged:
         record["validation"] = stages["teacher"]["validation"][stages["teacher"]["mode"]]
         record["teacher_weights"] = {
             name: stages["teacher"]["teacher"][name] for name in ("name", "size", "weights", "hash", "licence")

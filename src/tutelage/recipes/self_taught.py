@@ -16,7 +16,7 @@ from tutelage import losses, training
 from tutelage.compute import flops, to_device
 from tutelage.data.store import Images
 from tutelage.data.views import draw, render, to_input
-from tutelage.recipes.teach import Plan
+from tutelage.recipes.distill_loop import Plan
 from tutelage.targets import ViewSettings, shaped
 
 LARGE, SMALL = 2, 4  # crops of each image
@@ -74,7 +74,7 @@ def teach_itself(
     average: Any, start: int = 0, log: Callable[[dict[str, Any]], None] = lambda row: None,
     save: Callable[[int], None] = lambda step: None, every: int = 2**62, advance: Callable[[int], None] = lambda n: None,
 ) -> None:  # fmt: skip
-    """The loop of DINO; arguments as of `teach`.
+    """The loop of DINO; arguments as of `distill`.
 
     Args:
         module: a `SelfTaught`, prepared by `hardware`. small: side of the small crops in pixels.

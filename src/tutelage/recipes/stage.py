@@ -17,20 +17,30 @@ from tutelage.recipes.preflight import preflight
 from tutelage.runs import Run, read_json, whole, write_text
 from tutelage.tasks import task_of
 
+WITHOUT_TARGETS = ("agnostic", "dino")  # objectives that ask for no class probabilities: there is no committee then
+HELD_OUT_LOGITS = "validation.npz"  # of the teacher, calibrated, for labelled images that its head had not met
 HELD_OUT = "held_out.npz"  # beside the student's weights: how sure it was of images it had not been fine-tuned on
 
-# What the baseline shares with the taught student: another value of these makes it another baseline.
+# What the baseline shares with the distilled student: another value of these makes it another baseline.
 _BASELINE = frozenset((
-    "student", "student_weights", "student_size", "epochs", "steps", "batch_size", "lr", "mixup", "class_weight", "resize",
+    "student", "student_weights", "student_size", "decoder", "epochs", "steps", "batch_size", "lr", "class_weight", "resize",
     "flip", "crop_area", "view_seed", "seed",
 ))  # fmt: skip
 _ANY: frozenset[str] = frozenset()
 # setting that only this stage has -> what --overwrite moves aside: its folder and those of the stages after it
 _LATER = {
-    "adapt": {"teacher": _ANY, "transfer": _ANY, "student": _ANY, "alone": _BASELINE, "report": _ANY},
-    "views": {"transfer": _ANY, "student": _ANY, "alone": _BASELINE, "report": _ANY},
+    "adapt": {
+        "teacher": _ANY,
+        "committee": _ANY,
+        "transfer": _ANY,
+        "student": _ANY,
+        "alone": _BASELINE,
+        "report": _ANY,
+    },
+    "objective": {"committee": _BASELINE, "transfer": _ANY, "student": _ANY, "alone": _BASELINE, "report": _ANY},
     "finetune": {"student": _ANY, "report": _ANY},
-    "student": {"alone": _ANY, "report": _ANY},
+    "cache_limit": {"committee": _ANY, "transfer": _ANY, "student": _ANY, "alone": _BASELINE, "report": _ANY},
+    "student": {"alone": _ANY, "student": _ANY, "report": _ANY},
 }
 _HELD: dict[Path, Run] = {}  # run folders that this process holds already: `run` calls the stages inside its own lock
 
@@ -89,8 +99,14 @@ def _used(run: Run, settings: dict[str, Any]) -> dict[str, Any]:
     """The settings that change something in a stage, by the folder's task: the others are not compared with another stage's."""
     result = read_json(run.path / "transfer_set" / "result.json") or {}
     kind = task_of(settings.get("task") or result.get("task", "classification"))
-    unused = {*kind.UNUSED, *(kind.UNUSED_IN_TRANSFER if "views" in settings and "adapt" not in settings else ())}
+    unused = {*kind.UNUSED, *(kind.UNUSED_IN_TRANSFER if "objective" in settings and "adapt" not in settings else ())}
     return {name: value for name, value in settings.items() if name not in unused}
+
+
+def judged_by(run: Run) -> dict[str, Any]:
+    """What `--pilot` has found; empty where it has not run, or for another transfer set."""
+    found = read_json(run.path / "pilot" / "result.json") or {}
+    return {} if run.outdated(found) else found
 
 
 def save_weights(path, state) -> None:
@@ -163,14 +179,31 @@ def _step_of(row: str) -> float:
         return float("inf")
 
 
-def default_epochs(count: int) -> int:
-    """Passes over a transfer set of `count` images when nothing is said: 400,000 images in all, at least 4, at most 100."""
-    return int(min(100, max(4, round(400_000 / count))))
+def default_epochs(count: int, images: int) -> int:
+    """Passes over a transfer set of `count` images where nothing is asked for: `images` in all, at least 4 passes, at most 100."""
+    return int(min(100, max(4, round(images / count))))
 
 
-def training_steps(steps: int | None, epochs: int | None, count: int, batch_size: int) -> int:
-    """Optimizer steps on a transfer set of `count` images: as given, or as many as the passes over it take; at least 1."""
-    return steps or max(1, round((epochs or default_epochs(count)) * count / batch_size))
+def training_steps(settings: dict[str, Any], count: int, images: int) -> int:
+    """Optimizer steps on a transfer set of `count` images: as asked for, or as many as the passes over it take; at least 1.
+
+    Args:
+        settings: steps, epochs, batch_size. images: that are seen where neither steps nor passes are asked for; the task says how many.
+    """
+    steps, epochs, batch_size = (settings[name] for name in ("steps", "epochs", "batch_size"))
+    return steps or max(1, round((epochs or default_epochs(count, images)) * count / batch_size))
+
+
+def peak_rate(settings: dict[str, Any], kind: Any) -> float:
+    """The peak learning rate of a student: as asked for, or the task's by the origin of its weights, scaled to the batch.
+
+    Args:
+        settings: lr, student_weights, batch_size. kind: the task.
+    """
+    from tutelage.training import scaled_rate
+
+    default = kind.SCRATCH_RATE if settings["student_weights"] == "scratch" else kind.PRETRAINED_RATE
+    return scaled_rate(settings["lr"] or default, settings["batch_size"])
 
 
 def settings_of(stage: Callable[..., Any], settings: dict[str, Any]) -> dict[str, Any]:

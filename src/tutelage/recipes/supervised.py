@@ -1,6 +1,6 @@
 """The loop on labels: full fine-tuning of the teacher, the student alone, and the last stage share it.
 
-Each pass over the images sees new views (view number = pass). Batches, views and mixing are functions of the step, so
+Each pass over the images sees new views (view number = pass). Batches and views are functions of the step, so
 the loop may stop after any step and go on from a checkpoint with the same result.
 """
 
@@ -18,6 +18,7 @@ from tutelage import losses, training
 from tutelage.compute import to_device
 from tutelage.data.masks import Masks
 from tutelage.data.store import Images
+from tutelage.sizes import sides
 from tutelage.targets import ViewSettings, view_input, view_truth
 
 
@@ -25,7 +26,7 @@ from tutelage.targets import ViewSettings, view_input, view_truth
 class Plan:
     """How to train on labels.
 
-    steps: optimizer steps. batch_size: images per step. rate: peak learning rate (already scaled). mixup: alpha, 0 = none.
+    steps: optimizer steps. batch_size: images per step. rate: peak learning rate (already scaled).
     backbone: whether more than the head is trained; without, the network stays in evaluation mode (its BatchNorm rests).
     statistics: whether BatchNorm takes each batch's mean and spread and learns them; without, it uses those it has.
     """
@@ -35,7 +36,6 @@ class Plan:
     rate: float
     seed: int
     classes: int
-    mixup: float = 0.0
     backbone: bool = True
     statistics: bool = True
 
@@ -99,7 +99,7 @@ def train_on_labels(
 
     def make(step: int) -> tuple[torch.Tensor, torch.Tensor]:
         positions, epochs = training.batch_of(step, plan.batch_size, len(labels), order)
-        truth = view_truth(images, labels, positions, epochs, views, network.size)
+        truth = view_truth(images, labels, positions, epochs, views, sides(network.size))
         return view_input(images, positions, epochs, views, network), truth
 
     module.train(plan.backbone)
@@ -114,7 +114,6 @@ def train_on_labels(
         torch.manual_seed(training.seed_of(plan.seed, "step", step))
         inputs, truth = to_device(inputs, device), truth.to(device)
         targets = losses.one_hot(truth, plan.classes)
-        inputs, targets = training.mixup(inputs, targets, plan.mixup, training.seed_of(plan.seed, "mixup", step))
         with accelerator.autocast():
             loss = losses.soft_cross_entropy(module(inputs), targets, class_weights)
         optimizer.zero_grad(set_to_none=True)

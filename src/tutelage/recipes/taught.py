@@ -12,14 +12,14 @@ from tutelage.models.students import Student
 from tutelage.tasks import rebuilt
 
 
-def load_student(folder: Path, about: dict[str, Any], classes: int) -> Student:
-    """A student with the weights that a stage left in `folder`/weights.safetensors.
+def load_student(folder: Path, about: dict[str, Any], classes: int, name: str = "weights") -> Student:
+    """A student with the weights that a stage left in `folder`/`name`.safetensors.
 
     Args:
-        folder: transfer/, student/ or alone/ of a run. about: "student" of the stage's result.json. classes: C.
+        folder: transfer/, student/, alone/ or committee/ of a run. about: "student" of the stage's result.json. classes: C.
     """
     student = rebuilt(about, classes)
-    student.module.load_state_dict(load_file(folder / "weights.safetensors"))
+    student.module.load_state_dict(load_file(folder / f"{name}.safetensors"))
     student.module.eval()
     keep = ("initialisation", "channels_last")
     return replace(

@@ -1,274 +1,371 @@
-"""Stage 2: the adapted teacher's knowledge of the task goes to the student, on unlabelled images.
+"""Stage 3: the student learns the targets on the transfer set.
 
-The teacher's outputs for M views of every image are computed once (or taken from the cache, or, above
-`--cache-limit`, in the loop); the student sees the same views at its own size and matches the teacher's probabilities
-(KL at temperature T) and, through a projection that is thrown away, its pooled features (cosine, on 256 principal
-axes). Label propagation over the nearest-neighbour graph of the teacher's features sharpens the targets where held-out
-labels say so. No label is read here but through the teacher and that graph. `--objective` teaches it otherwise: the
-rivals that the method is compared with.
+Each image has one target: the class probabilities of the committee, that is of the adapted teacher (which looks at the whole
+image, and at its mirror image where flips are on) and of students trained on the labels only, mixed by held-out labels. The
+student sees a new view of the image in every pass. A share of each batch is drawn from the labelled images with their true
+labels. `--objective` distils otherwise: the rivals that the method is compared with.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tutelage import config as c
 from tutelage.config import recipe
 from tutelage.errors import TutelageError
 from tutelage.progress import progress, say
-from tutelage.recipes.stage import MetricsLog, checkpoint_steps, file_hash, open_run, save_weights, training_steps
-from tutelage.runs import hash_of
+from tutelage.recipes.stage import (
+    WITHOUT_TARGETS,
+    MetricsLog,
+    checkpoint_steps,
+    file_hash,
+    open_run,
+    peak_rate,
+    save_weights,
+    training_steps,
+)
+from tutelage.runs import FREE, Clock, Run, hash_of
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+LEARNT_ON = 1000  # images of the transfer set on which student and targets are compared
 
 
 @recipe
 def transfer(
     *, out: c.Out = "", student: c.Student = "mobilenetv4-s", student_weights: c.StudentWeights = "pretrained",
     student_size: c.StudentSize = None, decoder: c.Decoder = "lraspp",
-    teacher_weights: c.TeacherWeights = "pretrained", views: c.ViewCount = 2,
+    teacher_weights: c.TeacherWeights = "pretrained",
     objective: c.Objective = "oriented", agnostic_loss: c.AgnosticLoss = "contrastive",
-    agnostic_features: c.AgnosticFeatures = "patches",
-    refine: c.Refine = "propagate", cache_limit: c.CacheLimit = 20.0, epochs: c.Epochs = None, steps: c.Steps = None,
-    batch_size: c.BatchSize = 128, lr: c.LearningRate = 2e-3, temperature: c.Temperature = 1.0, feature_weight: c.FeatureWeight = 2.0,
-    mixup: c.Mixup = 0.0, class_weight: c.ClassWeight = "none",
-    resize: c.Resize = "squash", flip: c.Flip = "horizontal", crop_area: c.CropArea = 0.6, part_area: c.PartArea = 0.5,
-    view_seed: c.ViewSeed = 0,
+    agnostic_features: c.AgnosticFeatures = "patches", committee: c.Committee = "auto", sharpness: c.Sharpness = 2.0,
+    label_share: c.LabelShare = None,
+    cache_limit: c.CacheLimit = 20.0, epochs: c.Epochs = None, steps: c.Steps = None,
+    batch_size: c.BatchSize = 128, lr: c.LearningRate = None, temperature: c.Temperature = 1.0, feature_weight: c.FeatureWeight = 2.0,
+    class_weight: c.ClassWeight = "none",
+    resize: c.Resize = "squash", flip: c.Flip = "horizontal", crop_area: c.CropArea = 0.8, view_seed: c.ViewSeed = 0,
     seed: c.Seed = 0, device: c.Device = "auto", precision: c.Precision = "auto", tracker: c.Tracker = "none",
-    cache: c.Cache = None, overwrite: c.Overwrite = False, config: c.Config = None,
+    cache: c.Cache = None, overwrite: c.Overwrite = False, preset: c.Preset = "none", config: c.Config = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Teach the student on the transfer set.
+    """Distil the targets into the student, on the transfer set.
 
     Returns:
-        result of the stage: steps, images seen, loss, how the targets were refined, seconds of targets and of training.
+        result of the stage: steps, images seen, labelled images of a batch, loss, seconds of targets and of training.
     """
     settings = dict(locals())
-    from tutelage import training
-    from tutelage.compute import accelerator, training_flops
-    from tutelage.recipes import self_taught
-    from tutelage.recipes.ledger import Meter
-    from tutelage.recipes.objectives import LABEL_FREE, QUEUE
-    from tutelage.recipes.teach import Plan, teach
+    from tutelage.compute import accelerator
 
     with open_run(out, cache, settings, overwrite, together=True) as (run, cache_dir):
-        curated = run.result("transfer_set", "transfer")
-        job = _Job(run, cache_dir, curated, settings)
-        inputs = job.inputs()
-        hardware, meter = accelerator(device, precision), Meter()
+        job = _Job(run, cache_dir, settings)
+        hardware = accelerator(device, precision)
         with hardware.main_process_first():  # it may take the stage over from another run of a study
-            done = run.done("transfer", inputs)
-        if done:
-            return {**done, "reused": True}
-        main, processes = hardware.is_main_process, hardware.num_processes
-        view_settings = job.kind.views(settings)
-        task, (targets, refined, target_seconds) = job.task, job.targets(view_settings, hardware, meter, inputs)
-        module, built, targets = job.student(targets, hardware)
-        count = len(task.transfer)
-        total = training_steps(steps, epochs, count, batch_size)
-        shown, small = float(batch_size), built.size
-        if objective == "dino":  # as many pixels as the others see
-            small = self_taught.small_side(built.module, built.size)
-            shown = self_taught.images_in_a_step(batch_size, built.size, small)
-            total = max(1, round(total * batch_size / shown))
-        every = checkpoint_steps(total, round(shown))
-        rate = training.scaled_rate(lr, batch_size)
-        meter.trained, meter.train_flops = total * shown, training_flops(module, built.size)
-        if objective == "dino":  # the averaged network looks at the large crops, and the head at crops of every size
-            meter.train_flops += self_taught.extra_flops(module, built, batch_size / shown)
-        if targets is not None and targets.table is None:  # online: at every step
-            queued = QUEUE if agnostic_loss == "queue" and objective.startswith("agnostic") else 0
-            meter.asked(0, b"online", total * (batch_size + queued), total * (batch_size + queued))
-        optimizer = training.optimizer_for(module, rate, hardware.device)
-        alone = objective == "dino"  # its targets come from the average, which must not run ahead with the first steps
-        average = training.Average(module, self_taught.DECAY if alone else training.EMA_DECAY, steady=alone)
-        checkpoints, clock = run.path / "checkpoints", run.clock("transfer")
-        start = training.load_checkpoint(checkpoints, "transfer", inputs, module, optimizer, average)
-        if start:
-            say(f"transfer goes on after step {start:,} of {total:,}")
-        hardware.wait_for_everyone()
-        module, optimizer = hardware.prepare(module, optimizer)
-        plain = hardware.unwrap_model(module)
-        metrics = MetricsLog(run.path / "transfer" / "metrics.jsonl", start, tracker, run.path, hardware)
-
-        def save(step: int) -> None:
-            if main:
-                training.save_checkpoint(checkpoints, "transfer", step, inputs, plain, optimizer, average)
-
-        plan = Plan(
-            total, batch_size, rate, temperature, feature_weight, mixup, seed, objective, agnostic_loss, job.labelled,
-            job.kind.part(settings),
-        )  # fmt: skip
-        with progress("transfer", round(total * shown), round(start * shown)) as advance:
-            loop = {"optimizer": optimizer, "average": average, "start": start, "log": metrics.write, "save": save,
-                    "every": every, "advance": clock.ticking(advance) if main else advance}  # fmt: skip
-            if objective == "dino":
-                self_taught.teach_itself(module, built, small, task.transfer, view_settings, plan, hardware, **loop)
-            else:
-                assert targets is not None
-                loop["labels"] = task.train.labels if job.dual else None
-                loop["class_weights"] = job.kind.told_weights(targets, settings)
-                teach(module, built, targets, plan, hardware, **loop)
-        metrics.close()
-        hardware.wait_for_everyone()
-        if main:
-            plain.load_state_dict(average.state)
-            share = job.mixed(plain, built, hardware)
-            own = plain.student if hasattr(plain, "student") else plain
-            save_weights(run.path / "transfer" / "weights.safetensors", own.state_dict())
-            seconds = clock.stop()
-            result = {
-                "outputs": hash_of([inputs, file_hash(run.path / "transfer" / "weights.safetensors")]), "student": built.about(),
-                "curated": curated["outputs"], "objective": objective, "head": objective not in LABEL_FREE, "steps": total,
-                "images_seen": round(total * shown), "processes": processes,
-                "loss": metrics.last, "features": targets is not None and targets.embedding is not None, "labels_head": share,
-                "refined": refined, "online": targets is not None and targets.table is None, "seconds": seconds,
-                "target_seconds": target_seconds, "ledger": meter.entry(run.path / "transfer", seconds, target_seconds),
-            }  # fmt: skip
-            run.finish("transfer", inputs, result)
-            (run.path / "transfer" / "target_seconds.json").unlink(missing_ok=True)
-        hardware.wait_for_everyone()
-        return run.result("transfer", "transfer")
+            done = run.done("transfer", job.inputs)
+        return {**done, "reused": True} if done else job.run_stage(hardware)
 
 
+@dataclass(frozen=True)
+class _Schedule:
+    """steps: optimizer steps. shown: images of the student's size that a step shows. small: side of the small crops of `dino`."""
+
+    steps: int
+    shown: float
+    small: Any
+
+
+@dataclass(frozen=True)
 class _Job:
-    """What depends on the objective: which images and labels take part, what is told, what is trained."""
+    """One distillation: what its settings and the earlier stages make of it."""
 
-    def __init__(self, run, cache_dir, curated, settings):
-        from tutelage.recipes.objectives import LABELLED_SHARE
-        from tutelage.tasks import task_of
-
-        self.kind: Any = task_of(curated["task"])
-        self.run, self.cache_dir, self.curated, self.settings = run, cache_dir, curated, settings
-        self.objective = settings["objective"]
-        self.adapted = None if self.objective == "dino" else run.result("teacher", "transfer")
-        self.dual = self.objective == "dual-head"
-        self.labelled = round(LABELLED_SHARE * settings["batch_size"]) if self.dual else 0
-        self.level: int | None = 0  # which of the numbers that may be kept of a view; None: the teacher runs online
+    run: Run
+    cache_dir: Path
+    settings: dict[str, Any]
 
     @cached_property
-    def task(self):
+    def curated(self) -> dict[str, Any]:
+        return self.run.result("transfer_set", "transfer")
+
+    @cached_property
+    def kind(self) -> Any:
+        from tutelage.tasks import task_of
+
+        return task_of(self.curated["task"])
+
+    @cached_property
+    def adapted(self) -> dict[str, Any] | None:
+        return None if self.settings["objective"] == "dino" else self.run.result("teacher", "transfer")
+
+    @cached_property
+    def members(self) -> dict[str, Any] | None:
+        """The committee's result; None where the targets do not come from one."""
+        used = self.settings["objective"] not in WITHOUT_TARGETS and self.settings["committee"] != "none"
+        return self.run.result("committee", "transfer") if used else None
+
+    @cached_property
+    def labelled(self) -> int:
+        """Labelled images of a batch."""
+        from tutelage.recipes.distill_loop import labelled_images
+
+        images, share = self.curated["images"], self.settings["label_share"]
+        if self.settings["objective"] == "dino":
+            return 0
+        return labelled_images(share, images["train"], images["transfer"], self.settings["batch_size"])
+
+    @cached_property
+    def label_free(self) -> bool:
+        """Whether nothing of the labels is in what the student learns."""
+        return self.settings["objective"] in WITHOUT_TARGETS and not self.labelled
+
+    @cached_property
+    def task(self) -> Any:
         """The images; a finished stage does not open them."""
         from tutelage.data.manifest import load_task
-        from tutelage.recipes.objectives import LABEL_FREE
-        from tutelage.recipes.teaching import without_labels
+        from tutelage.recipes.prepare_targets import without_labels
 
         task = load_task(self.run.path, self.cache_dir)
-        return without_labels(task) if self.objective in LABEL_FREE else task
+        return without_labels(task) if self.label_free else task
 
+    @cached_property
+    def views(self) -> Any:
+        return self.kind.views(self.settings)
+
+    @cached_property
+    def looks(self) -> tuple[int, ...]:
+        """The views of an image that the teacher is asked about: features are those of the whole image alone."""
+        return self.views.looks[:1] if self.settings["objective"] == "agnostic" else self.views.looks
+
+    @cached_property
+    def level(self) -> int | None:
+        """Which of the kinds of outputs that may be kept fits in the cache's limit; None: the teacher runs online."""
+        from tutelage.targets import gibibytes
+
+        if self.adapted is None:
+            return 0
+        count, limit = self.curated["images"]["transfer"], self.settings["cache_limit"]
+        widths = self.kind.widths(self.adapted, self.settings)
+        fits = (i for i, width in enumerate(widths) if gibibytes(count, len(self.looks), width) <= limit)
+        return next(fits, None)
+
+    @cached_property
     def inputs(self) -> str:
         """The hash of all that the student depends on: of label-free objectives the images alone, whatever their labels."""
         from tutelage.data.manifest import transfer_keys
-        from tutelage.recipes.objectives import LABEL_FREE
-        from tutelage.targets import gibibytes
 
-        images, told, widths = self.curated["outputs"], self.adapted, [0]
-        if self.objective in LABEL_FREE:
+        images, teacher = self.curated["outputs"], self.adapted
+        if self.label_free:
             images = hash_of([b"".join(sorted(transfer_keys(self.run.path))).hex(), len(self.curated["classes"])])
-        if told is not None:
-            frozen, widths = self.objective == "agnostic", self.kind.widths(told, self.settings)
-            about = told["teacher"]
+        if teacher is not None:
+            about = teacher["teacher"]
             window = [about["window"]] if about.get("window") else []
-            told = [about["hash"], about["size"], *window] if frozen else told["outputs"]
-        count, views, limit = self.curated["images"]["transfer"], self.settings["views"], self.settings["cache_limit"]
-        self.level = next((i for i, width in enumerate(widths) if gibibytes(count, views, width) <= limit), None)
-        online = self.level or self.level is None
-        free = {"out", "cache", "device", "tracker", "overwrite", "config", "cache_limit"}
-        free |= {*self.kind.UNUSED, *self.kind.UNUSED_IN_TRANSFER}
-        used = {**self.settings, "part_area": self.kind.part(self.settings)}
-        if self.objective == "agnostic":  # no class is told
+            frozen = [about["hash"], about["size"], *window]
+            teacher = frozen if self.settings["objective"] == "agnostic" else teacher["outputs"]
+        free = {*FREE, *self.kind.UNUSED, *self.kind.UNUSED_IN_TRANSFER}
+        used = {name: value for name, value in self.settings.items() if name not in free}
+        if self.label_free:  # no class is read
             used["class_weight"] = "none"
-        return hash_of(["transfer", images, told, online, {k: v for k, v in used.items() if k not in free}])
+        members = self.members and self.members["outputs"]
+        return hash_of(["transfer", images, teacher, members, self.level or self.level is None, self.labelled, used])
 
-    def targets(self, views, hardware, meter, inputs: str) -> tuple[Any, dict[str, Any], float]:
-        """What the student is to match, how it was refined, and the seconds that took; nothing for `dino`."""
-        from tutelage.compute import flops
-        from tutelage.recipes.objectives import NEEDS_FEATURES
-        from tutelage.recipes.teaching import make_targets, tell_reduction
+    def targets(self, hardware: Any, meter: Any) -> tuple[Any, float]:
+        """What the student is to match, and the seconds that took, summed over restarts; nothing for `dino`."""
+        import numpy as np
+
+        from tutelage.recipes.prepare_targets import Mixture, member_outputs, projected_features
+        from tutelage.targets import Targets
 
         if self.adapted is None:
-            return None, {"kind": "none"}, 0.0
-        kind, agnostic, folder = self.kind, self.objective == "agnostic", self.run.path / "teacher"
-        teacher = kind.told_by(folder, self.adapted, self.settings, hardware, self.level or 0)
-        if self.level:
-            whole = kind.told_by(folder, self.adapted, self.settings, hardware, 0)
-            tell_reduction(whole, teacher, self.task.transfer, views)
-        if self.objective in NEEDS_FEATURES and teacher.network.output != "features":
-            raise TutelageError(
-                f"--objective {self.objective} with a fine-tuned teacher, which keeps logits only", "a frozen teacher: --adapt probe",
-                "--objective oriented or agnostic, or --adapt probe",
-            )  # fmt: skip
-        meter.teacher_flops = flops(teacher.module, teacher.network.size)
-        matched = self.settings["feature_weight"] > 0 and self.objective != "pseudo-label" and kind.POOLED
-        refine = self.settings["refine"] if kind.POOLED and not agnostic else "none"
-        return make_targets(
-            self.run, self.task, teacher, views, self.settings["views"], refine,
-            matched or self.objective in NEEDS_FEATURES, self.settings["cache_limit"], self.cache_dir, hardware, inputs, meter,
-        )  # fmt: skip
+            return None, 0.0
+        s, agnostic = self.settings, self.settings["objective"] == "agnostic"
+        clock = Clock(self.run.path / "transfer" / "target_seconds.json")
+        mixture, students, outputs = Mixture(sharpness=s["sharpness"]), None, None
+        if self.members:
+            mixture = Mixture.of(self.members, s["committee"], s["sharpness"])
+            students = member_outputs(self.run.path / "committee", self.kind.grid(s)) if mixture.weight > 0 else None
+        if mixture.weight < 1:
+            outputs = self.teacher_outputs(agnostic, hardware, clock, meter)
 
-    def student(self, targets: Any, hardware) -> tuple[Any, Any, Any]:
-        """The module to train, the student in it, and the targets without features where it cannot match them."""
+        def log_probabilities(positions: np.ndarray) -> np.ndarray:
+            if agnostic:  # no class is asked for
+                return np.zeros((len(positions), 0), np.float32)
+            of_students = students(positions) if students else None
+            if of_students is not None and mixture.weight == 1:
+                return mixture(of_students, None)
+            assert outputs is not None
+            return mixture(outputs.log_probabilities(positions), of_students)
+
+        features = projected_features(outputs) if outputs and (agnostic or self.matches_features(outputs)) else None
+        seconds = clock.tick(force=True) if hardware.is_main_process else 0.0
+        return Targets(self.task.transfer, self.views, log_probabilities, features), seconds
+
+    def matches_features(self, outputs: Any) -> bool:
+        """Whether the student matches pooled features beside the targets: where they are asked for, and kept."""
+        asked = self.settings["feature_weight"] > 0 and self.settings["objective"] == "oriented" and self.kind.POOLED
+        if asked and outputs.network.output != "features":
+            say("the teacher's logits alone are kept (fine-tuned, or --cache-limit): its features are not matched")
+        return asked and outputs.network.output == "features"
+
+    def teacher_outputs(self, needs_features: bool, hardware: Any, clock: Clock, meter: Any) -> Any:
+        """The adapted teacher's outputs for the transfer set, as much of them as the cache's limit allows."""
+        from tutelage.compute import flops
+        from tutelage.recipes.prepare_targets import teacher_outputs, tell_reduction
+
+        s, folder = self.settings, self.run.path / "teacher"
+        teacher = self.kind.told_by(folder, self.adapted, s, hardware, self.level or 0)
+        if needs_features and teacher.network.output != "features":
+            raise TutelageError(
+                f"--objective {s['objective']} with outputs of the teacher that are logits: fine-tuned, or beyond --cache-limit",
+                "a frozen teacher's features", "--objective oriented, --adapt probe, or a larger --cache-limit",
+            )  # fmt: skip
+        if self.level and self.kind.GRID:
+            whole = self.kind.told_by(folder, self.adapted, s, hardware, 0)
+            tell_reduction(whole, teacher, self.task.transfer, self.views)
+        meter.teacher_flops = flops(teacher.module, teacher.network.size)
+        return teacher_outputs(
+            self.task, teacher, self.views, self.looks, s["cache_limit"], self.cache_dir, hardware, clock, meter
+        )
+
+    def student(self, width: int, hardware: Any) -> tuple[Any, Any]:
+        """The module to train, and the student in it. width: of the features to be matched, 0 = none."""
         import torch
 
         from tutelage import training
         from tutelage.models.students import SelfTaught, Taught, plain_head
-        from tutelage.recipes.objectives import NEEDS_FEATURES
 
         s = self.settings
         torch.manual_seed(training.seed_of(s["seed"], "student"))
         built = self.kind.student(s, len(self.task.classes))
-        module, width = built.module, 0
-        if targets is not None and targets.embedding is not None:
-            width = targets.embedding[1].shape[1]
-        wrapped = self.kind.in_transfer(module, width, s)
-        if wrapped is not None:
-            return _placed(wrapped, built, hardware), built, targets
-        beside = targets is None or targets.embedding is not None or self.dual
-        strict = self.objective in (*NEEDS_FEATURES, "dual-head", "dino")
-        if strict and not plain_head(module, built.size):
-            raise TutelageError(
-                f"--objective {self.objective} with --student {built.name}, whose head is not one linear layer on pooled features",
-                "a student with one", "--objective oriented or pseudo-label, or another student",
-            )  # fmt: skip
-        if beside and not Taught.possible(module, built.size):
-            say(f"{built.name} has no single head on pooled features: the teacher's features are not matched")
-            assert targets is not None
-            targets, beside = replace(targets, embedding=None), False
-        if beside and targets is None:
-            module = SelfTaught(module, built.size)
-        elif beside:
-            assert targets is not None
-            module = Taught(module, width or 1, built.size, second_head=self.dual)
-        return _placed(module, built, hardware), built, targets
+        module = self.kind.in_transfer(built.module, width, s)
+        if module is None:
+            strict = s["objective"] in WITHOUT_TARGETS
+            if strict and not plain_head(built.module, built.size):
+                raise TutelageError(
+                    f"--objective {s['objective']} with --student {built.name}, whose head is not one linear layer on pooled features",
+                    "a student with one", "--objective oriented or pseudo-label, or another student",
+                )  # fmt: skip
+            module = built.module
+            if width and (strict or Taught.possible(module, built.size)):
+                module = Taught(module, width, built.size)
+            elif width:
+                say(f"{built.name} has no single head on pooled features: the teacher's features are not matched")
+            elif strict:
+                module = SelfTaught(module, built.size)
+        module = module.to(hardware.device)
+        return (module.to(memory_format=torch.channels_last) if built.channels_last else module), built
 
-    def mixed(self, module, built, hardware) -> float | None:
-        """Fold the second head of `dual-head` into the student's own; its share, chosen on validation images where there are any."""
+    def schedule(self, module: Any, built: Any, meter: Any) -> _Schedule:
+        """How long to train; the meter is told what that takes."""
+        from tutelage.compute import training_flops
+        from tutelage.recipes import self_taught
+
+        s, batch_size = self.settings, self.settings["batch_size"]
+        steps = training_steps(s, len(self.task.transfer), self.kind.IMAGES)
+        shown, small, extra = float(batch_size), built.size, 0
+        if s["objective"] == "dino":  # as many pixels as the others see
+            small = self_taught.small_side(built.module, built.size)
+            shown = self_taught.images_in_a_step(batch_size, built.size, small)
+            steps = max(1, round(steps * batch_size / shown))
+            # the averaged network looks at the large crops, and the head at crops of every size
+            extra = self_taught.extra_flops(module, built, batch_size / shown)
+        meter.trained, meter.train_flops = steps * shown, training_flops(module, built.size) + extra
+        if self.level is None and self.settings["committee"] != "only":  # the teacher runs at every step
+            asked = steps * batch_size * len(self.looks)
+            meter.asked(0, b"online", asked, asked)
+        return _Schedule(steps, shown, small)
+
+    def train(
+        self, module: Any, built: Any, targets: Any, schedule: _Schedule, hardware: Any, clock: Clock
+    ) -> tuple[Any, float | None]:
+        """The student's module with the averaged weights, and its last loss."""
+        from tutelage import training
+        from tutelage.recipes import self_taught
+        from tutelage.recipes.distill_loop import Plan, distill
+
+        s, run, main, dino = self.settings, self.run, hardware.is_main_process, self.settings["objective"] == "dino"
+        rate, steps, shown = peak_rate(s, self.kind), schedule.steps, schedule.shown
+        optimizer = training.optimizer_for(module, rate, hardware.device)
+        # the targets of `dino` come from the average, which must not run ahead with the first steps
+        average = training.Average(module, self_taught.DECAY if dino else training.EMA_DECAY, steady=dino)
+        checkpoints = run.path / "checkpoints"
+        start = training.load_checkpoint(checkpoints, "transfer", self.inputs, module, optimizer, average)
+        if start:
+            say(f"transfer goes on after step {start:,} of {steps:,}")
+        hardware.wait_for_everyone()
+        module, optimizer = hardware.prepare(module, optimizer)
+        plain = hardware.unwrap_model(module)
+        metrics = MetricsLog(run.path / "transfer" / "metrics.jsonl", start, s["tracker"], run.path, hardware)
+
+        def save(step: int) -> None:
+            if main:
+                training.save_checkpoint(checkpoints, "transfer", step, self.inputs, plain, optimizer, average)
+
+        plan = Plan(
+            steps, s["batch_size"], rate, s["temperature"], s["seed"], s["objective"], s["agnostic_loss"], self.labelled,
+            self.kind.grid(s), s["feature_weight"],
+        )  # fmt: skip
+        with progress("transfer", round(steps * shown), round(start * shown)) as advance:
+            loop: dict[str, Any] = {
+                "optimizer": optimizer, "average": average, "start": start, "log": metrics.write, "save": save,
+                "every": checkpoint_steps(steps, round(shown)), "advance": clock.ticking(advance) if main else advance,
+            }  # fmt: skip
+            if dino:
+                self_taught.teach_itself(
+                    module, built, schedule.small, self.task.transfer, self.views, plan, hardware, **loop
+                )
+            else:
+                labels, weights = self.task.train.labels, self.kind.class_weights(targets, s)
+                loop |= {"labels": labels, "classes": len(self.task.classes), "class_weights": weights}
+                distill(module, built, targets, plan, hardware, **loop)
+        metrics.close()
+        hardware.wait_for_everyone()
+        plain.load_state_dict(average.state)
+        return plain, metrics.last
+
+    def learnt(self, student: Any, built: Any, targets: Any, hardware: Any) -> dict[str, Any]:
+        """What the targets of some images are, and how often the student decides as they do; nothing where there are none."""
         import numpy as np
-        import torch
 
-        from tutelage.recipes.teach import best_share, mix_heads
-        from tutelage.targets import CLEAN, view_outputs
+        first = len(self.task.train) if self.labelled and len(self.task.train) < len(self.task.transfer) else 0
+        sample = first + np.random.default_rng(0).permutation(len(self.task.transfer) - first)[:LEARNT_ON]
+        asked = targets.log_probabilities(sample)
+        if not asked.shape[1]:
+            return {}
+        found = self.kind.log_probabilities(
+            student, built, self.task.transfer.take(sample), self.views, hardware, self.kind.grid(self.settings), lambda n: None
+        )  # fmt: skip
+        shares = np.moveaxis(np.exp(asked), 1, -1).reshape(-1, asked.shape[1]).mean(axis=0)
+        return {
+            "target_shares": [round(float(share), 4) for share in shares],
+            "agreement_with_targets": float((found.argmax(axis=1) == asked.argmax(axis=1)).mean()),
+        }
 
-        if not self.dual:
-            return None
-        share = 0.5
-        if self.task.val:
-            both = view_outputs(
-                lambda images: torch.cat(module(images)[::2], dim=1), module, built, self.task.val.images, CLEAN,
-                self.kind.views(self.settings), hardware,
-            )  # fmt: skip
-            own, second = np.split(both, 2, axis=1)
-            share = best_share(own, second, self.task.val.labels)
-        mix_heads(module, share)
-        say(
-            f"dual head: share of the labels' head {share:g}"
-            + ("" if self.task.val else " (no validation images to choose it on)")
-        )
-        return share
+    def run_stage(self, hardware: Any) -> dict[str, Any]:
+        """Train, and write the result."""
+        import numpy as np
 
+        from tutelage.recipes.ledger import Meter
 
-def _placed(module, built, hardware):
-    """The module on its device, in the memory format that suits the student."""
-    import torch
-
-    module = module.to(hardware.device)
-    return module.to(memory_format=torch.channels_last) if built.channels_last else module
+        run, meter = self.run, Meter()
+        targets, target_seconds = self.targets(hardware, meter)
+        width = targets.matched(np.zeros(1, np.int64), np.zeros(1, np.int64)).shape[1] if targets else 0
+        module, built = self.student(width, hardware)
+        schedule, clock = self.schedule(module, built, meter), run.clock("transfer")
+        module, loss = self.train(module, built, targets, schedule, hardware, clock)
+        if hardware.is_main_process:
+            path, module = run.path / "transfer" / "weights.safetensors", getattr(module, "student", module)
+            save_weights(path, module.state_dict())
+            learnt = self.learnt(module, built, targets, hardware) if targets else {}
+            seconds = clock.stop()
+            result = {
+                "outputs": hash_of([self.inputs, file_hash(path)]), "student": built.about(), "curated": self.curated["outputs"], **learnt,
+                "objective": self.settings["objective"], "head": not self.label_free, "steps": schedule.steps,
+                "images_seen": round(schedule.steps * schedule.shown), "labelled_in_batch": self.labelled,
+                "processes": hardware.num_processes, "loss": loss, "online": self.level is None, "seconds": seconds,
+                "target_seconds": target_seconds, "ledger": meter.entry(run.path / "transfer", seconds, target_seconds),
+            }  # fmt: skip
+            run.finish("transfer", self.inputs, result)
+            (run.path / "transfer" / "target_seconds.json").unlink(missing_ok=True)
+        hardware.wait_for_everyone()
+        return run.result("transfer", "transfer")

@@ -7,15 +7,20 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from markupsafe import Markup, escape
 
-from tutelage.reporting.table import TITLES
-
 WIDTH = 400  # units; the page shows them at 340 to 600 pixels
-MODELS = tuple(TITLES)  # in the order of the legend; CSS classes of the same names
+NAMES = {  # of the models in the order of the legend; CSS classes of the same names
+    "delivered": "delivered", "distilled": "distilled", "baseline": "baseline", "teacher": "teacher", "committee": "committee",
+}  # fmt: skip
 CLASSES_SHOWN = 40  # in a chart with a line for each class
 CELLS_SHOWN = 25  # classes in a confusion matrix; of more, the pairs that are confused most
 MOST_WRITTEN = 999  # in a cell of the matrix; larger counts are shares
 PAIRS_SHOWN = 20
-LEGEND = 17  # letters of a name in the legend: three of them fit
+LEGEND = 17  # letters of a name in the legend: three of that length fit, or all of NAMES
+OUTLINES = {
+    "teacher": "l5 5l-5 5l-5 -5z",
+    "committee": "m-4 1h8v8h-8z",
+    "delivered": "l5 9h-10z",
+}  # of signs, from their top
 FEWEST = 5  # images in a bin of the calibration that is shown
 
 
@@ -38,13 +43,13 @@ def line(x1: float, y1: float, x2: float, y2: float, kind: str = "grid") -> str:
 
 
 def mark(x: float, y: float, model: str) -> str:
-    """The sign of a model: a disc, a ring, a diamond; never told by colour alone."""
-    if model == "teacher":
-        return f'<path d="M{x:.1f} {y - 5:.1f}l5 5l-5 5l-5 -5z" class="{model} mark"/>'
+    """The sign of a model: a disc, a ring, a diamond, a square, a triangle; never told by colour alone."""
+    if outline := OUTLINES.get(model):
+        return f'<path d="M{x:.1f} {y - 5:.1f}{outline}" class="{model} mark"/>'
     return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" class="{model} mark"/>'
 
 
-def legend(models: Sequence[str], y: float, names: Mapping[str, str] = TITLES) -> list[str]:
+def legend(models: Sequence[str], y: float, names: Mapping[str, str] = NAMES) -> list[str]:
     """Signs and names in one line."""
     parts, x = [], 4.0
     for model in models:
@@ -61,14 +66,14 @@ def short(name: str, most: int = 12) -> str:
 
 def per_class(
     classes: Sequence[str], recall: dict[str, Sequence[float | None]], title: str = "Recall of each class",
-    names: Mapping[str, str] = TITLES,
+    names: Mapping[str, str] = NAMES,
 ) -> Markup:  # fmt: skip
-    """Recall (or another score) of each class by each model, the student's weakest first.
+    """Recall (or another score) of each class by each model, the first model's weakest first.
 
     Args:
-        recall: for each model C numbers in [0, 1], None where a class has no test image. names: of the models.
+        recall: for each model C numbers in [0, 1], None where a class has no test image. names: of the models, in their order.
     """
-    models = [model for model in MODELS if model in recall]
+    models = [model for model in names if model in recall]
     student = recall[models[0]]
     order = sorted((i for i, r in enumerate(student) if r is not None), key=lambda i: student[i] or 0.0)[:CLASSES_SHOWN]
     left, right, top, step = 108, WIDTH - 20, 44, 22
@@ -102,7 +107,7 @@ def matrix(
     counts: Sequence[Sequence[int]],
     model: str,
     shares: bool = False,
-    names: Mapping[str, str] = TITLES,
+    names: Mapping[str, str] = NAMES,
 ) -> Markup:
     """A confusion matrix: rows are what the images show, columns what the model says; shades are shares of a row.
 
@@ -144,7 +149,7 @@ def matrix(
 
 def confusions(
     classes: Sequence[str], counts: Sequence[Sequence[int]], model: str, shares: bool = False,
-    names: Mapping[str, str] = TITLES, more: str = "",
+    names: Mapping[str, str] = NAMES, more: str = "",
 ) -> dict[str, object]:  # fmt: skip
     """A chart of the page: the confusion matrix, or, of many classes, the pairs that are confused most.
 
@@ -171,17 +176,18 @@ def confusions(
 
 def pooled(evaluations: Sequence[Mapping[str, Sequence[Sequence[float]]]]) -> dict[str, np.ndarray]:
     """Bins of `metrics.reliability` of several evaluations, added up by model; of models that are in all of them."""
-    models = [model for model in MODELS if evaluations and all(model in one for one in evaluations)]
+    first = evaluations[0] if evaluations else {}
+    models = [model for model in first if all(model in one for one in evaluations)]
     return {model: np.sum([one[model] for one in evaluations], axis=0) for model in models}
 
 
-def calibration(bins: Mapping[str, np.ndarray], names: Mapping[str, str] = TITLES) -> Markup:
+def calibration(bins: Mapping[str, np.ndarray], names: Mapping[str, str] = NAMES) -> Markup:
     """How often a model is right, against how sure it is.
 
     Args:
-        bins: (b, 3) float of each model, as of `metrics.reliability`. names: of the models.
+        bins: (b, 3) float of each model, as of `metrics.reliability`. names: of the models, in their order.
     """
-    models = [model for model in MODELS if model in bins]
+    models = [model for model in names if model in bins]
     left, top, side = 56, 34, 300
 
     def place(sure: float, right: float) -> tuple[float, float]:
@@ -211,9 +217,7 @@ def calibration(bins: Mapping[str, np.ndarray], names: Mapping[str, str] = TITLE
     return svg(top + side + 40, "Calibration", "; ".join(words), parts)
 
 
-def calibrations(
-    bins: Mapping[str, np.ndarray], names: Mapping[str, str] = TITLES, more: str = ""
-) -> dict[str, object]:
+def calibrations(bins: Mapping[str, np.ndarray], names: Mapping[str, str] = NAMES, more: str = "") -> dict[str, object]:
     """A chart of the page. bins, names: as of `calibration`. more: what the note ends with.
 
     Returns:
@@ -244,5 +248,5 @@ def curve(steps: Sequence[float], values: Sequence[float], title: str, across: s
         text(right, bottom + 16, f"{most:,.0f} {across}", "small", "end"),
         text(left, bottom + 16, "0", "small", "middle"),
     ]
-    parts.append(f'<polyline points="{" ".join(f"{a:.1f},{b:.1f}" for a, b in points)}" class="student path"/>')
+    parts.append(f'<polyline points="{" ".join(f"{a:.1f},{b:.1f}" for a, b in points)}" class="distilled path"/>')
     return svg(bottom + 24, title, f"from {y[0]:.2f} to {y[-1]:.2f} over {most:,.0f} {across}", parts)

@@ -13,7 +13,8 @@ from PIL import Image
 
 from tutelage.data.masks import Colour, painted
 from tutelage.metrics import mean_iou
-from tutelage.reporting.evidence import COUNTS
+from tutelage.reporting.evidence import COUNTS, shown_student
+from tutelage.reporting.table import TITLES
 from tutelage.runs import whole, write_json
 
 SHOWN = 10  # test images, evenly spaced from the student's worst to its best
@@ -33,14 +34,14 @@ def write_dense_evidence(
     with whole(folder / "predictions.npz") as path, path.open("wb") as file:
         each = {f"{COUNTS}{name}": one.astype(np.int32) for name, one in counts.items()}
         np.savez_compressed(file, **each)  # type: ignore[arg-type]
-    first = next((name for name in ("student", "alone", "teacher") if name in scores), None)
+    first = shown_student(scores) or ("teacher" if "teacher" in scores else None)
     order = np.argsort(scores[first], kind="stable") if first else np.zeros(0, np.int64)
     places = np.unique(np.linspace(0, len(order) - 1, min(SHOWN, len(order))).round().astype(int)) if len(order) else []
-    shown = []
+    shown, in_order = [], {name: said[name] for name in TITLES if name in said}
     for row in (int(order[place]) for place in places):
         mask = test.labels.one(row)
         pictures = {"image": jpeg(test.images[row]), "mask": png(mask, colours)}
-        pictures |= {name: png(np.where(mask == 255, mask, one[row]), colours) for name, one in said.items()}
+        pictures |= {name: png(np.where(mask == 255, mask, one[row]), colours) for name, one in in_order.items()}
         each = {name: float(one[row]) for name, one in scores.items()}
         shown.append({"id": test.ids[row], "pictures": pictures, "scores": each})
     write_json(folder / "pictures.json", {"images": shown, "colours": [list(one) for one in colours]})

@@ -1,10 +1,10 @@
-"""What the page shows of single test images: every model's probabilities, and where student and teacher part."""
+"""What the page shows of single test images: every model's probabilities, and where student and teacher disagree."""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from tutelage.runs import read_json, whole, write_json
 SHOWN = 24  # images on which student and teacher disagree most
 SIDE = 96  # pixels of their thumbnails
 COUNTS = "counts "  # before a model's name: its pixels of each class on each image, where that is no decision
+STUDENTS = ("delivered", "distilled", "baseline")  # whose test images are shown: the first of them that a run has
 DECIDED = "decided "  # before a model's name: its decisions, which halves of probabilities would not tell exactly
 
 
@@ -32,12 +33,18 @@ def write_evidence(
         said = {f"{DECIDED}{name}": one.argmax(axis=1).astype(np.int32) for name, one in probabilities.items()}
         np.savez_compressed(file, labels=labels.astype(np.int32), **halves, **said)  # type: ignore[arg-type]
     shown = []
-    if {"student", "teacher"} <= probabilities.keys():
-        student, teacher = probabilities["student"], probabilities["teacher"]
-        for row in disagreements(student, teacher).tolist():
+    student = shown_student(probabilities)
+    if student and "teacher" in probabilities:
+        for row in disagreements(probabilities[student], probabilities["teacher"]).tolist():
             models = {name: [int(one[row].argmax()), float(one[row].max())] for name, one in probabilities.items()}
             shown.append({"id": ids[row], "label": int(labels[row]), **models, "jpeg": thumbnail(image(row))})
     write_json(folder / "disagreements.json", {"images": shown})
+
+
+def shown_student(models: Iterable[str]) -> str | None:
+    """Which student's test images are shown: what is delivered, where that is a model of its own, else the distilled student."""
+    there = set(models)
+    return next((name for name in STUDENTS if name in there), None)
 
 
 def disagreements(student: np.ndarray, teacher: np.ndarray, most: int = SHOWN) -> np.ndarray:
@@ -71,7 +78,10 @@ def remove_evidence(folder: Path) -> None:
 
 
 def read_evidence(folder: Path) -> tuple[np.ndarray, dict[str, np.ndarray], list[dict[str, Any]]]:
-    """Labels (n,), probabilities (n, C) float32 of each model, and the disagreements; all empty in a run that kept none."""
+    """Labels (n,), probabilities (n, C) float32 of each model, and the disagreements; all empty in a run that kept none.
+
+    What is delivered has those of the model that it is, under both names.
+    """
     path = folder / "predictions.npz"
     if not path.exists() or (folder / "pictures.json").exists():
         return np.zeros(0, np.int64), {}, []
@@ -82,13 +92,23 @@ def read_evidence(folder: Path) -> tuple[np.ndarray, dict[str, np.ndarray], list
             if name != "labels" and not name.startswith(DECIDED)
         }
         labels = kept["labels"].astype(np.int64)
+    if "delivered" not in models and (what := _kept_as(folder)) in models:
+        models["delivered"] = models[what]
     return labels, models, (read_json(folder / "disagreements.json") or {"images": []})["images"]
+
+
+def _kept_as(folder: Path) -> str:
+    """The name under which predictions.npz keeps what is delivered."""
+    delivered = (read_json(folder / "result.json") or {}).get("delivered") or {}
+    return delivered.get("what", "delivered")
 
 
 def read_counts(path: Path, model: str) -> np.ndarray:
     """What a model does on each of n test images, of a predictions.npz: (n,) bool, whether it is right; or (n, C, 3) int32 of
-    `metrics.pixel_counts`."""
+    `metrics.pixel_counts`. What is delivered is looked up as the model that it is."""
     with np.load(path, allow_pickle=False) as kept:
+        if not {f"{COUNTS}{model}", f"{DECIDED}{model}"} & set(kept.files):
+            model = _kept_as(path.parent) if model == "delivered" else model
         if f"{COUNTS}{model}" in kept.files:
             return kept[f"{COUNTS}{model}"]
         return kept[f"{DECIDED}{model}"].astype(np.int64) == kept["labels"]

@@ -18,16 +18,19 @@ from tutelage.errors import TutelageError
 from tutelage.metrics import reliability
 from tutelage.progress import duration
 from tutelage.reporting import charts
-from tutelage.reporting.diagnosis import NOISE, diagnose, difference
-from tutelage.reporting.evidence import read_evidence, read_pictures
-from tutelage.reporting.scores import CLASSES, main_score, words_of, words_of_results
+from tutelage.reporting.choices import answer, committee
+from tutelage.reporting.diagnosis import diagnose
+from tutelage.reporting.evidence import read_evidence, read_pictures, shown_student
+from tutelage.reporting.scores import words_of_results
+from tutelage.reporting.table import TITLES, models_of, title_of
 from tutelage.runs import Run, write_json, write_text
 from tutelage.version import __version__
 
 STAGES = {
-    "transfer_set": "curate", "teacher": "adapt", "transfer": "transfer", "student": "fine-tune", "alone": "student alone",
-    "report": "evaluate",
+    "transfer_set": "curate", "teacher": "adapt", "committee": "committee", "transfer": "distill", "alone": "baseline",
+    "student": "finetune", "report": "evaluate",
 }  # fmt: skip
+LOSS = "Loss of the distillation"
 MONTAGE = 1_600_000  # bytes of the montage, above which it is made smaller: the page stays below 3 MiB
 
 
@@ -54,8 +57,9 @@ def write_page(run: Path) -> Path:
     pictures = read_pictures(run / "report", classes)
     environment = Environment(loader=PackageLoader("tutelage", "reporting"), autoescape=True)
     page = environment.get_template("page.html.j2").render(
-        title=run.resolve().name, answer=answer(results, stages), test_images=results.get("test_images", 0), table=table(results),
-        findings=diagnose(results, stages), charts=_charts(run, results, labels, probabilities),
+        title=run.resolve().name, answer=answer(results, stages, settings), test_images=results.get("test_images", 0),
+        table=table(results), findings=diagnose(results, stages), committee=committee(stages, settings),
+        charts=_charts(run, results, labels, probabilities), student=TITLES[shown_student(models_of(results)) or "distilled"],
         disagreements=[disagreement(one, classes) for one in apart], pictures=pictures,
         montage=montage(run / "transfer_set" / "montage.jpg"),
         transfer_set=transfer_set(stages["transfer_set"]), costs=_costs(stages), facts=_facts(settings, stages),
@@ -67,38 +71,9 @@ def write_page(run: Path) -> Path:
     return run / "report" / "index.html"
 
 
-def answer(results: dict[str, Any], stages: dict[str, Any]) -> str:
-    """What came out, in a sentence or two."""
-    if "student" not in results and (test := (results.get("alone") or {}).get("test")):
-        said = words_of(test).says.format(100 * main_score(test))
-        return (
-            f"The student trained on the labels alone {said} {words_of(test).over} {test['images']:,} test images. "
-            "One run: another seed would give other numbers."
-        )
-    if "student" not in results:
-        return "This run has no student yet: tutelage transfer and tutelage finetune make one."
-    test = results["student"].get("test")
-    if not test:
-        return "The student was trained, and there are no test images to say how good it is: give --test."
-    labels = (stages.get("teacher") or {}).get("labels")
-    words = words_of(test)
-    said = f"The taught student {words.says.format(100 * main_score(test))} {words.over} {test['images']:,} test images"
-    if gained := difference(results, "student", "alone"):
-        sure = abs(gained[0]) > NOISE * gained[1] or not gained[1]
-        way = "more" if gained[0] >= 0 else "fewer"
-        trained = f"the {labels:,} {'labels' if words is CLASSES else words.labels}" if labels else "the labels"
-        said += f", {abs(100 * gained[0]):.1f} points {way} than the same student trained on {trained} alone"
-        said += "" if sure else f", which so few test images do not tell from nothing (± {100 * NOISE * gained[1]:.1f})"
-    if teacher := (results.get("teacher") or {}).get("test"):
-        times = results["teacher"]["parameters"] / max(1, results["student"]["parameters"])
-        mark = "for" if words is CLASSES else "of"
-        said += f"; its teacher, {times:.0f} times as large, {mark} {100 * main_score(teacher):.1f} %"
-    return said + ". One run: another seed would give other numbers."
-
-
 def table(results: dict[str, Any]) -> dict[str, Any]:
     """Head, rows and note of the scores."""
-    models = [(charts.TITLES[name], results[name]) for name in charts.MODELS if name in results]
+    models = list(models_of(results).values())
     rows: list[list[dict[str, Any]]] = [[{"text": title, "best": False}] for title, _ in models]
     words = words_of_results(results)
     for _, name in words.table:
@@ -132,30 +107,32 @@ def _charts(
 ) -> list[dict[str, Any]]:
     """The charts that this run has the numbers for."""
     classes, found = results["classes"], []
-    tests = {name: results[name]["test"] for name in charts.MODELS if results.get(name, {}).get("test")}
+    tests = {name: one["test"] for name, (_, one) in models_of(results).items() if one.get("test")}
     if tests:
         title, score = words_of_results(results).each
         recall = {name: test[score] for name, test in tests.items()}
         without = [name for name, r in zip(classes, recall[next(iter(recall))], strict=True) if r is None]
-        note = "The student's weakest classes first." + (
+        note = f"The weakest classes of the {TITLES[next(iter(tests))]} first." + (
             f" Without test images: {', '.join(without)}." if without else ""
         )
         if len(classes) > charts.CLASSES_SHOWN:
             note += f" {charts.CLASSES_SHOWN} of {len(classes)}."
         found.append({"title": title, "svg": charts.per_class(classes, recall, title), "note": note})
-    titles = {"student": "the taught student", "alone": "the student alone", "teacher": "the adapted teacher"}
+    titles = {
+        **{name: f"the {title}" for name, title in TITLES.items()},
+        "baseline": "the baseline",
+        "teacher": "the adapted teacher",
+    }
     for name, test in tests.items():
         found.append(charts.confusions(classes, test["confusion"], name, "miou" in test, titles))
-    if probabilities:
-        found.append(charts.calibrations({name: reliability(one, labels) for name, one in probabilities.items()}))
+    if bins := {name: reliability(one, labels) for name, one in probabilities.items() if name in tests}:
+        found.append(charts.calibrations(bins))
     rows = _metrics(run / "transfer" / "metrics.jsonl")
     if len(rows) > 1:
-        picture = charts.curve(
-            [row["images"] for row in rows], [row["loss"] for row in rows], "Loss of the transfer", "images"
-        )
+        picture = charts.curve([row["images"] for row in rows], [row["loss"] for row in rows], LOSS, "images")
         found.append(
             {
-                "title": "Loss of the transfer",
+                "title": LOSS,
                 "svg": picture,
                 "note": "Where it still falls at the end, more --epochs may help.",
             }
@@ -174,6 +151,8 @@ def _metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def disagreement(one: dict[str, Any], classes: list[str]) -> dict[str, str]:
+    """A test image on which student and teacher disagree, as the page shows it."""
+
     def said(model: str) -> str:
         label, sure = one[model]
         return f"{classes[label]} ({100 * sure:.0f} %){' ✓' if label == one['label'] else ''}"
@@ -182,7 +161,7 @@ def disagreement(one: dict[str, Any], classes: list[str]) -> dict[str, str]:
         "id": one["id"],
         "jpeg": one["jpeg"],
         "truth": classes[one["label"]],
-        "student": said("student"),
+        "student": said(shown_student(one) or "distilled"),
         "teacher": said("teacher"),
     }
 
@@ -224,11 +203,13 @@ def _costs(stages: dict[str, Any]) -> list[tuple[str, str]]:
     """Time of each stage."""
     took = [(title, stages[name]["seconds"]) for name, title in STAGES.items() if "seconds" in stages[name]]
     if "target_seconds" in stages["transfer"]:
-        took.insert(2, ("targets", stages["transfer"]["target_seconds"]))
+        took.insert(
+            [title for title, _ in took].index(STAGES["transfer"]), ("targets", stages["transfer"]["target_seconds"])
+        )
     rows = [(title, duration(seconds)) for title, seconds in took]
     rows.append(("all", duration(sum(seconds for _, seconds in took))))
     if seen := stages["transfer"].get("images_seen"):
-        rows.append(("views seen in the transfer", f"{seen:,}"))
+        rows.append(("images seen in the distillation", f"{seen:,}"))
     return rows
 
 
@@ -245,12 +226,9 @@ def _facts(settings: dict[str, Any], stages: dict[str, Any]) -> list[tuple[str, 
         rows.append(("student", f"{student['name']} at {student['size']} px, from {student['initialisation']}"))
     if outputs := stages["transfer_set"].get("outputs"):
         rows.append(("data", f"SHA-256 {outputs[:16]}…"))
-    if refined := stages["transfer"].get("refined"):
-        rows.append(
-            ("label propagation", "used" if refined.get("kind") != "none" else "not used: it did not validate better")
-        )
-    if chosen := stages["student"].get("chosen"):
-        rows.append(("fine-tuning", chosen))
+    if delivered := stages["student"].get("delivered"):
+        judged_on = stages["student"].get("judged_on")
+        rows.append(("delivered", title_of(delivered) + (f", judged on {judged_on}" if judged_on else "")))
     rows += _made_with(stages)
     hidden = {"out", "cache", "json", "smoke", "overwrite", "config"}
     for name, value in settings.items():
@@ -275,7 +253,7 @@ def _csv(results: dict[str, Any]) -> str:
     out = io.StringIO()
     writer = csv.writer(out)
     writer.writerow(("model", "score", "class", "value"))
-    for model in charts.MODELS:
+    for model in TITLES:
         one = results.get(model) or {}
         flat = {**{k: v for k, v in one.items() if not isinstance(v, dict)}, **one.get("test", {})}
         for name, value in flat.items():

@@ -189,11 +189,11 @@ def _charts(cells: list[Cell], budget: int, best: Cell, references: dict[int, Re
 def _class_charts(cells: list[Cell], budget: int, best: Cell, references: dict[int, Reference]) -> list[dict[str, Any]]:
     """Scores by class and confusion matrices, of the best arm, the student alone and the teacher."""
     classes, (title, score) = next(iter(best.records.values()))["classes"], best.words.each
-    names = {**TITLES, "student": best.arm, "alone": "scratch"}
+    names = {"student": best.arm, "baseline": "scratch", "teacher": TITLES["teacher"]}
     alone = _scratch(cells, budget, best)
     tests = {
         "student": [record["student"]["test"] for record in best.records.values()],
-        "alone": [record["student"]["test"] for record in alone.records.values()] if alone else [],
+        "baseline": [record["student"]["test"] for record in alone.records.values()] if alone else [],
         "teacher": references[budget].tests if budget in references else [],
     }
     each: dict[str, Any] = {model: mean_of_each(of, score) for model, of in tests.items() if of}

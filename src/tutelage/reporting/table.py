@@ -6,7 +6,43 @@ from typing import Any
 
 from tutelage.reporting.scores import words_of
 
-TITLES = {"student": "student, taught", "alone": "student alone", "teacher": "teacher, adapted"}
+TITLES = {  # of the models of an evaluation, in the order of tables and legends
+    "delivered": "delivered student", "distilled": "distilled student", "baseline": "baseline (labels only)",
+    "teacher": "teacher (adapted)", "committee": "committee",
+}  # fmt: skip
+
+
+def delivered_name(results: dict[str, Any]) -> str | None:
+    """The model of an evaluation that is delivered: "distilled" or "baseline" where it is one of these, else "delivered".
+
+    Returns:
+        None where no student has been delivered.
+    """
+    if "delivered" not in results:
+        return None
+    what = results["delivered"].get("what")
+    return what if what in ("distilled", "baseline") and what in results else "delivered"
+
+
+def title_of(what: str) -> str:
+    """What a student is called. what: distilled, baseline, or a way of fine-tuning: head, full, long, steep."""
+    return TITLES.get(what, f"fine-tuned student ({what})")
+
+
+def models_of(results: dict[str, Any]) -> dict[str, tuple[str, dict[str, Any]]]:
+    """The distinct models of an evaluation: name -> title and scores; the title says which of them is delivered.
+
+    A committee whose students have weight 0 is its teacher, and is left out.
+    """
+    delivered, found = delivered_name(results), {}
+    for name, title in TITLES.items():
+        if name not in results or (name == "delivered" and delivered != name):
+            continue
+        if name == "committee" and not results[name]["weight"]:
+            continue
+        title = title_of(results[name].get("what", "distilled")) if name == "delivered" else title
+        found[name] = f"{title}, delivered" if name == delivered else title, results[name]
+    return found
 
 
 def scores_table(rows: list[tuple[str, dict[str, Any]]]) -> str:
@@ -91,8 +127,7 @@ def export_text(result: dict[str, Any]) -> str:
 def text_of(command: str, result: dict[str, Any]) -> str:
     """What a command prints on stdout when nobody asked for JSON."""
     if command in ("run", "evaluate"):
-        rows = [(title, result[name]) for name, title in TITLES.items() if name in result]
-        return scores_table(rows)
+        return scores_table(list(models_of(result).values()))
     if command == "compare" and "table" in result:
         return study_table(result)
     if command == "demo":

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from tutelage.retrieval.graph import COMPONENTS, unit_embeddings
+from tutelage.retrieval.principal_axes import COMPONENTS, unit_embeddings
 from tutelage.retrieval.same_picture import (
     BLOCK,
     HOW,

@@ -14,14 +14,18 @@ from tutelage.tasks import class_names
 SCALE_SAMPLE = 2048  # gallery images whose features give the probe's scale
 PASSES = {"head": 15, "full": 15, "long": 30}  # of the last stage, over the labelled images
 RATES = {"head": 1e-3, "full": 1e-4, "long": 5e-4}  # at batch 128
-FROM_FEATURES = ("head", "full", "long")  # ways of a student that was taught without labels
+FROM_LOGITS = ("distilled", "head", "full", "long")  # of the last stage, that are judged
+FROM_FEATURES = ("head", "full", "long")  # of a student that was distilled without labels
+SCRATCH_RATE, PRETRAINED_RATE = 8e-3, 2e-3  # of students, at batch 128, by where their weights come from
+IMAGES = 400_000  # that a student sees where neither --steps nor --epochs is given
 BATCH = 64
 FULL_BATCH = 32  # of the teacher's fine-tuning
 AT_ONCE = 256  # images in one pass of an evaluation
 SCORE = "accuracy"  # of `image_scores`, on the mean
 MAIN = "accuracy"  # of `judged`
-POOLED = True  # features of whole images: targets may be refined by neighbours, and features matched beside logits
-UNUSED = ("decoder", "agnostic_features", "part_area")  # settings that change nothing
+POOLED = True  # features of whole images, on which a head may be fitted
+GRID = False  # one target for the whole image
+UNUSED = ("decoder", "agnostic_features")  # settings that change nothing
 EACH = "accuracy"  # the mean of `image_scores`
 UNUSED_IN_TRANSFER = ("class_weight",)
 
@@ -116,13 +120,42 @@ def of_teacher(encoder: Any, network: Any, mode: str, classes: int) -> dict[str,
     return {"width": encoder.features if mode == "probe" else classes}
 
 
-def part(settings: dict[str, Any]) -> float:
-    """Smallest share of a view that the student sees of it: what is said of an image is not said of its parts."""
-    return 1.0
+def grid(settings: dict[str, Any]) -> None:
+    """Rows and columns of the student's logits in the distillation: none."""
+    return None
 
 
-def told_weights(targets: Any, settings: dict[str, Any]) -> None:
-    """Images of all classes count alike in the transfer, however rare the teacher finds them."""
+def member_grid(settings: dict[str, Any], images: int, classes: int) -> None:
+    """Rows and columns of what a student of the committee predicts for each of so many images: none."""
+    return None
+
+
+def member_truth(labels: np.ndarray, grid: None, fold: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Labels (n,) of held-out images, and (n,) bool whether they can be judged.
+
+    fold: (n,) of labelled images; None for validation images.
+    """
+    from tutelage.models.heads import judgeable
+
+    return labels, np.ones(len(labels), bool) if fold is None else judgeable(labels, fold)
+
+
+def log_probabilities(
+    module: Any, network: Any, images: Any, views: Any, accelerator: Any, grid: None, advance: Any
+) -> np.ndarray:
+    """(n, C) float16: a student's log probabilities of whole images, the mean over the looks of `views`."""
+    from tutelage.metrics import log_softmax
+    from tutelage.targets import view_outputs
+
+    found = [
+        log_softmax(view_outputs(module, module, network, images, look, views, accelerator, advance, AT_ONCE))
+        for look in views.looks
+    ]
+    return log_softmax(np.mean(found, axis=0)).astype(np.float16)
+
+
+def class_weights(targets: Any, settings: dict[str, Any]) -> None:
+    """Images of all classes count alike in the distillation, however rare they are among the targets."""
     return None
 
 
@@ -134,13 +167,18 @@ def flops_of(encoder: Any) -> int:
 
 
 def told_at_most(encoder: Any, settings: dict[str, Any], classes: int) -> tuple[int, int]:
-    """Before a run: numbers that are kept of a view, and of how many views of an image (the whole image is one of them)."""
-    return encoder.features, settings["views"] + 1
+    """Before a run: numbers that are kept of a view, and of how many views of an image."""
+    return encoder.features, 1 if settings["objective"] == "agnostic" else len(views(settings).looks)
 
 
 def widths(result: dict[str, Any], settings: dict[str, Any]) -> list[int]:
-    """Numbers that are kept of each view, most first. result: of the teacher's stage."""
-    return [result["teacher"]["features"] if settings["objective"] == "agnostic" else result["width"]]
+    """Numbers that are kept of each view, most first: features, or the classes' logits. result: of the teacher's stage."""
+    features = result["teacher"]["features"]
+    return (
+        [features]
+        if settings["objective"] == "agnostic"
+        else sorted({result["width"], result["classes"]}, reverse=True)
+    )
 
 
 def told_by(folder: Path, result: dict[str, Any], settings: dict[str, Any], accelerator: Any, level: int) -> Any:
@@ -148,7 +186,8 @@ def told_by(folder: Path, result: dict[str, Any], settings: dict[str, Any], acce
     from tutelage.models import adapted
 
     load = adapted.frozen if settings["objective"] == "agnostic" else adapted.load_adapted
-    return load(folder, result, settings["teacher_weights"], accelerator)
+    teacher = load(folder, result, settings["teacher_weights"], accelerator)
+    return adapted.with_logits(teacher) if level else teacher
 
 
 def student(settings: dict[str, Any], classes: int) -> Any:

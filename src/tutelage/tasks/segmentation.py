@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,20 +14,22 @@ from tutelage.tasks import class_names
 
 PASSES = {"head": 40, "full": 40, "long": 200, "steep": 200}
 RATES = {"head": 4e-3, "full": 1e-3, "long": 8e-3, "steep": 2e-2}  # at batch 128
+FROM_LOGITS = ("distilled", "head", "full", "long")
 FROM_FEATURES = ("long", "steep")  # a decoder from random weights
+SCRATCH_RATE, PRETRAINED_RATE = 2e-2, 5e-3
+IMAGES = 8_000
 BATCH = 8
 FULL_BATCH = 8
 AT_ONCE = 16
 SCORE = "mean IoU"
 MAIN = "miou"  # of `judged`
 POOLED = False
+GRID = True
 EACH = "miou_of_images"  # the mean of `image_scores`
 UNUSED = UNUSED_IN_TRANSFER = ()
 LEVELS = 3  # logits are kept at the student's stride, at two and at four times as much
 SAMPLE = 64  # images in which the teacher's classes are counted
 LEAST_SHARE = 1e-3  # of a class, for its weight
-OBJECTIVES = ("oriented", "pseudo-label", "agnostic")
-COMPARISONS = ("contrastive", "cosine")
 
 
 def models() -> tuple[Any, Any]:
@@ -41,61 +41,9 @@ def models() -> tuple[Any, Any]:
 
 def check(settings: dict[str, Any]) -> list[TutelageError]:
     """Settings that this task cannot have, told before anything is read."""
-    faults = []
-    objective, comparison = settings.get("objective", "oriented"), settings.get("agnostic_loss", "contrastive")
-    if objective not in OBJECTIVES:
-        given = f"--objective {objective} with --task segmentation"
-        faults.append(TutelageError(given, ", ".join(OBJECTIVES), "use one of them"))
-    if objective == "agnostic" and comparison not in COMPARISONS:
-        given = f"--agnostic-loss {comparison} with --task segmentation"
-        faults.append(TutelageError(given, ", ".join(COMPARISONS), "use one of them"))
-    faults += _window_faults(settings)
-    if settings.get("resize", "squash") != "squash":
-        given = f"--resize {settings['resize']} with --task segmentation"
-        faults.append(TutelageError(given, "squash", "give --student-size HxW in the images' proportions"))
-    decoder = settings.get("decoder")
-    if decoder in ("fpn", "deeplabv3plus") and importlib.util.find_spec("segmentation_models_pytorch") is None:
-        given = f"--decoder {decoder}: segmentation-models-pytorch is not installed"
-        faults.append(TutelageError(given, "the package, or --decoder lraspp", "pip install 'tutelage[segmentation]'"))
-    elif decoder and "student_weights" in settings and not faults:
-        from tutelage.models.dense_students import build_student
+    from tutelage.tasks.dense_settings import faults_of
 
-        try:
-            build_student(settings["student"], 2, "scratch", settings["student_size"], decoder)
-        except TutelageError as error:
-            faults.append(error)
-    return faults
-
-
-def _window_faults(settings: dict[str, Any]) -> list[TutelageError]:
-    """A window that the teacher cannot take, or that does not lie in its input."""
-    from tutelage.models.names import check_size
-    from tutelage.models.teachers import default_size, resolve
-
-    window = settings.get("teacher_window")
-    if window is None:
-        return []
-    given = f"--teacher-window {window}"
-    try:
-        name = resolve(settings["teacher"])
-        check_size(name, window)
-    except TutelageError as error:
-        return [TutelageError(f"{given} for --teacher {settings['teacher']}", error.allowed, error.mend)]
-    size = settings["teacher_size"] or default_size(name)
-    if any(one > whole for one, whole in zip(sides(window), sides(size), strict=True)):
-        return [
-            TutelageError(
-                f"{given} with --teacher-size {size}",
-                f"at most {size}",
-                "give a smaller window, or a larger --teacher-size",
-            )
-        ]
-    plain = re.search(r"patch(1[0-9]|[89]|32)", name)  # one level, whose stride is the patch
-    if not plain and any(one % 32 for one in (*sides(window), *sides(size))):
-        return [
-            TutelageError(f"{given} with --teacher-size {size}", "multiples of 32 px", "round the window and the size")
-        ]
-    return []
+    return faults_of(settings)
 
 
 def read(settings: dict[str, Any]) -> Any:
@@ -191,24 +139,58 @@ def matched(settings: dict[str, Any]) -> tuple[int, int]:
     return (1, 1) if settings["agnostic_features"] == "global" else grid_of(size, DEEPEST)
 
 
-def part(settings: dict[str, Any]) -> float:
-    """Smallest share of a view that the student sees of it; features are compared as the teacher has them, and not in between."""
-    return 1.0 if settings["objective"] == "agnostic" else settings["part_area"]
+def grid(settings: dict[str, Any]) -> tuple[int, int]:
+    """Rows and columns of the student's logits in the distillation."""
+    return grids(settings)[0]
 
 
-def told_weights(targets: Any, settings: dict[str, Any]) -> Any:
-    """(C,) float32 weights of the classes in the transfer, 1 / (C share) by what the teacher finds in some images; None for 1 each."""
+def member_grid(settings: dict[str, Any], images: int, classes: int) -> tuple[int, int]:
+    """Rows and columns of what a student of the committee predicts for each of so many images: the finest that --cache-limit allows."""
+    from tutelage.targets import gibibytes
+
+    every = grids(settings)
+    fits = (one for one in every if gibibytes(images, 1, classes * one[0] * one[1]) <= settings["cache_limit"])
+    return next(fits, every[-1])
+
+
+def member_truth(labels: Any, grid: tuple[int, int], fold: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """(n, h, w) int64 classes of held-out images on a grid, and bool which of them can be judged.
+
+    fold: (n,) of labelled images; None for validation images.
+    """
+    from tutelage.data.masks import IGNORE
+    from tutelage.models.dense_heads import judgeable
+
+    truth = labels.seen(None, grid).astype(np.int64)
+    return truth, truth != IGNORE if fold is None else judgeable(truth, fold)
+
+
+def log_probabilities(
+    module: Any, network: Any, images: Any, views: Any, accelerator: Any, grid: tuple[int, int], advance: Any
+) -> np.ndarray:
+    """(n, C, h, w) float16: a student's log probabilities of whole images on a grid, the mean over the looks of `views`."""
+    from tutelage.metrics import log_softmax
+    from tutelage.targets import MIRRORED, view_outputs
+
+    def forward(batch: Any) -> Any:
+        return module.on_grid(batch, grid)
+
+    def seen(look: int) -> np.ndarray:
+        found = log_softmax(view_outputs(forward, module, network, images, look, views, accelerator, advance, AT_ONCE))
+        return found[..., ::-1] if look == MIRRORED else found
+
+    return log_softmax(np.mean([seen(look) for look in views.looks], axis=0)).astype(np.float16)
+
+
+def class_weights(targets: Any, settings: dict[str, Any]) -> Any:
+    """(C,) float32 weights of the classes in the distillation, 1 / (C share) by the targets of some images; None for 1 each."""
     import torch
-
-    from tutelage.metrics import softmax
 
     if settings["class_weight"] == "none" or settings["objective"] == "agnostic":
         return None
     sample = np.linspace(0, len(targets.images) - 1, min(SAMPLE, len(targets.images))).astype(np.int64)
-    each = (
-        softmax(np.moveaxis(targets.logits(sample[i : i + 1], sample[:1] * 0)[0], 0, -1)) for i in range(len(sample))
-    )
-    shares = np.mean([one.reshape(-1, one.shape[-1]).mean(axis=0) for one in each], axis=0)
+    each = (np.exp(targets.log_probabilities(sample[i : i + 1])[0]) for i in range(len(sample)))
+    shares = np.mean([one.mean(axis=(1, 2)) for one in each], axis=0)
     return torch.from_numpy(1 / (len(shares) * np.maximum(shares, LEAST_SHARE))).float()
 
 
@@ -229,9 +211,9 @@ def told_at_most(encoder: Any, settings: dict[str, Any], classes: int) -> tuple[
         from tutelage.models.dense_teachers import pyramid_of
 
         rows, columns = matched(settings)
-        return pyramid_of(encoder).levels[-1].channels * rows * columns, settings["views"]
+        return pyramid_of(encoder).levels[-1].channels * rows * columns, 1
     rows, columns = grids(settings)[0]
-    return classes * rows * columns, settings["views"]
+    return classes * rows * columns, len(views(settings).looks)
 
 
 def widths(result: dict[str, Any], settings: dict[str, Any]) -> list[int]:

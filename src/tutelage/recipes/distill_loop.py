@@ -1,0 +1,139 @@
+"""The loop of the distillation: new views of a batch, their targets, one loss, one step, one update of the average."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from tutelage import losses, training
+from tutelage.compute import to_device
+from tutelage.data.masks import Masks
+from tutelage.recipes.objectives import QUEUE, Batch, objective_loss
+from tutelage.sizes import sides
+from tutelage.targets import Targets, view_input, view_truth
+
+
+@dataclass(frozen=True)
+class Plan:
+    """steps: optimizer steps. batch_size: over all processes. rate: peak, already scaled.
+    labelled: images of a batch that are drawn from the labelled ones, with their true labels. grid: of the student's logits, for masks.
+    features: weight of their distance beside the targets.
+    """
+
+    steps: int
+    batch_size: int
+    rate: float
+    temperature: float = 1.0
+    seed: int = 0
+    objective: str = "oriented"
+    agnostic_loss: str = "contrastive"
+    labelled: int = 0
+    grid: tuple[int, int] | None = None
+    features: float = 0.0
+
+
+def labelled_images(share: float | None, labelled: int, transfer: int, batch_size: int) -> int:
+    """How many images of a batch are drawn from the labelled ones.
+
+    The rule, where no share is asked for: 4 x labelled / all images of the transfer set, at most 3/8. True labels matter where there
+    is little else, and cost where the pool is large.
+
+    labelled_images(None, 100, 1000, 128) == 48; of 10,100 images: 5.
+
+    Args:
+        share: of a batch, in [0, 1), or None for the rule. labelled, transfer: images; the latter holds the former.
+    """
+    share = min(3 / 8, 4 * labelled / transfer) if share is None else share
+    return min(round(share * batch_size), batch_size - 1)
+
+
+def distill(
+    module: Any, student: Any, targets: Targets, plan: Plan, hardware: Any, *, optimizer: Any, average: Any, start: int = 0,
+    labels: np.ndarray | Masks, classes: int, class_weights: torch.Tensor | None = None,
+    log: Callable[[dict[str, Any]], None] = lambda row: None, save: Callable[[int], None] = lambda step: None,
+    every: int = 2**62, advance: Callable[[int], None] = lambda n: None,
+) -> None:  # fmt: skip
+    """Let a student match targets on new views of the transfer set.
+
+    Args:
+        module: a plain student, or a `Taught`, prepared by `hardware`; changed in place. student: its size, mean and std.
+        targets: of all images. average: of the student's weights.
+        start: steps that are done already. labels: of the first images of the transfer set, the labelled ones; read only where the
+            plan draws from them, and then these images carry no soft target.
+        class_weights: (C,) float32, by what the targets take a row for.
+        log: called about 200 times with step, loss, rate, images. save: called with the steps done, each `every` steps.
+        advance: called with images seen.
+
+    Raises:
+        TutelageError: the loss is NaN or infinite.
+    """
+    rank, processes, plain = hardware.process_index, hardware.num_processes, hardware.unwrap_model(module)
+    if class_weights is not None:
+        class_weights = class_weights.to(hardware.device)
+    seen, loss_of = training.LossLog("transfer"), objective_loss(plan.objective, plan.agnostic_loss)
+    make = _batches(targets, plan, student, labels, classes, rank, processes)
+    module.train()
+    workers = 1 if hardware.device.type == "cpu" else 8
+    for step, made in training.ahead(make, range(start, plan.steps), workers):
+        now = training.learning_rate(step, plan.steps, plan.rate)
+        for group in optimizer.param_groups:
+            group["lr"] = now
+        torch.manual_seed(training.seed_of(plan.seed, "step", step, rank))
+        images, soft, one_hot, features, queue = (to_device(part, hardware.device) for part in made)
+        with hardware.autocast():
+            output = module(images)
+        output = output if isinstance(output, tuple) else (output, None)
+        batch = Batch(soft, one_hot, features, queue, plan.temperature, class_weights, plan.features)
+        loss = loss_of(output, batch)
+        optimizer.zero_grad(set_to_none=True)
+        hardware.backward(loss)
+        hardware.clip_grad_norm_(module.parameters(), training.CLIP)
+        optimizer.step()
+        average.update(plain)
+        seen.add(step + 1, loss)
+        done, due = step + 1, (step + 1) % every == 0 and step + 1 < plan.steps
+        if due or done % max(1, plan.steps // 200) == 0 or done == plan.steps:
+            log({"step": done, "loss": seen.mean(), "rate": now, "images": done * plan.batch_size})
+        if due:  # after the losses were looked at: a checkpoint never holds NaN
+            save(done)
+        advance(plan.batch_size)
+
+
+def _batches(
+    targets: Targets, plan: Plan, student: Any, labels: np.ndarray | Masks, classes: int, rank: int, processes: int
+) -> Callable[[int], tuple[torch.Tensor, ...]]:
+    """step -> images, soft targets, one-hot labels, features and a queue of features, for this process."""
+    order, labelled_order = training.seed_of(plan.seed, "order"), training.seed_of(plan.seed, "labelled order")
+    queued = plan.objective == "agnostic" and plan.agnostic_loss == "queue"
+    images, views, hard = targets.images, targets.settings, plan.objective == "pseudo-label"
+    first = len(labels) if plan.labelled and len(labels) < len(images) else 0  # of those with a soft target
+
+    def make(step: int) -> tuple[torch.Tensor, ...]:
+        rest, passes = training.batch_of(step, plan.batch_size - plan.labelled, len(images) - first, order)
+        known, again = training.batch_of(step, plan.labelled, len(labels), labelled_order)
+        known, again = known[rank::processes], again[rank::processes]
+        turn = (rank - plan.labelled) % processes  # so that all processes have equally many images
+        rest, passes = first + rest[turn::processes], passes[turn::processes]
+        positions, numbers = np.concatenate([known, rest]), np.concatenate([again, passes])
+        soft = torch.from_numpy(targets.probabilities(rest, passes, plan.temperature, hard))
+        soft = torch.cat([soft.new_zeros(len(known), *soft.shape[1:]), soft])
+        one_hot = torch.zeros(len(positions), 0)
+        if plan.labelled:
+            truth = view_truth(images, labels, known, again, views, plan.grid or sides(student.size))
+            one_hot = losses.one_hot(truth, classes)
+            one_hot = torch.cat([one_hot, one_hot.new_zeros(len(rest), *one_hot.shape[1:])])
+        features = torch.from_numpy(targets.matched(positions, numbers))
+        return view_input(images, positions, numbers, views, student), soft, one_hot, features, queue_of(step)
+
+    def queue_of(step: int) -> torch.Tensor:
+        if not queued:
+            return torch.zeros(0, 0)
+        random = np.random.default_rng(training.seed_of(plan.seed, "queue", step))
+        others = random.integers(0, len(images), QUEUE)
+        return torch.from_numpy(targets.matched(others, np.full(QUEUE, step)))
+
+    return make

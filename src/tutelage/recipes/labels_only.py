@@ -1,0 +1,65 @@
+"""Students trained on labels only: the baseline, and the members of the committee."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from tutelage import losses, training
+from tutelage.data.manifest import TaskData
+from tutelage.models.students import Student
+from tutelage.progress import progress
+from tutelage.recipes import supervised
+from tutelage.recipes.stage import peak_rate
+from tutelage.targets import plain_labels
+
+
+@dataclass(frozen=True)
+class LabelsOnly:
+    """kind: the task. settings: of the run. steps, seed: of this student. positions: of the labelled images that it sees. what: for the
+    progress bar and errors.
+    """
+
+    kind: Any
+    task: TaskData
+    settings: dict[str, Any]
+    steps: int
+    seed: int
+    positions: np.ndarray
+    what: str
+
+
+def train_student(
+    job: LabelsOnly, hardware: Any, resumable: supervised.Resumable, advance: Callable[[int], object],
+    log: Callable[[dict[str, Any]], None] = lambda row: None,
+) -> tuple[Student, torch.nn.Module]:  # fmt: skip
+    """A new student after its training, and its module with the averaged weights.
+
+    Args:
+        resumable: where its checkpoints are. advance: called with images seen, beside the progress bar. log: takes step, loss and rate.
+    """
+    settings, classes, batch_size = job.settings, len(job.task.classes), job.settings["batch_size"]
+    torch.manual_seed(training.seed_of(job.seed, "student"))
+    student = job.kind.student(settings, classes)
+    module = student.module.to(hardware.device)
+    module = module.to(memory_format=torch.channels_last) if student.channels_last else module
+    labels = job.task.train.labels[job.positions]
+    weights = losses.class_weights(torch.from_numpy(plain_labels(labels)), classes, settings["class_weight"])
+    plan = supervised.Plan(job.steps, batch_size, peak_rate(settings, job.kind), job.seed, classes)
+
+    with progress(job.what, job.steps * batch_size) as shown:
+
+        def both(count: int) -> None:
+            shown(count)
+            advance(count)
+
+        state = supervised.train_on_labels(
+            module, student, job.task.train.images.take(job.positions), labels, plan, job.kind.views(settings),
+            class_weights=None if weights is None else weights.to(hardware.device), accelerator=hardware, resumable=resumable,
+            advance=both, log=log, what=job.what,
+        )  # fmt: skip
+    return student, supervised.chosen_state(module, state)

@@ -1,0 +1,149 @@
+"""What a run has chosen, in words: which student is delivered and why, how good it is, and how the committee is mixed. No torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tutelage.reporting.diagnosis import NOISE, difference
+from tutelage.reporting.scores import CLASSES, main_score, words_of
+from tutelage.reporting.table import delivered_name, title_of
+
+ONE_SEED = "One run: another seed would give other numbers."
+
+
+def answer(results: dict[str, Any], stages: dict[str, Any], settings: dict[str, Any] | None = None) -> str:
+    """What came out, in a few sentences: what is delivered and why, then its scores on test images.
+
+    Args:
+        results: of the evaluation. stages: result of each stage by its folder's name; missing ones may be left out. settings: of the run.
+    """
+    if "delivered" in results:
+        return f"{delivery(stages, settings)} {_on_test(results, stages)}"
+    if "distilled" in results:
+        said = _scored("The distilled student", results["distilled"])
+        return f"No student is delivered yet: tutelage finetune makes the choice. {said}"
+    if "baseline" in results:
+        return f"{_scored('The baseline, the student trained on the labels only,', results['baseline'])} {ONE_SEED}"
+    return "This run has no student yet: tutelage transfer and tutelage finetune make one."
+
+
+def delivery(stages: dict[str, Any], settings: dict[str, Any] | None = None) -> str:
+    """Which student is delivered, and what decided it: a sentence.
+
+    Args:
+        stages, settings: as of `answer`.
+    """
+    student = stages.get("student") or {}
+    what, validation = student.get("delivered", "distilled"), student.get("validation") or {}
+    title, as_it_is = title_of(what).removesuffix(" (labels only)"), " as it is" if what == "distilled" else ""
+    if not validation:
+        return f"The {title} is delivered{as_it_is}{_unjudged(what, (settings or {}).get('finetune', 'auto'))}"
+    where = f"{'in' if student['judged_on'] == 'cross-validation' else 'on'} {student['judged_on']}"
+    reference, one = _reference(validation, what), validation[what]
+    if reference == what:
+        rivals = ", ".join(name for name in validation if name != what)
+        return f"The {title} is delivered{as_it_is}: {where} nothing else ({rivals}) was better by more than a standard error."
+    return (
+        f"The {title} is delivered: {where} it was better than the "
+        f"{title_of(reference)} by {100 * one['gain']:.1f} ± {100 * one['standard_error']:.1f} points (± one standard error)."
+    )
+
+
+def _reference(validation: dict[str, Any], what: str) -> str:
+    """What a student's gain was measured against: the first that was judged; for the baseline the best of the others."""
+    best = next(iter(validation))
+    if what != "baseline":
+        return best
+    for name, one in validation.items():
+        if name != what and one["gain"] > max(one["standard_error"], validation[best]["gain"]):
+            best = name
+    return best
+
+
+def _unjudged(what: str, finetune: str) -> str:
+    """Why a student is delivered that no image has judged. finetune: the setting."""
+    if what == "distilled" and finetune == "auto":
+        return ", and nothing judged it: there are no validation images (--val)."
+    chosen = finetune if finetune != "auto" else {"distilled": "keep"}.get(what, what)
+    return f", as --finetune {chosen} asks."
+
+
+def _scored(subject: str, model: dict[str, Any]) -> str:
+    """The main score of a model in a sentence."""
+    test = model.get("test")
+    if not test:
+        return "There are no test images to say how good it is: give --test."
+    words = words_of(test)
+    return f"{subject} {words.says.format(100 * main_score(test))} {words.over} {test['images']:,} test images."
+
+
+def _on_test(results: dict[str, Any], stages: dict[str, Any]) -> str:
+    """The score of what is delivered, against its rival and the teacher."""
+    delivered, test = results["delivered"], results["delivered"].get("test")
+    said = _scored("It", delivered)
+    if not test:
+        return said
+    said, words = said.removesuffix("."), words_of(test)
+    rival = "distilled" if delivered_name(results) == "baseline" else "baseline"
+    if gained := difference(results, "delivered", rival):
+        sure = abs(gained[0]) > NOISE * gained[1] or not gained[1]
+        labels = (stages.get("teacher") or {}).get("labels")
+        trained = (
+            f"the {labels:,} {'labels' if words is CLASSES else words.labels} only" if labels else "the labels only"
+        )
+        other = (
+            f"the baseline, the same student trained on {trained}" if rival == "baseline" else "the distilled student"
+        )
+        said += f", {abs(100 * gained[0]):.1f} points {'more' if gained[0] >= 0 else 'fewer'} than {other}"
+        said += "" if sure else f" (± {100 * NOISE * gained[1]:.1f}: so few test images do not tell that from nothing)"
+    if teacher := (results.get("teacher") or {}).get("test"):
+        times = results["teacher"]["parameters"] / max(1, delivered["parameters"])
+        says = words.says.format(100 * main_score(teacher))
+        said += f"; the teacher, {times:.0f} times as large, {says}"
+    return f"{said}. {ONE_SEED}"
+
+
+def committee(stages: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """What the targets come from.
+
+    Args:
+        stages, settings: as of `answer`.
+
+    Returns:
+        {"said": sentences, "head": titles, "rows": cells of the members' scores on held-out labels}; empty in a run without committee.
+    """
+    found = stages.get("committee") or {}
+    if not found:
+        return {}
+    if not (found.get("held_out") or {}).get("teacher"):
+        said = "No class has labels to hold out, so nothing could be weighed: the targets are the adapted teacher's probabilities alone."
+        return {"said": said, "head": [], "rows": []}
+    said = (
+        f"The student's targets are class probabilities, mixed from those of the adapted teacher and of {found['folds']} students that "
+        f"were trained on the labels only, each without a part of them, for {found['steps']:,} steps. "
+    )
+    if settings.get("committee") == "only":
+        said += "As --committee only asks, the targets are those of the students alone."
+    elif found["weight"]:
+        said += (
+            f"The students have weight {found['weight']:.1f}: so mixed, the log loss on held-out labels is lower by {found['gain']:.3f} ± "
+            f"{found['standard_error']:.3f} (± one standard error) than the teacher's."
+        )
+    else:
+        said += (
+            "The students have weight 0, and the targets are the teacher's alone: no mixture had a log loss on held-out labels that "
+            "is lower by more than a standard error."
+        )
+    dense = (stages.get("transfer_set") or {}).get("task") == "segmentation"
+    titles = {"teacher": "teacher (adapted)", "students": "students (labels only)", "committee": "committee"}
+    weights = {"teacher": 1 - found["weight"], "students": found["weight"]}
+    rows = [
+        [title, f"{weights[name]:.1f}" if name in weights else "", f"{one['log_loss']:.3f}", f"{one['accuracy']:.3f}"]
+        for name, title in titles.items()
+        if (one := found["held_out"].get(name))
+    ]
+    return {
+        "said": said,
+        "head": ["on held-out labels", "weight", "log loss", "pixels" if dense else "accuracy"],
+        "rows": rows,
+    }
