@@ -181,10 +181,10 @@ def test_labels_that_can_be_judged():
 
 def test_a_pilot_judges_without_a_validation_split(data, capsys):
     """--pilot scores both students on every label, each held out of a run of its own, says its cost first, and delivers the better."""
-    result = go(data, "pilot", pilot=True, no_baseline=False, committee="none", steps=2)
+    result = go(data, "pilot", pilot=True, no_baseline=False, committee="none", steps=2, budget=4)
     run, found, said = Path(result["run"]), about(result, "pilot"), capsys.readouterr().err
-    assert said.index("pilot: 5 runs on parts of the labels") < said.index("pilot: on 24 held-out labels")
-    assert found["images"] == 24
+    assert said.index("pilot: 2 runs on parts of the labels") < said.index("pilot: on 12 held-out labels")
+    assert found["images"] == 12
     met: set[bytes] = set()
     for fold in sorted((run / "pilot").glob("fold-*")):
         task = load_task(fold, data / "runs" / "cache")
@@ -192,13 +192,15 @@ def test_a_pilot_judges_without_a_validation_split(data, capsys):
         assert not held & {key.tobytes() for key in task.transfer.keys}
         assert not held & met
         met |= held
-    assert len(met) == 24
+    assert len(met) == 12
     delivered = about(result, "student")
     better = found["gain"] > found["standard_error"]
     assert delivered["delivered"] == result["delivered"]["what"] == ("baseline" if better else "distilled")
-    assert delivered["judged_on"] == "24 labels, each held out of a run of its own"
-    again = go(data, "pilot", pilot=True, no_baseline=False, committee="none", steps=2)
+    assert delivered["judged_on"] == "12 labels, each held out of a run of its own"
+    again = go(data, "pilot", pilot=True, no_baseline=False, committee="none", steps=2, budget=4)
     assert "finetune" in again["reused"]
+    with pytest.raises(TutelageError, match="a class keeps fewer than 2 labels"):
+        go(data, "pilot-few", pilot=True, no_baseline=False, committee="none", steps=2, budget=3)
 
 
 @pytest.mark.parametrize("more", [{"val": "0.2"}, {"finetune": "keep"}, {"no_baseline": True}])

@@ -9,6 +9,7 @@ import numpy as np
 
 ECE_BINS = 15
 RESAMPLES, RESAMPLED_AT_ONCE = 2000, 100
+LEAST_LOG = -1e4  # of a log probability that is kept: float16 holds it, and 0 times it is 0
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

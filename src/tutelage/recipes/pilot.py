@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from tutelage.data.budget import folds
 from tutelage.data.manifest import read_manifest
 from tutelage.data.sources import read_bytes
+from tutelage.errors import TutelageError
 from tutelage.progress import say
 from tutelage.recipes.stage import open_run
 from tutelage.reporting.evidence import read_counts
@@ -53,6 +54,12 @@ def pilot(
     rows = np.flatnonzero(np.array(table.column("split").to_pylist()) == "train")
     labels = np.array(table.column("label").to_pylist())[rows]
     fold = folds(labels, np.array(table.column("group").to_pylist())[rows], settings["seed"])
+    left = [np.bincount(labels[fold != number], minlength=len(curated["classes"])).min() for number in np.unique(fold)]
+    if min(left) < 2:
+        raise TutelageError(
+            "--pilot, and a class keeps fewer than 2 labels where a fold of them is left out", "4 labels of every class, or more",
+            "label some more, or leave --pilot out",
+        )  # fmt: skip
     numbers, students = np.unique(fold).tolist(), 2 if settings["committee"] == "none" else 3
     say(
         f"pilot: {len(numbers)} runs on parts of the labels, each as long as this one: {students * len(numbers)} times its student's steps"

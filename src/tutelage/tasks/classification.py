@@ -144,14 +144,14 @@ def log_probabilities(
     module: Any, network: Any, images: Any, views: Any, accelerator: Any, grid: None, advance: Any
 ) -> np.ndarray:
     """(n, C) float16: a student's log probabilities of whole images, the mean over the looks of `views`."""
-    from tutelage.metrics import log_softmax
+    from tutelage.metrics import LEAST_LOG, log_softmax
     from tutelage.targets import view_outputs
 
     found = [
         log_softmax(view_outputs(module, module, network, images, look, views, accelerator, advance, AT_ONCE))
         for look in views.looks
     ]
-    return log_softmax(np.mean(found, axis=0)).astype(np.float16)
+    return log_softmax(np.mean(found, axis=0)).clip(LEAST_LOG).astype(np.float16)
 
 
 def class_weights(targets: Any, settings: dict[str, Any]) -> None:

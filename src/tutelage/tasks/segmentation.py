@@ -169,7 +169,7 @@ def log_probabilities(
     module: Any, network: Any, images: Any, views: Any, accelerator: Any, grid: tuple[int, int], advance: Any
 ) -> np.ndarray:
     """(n, C, h, w) float16: a student's log probabilities of whole images on a grid, the mean over the looks of `views`."""
-    from tutelage.metrics import log_softmax
+    from tutelage.metrics import LEAST_LOG, log_softmax
     from tutelage.targets import MIRRORED, view_outputs
 
     def forward(batch: Any) -> Any:
@@ -179,7 +179,7 @@ def log_probabilities(
         found = log_softmax(view_outputs(forward, module, network, images, look, views, accelerator, advance, AT_ONCE))
         return found[..., ::-1] if look == MIRRORED else found
 
-    return log_softmax(np.mean([seen(look) for look in views.looks], axis=0)).astype(np.float16)
+    return log_softmax(np.mean([seen(look) for look in views.looks], axis=0)).clip(LEAST_LOG).astype(np.float16)
 
 
 def class_weights(targets: Any, settings: dict[str, Any]) -> Any:
