@@ -4,7 +4,11 @@ Development sets, on which defaults were found: cifar10, whurs19, fashion, camvi
 they stand: ham10k, digits, food, cwfid. Ten labels per class (of masks 20 and 10 images in all), teacher tf_efficientnet_lite2 at
 112 px, student mobilenetv3_small_050 at 64 px from random weights; nothing else is set per data set but names, sizes and, for cifar10,
 250,000 images seen.
-Every run leaves its record in --results, and is not computed again where that is there.
+Every run leaves its record in --results, and is not computed again where that is there. One part left out each, on development sets:
+
+python benchmarks/method.py FOLDER --sets cifar10 whurs19 fashion emoji --steps 600 --results docs/results/left-out
+    --arms oriented teacher-only oriented:calibrated oriented:no-labels oriented:no-features
+    --set oriented:calibrated.sharpness=1 oriented:no-labels.label-share=0 oriented:no-features.feature-weight=0
 """
 
 from __future__ import annotations
@@ -54,6 +58,14 @@ def fashion(data: Path, folder: Path) -> dict[str, Any]:
     if not (folder / "fashion").exists():
         write(folder)
     return {"target": folder / "fashion", "gallery": folder / "fashion" / "train-00000-of-00001.parquet"}
+
+
+def emoji(data: Path, folder: Path) -> dict[str, Any]:
+    """The demo's drawings, none mirrored as there; for left-out rows, at the steps of the others."""
+    from tutelage.data.emoji import draw_emoji
+
+    drawn = draw_emoji(folder / "emoji")
+    return {"target": drawn.target, "gallery": [drawn.gallery, drawn.target / "train"], "flip": "none"}
 
 
 def ham10k(data: Path, folder: Path) -> dict[str, Any]:
@@ -107,7 +119,7 @@ def masks(name: str, budget: int) -> Callable[[Path, Path], dict[str, Any]]:
 
 SETS: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
     "cifar10": cifar10, "whurs19": whurs19, "fashion": fashion, "camvid": masks("camvid", 20),
-    "ham10k": ham10k, "digits": digits, "food": food, "cwfid": masks("cwfid", 10),
+    "emoji": emoji, "ham10k": ham10k, "digits": digits, "food": food, "cwfid": masks("cwfid", 10),
 }  # fmt: skip
 
 
@@ -128,9 +140,10 @@ def main() -> None:
         settings = {**IMAGES, **SETS[name](given.data.resolve(), given.folder.resolve() / name)}
         if given.steps:
             settings = {**settings, "epochs": None, "steps": given.steps}
+        study = f"{name}-{given.steps}" if given.steps else name
         compare(
             **settings, teacher="tf_efficientnet_lite2", arms=given.arms, seeds=given.seeds, set=given.set,
-            out=str(given.folder / "studies" / name), results=str(given.results / name),
+            out=str(given.folder / "studies" / study), results=str(given.results / name), cache=str(given.folder / "cache"),
         )  # fmt: skip
 
 
