@@ -90,7 +90,7 @@ def test_no_student_has_met_the_labels_that_it_is_judged_on(data, monkeypatch):
     train = supervised.train_on_labels
 
     def watched(module, network, images, *rest, **more):
-        if more.get("what", "").startswith("committee, student "):
+        if rest[-1].what.startswith("committee, student "):
             trained.append({key.tobytes() for key in images.keys})
         return train(module, network, images, *rest, **more)
 

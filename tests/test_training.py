@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import nn
 
@@ -241,26 +243,37 @@ def small(format: torch.memory_format) -> nn.Module:
     return nn.Sequential(*layers).to(memory_format=format)
 
 
+class Killed(Exception):
+    """The process ends here."""
+
+
 def train(folder: Path, stop: int, steps: int = 12, format: torch.memory_format = torch.contiguous_format):
-    """A loop as the recipes have it: to step `stop` of `steps`, from a checkpoint where there is one."""
+    """The loop, killed after step `stop` of `steps`; from a checkpoint where there is one."""
     module = small(format)
-    optimizer = training.optimizer_for(module, 1e-2, "cpu")
-    average = training.Average(module)
-    start = training.load_checkpoint(folder, "stage", "inputs", module, optimizer, average)
+    optimizer, average = training.optimizer_for(module, 1e-2, "cpu"), training.Average(module)
+    resumable = training.Resumable(folder, "stage", "inputs", every=3)
+    start, done = resumable.start, [resumable.start]
     images = torch.randn(20, 3, 12, 12, generator=torch.Generator().manual_seed(1))
     labels = torch.arange(20) % 4
-    for step in range(start, stop):
+
+    def make(step: int):
         positions, _ = training.batch_of(step, 8, 20, seed=0)
-        for group in optimizer.param_groups:
-            group["lr"] = training.learning_rate(step, steps, 1e-2)
-        torch.manual_seed(training.seed_of(0, "step", step))
-        loss = nn.functional.cross_entropy(module(images[positions]), labels[positions])
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        average.update(module)
-        if (step + 1) % 3 == 0:
-            training.save_checkpoint(folder, "stage", step + 1, "inputs", module, optimizer, average)
+        return images[positions], labels[positions]
+
+    def loss_of(step: int, inputs: torch.Tensor, truth: torch.Tensor):
+        return nn.functional.cross_entropy(module(inputs), truth)
+
+    def advance(count: int) -> None:
+        assert count == 8
+        done[0] += 1
+        if done[0] == stop < steps:
+            raise Killed
+
+    plan, watch = training.Plan(steps, 8, 1e-2), training.Watch("loop", advance=advance)
+    more = {"optimizer": optimizer, "average": average, "resumable": resumable}
+    with contextlib.suppress(Killed):
+        training.train(module, plan, make, loss_of, Accelerator(cpu=True), watch, **more)
+    assert done[0] == stop
     return start, {**module.state_dict(), **{f"average.{n}": v for n, v in average.state.items()}}
 
 
@@ -282,7 +295,7 @@ def test_only_the_last_two_checkpoints_are_kept(tmp_path: Path):
     (tmp_path / "other-00000001.safetensors").touch()
     train(tmp_path, 12)
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["other-00000001.safetensors", "stage-00000009.safetensors", "stage-00000012.safetensors"]
+    assert names == ["other-00000001.safetensors", "stage-00000006.safetensors", "stage-00000009.safetensors"]
 
 
 def test_a_checkpoint_of_other_inputs_is_not_taken(tmp_path: Path):

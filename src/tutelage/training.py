@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from threadpoolctl import threadpool_limits
 from torch import nn
 
+from tutelage.compute import to_device
 from tutelage.errors import TutelageError
 from tutelage.runs import whole
 
@@ -29,7 +31,49 @@ CLIP = 1.0  # largest norm of the gradient
 EMA_DECAY = 0.998
 REFERENCE_BATCH = 128
 
+LOGGED = 200  # rows of a loop's log, about
+
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The optimizer steps of one loop.
+
+    steps: how many. batch_size: images of a batch, over all processes. rate: peak learning rate, already scaled to the batch.
+    """
+
+    steps: int
+    batch_size: int
+    rate: float
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Resumable:
+    """Where a loop keeps its checkpoints. every: steps between two of them."""
+
+    folder: Path
+    stage: str
+    inputs: str
+    every: int
+
+    @property
+    def start(self) -> int:
+        """The steps that are done already."""
+        return newest_step(self.folder, self.stage, self.inputs)
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who is told what while a loop runs.
+
+    what: the loop's name in errors. log: takes step, loss, rate and images, about LOGGED times. advance: takes images seen.
+    """
+
+    what: str
+    log: Callable[[dict[str, Any]], None] = lambda row: None
+    advance: Callable[[int], object] = lambda n: None
 
 
 def seed_of(*parts: object) -> int:
@@ -136,6 +180,49 @@ class Average:
         )
         for name in self.state.keys() - set(floats):
             self.state[name].copy_(now[name])
+
+
+def train(
+    module: nn.Module, plan: Plan, make: Callable[[int], Iterable[torch.Tensor]], loss_of: Callable[..., torch.Tensor], hardware: Any,
+    watch: Watch, *, optimizer: Any, average: Average, resumable: Resumable | None = None, images: int | None = None,
+) -> None:  # fmt: skip
+    """The loop that all training of networks is: a batch, its loss, a step, an update of the average.
+
+    Args:
+        module: prepared by `hardware`; changed in place.
+        make: step -> tensors of this process's batch, on the CPU; called ahead in threads, must depend on the step alone.
+        loss_of: step and those tensors, on the device -> scalar loss.
+        optimizer: its groups may have an "lr_scale". average: of the plain module's weights.
+        resumable: where checkpoints are kept, and one of before is taken up; None: nothing is kept.
+        images: that a step shows, where these are not those of the batch.
+
+    Raises:
+        TutelageError: the loss is NaN or infinite.
+    """
+    plain, shown, seen = hardware.unwrap_model(module), images or plan.batch_size, LossLog(watch.what)
+    kept, start, every = resumable, 0, resumable.every if resumable else 2**62
+    if kept:
+        start = load_checkpoint(kept.folder, kept.stage, kept.inputs, plain, optimizer, average)
+    scales = [group.get("lr_scale", 1.0) for group in optimizer.param_groups]
+    workers = 1 if hardware.device.type == "cpu" else 8
+    for step, made in ahead(make, range(start, plan.steps), workers):
+        done, rate = step + 1, learning_rate(step, plan.steps, plan.rate)
+        for group, scale in zip(optimizer.param_groups, scales, strict=True):
+            group["lr"] = rate * scale
+        torch.manual_seed(seed_of(plan.seed, "step", step, hardware.process_index))
+        loss = loss_of(step, *(to_device(part, hardware.device) for part in made))
+        optimizer.zero_grad(set_to_none=True)
+        hardware.backward(loss)
+        hardware.clip_grad_norm_(module.parameters(), CLIP)
+        optimizer.step()
+        average.update(plain)
+        seen.add(done, loss)
+        due = done % every == 0 and done < plan.steps
+        if due or done % max(1, plan.steps // LOGGED) == 0 or done == plan.steps:
+            watch.log({"step": done, "loss": seen.mean(), "rate": rate, "images": done * shown})
+        if due and kept and hardware.is_main_process:  # after the losses were looked at: a checkpoint never holds NaN
+            save_checkpoint(kept.folder, kept.stage, done, kept.inputs, plain, optimizer, average)
+        watch.advance(shown)
 
 
 class LossLog:

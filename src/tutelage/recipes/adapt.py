@@ -245,17 +245,24 @@ class _Work:
         steps = supervised.epochs_to_steps(passes, len(positions), batch)
         self.meter.trained += steps * batch
         self.meter.train_flops = self.meter.train_flops or training_flops(module, self.encoder.size)
-        # a batch of a few labels has other means than the weights were made for: a perfect probe fell to 0.71
-        plan = supervised.Plan(steps, batch, rate, seed, classes, statistics=False)
         labels = train.labels[positions]
         counted = torch.from_numpy(plain_labels(labels))
         weights = losses.class_weights(counted, classes, self.settings["class_weight"])
+        # a batch of a few labels has other means than the weights were made for: a perfect probe fell to 0.71
+        plan = supervised.Plan(steps, batch, rate, seed, classes, statistics=False, class_weights=weights)
         with progress(f"fine-tune teacher, {passes} passes", steps * batch) as advance:
+            watch, images = training.Watch("fine-tuning the teacher", log, self.clock.ticking(advance)), train.images
             state = supervised.train_on_labels(
-                module, self.encoder, train.images.take(positions), labels, plan, self.views, groups=groups,
-                class_weights=None if weights is None else weights.to(self.hardware.device), accelerator=self.hardware,
-                advance=self.clock.ticking(advance), log=log, what="fine-tuning the teacher",
-            )  # fmt: skip
+                module,
+                self.encoder,
+                images.take(positions),
+                labels,
+                plan,
+                self.views,
+                self.hardware,
+                watch,
+                groups=groups,
+            )
         return supervised.chosen_state(module, state)
 
     def logits(self, module, images) -> np.ndarray:

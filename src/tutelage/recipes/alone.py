@@ -40,7 +40,6 @@ def alone(
     from tutelage.data.manifest import load_task
     from tutelage.recipes.labels_only import LabelsOnly, train_student
     from tutelage.recipes.ledger import Meter
-    from tutelage.recipes.supervised import Resumable
     from tutelage.tasks import task_of
 
     with open_run(out, cache, settings, overwrite) as (run, cache_dir):
@@ -52,9 +51,8 @@ def alone(
             return {**done, "reused": True}
         clock, task, hardware = run.clock("alone"), load_task(run.path, cache_dir), accelerator(device, precision)
         total, meter = training_steps(settings, len(task.transfer), kind.IMAGES), Meter()
-        resumable = Resumable(run.path / "checkpoints", "alone", inputs, checkpoint_steps(total, batch_size))
-        start = training.newest_step(resumable.folder, "alone", inputs)
-        metrics = MetricsLog(run.path / "alone" / "metrics.jsonl", start, tracker, run.path, hardware)
+        resumable = training.Resumable(run.path / "checkpoints", "alone", inputs, checkpoint_steps(total, batch_size))
+        metrics = MetricsLog(run.path / "alone" / "metrics.jsonl", resumable.start, tracker, run.path, hardware)
         job = LabelsOnly(kind, task, settings, total, seed, np.arange(len(task.train)), "baseline")
         built, module = train_student(job, hardware, resumable, lambda count: clock.tick(), metrics.write)
         metrics.close()

@@ -121,8 +121,7 @@ class _Members:
         """
         from tutelage.compute import training_flops
         from tutelage.recipes.labels_only import LabelsOnly, train_student
-        from tutelage.recipes.supervised import Resumable
-        from tutelage.training import seed_of
+        from tutelage.training import Resumable, seed_of
 
         path = self.run.path / "committee" / f"fold-{number}.npz"
         rest, batch_size = np.flatnonzero(fold != number), self.settings["batch_size"]

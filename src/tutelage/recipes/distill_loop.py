@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from tutelage import losses, training
-from tutelage.compute import to_device
 from tutelage.data.masks import Masks
 from tutelage.recipes.objectives import QUEUE, Batch, objective_loss
 from tutelage.sizes import sides
@@ -18,17 +17,14 @@ from tutelage.targets import Targets, view_input, view_truth
 
 
 @dataclass(frozen=True)
-class Plan:
-    """steps: optimizer steps. batch_size: over all processes. rate: peak, already scaled.
+class Plan(training.Plan):
+    """The steps of a distillation, and what is distilled.
+
     labelled: images of a batch that are drawn from the labelled ones, with their true labels. grid: of the student's logits, for masks.
     features: weight of their distance beside the targets.
     """
 
-    steps: int
-    batch_size: int
-    rate: float
     temperature: float = 1.0
-    seed: int = 0
     objective: str = "oriented"
     agnostic_loss: str = "contrastive"
     labelled: int = 0
@@ -52,55 +48,34 @@ def labelled_images(share: float | None, labelled: int, transfer: int, batch_siz
 
 
 def distill(
-    module: Any, student: Any, targets: Targets, plan: Plan, hardware: Any, *, optimizer: Any, average: Any, start: int = 0,
-    labels: np.ndarray | Masks, classes: int, class_weights: torch.Tensor | None = None,
-    log: Callable[[dict[str, Any]], None] = lambda row: None, save: Callable[[int], None] = lambda step: None,
-    every: int = 2**62, advance: Callable[[int], None] = lambda n: None,
+    module: Any, student: Any, targets: Targets, plan: Plan, hardware: Any, watch: training.Watch, *, labels: np.ndarray | Masks,
+    classes: int, class_weights: torch.Tensor | None = None, **loop: Any,
 ) -> None:  # fmt: skip
     """Let a student match targets on new views of the transfer set.
 
     Args:
         module: a plain student, or a `Taught`, prepared by `hardware`; changed in place. student: its size, mean and std.
-        targets: of all images. average: of the student's weights.
-        start: steps that are done already. labels: of the first images of the transfer set, the labelled ones; read only where the
+        targets: of all images. labels: of the first images of the transfer set, the labelled ones; read only where the
             plan draws from them, and then these images carry no soft target.
         class_weights: (C,) float32, by what the targets take a row for.
-        log: called about 200 times with step, loss, rate, images. save: called with the steps done, each `every` steps.
-        advance: called with images seen.
+        loop: optimizer, average and resumable of `training.train`.
 
     Raises:
         TutelageError: the loss is NaN or infinite.
     """
-    rank, processes, plain = hardware.process_index, hardware.num_processes, hardware.unwrap_model(module)
     if class_weights is not None:
         class_weights = class_weights.to(hardware.device)
-    seen, loss_of = training.LossLog("transfer"), objective_loss(plan.objective, plan.agnostic_loss)
-    make = _batches(targets, plan, student, labels, classes, rank, processes)
-    module.train()
-    workers = 1 if hardware.device.type == "cpu" else 8
-    for step, made in training.ahead(make, range(start, plan.steps), workers):
-        now = training.learning_rate(step, plan.steps, plan.rate)
-        for group in optimizer.param_groups:
-            group["lr"] = now
-        torch.manual_seed(training.seed_of(plan.seed, "step", step, rank))
-        images, soft, one_hot, features, queue = (to_device(part, hardware.device) for part in made)
+    distance = objective_loss(plan.objective, plan.agnostic_loss)
+
+    def loss_of(step, images, soft, one_hot, features, queue) -> torch.Tensor:
         with hardware.autocast():
             output = module(images)
-        output = output if isinstance(output, tuple) else (output, None)
         batch = Batch(soft, one_hot, features, queue, plan.temperature, class_weights, plan.features)
-        loss = loss_of(output, batch)
-        optimizer.zero_grad(set_to_none=True)
-        hardware.backward(loss)
-        hardware.clip_grad_norm_(module.parameters(), training.CLIP)
-        optimizer.step()
-        average.update(plain)
-        seen.add(step + 1, loss)
-        done, due = step + 1, (step + 1) % every == 0 and step + 1 < plan.steps
-        if due or done % max(1, plan.steps // 200) == 0 or done == plan.steps:
-            log({"step": done, "loss": seen.mean(), "rate": now, "images": done * plan.batch_size})
-        if due:  # after the losses were looked at: a checkpoint never holds NaN
-            save(done)
-        advance(plan.batch_size)
+        return distance(output if isinstance(output, tuple) else (output, None), batch)
+
+    make = _batches(targets, plan, student, labels, classes, hardware.process_index, hardware.num_processes)
+    module.train()
+    training.train(module, plan, make, loss_of, hardware, watch, **loop)
 
 
 def _batches(

@@ -199,16 +199,17 @@ class _Work:
         steps = supervised.epochs_to_steps(kind.PASSES[how], len(positions), batch)
         self.meter.trained += steps * batch
         rate = training.scaled_rate(kind.RATES[how], batch)
-        plan = supervised.Plan(steps, batch, rate, self.settings["seed"], classes, backbone=how != "head")
         weights = losses.class_weights(
             training.torch.from_numpy(plain_labels(labels)), classes, self.settings["class_weight"]
         )
+        plan = supervised.Plan(
+            steps, batch, rate, self.settings["seed"], classes, backbone=how != "head", class_weights=weights
+        )
         with progress(f"last stage, {how}", steps * batch) as advance:
+            watch, images = training.Watch("fine-tuning the student", log, self.clock.ticking(advance)), train.images
             state = supervised.train_on_labels(
-                module, self.student, train.images.take(positions), labels, plan, self.views,
-                class_weights=None if weights is None else weights.to(self.hardware.device), accelerator=self.hardware,
-                advance=self.clock.ticking(advance), log=log, what="fine-tuning the student",
-            )  # fmt: skip
+                module, self.student, images.take(positions), labels, plan, self.views, self.hardware, watch
+            )
         return supervised.chosen_state(module, state)
 
     def give_head(self, module, positions: np.ndarray) -> None:

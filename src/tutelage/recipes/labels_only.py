@@ -34,7 +34,7 @@ class LabelsOnly:
 
 
 def train_student(
-    job: LabelsOnly, hardware: Any, resumable: supervised.Resumable, advance: Callable[[int], object],
+    job: LabelsOnly, hardware: Any, resumable: training.Resumable, advance: Callable[[int], object],
     log: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> tuple[Student, torch.nn.Module]:  # fmt: skip
     """A new student after its training, and its module with the averaged weights.
@@ -49,17 +49,12 @@ def train_student(
     module = module.to(memory_format=torch.channels_last) if student.channels_last else module
     labels = job.task.train.labels[job.positions]
     weights = losses.class_weights(torch.from_numpy(plain_labels(labels)), classes, settings["class_weight"])
-    plan = supervised.Plan(job.steps, batch_size, peak_rate(settings, job.kind), job.seed, classes)
-
-    with progress(job.what, job.steps * batch_size) as shown:
-
-        def both(count: int) -> None:
-            shown(count)
-            advance(count)
-
+    rate, views = peak_rate(settings, job.kind), job.kind.views(settings)
+    plan = supervised.Plan(job.steps, batch_size, rate, job.seed, classes, class_weights=weights)
+    with progress(job.what, job.steps * batch_size, resumable.start * batch_size) as shown:
+        watch = training.Watch(job.what, log, lambda count: (shown(count), advance(count)))
+        images = job.task.train.images.take(job.positions)
         state = supervised.train_on_labels(
-            module, student, job.task.train.images.take(job.positions), labels, plan, job.kind.views(settings),
-            class_weights=None if weights is None else weights.to(hardware.device), accelerator=hardware, resumable=resumable,
-            advance=both, log=log, what=job.what,
-        )  # fmt: skip
+            module, student, images, labels, plan, views, hardware, watch, resumable=resumable
+        )
     return student, supervised.chosen_state(module, state)

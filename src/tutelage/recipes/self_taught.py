@@ -6,17 +6,15 @@ by their pixels: two crops of S x S and four of S/2 x S/2 are three images of S 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 
 from tutelage import losses, training
-from tutelage.compute import flops, to_device
+from tutelage.compute import flops
 from tutelage.data.store import Images
 from tutelage.data.views import draw, render, to_input
-from tutelage.recipes.distill_loop import Plan
 from tutelage.targets import ViewSettings, shaped
 
 LARGE, SMALL = 2, 4  # crops of each image
@@ -70,20 +68,20 @@ def crop(
 
 
 def teach_itself(
-    module: Any, student: Any, small: int, images: Images, views: ViewSettings, plan: Plan, hardware: Any, *, optimizer: Any,
-    average: Any, start: int = 0, log: Callable[[dict[str, Any]], None] = lambda row: None,
-    save: Callable[[int], None] = lambda step: None, every: int = 2**62, advance: Callable[[int], None] = lambda n: None,
+    module: Any, student: Any, small: int, images: Images, views: ViewSettings, plan: training.Plan, hardware: Any,
+    watch: training.Watch, **loop: Any,
 ) -> None:  # fmt: skip
-    """The loop of DINO; arguments as of `distill`.
+    """The loop of DINO.
 
     Args:
         module: a `SelfTaught`, prepared by `hardware`. small: side of the small crops in pixels.
-        average: of the module, with DECAY: the network that sets the targets.
+        loop: optimizer, resumable and average of `training.train`: of the module, with DECAY, the network that sets the targets.
     """
     rank, processes, plain = hardware.process_index, hardware.num_processes, hardware.unwrap_model(module)
-    order, seen = training.seed_of(plan.seed, "order"), training.LossLog("self-distillation")
+    order, state = training.seed_of(plan.seed, "order"), loop["average"].state
     shown = round(images_in_a_step(plan.batch_size, student.size, small))
     kinds = [(LARGE_AREA, student.size)] * LARGE + [(SMALL_AREA, small)] * SMALL
+    waiting = True
 
     def make(step: int) -> list[torch.Tensor]:
         positions, passes = training.batch_of(step, plan.batch_size, len(images), order)
@@ -93,31 +91,20 @@ def teach_itself(
             for number, (area, size) in enumerate(kinds)
         ]
 
-    module.train()
-    for step, crops in training.ahead(make, range(start, plan.steps), 1 if hardware.device.type == "cpu" else 8):
-        now = training.learning_rate(step, plan.steps, plan.rate)
-        for group in optimizer.param_groups:
-            group["lr"] = now
-        torch.manual_seed(training.seed_of(plan.seed, "step", step, rank))
-        crops = [to_device(crop, hardware.device) for crop in crops]
+    def loss_of(step: int, *crops: torch.Tensor) -> torch.Tensor:
+        nonlocal waiting
+        waiting = step < training.WARM_UP * plan.steps
         with torch.no_grad(), hardware.autocast():
-            state = {name: value.clone() for name, value in average.state.items()}  # its BatchNorm is not to learn here
-            told = torch.func.functional_call(plain, state, (torch.cat(crops[:LARGE]),)).float()
+            now = {name: value.clone() for name, value in state.items()}  # its BatchNorm is not to learn here
+            targets = torch.func.functional_call(plain, now, (torch.cat(crops[:LARGE]),)).float()
         with hardware.autocast():
-            said = [*module(torch.cat(crops[:LARGE])).chunk(LARGE), *module(torch.cat(crops[LARGE:])).chunk(SMALL)]
-        loss = losses.self_distillation(said, list(told.chunk(LARGE)), plain.centre)
-        optimizer.zero_grad(set_to_none=True)
-        hardware.backward(loss)
-        if step < training.WARM_UP * plan.steps and plain.prototypes.grad is not None:
-            plain.prototypes.grad.zero_()  # as the paper's first epoch: prototypes wait until there is something to tell apart
-        hardware.clip_grad_norm_(module.parameters(), training.CLIP)
-        optimizer.step()
-        plain.centre.lerp_(hardware.reduce(told.mean(dim=0, keepdim=True), "mean"), 1 - CENTRE)
-        average.update(plain)
-        seen.add(step + 1, loss)
-        done, due = step + 1, (step + 1) % every == 0 and step + 1 < plan.steps
-        if due or done % max(1, plan.steps // 200) == 0 or done == plan.steps:
-            log({"step": done, "loss": seen.mean(), "rate": now, "images": done * shown})
-        if due:
-            save(done)
-        advance(shown)
+            outputs = [*module(torch.cat(crops[:LARGE])).chunk(LARGE), *module(torch.cat(crops[LARGE:])).chunk(SMALL)]
+        loss = losses.self_distillation(outputs, list(targets.chunk(LARGE)), plain.centre)
+        plain.centre.lerp_(hardware.reduce(targets.mean(dim=0, keepdim=True), "mean"), 1 - CENTRE)
+        return loss
+
+    # as the paper's first epoch: prototypes wait until there is something to tell apart
+    hook = plain.prototypes.register_hook(lambda gradient: torch.zeros_like(gradient) if waiting else gradient)
+    module.train()
+    training.train(module, plan, make, loss_of, hardware, watch, images=shown, **loop)
+    hook.remove()

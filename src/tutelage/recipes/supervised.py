@@ -6,7 +6,7 @@ the loop may stop after any step and go on from a checkpoint with the same resul
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 from tutelage import losses, training
-from tutelage.compute import to_device
 from tutelage.data.masks import Masks
 from tutelage.data.store import Images
 from tutelage.sizes import sides
@@ -23,49 +22,24 @@ from tutelage.targets import ViewSettings, view_input, view_truth
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(training.Plan):
     """How to train on labels.
 
-    steps: optimizer steps. batch_size: images per step. rate: peak learning rate (already scaled).
     backbone: whether more than the head is trained; without, the network stays in evaluation mode (its BatchNorm rests).
     statistics: whether BatchNorm takes each batch's mean and spread and learns them; without, it uses those it has.
+    class_weights: (C,) float32 or None.
     """
 
-    steps: int
-    batch_size: int
-    rate: float
-    seed: int
-    classes: int
+    classes: int = 0
     backbone: bool = True
     statistics: bool = True
-
-
-@dataclass(frozen=True)
-class Resumable:
-    """Where a loop keeps its checkpoints. every: steps between two of them."""
-
-    folder: Any
-    stage: str
-    inputs: str
-    every: int
+    class_weights: torch.Tensor | None = None
 
 
 def train_on_labels(
-    module: nn.Module,
-    network: Any,
-    images: Images,
-    labels: np.ndarray | Masks,
-    plan: Plan,
-    views: ViewSettings,
-    *,
-    groups: list[dict[str, Any]] | None = None,
-    class_weights: torch.Tensor | None = None,
-    accelerator: Any,
-    resumable: Resumable | None = None,
-    advance: Callable[[int], None] = lambda n: None,
-    log: Callable[[dict[str, Any]], None] = lambda row: None,
-    what: str = "training on labels",
-) -> dict[str, torch.Tensor]:
+    module: nn.Module, network: Any, images: Images, labels: np.ndarray | Masks, plan: Plan, views: ViewSettings, hardware: Any,
+    watch: training.Watch, *, groups: list[dict[str, Any]] | None = None, resumable: training.Resumable | None = None,
+) -> dict[str, torch.Tensor]:  # fmt: skip
     """Train a network on labelled images.
 
     Args:
@@ -73,63 +47,37 @@ def train_on_labels(
         network: size, mean and std of its input.
         images: n of them. labels: (n,) int64 in [0, C), or n masks.
         groups: parameter groups with their own "lr" and "lr_scale", or None for AdamW on everything that is trainable.
-        class_weights: (C,) float32 or None.
-        log: called with step, loss and rate about a hundred times.
 
     Returns:
         the state of the averaged weights, on the device of `module`.
 
     Raises:
-        TutelageError: the loss is no number any more.
+        TutelageError: the loss is NaN or infinite.
     """
-    device = accelerator.device
-    optimizer = torch.optim.AdamW(groups, lr=plan.rate) if groups else training.optimizer_for(module, plan.rate, device)
-    optimizer = accelerator.prepare_optimizer(optimizer)  # with fp16 it unscales, and skips a step that overflowed
-    average = training.Average(module)
-    start = 0
-    if resumable:
-        start = training.load_checkpoint(
-            resumable.folder, resumable.stage, resumable.inputs, module, optimizer, average
-        )
-    advance(start * plan.batch_size)
-    order = training.seed_of(plan.seed, "order")
-    every_log = max(1, plan.steps // 100)
-    seen = training.LossLog(what)
-    scales = [group.get("lr_scale", 1.0) for group in optimizer.param_groups]
+    optimizer = torch.optim.AdamW(groups, lr=plan.rate) if groups else None
+    optimizer = optimizer or training.optimizer_for(module, plan.rate, hardware.device)
+    optimizer = hardware.prepare_optimizer(optimizer)  # with fp16 it unscales, and skips a step that overflowed
+    average, order = training.Average(module), training.seed_of(plan.seed, "order")
+    weights = None if plan.class_weights is None else plan.class_weights.to(hardware.device)
 
     def make(step: int) -> tuple[torch.Tensor, torch.Tensor]:
         positions, epochs = training.batch_of(step, plan.batch_size, len(labels), order)
         truth = view_truth(images, labels, positions, epochs, views, sides(network.size))
         return view_input(images, positions, epochs, views, network), truth
 
+    def loss_of(step: int, inputs: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        with hardware.autocast():
+            logits = module(inputs)
+        return losses.soft_cross_entropy(logits, losses.one_hot(truth, plan.classes), weights)
+
     module.train(plan.backbone)
     if not plan.statistics:
         for part in module.modules():
             if isinstance(part, nn.modules.batchnorm._BatchNorm):
                 part.eval()
-    for step, (inputs, truth) in training.ahead(make, range(start, plan.steps)):
-        rate = training.learning_rate(step, plan.steps, plan.rate)
-        for group, scale in zip(optimizer.param_groups, scales, strict=True):
-            group["lr"] = rate * scale
-        torch.manual_seed(training.seed_of(plan.seed, "step", step))
-        inputs, truth = to_device(inputs, device), truth.to(device)
-        targets = losses.one_hot(truth, plan.classes)
-        with accelerator.autocast():
-            loss = losses.soft_cross_entropy(module(inputs), targets, class_weights)
-        optimizer.zero_grad(set_to_none=True)
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(module.parameters(), training.CLIP)
-        optimizer.step()
-        average.update(module)
-        seen.add(step + 1, loss)
-        save = resumable is not None and (step + 1) % resumable.every == 0 and step + 1 < plan.steps
-        if save or (step + 1) % every_log == 0 or step + 1 == plan.steps:
-            log({"step": step + 1, "loss": seen.mean(), "rate": rate})
-        if resumable and save:
-            training.save_checkpoint(
-                resumable.folder, resumable.stage, step + 1, resumable.inputs, module, optimizer, average
-            )
-        advance(plan.batch_size)
+    training.train(
+        module, plan, make, loss_of, hardware, watch, optimizer=optimizer, average=average, resumable=resumable
+    )
     return average.state
 
 

@@ -288,38 +288,31 @@ class _Job:
         optimizer = training.optimizer_for(module, rate, hardware.device)
         # the targets of `dino` come from the average, which must not run ahead with the first steps
         average = training.Average(module, self_taught.DECAY if dino else training.EMA_DECAY, steady=dino)
-        checkpoints = run.path / "checkpoints"
-        start = training.load_checkpoint(checkpoints, "transfer", self.inputs, module, optimizer, average)
-        if start:
+        resumable = training.Resumable(
+            run.path / "checkpoints", "transfer", self.inputs, checkpoint_steps(steps, round(shown))
+        )
+        if start := resumable.start:
             say(f"transfer goes on after step {start:,} of {steps:,}")
         hardware.wait_for_everyone()
         module, optimizer = hardware.prepare(module, optimizer)
-        plain = hardware.unwrap_model(module)
         metrics = MetricsLog(run.path / "transfer" / "metrics.jsonl", start, s["tracker"], run.path, hardware)
-
-        def save(step: int) -> None:
-            if main:
-                training.save_checkpoint(checkpoints, "transfer", step, self.inputs, plain, optimizer, average)
-
         plan = Plan(
-            steps, s["batch_size"], rate, s["temperature"], s["seed"], s["objective"], s["agnostic_loss"], self.labelled,
+            steps, s["batch_size"], rate, s["seed"], s["temperature"], s["objective"], s["agnostic_loss"], self.labelled,
             self.kind.grid(s), s["feature_weight"],
         )  # fmt: skip
+        loop: dict[str, Any] = {"optimizer": optimizer, "average": average, "resumable": resumable}
         with progress("transfer", round(steps * shown), round(start * shown)) as advance:
-            loop: dict[str, Any] = {
-                "optimizer": optimizer, "average": average, "start": start, "log": metrics.write, "save": save,
-                "every": checkpoint_steps(steps, round(shown)), "advance": clock.ticking(advance) if main else advance,
-            }  # fmt: skip
+            watch = training.Watch("transfer", metrics.write, clock.ticking(advance) if main else advance)
             if dino:
-                self_taught.teach_itself(
-                    module, built, schedule.small, self.task.transfer, self.views, plan, hardware, **loop
-                )
+                images, views = self.task.transfer, self.views
+                self_taught.teach_itself(module, built, schedule.small, images, views, plan, hardware, watch, **loop)
             else:
                 labels, weights = self.task.train.labels, self.kind.class_weights(targets, s)
                 loop |= {"labels": labels, "classes": len(self.task.classes), "class_weights": weights}
-                distill(module, built, targets, plan, hardware, **loop)
+                distill(module, built, targets, plan, hardware, watch, **loop)
         metrics.close()
         hardware.wait_for_everyone()
+        plain = hardware.unwrap_model(module)
         plain.load_state_dict(average.state)
         return plain, metrics.last
 
