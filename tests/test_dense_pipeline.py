@@ -18,6 +18,7 @@ from scenes import CLASSES, write_scenes
 from tutelage.data.manifest import load_task
 from tutelage.errors import TutelageError
 from tutelage.models import dense_heads
+from tutelage.recipes import distill_loop
 from tutelage.runs import read_json
 from tutelage.tasks import segmentation
 
@@ -181,14 +182,14 @@ def test_a_window_is_another_teacher_for_features_too(data):
 
 def test_rare_classes_may_count_more(data, monkeypatch):
     """--class-weight balanced weighs pixels by what the targets take them for: the same teacher's losses differ, and stay finite."""
-    weighted = segmentation.class_weights
+    weighted = distill_loop.class_weights
 
     def losses_with(weights) -> np.ndarray:
-        monkeypatch.setattr(segmentation, "class_weights", weights)
+        monkeypatch.setattr(distill_loop, "class_weights", weights)
         name = f"weight-{weights is weighted}"
         return losses_of(go(data, name, class_weight="balanced", cache=str(data / "cache-weights")))
 
-    balanced, plain = losses_with(weighted), losses_with(lambda targets, settings: None)
+    balanced, plain = losses_with(weighted), losses_with(lambda targets, kind: None)
     assert np.isfinite(balanced).all()
     assert abs(balanced[0] - plain[0]) > 1e-3
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch
 from tutelage import losses
 from tutelage.data.store import Images
 from tutelage.models.students import SelfTaught, build_student
-from tutelage.recipes.distill_loop import Plan, _batches, labelled_images
+from tutelage.recipes.distill_loop import Plan, _batches, class_weights, labelled_images
 from tutelage.recipes.objectives import AGNOSTIC, QUEUE, Batch, objective_loss
 from tutelage.recipes.self_taught import images_in_a_step, small_side
 from tutelage.targets import Targets, ViewSettings, view_input
@@ -84,6 +85,17 @@ def test_how_many_labelled_images_are_in_a_batch():
     assert [labelled_images(None, 100, 1000, size) for size in (2, 8, 16, 64)] == [1, 3, 6, 24]
     assert [labelled_images(share, 100, 1000, 128) for share in (0.0, 0.1, 0.5, 0.9999)] == [0, 13, 64, 127]
     assert labelled_images(0.5, 100, 10_000_000, 8) == 4
+
+
+@pytest.mark.parametrize(("power", "expected"), [(1.0, [1 / 1.5, 1 / 0.5]), (0.5, [1.5**-0.5, 0.5**-0.5])])
+def test_rare_classes_weigh_more(power, expected):
+    """(C share)^-power: of two classes with 3/4 and 1/4 of the targets' probability. A class that has none weighs no more than 1/1000."""
+    rows = np.log(np.array([[1.0, 1e-30], [0.5, 0.5]], np.float32))
+    targets: Any = SimpleNamespace(images=range(2), log_probabilities=lambda positions: rows[positions])
+    kind = SimpleNamespace(COUNTED=10, RARE_CLASSES=power)
+    np.testing.assert_allclose(class_weights(targets, kind), expected, rtol=1e-6)
+    rows[1] = rows[0]
+    assert class_weights(targets, kind)[1] == pytest.approx(0.002**-power, rel=1e-5)
 
 
 def small_set(features: bool = False) -> Targets:

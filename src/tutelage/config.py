@@ -132,7 +132,8 @@ Decoder = Annotated[
 StudentSize = Annotated[int | str | None, BeforeValidator(_size), _say("pixels, or HxW; default: the model's own size")]
 Adapt = Annotated[Literal["probe", "probe-then-full", "full", "auto"], _say("how the teacher learns the task")]
 ClassWeight = Annotated[
-    Literal["none", "balanced"], _say("weight of the classes in the losses on labels; masks: in the transfer too")
+    Literal["none", "balanced"],
+    _say("weight of the classes in the losses: balanced counts rare ones more, for balanced accuracy"),
 ]
 
 # Views and targets

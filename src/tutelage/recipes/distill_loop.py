@@ -15,6 +15,8 @@ from tutelage.recipes.objectives import QUEUE, Batch, objective_loss
 from tutelage.sizes import sides
 from tutelage.targets import Targets, view_input, view_truth
 
+LEAST_SHARE = 1e-3  # of a class, for its weight
+
 
 @dataclass(frozen=True)
 class Plan(training.Plan):
@@ -45,6 +47,17 @@ def labelled_images(share: float | None, labelled: int, transfer: int, batch_siz
     """
     share = min(3 / 8, 4 * labelled / transfer) if share is None else share
     return min(round(share * batch_size), batch_size - 1)
+
+
+def class_weights(targets: Targets, kind: Any) -> torch.Tensor:
+    """(C,) float32 weights of the classes, (C share)^-RARE_CLASSES by the targets of some images; kind: the task.
+
+    For images the root: targets of a rare class are often wrong, and the inverse share itself asks for as many of them as of a common one.
+    """
+    sample = np.linspace(0, len(targets.images) - 1, min(kind.COUNTED, len(targets.images))).astype(np.int64)
+    each = (np.exp(targets.log_probabilities(sample[i : i + 1])[0]) for i in range(len(sample)))
+    shares = np.mean([one.reshape(len(one), -1).mean(axis=1) for one in each], axis=0)
+    return torch.from_numpy((len(shares) * np.maximum(shares, LEAST_SHARE)) ** -kind.RARE_CLASSES).float()
 
 
 def distill(

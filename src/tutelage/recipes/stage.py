@@ -99,8 +99,7 @@ def _used(run: Run, settings: dict[str, Any]) -> dict[str, Any]:
     """The settings that change something in a stage, by the folder's task: the others are not compared with another stage's."""
     result = read_json(run.path / "transfer_set" / "result.json") or {}
     kind = task_of(settings.get("task") or result.get("task", "classification"))
-    unused = {*kind.UNUSED, *(kind.UNUSED_IN_TRANSFER if "objective" in settings and "adapt" not in settings else ())}
-    return {name: value for name, value in settings.items() if name not in unused}
+    return {name: value for name, value in settings.items() if name not in kind.UNUSED}
 
 
 def judged_by(run: Run) -> dict[str, Any]:

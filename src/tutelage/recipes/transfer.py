@@ -162,7 +162,7 @@ class _Job:
             window = [about["window"]] if about.get("window") else []
             frozen = [about["hash"], about["size"], *window]
             teacher = frozen if self.settings["objective"] == "agnostic" else teacher["outputs"]
-        free = {*FREE, *self.kind.UNUSED, *self.kind.UNUSED_IN_TRANSFER}
+        free = {*FREE, *self.kind.UNUSED}
         used = {name: value for name, value in self.settings.items() if name not in free}
         if self.label_free:  # no class is read
             used["class_weight"] = "none"
@@ -281,7 +281,7 @@ class _Job:
         """The student's module with the averaged weights, and its last loss."""
         from tutelage import training
         from tutelage.recipes import self_taught
-        from tutelage.recipes.distill_loop import Plan, distill
+        from tutelage.recipes.distill_loop import Plan, class_weights, distill
 
         s, run, main, dino = self.settings, self.run, hardware.is_main_process, self.settings["objective"] == "dino"
         rate, steps, shown = peak_rate(s, self.kind), schedule.steps, schedule.shown
@@ -307,8 +307,9 @@ class _Job:
                 images, views = self.task.transfer, self.views
                 self_taught.teach_itself(module, built, schedule.small, images, views, plan, hardware, watch, **loop)
             else:
-                labels, weights = self.task.train.labels, self.kind.class_weights(targets, s)
-                loop |= {"labels": labels, "classes": len(self.task.classes), "class_weights": weights}
+                weighted = s["class_weight"] == "balanced" and s["objective"] != "agnostic"
+                loop["class_weights"] = class_weights(targets, self.kind) if weighted else None
+                loop |= {"labels": self.task.train.labels, "classes": len(self.task.classes)}
                 distill(module, built, targets, plan, hardware, watch, **loop)
         metrics.close()
         hardware.wait_for_everyone()

@@ -27,7 +27,8 @@ POOLED = True  # features of whole images, on which a head may be fitted
 GRID = False  # one target for the whole image
 UNUSED = ("decoder", "agnostic_features")  # settings that change nothing
 EACH = "accuracy"  # the mean of `image_scores`
-UNUSED_IN_TRANSFER = ("class_weight",)
+COUNTED = 1024  # images in which the classes of the targets are counted
+RARE_CLASSES = 0.5  # a class weighs (C share) to the minus this in the distillation, where --class-weight balanced asks
 
 
 def models() -> tuple[Any, Any]:
@@ -152,11 +153,6 @@ def log_probabilities(
         for look in views.looks
     ]
     return log_softmax(np.mean(found, axis=0)).clip(LEAST_LOG).astype(np.float16)
-
-
-def class_weights(targets: Any, settings: dict[str, Any]) -> None:
-    """Images of all classes count alike in the distillation, however rare they are among the targets."""
-    return None
 
 
 def flops_of(encoder: Any) -> int:

@@ -26,10 +26,10 @@ MAIN = "miou"  # of `judged`
 POOLED = False
 GRID = True
 EACH = "miou_of_images"  # the mean of `image_scores`
-UNUSED = UNUSED_IN_TRANSFER = ()
+UNUSED = ()
 LEVELS = 3  # logits are kept at the student's stride, at two and at four times as much
-SAMPLE = 64  # images in which the teacher's classes are counted
-LEAST_SHARE = 1e-3  # of a class, for its weight
+COUNTED = 64  # images in which the classes of the targets are counted
+RARE_CLASSES = 1.0  # a class weighs (C share) to the minus this in the distillation, where --class-weight balanced asks
 
 
 def models() -> tuple[Any, Any]:
@@ -180,18 +180,6 @@ def log_probabilities(
         return found[..., ::-1] if look == MIRRORED else found
 
     return log_softmax(np.mean([seen(look) for look in views.looks], axis=0)).clip(LEAST_LOG).astype(np.float16)
-
-
-def class_weights(targets: Any, settings: dict[str, Any]) -> Any:
-    """(C,) float32 weights of the classes in the distillation, 1 / (C share) by the targets of some images; None for 1 each."""
-    import torch
-
-    if settings["class_weight"] == "none" or settings["objective"] == "agnostic":
-        return None
-    sample = np.linspace(0, len(targets.images) - 1, min(SAMPLE, len(targets.images))).astype(np.int64)
-    each = (np.exp(targets.log_probabilities(sample[i : i + 1])[0]) for i in range(len(sample)))
-    shares = np.mean([one.mean(axis=(1, 2)) for one in each], axis=0)
-    return torch.from_numpy(1 / (len(shares) * np.maximum(shares, LEAST_SHARE))).float()
 
 
 def flops_of(encoder: Any) -> int:
