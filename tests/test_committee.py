@@ -89,10 +89,10 @@ def test_no_student_has_met_the_labels_that_it_is_judged_on(data, monkeypatch):
     trained: list[set[bytes]] = []
     train = supervised.train_on_labels
 
-    def watched(module, network, images, *rest, **more):
+    def watched(module, network, labelled, *rest, **more):
         if rest[-1].what.startswith("committee, student "):
-            trained.append({key.tobytes() for key in images.keys})
-        return train(module, network, images, *rest, **more)
+            trained.append({key.tobytes() for key in labelled.images.keys})
+        return train(module, network, labelled, *rest, **more)
 
     monkeypatch.setattr(supervised, "train_on_labels", watched)
     result = go(data, "folds")

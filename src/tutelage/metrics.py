@@ -300,3 +300,10 @@ def segmentation(tables: np.ndarray, outlines: np.ndarray) -> dict[str, Any]:
         "recall": [None if np.isnan(one) else float(one) for one in recall],
         "confusion": table.tolist(),
     }
+
+
+def paired_gain(scores: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
+    """Mean difference of scores (n,) on the same images, or of bool for right and wrong, and its standard error; 0 of one image."""
+    difference = np.asarray(scores, dtype=float) - np.asarray(reference, dtype=float)
+    error = difference.std(ddof=1) / len(difference) ** 0.5 if len(difference) > 1 else 0.0
+    return float(difference.mean()), float(error)

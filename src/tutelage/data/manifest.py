@@ -40,6 +40,11 @@ class Labelled:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def take(self, positions: np.ndarray) -> Labelled:
+        """Those at these positions."""
+        ids = [self.ids[i] for i in positions.tolist()]
+        return Labelled(ids, self.images.take(positions), self.labels[positions], self.groups[positions])
+
 
 @dataclass(frozen=True)
 class TaskData:

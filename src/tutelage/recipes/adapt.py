@@ -227,15 +227,13 @@ class _Work:
 
     def fine_tune(self, head, positions, passes: int, log: Callable[[dict[str, Any]], None] = lambda row: None):
         """The whole teacher after so many passes over these labelled images. log: takes step, loss and rate."""
-        from tutelage import losses, training
+        from tutelage import training
         from tutelage.compute import training_flops
         from tutelage.models.teachers import decayed_parameter_groups
         from tutelage.recipes import supervised
-        from tutelage.targets import plain_labels
 
-        torch = training.torch
         train, seed, batch = self.task.train, self.settings["seed"], max(2, min(self.kind.FULL_BATCH, len(positions)))
-        torch.manual_seed(training.seed_of(seed, "teacher head"))
+        training.torch.manual_seed(training.seed_of(seed, "teacher head"))
         classes, backbone = len(self.task.classes), copy.deepcopy(self.encoder.module)
         module, backbone, last = self.kind.whole_teacher(self.encoder, backbone, classes, head)
         module.requires_grad_(True).to(self.hardware.device)
@@ -245,25 +243,13 @@ class _Work:
         steps = supervised.epochs_to_steps(passes, len(positions), batch)
         self.meter.trained += steps * batch
         self.meter.train_flops = self.meter.train_flops or training_flops(module, self.encoder.size)
-        labels = train.labels[positions]
-        counted = torch.from_numpy(plain_labels(labels))
-        weights = losses.class_weights(counted, classes, self.settings["class_weight"])
         # a batch of a few labels has other means than the weights were made for: a perfect probe fell to 0.71
-        plan = supervised.Plan(steps, batch, rate, seed, classes, statistics=False, class_weights=weights)
+        plan = supervised.Plan(steps, batch, rate, seed, classes, self.settings["class_weight"], statistics=False)
         with progress(f"fine-tune teacher, {passes} passes", steps * batch) as advance:
-            watch, images = training.Watch("fine-tuning the teacher", log, self.clock.ticking(advance)), train.images
-            state = supervised.train_on_labels(
-                module,
-                self.encoder,
-                images.take(positions),
-                labels,
-                plan,
-                self.views,
-                self.hardware,
-                watch,
-                groups=groups,
+            watch = training.Watch("fine-tuning the teacher", log, self.clock.ticking(advance))
+            return supervised.train_on_labels(
+                module, self.encoder, train.take(positions), plan, self.views, self.hardware, watch, groups=groups
             )
-        return supervised.chosen_state(module, state)
 
     def logits(self, module, images) -> np.ndarray:
         from tutelage.targets import CLEAN, view_outputs

@@ -17,7 +17,7 @@ import numpy as np
 from tutelage import config as c
 from tutelage.config import recipe
 from tutelage.data.manifest import TaskData
-from tutelage.metrics import log_softmax
+from tutelage.metrics import log_softmax, paired_gain
 from tutelage.models.heads import best_temperature, log_loss
 from tutelage.progress import say
 from tutelage.recipes.ledger import Meter
@@ -192,8 +192,6 @@ def mixture_of(teacher: np.ndarray, students: np.ndarray, labels: np.ndarray, im
     Returns:
         weight, temperature, gain and its standard error in nats; temperature of the students alone; held-out scores of all.
     """
-    from tutelage.recipes.supervised import paired_gain
-
     counts = np.bincount(images)
     by_weight = {}
     for weight in WEIGHTS.tolist():

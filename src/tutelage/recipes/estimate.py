@@ -12,7 +12,8 @@ from typing import Any
 from tutelage.progress import duration, say
 from tutelage.recipes.arms import Arm
 from tutelage.recipes.pipeline import needed
-from tutelage.recipes.stage import WITHOUT_TARGETS, training_steps
+from tutelage.recipes.preflight import WITHOUT_TARGETS
+from tutelage.recipes.stage import training_steps
 from tutelage.tasks import task_of
 
 REPEATS = 3

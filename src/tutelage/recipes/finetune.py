@@ -19,6 +19,7 @@ import numpy as np
 
 from tutelage import config as c
 from tutelage.config import recipe
+from tutelage.metrics import paired_gain
 from tutelage.progress import progress, say
 from tutelage.recipes.stage import HELD_OUT, file_hash, judged_by, open_run, save_weights, write_metrics
 from tutelage.runs import hash_of, whole
@@ -83,8 +84,6 @@ def _choice(work: _Work, finetune: str, baseline: Any, held_out: Path) -> tuple[
     Args:
         baseline: the student trained on the labels only, or None. held_out: file for how sure the delivered student was of them.
     """
-    from tutelage.recipes.supervised import paired_gain
-
     kind, val = work.kind, work.task.val
     if finetune != "auto":
         if work.headless and finetune == "keep":
@@ -180,9 +179,8 @@ class _Work:
 
     def trained(self, how: str, positions: np.ndarray, log: Callable[[dict[str, Any]], None] = lambda row: None):
         """A copy of the student after the last stage on these labelled images. log: takes step, loss and rate."""
-        from tutelage import losses, training
+        from tutelage import training
         from tutelage.recipes import supervised
-        from tutelage.targets import plain_labels
 
         module = copy.deepcopy(self.student.module).to(self.hardware.device)
         if how == "distilled":
@@ -194,23 +192,15 @@ class _Work:
                 return module.eval()
         module.requires_grad_(how != "head")
         kind.head_of(module).requires_grad_(True)
-        train, classes = self.task.train, len(self.task.classes)
-        labels, batch = train.labels[positions], max(2, min(kind.BATCH, len(positions)))
+        s, batch = self.settings, max(2, min(kind.BATCH, len(positions)))
         steps = supervised.epochs_to_steps(kind.PASSES[how], len(positions), batch)
         self.meter.trained += steps * batch
         rate = training.scaled_rate(kind.RATES[how], batch)
-        weights = losses.class_weights(
-            training.torch.from_numpy(plain_labels(labels)), classes, self.settings["class_weight"]
-        )
-        plan = supervised.Plan(
-            steps, batch, rate, self.settings["seed"], classes, backbone=how != "head", class_weights=weights
-        )
+        classes, labelled = len(self.task.classes), self.task.train.take(positions)
+        plan = supervised.Plan(steps, batch, rate, s["seed"], classes, s["class_weight"], backbone=how != "head")
         with progress(f"last stage, {how}", steps * batch) as advance:
-            watch, images = training.Watch("fine-tuning the student", log, self.clock.ticking(advance)), train.images
-            state = supervised.train_on_labels(
-                module, self.student, images.take(positions), labels, plan, self.views, self.hardware, watch
-            )
-        return supervised.chosen_state(module, state)
+            watch = training.Watch("fine-tuning the student", log, self.clock.ticking(advance))
+            return supervised.train_on_labels(module, self.student, labelled, plan, self.views, self.hardware, watch)
 
     def give_head(self, module, positions: np.ndarray) -> None:
         """A head by logistic regression on the student's features of these labelled images, in several views of each."""

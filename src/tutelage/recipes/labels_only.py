@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from tutelage import losses, training
+from tutelage import training
 from tutelage.data.manifest import TaskData
 from tutelage.models.students import Student
 from tutelage.progress import progress
 from tutelage.recipes import supervised
 from tutelage.recipes.stage import peak_rate
-from tutelage.targets import plain_labels
 
 
 @dataclass(frozen=True)
@@ -47,14 +46,10 @@ def train_student(
     student = job.kind.student(settings, classes)
     module = student.module.to(hardware.device)
     module = module.to(memory_format=torch.channels_last) if student.channels_last else module
-    labels = job.task.train.labels[job.positions]
-    weights = losses.class_weights(torch.from_numpy(plain_labels(labels)), classes, settings["class_weight"])
-    rate, views = peak_rate(settings, job.kind), job.kind.views(settings)
-    plan = supervised.Plan(job.steps, batch_size, rate, job.seed, classes, class_weights=weights)
+    rate, views, labelled = peak_rate(settings, job.kind), job.kind.views(settings), job.task.train.take(job.positions)
+    plan = supervised.Plan(job.steps, batch_size, rate, job.seed, classes, settings["class_weight"])
     with progress(job.what, job.steps * batch_size, resumable.start * batch_size) as shown:
         watch = training.Watch(job.what, log, lambda count: (shown(count), advance(count)))
-        images = job.task.train.images.take(job.positions)
-        state = supervised.train_on_labels(
-            module, student, images, labels, plan, views, hardware, watch, resumable=resumable
+        return student, supervised.train_on_labels(
+            module, student, labelled, plan, views, hardware, watch, resumable=resumable
         )
-    return student, supervised.chosen_state(module, state)

@@ -20,6 +20,7 @@ from tutelage.data.budget import folds
 from tutelage.data.manifest import read_manifest
 from tutelage.data.sources import read_bytes
 from tutelage.errors import TutelageError
+from tutelage.metrics import paired_gain
 from tutelage.progress import say
 from tutelage.recipes.stage import open_run
 from tutelage.reporting.evidence import read_counts
@@ -40,13 +41,7 @@ def pilot(
         {"images", "distilled", "baseline": accuracies, "gain" of the baseline over the distilled student, "standard_error", "seconds"}.
     """
     curated = run.result("transfer_set", "--pilot")
-    inputs = hash_of(
-        [
-            "pilot",
-            curated["outputs"],
-            {name: settings[name] for name in sorted(settings) if name not in ("out", "cache")},
-        ]
-    )
+    inputs = hash_of(["pilot", curated["outputs"], {k: settings[k] for k in settings if k not in ("out", "cache")}])
     if done := run.done("pilot", inputs):
         return {**done, "reused": True}
     clock = run.clock("pilot")
@@ -69,30 +64,19 @@ def pilot(
         place = run.path / "pilot" / f"fold-{number}"
         splits = np.where(fold == number, "test", "train")
         write_fold(place.with_name(f"labels-{number}"), [refs[i] for i in rows], labels, splits, curated["classes"])
-        own = {
-            "target": str(place.with_name(f"labels-{number}")),
-            "budget": None,
-            "val": None,
-            "test": None,
-            "classes": None,
-        }
-        mine = {
-            **settings,
-            **own,
-            "out": str(place),
-            "cache": settings["cache"] or str(run.path.parent / "cache"),
-            "pilot": False,
-        }
+        own = {"target": str(place.with_name(f"labels-{number}")), "out": str(place), "pilot": False}
+        own |= {"cache": settings["cache"] or str(run.path.parent / "cache")}
+        mine = {**settings, **own, **dict.fromkeys(("budget", "val", "test", "classes"))}
         with open_run(mine["out"], mine["cache"], mine, overwrite=False) as (folder, _):
             walk(folder, STAGES, mine)
         for name, found in right.items():
             found.append(read_counts(place / "report" / "predictions.npz", name))
         clock.tick(force=True)
     distilled, baseline = (np.concatenate(found).astype(float) for found in right.values())
-    error = float((baseline - distilled).std(ddof=1) / np.sqrt(len(distilled)))
+    gain, error = paired_gain(baseline, distilled)
     result = {
         "curated": curated["outputs"], "images": len(distilled), "distilled": float(distilled.mean()), "baseline": float(baseline.mean()),
-        "gain": float((baseline - distilled).mean()), "standard_error": error, "seconds": clock.stop(),
+        "gain": gain, "standard_error": error, "seconds": clock.stop(),
     }  # fmt: skip
     say(
         f"pilot: on {len(distilled)} held-out labels the distilled student has {distilled.mean():.3f}, the baseline {baseline.mean():.3f}"

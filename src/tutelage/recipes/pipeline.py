@@ -16,7 +16,8 @@ from tutelage.recipes.curate import curate
 from tutelage.recipes.evaluate import evaluate
 from tutelage.recipes.finetune import finetune as finetune_stage
 from tutelage.recipes.pilot import pilot as judge
-from tutelage.recipes.stage import WITHOUT_TARGETS, open_run, settings_of
+from tutelage.recipes.preflight import WITHOUT_TARGETS
+from tutelage.recipes.stage import open_run, settings_of
 from tutelage.recipes.transfer import transfer
 from tutelage.runs import DEFAULT, Run, read_json
 

@@ -22,6 +22,7 @@ from tutelage.progress import processes
 from tutelage.runs import Run
 from tutelage.tasks import task_of
 
+WITHOUT_TARGETS = ("agnostic", "dino")  # objectives that ask for no class probabilities: there is no committee then
 KINDS = ("teacher", "student")
 FIXED = ("patch", "efficientvit_m")  # in the names of those of our own table whose size is part of the architecture
 
@@ -84,15 +85,9 @@ def _contradictions(settings: dict[str, Any]) -> list[TutelageError]:
     if epochs is not None and steps is not None:
         faults.append(TutelageError(f"--epochs {epochs} and --steps {steps}", "one of them", "leave out the other"))
     if settings.get("pilot"):
-        against = {
-            "val": settings["val"],
-            "no_baseline": settings["no_baseline"],
-            "finetune": settings["finetune"] != "auto",
-        }
-        against |= {
-            "task": settings["task"] != "classification",
-            "objective": settings["objective"] in ("agnostic", "dino"),
-        }
+        against = {name: settings[name] for name in ("val", "no_baseline")}
+        against |= {"finetune": settings["finetune"] != "auto", "task": settings["task"] != "classification"}
+        against["objective"] = settings["objective"] in WITHOUT_TARGETS
         wrong = [flag(name) for name, one in against.items() if one] + ["several processes"] * (processes() > 1)
         if wrong:
             faults.append(TutelageError(

@@ -17,7 +17,6 @@ from tutelage.recipes.preflight import preflight
 from tutelage.runs import Run, read_json, whole, write_text
 from tutelage.tasks import task_of
 
-WITHOUT_TARGETS = ("agnostic", "dino")  # objectives that ask for no class probabilities: there is no committee then
 HELD_OUT_LOGITS = "validation.npz"  # of the teacher, calibrated, for labelled images that its head had not met
 HELD_OUT = "held_out.npz"  # beside the student's weights: how sure it was of images it had not been fine-tuned on
 

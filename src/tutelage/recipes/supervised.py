@@ -6,19 +6,16 @@ the loop may stop after any step and go on from a checkpoint with the same resul
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from tutelage import losses, training
-from tutelage.data.masks import Masks
-from tutelage.data.store import Images
+from tutelage.data.manifest import Labelled
 from tutelage.sizes import sides
-from tutelage.targets import ViewSettings, view_input, view_truth
+from tutelage.targets import ViewSettings, plain_labels, view_input, view_truth
 
 
 @dataclass(frozen=True)
@@ -27,29 +24,28 @@ class Plan(training.Plan):
 
     backbone: whether more than the head is trained; without, the network stays in evaluation mode (its BatchNorm rests).
     statistics: whether BatchNorm takes each batch's mean and spread and learns them; without, it uses those it has.
-    class_weights: (C,) float32 or None.
+    class_weight: of the loss, "none" or "balanced".
     """
 
     classes: int = 0
+    class_weight: str = "none"
     backbone: bool = True
     statistics: bool = True
-    class_weights: torch.Tensor | None = None
 
 
 def train_on_labels(
-    module: nn.Module, network: Any, images: Images, labels: np.ndarray | Masks, plan: Plan, views: ViewSettings, hardware: Any,
-    watch: training.Watch, *, groups: list[dict[str, Any]] | None = None, resumable: training.Resumable | None = None,
-) -> dict[str, torch.Tensor]:  # fmt: skip
+    module: nn.Module, network: Any, labelled: Labelled, plan: Plan, views: ViewSettings, hardware: Any, watch: training.Watch, *,
+    groups: list[dict[str, Any]] | None = None, resumable: training.Resumable | None = None,
+) -> nn.Module:  # fmt: skip
     """Train a network on labelled images.
 
     Args:
         module: (B, 3, H, W) -> (B, C) logits, or (B, C, H, W) for masks; changed in place.
         network: size, mean and std of its input.
-        images: n of them. labels: (n,) int64 in [0, C), or n masks.
         groups: parameter groups with their own "lr" and "lr_scale", or None for AdamW on everything that is trainable.
 
     Returns:
-        the state of the averaged weights, on the device of `module`.
+        the module, with the averaged weights, in evaluation mode.
 
     Raises:
         TutelageError: the loss is NaN or infinite.
@@ -58,7 +54,9 @@ def train_on_labels(
     optimizer = optimizer or training.optimizer_for(module, plan.rate, hardware.device)
     optimizer = hardware.prepare_optimizer(optimizer)  # with fp16 it unscales, and skips a step that overflowed
     average, order = training.Average(module), training.seed_of(plan.seed, "order")
-    weights = None if plan.class_weights is None else plan.class_weights.to(hardware.device)
+    images, labels = labelled.images, labelled.labels
+    weights = losses.class_weights(torch.from_numpy(plain_labels(labels)), plan.classes, plan.class_weight)
+    weights = None if weights is None else weights.to(hardware.device)
 
     def make(step: int) -> tuple[torch.Tensor, torch.Tensor]:
         positions, epochs = training.batch_of(step, plan.batch_size, len(labels), order)
@@ -78,30 +76,10 @@ def train_on_labels(
     training.train(
         module, plan, make, loss_of, hardware, watch, optimizer=optimizer, average=average, resumable=resumable
     )
-    return average.state
-
-
-def chosen_state(module: nn.Module, state: dict[str, torch.Tensor]) -> nn.Module:
-    """Put averaged weights into a module."""
-    module.load_state_dict(state)
+    module.load_state_dict(average.state)
     return module.eval()
 
 
 def epochs_to_steps(epochs: float, images: int, batch_size: int) -> int:
     """Optimizer steps of so many passes over the images; at least 1."""
     return max(1, round(epochs * images / batch_size))
-
-
-def paired_gain(correct: Sequence[float] | np.ndarray, reference: Sequence[float] | np.ndarray) -> tuple[float, float]:
-    """Mean difference of scores on the same images, and its standard error.
-
-    Args:
-        correct, reference: (n,) scores, or bool for right and wrong.
-
-    Returns:
-        mean difference and standard error.
-    """
-    difference = np.asarray(correct, dtype=float) - np.asarray(reference, dtype=float)
-    return float(difference.mean()), float(difference.std(ddof=1) / np.sqrt(len(difference))) if len(
-        difference
-    ) > 1 else 0.0

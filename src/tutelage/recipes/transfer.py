@@ -17,8 +17,8 @@ from tutelage import config as c
 from tutelage.config import recipe
 from tutelage.errors import TutelageError
 from tutelage.progress import progress, say
+from tutelage.recipes.preflight import WITHOUT_TARGETS
 from tutelage.recipes.stage import (
-    WITHOUT_TARGETS,
     MetricsLog,
     checkpoint_steps,
     file_hash,
