@@ -16,6 +16,7 @@ import re
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +153,8 @@ def without_prefix(state: State, names: set[str]) -> State:
     return max(stripped.values(), key=lambda inside: len(names & set(inside)))
 
 
-def reference(name: str, **options: Any) -> State:
+@lru_cache(64)
+def reference(name: str, **options: Any) -> Mapping[str, torch.Tensor]:
     """Names and shapes of a model's tensors, on the meta device: no memory. `options`: of timm.create_model."""
     import timm
 
@@ -187,7 +189,7 @@ def by_order(state: State, name: str, given: str) -> State:
     return dict(zip(ours, state.values(), strict=True))
 
 
-def wrong_architecture(given: str, name: str, state: State, ours: State) -> TutelageError:
+def wrong_architecture(given: str, name: str, state: State, ours: Mapping[str, torch.Tensor]) -> TutelageError:
     """The error that lists the first tensors that differ between a file and a model."""
     shapes = [k for k in ours if k in state and state[k].shape != ours[k].shape]
     missing, unexpected = [k for k in ours if k not in state], [k for k in state if k not in ours]
