@@ -37,8 +37,7 @@ def by_vectors(task: Task, vectors: dict[str, np.ndarray], *more: str) -> list[s
 def test_smaller_than_the_total(tutelage, task):
     """A total that the gallery cannot fill is refused with the largest that it can, which then works in the same folder."""
     text = refused(tutelage(*task.words("curate", "--total", "500", "--dedup", "none")))
-    assert "--total 500, and the gallery has 24 images of its own" in text
-    assert "at most 42: 18 labelled and those" in text
+    assert "--total 500 is more than the 42 images that can be used: 18 labelled and 24 of the gallery's own" in text
     assert "lower --total" in text
     assert task.files() == BEGUN
     done = tutelage(*task.words("curate", "--total", "42", "--dedup", "none"))

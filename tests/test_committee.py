@@ -119,7 +119,7 @@ def test_where_nothing_can_be_held_out(data, capsys):
     found = about(result, "committee")
     assert (found["folds"], found["weight"], found["held_out"]) == (0, 0.0, None)
     assert "committee" not in result
-    with pytest.raises(TutelageError, match="--committee only, and no class has labels to hold out"):
+    with pytest.raises(TutelageError, match="--committee only needs a class with two labels"):
         go(data, "one-label-only", budget=1, committee="only")
 
 

@@ -136,11 +136,11 @@ def test_a_gallery_larger_than_memory(data, monkeypatch):
             TutelageError, match=r"--dedup gallery with 3\d\d images to compare.* GiB of memory"
         ) as error:
             curate(data, "larger", dedup="gallery", **more)
-    assert "--dedup candidates, which compares what is chosen" in error.value.mend
+    assert "--dedup candidates, which compares what is chosen" in error.value.hint
     assert curate(data, "larger", dedup="candidates", **more)["images"]["transfer"] == 72
     with pytest.raises(TutelageError, match=r"--dedup candidates with 1\d\d images to compare") as error:
         curate(data, "larger", dedup="candidates", **{**more, "total": 152})
-    assert "a smaller --total, --dedup none" in error.value.mend
+    assert "a smaller --total, --dedup none" in error.value.hint
 
 
 def test_an_inverted_file_that_memory_does_not_hold(data, go, tutelage, tmp_path, monkeypatch):
@@ -157,8 +157,8 @@ def test_an_inverted_file_that_memory_does_not_hold(data, go, tutelage, tmp_path
         monkeypatch.setattr("tutelage.retrieval.ivf.OVERHEAD", 2**33)
     done = tutelage(*words(data, tmp_path / "asked", "--memory", "4", "--index", "ivf"))
     assert done.returncode == 2
-    assert "given:   --index ivf: 4,096 MB of memory for an approximate index of" in done.stderr
-    assert "mend:    --index exact, which reads the rows block by block, or a larger --memory" in done.stderr
+    assert "error: --index ivf: 4,096 MB of memory for an approximate index of" in done.stderr
+    assert "hint: use --index exact, which reads the rows block by block, or a larger --memory" in done.stderr
 
 
 @pytest.mark.parametrize("strategy", ["balanced", "diverse", "hard", "best", "random"])

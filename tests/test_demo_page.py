@@ -323,13 +323,13 @@ def file_as_out(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (spoil_export, ["is no export folder (export.json: cannot be read)", "tutelage export RUN writes RUN/export"]),
-        (spoil_hash, ["not as exported: labels.txt (changed), preprocess.json (gone)", "export again"]),
-        (spoil_size, ["model.onnx has 201 MB", "at most 200 MB", "a smaller student"]),
+        (spoil_export, ["is not an export folder (export.json: cannot be read)", "tutelage export RUN"]),
+        (spoil_hash, ["labels.txt (changed), preprocess.json (missing)", "export again"]),
+        (spoil_size, ["model.onnx is 201 MB", "at most 200 MB", "a smaller student"]),
         (spoil_version, ["model.onnx has ONNX IR version 14", "version 13 or less", "export again"]),
         (spoil_about, ["preprocess.json: resize: Input should be 'squash', 'crop' or 'pad'", "export again"]),
-        (other_page, ["its index.html is no page of this command", "choose another --out"]),
-        (file_as_out, ["/page is a file", "a folder that can be written", "choose another --out"]),
+        (other_page, ["its index.html was not written by tutelage demo-page", "another --out"]),
+        (file_as_out, ["/page is a file", "--out"]),
     ],
 )
 def test_bad_input(
@@ -346,7 +346,7 @@ def test_bad_input(
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
-    for text in ["given:", "allowed:", "mend:", *said]:
+    for text in ["error:", *said]:
         assert text in done.stderr
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -356,12 +356,12 @@ def test_all_faults_at_once(export, tutelage, tmp_path):
     (tmp_path / "file").write_text("")
     done = tutelage("demo-page", str(tmp_path / "none"), "--out", str(tmp_path / "file" / "page"))
     assert done.returncode == 2
-    assert "is no export folder (export.json: No such file or directory)" in done.stderr
+    assert "is not an export folder (export.json: No such file or directory)" in done.stderr
     assert "/file is a file" in done.stderr
     if Path("/proc/self").exists():  # no folder can be made there, not even by root
         done = tutelage("demo-page", str(export), "--out", "/proc/page")
         assert done.returncode == 2
-        assert "given:   --out /proc/page: No such file" in done.stderr
+        assert "error: --out /proc/page: No such file" in done.stderr
 
 
 def test_a_port_that_is_taken(export, tutelage, tmp_path):

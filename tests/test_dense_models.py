@@ -134,7 +134,7 @@ def test_windows_that_the_deepest_level_does_not_fill():
     encoder = build_teacher("efficientvit_m0", "scratch", "160x224", "96x160")
     with pytest.raises(TutelageError, match="multiples of 64 px") as error:
         pyramid_of(encoder)
-    assert "--teacher-window 128x192 --teacher-size 192x256" in error.value.mend
+    assert "--teacher-window 128x192 --teacher-size 192x256" in error.value.hint
     encoder = build_teacher("efficientvit_m0", "scratch", "192x256", "128x192")
     with torch.no_grad():
         found = pyramid_of(encoder).eval()(torch.randn(1, 3, 192, 256))
@@ -190,7 +190,7 @@ def test_the_student_carries_no_dead_weight():
 
 def test_a_model_without_layers_is_refused():
     """An encoder that gives no features of single layers is refused by name."""
-    with pytest.raises(TutelageError, match="no features of single layers"):
+    with pytest.raises(TutelageError, match="no features of intermediate layers"):
         levels_of(nn.Conv2d(3, 4, 1), "a_model", 32)
 
 

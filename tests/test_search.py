@@ -173,9 +173,9 @@ def test_little_memory_changes_nothing_but_the_passes(monkeypatch):
     vectors = Counting((rows,), mean_of((rows,)))
     plenty = search(vectors, queries, 1500)
     assert passes == [1]
-    with pytest.raises(TutelageError, match=r"given: +10 MB of memory.*\nallowed: \d+ MB or more\nmend: ") as refused:
+    with pytest.raises(TutelageError, match=r"10 MB of memory .*, which need \d+ MB\nhint: ") as refused:
         search(vectors, queries, 1500, memory=10 << 20)
-    least = int(re.findall(r"allowed: (\d+) MB", str(refused.value))[0])  # it depends on the number of threads
+    least = int(re.findall(r"need (\d+) MB", str(refused.value))[0])  # it depends on the number of threads
     assert same(search(vectors, queries, 1500, memory=least << 20, advance=told.append), plenty)
     assert passes[0] >= 3
     assert sum(told) == len(rows)
@@ -230,12 +230,12 @@ def test_rows_and_queries_that_are_not_finite_are_named(value, tmp_path):
         lambda: best_query(vectors, queries),
         lambda: list(vectors.blocks()),
     ):
-        with pytest.raises(TutelageError, match=f"NaN or infinite numbers in row {BLOCK + 7}, {BLOCK + 9}\n"):
+        with pytest.raises(TutelageError, match=f"NaN or infinite numbers in row {BLOCK + 7}, {BLOCK + 9}$"):
             run()
-    with pytest.raises(TutelageError, match=f"row {BLOCK + 9}\n"):
+    with pytest.raises(TutelageError, match=f"row {BLOCK + 9}$"):
         vectors.rows(np.array([4, BLOCK + 9]))
     queries[2, 1] = value
-    with pytest.raises(TutelageError, match="NaN or infinite numbers in query 2\n"):
+    with pytest.raises(TutelageError, match=r"NaN or infinite numbers in query 2$"):
         search(vectors, queries, 3)
 
 
@@ -248,18 +248,24 @@ def test_shapes_that_do_not_fit_are_refused(tmp_path):
     with (tmp_path / "long.npy").open("rb+") as file:
         file.truncate(128 + 48 * 20)
     faults = [
-        (lambda: search(vectors, asked(3, 23), 2), r"queries of shape \(3, 23\)\nallowed: \(queries, 24\)"),
+        (lambda: search(vectors, asked(3, 23), 2), r"queries of shape \(3, 23\) must be \(queries, 24\)"),
         (lambda: search(vectors, asked(3), 0), "0 neighbours"),
-        (lambda: search(vectors, asked(3), 2, usable=np.ones(29, dtype=bool)), r"\(29,\) bool\nallowed: \(30,\) bool"),
+        (lambda: search(vectors, asked(3), 2, usable=np.ones(29, dtype=bool)), r"\(29,\) bool must be \(30,\) bool"),
         (lambda: best_query(vectors, asked(3), usable=np.ones(30)), "usable: .* float64"),
         (lambda: Vectors((rows, gallery(3, 9)), None), "parts with 9, 24 features"),
         (lambda: Vectors((), None), "parts with no features"),
         (lambda: Vectors((rows.astype(np.float64),), None), r"shape \(30, 24\), float64"),
-        (lambda: Vectors((rows,), np.zeros(3, dtype=np.float32)), r"mean of shape \(3,\)\nallowed: \(24,\)"),
-        (lambda: Vectors((tmp_path / "none.npy",), None), "none.npy: .*No such file"),
+        (lambda: Vectors((rows,), np.zeros(3, dtype=np.float32)), r"mean of shape \(3,\) must be \(24,\)"),
+        (
+            lambda: Vectors((tmp_path / "none.npy",), None),
+            "none.npy is not a readable .npy file of embeddings: .*No such file",
+        ),
         (lambda: Vectors((tmp_path / "text.npy",), None), "text.npy"),
-        (lambda: search(Vectors((tmp_path / "long.npy",), None), asked(1), 2), "long.npy: ends within row 20\n"),
-        (lambda: vectors.rows(np.array([1, 30, -1])), "row 30, -1\nallowed: rows 0 to 29"),
+        (
+            lambda: search(Vectors((tmp_path / "long.npy",), None), asked(1), 2),
+            "long.npy ends within row 20, but its header says 30 rows",
+        ),
+        (lambda: vectors.rows(np.array([1, 30, -1])), "no row 30, -1: rows are 0 to 29"),
         (lambda: mean_of((rows[:0],)), "no rows"),
         (lambda: search_ivf(vectors, asked(3), 2, lists=31), "31 lists"),
         (lambda: search_ivf(vectors, asked(3), 2, lists=5, probes=6), "6 probes"),
@@ -334,7 +340,7 @@ def test_the_inverted_file_finds_most_neighbours_and_tells_how_many():
     assert search_ivf(vectors, queries, 10, lists=50, probes=50)[2] > 0.97  # all lists: only rounding is left
     assert search_ivf(vectors, queries, 10, lists=100, probes=1)[2] < recall
     with pytest.raises(
-        TutelageError, match=r"approximate index of 1[56],.* rows\nallowed: .* MB or more\nmend: .*--index exact"
+        TutelageError, match=r"approximate index of 1[56],.* rows, which needs .* MB\nhint: use --index exact"
     ):
         search_ivf(vectors, queries, 10, usable=usable, memory=1 << 20)
     few = np.zeros(len(rows), dtype=bool)

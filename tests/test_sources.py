@@ -90,7 +90,7 @@ def test_single_files_are_places_too(tmp_path: Path):
     assert ids(tmp_path / "one.png") == ["one.png"]
     assert ids(tmp_path / "t.tar") == ["t.tar/i.png"]
     assert ids(Path(os.path.relpath(tmp_path / "p.parquet"))) == ["p.parquet#0"]
-    with pytest.raises(TutelageError, match=r"allowed: a folder, a \.tar"):
+    with pytest.raises(TutelageError, match=r"hint: use a folder, a \.tar"):
         list_images(put(tmp_path / "x.zip"))
 
 
@@ -269,7 +269,7 @@ def test_the_image_column_is_found_or_asked_for(tmp_path: Path):
     assert [r.id for r in refs] == ["a.png"]
     assert "no image column" in rejected[0].reason
     path.write_bytes(b"PAR1 no more")
-    with pytest.raises(TutelageError, match="a Parquet file that is whole"):
+    with pytest.raises(TutelageError, match="whole Parquet file"):
         list_images(path)
     assert list_images(tmp_path)[1][0].id == "p.parquet"
 
@@ -315,7 +315,7 @@ def test_a_gallery_without_images_is_an_error(tmp_path: Path):
     assert "no images in it" in text
     assert "a.png (a link to nothing)" in text
     assert "none: no such file" in text
-    assert text.count("allowed:") == 3
+    assert len(caught.value.errors) == 3
     with pytest.raises(TutelageError, match="name one"):
         list_gallery([])
 

@@ -67,7 +67,7 @@ def test_overwrite_in_a_later_stage(tmp_path, capsys, before, now, moved):
     """--overwrite of a later stage moves aside what that stage and the later ones made, and nothing earlier."""
     run = finished(tmp_path / "run")
     run.claim(before, False)
-    with pytest.raises(TutelageError, match=r"--overwrite to move .* aside and do them anew"):
+    with pytest.raises(TutelageError, match=r"--overwrite to move .* aside and redo them"):
         open_run(str(run.path), None, now, False).__enter__()
     with open_run(str(run.path), None, now, True) as (held, _):
         assert {stage for stage in STAGES if (run.path / stage).exists()} == set(STAGES) - moved
@@ -136,7 +136,7 @@ def test_results_of_another_transfer_set(tmp_path, capsys):
             continue
         with pytest.raises(TutelageError, match="made from another transfer set") as error:
             run.result(stage, "the test")
-        assert f"tutelage {command} --out" in error.value.mend
+        assert f"tutelage {command} --out" in error.value.hint
     assert [name for name, result in _results(run).items() if result] == ["transfer_set"]
     assert capsys.readouterr().err.count("is left out: it was made from another transfer set") == 5
     assert all(_results(finished(tmp_path / "run")).values())
@@ -155,8 +155,8 @@ def test_files_that_changed_after_curation(task):
     for _ in range(2):
         with pytest.raises(TutelageError, match="2 images of the run are gone or have changed") as error:
             load_task(task.out, cache)
-        assert "3.png (another image now)" in error.value.given
-        assert "train/c0/0.png (" in error.value.given
+        assert "3.png (another image now)" in error.value.message
+        assert "train/c0/0.png (" in error.value.message
     for path, data in zip((changed, gone), kept, strict=True):
         path.write_bytes(data)
     again = load_task(task.out, cache)
@@ -168,7 +168,7 @@ def test_files_that_changed_after_curation(task):
 def test_an_image_in_validation_and_test(task):
     """An image among the validation and the test images is refused."""
     shutil.copytree(task.target / "test", task.target / "val")
-    with pytest.raises(TutelageError, match="the same image in two splits"):
+    with pytest.raises(TutelageError, match="the same image is in two splits"):
         curate(task)
 
 

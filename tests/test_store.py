@@ -291,9 +291,9 @@ def test_a_full_disk_is_told_first(folder: Path, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(100, 0, 2**14))
     with pytest.raises(TutelageError, match="are free there") as error:
         store.add(refs)
-    assert str(store.folder) in error.value.given
-    assert "10 decoded images" in error.value.given
-    assert "--cache" in error.value.mend
+    assert str(store.folder) in error.value.message
+    assert "10 decoded images" in error.value.message
+    assert "--cache" in error.value.hint
     assert list(store.folder.iterdir()) == []
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(100, 0, 2**17))
     store.add(refs)

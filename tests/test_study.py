@@ -311,7 +311,7 @@ RECORD = "results/oriented-budget-2-seed-0.json"
 
 
 @pytest.mark.parametrize(("file", "text", "said"), [
-    (RECORD, "{", "no JSON"), (RECORD, '{"arm": "oriented"}', "remove it"), ("study.toml", "arms = [", "no TOML"),
+    (RECORD, "{", "is not valid JSON"), (RECORD, '{"arm": "oriented"}', "remove it"), ("study.toml", "arms = [", "is not valid TOML"),
 ])  # fmt: skip
 def test_broken_files_of_a_study(many, tutelage, tmp_path, file, text, said):
     """A record or a study.toml that cannot be read is named with the mend; the page that is there stays."""

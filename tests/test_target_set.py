@@ -79,7 +79,6 @@ def message(*args, **kwargs) -> str:
     with pytest.raises(TutelageError) as caught:
         read_target_set(*args, **kwargs)
     text = str(caught.value)
-    assert "given: " in text and "allowed: " in text  # noqa: PT018
     return text
 
 
@@ -221,9 +220,8 @@ def test_any_labelled_images_by_the_classes_of_a_run(tmp_path: Path):
     put(root, {"train/cats": 1, "test/elk": 1})
     with pytest.raises(TutelageError) as caught:
         read_any(root, classes)
-    assert "2 classes that the run does not have: 'cats', 'elk'" in caught.value.given
-    assert caught.value.allowed == "the run's classes: 'dog', 'cat', 'owl'"
-    assert caught.value.mend == "'cats': did you mean 'cat'?"
+    assert "2 classes that the run does not have: 'cats', 'elk'" in caught.value.message
+    assert caught.value.hint == "the run's classes are 'dog', 'cat', 'owl'; 'cats': did you mean 'cat'?"
     with pytest.raises(TutelageError, match="no such file or folder"):
         read_any(tmp_path / "tt", classes)
     (tmp_path / "empty").mkdir()
@@ -288,7 +286,7 @@ def test_settings_are_checked_before_anything_is_read(tmp_path: Path):
     assert "val 1.5" in text
     assert "test 0" in text
     assert "--group-by '(': missing )" in text
-    assert text.count("given:") == 4
+    assert text.count("\n") >= 3
     assert "tset: no such file" in message(tmp_path / "pets", test=str(tmp_path / "tset"))
     for bad in (1, 0.0, -0.2, float("nan"), "1e9"):
         assert "a fraction above 0 and below 1" in message(tmp_path / "pets", test=bad)
@@ -324,7 +322,7 @@ def test_faults_of_lists(tmp_path: Path):
     assert "no labelled images" in message(path)
     path.write_text("path,label\n" + "".join(f"no{i:02}.png,a\n" for i in range(30)))
     text = message(path)
-    assert "30 files are not there: no00.png" in text
+    assert "names 30 files that do not exist: no00.png" in text
     assert all(f"no{i:02}.png" in text for i in range(30))
     path.write_text("path,label\n" + "".join(f"no{i:03}.png,a\n" for i in range(101)))
     assert "no019.png and 81 more" in message(path)  # rejected.csv of a run lists them all
@@ -347,7 +345,7 @@ def test_faults_of_lists(tmp_path: Path):
     pq.write_table(pa.table({"path": ["1.png"], "x": [1]}), tmp_path / "l.parquet")
     assert "no label column (columns: path, x)" in message(tmp_path / "l.parquet")
     (tmp_path / "l.parquet").write_bytes(b"rubbish")
-    assert "a Parquet file that is whole" in message(tmp_path / "l.parquet")
+    assert "whole Parquet file" in message(tmp_path / "l.parquet")
 
 
 def keys(n: int) -> list[bytes]:
@@ -458,5 +456,5 @@ def test_official_lists(tmp_path: Path):
     found = read_target_set(lists["train"], val=lists["val"], test=0.2)
     assert len(found.classes) == 10
     assert Counter(found.splits.tolist()) == {"train": 80, "val": 250, "test": 20}
-    assert "100 files are not there" in message(DATA / "splits" / "EuroSAT" / "train_10img_per_class.txt")
+    assert "names 100 files that do not exist" in message(DATA / "splits" / "EuroSAT" / "train_10img_per_class.txt")
     assert "no label column" in message(DATA / "splits" / "ADE20K" / "val.txt")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.compute import prepare_process
-from tutelage.errors import TutelageError, did_you_mean, raise_all
+from tutelage.errors import TutelageError, did_you_mean, raise_all, rendered
 from tutelage.version import __version__
 
 # command -> where its recipe is; the signature is the configuration
@@ -84,7 +84,7 @@ def call(words: list[str]) -> int:
         _show(function.__name__, result, bool(given.get("json")))
         return 0
     except TutelageError as error:
-        print(f"tutelage: cannot go on\n{error}", file=sys.stderr)
+        print(rendered(error), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         again = shlex.join(["tutelage", *words])
@@ -98,7 +98,7 @@ def call(words: list[str]) -> int:
     except OSError as error:
         if error.errno not in NO_ROOM | NO_WRITING:
             raise
-        print(f"tutelage: cannot go on\n{_disk_fault(error, given)}", file=sys.stderr)
+        print(rendered(_disk_fault(error, given)), file=sys.stderr)
         return 2
 
 
@@ -107,17 +107,16 @@ def _disk_fault(error: OSError, given: dict[str, Any]) -> TutelageError:
     where = f"{error.filename or 'a file of the run or the cache'}: {error.strerror}"
     cache = Path(given.get("cache") or Path(given.get("out") or ".").absolute().parent / "cache")
     if error.errno in NO_WRITING:
-        mend = "choose another --out or --cache, or give yourself the right to write there"
-        return TutelageError(where, "folders that can be written", mend)
+        return TutelageError(where, "choose an --out and a --cache that can be written, or get write permission there")
     room = next(
         (place for place in (Path(error.filename or cache), *cache.absolute().parents) if place.is_dir()), cache
     )
     taken = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file()) / 2**20
     return TutelageError(
-        f"{where} ({shutil.disk_usage(room).free / 2**20:,.1f} MiB are free on its disk)", "a disk with room",
-        f"free some space there (the cache, {cache}, takes {taken:,.1f} MiB: tutelage cache --cache {cache} lists it, "
-        "and --prune DAYS removes what is old); then the same command goes on where it was",
-    )  # fmt: skip
+        f"{where} ({shutil.disk_usage(room).free / 2**20:,.1f} MiB are free on its disk)",
+        f"free some space there, then run the same command again to resume (the cache, {cache}, takes {taken:,.1f} MiB: "
+        f"`tutelage cache --cache {cache}` lists it, and --prune DAYS removes what is old)",
+    )
 
 
 def _parsed(words: list[str]) -> tuple[Callable[..., Any] | None, dict[str, Any]]:
@@ -131,16 +130,15 @@ def _parsed(words: list[str]) -> tuple[Callable[..., Any] | None, dict[str, Any]
     words = _with_flags(words)
     app = cyclopts.App(
         name="tutelage", version=__version__, help_format="plaintext", version_flags=["--version"],
-        help="A few labelled images and a pile of unlabelled ones in, a small fast vision model out, taught by a foundation model.",
+        help="Turn a few labelled images and many unlabelled ones into a small, fast vision model, distilled from a foundation model.",
     )  # fmt: skip
     names = [words[0]] if words and words[0] in RECIPES else list(RECIPES)
     for name in names:  # one command needs one recipe
         app.command(recipe(name), name=name)
     if words and not words[0].startswith("-") and words[0] not in RECIPES:
         near = did_you_mean(words[0], RECIPES)
-        raise TutelageError(
-            f"command {words[0]!r}", "one of " + ", ".join(RECIPES), near or "tutelage --help tells what each does"
-        )
+        message = f"unknown command {words[0]!r}; the commands are {', '.join(RECIPES)}"
+        raise TutelageError(message, near or "run `tutelage --help` to see what each one does")
     if not words or {"--help", "-h", "--version"} & set(words):
         app(words or ["--help"], exit_on_error=False, print_error=False, result_action="return_value")
         return None, {}
@@ -150,9 +148,9 @@ def _parsed(words: list[str]) -> tuple[Callable[..., Any] | None, dict[str, Any]
     try:
         _, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
     except cyclopts.CycloptsError as error:
-        text = " ".join(str(error).split())
-        given, _, allowed = text.partition(". ")
-        raise TutelageError(given, allowed or "values as `--help` shows them", f"tutelage {words[0]} --help") from error
+        message, _, hint = " ".join(str(error).split()).removesuffix(".").partition(". ")
+        hint = f"{hint}; " if hint else ""
+        raise TutelageError(message, f"{hint}run `tutelage {words[0]} --help` for its flags and values") from error
     return recipe(words[0]), dict(bound.arguments)
 
 
@@ -166,7 +164,7 @@ def _with_flags(words: list[str]) -> list[str]:
 
 
 def _as_text(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same flags with every value as text: `config.resolve` turns text into numbers, and tells all faults at once."""
+    """The same flags with every value as text: `config.resolve` turns text into numbers, and reports all faults at once."""
 
     import cyclopts
 
@@ -197,8 +195,8 @@ def _check_flags(words: list[str]) -> None:
     for word in words[1:]:
         name = word.split("=", 1)[0]
         if name.startswith("--") and len(name) > 2 and name.replace("_", "-") not in known:
-            near = did_you_mean(name, known) or f"tutelage {words[0]} --help"
-            faults.append(TutelageError(f"flag {name} of tutelage {words[0]}", "one of " + " ".join(known), near))
+            hint = did_you_mean(name, known) or "use one of " + " ".join(known)
+            faults.append(TutelageError(f"tutelage {words[0]} has no flag {name}", hint))
     raise_all(faults)
 
 

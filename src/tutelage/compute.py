@@ -82,7 +82,7 @@ def on_a_device_of_its_own() -> Iterator[None]:
 
 
 def check_group() -> None:
-    """Refuse an environment that tells of several processes, and not how they find each other.
+    """Refuse an environment that names several processes, but not how they find each other.
 
     Raises:
         TutelageError: WORLD_SIZE without the other variables.
@@ -90,9 +90,8 @@ def check_group() -> None:
     lacking = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
     if processes() > 1 and lacking:
         raise TutelageError(
-            f"WORLD_SIZE={processes()} in the environment, without {' and '.join(lacking)}",
-            "all that torch.distributed.run sets, or none of it",
-            "unset WORLD_SIZE RANK  for one process; for several, start them with  python -m torch.distributed.run -m tutelage ...",
+            f"WORLD_SIZE={processes()} in the environment, without {' and '.join(lacking)}, which torch.distributed.run sets too",
+            "run `unset WORLD_SIZE RANK` for one process, or start several with `python -m torch.distributed.run -m tutelage ...`",
         )
 
 
@@ -103,14 +102,13 @@ def check_hardware(device: str, precision: str) -> str:
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if device != "auto" and not there[device]:
         found = ", ".join(name for name, is_there in there.items() if is_there)
-        raise TutelageError(
-            f"--device {device}", f"auto, or what this machine has: {found}", "tutelage doctor tells more"
-        )
+        hint = f"use --device auto or one that this machine has ({found}); `tutelage doctor` shows more"
+        raise TutelageError(f"--device {device} is not available on this machine", hint)
     on_gpu = device in ("auto", "cuda") and there["cuda"]
     if precision == "auto":
         precision = "bf16" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     if precision == "fp16" and not on_gpu:
-        raise TutelageError("--precision fp16 without a CUDA device", "fp32 or bf16 here", "leave out --precision")
+        raise TutelageError("--precision fp16 needs a CUDA device", "use fp32 or bf16, or leave out --precision")
     return precision
 
 
@@ -274,7 +272,7 @@ def to_device(batch: torch.Tensor, device: Any) -> torch.Tensor:
 
 
 def free_memory() -> int | None:
-    """Available bytes of memory, within the limit of a container where one is set; None where it cannot be told."""
+    """Available bytes of memory, within the limit of a container where one is set; None where it cannot be known."""
     try:
         lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
         free = int(lines["MemAvailable"].split()[0]) * 1024

@@ -3,7 +3,7 @@
 Every setting is one annotated type below. A recipe takes those it needs as keyword arguments, so the same name is the
 flag (`--teacher-size`), the key in a TOML file (`teacher-size` or `teacher_size`) and the argument in Python
 (`teacher_size`). `recipe` checks a call: explicit arguments beat `config`, which beats the defaults; all faults are
-told at once, before data or weights load.
+reported at once, before data or weights load.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ Dedup = Annotated[
 Index = Annotated[
     Literal["auto", "exact", "ivf"],
     _say(
-        "exact search, or an inverted file with its recall told; auto: exact to 5 million, and where memory is too small"
+        "exact search, or an inverted file whose recall is measured; auto: exact to 5 million, and where memory is too small"
     ),
 ]
 Memory = Annotated[float | None, Field(gt=0), _say("GiB that the search may take; default: half of what is free")]
@@ -196,7 +196,7 @@ Pilot = Annotated[
     bool,
     _say("without --val: runs without each fold of the labels judge the baseline; 10 to 15 times as long", negative=()),
 ]
-NoBaseline = Annotated[bool, _say("do not train the same student alone on the labels", negative=())]
+NoBaseline = Annotated[bool, _say("do not train the baseline, the same student on the labels only", negative=())]
 
 # Studies
 Arms = Annotated[
@@ -269,10 +269,7 @@ Prune = Annotated[float | None, Field(ge=0), _say("remove what has not been used
 Overwrite = Annotated[bool, _say("move a finished run with other settings aside", negative=())]
 Preset = Annotated[
     Literal["none", "paper"],
-    _say(
-        "settings to start from, which flags beat; paper: KL to the adapted teacher alone, no labels in the distillation, then "
-        "--finetune full"
-    ),
+    _say("settings to start from, which flags beat; paper: KL to the adapted teacher alone, then --finetune full"),
 ]
 Smoke = Annotated[bool, _say("the real recipe, cut down to a minute on a CPU", negative=())]
 Json = Annotated[bool, _say("print one JSON object for machines", negative=())]
@@ -330,7 +327,8 @@ def flag(name: str) -> str:
 
 
 def _unknown(name: str, parameters: Any, kind: str) -> TutelageError:
-    return TutelageError(f"{kind} {name!r}", "one of " + ", ".join(parameters), did_you_mean(name, parameters))
+    hint = did_you_mean(name, parameters) or f"use one of {', '.join(parameters)}"
+    return TutelageError(f"{kind} {name!r} is unknown", hint)
 
 
 def _read_toml(path: Path, parameters: Any) -> tuple[dict[str, Any], list[TutelageError]]:
@@ -338,9 +336,9 @@ def _read_toml(path: Path, parameters: Any) -> tuple[dict[str, Any], list[Tutela
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         near = did_you_mean(path.name, [p.name for p in path.parent.glob("*.toml")] if path.parent.is_dir() else [])
-        return {}, [TutelageError(f"--config {path}", "a TOML file that exists", near)]
+        return {}, [TutelageError(f"--config {path} does not exist", near or "name a TOML file of settings")]
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        return {}, [TutelageError(f"--config {path}: {error}", "a TOML file of settings, such as  budget = 10")]
+        return {}, [TutelageError(f"--config {path}: {error}", "name a TOML file of settings, such as budget = 10")]
     values = {name.replace("-", "_"): value for name, value in raw.items()}
     errors = [_unknown(name, parameters, f"{path}: setting") for name in values if name not in parameters]
     return {name: value for name, value in values.items() if name in parameters}, errors
@@ -363,7 +361,8 @@ def _validate(function: Callable[..., Any], values: dict[str, Any]) -> tuple[dic
     for name, parameter in parameters.items():
         value = values.get(name, parameter.default)
         if isinstance(value, bool) and not isinstance(parameter.default, bool):  # else true would count as 1
-            errors.append(TutelageError(f"{flag(name)} {value}", _help(hints[name]), "give a value"))
+            hint = f"give a value: {_help(hints[name])}"
+            errors.append(TutelageError(f"{flag(name)} {value} must not be a boolean", hint))
             continue
         try:
             checked[name] = TypeAdapter(hints[name]).validate_python(value)
@@ -387,12 +386,12 @@ def _base(hint: Any) -> Any:
 
 def _fault(name: str, value: Any, fault: Any, hint: Any) -> TutelageError:
     if value in ("", [], ()):
-        return TutelageError(
-            f"no {flag(name)}", f"{flag(name)}: {_help(hint)}", f"add {flag(name)} to the command or the TOML file"
-        )
-    allowed = fault["msg"].removeprefix("Input should be ").removeprefix("Value error, ").partition(", unable to")[0]
+        message = f"no {flag(name)} was given ({_help(hint)})"
+        return TutelageError(message, f"add {flag(name)} to the command or the TOML file")
+    said = fault["msg"].partition(", unable to")[0]
+    message = re.sub(r": (Input should be|Value error,) ", " must be ", f"{flag(name)} {value}: {said}", count=1)
     choices = typing.get_args(typing.get_args(hint)[0]) if fault["type"] == "literal_error" else ()
-    return TutelageError(f"{flag(name)} {value}", allowed, did_you_mean(str(value), [str(c) for c in choices]))
+    return TutelageError(message, did_you_mean(str(value), [str(c) for c in choices]))
 
 
 def _help(hint: Any) -> str:

@@ -1,4 +1,4 @@
-"""Errors that a user reads: what was given and where, what is allowed, and the mend."""
+"""Errors that a user reads: one sentence that says what is wrong with which value, then a hint what to do."""
 
 from __future__ import annotations
 
@@ -10,26 +10,23 @@ MOST_NAMED = 100  # missing files in a message; more are a wall of text
 
 
 class TutelageError(Exception):
-    """One clear message in three parts; the command prints it without a traceback and exits with 2.
+    """A fault that the user can fix; the command prints it without a traceback and exits with 2.
 
     Args:
-        given: what was given, and where ("--budget -3", "row 7 of labels.csv: no file cats/1.jpg").
-        allowed: what is allowed there.
-        mend: what to do now; may be empty where `allowed` says it already.
+        message: what is wrong with which value, and where ("--budget -3: at least 1 label per class is needed").
+        hint: what to do now; empty where the message says it already.
     """
 
-    def __init__(self, given: str, allowed: str, mend: str = ""):
-        self.given, self.allowed, self.mend = given, allowed, mend
+    def __init__(self, message: str, hint: str = ""):
+        self.message, self.hint = message, hint
         super().__init__(str(self))
 
     def __reduce__(self) -> tuple[Any, ...]:  # or it could not be sent from one process to another
-        return type(self), (self.given, self.allowed, self.mend)
+        return type(self), (self.message, self.hint)
 
     def __str__(self) -> str:
-        lines = [f"given:   {self.given}", f"allowed: {self.allowed}"]
-        if self.mend:
-            lines.append(f"mend:    {self.mend}")
-        return "\n".join(line.replace("\n", "\n         ") for line in lines)
+        lines = [self.message, *([f"hint: {self.hint}"] if self.hint else [])]
+        return "\n".join(line.replace("\n", "\n  ") for line in lines)
 
 
 class SeveralErrors(TutelageError):
@@ -50,20 +47,25 @@ class FilesMissing(TutelageError):
     """Files that a list names and that are not there.
 
     Args:
-        place: the list. names: of all of them. allowed: where they are looked for.
+        place: the list. names: of all of them. where: where they are looked for.
     """
 
-    def __init__(self, place: object, names: list[str], allowed: str):
-        self.place, self.names = place, names
+    def __init__(self, place: object, names: list[str], where: str):
+        self.place, self.names, self.where = place, names, where
         few = shown(names, MOST_NAMED if len(names) <= MOST_NAMED else 20)
-        super().__init__(f"{place}: {len(names)} files are not there: {few}", allowed, "copy them there")
+        super().__init__(f"{place} names {len(names)} files that do not exist: {few}", f"paths are {where}")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.place, self.names, self.allowed)
+        return type(self), (self.place, self.names, self.where)
 
 
 class Unreadable(Exception):
     """An image that cannot be used; the text is the reason, written to rejected.csv. Never fatal by itself."""
+
+
+def rendered(error: TutelageError) -> str:
+    """What the command prints of an error: each fault after "error: "."""
+    return "\n".join(f"error: {one}" for one in single(error))
 
 
 def single(error: TutelageError) -> list[TutelageError]:

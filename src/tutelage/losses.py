@@ -173,7 +173,7 @@ def queue_similarity(
 def self_distillation(
     student: list[torch.Tensor], teacher: list[torch.Tensor], centre: torch.Tensor, tau_s: float = 0.1, tau_t: float = 0.04
 ) -> torch.Tensor:  # fmt: skip
-    """DINO: the student's word on one crop is to be the averaged student's word on another crop of the same image.
+    """DINO: the student's output on one crop is to match the averaged student's output on another crop of the same image.
 
     L = mean over pairs (g, v), v another crop than g, of  - 1/B sum_i sum_k p_ik log q_ik,
     p = softmax((teacher_g - centre) / tau_t), q = softmax(student_v / tau_s)  (Caron et al., ICCV 2021.)

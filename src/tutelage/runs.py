@@ -146,9 +146,8 @@ class Run:
         except OSError as error:
             if _no_room(error, self.path):
                 raise
-            raise TutelageError(
-                f"--out {self.path}: {error.strerror}", "a folder that can be written", "choose another --out"
-            ) from error
+            message = f"--out {self.path} is not a writable folder: {error.strerror}"
+            raise TutelageError(message, "choose another --out") from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -156,9 +155,8 @@ class Run:
             os.close(self._lock)
             self._lock = None
             raise TutelageError(
-                f"--out {self.path}: process {holder} is at work in it", "one run at a time in a folder",
-                "wait for it, or choose another --out",
-            ) from error  # fmt: skip
+                f"--out {self.path} is in use by process {holder}", "wait until it ends, or choose another --out"
+            ) from error
         os.ftruncate(self._lock, 0)
         with contextlib.suppress(OSError):  # who holds it is said for people; a full disk need not stop here
             os.pwrite(self._lock, str(os.getpid()).encode(), 0)
@@ -180,7 +178,7 @@ class Run:
             return {}
         except tomllib.TOMLDecodeError as error:
             raise TutelageError(
-                f"{self.path / SETTINGS}: {error}", "the file as tutelage wrote it", "use --overwrite"
+                f"{self.path / SETTINGS} is not as tutelage wrote it: {error}", "restore it, or use --overwrite"
             ) from error
 
     def claim(
@@ -189,7 +187,7 @@ class Run:
         """Write the settings, or refuse when the folder holds a run with other ones.
 
         Settings that the folder does not know yet are added: a stage's command brings those of its stage. While no
-        stage is finished, others may take their place: who mends a setting after a fault need not choose a new folder.
+        stage is finished, others may take their place: who corrects a setting after an error need choose no new folder.
 
         Args:
             settings: resolved settings by name.
@@ -218,10 +216,10 @@ class Run:
         if differing and not overwrite:
             raise TutelageError(
                 f"--out {self.path} holds a run with other settings: {shown(differing.values(), 12)}",
-                "the same settings, to go on or to reuse it",
-                "choose another --out, or --overwrite to move the old run aside"
+                "use the same settings to resume or reuse it, another --out, or --overwrite to move the old run aside"
                 if stages is None
-                else f"--overwrite to move {', '.join(stages)} aside and do them anew, or curate in another --out",
+                else "use the same settings to resume or reuse it, "
+                f"--overwrite to move {', '.join(stages)} aside and redo them, or curate in another --out",
             )
         if differing and stages is None:
             old, before = self.move_aside(), {}
@@ -328,13 +326,12 @@ class Run:
         before = COMMANDS[stage]
         if result is not None and self.outdated(result):
             raise TutelageError(
-                f"{self.path / stage} was made from another transfer set than the one in the folder now",
-                f"results of one transfer set, for {needed_by}", f"run `tutelage {before} --out {self.path} ...` again",
-            )  # fmt: skip
+                f"{self.path / stage}, which {needed_by} needs, was made from another transfer set than the folder now holds",
+                f"run `tutelage {before} --out {self.path} ...` again",
+            )
         if result is None:
             raise TutelageError(
                 f"{self.path} has no {stage}/result.json, which {needed_by} needs",
-                f"a run folder in which `tutelage {before}` has finished",
                 f"run `tutelage {before} --out {self.path} ...` first, or `tutelage run`, which does all stages",
             )
         return result

@@ -66,7 +66,7 @@ class Resumable:
 
 @dataclass(frozen=True)
 class Watch:
-    """Who is told what while a loop runs.
+    """What a loop reports while it runs, and to whom.
 
     what: the loop's name in errors. log: takes step, loss, rate and images, about LOGGED times. advance: takes images seen.
     """
@@ -240,15 +240,14 @@ class LossLog:
         """Mean loss since the last call.
 
         Raises:
-            TutelageError: a loss was no number; names the first such step.
+            TutelageError: a loss is NaN or infinite; names the first such step.
         """
         values = torch.stack([loss for _, loss in self._seen]).tolist()
         for (step, _), value in zip(self._seen, values, strict=True):
             if not math.isfinite(value):
                 raise TutelageError(
                     f"{self._what}: the loss of step {step} is {value}",
-                    "a finite loss",
-                    "lower --lr or use --precision fp32, with --overwrite: decoded images and teacher outputs are kept in the cache",
+                    "lower --lr or use --precision fp32, with --overwrite; decoded images and teacher outputs stay cached",
                 )
         self._seen.clear()
         return sum(values) / len(values)

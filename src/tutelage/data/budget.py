@@ -36,7 +36,7 @@ def draw_budget(
     if budget is None:
         return np.arange(len(labels))
     if budget < 1:
-        raise TutelageError(f"budget {budget}", "at least 1 label per class", "leave it out to use all labels")
+        raise TutelageError(f"budget {budget} must be at least 1 label per class", "leave it out to use all labels")
     order = _hashed(labels, keys, seed, groups)
     return np.sort(order[_places_in_runs(labels[order][:, None]) < budget])
 
@@ -69,7 +69,7 @@ def draw(
     labels: np.ndarray | None, shows: np.ndarray, classes: Sequence[str], keys: Sequence[bytes], budget: int | None, seed: int,
     groups: np.ndarray,
 ) -> tuple[np.ndarray, list[str]]:  # fmt: skip
-    """The images within the budget, and what is to be told: `draw_budget` by label, or `draw_images` where images have no label.
+    """The images within the budget, and what is to be reported: `draw_budget` by label, or `draw_images` where images have no label.
 
     Args:
         labels: (n,) int64, or None for masks. shows: (n, C) bool, which classes an image shows. Others as of `draw_budget`.
@@ -84,8 +84,8 @@ def draw(
     if budget is not None and budget > len(shows):
         lines.append(f"there are {len(shows)} train images, fewer than the budget of {budget}")
     counts = zip(classes, shows[chosen].sum(axis=0).tolist(), strict=True)
-    told = ", ".join(f"{name} {count}" for name, count in counts)
-    return chosen, [*lines, f"{len(chosen):,} labelled images; so many show each class: {told}"]
+    text = ", ".join(f"{name} {count}" for name, count in counts)
+    return chosen, [*lines, f"{len(chosen):,} labelled images; so many show each class: {text}"]
 
 
 def draw_images(
@@ -106,7 +106,7 @@ def draw_images(
     if budget is None:
         return np.arange(len(shows))
     if budget < 1:
-        raise TutelageError(f"budget {budget}", "at least 1 labelled image", "leave it out to use all of them")
+        raise TutelageError(f"budget {budget} must be at least 1 labelled image", "leave it out to use all of them")
     order = _hashed(np.zeros(len(shows), np.int64), keys, seed, groups)
     left, rarity = list(order.tolist()), shows.sum(axis=0)
     have = np.zeros(shows.shape[1], np.int64)

@@ -127,7 +127,7 @@ def fit(rgb: np.ndarray, size: Size, resize: str) -> np.ndarray:
     if resize == "squash":
         return _resized(rgb, *sides(size))
     if isinstance(size, str):
-        raise TutelageError(f"resize {resize} to {size}", "squash, or a square size", "use squash")
+        raise TutelageError(f"resize {resize} to {size} needs a square size", "use squash, or a square size")
     if resize == "crop":
         side = min(height, width)
         top, left = (height - side) // 2, (width - side) // 2
@@ -139,7 +139,7 @@ def fit(rgb: np.ndarray, size: Size, resize: str) -> np.ndarray:
         top, left = (size - inner.shape[0]) // 2, (size - inner.shape[1]) // 2
         canvas[top : top + inner.shape[0], left : left + inner.shape[1]] = inner
         return canvas
-    raise TutelageError(f"resize {resize!r}", f"one of {', '.join(RESIZES)}", did_you_mean(resize, RESIZES))
+    raise TutelageError(f"resize {resize!r} is not one of {', '.join(RESIZES)}", did_you_mean(resize, RESIZES))
 
 
 def content_key(rgb: np.ndarray, original_size: tuple[int, int]) -> bytes:

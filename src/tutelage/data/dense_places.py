@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from tutelage.data.labelled import _SPLIT_WORDS, LabelledPlace, LabelledRef, _schema, _unknown_splits
 from tutelage.data.masks import Coding, read_coding
-from tutelage.data.rows import mask_column, text_rows
+from tutelage.data.rows import MASK_COLUMNS, mask_column, text_rows
 from tutelage.data.sources import ImageRef, Rejected, _prints, clean, file_ref, list_images
 from tutelage.errors import FilesMissing, TutelageError, raise_all, shown
 
@@ -36,7 +36,7 @@ def read_pairs(place: Path) -> tuple[LabelledPlace, Coding]:
     """Read one place with masks, in any of FORMS, and the classes beside it.
 
     Raises:
-        TutelageError: all that is wrong with it, told at once.
+        TutelageError: all that is wrong with it, reported at once.
     """
     coding = read_coding((place if place.is_dir() else place.parent) / "classes.txt")
     suffix = place.suffix.lower()
@@ -54,18 +54,19 @@ def read_pairs(place: Path) -> tuple[LabelledPlace, Coding]:
     elif suffix in (".csv", ".txt", ".tsv"):
         listing = _read_list(place, _csv_rows(place))
     else:
-        raise TutelageError(
-            f"{place}: no images with masks", FORMS, "put the images into images/, the masks into masks/"
-        )
+        hint = f"put the images into images/ and the masks into masks/; tutelage reads {FORMS}"
+        raise TutelageError(f"{place} has no images with masks", hint)
     if not listing.images:
-        raise TutelageError(f"{place}: no images with masks", FORMS, "check the path and the names of its folders")
+        hint = f"check the path and the names of its folders; tutelage reads {FORMS}"
+        raise TutelageError(f"{place} has no images with masks", hint)
     return listing, coding
 
 
 def _read_folder(place: Path) -> LabelledPlace:
     """`images/<split>/*` and `masks/<split>/*`, matched by their names without the ending; without splits all are train."""
     if not (place / "masks").is_dir():
-        raise TutelageError(f"{place}: images/ and no masks/", FORMS, "put the masks into masks/, named as the images")
+        hint = "put the masks into masks/<split>/*.png, under the names of images/<split>/*"
+        raise TutelageError(f"{place} has images/ but no masks/", hint)
     listing = LabelledPlace()
     by_name: dict[str, dict[str, ImageRef]] = {}
     for kind in ("images", "masks"):
@@ -74,14 +75,12 @@ def _read_folder(place: Path) -> LabelledPlace:
         listing.rejected += [Rejected(f"{kind}/{bad.id}", bad.reason) for bad in rejected]
     images, masks = by_name["images"], by_name["masks"]
     errors = []
-    for kind, alone, other in (("image", images.keys() - masks, "mask"), ("mask", masks.keys() - images, "image")):
-        if alone:
-            names = sorted(by_name[f"{kind}s"][name].id for name in alone)
-            given = (
-                f"{place}: {len(names)} {kind}s without {'an' if other == 'image' else 'a'} {other}: {shown(names, 20)}"
-            )
-            mend = "images without labels belong into --gallery" if kind == "image" else "take them out"
-            errors.append(TutelageError(given, "masks/ with the names of images/", mend))
+    for kind, rest, other in (("image", images.keys() - masks, "a mask"), ("mask", masks.keys() - images, "an image")):
+        if rest:
+            names = sorted(by_name[f"{kind}s"][name].id for name in rest)
+            message = f"{place} has {len(names)} {kind}s without {other}: {shown(names, 20)}"
+            move = "move images without labels to --gallery" if kind == "image" else "remove these masks"
+            errors.append(TutelageError(message, f"use the same names in masks/ and images/, or {move}"))
     raise_all(errors)
     folders = {name.split("/")[0] for name in images if "/" in name}
     known = {name for name in folders if name.lower() in _SPLIT_WORDS}
@@ -114,10 +113,10 @@ def _read_list(place: Path, rows: Sequence[dict[str, str]]) -> LabelledPlace:
         split = _SPLIT_WORDS.get(row.get("split", "").lower(), "train")
         listing.images.append(LabelledRef(image, "", split, clean(row.get("group", "")), mask))
     if without:
-        given = f"{place}: {len(without)} rows without an image or without a mask: {shown(without, 20)}"
-        errors.append(TutelageError(given, "both in every row", "images without labels belong into --gallery"))
+        message = f"{place} has {len(without)} rows without an image or without a mask: {shown(without, 20)}"
+        errors.append(TutelageError(message, "give both in every row; images without labels belong in --gallery"))
     if lost:
-        errors.append(FilesMissing(place, lost, f"paths relative to {place.parent or '.'}"))
+        errors.append(FilesMissing(place, lost, f"relative to {place.parent}"))
     raise_all(errors)
     return listing
 
@@ -147,8 +146,9 @@ def _found(place: Path, header: Sequence[str]) -> dict[str, int]:
     lower = [cell.strip().lower() for cell in header]
     found = {word: [lower.index(alias) for alias in aliases if alias in lower] for word, aliases in _COLUMNS.items()}
     if not found["image"] or not found["mask"]:
-        allowed = "columns named image and mask, and perhaps split and group"
-        raise TutelageError(f"{place}: columns {shown(header, 20) or 'none'}", allowed, "write them in the first line")
+        message = f"{place} has no image and mask columns (columns: {shown(header, 20) or 'none'})"
+        hint = "name columns image and mask (and optionally split and group), in a text list in its first line"
+        raise TutelageError(message, hint)
     return {word: places[0] for word, places in found.items() if places}
 
 
@@ -157,9 +157,8 @@ def _read_shard(place: Path, split: str) -> LabelledPlace:
     schema = _schema(place)
     column = mask_column(schema)
     if not column:
-        raise TutelageError(
-            f"{place}: no column with masks (columns: {shown(schema.names, 20)})", FORMS, "name it mask"
-        )
+        message = f"{place} has no column with masks (columns: {shown(schema.names, 20)})"
+        raise TutelageError(message, f"name the column with the masks' bytes {' or '.join(MASK_COLUMNS)}")
     refs, rejected = list_images(place)
     listing = LabelledPlace(rejected=rejected)
     named = {word: next((n for n in schema.names if n.lower() == word), "") for word in ("split", "group")}
@@ -172,8 +171,8 @@ def _read_shard(place: Path, split: str) -> LabelledPlace:
     errors = _unknown_splits(place, texts["split"])
     if any(empty):
         without = [ref.id for ref, none in zip(refs, empty, strict=True) if none]
-        given = f"{place}: {len(without)} images without a mask: {shown(without, 20)}"
-        errors.append(TutelageError(given, "both in every row", "images without labels belong into --gallery"))
+        message = f"{place} has {len(without)} images without a mask: {shown(without, 20)}"
+        errors.append(TutelageError(message, "give both in every row; images without labels belong in --gallery"))
     raise_all(errors)
     fingerprint = _prints("mask", os.path.abspath(place), os.stat(place))
     for row, ref in enumerate(refs):

@@ -49,16 +49,16 @@ def read_dense_set(
     """Read images and masks and say to which split each belongs. Arguments and splits as of `target_set.read_target_set`.
 
     Args:
-        size: of the student's input: images that are smaller are told.
+        size: of the student's input: images that are smaller are reported.
 
     Raises:
-        TutelageError: everything that is wrong, told at once.
+        TutelageError: everything that is wrong, reported at once.
     """
     shares, places, pattern = check_places(target, {"val": val, "test": test}, group_by)
     errors = []
     if classes is not None:
-        given = "--classes with --task segmentation"
-        errors.append(TutelageError(given, "all classes of classes.txt", "give 255 to the pixels of the others"))
+        message = "--classes with --task segmentation is not supported: all classes of classes.txt are used"
+        errors.append(TutelageError(message, "set the pixels of the other classes to 255"))
     listings, codings = {}, {}
     for split, place in places.items():
         try:
@@ -69,8 +69,8 @@ def read_dense_set(
     coding = codings[""]
     for split, other in codings.items():
         if other.classes != coding.classes:
-            given = f"{places[split]}: classes {shown(other.classes)}"
-            errors.append(TutelageError(given, f"those of {target}: {shown(coding.classes)}", "give one classes.txt"))
+            message = f"{places[split]} has classes {shown(other.classes)}, but {target} has {shown(coding.classes)}"
+            errors.append(TutelageError(message, "use the same classes.txt for both"))
     raise_all(errors)
     images, rejected, notes, ids = _merge(listings, places)
     if pattern:
@@ -100,8 +100,8 @@ def read_any_dense(target: str | Path, classes: Sequence[str]) -> TargetSet:
         raise missing(target)
     listing, coding = read_pairs(Path(target))
     if coding.classes != tuple(classes):
-        given = f"{target}: classes {shown(coding.classes)}"
-        raise TutelageError(given, f"the run's classes: {shown(classes)}", "give the same classes.txt")
+        message = f"{target} has classes {shown(coding.classes)}, but the run's classes are {shown(classes)}"
+        raise TutelageError(message, "use the classes.txt of the run's target set")
     found = _examined(listing.images, coding)
     raise_all(_faults(listing.images, found, coding, target, least=0))
     good = [(i, one) for i, one in zip(listing.images, found, strict=True) if not one.fault]
@@ -147,14 +147,14 @@ def _pair(pair: tuple[bytes | Unreadable, bytes | Unreadable, Coding]) -> _Found
 
 
 def _size(picture: bytes | Unreadable) -> tuple[int, int] | None:
-    """Height and width of an image, turned as EXIF says; None for one that cannot be read, which is told elsewhere."""
+    """Height and width of an image, turned as EXIF says; None for one that cannot be read, which is reported elsewhere."""
     if isinstance(picture, Unreadable):
         return None
     try:
         image = _open(picture)
         width, height = image.size
         return (width, height) if _orientation(image) >= 5 else (height, width)
-    except Exception:  # Pillow's readers raise almost anything on broken data; the store tells it
+    except Exception:  # Pillow's readers raise almost anything on broken data; the store reports it
         return None
 
 
@@ -166,38 +166,36 @@ def _faults(
     coloured = [image.mask.id for image, one in pairs if one.coloured and image.mask]
     errors = []
     if least and not any(image.split == "train" for image, _ in pairs):
-        errors.append(TutelageError(f"{target}: no train images with a mask", FORMS, "check the names of its folders"))
+        hint = f"check the names of its folders; tutelage reads {FORMS}"
+        errors.append(TutelageError(f"{target} has no train images with a mask", hint))
     if coloured and not coding.coloured:
-        return [*errors, TutelageError(
-            f"{len(coloured)} masks hold colours, and classes.txt does not say which class each is: {shown(coloured)}",
-            "masks of class numbers (one channel or a palette, 255 = no class), or colours that classes.txt names",
-            "write `name red green blue` for every class into classes.txt, and `ignore red green blue` for what is none",
-        )]  # fmt: skip
+        message = f"{len(coloured)} masks hold colours, but classes.txt does not say which class each colour is"
+        hint = (
+            "write `name red green blue` for every class into classes.txt and `ignore red green blue` for colours of no "
+            "class, or use masks of class numbers (one channel or a palette, 255 = no class)"
+        )
+        return [*errors, TutelageError(f"{message}: {shown(coloured)}", hint)]
     apart = [
         f"{image.ref.id} ({one.sizes[0][0]} x {one.sizes[0][1]}, mask {one.sizes[1][0]} x {one.sizes[1][1]})"
         for image, one in pairs
         if one.sizes[0] != one.sizes[1]
     ]
     if apart:
-        given = f"{len(apart)} images and masks differ in height x width: {shown(apart)}"
-        errors.append(
-            TutelageError(given, "a mask as large as its image", "write them in one size, by nearest neighbour")
-        )
+        message = f"{len(apart)} images and masks differ in height x width: {shown(apart)}"
+        errors.append(TutelageError(message, "resize each mask to the size of its image, by nearest neighbour"))
     where: dict[str, list[tuple[int, str]]] = defaultdict(list)
     for image, one in pairs:
         for value, pixels in (one.strange or {}).items():
             where[value].append((pixels, image.mask.id if image.mask else image.ref.id))
     if where:
-        told = [
+        values = [
             f"{value} in {len(at)} masks ({sum(n for n, _ in at):,} pixels, most in {max(at)[1]})"
             for value, at in sorted(where.items(), key=lambda item: -sum(n for n, _ in item[1]))
         ]
-        allowed = (
-            "the colours of classes.txt" if coding.coloured else f"0 to {len(coding.classes) - 1}, and 255 for no class"
-        )
-        errors.append(TutelageError(
-            f"values that are no class: {shown(told)}", allowed, "name them in classes.txt, or give these pixels 255",
-        ))  # fmt: skip
+        numbers = f"0 to {len(coding.classes) - 1}, and 255 for no class"
+        known = "the colours of classes.txt" if coding.coloured else numbers
+        message = f"masks hold values that are not a class ({known}): {shown(values)}"
+        errors.append(TutelageError(message, "name them in classes.txt, or set these pixels to 255"))
     return errors
 
 
@@ -210,20 +208,20 @@ def _lost(
         rows = [i for i, (image, _) in enumerate(good) if image.split == split]
         lost = [name for name, seen in zip(coding.classes, counts[rows].sum(axis=0), strict=True) if not seen]
         if rows and lost:
-            given = f"{target}: no pixel of {len(lost)} classes in the {len(rows)} {split} images: {shown(lost, 10)}"
-            allowed = "every class in train and in test"
-            errors.append(TutelageError(given, allowed, "add images, give another --test, or take the class out"))
+            which = f"{len(lost)} classes in the {len(rows)} {split} images: {shown(lost, 10)}"
+            hint = "add images so that train and test show every class, give another --test, or remove the class"
+            errors.append(TutelageError(f"{target} has no pixel of {which}", hint))
     return errors
 
 
 def _remarks(good: Sequence[tuple[LabelledRef, _Found]], counts: np.ndarray, size: tuple[int, int]) -> list[str]:
     """Notes: masks that show one class or none, which teach little and are often a fault of the tool that wrote them; small images."""
-    alone = [image.ref.id for (image, _), few in zip(good, ((counts > 0).sum(axis=1) < 2).tolist(), strict=True) if few]
+    plain = [image.ref.id for (image, _), few in zip(good, ((counts > 0).sum(axis=1) < 2).tolist(), strict=True) if few]
     small = [image.ref.id for image, one in good if one.sizes[0][0] < size[0] or one.sizes[0][1] < size[1]]
-    notes = [f"{len(alone)} masks show one class or none: {shown(alone)}"] if alone else []
+    notes = [f"{len(plain)} masks show one class or none: {shown(plain)}"] if plain else []
     if small:
-        told = f"{len(small)} images are smaller than the student's {size[0]} x {size[1]} pixels and are enlarged"
-        notes.append(f"{told}: {shown(small)}")
+        text = f"{len(small)} images are smaller than the student's {size[0]} x {size[1]} pixels and are enlarged"
+        notes.append(f"{text}: {shown(small)}")
     return notes
 
 

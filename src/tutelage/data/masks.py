@@ -56,12 +56,13 @@ def read_coding(path: Path) -> Coding:
     Raises:
         TutelageError: no such file, no names, a name twice, or colours for a part of the classes.
     """
-    allowed = "one name a line, or `name red green blue`; `ignore red green blue` for a colour that is no class"
+    form = "one name per line, or `name red green blue`; `ignore red green blue` for a colour of no class"
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "not UTF-8"
-        raise TutelageError(f"{path}: {why}", f"a text file with the names of the classes: {allowed}") from error
+        hint = f"write the names of the classes into a text file: {form}"
+        raise TutelageError(f"{path} cannot be read: {why}", hint) from error
     found = [re.fullmatch(r"(.*?)[,;\s]+(\d{1,3})[,;\s]+(\d{1,3})[,;\s]+(\d{1,3})", line) for line in lines]
     parts = [
         (m[1], (int(m[2]), int(m[3]), int(m[4]))) if m else (line, None) for m, line in zip(found, lines, strict=True)
@@ -72,10 +73,10 @@ def read_coding(path: Path) -> Coding:
     twice = sorted({name for name in names if names.count(name) > 1})
     without = [name for name, colour in parts if colour is None]
     if twice or len(names) < 2 or len(names) > MOST_CLASSES:
-        what = f"{shown(twice)} twice" if twice else f"{len(names)} names"
-        raise TutelageError(f"{path}: {what}", f"2 to {MOST_CLASSES} names, each once: {allowed}")
+        what = f"names {shown(twice)} twice" if twice else f"has {len(names)} names"
+        raise TutelageError(f"{path} {what}", f"write 2 to {MOST_CLASSES} names, each once: {form}")
     if without and len(without) < len(names):
-        raise TutelageError(f"{path}: no colour for {shown(without)}", "colours for all classes, or for none")
+        raise TutelageError(f"{path} has no colour for {shown(without)}", "give colours to all classes, or to none")
     given = tuple(colour for _, colour in parts if colour)
     return Coding(names, given or made_colours(len(names)), bool(given), ignored)
 

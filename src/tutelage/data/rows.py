@@ -30,7 +30,8 @@ def text_rows(place: Path, columns: str) -> list[list[str]]:
     try:
         return [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=mark) if any(map(str.strip, row))]
     except csv.Error as error:
-        raise TutelageError(f"{place}: {error}", f"a text list in UTF-8 with the columns {columns}") from None
+        hint = f"use a text list in UTF-8 with the columns {columns}"
+        raise TutelageError(f"{place} cannot be read: {error}", hint) from None
 
 
 def image_column(schema: pa.Schema, where: str) -> str:
@@ -44,11 +45,8 @@ def image_column(schema: pa.Schema, where: str) -> str:
         return found[0]
     columns = ", ".join(f"{f.name} ({'struct' if pa.types.is_struct(f.type) else f.type})" for f in schema)
     what = f"{len(found)} image columns ({', '.join(found)})" if found else f"no image column (columns: {columns})"
-    raise TutelageError(
-        f"{where}: {what}",
-        f"one struct column with `bytes`, as Hugging Face writes, or one binary column of {', '.join(IMAGE_COLUMNS)}",
-        "keep or rename one column",
-    )
+    fits = f"a struct with `bytes`, as Hugging Face writes, or binary and named one of {', '.join(IMAGE_COLUMNS)}"
+    raise TutelageError(f"{where}: {what}", f"keep or rename one column: {fits}")
 
 
 def _holds_images(field: pa.Field) -> bool:

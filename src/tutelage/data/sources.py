@@ -2,7 +2,7 @@
 
 Listing reads names and sizes only; `read_bytes` fetches the bytes, each container opened once. Nothing is ever
 unpacked to disk. An image that cannot be used becomes a `Rejected` (while listing) or is yielded as an
-`Unreadable` (while reading): bad images are told, never silently dropped, and never raised.
+`Unreadable` (while reading): bad images are reported, never silently dropped, and never raised.
 """
 
 from __future__ import annotations
@@ -83,9 +83,8 @@ def list_images(root: str | Path) -> tuple[list[ImageRef], list[Rejected]]:
         return refs, rejected
     name = os.path.basename(path)
     if not name.lower().endswith(IMAGE_SUFFIXES + TAR_SUFFIXES + PARQUET_SUFFIXES):
-        raise TutelageError(
-            f"{root}", "a folder, a .tar, .tar.gz, .tgz or .parquet file, or an image " + " ".join(IMAGE_SUFFIXES)
-        )
+        hint = f"use a folder, a .tar, .tar.gz, .tgz or .parquet file, or an image ({' '.join(IMAGE_SUFFIXES)})"
+        raise TutelageError(f"{root} is not a kind of file that tutelage reads", hint)
     _add(path, clean(name), refs, rejected, alone=True)
     return refs, rejected
 
@@ -124,12 +123,10 @@ def missing(path: str | Path, flag: str = "") -> TutelageError:
     """The error for a path that does not exist, with the nearest names beside it; `flag` ("--target ") goes before it."""
     path = Path(path)
     try:
-        beside = os.listdir(path.absolute().parent)
+        hint = did_you_mean(path.name, os.listdir(path.absolute().parent))
     except OSError:
-        return TutelageError(
-            f"{flag}{path}: no such file or folder", "a path that exists", f"there is no {path.parent} either"
-        )
-    return TutelageError(f"{flag}{path}: no such file or folder", "a path that exists", did_you_mean(path.name, beside))
+        hint = f"there is no {path.parent} either"
+    return TutelageError(f"{flag}{path}: no such file or folder", hint)
 
 
 def clean(name: str) -> str:
@@ -180,12 +177,13 @@ def _add(path: str, id: str, refs: list[ImageRef], rejected: list[Rejected], alo
     except FileNotFoundError:
         rejected.append(Rejected(id, "a link to nothing" if os.path.islink(path) else "the file is gone"))
     except TutelageError as error:
-        if alone or "no image column" not in error.given:
+        if alone or "no image column" not in error.message:
             raise
-        rejected.append(Rejected(id, error.given.removeprefix(f"{path}: ")))  # such as a manifest among images
+        rejected.append(Rejected(id, error.message.removeprefix(f"{path}: ")))  # such as a manifest among images
     except Exception as error:  # the readers of broken files raise almost anything
         if alone and name.endswith(PARQUET_SUFFIXES):
-            raise TutelageError(f"{path}: {why(error)}", "a Parquet file that is whole", "copy it again") from error
+            hint = "check that it is a whole Parquet file, or copy it again"
+            raise TutelageError(f"{path} {why(error)}", hint) from error
         rejected.append(Rejected(id, why(error)))
 
 

@@ -219,9 +219,9 @@ class Store:
         free = shutil.disk_usage(self.folder).free
         if needed > 0.95 * free:
             raise TutelageError(
-                f"{len(refs):,} decoded images take about {needed / 2**30:,.3g} GiB in {self.folder}",
+                f"{len(refs):,} decoded images take about {needed / 2**30:,.3g} GiB in {self.folder}, but only "
                 f"{free / 2**30:,.3g} GiB are free there",
-                "free some space, or choose a --cache on another disk, a smaller gallery or smaller --teacher-size and "
+                "free some space, or use a --cache on another disk, a smaller gallery, or a smaller --teacher-size and "
                 "--student-size",
             )
 

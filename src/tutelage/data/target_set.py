@@ -34,7 +34,7 @@ class TargetSet:
     groups: (n,) str, what must not be split (one patient, product, video); "" = none.
     notes: what the log should say, such as how the test images were chosen.
     rejected: files of the target set that cannot be used, and why.
-    Of masks alone: masks, n references; truths, n hashes of the classes of their pixels; pixels, (n, C) int64 counts; colours, C
+    Of masks only: masks, n references; truths, n hashes of the classes of their pixels; pixels, (n, C) int64 counts; colours, C
     triples in [0, 255]; coloured, whether the masks hold colours instead of numbers; ignored, colours that are no class.
     """
 
@@ -100,7 +100,7 @@ def read_target_set(
         group_by: regular expression searched in every id; its first group (or the whole match) is the image's group.
 
     Raises:
-        TutelageError: everything that is wrong, told at once.
+        TutelageError: everything that is wrong, reported at once.
     """
     shares, places, pattern = check_places(target, {"val": val, "test": test}, group_by)
     listings, errors = {}, []
@@ -140,10 +140,10 @@ def read_any(target: str | Path, classes: Sequence[str]) -> TargetSet:
     unknown = sorted({image.label for image in listing.images} - set(classes))
     if unknown:
         near = [(name, did_you_mean(name, classes, 1)) for name in unknown]
+        fixes = "; ".join(f"{name!r}: {hint}" for name, hint in near if hint) or "rename or remove the others"
         raise TutelageError(
-            f"{target}: {len(unknown)} classes that the run does not have: {shown(map(repr, unknown), 20)}",
-            f"the run's classes: {shown(map(repr, classes), 20)}",
-            "; ".join(f"{name!r}: {mend}" for name, mend in near if mend) or "rename or remove them",
+            f"{target} has {len(unknown)} classes that the run does not have: {shown(map(repr, unknown), 20)}",
+            f"the run's classes are {shown(map(repr, classes), 20)}; {fixes}",
         )
     return _numbered(listing.images, tuple(classes), listing.notes, listing.rejected)
 
@@ -176,9 +176,8 @@ def check_places(target: str | Path, given: dict[str, str | Path | float | None]
     for split, value in given.items():
         share = _number(value)
         if share is not None and not 0 < share < 1:
-            errors.append(
-                TutelageError(f"--{split} {value}", "a path, or a fraction above 0 and below 1", "such as 0.2")
-            )
+            message = f"--{split} {value} must be a path, or a fraction above 0 and below 1"
+            errors.append(TutelageError(message, f"use, for example, --{split} 0.2"))
         elif share is not None:
             shares[split] = share
         elif value is not None:
@@ -188,7 +187,8 @@ def check_places(target: str | Path, given: dict[str, str | Path | float | None]
     try:
         pattern = re.compile(group_by) if group_by else None
     except re.error as error:
-        errors.append(TutelageError(f"--group-by {group_by!r}: {error}", "a regular expression", "such as '^([^_]+)_'"))
+        hint = "use a valid regular expression, such as '^([^_]+)_'"
+        errors.append(TutelageError(f"--group-by {group_by!r}: {error}", hint))
     raise_all(errors)
     return shares, places, pattern
 
@@ -201,13 +201,9 @@ def _number(value: str | Path | float | None) -> float | None:
 
 
 def _kept(names: tuple[str, ...], classes: Sequence[str]) -> tuple[str, ...]:
-    raise_all(
-        [
-            TutelageError(f"--classes: {c!r}", f"classes of the target set: {shown(names, 20)}", did_you_mean(c, names))
-            for c in classes
-            if c not in names
-        ]
-    )
+    known = f"a class of the target set ({shown(names, 20)})"
+    unknown = [c for c in classes if c not in names]
+    raise_all([TutelageError(f"--classes: {c!r} is not {known}", did_you_mean(c, names)) for c in unknown])
     return tuple(name for name in names if name in set(classes))
 
 
@@ -217,8 +213,7 @@ def _grouped(images: list[LabelledRef], pattern: re.Pattern[str]) -> list[Labell
     if lost:
         raise TutelageError(
             f"--group-by {pattern.pattern!r} finds nothing in {len(lost)} ids: {shown(lost)}",
-            "a regular expression that is found in every image's id",
-            "add '|$' at its end if some images have no group",
+            "use a pattern that matches every image's id, or add '|$' at its end if some images have no group",
         )
     groups = [(m.group(1) if pattern.groups else m.group()) or "" for m in found if m]
     return [replace(image, group=group) for image, group in zip(images, groups, strict=True)]
@@ -229,9 +224,8 @@ def _taken_twice(shares: dict[str, float], images: list[LabelledRef]) -> list[Tu
     counts = Counter(image.split for image in images)
     errors = [
         TutelageError(
-            f"{split} {share}, and {counts[split]} {split} images",
-            "one of the two",
-            f"leave out {split}, or give a path",
+            f"--{split} {share} conflicts with the {counts[split]} {split} images of the target set",
+            f"use one of the two: leave out --{split}, or give it a path",
         )
         for split, share in shares.items()
         if counts[split]
@@ -239,8 +233,8 @@ def _taken_twice(shares: dict[str, float], images: list[LabelledRef]) -> list[Tu
     first: dict[bytes, LabelledRef] = {}
     twice = [i for i in images if first.setdefault(i.ref.fingerprint, i).split != i.split]
     if twice:
-        given = f"{len(twice)} images are in two splits: {shown(i.ref.id for i in twice)}"
-        errors.append(TutelageError(given, "every image in one split", "take them out of one"))
+        message = f"{len(twice)} images are in two splits: {shown(i.ref.id for i in twice)}"
+        errors.append(TutelageError(message, "keep every image in one split only"))
     return errors
 
 
@@ -248,32 +242,31 @@ def _faults(images: list[LabelledRef], names: tuple[str, ...], target: str | Pat
     """What makes a target set unusable."""
     train = Counter(image.label for image in images if image.split == "train")
     if not train:
-        return [TutelageError(f"{target}: no train images", FORMS, "check the path and the names of its folders")]
+        hint = f"check the path and the names of its folders; tutelage reads {FORMS}"
+        return [TutelageError(f"{target} has no train images", hint)]
     errors = []
     if len(names) < 2:
-        given = f"{target}: one class only ({shown(names)})"
-        errors.append(TutelageError(given, "at least 2 classes", "give the folder above, if this is one class of it"))
+        message = f"{target} has one class only ({shown(names)}), but at least 2 are needed"
+        errors.append(TutelageError(message, "give its parent folder, if this is the folder of one class"))
     single = [name for name in names if train[name] == 1]
     if single:
-        given = f"{target}: {len(single)} classes have one train image: {shown(single, 10)}"
-        errors.append(
-            TutelageError(given, "at least 2 train images per class", "add images, or name the others with --classes")
-        )
+        message = f"{target}: {len(single)} classes have one train image: {shown(single, 10)}"
+        hint = "add images until every class has at least 2, or name only the other classes with --classes"
+        errors.append(TutelageError(message, hint))
     for split in ("val", "test"):
         lost = sorted({i.label for i in images if i.split == split} - train.keys())
-        near = did_you_mean(lost[0], train) if lost else ""
         if lost:
-            given = f"{split} has classes that train lacks: {shown(lost, 10)}"
-            errors.append(TutelageError(given, f"classes of train: {shown(sorted(train), 10)}", near))
+            known = f"train has {shown(sorted(train), 10)}"
+            message = f"{split} has classes that train lacks: {shown(lost, 10)} ({known})"
+            errors.append(TutelageError(message, did_you_mean(lost[0], train)))
     where: dict[str, set[str]] = defaultdict(set)
     for image in images:
         where[image.group].add(image.split)
     torn = sorted(group for group, splits in where.items() if group and len(splits) > 1)
     if torn:
-        given = f"{len(torn)} groups are in several splits: " + shown(
-            f"{g} ({', '.join(sorted(where[g]))})" for g in torn
-        )
-        errors.append(TutelageError(given, "every group in one split", "split by group, or give a fraction instead"))
+        which = shown(f"{g} ({', '.join(sorted(where[g]))})" for g in torn)
+        hint = "keep every group in one split, or give --val and --test as fractions, which keep groups whole"
+        errors.append(TutelageError(f"{len(torn)} groups are in several splits: {which}", hint))
     return errors
 
 

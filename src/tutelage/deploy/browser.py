@@ -95,14 +95,15 @@ def _faults_of(out: Path) -> list[TutelageError]:
     if path.exists() and (path.is_dir() or GENERATOR not in path.read_bytes()[:1000].decode(errors="replace")):
         return [
             TutelageError(
-                f"--out {out}: its index.html is no page of this command", "a new folder, or one with such a page", "choose another --out"
+                f"--out {out}: its index.html was not written by tutelage demo-page",
+                "choose another --out: a new folder, or one with such a page",
             )
-        ]  # fmt: skip
+        ]
     return []
 
 
 def _unwritable(out: Path, reason: str) -> TutelageError:
-    return TutelageError(f"--out {out}: {reason}", "a folder that can be written", "choose another --out")
+    return TutelageError(f"--out {out}: {reason}", "choose another --out, a folder that can be written")
 
 
 def server_of(port: int) -> ThreadingHTTPServer:
@@ -117,8 +118,8 @@ def server_of(port: int) -> ThreadingHTTPServer:
     try:
         return ThreadingHTTPServer((LOOPBACK, port), BaseHTTPRequestHandler)
     except OSError as error:
-        mend = f"choose another --port ({port + 1}, or 0 for any that is free), or stop what holds it"
-        raise TutelageError(f"--port {port}: {error.strerror}", "a port that is free", mend) from error
+        hint = f"choose another --port ({port + 1}, or 0 for any free port), or stop the program that uses it"
+        raise TutelageError(f"--port {port}: {error.strerror}", hint) from error
 
 
 def serve(server: ThreadingHTTPServer, page: bytes) -> None:
@@ -183,30 +184,31 @@ def _checked(folder: Path) -> tuple[str, dict[str, bytes]]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = getattr(error, "strerror", None) or "cannot be read"
         raise TutelageError(
-            f"--export {folder} is no export folder ({EXPORT}: {reason})", "a folder that `tutelage export` has written",
-            "tutelage export RUN writes RUN/export",
-        ) from None  # fmt: skip
+            f"--export {folder} is not an export folder ({EXPORT}: {reason})",
+            "create one with `tutelage export RUN`, which writes RUN/export",
+        ) from None
     if (folder / name).is_file() and (large := (folder / name).stat().st_size) > MEGABYTES * 1e6:
         raise TutelageError(
-            f"--export {folder}: {name} has {large / 1e6:,.0f} MB", f"a model of at most {MEGABYTES} MB, or no browser opens the page",
-            "a smaller student, or tutelage predict, which has no such limit",
-        )  # fmt: skip
+            f"--export {folder}: {name} is {large / 1e6:,.0f} MB, but browsers can open models of at most {MEGABYTES} MB",
+            "use a smaller student, or `tutelage predict`, which has no such limit",
+        )
     data = {one: (folder / one).read_bytes() for one in (name, LABELS, ABOUT) if (folder / one).is_file()}
     odd = [
-        f"{one} ({'changed' if one in data else 'gone'})"
+        f"{one} ({'changed' if one in data else 'missing'})"
         for one in (name, LABELS, ABOUT)
         if one not in data or hashlib.sha256(data[one]).hexdigest() != hashes.get(one)
     ]
     if odd:
         raise TutelageError(
-            f"--export {folder}: not as exported: {shown(odd)}", f"files with the hashes in {EXPORT}", "put them back, or export again"
-        )  # fmt: skip
+            f"--export {folder}: files do not match the hashes in {EXPORT}: {shown(odd)}",
+            "restore them, or export again",
+        )
     newest = bytes([IR_VERSION])  # the first field of the file is its IR version, a byte
     if data[name][:1] == b"\x08" and data[name][1:2] > newest:
         raise TutelageError(
-            f"--export {folder}: {name} has ONNX IR version {data[name][1]}", f"version {IR_VERSION} or less, which onnxruntime-web reads",
-            f"export again with tutelage {__version__}, or set the ir_version of the model",
-        )  # fmt: skip
+            f"--export {folder}: {name} has ONNX IR version {data[name][1]}; onnxruntime-web reads version {IR_VERSION} or less",
+            f"export again with tutelage {__version__}, or lower the model's ir_version",
+        )
     return name, data
 
 
@@ -217,7 +219,7 @@ def _labels(folder: Path, data: bytes) -> list[str]:
     except UnicodeDecodeError:
         labels = [""]
     if "" in labels:
-        raise TutelageError(f"{folder / LABELS}: an empty line, or no text", "a class name a line", "export again")
+        raise TutelageError(f"{folder / LABELS} must be text with one class name per line, none empty", "export again")
     return labels
 
 
@@ -225,16 +227,15 @@ def _preprocess(folder: Path, data: bytes) -> Preprocess:
     """What preprocess.json says."""
     if b'"segmentation"' in data:
         raise TutelageError(
-            f"{folder}: a model of masks", "a classifier: the page shows classes", "tutelage predict writes masks"
+            f"{folder} holds a segmentation model, but the page needs a classifier",
+            "use `tutelage predict`, which writes masks",
         )
     try:
         return Preprocess.model_validate_json(data)
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(str(part) for part in fault["loc"])
-        raise TutelageError(
-            f"{folder / ABOUT}: {where}: {fault['msg']}", "the file as exported", "export again"
-        ) from None
+        raise TutelageError(f"{folder / ABOUT}: {where}: {fault['msg']}", "export again") from None
 
 
 def _title(folder: Path) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tutelage.deploy.painting import predictions
 from tutelage.deploy.runtime import NAMES, files_in, open_export, write_predictions
-from tutelage.errors import TutelageError
+from tutelage.errors import TutelageError, rendered
 
 
 @contextlib.contextmanager
@@ -44,10 +44,10 @@ def main(folder: Path, words: Sequence[str] | None = None) -> int:
             result = predictions(model, paths, Path(given.out), advance)
         rejected = write_predictions(Path(given.out), result, given.top)
     except TutelageError as error:
-        print(f"predict: cannot go on\n{error}", file=sys.stderr)
+        print(rendered(error), file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"predict: {error.filename or given.out}: {error.strerror}", file=sys.stderr)
+        print(rendered(TutelageError(f"{error.filename or given.out}: {error.strerror}")), file=sys.stderr)
         return 2
     print(
         f"{len(result.paths):,} images, {given.out}"

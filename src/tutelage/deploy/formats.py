@@ -25,31 +25,21 @@ def check(names: Sequence[str]) -> None:
     faults = []
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
-        faults.append(
-            TutelageError(
-                f"{' and '.join(missing)} not installed", "the extra `export`", "pip install 'tutelage[export]'"
-            )
-        )
+        faults.append(TutelageError(f"not installed: {', '.join(missing)}", "run `pip install 'tutelage[export]'`"))
     for name in names:
         if name not in FILES:
-            faults.append(TutelageError(f"--format {name}", f"one or several of {', '.join(FILES)}"))
+            faults.append(TutelageError(f"--format {name} is not supported", f"use one or more of {', '.join(FILES)}"))
         if name == "executorch" and importlib.util.find_spec("executorch") is None:
-            faults.append(
-                TutelageError(
-                    "--format executorch: it is not installed", "the extra `executorch`", "pip install executorch"
-                )
-            )
+            faults.append(TutelageError("--format executorch: it is not installed", "run `pip install executorch`"))
         if name == "coreml" and sys.platform != "darwin":
             faults.append(
                 TutelageError(
-                    "--format coreml on this system", "macOS: only there can the file be run, and nothing is exported unproven",
+                    "--format coreml needs macOS: every export is verified by running it, and Core ML files run only there",
                     "export on a Mac, or convert model.onnx there",
                 )
-            )  # fmt: skip
-        elif name == "coreml" and importlib.util.find_spec("coremltools") is None:
-            faults.append(
-                TutelageError("--format coreml: it is not installed", "the extra `coreml`", "pip install coremltools")
             )
+        elif name == "coreml" and importlib.util.find_spec("coremltools") is None:
+            faults.append(TutelageError("--format coreml: coremltools is missing", "run `pip install coremltools`"))
     raise_all(faults)
 
 

@@ -21,7 +21,6 @@ from tutelage.sizes import Size, sides
 INPUT, OUTPUT = "images", "logits"
 BAKED_INPUT, BAKED_OUTPUT = "pixels", "probabilities"
 OPSET = 20
-MISSING = "onnx and onnxscript are not installed", "the extra `export`", "pip install 'tutelage[export]'"
 
 
 class Baked(nn.Module):
@@ -72,7 +71,8 @@ def write_onnx(module: nn.Module, size: Size, baked: bool, path: Path) -> None:
         import onnx
         import onnxscript  # noqa: F401  # torch's exporter needs it
     except ImportError:
-        raise TutelageError(*MISSING) from None
+        message = "onnx and onnxscript are not installed"
+        raise TutelageError(message, "run `pip install 'tutelage[export]'`") from None
 
     images = example(size, baked)
     try:
@@ -80,9 +80,7 @@ def write_onnx(module: nn.Module, size: Size, baked: bool, path: Path) -> None:
     except Exception as error:
         name, reason = _culprit(module, images, error)
         raise TutelageError(
-            f"{name} cannot be exported: {reason}",
-            "layers whose operations have an ONNX form",
-            "choose another student",
+            f"{name} cannot be exported: {reason}", "choose a student whose operations all have an ONNX form"
         ) from error
     model = program.model_proto
     for node in model.graph.node:

@@ -40,7 +40,7 @@ LEAST_ERROR = "least squared error"
 SCHEMES = {"S8S8": (False, False), "U8S8, 7-bit weights": (True, True), "U8S8": (True, False)}
 SAFE = ("S8S8", "U8S8, 7-bit weights")  # right on every CPU
 SENSITIVITY_IMAGES = 128
-EQUAL = 0.001  # expected losses nearer than this are not told apart
+EQUAL = 0.001  # expected losses nearer than this count as equal
 
 
 @dataclass(frozen=True)
@@ -90,10 +90,9 @@ def quantise(
             chosen = work.measured(scheme, ranges, order[:kept])
         if kept and kept == len(order):
             raise TutelageError(
-                f"int8 loses more than {most_lost:.2%} of the decisions' worth however few layers are int8",
-                f"--int8-loss above {schemes[scheme]['lost']:.4f}, what all layers together are expected to lose",
-                "--int8-loss, or --no-int8",
-            )  # fmt: skip
+                f"int8 is expected to lose more than {most_lost:.2%} accuracy however few layers are quantised",
+                f"raise --int8-loss above {schemes[scheme]['lost']:.4f}, the expected loss with all layers in int8, or use --no-int8",
+            )
         out.write_bytes(work.model(scheme, ranges, order[:kept]))
         return Quantised(
             scheme, ranges, chosen["lost"], chosen["agreement"], len(work.layers), [work.layers[name] for name in order[:kept]],
@@ -109,9 +108,9 @@ def enough(images: int) -> None:
     """
     if images < LEAST_CALIBRATION:
         raise TutelageError(
-            f"{images} images to calibrate int8 with", f"at least {LEAST_CALIBRATION}, better 500, from the transfer set",
-            "a larger --calibration or transfer set, or --no-int8",
-        )  # fmt: skip
+            f"{images} images to calibrate int8 with are too few: at least {LEAST_CALIBRATION} are needed, 500 are better",
+            "raise --calibration, use a larger transfer set, or use --no-int8",
+        )
 
 
 def expected_loss(reference: np.ndarray, other: np.ndarray) -> tuple[float, float]:

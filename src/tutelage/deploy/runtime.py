@@ -108,7 +108,7 @@ def session_of(path: Path, threads: int | None = None) -> Any:
     try:
         import onnxruntime
     except ImportError:
-        raise TutelageError("onnxruntime is not installed", "onnxruntime", "pip install onnxruntime") from None
+        raise TutelageError("onnxruntime is not installed", "run `pip install onnxruntime`") from None
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     if threads:
@@ -117,7 +117,7 @@ def session_of(path: Path, threads: int | None = None) -> Any:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions have no common class
         reason = " ".join(str(error).split())[:300]
-        raise TutelageError(f"{path}: {reason}", "an ONNX file that onnxruntime can read", "export again") from None
+        raise TutelageError(f"{path}: onnxruntime cannot read this file: {reason}", "export again") from None
 
 
 def open_export(folder: Path, which: str = "auto", threads: int | None = None) -> Model:
@@ -134,7 +134,7 @@ def open_export(folder: Path, which: str = "auto", threads: int | None = None) -
     name = about["recommended"] if which == "auto" else NAMES[which]
     if name not in about["files"]:
         there = ", ".join(one for one, file in NAMES.items() if file in about["files"])
-        raise TutelageError(f"--model {which}: {folder} has no {name}", f"what is there: {there}", "export again")
+        raise TutelageError(f"--model {which}: {folder} has no {name}", f"use --model {there}, or export again")
     preprocess = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
     labels = (folder / LABELS).read_text(encoding="utf-8").removesuffix("\n").split("\n")
     return Model(session_of(folder / name, threads), preprocess, labels, name)
@@ -151,15 +151,15 @@ def checked(folder: Path) -> dict[str, Any]:
         files = about["files"]
     except (OSError, ValueError, KeyError) as error:
         raise TutelageError(
-            f"{folder} is no export folder ({EXPORT}: {getattr(error, 'strerror', None) or 'cannot be read'})",
-            "a folder that `tutelage export` has written", "tutelage export RUN writes RUN/export",
-        ) from None  # fmt: skip
+            f"{folder} is not an export folder ({EXPORT}: {getattr(error, 'strerror', None) or 'cannot be read'})",
+            "create one with `tutelage export RUN`, which writes RUN/export",
+        ) from None
     changed = changed_files(folder, files)
     if changed:
         raise TutelageError(
-            f"{folder}: {shown(changed)} {'is' if len(changed) == 1 else 'are'} not as exported", f"files with the hashes in {EXPORT}",
-            "put the files back, or export again",
-        )  # fmt: skip
+            f"{folder}: files do not match the hashes in {EXPORT}: {shown(changed)}",
+            "restore them, or export again",
+        )
     return about
 
 
@@ -180,7 +180,7 @@ def files_in(places: Sequence[str]) -> list[str]:
     """
     gone = [place for place in places if not os.path.exists(place)]
     if gone:
-        raise TutelageError(f"no such file or folder: {shown(gone)}", "images, or folders of images")
+        raise TutelageError(f"no such file or folder: {shown(gone)}", "name images, or folders of images")
     found: list[str] = []
     for place in places:
         if not os.path.isdir(place):
@@ -190,7 +190,7 @@ def files_in(places: Sequence[str]) -> list[str]:
             below.sort()
             found += [os.path.join(folder, name) for name in sorted(names) if name.lower().endswith(IMAGES)]
     if not found:
-        raise TutelageError(f"no image in {shown(places)}", f"files that end in {', '.join(IMAGES)}")
+        raise TutelageError(f"no image in {shown(places)}", f"name files that end in {', '.join(IMAGES)}")
     return list(dict.fromkeys(found))
 
 
@@ -253,7 +253,7 @@ def write_predictions(path: Path, result: Any, top: int) -> Path | None:
     """
     if result.rejected and not result.paths:
         first = shown((f"{name} ({reason})" for name, reason in result.rejected), 3)
-        raise TutelageError(f"none of {len(result.rejected):,} files can be read: {first}", "images")
+        raise TutelageError(f"none of {len(result.rejected):,} files can be read as an image: {first}")
     columns = result.columns(top)
     if path.suffix.lower() == ".parquet":
         write_parquet(path, columns)
@@ -273,9 +273,8 @@ def write_parquet(path: Path, columns: dict[str, list[Any]]) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
-        raise TutelageError(
-            f"--out {path}: pyarrow is not installed", "a .csv, or pyarrow", "pip install pyarrow"
-        ) from None
+        hint = "use a .csv, or run `pip install pyarrow`"
+        raise TutelageError(f"--out {path}: pyarrow is not installed", hint) from None
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".partial")
     pq.write_table(pa.table({name: pa.array([*values]) for name, values in columns.items()}), temporary)

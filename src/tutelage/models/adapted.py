@@ -54,16 +54,16 @@ def half_precision(outputs: np.ndarray, name: str) -> np.ndarray:
         outputs: (n, D) float32. name: of the network.
 
     Raises:
-        TutelageError: an output is no number, or too large for float16.
+        TutelageError: an output is NaN, infinite or too large for float16.
     """
     with np.errstate(over="ignore"):
         halves = outputs.astype(np.float16)
     if not np.isfinite(halves).all():
         raise TutelageError(
-            f"{int((~np.isfinite(halves)).any(axis=1).sum())} of {len(outputs)} images get outputs from the teacher, {name}, "
-            "that are no number, or beyond 65,504",
-            "finite outputs", "use --precision fp32, or another teacher",
-        )  # fmt: skip
+            f"the teacher, {name}, gives outputs that are NaN, infinite or beyond 65,504 for "
+            f"{int((~np.isfinite(halves)).any(axis=1).sum())} of {len(outputs)} images",
+            "use --precision fp32, or another teacher",
+        )
     return halves
 
 
@@ -194,7 +194,7 @@ def _same_encoder(folder: Path, about: dict[str, Any], weights: str) -> Encoder:
     encoder = build_teacher(about["name"], weights, about["size"], about.get("window"))
     if encoder.hash != about["hash"]:
         raise TutelageError(
-            f"--teacher-weights {weights}: other weights than those that the teacher in {folder} was adapted with",
-            "the weights that `adapt` saw", "give those again, or another --out",
-        )  # fmt: skip
+            f"--teacher-weights {weights} are not the weights that the teacher in {folder} was adapted with",
+            "use the weights that were given to `adapt`, or another --out",
+        )
     return encoder

@@ -50,9 +50,9 @@ def levels_of(module: Any, name: str, size: Size, kind: str = "teacher") -> list
                 torch.zeros(1, 3, height, width, device=device), intermediates_only=True
             )
     except (AttributeError, TypeError, NotImplementedError) as error:
-        allowed = "a timm model with forward_intermediates, as nearly all have"
         raise TutelageError(
-            f"--{kind} {name}: it gives no features of single layers", allowed, "use another"
+            f"--{kind} {name} gives no features of intermediate layers",
+            "use a timm model with forward_intermediates, which nearly all have",
         ) from error
     finally:
         module.train(was)
@@ -131,9 +131,9 @@ def check_windows(encoder: nn.Module, levels: list[Level], window: Size, size: S
         return
     fits = ["x".join(str(max(1, (side + unit // 2) // unit) * unit) for side in sides(one)) for one in (window, size)]
     raise TutelageError(
-        f"--teacher-window {window} with --teacher-size {size}", f"multiples of {unit} px, the teacher's deepest stride",
-        f"the nearest that fit: --teacher-window {fits[0]} --teacher-size {fits[1]}",
-    )  # fmt: skip
+        f"--teacher-window {window} with --teacher-size {size} must be multiples of {unit} px, the teacher's deepest stride",
+        f"use --teacher-window {fits[0]} --teacher-size {fits[1]}, the nearest that fit",
+    )
 
 
 def window_starts(side: int, window: int, unit: int) -> list[int]:
@@ -233,7 +233,6 @@ def needed_level(levels: list[Level], stride: int, name: str, decoder: str) -> L
             return level
     have = shown(str(level.stride) for level in levels)
     raise TutelageError(
-        f"--decoder {decoder} on --student {name}: no features at stride {stride} (it has {have})",
-        "an encoder with features at strides 4, 8, 16 and 32, as CNNs have",
-        "use another --student, such as mobilenetv3_small_100",
+        f"--decoder {decoder} on --student {name}: the encoder has no features at stride {stride} (only at {have})",
+        "use a --student with features at strides 4, 8, 16 and 32, as CNNs have, such as mobilenetv3_small_100",
     )

@@ -93,8 +93,7 @@ def build_student(
             raise
         raise TutelageError(
             f"--decoder {decoder} on --student {name}: the encoder cannot give an output stride of {stride}",
-            "an encoder with dilation, such as tf_efficientnet_lite0 or mobilevitv2_050, or another decoder",
-            "use --decoder lraspp or fpn",
+            "use --decoder lraspp or fpn, or an encoder with dilation, such as tf_efficientnet_lite0 or mobilevitv2_050",
         ) from error
     levels = levels_of(encoder, name, size, "student")
     head = DECODERS[decoder](levels, classes, name)

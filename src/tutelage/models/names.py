@@ -98,7 +98,7 @@ def licence_of(tag_or_package: str, stated: str | None = None) -> str:
 
 
 def full_name(name: str, kind: str = "teacher") -> str | None:
-    """timm's name for a short name; None for what is none. `kind`: "teacher" or "student", whose names come first."""
+    """timm's name for a short name; None for any other name. `kind`: "teacher" or "student", whose names come first."""
     own, other = (STUDENTS, TEACHERS) if kind == "student" else (TEACHERS, STUDENTS)
     return own.get(name) or other.get(name)
 
@@ -116,8 +116,8 @@ def check_size(name: str, size: Size, kind: str = "teacher") -> None:
         return
     below, above = size // step * step, (size // step + 1) * step
     near = f"{below} or {above}" if below >= lowest else f"{max(above, lowest)} or {max(above, lowest) + step}"
-    allowed = f"multiples of its patch, {step} px" if patch else f"{lowest} px or more"
-    raise TutelageError(f"--{kind}-size {size} for {name}", allowed, f"use {near}")
+    expected = f"a multiple of its patch size, {step} px" if patch else f"at least {lowest} px"
+    raise TutelageError(f"--{kind}-size {size} for {name} must be {expected}", f"use {near}")
 
 
 def weights_path(weights: str, kind: str = "teacher") -> Path | None:
@@ -128,17 +128,17 @@ def weights_path(weights: str, kind: str = "teacher") -> Path | None:
     """
     if weights in ("pretrained", "scratch"):
         return None
-    given, path = f"--{kind}-weights {weights}", Path(weights).expanduser()
-    allowed = f"pretrained, scratch, or a file that exists ({', '.join(SUFFIXES)})"
+    flag, path = f"--{kind}-weights {weights}", Path(weights).expanduser()
+    expected = f"expected pretrained, scratch or a file ending in {', '.join(SUFFIXES)}"
     if path.is_dir():
-        raise TutelageError(f"{given}: a folder", allowed, "name the file in it")
+        raise TutelageError(f"{flag} is a folder; {expected}", "name the file in it")
     if not path.exists():
         words = ["pretrained", "scratch"] if os.sep not in weights and "." not in weights else []
         try:
             beside = [entry.name for entry in path.absolute().parent.iterdir() if entry.suffix in SUFFIXES]
         except OSError:
             beside = []
-        raise TutelageError(f"{given}: no such file", allowed, did_you_mean(path.name, [*words, *beside]))
+        raise TutelageError(f"{flag}: no such file; {expected}", did_you_mean(path.name, [*words, *beside]))
     if path.suffix not in SUFFIXES:
-        raise TutelageError(f"{given}: a file ending in {path.suffix!r}", allowed, "rename or convert it")
+        raise TutelageError(f"{flag} is a file ending in {path.suffix!r}; {expected}", "rename or convert it")
     return path

@@ -56,7 +56,7 @@ def build_student(name: str, classes: int, weights: str = "scratch", size: Size 
     """
     name = resolve(name, "student")
     if classes < 1:
-        raise TutelageError(f"{classes} classes for the student {name}", "one class or more")
+        raise TutelageError(f"{classes} classes for the student {name}: at least one is needed")
     size = default_size(name) if size is None else size
     module, source = build(name, weights, classes, size, "student")
     module.train()

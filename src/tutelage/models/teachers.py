@@ -61,14 +61,13 @@ def resolve(name: str, kind: str = "teacher") -> str:
     if not timm.is_model(arch) or ":" in name:
         known = timm.list_models()
         near = did_you_mean(arch, [*own, *other, *known])
-        allowed = f"a short name ({shown(own, 30)}) or any of timm's {len(known)} names"
-        raise TutelageError(
-            f"--{kind} {name}: no such model", allowed, near or "timm.list_models('*vit*') searches them"
-        )
+        hint = f"use a short name ({shown(own, 30)}) or one of timm's {len(known)} names"
+        hint = f"{near} Otherwise {hint}" if near else f"{hint}, which timm.list_models('*vit*') searches"
+        raise TutelageError(f"--{kind} {name}: no such model", hint)
     tags = [full.partition(".")[2] for full in get_arch_pretrained_cfgs(arch)]
     if tag and tag not in tags:
         near = did_you_mean(name, [f"{arch}.{t}" for t in tags])
-        raise TutelageError(f"--{kind} {name}: no weights of that tag", f"{arch} with {shown(tags) or 'no tag'}", near)
+        raise TutelageError(f"--{kind} {name}: no weights with that tag ({arch} has {shown(tags) or 'none'})", near)
     return name
 
 
@@ -116,8 +115,8 @@ def build(
                 module.eval()(torch.zeros(1, 3, *sides(size)))
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         said = str(error).strip().split("\n")[0] or type(error).__name__
-        mend = f"use {cfg.input_size[-1]} px" if unusual else ""
-        raise TutelageError(f"--{kind} {name} at {size} px: {said}", "a size that it can be built for", mend) from error
+        hint = f"use {cfg.input_size[-1]} px" if unusual else ""
+        raise TutelageError(f"--{kind} {name} cannot be built at {size} px: {said}", hint) from error
     return module, source
 
 

@@ -73,17 +73,17 @@ def class_prompts(classes: Sequence[str], templates: Sequence[str] = TEMPLATES) 
     Raises:
         TutelageError: no templates, one without {}, or a name of which nothing is left; all faults at once.
     """
-    allowed = "sentences with {} where the class name goes"
-    faults = [] if templates else [TutelageError("no templates", allowed, f"{TEMPLATES[0]!r}, for one")]
+    hint = f"write a sentence with {{}} where the class name goes, such as {TEMPLATES[0]!r}"
+    faults = [] if templates else [TutelageError("no templates for text queries", hint)]
     faults += [
-        TutelageError(f"template {template!r}: no {{}} in it", allowed, "write {} where the name goes")
+        TutelageError(f"template {template!r} has no {{}} in it", hint)
         for template in templates
         if "{}" not in template
     ]
     names = [" ".join(name.replace("_", " ").replace("-", " ").split()) for name in classes]
     faults += [
-        TutelageError(f"class {given!r}: no words to search with", "a name that says what is seen", "rename the class")
-        for given, name in zip(classes, names, strict=True)
+        TutelageError(f"class {label!r} has no words to search with", "give it a name that says what is in the image")
+        for label, name in zip(classes, names, strict=True)
         if not name
     ]
     raise_all(faults)
@@ -118,8 +118,7 @@ def _open_clip() -> Any:
         import open_clip
     except ImportError as error:
         raise TutelageError(
-            f"text queries: the package open_clip_torch cannot be imported ({error})",
-            "text queries with it, image queries without",
+            f"text queries, unlike image queries, need the package open_clip_torch, which cannot be imported ({error})",
             "pip install 'tutelage[text]'",
         ) from error
     return open_clip
@@ -143,12 +142,13 @@ def resolve_clip(name: str) -> tuple[str, str]:
     if arch not in known:
         same = [k for k in [*CLIPS, *known] if k.lower() == arch.lower()]
         near = f"did you mean {same[0]!r}?" if same else did_you_mean(arch, [*CLIPS, *known])
-        allowed = f"a short name ({shown(CLIPS, 10)}) or any of open_clip's {len(known)} names"
-        raise TutelageError(f"--clip {name}: no such model", allowed, near or "open_clip.list_models() lists them")
+        hint = f"use a short name ({shown(CLIPS, 10)}) or one of open_clip's {len(known)} names"
+        hint = f"{near} Otherwise {hint}" if near else f"{hint}, which open_clip.list_models() lists"
+        raise TutelageError(f"--clip {name}: no such model", hint)
     tags = open_clip.list_pretrained_tags_by_model(arch)
     if tag and tag not in tags:
-        allowed = f"{arch} with {shown(tags, 30) or 'no tag'}"
-        raise TutelageError(f"--clip {name}: no weights of that tag", allowed, did_you_mean(tag, tags))
+        message = f"--clip {name}: no weights with that tag ({arch} has {shown(tags, 30) or 'none'})"
+        raise TutelageError(message, did_you_mean(tag, tags))
     preferred = [t for start in PREFERRED for t in tags if t.startswith(start)]
     return arch, tag or next(iter([*preferred, *tags]), "")
 
@@ -175,15 +175,14 @@ def _check_text_side(name: str, repository: str) -> None:
 
     if importlib.util.find_spec("transformers") is None:
         raise TutelageError(
-            f"--clip {name}: its tokenizer needs the package transformers", "models with CLIP's own tokenizer without it",
-            "pip install transformers sentencepiece, or use --clip openclip-b",
-        )  # fmt: skip
+            f"--clip {name} needs the package transformers for its tokenizer",
+            "pip install transformers sentencepiece, or use --clip openclip-b, which has CLIP's own tokenizer",
+        )
     files = ("tokenizer.json", "tokenizer_config.json")
     if not any(isinstance(try_to_load_from_cache(repository, file), str) for file in files) and (fault := hub_fault()):
         raise TutelageError(
-            f"--clip {name}: its tokenizer cannot be had from the hub ({repository}): {fault}",
-            "a tokenizer from the hub or its cache; CLIP's own comes with open_clip",
-            "use --clip openclip-b, whose tokenizer is installed",
+            f"--clip {name}: its tokenizer is not in the hub's cache and cannot be downloaded ({repository}): {fault}",
+            "use --clip openclip-b, whose tokenizer comes with open_clip",
         )
 
 
@@ -194,7 +193,9 @@ def _hub_entry(name: str, arch: str, tag: str) -> tuple[str, Path | None]:
     cfg = _open_clip().get_pretrained_cfg(arch, tag) if tag else {}
     where = cfg.get("hf_hub") or cfg.get("url")
     if not where:
-        raise TutelageError(f"--clip {name}: open_clip has no weights for it", "--clip-weights FILE, or scratch")
+        raise TutelageError(
+            f"--clip {name}: open_clip has no weights for it", "use --clip-weights FILE or --clip-weights scratch"
+        )
     repository, _, file = where.rpartition("/")
     usual = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
     files = (f"{file.rpartition('.')[0]}.safetensors", file) if file else usual
@@ -204,9 +205,8 @@ def _hub_entry(name: str, arch: str, tag: str) -> tuple[str, Path | None]:
 
 def _no_hub(name: str, where: str, fault: str) -> TutelageError:
     return TutelageError(
-        f"--clip {name}: its weights cannot be had from the hub ({where}): {fault}",
-        "weights from the hub or from a file",
-        "give --clip-weights FILE (.safetensors or .pth, fetched elsewhere)",
+        f"--clip {name}: its weights cannot be downloaded from the hub ({where}): {fault}",
+        "use --clip-weights FILE (.safetensors or .pth, downloaded elsewhere)",
     )
 
 
@@ -245,8 +245,7 @@ def _fill(model: nn.Module, path: Path, arch: str) -> None:
         else:
             _open_clip().load_checkpoint(model, str(path))
     except (RuntimeError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
-        wrong = wrong_architecture(f"--clip-weights {path}", arch, state, own)
-        raise TutelageError(wrong.given, f"the tensors of open_clip's {arch}", wrong.mend) from error
+        raise wrong_architecture(f"--clip-weights {path}", f"open_clip's {arch}", state, own) from error
 
 
 def build_clip(name: str, weights: str = "pretrained", accelerator: Any = None) -> Clip:

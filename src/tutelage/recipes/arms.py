@@ -83,14 +83,15 @@ def numbers(values: Sequence[str], flag: str, least: int) -> list[int]:
     """Whole numbers of a list.
 
     Raises:
-        TutelageError: one is none, or too small.
+        TutelageError: there is none, or one is not a whole number or too small.
     """
     found = listed(values)
     if not found:
-        raise TutelageError(f"{flag} without a number", f"whole numbers from {least} on", f"{flag} {max(5, least)}")
+        hint = f"use {flag} {max(5, least)}"
+        raise TutelageError(f"{flag} without a number: expected whole numbers of at least {least}", hint)
     wrong = [value for value in found if not value.isdecimal() or int(value) < least]
     if wrong:
-        raise TutelageError(f"{flag} {shown(wrong)}", f"whole numbers from {least} on, such as 5,10,25")
+        raise TutelageError(f"{flag} {shown(wrong)}: expected whole numbers of at least {least}, such as 5,10,25")
     return [int(value) for value in found]
 
 
@@ -106,15 +107,16 @@ def arms_of(names: Sequence[str], overrides: Sequence[str], known: Sequence[str]
     """
     faults, found = [], listed(names)
     if not found:
-        faults.append(
-            TutelageError("--arms without an arm", f"one of {', '.join(ARMS)}, or several", "--arms scratch,oriented")
-        )
+        message = f"--arms without an arm: expected one or several of {', '.join(ARMS)}"
+        faults.append(TutelageError(message, "use --arms scratch,oriented"))
     for name in found:
         if not re.fullmatch(r"[a-z-]+(:[A-Za-z0-9._-]+)?", name):
-            faults.append(TutelageError(f"--arms {name}", "ARM or ARM:LABEL, a label of letters, digits, dots, dashes"))
+            form = "ARM or ARM:LABEL, with a label of letters, digits, dots, dashes and underscores"
+            faults.append(TutelageError(f"--arms {name}: expected {form}"))
         elif name.partition(":")[0] not in ARMS:
             near = did_you_mean(name.partition(":")[0], ARMS)
-            faults.append(TutelageError(f"--arms {name}", f"{', '.join(ARMS)}, or one of them with :LABEL", near))
+            message = f"--arms {name}: expected one of {', '.join(ARMS)}, or one of them with :LABEL"
+            faults.append(TutelageError(message, near))
     settings: dict[str, dict[str, Any]] = {}
     for text in overrides:
         try:
@@ -140,15 +142,13 @@ def _override(text: str, names: Sequence[str], known: Sequence[str]) -> tuple[st
     name, _, setting = target.strip().rpartition(".")
     setting = setting.replace("-", "_")
     if not equals or not name:
-        raise TutelageError(f"--set {text}", "ARM.SETTING=VALUE, such as agnostic.lr=3e-3")
+        raise TutelageError(f"--set {text}: expected ARM.SETTING=VALUE, such as agnostic.lr=3e-3")
     if name not in names and not any(one.partition(":")[0] == name for one in names):
-        raise TutelageError(
-            f"--set {text}: arm {name}", f"an arm of the study: {', '.join(names)}", did_you_mean(name, names)
-        )
+        message = f"--set {text}: arm {name} is not in the study, whose arms are {', '.join(names)}"
+        raise TutelageError(message, did_you_mean(name, names))
     if setting not in known:
-        raise TutelageError(
-            f"--set {text}: setting {setting}", "a setting of `tutelage run`", did_you_mean(setting, known)
-        )
+        message = f"--set {text}: {setting} is not a setting of `tutelage run` that an arm can have"
+        raise TutelageError(message, did_you_mean(setting, known))
     try:
         return name, setting, tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
@@ -172,5 +172,5 @@ def clip_weights(student: str) -> str:
     if own := [one for one in every if one.partition(".")[0] == name]:
         return own[0]
     near = [one for one in every if one.startswith(family)]
-    mend = f"a relative that has: {shown(near, 4)}" if near else "leave the arm out"
-    raise TutelageError(f"arm clip: timm has no CLIP weights for {name}", "a student with CLIP weights in timm", mend)
+    hint = "use a student that has them" + (f", such as {shown(near, 4)}" if near else ", or leave the arm out")
+    raise TutelageError(f"arm clip: timm has no CLIP weights for {name}", hint)

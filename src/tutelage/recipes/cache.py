@@ -24,7 +24,7 @@ def cache(*, cache: c.Cache = "cache", prune: c.Prune = None, json: c.Json = Fal
     """
     folder = Path(cache or "cache")
     if not folder.is_dir():
-        raise TutelageError(f"--cache {folder}", "a cache folder that exists (cache/ beside the run folders)")
+        raise TutelageError(f"--cache {folder} is not a folder", "use the cache folder (cache/ beside the run folders)")
     entries, removed = [], []
     for path in sorted(
         p

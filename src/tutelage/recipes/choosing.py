@@ -146,15 +146,11 @@ def check_memory(pool: Pool, count: int, dedup: str) -> None:
     """
     needed = count * (12 * pool.vectors.width + EACH)
     if needed > pool.memory:
-        other = (
-            "--dedup candidates, which compares what is chosen"
-            if dedup == "gallery"
-            else "a smaller --total, --dedup none"
-        )
+        chosen_only = "--dedup candidates, which compares what is chosen"
         raise TutelageError(
-            f"--dedup {dedup} with {count:,} images to compare, which takes {needed / 2**30:.1f} GiB of memory",
-            f"at most {pool.memory / 2**30:.1f} GiB (--memory, or half of what is free)",
-            f"{other}, or a larger --memory",
+            f"--dedup {dedup} with {count:,} images to compare takes {needed / 2**30:.1f} GiB of memory, "
+            f"and the limit is {pool.memory / 2**30:.1f} GiB (--memory, or half of what is free)",
+            f"use {chosen_only if dedup == 'gallery' else 'a smaller --total, --dedup none'}, or a larger --memory",
         )
 
 

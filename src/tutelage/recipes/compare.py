@@ -77,9 +77,8 @@ def compare(
     chosen = arms_of(arms, set, known)
     amounts, draws = numbers(budgets, "--budgets", 1), numbers(seeds, "--seeds", 0)
     if processes() > 1:
-        raise TutelageError(
-            "tutelage compare in several processes of one group", "one process, or several commands with one --out"
-        )
+        message = "`tutelage compare` cannot run in several processes of one group"
+        raise TutelageError(message, "use one process, or start several commands with the same --out")
     every = budgets_of(chosen, amounts)
     plan = [
         (arm, budget, seed)
@@ -90,11 +89,8 @@ def compare(
     ]
     kept = Path(results) if results else folder / "results"
     if folder.is_dir() and any(folder.iterdir()) and not (folder / STUDY).exists():
-        raise TutelageError(
-            f"--out {folder}: a folder with other things in it",
-            "a new folder, or a study's",
-            f"--out {folder / 'study'}",
-        )
+        hint = f"use a new folder, such as --out {folder / 'study'}, or the folder of a study"
+        raise TutelageError(f"--out {folder} contains other files", hint)
     work = _Study(folder, kept, settings, match)
     done = [kept_record(kept, *work.identity(*one)) for one in plan]
     check_data(kept, [(record, work.identity(*one)[3]) for record, one in zip(done, plan, strict=True) if record])
@@ -125,9 +121,7 @@ def compare(
             failed[name] = kind + " ".join(str(error).split())
             say(f"{name} has failed, the others go on: {failed[name]}")
     if len(failed) and not any(kept_record(kept, *work.identity(*one)) for one in plan):
-        raise TutelageError(
-            f"no run of the study could be finished: {next(iter(failed.values()))}", "at least one arm that works"
-        )
+        raise TutelageError(f"no run of the study could be finished: {next(iter(failed.values()))}")
     from tutelage.reporting.study import write_study
 
     work.say_what_it_is(about, failed)
@@ -177,12 +171,12 @@ class _Study:
         """What a kept result must be of."""
         try:
             settings = self.of(arm, budget, seed)
-        except TutelageError:  # told by `impossible`
+        except TutelageError:  # reported by `impossible`
             settings = {**self.settings, **arm.way.settings, **arm.own, "budget": budget, "seed": seed}
         return arm.name, budget, seed, {**settings, "match": self.match}
 
     def impossible(self, first: dict[str, tuple[Arm, int, int]], alone: bool) -> dict[str, str]:
-        """Arms that need what is missing, and why; told before anything starts.
+        """Arms that need what is missing, and why; reported before anything starts.
 
         Args:
             first: name of an arm -> its first run. alone: whether nothing else of the study is done.

@@ -94,7 +94,7 @@ def curate(
         if not len(chosen.choice):
             if known < len(pool.embedded):
                 raise nothing_left(pool, leaks.leaks, known)
-            say("the gallery holds nothing but the labelled images: the student learns on them alone")
+            say("the gallery holds nothing but the labelled images: the student learns from these only")
         bad += [("gallery", one) for one in [*listed.rejected, *unreadable]]
         reject(run, bad, len(labelled.refs) + len(refs) + len(labelled.rejected) + len(listed.rejected), max_rejected)
         if len(chosen.choice):
@@ -109,9 +109,8 @@ def wanted_of(settings: dict[str, Any], labelled: int, classes: int) -> int | No
     total = settings["total"]
     if total is not None and total <= labelled:
         raise TutelageError(
-            f"--total {total} with {labelled:,} labelled images, which count towards it",
-            f"more than {labelled:,}: the rest comes from the gallery",
-            "raise --total, or give a smaller --budget (--smoke takes at most 256 images)",
+            f"--total {total} with {labelled:,} labelled images, which count towards it, leaves none for the gallery",
+            f"raise --total above {labelled:,}, or lower --budget (--smoke takes at most 256 images)",
         )
     return None if total is None else total - labelled
 
@@ -149,9 +148,10 @@ class _Chosen:
         if wanted is not None and wanted > free > 0:
             if not settings["smoke"]:
                 raise TutelageError(
-                    f"--total {settings['total'] or wanted + len(labels)}, and the gallery has {free:,} images of its own",
-                    f"at most {free + len(labels):,}: {len(labels):,} labelled and those", "lower --total, or give more --gallery",
-                )  # fmt: skip
+                    f"--total {settings['total'] or wanted + len(labels)} is more than the {free + len(labels):,} images "
+                    f"that can be used: {len(labels):,} labelled and {free:,} of the gallery's own",
+                    "lower --total, or add another --gallery",
+                )
             wanted = free
         groups = queries.labels if settings["balance"] == "class" else np.arange(len(queries.labels))
         wish = Wish(
@@ -175,9 +175,10 @@ class _Chosen:
         images, found, bad = store.find(refs)
         if len(bad) or not np.array_equal(images.keys, embedded.keys[choice.rows]):
             raise TutelageError(
-                f"{len(refs) - len(found):,} chosen images cannot be read any more, or others have changed",
-                "a gallery that stays as it is while it is read", "give the same command again",
-            )  # fmt: skip
+                f"the gallery changed while it was read: {len(refs) - len(found):,} chosen images can no longer be read, "
+                "or others have changed",
+                "run the same command again, and leave the gallery unchanged meanwhile",
+            )
         if self.encoder.is_teacher:
             self.encoder.hand_on(images, Vectors(embedded.parts, None).rows(choice.rows))
         written.write_manifests(self.run, admitted, refs, choice, embedded, self.settings["strategy"], queries.names)

@@ -71,9 +71,10 @@ class Encoder:
                 words = Given([settings["text_embeddings"]], "--text-embeddings")
                 if words.width != given.width:
                     raise TutelageError(
-                        f"--text-embeddings with {words.width} features, --embeddings with {given.width}",
-                        "both by one model", "give the vectors of the same CLIP model's two sides",
-                    )  # fmt: skip
+                        f"--text-embeddings with {words.width} features, --embeddings with {given.width}: "
+                        "they are not of one model",
+                        "use the text and image vectors of the same CLIP model",
+                    )
                 return cls(**place, given=given, words=words.of_names, about_words=[words.about])
             return cls(**place, given=given)
         return cls._of_network(settings, place, sizes)
@@ -122,8 +123,8 @@ class Encoder:
             without = [ref.id for ref, row in zip(refs, found, strict=True) if row < 0]
             raise TutelageError(
                 f"--embeddings: {len(without):,} of {len(refs):,} {what} have no vector: {shown(without)}",
-                "all of them, or none", "embed the images of --target too",
-            )  # fmt: skip
+                "embed all images of --target, or none of them",
+            )
         return self.given.finite(found)
 
     def queries(self, admitted: Admitted, mean: np.ndarray | None) -> Queries:
@@ -137,10 +138,10 @@ class Encoder:
         features = self.target(admitted, admitted.drawn, "labelled images")
         if features is None:
             raise TutelageError(
-                "--embeddings: no vector for any labelled image, and they are the queries",
-                "vectors of the images of --target too, by the same encoder",
-                "embed them, or search with words: --strategy text --text-embeddings FILE",
-            )  # fmt: skip
+                "--embeddings: no vector for any labelled image, although these are the queries",
+                "embed the images of --target with the same encoder, or search by class name: "
+                "--strategy text --text-embeddings FILE",
+            )
         ids = [admitted.target.refs[row].id for row in admitted.drawn]
         return Queries(unit(features, mean), labels, ids, drawn)
 
@@ -177,8 +178,8 @@ class Encoder:
         if self.given is not None and (found := self.given.find(refs, "gallery images")).max(initial=-1) < 0:
             raise TutelageError(
                 f"--embeddings: none of its {len(self.given):,} names is one of the {len(found):,} gallery images",
-                f"names such as {refs[0].id!r}, or paths", f"it has names such as {self.given.names[0]!r}",
-            )  # fmt: skip
+                f"use names such as {refs[0].id!r}, or paths, instead of names such as {self.given.names[0]!r}",
+            )
         cache, pieces = self.cache_of_vectors(), pieces_of(refs)
         rank, count = share
         missing = [piece for piece in pieces[rank::count] if not cache.has(piece)]

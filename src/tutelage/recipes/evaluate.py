@@ -42,9 +42,8 @@ def evaluate(
     from tutelage.reporting.page import write_page
 
     if not (Path(run) / "settings.toml").exists():
-        raise TutelageError(
-            f"{run} holds no run", "a folder that `tutelage run --out` has written", f"tutelage run --out {run} ..."
-        )
+        hint = f"use a folder that `tutelage run` has written, or run `tutelage run --out {run} ...` first"
+        raise TutelageError(f"{run} is not a run folder", hint)
     with open_run(run, cache, {}, False) as (folder, cache_dir):
         kept = folder.settings()["settings"]
         resize = kept.get("resize", "squash")
@@ -161,7 +160,7 @@ class _Work:
         }
 
     def teacher(self) -> dict[str, Any]:
-        """Scores of the adapted teacher, whose word the students' is compared with."""
+        """Scores of the adapted teacher, with whose decisions the students' are compared."""
         from tutelage.compute import flops, latency_ms
         from tutelage.targets import OutputCache
 
@@ -255,8 +254,8 @@ def _new_images(target: str, task: Any, cache_dir: Path) -> Any:
     if bad:
         raise TutelageError(
             f"{target}: {len(bad):,} images cannot be used: {shown((f'{one.id} ({one.reason})' for one in bad), NAMED)}",
-            "images that can be read", "mend or remove them",
-        )  # fmt: skip
+            "fix or remove them",
+        )
     trained = {key.tobytes() for key in task.transfer.keys}
     if known := sum(key.tobytes() in trained for key in images.keys):
         say(f"{known:,} of {len(images):,} images of {target} are among those that the run was trained on")

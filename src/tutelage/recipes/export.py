@@ -220,9 +220,10 @@ class _Work:
         say(f"{path.name}: {size:,} bytes, difference {difference:.1e}, same decision for {agreement:.2%}{told}")
         if strict and not difference <= self.tolerance:
             raise TutelageError(
-                f"{path.name} differs from the student by {difference:.2e} of its largest output, on {self.proved_on:,} {self.proof['of']}",
-                f"at most --tolerance {self.tolerance:g}", "the old export is as it was; --tolerance allows more, if that is what you want",
-            )  # fmt: skip
+                f"{path.name} differs from the student by {difference:.2e} of its largest output "
+                f"on {self.proved_on:,} {self.proof['of']}, more than --tolerance {self.tolerance:g}",
+                "raise --tolerance if you accept that (the old export is unchanged)",
+            )
 
     def truth_of(self, start: int, inputs: np.ndarray) -> np.ndarray:
         """The student's own outputs of the batch that begins at this image, computed for the first file and kept for the others."""

@@ -19,15 +19,14 @@ def finished(run: Path) -> dict[str, Any]:
     """Result of each stage of a run that has been evaluated.
 
     Raises:
-        TutelageError: the folder holds no run, or one that is not finished.
+        TutelageError: the folder is not a run's, or the run is not finished.
     """
     if not (run / "settings.toml").exists():
-        raise TutelageError(
-            f"{run} holds no run", "a folder that `tutelage run --out` has written", f"tutelage run --out {run} ..."
-        )
+        hint = f"use a folder that `tutelage run` has written, or run `tutelage run --out {run} ...` first"
+        raise TutelageError(f"{run} is not a run folder", hint)
     for stage in ("transfer_set", "student"):
         Run(run).result(stage, "export")
     stages = Run(run).results()
     if "delivered" not in stages["report"]:
-        raise TutelageError(f"{run} is not evaluated", "a finished run", f"tutelage evaluate {run}")
+        raise TutelageError(f"{run} has not been evaluated", f"run `tutelage evaluate {run}` first")
     return stages

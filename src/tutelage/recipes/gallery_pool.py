@@ -44,9 +44,7 @@ def fill_pool(
     cache, pieces = encoder.embedded(refs, tick, settings)
     embedded = cache.load(pieces)
     if not len(embedded):
-        raise TutelageError(
-            "the gallery has no image that can be read", "images", "rejected.csv says why; give another --gallery"
-        )
+        raise TutelageError("the gallery has no readable image", "see rejected.csv, and use another --gallery")
     mean = mean_of(embedded.parts)
     # Words and images lie apart in a CLIP model's space: their cosine is taken as it was trained.
     if encoder.words is not None:
@@ -70,8 +68,8 @@ def nothing_left(pool: Pool, leaks: Sequence[Leak], labelled: int) -> TutelageEr
     return TutelageError(
         f"the gallery has no image of its own: of {len(pool.embedded):,} images "
         + ", ".join(f"{count:,} {what}" for what, count in parts.items() if count),
-        "unlabelled images other than those", "give another --gallery",
-    )  # fmt: skip
+        "use another --gallery, with unlabelled images other than these",
+    )
 
 
 def _same_pixels(pool: Pool, admitted: Admitted) -> tuple[list[Leak], int, int]:

@@ -41,14 +41,14 @@ class Embedder:
         """
         if self.cache.folder.name != self.wanted:
             raise TutelageError(
-                f"--engine ray: a worker on {platform.node()} would embed otherwise: {self.cache.source.about}",
-                "the same weights, size and precision on all machines", "give --precision fp32 or bf16, not auto",
-            )  # fmt: skip
+                f"--engine ray: weights, size or precision of a worker on {platform.node()} differ: {self.cache.source.about}",
+                "use the same ones on all machines, and --precision fp32 or bf16, not auto",
+            )
         if not any(Path(place).exists() for place in {ref.container for ref in piece.refs}):
             raise TutelageError(
-                f"--engine ray: {piece.refs[0].container} is not there on {platform.node()}",
-                "the gallery under the same paths on all machines", "mount it there",
-            )  # fmt: skip
+                f"--engine ray: {piece.refs[0].container} does not exist on {platform.node()}",
+                "mount the gallery under the same paths on all machines",
+            )
         if not self.cache.has(piece):
             self.cache.embed(piece)
         return len(piece.refs)
@@ -94,9 +94,10 @@ def embed_on_ray(
     except ActorDiedError as error:
         why = str(error).strip().splitlines()[-1]
         raise TutelageError(
-            f"--engine ray: a worker cannot go on: {why}", "workers with memory for the encoder, and the same paths",
-            "the same command goes on with what is missing; --engine local shows what stops a worker",
-        ) from error  # fmt: skip
+            f"--engine ray: a worker died: {why}",
+            "give workers enough memory for the encoder, and the same paths, then run the same command again to resume; "
+            "--engine local shows what stops a worker",
+        ) from error
     finally:
         if started:
             ray.shutdown()

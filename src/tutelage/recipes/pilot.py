@@ -52,9 +52,9 @@ def pilot(
     left = [np.bincount(labels[fold != number], minlength=len(curated["classes"])).min() for number in np.unique(fold)]
     if min(left) < 2:
         raise TutelageError(
-            "--pilot, and a class keeps fewer than 2 labels where a fold of them is left out", "4 labels of every class, or more",
-            "label some more, or leave --pilot out",
-        )  # fmt: skip
+            "--pilot needs at least 4 labels per class: a class keeps fewer than 2 labels when a fold is left out",
+            "label more images, or leave --pilot out",
+        )
     numbers, students = np.unique(fold).tolist(), 2 if settings["committee"] == "none" else 3
     say(
         f"pilot: {len(numbers)} runs on parts of the labels, each as long as this one: {students * len(numbers)} times its student's steps"

@@ -59,7 +59,7 @@ def run(
     cache: c.Cache = None, overwrite: c.Overwrite = False,
     smoke: c.Smoke = False, preset: c.Preset = "none", json: c.Json = False, config: c.Config = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """A few labelled images and a pile of unlabelled ones in, a small trained model out.
+    """A few labelled images and a pool of unlabelled ones in, a small trained model out.
 
     Curates the transfer set, adapts the teacher, forms the committee, distils it into the student, trains the same student on the
     labels only for comparison, and scores all on the test images. Killed or stopped, the same command goes on where it was.

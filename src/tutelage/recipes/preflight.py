@@ -1,7 +1,7 @@
-"""Before anything is read or written: every setting that cannot work, told at once.
+"""Before anything is read or written: every setting that cannot work, reported at once.
 
-What needs neither torch nor timm comes first, so that a mistyped path is told in a second; a name that is not in our
-own table needs timm's list (5 s) and is told in the same message. Weights from the hub are asked for, and weights in
+What needs neither torch nor timm comes first, so that a mistyped path is reported in a second; a name that is not in our
+own table needs timm's list (5 s) and is reported in the same message. Weights from the hub are asked for, and weights in
 files are loaded once on trial, before the first image is decoded.
 """
 
@@ -59,7 +59,7 @@ def preflight(settings: dict[str, Any], cache: Path) -> None:
     else:
         for kind in named:
             _try(faults, lambda kind=kind: _check_alias_size(ours[kind], settings.get(f"{kind}_size"), kind))
-    if task and not any(f"--{kind} {settings[kind]}" in fault.given for kind in named for fault in faults):
+    if task and not any(f"--{kind} {settings[kind]}" in fault.message for kind in named for fault in faults):
         faults += task_of(task).check(settings)
     raise_all(faults)
     for kind in named:
@@ -83,23 +83,22 @@ def _contradictions(settings: dict[str, Any]) -> list[TutelageError]:
     faults += _of_the_choice(settings)
     epochs, steps = settings.get("epochs"), settings.get("steps")
     if epochs is not None and steps is not None:
-        faults.append(TutelageError(f"--epochs {epochs} and --steps {steps}", "one of them", "leave out the other"))
+        message = f"--epochs {epochs} and --steps {steps} cannot be used together"
+        faults.append(TutelageError(message, "leave one of them out"))
     if settings.get("pilot"):
         against = {name: settings[name] for name in ("val", "no_baseline")}
         against |= {"finetune": settings["finetune"] != "auto", "task": settings["task"] != "classification"}
         against["objective"] = settings["objective"] in WITHOUT_TARGETS
         wrong = [flag(name) for name, one in against.items() if one] + ["several processes"] * (processes() > 1)
         if wrong:
-            faults.append(TutelageError(
-                f"--pilot with {', '.join(wrong)}", "class labels, no validation split, a baseline, and --finetune auto",
-                "leave --pilot out (with --val the validation images judge)",
-            ))  # fmt: skip
+            needs = "class labels, --objective oriented or pseudo-label, no --val, a baseline, --finetune auto and one process"
+            message = f"--pilot with {', '.join(wrong)} is not possible: it needs {needs}"
+            faults.append(TutelageError(message, "leave --pilot out (with --val the validation images judge)"))
     count, batch = processes(), settings.get("batch_size", 0)
     if batch % count:
         near = max(2, batch // count) * count
-        faults.append(TutelageError(
-            f"--batch-size {batch} on {count} processes", f"a multiple of {count}", f"use --batch-size {near}",
-        ))  # fmt: skip
+        message = f"--batch-size {batch} on {count} processes is not a multiple of {count}"
+        faults.append(TutelageError(message, f"use --batch-size {near}"))
     return faults
 
 
@@ -108,22 +107,19 @@ def _of_the_choice(settings: dict[str, Any]) -> list[TutelageError]:
     faults: list[TutelageError] = []
     strategy, total, per_query = (settings.get(name) for name in ("strategy", "total", "per_query"))
     if strategy not in ("auto", "all", None) and total is None and per_query is None:
-        faults.append(
-            TutelageError(f"--strategy {strategy} without --total", "both: how many images to choose", "add --total N")
-        )
+        message = f"--strategy {strategy} without --total does not say how many images to choose"
+        faults.append(TutelageError(message, "add --total N"))
     if strategy == "all" and (total or per_query):
-        mend = "add --strategy balanced (near the labelled images) or random, or leave the number out"
-        given = f"--total {total}" if total else f"--per-query {per_query}"
-        faults.append(TutelageError(f"{given} with --strategy all", "the whole gallery, or a number", mend))
+        number = f"--total {total}" if total else f"--per-query {per_query}"
+        message = f"{number} with --strategy all is not possible: all takes the whole gallery"
+        hint = "use --strategy balanced (near the labelled images) or random, or leave the number out"
+        faults.append(TutelageError(message, hint))
     if total and per_query:
-        faults.append(
-            TutelageError(f"--total {total} and --per-query {per_query}", "one of them", "leave out the other")
-        )
+        message = f"--total {total} and --per-query {per_query} cannot be used together"
+        faults.append(TutelageError(message, "leave one of them out"))
     elif per_query and strategy in ("random", "best"):
-        faults.append(TutelageError(
-            f"--per-query {per_query} with --strategy {strategy}", "--total: queries take no turns there",
-            "give --total N, or --strategy balanced",
-        ))  # fmt: skip
+        message = f"--per-query {per_query} with --strategy {strategy} is not possible: queries take no turns there"
+        faults.append(TutelageError(message, "use --total N instead, or --strategy balanced"))
     faults += _of_words(settings)
     if settings.get("shard") is not None:
         _try(faults, lambda: share_of(settings["shard"]))
@@ -145,17 +141,18 @@ def _of_words(settings: dict[str, Any]) -> list[TutelageError]:
     words, templates = settings["text_embeddings"], settings["templates"]
     faults: list[TutelageError] = []
     if given and strategy in ("all", "random"):
-        allowed = "balanced, best, diverse, hard or text, which search"
-        faults.append(
-            TutelageError(f"--embeddings with --strategy {strategy}", allowed, "add --total N, or leave them out")
-        )
+        message = f"--embeddings with --strategy {strategy} is not possible: it does not search"
+        hint = "add --total N with --strategy balanced, best, diverse, hard or text, or leave --embeddings out"
+        faults.append(TutelageError(message, hint))
     if words and strategy != "text":
-        faults.append(TutelageError(f"--text-embeddings with --strategy {strategy}", "--strategy text", "add it"))
+        message = f"--text-embeddings with --strategy {strategy} is not possible: they are for --strategy text"
+        faults.append(TutelageError(message, "add --strategy text"))
     if words and not given:
-        faults.append(TutelageError("--text-embeddings without --embeddings", "both, by one model", "add --embeddings"))
+        message = "--text-embeddings without --embeddings: the gallery needs vectors of the same model"
+        faults.append(TutelageError(message, "add --embeddings"))
     if strategy == "text" and given and not words:
-        allowed = "vectors of the class names by the same model"
-        faults.append(TutelageError("--strategy text with --embeddings alone", allowed, "add --text-embeddings FILE"))
+        message = "--strategy text with --embeddings alone has no vectors of the class names"
+        faults.append(TutelageError(message, "add --text-embeddings FILE, made by the same model"))
     if templates:
         from tutelage.models.text import class_prompts
 
@@ -180,10 +177,11 @@ def share_of(shard: str) -> tuple[int, int]:
         text = f"{os.environ.get('RANK', '?')}/{os.environ.get('WORLD_SIZE', '?')}"
     found = re.fullmatch(r"(\d+)/(\d+)", text)
     if not found or int(found[1]) >= int(found[2]):
+        place = shard if text == shard else f"{shard}, which is {text}"
         raise TutelageError(
-            f"--shard {shard}" + (f", which is {text}" if text != shard else ""), "i/n with 0 <= i < n, or env",
-            "the first of four machines is --shard 0/4, the last --shard 3/4; env reads RANK and WORLD_SIZE",
-        )  # fmt: skip
+            f"--shard {place}: expected i/n with 0 <= i < n, or env, which reads RANK and WORLD_SIZE",
+            "use --shard 0/4 for the first of four machines and --shard 3/4 for the last",
+        )
     return int(found[1]), int(found[2])
 
 
@@ -192,13 +190,11 @@ def _check_folders(settings: dict[str, Any], cache: Path) -> None:
     out = Path(settings["out"])
     for name, folder in (("out", out), ("cache", cache)):
         if why := _not_writable(folder):
-            mend = f"choose another --{name}" if name == "out" or settings.get("cache") else "give --cache DIR"
-            faults.append(TutelageError(f"--{name} {folder}: {why}", "a folder that can be made and written", mend))
+            hint = f"use a writable --{name}" if name == "out" or settings.get("cache") else "add --cache DIR"
+            faults.append(TutelageError(f"--{name} {folder}: {why}", hint))
     if not faults and (others := _others(out)):
-        faults.append(TutelageError(
-            f"--out {out}: a folder with other things in it, such as {others[0]}", "a new folder, an empty one, or a run's",
-            f"--out {out / 'run'}",
-        ))  # fmt: skip
+        hint = f"use a new or empty folder, such as --out {out / 'run'}, or the folder of a run"
+        faults.append(TutelageError(f"--out {out} contains other files, such as {others[0]}", hint))
     raise_all(faults)
 
 
@@ -240,8 +236,8 @@ def _check_data(settings: dict[str, Any]) -> None:
 def _check_package(name: str, value: str) -> None:
     """Whether the package of a tracker or an engine is installed, which is called as the setting's value is."""
     if value not in ("none", "local") and importlib.util.find_spec(value) is None:
-        given = f"--{name} {value}: the package is not installed"
-        raise TutelageError(given, f"another --{name}, or the package", f"pip install 'tutelage[{value}]'")
+        hint = f"run pip install 'tutelage[{value}]', or use another --{name}"
+        raise TutelageError(f"--{name} {value}: the package is not installed", hint)
 
 
 def _check_cluster(settings: dict[str, Any]) -> None:
@@ -255,8 +251,8 @@ def _check_cluster(settings: dict[str, Any]) -> None:
     except OSError as error:
         raise TutelageError(
             f"--engine ray: no cluster at RAY_ADDRESS={address}: {error.strerror or error}",
-            "the address of a Ray cluster's head, or no RAY_ADDRESS for a local one", "ray start --head says the address",
-        ) from error  # fmt: skip
+            "set RAY_ADDRESS to the head of a Ray cluster (`ray start --head` prints it), or unset it for a local cluster",
+        ) from error
 
 
 def _check_machine(faults: list[TutelageError], settings: dict[str, Any]) -> None:

@@ -103,9 +103,9 @@ class Mixture:
             return cls(members["weight"], members["temperature"], sharpness)
         if not members["folds"]:
             raise TutelageError(
-                "--committee only, and no class has labels to hold out, so that there is no committee", "two labels of a class",
-                "label some more, or --committee auto",
-            )  # fmt: skip
+                "--committee only needs a class with two labels or more: no class has labels to hold out, so there is no committee",
+                "label more images, or use --committee auto",
+            )
         return cls(1.0, members["students_temperature"], sharpness)
 
     def __call__(self, teacher: np.ndarray, students: np.ndarray | None) -> np.ndarray:

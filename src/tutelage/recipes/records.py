@@ -45,9 +45,9 @@ def kept_record(folder: Path, arm: str, budget: int, seed: int, settings: dict[s
     ]
     if other:
         raise TutelageError(
-            f"{path} was made with other settings: {shown(other, 8)}", "results of the settings of this study",
-            "the same settings, or another --results (and --out)",
-        )  # fmt: skip
+            f"{path} was made with other settings: {shown(other, 8)}",
+            "use the same settings, or another --results (and --out)",
+        )
     return record
 
 
@@ -77,10 +77,10 @@ def check_data(folder: Path, finished: Sequence[tuple[Record, dict[str, Any]]]) 
         other = [f"--{name} {settings[name]}" for name, one in now[key].items() if record["given"][name] != one]
         if other:
             raise TutelageError(
-                f"{folder}: {record_name(record['arm'], record['budget'], record['seed'])} was made from other images or labels than "
-                f"{' and '.join(other)} now", "results of the data of this study",
-                "another --results (and --out), or the data as they were; `tutelage report` writes the page of what is there",
-            )  # fmt: skip
+                f"{folder}: {record_name(record['arm'], record['budget'], record['seed'])} was made from other images or labels "
+                f"than {' and '.join(other)}, whose contents have changed",
+                "use another --results (and --out), or restore the data; `tutelage report` shows the results that are there",
+            )
 
 
 def _data_now(settings: dict[str, Any]) -> dict[str, str]:

@@ -52,7 +52,7 @@ def open_run(
 
     Args:
         out: the folder. cache: of decoded images and teacher outputs; None means cache/ beside the run folder.
-        settings: of the stage, by name; all that cannot work is told before anything is read or written. Refused when
+        settings: of the stage, by name; all that cannot work is reported before anything is read or written. Refused when
             the folder holds a run with other ones.
         overwrite: move a run with other settings aside; a later stage moves its own results and those that follow.
         together: whether several processes may do this, one of which holds the folder.
@@ -66,9 +66,9 @@ def open_run(
     path = Path(out).absolute()
     if processes() > 1 and not together and path not in _HELD:
         raise TutelageError(
-            f"this stage in {processes()} processes (WORLD_SIZE in the environment)",
-            "one process; `tutelage run` and `tutelage transfer` share their work among several",
-            "leave torchrun out, or unset WORLD_SIZE (a gallery is embedded by several machines with `tutelage curate --shard env`)",
+            f"running this stage in {processes()} processes (WORLD_SIZE in the environment) is not supported: "
+            "only `tutelage run` and `tutelage transfer` share their work among several",
+            "leave torchrun out, or unset WORLD_SIZE (`tutelage curate --shard env` embeds a gallery on several machines)",
         )
     check_group()
     cache_dir = Path(cache) if cache else path.parent / "cache"

@@ -204,7 +204,7 @@ class _Job:
         """Whether the student matches pooled features beside the targets: where they are asked for, and kept."""
         asked = self.settings["feature_weight"] > 0 and self.settings["objective"] == "oriented" and self.kind.POOLED
         if asked and outputs.network.output != "features":
-            say("the teacher's logits alone are kept (fine-tuned, or --cache-limit): its features are not matched")
+            say("only the teacher's logits are kept (fine-tuned, or --cache-limit): its features are not matched")
         return asked and outputs.network.output == "features"
 
     def teacher_outputs(self, needs_features: bool, hardware: Any, clock: Clock, meter: Any) -> Any:
@@ -216,9 +216,10 @@ class _Job:
         teacher = self.kind.told_by(folder, self.adapted, s, hardware, self.level or 0)
         if needs_features and teacher.network.output != "features":
             raise TutelageError(
-                f"--objective {s['objective']} with outputs of the teacher that are logits: fine-tuned, or beyond --cache-limit",
-                "a frozen teacher's features", "--objective oriented, --adapt probe, or a larger --cache-limit",
-            )  # fmt: skip
+                f"--objective {s['objective']} needs the features of a frozen teacher, but only logits are kept "
+                "(fine-tuned, or beyond --cache-limit)",
+                "use --objective oriented, --adapt probe, or a larger --cache-limit",
+            )
         if self.level and self.kind.GRID:
             whole = self.kind.told_by(folder, self.adapted, s, hardware, 0)
             tell_reduction(whole, teacher, self.task.transfer, self.views)
@@ -242,9 +243,10 @@ class _Job:
             strict = s["objective"] in WITHOUT_TARGETS
             if strict and not plain_head(built.module, built.size):
                 raise TutelageError(
-                    f"--objective {s['objective']} with --student {built.name}, whose head is not one linear layer on pooled features",
-                    "a student with one", "--objective oriented or pseudo-label, or another student",
-                )  # fmt: skip
+                    f"--objective {s['objective']} does not support --student {built.name}, "
+                    "whose head is not one linear layer on pooled features",
+                    "use --objective oriented or pseudo-label, or another student",
+                )
             module = built.module
             if width and (strict or Taught.possible(module, built.size)):
                 module = Taught(module, width, built.size)

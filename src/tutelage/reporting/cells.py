@@ -75,8 +75,8 @@ def read_records(folder: Path, plan: list[str]) -> list[Record]:
     found = [record for name in plan if (record := read_record(folder / f"{name}.json"))]
     if len({record["test"] for record in found}) > 1:
         odd = next(one for one in found if one["test"] != found[0]["test"])
-        given = f"{folder}: {odd['arm']}, budget {odd['budget']}, seed {odd['seed']} was scored on other test images than the first run"
-        raise TutelageError(given, "results of one set of test images", "another --results (and --out)")
+        message = f"{folder}: {odd['arm']}, budget {odd['budget']}, seed {odd['seed']} was scored on other test images than the first run"
+        raise TutelageError(message, "use another --results (and --out) for each set of test images")
     return found
 
 
@@ -89,14 +89,13 @@ def read_record(path: Path) -> Record | None:
     try:
         record = read_json(path)
     except ValueError as error:
-        raise TutelageError(
-            f"{path}: no JSON ({error})", "the record of a finished run", "remove it: it is computed again"
-        ) from error
+        message = f"{path}, the record of a finished run, is not valid JSON ({error})"
+        raise TutelageError(message, "remove it, and it is computed again") from error
     if record is not None and not {"right", "pixels"} & record.keys():
         raise TutelageError(
-            f"{path}: a record that does not say what its student does on each test image",
-            "records of this version", "remove it: it is computed again",
-        )  # fmt: skip
+            f"{path} is a record of another version, without the student's result on each test image",
+            "remove it, and it is computed again",
+        )
     return record
 
 

@@ -46,10 +46,9 @@ def write_page(run: Path) -> Path:
     stages = Run(run).results()
     results = stages["report"] or None
     if not (run / "settings.toml").exists() or results is None:
-        raise TutelageError(
-            f"{run}: no scores of a run in it", "the folder of a run that has been evaluated",
-            f"tutelage evaluate --run {run}" if (run / "settings.toml").exists() else "tutelage run --out DIR ... makes one",
-        )  # fmt: skip
+        made = (run / "settings.toml").exists()
+        hint = f"run `tutelage evaluate --run {run}`" if made else "create one with `tutelage run --out DIR ...`"
+        raise TutelageError(f"{run} holds no evaluated run", hint)
     kept = tomllib.loads((run / "settings.toml").read_text(encoding="utf-8"))
     settings = {name: value for name, value in kept["settings"].items() if value != "default"}
     labels, probabilities, apart = read_evidence(run / "report")

@@ -55,9 +55,7 @@ def write_study(folder: Path) -> dict[str, Any]:
     failed = dict(reason.split(": ", 1) for reason in study["failed"])
     records = read_records(Path(study["results"] or folder / "results"), study["plan"])
     if not records:
-        raise TutelageError(
-            f"{folder}: no run of the study is finished", "one at least", "give the command of the study again"
-        )
+        raise TutelageError(f"{folder}: no run of the study is finished", "run the study's command again")
     cells = cells_of(records, study["arms"])
     budget, references = main_budget(cells), references_of(cells)
     table, best = rows(cells, budget)
@@ -90,14 +88,11 @@ def _read_study(folder: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise TutelageError(
-            f"{folder}: no {STUDY} in it", "the folder of a study", "tutelage compare makes one"
-        ) from error
+        message = f"{folder} holds no study ({STUDY} is missing)"
+        raise TutelageError(message, "create one with `tutelage compare`") from error
     except tomllib.TOMLDecodeError as error:
-        raise TutelageError(
-            f"{path}: no TOML ({error})", "what tutelage compare has written",
-            "give the command of the study again: it writes the file anew, and finished runs count as done",
-        ) from error  # fmt: skip
+        hint = "run the study's `tutelage compare` again: it rewrites the file, and finished runs count as done"
+        raise TutelageError(f"{path} is not valid TOML ({error})", hint) from error
 
 
 def _lines(table: list[dict[str, Any]], teachers: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -111,8 +106,8 @@ def _arm_failed(name: str, failed: dict[str, str]) -> bool:
 
 
 def _parts(why: str) -> list[str]:
-    """A reason by its parts: what was given, what is allowed, the mend."""
-    return re.split(r" (?=(?:allowed|mend): )", why)
+    """A reason by its parts: message and hint."""
+    return re.split(r" (?=hint: )", why)
 
 
 def answer(cells: list[Cell], budget: int, best: Cell, references: dict[int, Reference]) -> str:
@@ -123,7 +118,7 @@ def answer(cells: list[Cell], budget: int, best: Cell, references: dict[int, Ref
     said = f"{said.removesuffix(' %')} ± {100 * deviation:.1f} %" if deviation is not None else said
     said += f" {words.over} {best.counts.shape[1]:,} test images"
     if alone is not None and (gain := compared(best, alone)):
-        said += f", {100 * gain.mean:.1f} points more than scratch, the same student trained on the labels alone"
+        said += f", {100 * gain.mean:.1f} points more than scratch, the same student trained on the labels only"
     second = _second(cells, budget, best)
     if second is not None and second is not alone and (gain := compared(best, second)):
         said += f"; next is {second.arm}, {100 * gain.mean:.1f} points behind"
@@ -150,7 +145,7 @@ def _second(cells: list[Cell], budget: int, best: Cell) -> Cell | None:
 
 
 def _scratch(cells: list[Cell], budget: int, best: Cell) -> Cell | None:
-    """The student alone at this budget, to be compared with the best; not a variant, which may be another student."""
+    """The labels-only student at this budget, to be compared with the best; not a variant, which may be another student."""
     return next((cell for cell in cells if cell.budget == budget and cell.arm == "scratch" and cell is not best), None)
 
 
@@ -187,7 +182,7 @@ def _charts(cells: list[Cell], budget: int, best: Cell, references: dict[int, Re
 
 
 def _class_charts(cells: list[Cell], budget: int, best: Cell, references: dict[int, Reference]) -> list[dict[str, Any]]:
-    """Scores by class and confusion matrices, of the best arm, the student alone and the teacher."""
+    """Scores by class and confusion matrices, of the best arm, the labels-only student and the teacher."""
     classes, (title, score) = next(iter(best.records.values()))["classes"], best.words.each
     names = {"student": best.arm, "baseline": "scratch", "teacher": TITLES["teacher"]}
     alone = _scratch(cells, budget, best)

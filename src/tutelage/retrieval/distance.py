@@ -46,11 +46,11 @@ def mmd_and_error(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
 
     Args and raises: as for `mmd`.
     """
-    for name, given in (("x", x), ("y", y)):
-        if len(given) < 2:
+    for name, rows in (("x", x), ("y", y)):
+        if len(rows) < 2:
             raise TutelageError(
-                f"{name}: {len(given)} embedding{'' if len(given) == 1 else 's'}",
-                "2 or more: how much the images of a set differ among themselves is part of the distance",
+                f"{name} has {len(rows)} embedding{'' if len(rows) == 1 else 's'}, but at least 2 are needed: the distance "
+                "depends on the spread within each set",
                 "choose or label more images",
             )
     x, y = _part(x), _part(y)

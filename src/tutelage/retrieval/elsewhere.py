@@ -22,7 +22,7 @@ from tutelage.errors import TutelageError, shown
 from tutelage.runs import hash_of
 
 NAMES = ("id", "image_path", "path", "key", "file", "file_name", "name", "class", "label", "url")
-ALLOWED = "Parquet with a column of vectors and one of names, or x.npy beside x.txt (a name a line) or x.parquet"
+FORMS = "Parquet with a column of vectors and one of names, or x.npy beside x.txt (one name per line) or x.parquet"
 
 
 class Given:
@@ -40,9 +40,8 @@ class Given:
         files = [file for path in paths for file in _files(Path(path), flag)]
         read = [_read(file, flag) for file in files]
         if len(widths := sorted({rows.shape[1] for _, rows in read})) != 1:
-            raise TutelageError(
-                f"{flag}: vectors with {shown(widths)} features", "one encoder, so one width", "give one set"
-            )
+            message = f"{flag} has vectors with different numbers of features: {shown(widths)}"
+            raise TutelageError(message, "give the vectors of one encoder only")
         self.width: int = widths[0]
         self.names = [name for names, _ in read for name in names]
         self._parts = [rows for _, rows in read]
@@ -51,9 +50,7 @@ class Given:
         if len(self._row) != len(self.names):
             seen: set[str] = set()
             twice = [name for name in self.names if name in seen or seen.add(name)]
-            raise TutelageError(
-                f"{flag}: two vectors for {shown(map(repr, twice))}", "one vector for each name", "remove one"
-            )
+            raise TutelageError(f"{flag} has two vectors for {shown(map(repr, twice))}", "keep one vector per name")
         facts = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         self.about: dict[str, Any] = {"embeddings": hash_of([facts, self.width]), "width": self.width}
         self._claims: dict[int, ImageRef] = {}
@@ -76,17 +73,16 @@ class Given:
         order = np.argsort(found, kind="stable")
         if len(twice := np.flatnonzero(np.diff(found[order]) == 0)):
             same = np.flatnonzero(rows == found[order][twice[0]])
-            raise TutelageError(
-                f"{self.flag}: {self.names[int(rows[same[0]])]!r} names two of the {what}: {shown(refs[i].id for i in same.tolist())}",
-                "a name for each image", "name tar members as shard.tar/member",
-            )  # fmt: skip
+            name, ids = self.names[int(rows[same[0]])], shown(refs[i].id for i in same.tolist())
+            hint = "give each image a name of its own, tar members as shard.tar/member"
+            raise TutelageError(f"{self.flag}: {name!r} names two of the {what}: {ids}", hint)
         for ref, row in zip(refs, rows.tolist(), strict=True):
             other = self._claims.setdefault(row, ref) if row >= 0 else ref
             if other.fingerprint != ref.fingerprint:
                 raise TutelageError(
                     f"{self.flag}: {self.names[row]!r} names {ref.id} of the {what}, and {other.id} in {other.container}",
-                    "a name for each image", "call images by their whole paths (/data/a.jpg, /data/a.tar/b.jpg, /data/a.parquet#7)",
-                )  # fmt: skip
+                    "name each image by its whole path (/data/a.jpg, /data/a.tar/b.jpg, /data/a.parquet#7)",
+                )
         return rows
 
     def _scale_of(self) -> float:
@@ -130,21 +126,21 @@ class Given:
         """(n, D) float32 vectors of these names.
 
         Raises:
-            TutelageError: names without a vector, or with one that is no number.
+            TutelageError: names without a vector, or with NaN or infinite numbers in it.
         """
         if without := [name for name in names if name not in self._row]:
             raise TutelageError(
-                f"{self.flag}: no vector for {shown(map(repr, without))}", f"one for each of {shown(map(repr, names))}",
-                f"it has {shown(map(repr, self.names), 5)}",
-            )  # fmt: skip
+                f"{self.flag}: no vector for {shown(map(repr, without))} (it has {shown(map(repr, self.names), 5)})",
+                f"give a vector for each of {shown(map(repr, names))}",
+            )
         return self.finite([self._row[name] for name in names])
 
     def finite(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-        """As `take`, but vectors that are no numbers are an error."""
+        """As `take`, but NaN or infinite numbers are an error."""
         vectors = self.take(rows)
         if len(bad := np.flatnonzero(~np.isfinite(vectors).all(axis=1))):
             names = shown(self.names[rows[i]] for i in bad.tolist())
-            raise TutelageError(f"{self.flag}: NaN or infinite numbers for {names}", "finite vectors")
+            raise TutelageError(f"{self.flag} has NaN or infinite numbers for {names}", "give finite vectors")
         return vectors
 
 
@@ -166,13 +162,13 @@ def names_of(ref: ImageRef) -> list[str]:
 def _files(path: Path, flag: str) -> list[Path]:
     """The files of vectors at a place, in order."""
     if not path.exists():
-        raise TutelageError(f"{flag} {path}: not there", ALLOWED, "check the path")
+        raise TutelageError(f"{flag} {path}: no such file or folder", f"check the path, and give {FORMS}")
     if path.is_file():
         return [path]
     inner = path / "img_emb" if (path / "img_emb").is_dir() else path
     found = sorted(inner.glob("*.npy"), key=_natural) or sorted(inner.glob("*.parquet"), key=_natural)
     if not found:
-        raise TutelageError(f"{flag} {path}: neither .npy nor .parquet files in it", ALLOWED)
+        raise TutelageError(f"{flag} {path} has neither .npy nor .parquet files in it", f"give {FORMS}")
     return found
 
 
@@ -189,16 +185,19 @@ def _read(path: Path, flag: str) -> tuple[list[str], np.ndarray]:
         table = _table(path, flag)
         return _names(table, path, flag), _vectors(table, path, flag)
     if path.suffix != ".npy":
-        raise TutelageError(f"{flag} {path}: {path.suffix or 'a file without suffix'}", ALLOWED)
+        suffix = path.suffix or "a file without suffix"
+        raise TutelageError(f"{flag} {path}: {suffix} is neither .npy nor .parquet", f"give {FORMS}")
     try:
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise TutelageError(f"{flag} {path}: {error}", "a whole .npy file of numbers", "write it again") from error
+        hint = "check that it is a whole .npy file of numbers, or write it again"
+        raise TutelageError(f"{flag} {path} cannot be read: {error}", hint) from error
     if rows.ndim != 2 or rows.dtype.kind != "f" or not rows.shape[1]:
-        raise TutelageError(f"{flag} {path}: shape {rows.shape}, {rows.dtype}", "(images, features) in floating point")
+        expected = "(images, features) in floating point"
+        raise TutelageError(f"{flag} {path} has shape {rows.shape}, {rows.dtype} instead of {expected}")
     names = _names_beside(path, flag)
     if len(names) != len(rows):
-        raise TutelageError(f"{flag} {path}: {len(rows):,} vectors and {len(names):,} names", "a name for each vector")
+        raise TutelageError(f"{flag} {path} has {len(rows):,} vectors and {len(names):,} names", "name each vector")
     return names, rows
 
 
@@ -209,7 +208,8 @@ def _names_beside(path: Path, flag: str) -> list[str]:
         beside.append(path.parent.parent / "metadata" / f"{path.stem.replace('img_emb', 'metadata')}.parquet")
     there = next((file for file in beside if file.exists()), None)
     if there is None:
-        raise TutelageError(f"{flag} {path}: no names beside it", " or ".join(map(str, beside)), "write a name a line")
+        hint = f"add {' or '.join(map(str, beside))}, in a .txt one name per line"
+        raise TutelageError(f"{flag} {path} has no names beside it", hint)
     if there.suffix == ".txt":
         return there.read_text(encoding="utf-8").splitlines()
     return _names(_table(there, flag), there, flag)
@@ -220,7 +220,8 @@ def _table(path: Path, flag: str) -> pa.Table:
         return pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
         why = str(error).splitlines()[0]
-        raise TutelageError(f"{flag} {path}: {why}", "a whole Parquet file", "write it again") from error
+        hint = "check that it is a whole Parquet file, or write it again"
+        raise TutelageError(f"{flag} {path} cannot be read: {why}", hint) from error
 
 
 def _names(table: pa.Table, path: Path, flag: str) -> list[str]:
@@ -228,8 +229,8 @@ def _names(table: pa.Table, path: Path, flag: str) -> list[str]:
     words = [name for name in there if pa.types.is_string(table.schema.field(name).type)]  # a running number is no name
     column = next(iter([*words, *there]), None)
     if column is None:
-        allowed = f"a column of names: {', '.join(NAMES)}"
-        raise TutelageError(f"{flag} {path}: columns {shown(table.column_names)}", allowed, "rename one")
+        message = f"{flag} {path} lacks a column of names (columns: {shown(table.column_names)})"
+        raise TutelageError(message, f"rename one to one of {', '.join(NAMES)}")
     return [str(value) for value in table.column(column).to_pylist()]
 
 
@@ -241,12 +242,13 @@ def _vectors(table: pa.Table, path: Path, flag: str) -> np.ndarray:
     if len(columns) > 1:  # clip-retrieval writes those of captions beside those of images
         columns = [name for name in columns if "image" in name or "img" in name] or columns
     if len(columns) != 1:
-        given = f"{len(columns)} columns of vectors" + (f": {shown(columns)}" if columns else "")
-        raise TutelageError(f"{flag} {path}: {given}", "one column of lists of numbers", "leave the others out")
+        what = f"{len(columns)} columns of vectors" + (f": {shown(columns)}" if columns else "")
+        raise TutelageError(f"{flag} {path} has {what}", "give one column of lists of floating-point numbers only")
     column = table.column(columns[0])
     lengths = set(pc.call_function("list_value_length", [column]).to_pylist())
     if len(lengths) != 1 or None in lengths:
-        raise TutelageError(f"{flag} {path}: vectors of {shown(map(str, lengths))} features", "one width, none missing")
+        message = f"{flag} {path} has vectors of {shown(map(str, lengths))} features, not all of one width"
+        raise TutelageError(message, "give all vectors the same width, and leave none out")
     width = lengths.pop()
     values = np.concatenate([np.asarray(part.flatten().to_numpy(zero_copy_only=False)) for part in column.chunks])
     return values.reshape(-1, width)

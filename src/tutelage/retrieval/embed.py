@@ -156,7 +156,7 @@ class EmbeddingCache:
         """Embed one piece. advance: called with the number of images that were read.
 
         Raises:
-            TutelageError: the encoder gives what is no number.
+            TutelageError: the encoder gives NaN, or values too large for float16.
         """
         keys: list[bytes | None] = [None] * len(piece.refs)
         reasons: list[str | None] = [None] * len(piece.refs)

@@ -39,9 +39,9 @@ def _ivf_index(
     needed = ivf_memory(number, vectors.width, lists)
     if memory is not None and needed > memory:
         raise TutelageError(
-            f"--index ivf: {memory / 2**20:,.0f} MB of memory for an approximate index of {number:,} rows",
-            f"{math.ceil(needed / 2**20):,} MB or more",
-            "--index exact, which reads the rows block by block, or a larger --memory",
+            f"--index ivf: {memory / 2**20:,.0f} MB of memory is too little for an approximate index of {number:,} rows, "
+            f"which needs {math.ceil(needed / 2**20):,} MB",
+            "use --index exact, which reads the rows block by block, or a larger --memory",
         )
     index = faiss.IndexIVFScalarQuantizer(
         faiss.IndexFlatIP(vectors.width), vectors.width, lists, faiss.ScalarQuantizer.QT_fp16,
@@ -89,7 +89,9 @@ def search_ivf(
     lists = _lists(count) if lists is None else lists
     probes = min(lists, max(8, round(2 * math.sqrt(max(lists, 0))))) if probes is None else probes
     if not 1 <= probes <= lists <= count:
-        raise TutelageError(f"{lists} lists and {probes} probes for {count} rows", "1 <= probes <= lists <= rows")
+        raise TutelageError(
+            f"{lists} lists and {probes} probes for {count} rows: 1 <= probes <= lists <= rows must hold"
+        )
     tell = shared(advance, 2)
     index = _ivf_index(vectors, usable, lists, seed, memory, tell)
     index.nprobe = probes

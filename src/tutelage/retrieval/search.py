@@ -185,14 +185,16 @@ class _Own(threading.local):
 def checked(vectors: Vectors, queries: np.ndarray, usable: np.ndarray | None, k: int = 1) -> None:
     """Refuse queries, masks and numbers of neighbours that do not fit."""
     if queries.ndim != 2 or queries.shape[1] != vectors.width:
-        raise TutelageError(f"queries of shape {queries.shape}", f"(queries, {vectors.width}), as wide as the gallery")
+        raise TutelageError(
+            f"queries of shape {queries.shape} must be (queries, {vectors.width}), as wide as the gallery"
+        )
     broken = np.flatnonzero(~np.isfinite(np.einsum("qd,qd->q", queries, queries)))
     if len(broken):
-        raise TutelageError(f"NaN or infinite numbers in query {shown(broken)}", "finite embeddings")
+        raise TutelageError(f"NaN or infinite numbers in query {shown(broken)}")
     if usable is not None and (usable.shape != (vectors.count,) or usable.dtype != bool):
-        raise TutelageError(f"usable: {usable.shape} {usable.dtype}", f"({vectors.count},) bool, one for each row")
+        raise TutelageError(f"usable: {usable.shape} {usable.dtype} must be ({vectors.count},) bool, one for each row")
     if k < 1:
-        raise TutelageError(f"{k} neighbours", "1 or more")
+        raise TutelageError(f"{k} neighbours: at least 1 is needed")
 
 
 def _chunk(vectors: Vectors, count: int, size: int, k: int, memory: int | None) -> int:
@@ -208,8 +210,8 @@ def _chunk(vectors: Vectors, count: int, size: int, k: int, memory: int | None) 
     if memory < fixed + tile:
         needed = math.ceil((fixed + tile) / 2**20)
         raise TutelageError(
-            f"{memory / 2**20:.0f} MB of memory for {count} queries with {k} neighbours each",
-            f"{needed} MB or more",
+            f"{memory / 2**20:.0f} MB of memory is too little for {count} queries with {k} neighbours each, "
+            f"which need {needed} MB",
             "give more memory, or ask for fewer queries or neighbours",
         )
     return min(tiles, (memory - fixed) // tile)

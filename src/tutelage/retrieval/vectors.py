@@ -56,8 +56,8 @@ class _Part:
             got = file.readinto(view[read:])
             if not got:
                 raise TutelageError(
-                    f"{self.source}: ends within row {first + read // (self.width * self.dtype.itemsize)}",
-                    f"the {self.rows} rows that its header names",
+                    f"{self.source} ends within row {first + read // (self.width * self.dtype.itemsize)}, but its "
+                    f"header says {self.rows} rows",
                     "write the file again",
                 )
             read += got
@@ -79,11 +79,11 @@ def _part(source: np.ndarray | Path) -> _Part:
                 shape, fortran, dtype = header(file)
                 offset = file.tell()
         except (OSError, ValueError) as error:
-            raise TutelageError(f"{name}: {error}", "a readable .npy file of embeddings") from error
+            raise TutelageError(f"{name} is not a readable .npy file of embeddings: {error}") from error
     if len(shape) != 2 or shape[1] < 1 or fortran or dtype not in (np.dtype(np.float16), np.dtype(np.float32)):
         raise TutelageError(
-            f"{name}: shape {tuple(shape)}, {dtype}{', columns first' if fortran else ''}",
-            "embeddings (rows, features) in float16 or float32, rows first",
+            f"{name} has shape {tuple(shape)}, {dtype}{', in Fortran order' if fortran else ''}, but embeddings must be "
+            "(rows, features), float16 or float32, in C order"
         )
     return _Part(source, shape[0], shape[1], dtype, offset)
 
@@ -107,10 +107,12 @@ class Vectors:
     def __post_init__(self):
         widths = sorted({part.width for part in self._parts})
         if len(widths) != 1:
-            raise TutelageError(f"parts with {shown(widths) or 'no'} features", "one part at least, all of one width")
+            raise TutelageError(
+                f"parts with {shown(widths) or 'no'} features: at least one part is needed, and all of the same width"
+            )
         if self.mean is not None and (self.mean.shape != (self.width,) or not np.isfinite(self.mean).all()):
             raise TutelageError(
-                f"a mean of shape {self.mean.shape}", f"({self.width},) finite numbers, as many as the rows have"
+                f"a mean of shape {self.mean.shape} must be ({self.width},) finite numbers, as many as a row has"
             )
 
     @cached_property
@@ -163,7 +165,7 @@ class Vectors:
         positions = np.asarray(positions, dtype=np.int64)
         outside = positions[(positions < 0) | (positions >= self.count)]
         if len(outside):
-            raise TutelageError(f"row {shown(outside)}", f"rows 0 to {self.count - 1}")
+            raise TutelageError(f"no row {shown(outside)}: rows are 0 to {self.count - 1}")
         order = np.argsort(positions, kind="stable")  # a disk reads forwards
         rows = np.empty((len(positions), self.width), dtype=np.float32)
         cuts = np.searchsorted(positions[order], self._starts)
@@ -198,7 +200,7 @@ class Vectors:
         if usable is not None:
             broken &= usable
         if broken.any():
-            raise TutelageError(f"NaN or infinite numbers in row {shown(names[broken])}", "finite embeddings")
+            raise TutelageError(f"NaN or infinite numbers in row {shown(names[broken])}")
         if self.mean is not None:
             scales = np.divide(1, np.sqrt(squares), out=np.zeros_like(squares), where=squares > 0)
             rows.mul_(torch.from_numpy(scales)[:, None])
@@ -208,7 +210,7 @@ def mean_of(parts: tuple[np.ndarray | Path, ...], sample: int = 100_000) -> np.n
     """Mean (D,) float32 of up to `sample` rows, evenly spaced through all parts: the same rows at every call."""
     vectors = Vectors(parts, None)
     if not vectors.count:
-        raise TutelageError("no rows to take a mean of", "one row at least")
+        raise TutelageError("no rows to take a mean of")
     positions = np.linspace(0, vectors.count - 1, min(sample, vectors.count)).astype(np.int64)
     total = np.zeros(vectors.width)
     for start in range(0, len(positions), BLOCK):

@@ -40,17 +40,15 @@ def models() -> tuple[Any, Any]:
 
 def check(settings: dict[str, Any]) -> list[TutelageError]:
     """Settings that this task cannot have."""
-    given = [f"--{kind}-size {settings[f'{kind}_size']}" for kind in ("teacher", "student") if _oblong(settings, kind)]
+    task, other, faults = "with --task classification", "or use --task segmentation", []
+    for kind in ("teacher", "student"):
+        if _oblong(settings, kind):
+            message = f"--{kind}-size {settings[f'{kind}_size']} {task} must be one number, for a square"
+            faults.append(TutelageError(message, f"give one number, {other}"))
     if settings.get("teacher_window") is not None:
-        given.append(f"--teacher-window {settings['teacher_window']}")
-    return [
-        TutelageError(
-            f"{one} with --task classification",
-            "one number for a size: a square; no window",
-            "give one number, or --task segmentation",
-        )
-        for one in given
-    ]
+        message = f"--teacher-window {settings['teacher_window']} {task} is not supported"
+        faults.append(TutelageError(message, f"leave it out, {other}"))
+    return faults
 
 
 def _oblong(settings: dict[str, Any], kind: str) -> bool:

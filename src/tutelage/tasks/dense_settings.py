@@ -1,4 +1,4 @@
-"""Settings that segmentation cannot have: objectives, windows, shapes and decoders, told before anything is read."""
+"""Settings that segmentation cannot have: objectives, windows, shapes and decoders, checked before anything is read."""
 
 from __future__ import annotations
 
@@ -15,22 +15,20 @@ COMPARISONS = ("contrastive", "cosine")
 
 def faults_of(settings: dict[str, Any]) -> list[TutelageError]:
     """One fault for each setting, or pair of settings, that segmentation cannot have."""
-    faults = []
+    faults, task = [], "with --task segmentation is not supported"
     objective, comparison = settings.get("objective", "oriented"), settings.get("agnostic_loss", "contrastive")
     if objective not in OBJECTIVES:
-        given = f"--objective {objective} with --task segmentation"
-        faults.append(TutelageError(given, ", ".join(OBJECTIVES), "use one of them"))
+        faults.append(TutelageError(f"--objective {objective} {task}", f"use one of {', '.join(OBJECTIVES)}"))
     if objective == "agnostic" and comparison not in COMPARISONS:
-        given = f"--agnostic-loss {comparison} with --task segmentation"
-        faults.append(TutelageError(given, ", ".join(COMPARISONS), "use one of them"))
+        faults.append(TutelageError(f"--agnostic-loss {comparison} {task}", f"use one of {', '.join(COMPARISONS)}"))
     faults += _window_faults(settings)
     if settings.get("resize", "squash") != "squash":
-        given = f"--resize {settings['resize']} with --task segmentation"
-        faults.append(TutelageError(given, "squash", "give --student-size HxW in the images' proportions"))
+        hint = "use --resize squash, and --student-size HxW in the images' aspect ratio"
+        faults.append(TutelageError(f"--resize {settings['resize']} {task}", hint))
     decoder = settings.get("decoder")
     if decoder in ("fpn", "deeplabv3plus") and importlib.util.find_spec("segmentation_models_pytorch") is None:
-        given = f"--decoder {decoder}: segmentation-models-pytorch is not installed"
-        faults.append(TutelageError(given, "the package, or --decoder lraspp", "pip install 'tutelage[segmentation]'"))
+        message = f"--decoder {decoder}: segmentation-models-pytorch is not installed"
+        faults.append(TutelageError(message, "run `pip install 'tutelage[segmentation]'`, or use --decoder lraspp"))
     elif decoder and "student_weights" in settings and not faults:
         from tutelage.models.dense_students import build_student
 
@@ -49,24 +47,18 @@ def _window_faults(settings: dict[str, Any]) -> list[TutelageError]:
     window = settings.get("teacher_window")
     if window is None:
         return []
-    given = f"--teacher-window {window}"
     try:
         name = resolve(settings["teacher"])
         check_size(name, window)
     except TutelageError as error:
-        return [TutelageError(f"{given} for --teacher {settings['teacher']}", error.allowed, error.mend)]
+        reason = error.message.removeprefix("--teacher-size ")  # the check takes a window for a size
+        message = f"--teacher-window {window} does not fit --teacher {settings['teacher']}: {reason}"
+        return [TutelageError(message, error.hint.replace("--teacher-size", "--teacher-window"))]
     size = settings["teacher_size"] or default_size(name)
+    both = f"--teacher-window {window} with --teacher-size {size}"
     if any(one > whole for one, whole in zip(sides(window), sides(size), strict=True)):
-        return [
-            TutelageError(
-                f"{given} with --teacher-size {size}",
-                f"at most {size}",
-                "give a smaller window, or a larger --teacher-size",
-            )
-        ]
+        return [TutelageError(f"{both} must be at most {size}", "use a smaller window, or a larger --teacher-size")]
     plain = re.search(r"patch(1[0-9]|[89]|32)", name)  # one level, whose stride is the patch
     if not plain and any(one % 32 for one in (*sides(window), *sides(size))):
-        return [
-            TutelageError(f"{given} with --teacher-size {size}", "multiples of 32 px", "round the window and the size")
-        ]
+        return [TutelageError(f"{both}: both must be multiples of 32 px", "round the window and the size")]
     return []

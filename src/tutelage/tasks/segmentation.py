@@ -40,7 +40,7 @@ def models() -> tuple[Any, Any]:
 
 
 def check(settings: dict[str, Any]) -> list[TutelageError]:
-    """Settings that this task cannot have, told before anything is read."""
+    """Settings that this task cannot have, checked before anything is read."""
     from tutelage.tasks.dense_settings import faults_of
 
     return faults_of(settings)
