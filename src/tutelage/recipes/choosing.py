@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -270,3 +271,16 @@ def _meaningless(pool: Pool) -> np.ndarray:
     others = pool.usable.copy()
     others[rows] = False
     return search(pool.vectors, null, 1, usable=others, memory=pool.memory)[0][:, 0]
+
+
+def wanted_of(settings: dict[str, Any], labelled: int, classes: int) -> int | None:
+    """Gallery images to choose; None for all. The labelled images count towards `--total`."""
+    if settings["per_query"] is not None:
+        return settings["per_query"] * (classes if settings["strategy"] == "text" else labelled)
+    total = settings["total"]
+    if total is not None and total <= labelled:
+        raise TutelageError(
+            f"--total {total} with {labelled:,} labelled images, which count towards it, leaves none for the gallery",
+            f"raise --total above {labelled:,}, or lower --budget (--smoke takes at most 256 images)",
+        )
+    return None if total is None else total - labelled

@@ -7,6 +7,8 @@ chooses what the student learns on. Only the chosen images are decoded into the 
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,9 +51,10 @@ def curate(
     from tutelage.data.gallery import list_gallery
     from tutelage.data.store import Store
     from tutelage.recipes.admitted import admit, data_of, list_rejected, read_labels, reject, tell_changed
+    from tutelage.recipes.choosing import wanted_of
     from tutelage.recipes.chosen import tell
     from tutelage.recipes.encoders import Encoder
-    from tutelage.recipes.gallery_pool import embed_share, fill_pool, nothing_left
+    from tutelage.recipes.gallery_pool import fill_pool, nothing_left
 
     if shard is not None:
         return embed_share(shard, settings)
@@ -100,19 +103,6 @@ def curate(
         if len(chosen.choice):
             tell(len(chosen.choice), chosen.wanted, leaks.looked_at, leaks.near)
         return chosen.finish(inputs, store, leaks.leaks, twice, len(bad), len(listed.refs))
-
-
-def wanted_of(settings: dict[str, Any], labelled: int, classes: int) -> int | None:
-    """Gallery images to choose; None for all. The labelled images count towards `--total`."""
-    if settings["per_query"] is not None:
-        return settings["per_query"] * (classes if settings["strategy"] == "text" else labelled)
-    total = settings["total"]
-    if total is not None and total <= labelled:
-        raise TutelageError(
-            f"--total {total} with {labelled:,} labelled images, which count towards it, leaves none for the gallery",
-            f"raise --total above {labelled:,}, or lower --budget (--smoke takes at most 256 images)",
-        )
-    return None if total is None else total - labelled
 
 
 def looked_at(refs: list, settings: dict[str, Any], wanted: int | None, spare: float) -> list:
@@ -225,3 +215,32 @@ def unsure(
     probe = heads.best_probe(queries, labels, fold, int(labels.max()) + 1, heads.scale_of(embeddings))
     probabilities = softmax(probe(embeddings))
     return -(probabilities * np.log(np.maximum(probabilities, 1e-12))).sum(axis=1)
+
+
+def embed_share(shard: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Embed one share of the gallery into the cache; the run folder stays as it is.
+
+    The processes of a job array need not know each other: no group is started, and each tells what it does.
+
+    Returns:
+        {"shard", "images", "embedded", "seconds"}.
+    """
+    from tutelage.compute import on_a_device_of_its_own
+    from tutelage.data.gallery import list_gallery
+    from tutelage.recipes.encoders import Encoder
+    from tutelage.recipes.preflight import preflight, share_of
+
+    share, start, done = share_of(shard), time.monotonic(), [0]
+    out = Path(settings["out"]).absolute()
+    cache = Path(settings["cache"]) if settings["cache"] else out.parent / "cache"
+
+    def tick(count: int) -> None:
+        done[0] += count
+
+    with on_a_device_of_its_own():
+        preflight({**settings, "out": str(out), "shard": f"{share[0]}/{share[1]}"}, cache)
+        refs = list_gallery(settings["gallery"]).refs
+        _, pieces = Encoder.of(settings, cache).embedded(refs, tick, settings, share)
+        mine = sum(len(piece.refs) for piece in pieces[share[0] :: share[1]])
+        say(f"share {share[0]} of {share[1]}: {mine:,} of {len(refs):,} images, {done[0]:,} of them embedded now")
+    return {"shard": f"{share[0]}/{share[1]}", "images": mine, "embedded": done[0], "seconds": time.monotonic() - start}

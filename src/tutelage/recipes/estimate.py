@@ -11,9 +11,8 @@ from typing import Any
 
 from tutelage.progress import duration, say
 from tutelage.recipes.arms import Arm
-from tutelage.recipes.pipeline import needed
 from tutelage.recipes.preflight import WITHOUT_TARGETS
-from tutelage.recipes.stage import training_steps
+from tutelage.recipes.stage import needed, training_steps
 from tutelage.tasks import task_of
 
 REPEATS = 3
@@ -99,7 +98,7 @@ class Data:
 
     def of(self, settings: dict[str, Any]) -> Sizes:
         """Sizes of one run. settings: all of it, its budget among them."""
-        from tutelage.recipes.curate import wanted_of
+        from tutelage.recipes.choosing import wanted_of
 
         gallery = self._gallery(settings)
         train, classes = self._target(settings)

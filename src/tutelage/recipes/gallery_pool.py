@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tutelage.compute import free_memory, on_a_device_of_its_own
+from tutelage.compute import free_memory
 from tutelage.data.sources import ImageRef, Rejected
 from tutelage.errors import TutelageError
-from tutelage.progress import progress, say
+from tutelage.progress import progress
 from tutelage.recipes.admitted import Admitted
 from tutelage.recipes.choosing import Leak, Pool, check_memory
 from tutelage.recipes.encoders import Encoder
@@ -173,32 +172,3 @@ def near_leaks(
         rows = np.where(rows >= 0, among[rows], -1)
     with progress("leaks, by pixels", len(held)) as advance:
         return find_leaks(similarity, rows, held, pool.embedded.thumbs, advance, counts)
-
-
-def embed_share(shard: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """Embed one share of the gallery into the cache; the run folder stays as it is.
-
-    The processes of a job array need not know each other: no group is started, and each tells what it does.
-
-    Returns:
-        {"shard", "images", "embedded", "seconds"}.
-    """
-    import time
-
-    from tutelage.data.gallery import list_gallery
-    from tutelage.recipes.preflight import preflight, share_of
-
-    share, start, done = share_of(shard), time.monotonic(), [0]
-    out = Path(settings["out"]).absolute()
-    cache = Path(settings["cache"]) if settings["cache"] else out.parent / "cache"
-
-    def tick(count: int) -> None:
-        done[0] += count
-
-    with on_a_device_of_its_own():
-        preflight({**settings, "out": str(out), "shard": f"{share[0]}/{share[1]}"}, cache)
-        refs = list_gallery(settings["gallery"]).refs
-        _, pieces = Encoder.of(settings, cache).embedded(refs, tick, settings, share)
-        mine = sum(len(piece.refs) for piece in pieces[share[0] :: share[1]])
-        say(f"share {share[0]} of {share[1]}: {mine:,} of {len(refs):,} images, {done[0]:,} of them embedded now")
-    return {"shard": f"{share[0]}/{share[1]}", "images": mine, "embedded": done[0], "seconds": time.monotonic() - start}

@@ -14,7 +14,7 @@ from tutelage.data.manifest import TaskData
 from tutelage.models.students import Student
 from tutelage.progress import progress
 from tutelage.recipes import supervised
-from tutelage.recipes.stage import peak_rate
+from tutelage.tasks import peak_rate
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,7 @@ from tutelage.recipes.curate import curate
 from tutelage.recipes.evaluate import evaluate
 from tutelage.recipes.finetune import finetune as finetune_stage
 from tutelage.recipes.pilot import pilot as judge
-from tutelage.recipes.preflight import WITHOUT_TARGETS
-from tutelage.recipes.stage import open_run, settings_of
+from tutelage.recipes.stage import needed, open_run, settings_of
 from tutelage.recipes.transfer import transfer
 from tutelage.runs import DEFAULT, Run, read_json
 
@@ -94,12 +93,6 @@ def cut_down(settings: dict[str, Any]) -> dict[str, Any]:
     said = [f"{name} {words[name]} -> {cut[name] or DEFAULT}" for name in words if settings[name] != cut[name]]
     say(f"--smoke cuts down: {', '.join(said) or 'no setting'}")
     return cut
-
-
-def needed(names: Sequence[str], settings: dict[str, Any]) -> list[str]:
-    """These stages without the committee, where nothing asks for one."""
-    without = settings["objective"] in WITHOUT_TARGETS or settings["committee"] == "none"
-    return [name for name in names if name != "committee" or not without]
 
 
 def walk(folder: Run, names: Sequence[str], settings: dict[str, Any]) -> dict[str, Any]:

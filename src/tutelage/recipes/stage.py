@@ -13,7 +13,7 @@ from typing import Any
 from tutelage.compute import check_group
 from tutelage.errors import TutelageError
 from tutelage.progress import main_process, processes, say
-from tutelage.recipes.preflight import preflight
+from tutelage.recipes.preflight import WITHOUT_TARGETS, preflight
 from tutelage.runs import Run, read_json, whole, write_text
 from tutelage.tasks import task_of
 
@@ -192,16 +192,10 @@ def training_steps(settings: dict[str, Any], count: int, images: int) -> int:
     return steps or max(1, round((epochs or default_epochs(count, images)) * count / batch_size))
 
 
-def peak_rate(settings: dict[str, Any], kind: Any) -> float:
-    """The peak learning rate of a student: as asked for, or the task's by the origin of its weights, scaled to the batch.
-
-    Args:
-        settings: lr, student_weights, batch_size. kind: the task.
-    """
-    from tutelage.training import scaled_rate
-
-    default = kind.SCRATCH_RATE if settings["student_weights"] == "scratch" else kind.PRETRAINED_RATE
-    return scaled_rate(settings["lr"] or default, settings["batch_size"])
+def needed(names: Sequence[str], settings: dict[str, Any]) -> list[str]:
+    """These stages without the committee, where nothing asks for one."""
+    without = settings["objective"] in WITHOUT_TARGETS or settings["committee"] == "none"
+    return [name for name in names if name != "committee" or not without]
 
 
 def settings_of(stage: Callable[..., Any], settings: dict[str, Any]) -> dict[str, Any]:

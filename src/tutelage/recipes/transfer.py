@@ -23,11 +23,11 @@ from tutelage.recipes.stage import (
     checkpoint_steps,
     file_hash,
     open_run,
-    peak_rate,
     save_weights,
     training_steps,
 )
 from tutelage.runs import FREE, Clock, Run, hash_of
+from tutelage.tasks import peak_rate
 
 if TYPE_CHECKING:
     import numpy as np

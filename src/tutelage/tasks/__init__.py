@@ -22,3 +22,15 @@ def class_names(settings: dict[str, Any]) -> list[str] | None:
 def rebuilt(about: dict[str, Any], classes: int) -> Any:
     """A student as a result describes it, its weights random. about: "student" of the result. classes: C."""
     return task_of("segmentation" if "decoder" in about else "classification").rebuilt(about, classes)
+
+
+def peak_rate(settings: dict[str, Any], kind: Any) -> float:
+    """The peak learning rate of a student: as asked for, or the task's by the origin of its weights, scaled to the batch.
+
+    Args:
+        settings: lr, student_weights, batch_size. kind: the task.
+    """
+    from tutelage.training import scaled_rate
+
+    default = kind.SCRATCH_RATE if settings["student_weights"] == "scratch" else kind.PRETRAINED_RATE
+    return scaled_rate(settings["lr"] or default, settings["batch_size"])
