@@ -15,7 +15,7 @@ import shutil
 import statistics
 from pathlib import Path
 
-from tutelage.compute import prepare_process
+from tutelage.device import prepare_process
 
 prepare_process()
 

@@ -26,12 +26,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # two OpenMP libraries must
 import numpy as np
 from PIL import Image
 
-from tutelage.recipes.choosing import Pool, Wish, choose
-from tutelage.recipes.gallery_pool import near_leaks
-from tutelage.retrieval.embed import Embedded
-from tutelage.retrieval.same_picture import layout
-from tutelage.retrieval.search import search
-from tutelage.retrieval.vectors import Vectors, mean_of
+from tutelage.curation.candidates import near_leaks
+from tutelage.curation.embed import Embedded
+from tutelage.curation.image_match import layout
+from tutelage.curation.search import search
+from tutelage.curation.selection import Pool, Wish, choose
+from tutelage.curation.vectors import Vectors, mean_of
 
 WIDTH, QUERIES, MORE_QUERIES, K = 384, 1000, 500, 128
 MEGABYTE = 2**20

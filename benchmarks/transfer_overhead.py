@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tutelage.compute import accelerator, prepare_process
+from tutelage.device import accelerator, prepare_process
 
 prepare_process()
 
@@ -25,14 +25,16 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
-from tutelage import training  # noqa: E402
+from tutelage.data.image_cache import Images, Store  # noqa: E402
 from tutelage.data.sources import list_images  # noqa: E402
-from tutelage.data.store import Images, Store  # noqa: E402
-from tutelage.models.adapted import network_of  # noqa: E402
+from tutelage.distillation.distill import Plan, distill  # noqa: E402
+from tutelage.distillation.targets import Targets, TeacherOutputs  # noqa: E402
+from tutelage.features.output_cache import OutputCache  # noqa: E402
+from tutelage.features.view_batches import ViewSettings  # noqa: E402
+from tutelage.models.adapted_teacher import network_of  # noqa: E402
 from tutelage.models.students import build_student  # noqa: E402
 from tutelage.models.teachers import build_teacher  # noqa: E402
-from tutelage.recipes.distill_loop import Plan, distill  # noqa: E402
-from tutelage.targets import OutputCache, Targets, TeacherOutputs, ViewSettings  # noqa: E402
+from tutelage.training import optimization  # noqa: E402
 
 IMAGES, BATCH, SIZE, CLASSES, WIDTH = 2560, 128, 64, 10, 384
 DATA = Path(os.environ.get("TUTELAGE_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -63,7 +65,7 @@ def fresh():
     torch.manual_seed(0)
     student = build_student("mobilenetv3_small_050", CLASSES, "scratch", SIZE)
     module = student.module.to(memory_format=torch.channels_last)
-    return student, module, training.optimizer_for(module, 1e-3, "cpu"), training.Average(module)
+    return student, module, optimization.optimizer_for(module, 1e-3, "cpu"), optimization.Average(module)
 
 
 def transfer(targets: Targets, hardware, images: int = IMAGES) -> float:

@@ -13,7 +13,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from tutelage.compute import prepare_process
+from tutelage.device import prepare_process
 
 prepare_process()
 

@@ -1,4 +1,4 @@
-"""Write docs/cli.md from the recipes' signatures: python docs/make_cli.py"""
+"""Write docs/cli.md from the commands' signatures: python docs/make_cli.py"""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 from cyclopts import Parameter
 
-from tutelage.cli import RECIPES, recipe
-from tutelage.config import flag
+from tutelage.cli import COMMANDS, function_of
+from tutelage.settings import flag
 
 HEAD = """# The command
 
-Made by `python docs/make_cli.py` from the recipes' signatures; a test holds it to them.
+Made by `python docs/make_cli.py` from the commands' signatures; a test holds it to them.
 The same names are arguments in Python (`tutelage.run(teacher_size=112)`) and keys in a TOML file (`teacher-size = 112`, given
 by `--config FILE.toml`; a flag beats the file). Exit codes: 0 done, 2 an error that the user can fix
 (what is wrong, then a hint what to do), 130 Ctrl-C.
@@ -44,8 +44,8 @@ def allowed(hint: object) -> str:
 def page() -> str:
     """The whole page."""
     parts = [HEAD]
-    for command in RECIPES:
-        function = recipe(command)
+    for command in COMMANDS:
+        function = function_of(command)
         hints = typing.get_type_hints(function, include_extras=True)
         summary = (inspect.getdoc(function) or "").split("\n\n")[0].replace("\n", " ")
         parts.append(

@@ -51,7 +51,7 @@ def draw(path: Path, label: int, number: int, size: int = 48) -> None:
 
 # The command with pieces of 16 images on the mean instead of 2,048, for galleries of a few hundred.
 SMALL_PIECES = (
-    "import sys; from tutelage.retrieval import embed; embed.PIECE_BITS = 4; from tutelage.cli import main; main()"
+    "import sys; from tutelage.curation import embed; embed.PIECE_BITS = 4; from tutelage.cli import main; main()"
 )
 
 # Files that take long, the longest first: what is begun last should be short, or one worker waits for the other.

@@ -25,7 +25,7 @@ from pathlib import Path
 import pytest
 
 from conftest import BEGUN, Task, draw, environment, make_task, refused, rejected
-from tutelage.runs import Run
+from tutelage.run_folder import Run
 
 # The command line and the TOML file
 

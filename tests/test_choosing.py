@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from textures import CLASSES, texture
-from tutelage.recipes import gallery_pool
-from tutelage.recipes.choosing import Pool, Wish, choose
-from tutelage.recipes.gallery_pool import LeakCheck
-from tutelage.retrieval.same_picture import layout, opponent, thumbnail
-from tutelage.retrieval.vectors import Vectors
+from tutelage.curation import candidates
+from tutelage.curation.candidates import LeakCheck
+from tutelage.curation.image_match import layout, opponent, thumbnail
+from tutelage.curation.selection import Pool, Wish, choose
+from tutelage.curation.vectors import Vectors
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -46,16 +46,16 @@ def test_thousands_of_copies_take_few_searches(index, among, monkeypatch):
         searched.append((len(images), rest[-1]))
         return near_leaks(pool, images, *rest)
 
-    near_leaks = gallery_pool.near_leaks
-    monkeypatch.setattr(gallery_pool, "near_leaks", counted)
+    near_leaks = candidates.near_leaks
+    monkeypatch.setattr(candidates, "near_leaks", counted)
     check = LeakCheck(pool, admitted, encoder, [])  # type: ignore[arg-type]
     assert check(np.arange(len(embeddings)) if among else None) == len(check.leaks) >= copies
     assert not pool.usable[:copies].any()
     assert pool.usable[copies:].sum() >= 58
     assert {leak.held for leak in check.leaks if leak.row < copies} == {12}
-    assert searched[0] == (6, gallery_pool.COPIES)
+    assert searched[0] == (6, candidates.COPIES)
     assert len(searched) <= 9
-    assert all(one == (1, gallery_pool.COPIES * 2**number) for number, one in enumerate(searched[1:], 1))
+    assert all(one == (1, candidates.COPIES * 2**number) for number, one in enumerate(searched[1:], 1))
     assert len(pool.recalls) == (index == "ivf" and not among), "one inverted file at most"
 
 

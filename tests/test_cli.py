@@ -13,8 +13,8 @@ import pytest
 
 import tutelage as package
 from conftest import MODELS, SHORT, Task, environment
-from tutelage.cli import RECIPES, call, recipe
-from tutelage.runs import Run
+from tutelage.cli import COMMANDS, call, function_of
+from tutelage.run_folder import Run
 from tutelage.version import __version__
 
 STAGES = ("curate", "adapt", "committee", "transfer", "alone", "finetune", "evaluate")
@@ -37,7 +37,7 @@ def test_help_is_quick(tutelage):
         ended = os.times()
         took.append(ended.children_user + ended.children_system - began.children_user - began.children_system)
         assert done.returncode == 0
-        assert all(name in done.stdout for name in RECIPES)
+        assert all(name in done.stdout for name in COMMANDS)
     assert 0 < min(took) < 1
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "tutelage.cli" in loaded
@@ -47,9 +47,9 @@ def test_help_is_quick(tutelage):
 def test_help_of_every_command_loads_no_torch():
     """Each command explains itself, every flag with a text, without loading torch, timm or scikit-learn."""
     code = (
-        "import contextlib, io, sys\nfrom tutelage.cli import RECIPES, call\n"
+        "import contextlib, io, sys\nfrom tutelage.cli import COMMANDS, call\n"
         "texts = {}\n"
-        "for words in ([], ['--help'], ['--version'], *([name, '--help'] for name in RECIPES)):\n"
+        "for words in ([], ['--help'], ['--version'], *([name, '--help'] for name in COMMANDS)):\n"
         "    with contextlib.redirect_stdout(io.StringIO()) as text:\n"
         "        assert call(list(words)) == 0, words\n"
         "    texts[' '.join(words)] = text.getvalue()\n"
@@ -59,18 +59,18 @@ def test_help_of_every_command_loads_no_torch():
     assert loaded == []
     assert texts["--version"].strip() == __version__
     assert texts[""] == texts["--help"]
-    for name in RECIPES:
-        for parameter in inspect.signature(recipe(name)).parameters:
+    for name in COMMANDS:
+        for parameter in inspect.signature(function_of(name)).parameters:
             assert f"--{parameter.replace('_', '-')} " in texts[f"{name} --help"].replace("\n", " "), parameter
-        for line in recipe(name).__doc__.splitlines()[:1]:  # type: ignore[union-attr]
+        for line in function_of(name).__doc__.splitlines()[:1]:  # type: ignore[union-attr]
             assert line.split(",")[0].split(":")[0] in " ".join(texts[f"{name} --help"].split())
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_stages_and_run_say_the_same(stage):
     """A setting has the same type, range, help and default in a stage as in `run`."""
-    whole = inspect.signature(recipe("run")).parameters
-    own = dict(inspect.signature(recipe(stage)).parameters)
+    whole = inspect.signature(function_of("run")).parameters
+    own = dict(inspect.signature(function_of(stage)).parameters)
     if stage == "evaluate":  # it takes a finished run, and perhaps new images
         assert own.pop("run").annotation == whole["out"].annotation
         own.pop("target")
@@ -84,13 +84,13 @@ def test_stages_and_run_say_the_same(stage):
 
 def test_every_setting_of_run_reaches_a_stage():
     """No flag of `run` is idle: each is a setting of a stage, or of `run` itself."""
-    stages = {name for stage in STAGES for name in inspect.signature(recipe(stage)).parameters}
-    assert set(inspect.signature(recipe("run")).parameters) - stages == {"no_baseline", "pilot"}
+    stages = {name for stage in STAGES for name in inspect.signature(function_of(stage)).parameters}
+    assert set(inspect.signature(function_of("run")).parameters) - stages == {"no_baseline", "pilot"}
 
 
 def test_twins():
     """Every command is a function of the package with the same name."""
-    twins = {name.replace("-", "_"): recipe(name) for name in RECIPES}
+    twins = {name.replace("-", "_"): function_of(name) for name in COMMANDS}
     assert all(getattr(package, name) is twin for name, twin in twins.items())
     assert set(twins) | {"TutelageError", "__version__"} == set(package.__all__)
     with pytest.raises(AttributeError, match="rum"):
@@ -162,7 +162,7 @@ def test_stages_one_after_another_give_the_same(finished, drawn, capsys, tmp_pat
     given = dict(zip(MODELS[::2], MODELS[1::2], strict=True)) | dict(zip(DISTILLED[::2], DISTILLED[1::2], strict=True))
     given |= {"--target": str(drawn.target), "--gallery": str(drawn.gallery), "--out": str(out), "--run": str(out)}
     for stage in STAGES:
-        flags = ["--" + name.replace("_", "-") for name in inspect.signature(recipe(stage)).parameters]
+        flags = ["--" + name.replace("_", "-") for name in inspect.signature(function_of(stage)).parameters]
         words = [word for flag in flags if flag in given for word in (flag, given[flag])]
         if stage == "evaluate":
             words = ["--run", str(out), "--json"]
@@ -200,7 +200,7 @@ def test_table(finished, capsys):
 
 def test_a_very_large_teacher_is_not_timed(finished, drawn, monkeypatch):
     """A teacher beyond TIMED_FLOPS is scored, and not timed; the students are."""
-    monkeypatch.setattr("tutelage.recipes.evaluate.TIMED_FLOPS", 0)
+    monkeypatch.setattr("tutelage.commands.evaluate.TIMED_FLOPS", 0)
     scores = package.evaluate(run=finished[0], target=drawn.target / "test")
     assert "latency_ms" not in scores["teacher"]
     assert scores["baseline"]["latency_ms"] == scores["distilled"]["latency_ms"] > 0

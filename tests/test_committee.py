@@ -11,12 +11,12 @@ import torch
 
 import tutelage
 from textures import write_textures
+from tutelage.commands.committee import mixture_of
 from tutelage.data.manifest import load_task
+from tutelage.distillation.prepare_targets import Mixture
 from tutelage.errors import TutelageError
+from tutelage.finetuning import supervised
 from tutelage.metrics import log_softmax, softmax
-from tutelage.recipes import supervised
-from tutelage.recipes.committee import mixture_of
-from tutelage.recipes.prepare_targets import Mixture
 from tutelage.tasks import classification, segmentation
 
 TINY = {
@@ -156,7 +156,7 @@ def test_a_mirrored_network_gives_mirrored_grids(monkeypatch):
     def outputs(forward, module, network, given, look, *rest):
         return forward(torch.from_numpy(images if look == -1 else images[..., ::-1].copy())).numpy()
 
-    monkeypatch.setattr("tutelage.targets.view_outputs", outputs)
+    monkeypatch.setattr("tutelage.features.view_batches.view_outputs", outputs)
     both, whole = (
         segmentation.log_probabilities(
             ByPlace(),

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from tutelage import compute
+from tutelage import device
 from tutelage.errors import TutelageError
 
 
@@ -22,7 +22,7 @@ def test_flops_of_a_convolution_by_hand():
     """One multiplication with addition counts as two operations: 2 x output x kernel x input channels."""
     module = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.Conv2d(8, 8, 3, padding=1, groups=8))
     first, depthwise = 2 * 8 * 16 * 16 * 3 * 9, 2 * 8 * 16 * 16 * 9
-    assert compute.flops(module, 32) == first + depthwise
+    assert device.flops(module, 32) == first + depthwise
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -39,17 +39,17 @@ def test_flops_of_a_transformer_by_hand(fused: bool):
     n = (32 // patch) ** 2 + 1
     embed = (n - 1) * 3 * patch**2 * width
     block = n * width * 3 * width + 2 * n * n * width + n * width * width + 2 * n * width * 4 * width
-    assert compute.flops(module, 32) == 2 * (embed + depth * block + width * classes)
+    assert device.flops(module, 32) == 2 * (embed + depth * block + width * classes)
 
 
 def test_flops_leaves_the_mode_alone():
     """Counting runs the module in evaluation mode and puts it back: statistics and mode are as before."""
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).train()
-    compute.flops(module, 16)
+    device.flops(module, 16)
     assert module.training
     assert module[1].training
     assert module[1].num_batches_tracked == 0
-    compute.flops(module.eval(), 16)
+    device.flops(module.eval(), 16)
     assert not module.training
 
 
@@ -57,7 +57,7 @@ def test_training_flops_by_hand():
     """Backward costs each layer twice its forward pass, but the first one, which passes nothing on to the image, once."""
     module = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3, padding=1))
     first, second = 2 * 8 * 256 * 3 * 9, 2 * 16 * 256 * 8 * 9
-    assert compute.training_flops(module, 16) == pytest.approx(2 * first + 3 * second, rel=0.02)
+    assert device.training_flops(module, 16) == pytest.approx(2 * first + 3 * second, rel=0.02)
     assert module[1].num_batches_tracked == 0, "a copy is used"
 
 
@@ -65,11 +65,11 @@ def test_training_flops_of_depthwise_layers():
     """A grouped convolution's backward pass costs twice its forward pass, not C times that."""
     module = nn.Sequential(nn.Conv2d(3, 64, 1), nn.Conv2d(64, 64, 3, padding=1, groups=64), nn.Conv2d(64, 8, 1))
     first, depthwise, last = 2 * 256 * 3 * 64, 2 * 256 * 64 * 9, 2 * 256 * 64 * 8
-    assert compute.training_flops(module, 16) == 2 * first + 3 * (depthwise + last)
+    assert device.training_flops(module, 16) == 2 * first + 3 * (depthwise + last)
     from tutelage.models.students import build_student
 
     student = build_student("mobilenetv3_small_050", 10, size=64).module
-    assert 2.5 < compute.training_flops(student, 64) / compute.flops(student, 64) < 3.01
+    assert 2.5 < device.training_flops(student, 64) / device.flops(student, 64) < 3.01
 
 
 def test_training_flops_of_a_transformer_by_hand():
@@ -84,14 +84,14 @@ def test_training_flops_of_a_transformer_by_hand():
     embed = (n - 1) * 3 * patch**2 * width
     block = n * width * 3 * width + 2 * n * n * width + n * width * width + 2 * n * width * 4 * width
     expected = 2 * (2 * embed + 3 * (depth * block + width * classes))
-    assert compute.training_flops(module, 32) == pytest.approx(expected, rel=0.02)
+    assert device.training_flops(module, 32) == pytest.approx(expected, rel=0.02)
 
 
 def test_peak_memory_starts_anew():
     """The peak of a stage is its own: a block that was freed before it does not count, one that it took does."""
     with held(2**28):  # not from malloc: it may keep what is freed
-        before = compute.PeakMemory().mib()
-    fresh = compute.PeakMemory()
+        before = device.PeakMemory().mib()
+    fresh = device.PeakMemory()
     assert fresh.mib() < before - 200
     with held(2**28):
         pass
@@ -133,7 +133,7 @@ def test_latency_is_the_median_of_one_image_on_one_thread(monkeypatch):
     torch.set_num_threads(2)
     try:
         module = Waits().train()
-        latency = compute.latency_ms(module, 24, repeats=15)
+        latency = device.latency_ms(module, 24, repeats=15)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(threads)
@@ -148,7 +148,7 @@ def test_latency_of_a_slow_network_ends_soon(monkeypatch, seconds, passes):
     """Once the seconds have gone no further pass begins, and one pass is enough."""
     monkeypatch.setattr(Waits, "__deepcopy__", lambda self, memo: Waits(), raising=False)
     SEEN.clear()
-    assert compute.latency_ms(Waits(), 24, seconds=seconds) >= 4
+    assert device.latency_ms(Waits(), 24, seconds=seconds) >= 4
     assert 1 <= len(SEEN) <= passes
 
 
@@ -156,7 +156,7 @@ def test_latency_puts_the_threads_back_after_an_error():
     """A module that fails leaves the number of threads as it was."""
     threads = torch.get_num_threads()
     with pytest.raises(RuntimeError):
-        compute.latency_ms(nn.Conv2d(4, 4, 1), 8)
+        device.latency_ms(nn.Conv2d(4, 4, 1), 8)
     assert torch.get_num_threads() == threads
 
 
@@ -164,16 +164,16 @@ def test_devices_that_are_not_there():
     """A device that the machine lacks is refused with those that it has."""
     missing = "mps" if not torch.backends.mps.is_available() else "cuda"
     with pytest.raises(TutelageError, match=f"--device {missing}") as error:
-        compute.accelerator(missing, "auto")
+        device.accelerator(missing, "auto")
     assert "cpu" in str(error.value)
     assert missing not in error.value.hint
     with pytest.raises(TutelageError, match="--precision fp16"):
-        compute.accelerator("cpu", "fp16")
+        device.accelerator("cpu", "fp16")
 
 
 def test_cpu_is_full_precision_by_itself():
     """On the CPU "auto" means float32, and the device is the CPU."""
-    hardware = compute.accelerator("cpu", "auto")
+    hardware = device.accelerator("cpu", "auto")
     assert hardware.device.type == "cpu"
     assert hardware.mixed_precision == "no"
 
@@ -181,7 +181,7 @@ def test_cpu_is_full_precision_by_itself():
 def test_to_device_moves_and_keeps():
     """A batch arrives with the same values."""
     batch = torch.randn(2, 3)
-    assert torch.equal(compute.to_device(batch, torch.device("cpu")), batch)
+    assert torch.equal(device.to_device(batch, torch.device("cpu")), batch)
 
 
 @pytest.mark.parametrize(("given", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
@@ -191,7 +191,7 @@ def test_threads_wait_passively_unless_the_user_says_otherwise(given: str | None
     if given:
         environment["OMP_WAIT_POLICY"] = given
     code = (
-        "import os, sys; from tutelage.compute import prepare_process; prepare_process(); "
+        "import os, sys; from tutelage.device import prepare_process; prepare_process(); "
         "print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)

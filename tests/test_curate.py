@@ -129,9 +129,9 @@ def test_all_copies_of_test_images_are_listed(data, more):
 def test_a_gallery_larger_than_memory(data, monkeypatch):
     """--dedup gallery is refused before it searches and memory is full, and the message says what goes; so is a choice too large."""
     more = {"memory": 1.0, "overwrite": True}
-    monkeypatch.setattr("tutelage.recipes.choosing.EACH", 2**30 // 100)
+    monkeypatch.setattr("tutelage.curation.selection.EACH", 2**30 // 100)
     with monkeypatch.context() as patch:
-        patch.setattr("tutelage.recipes.gallery_pool.near_leaks", None)
+        patch.setattr("tutelage.curation.candidates.near_leaks", None)
         with pytest.raises(
             TutelageError, match=r"--dedup gallery with 3\d\d images to compare.* GiB of memory"
         ) as error:
@@ -145,7 +145,7 @@ def test_a_gallery_larger_than_memory(data, monkeypatch):
 
 def test_an_inverted_file_that_memory_does_not_hold(data, go, tutelage, tmp_path, monkeypatch):
     """Of more images than are searched exactly, --index auto makes an inverted file where memory holds it, and says so where not."""
-    monkeypatch.setattr("tutelage.recipes.choosing.EXACT", 100)
+    monkeypatch.setattr("tutelage.curation.selection.EXACT", 100)
     for name in ("held", "too-large"):
         out = tmp_path / name
         done = go(words(data, out, "--memory", "4"))
@@ -154,7 +154,7 @@ def test_an_inverted_file_that_memory_does_not_hold(data, go, tutelage, tmp_path
         assert ("inverted file over 373 images: finds" in done.stderr) == (name == "held")
         assert ("GiB of memory, of which there are 4.0" in done.stderr) == (name == "too-large")
         assert done.stderr.count("the search is exact, and takes longer") == (name == "too-large")
-        monkeypatch.setattr("tutelage.retrieval.ivf.OVERHEAD", 2**33)
+        monkeypatch.setattr("tutelage.curation.ivf.OVERHEAD", 2**33)
     done = tutelage(*words(data, tmp_path / "asked", "--memory", "4", "--index", "ivf"))
     assert done.returncode == 2
     assert "error: --index ivf: 4,096 MB of memory for an approximate index of" in done.stderr
@@ -261,7 +261,7 @@ def words(data: Path, out: Path, *more: str) -> list[str]:
 @pytest.fixture
 def go(tutelage, monkeypatch):
     """go(words): the command, with small pieces."""
-    monkeypatch.setattr("tutelage.retrieval.embed.PIECE_BITS", 4)
+    monkeypatch.setattr("tutelage.curation.embed.PIECE_BITS", 4)
 
     def call(words: list[str]) -> subprocess.CompletedProcess[str]:
         done = tutelage(*words)
@@ -379,9 +379,9 @@ def test_per_query_counts_for_each_query(data):
 
 def near(gallery: np.ndarray, queries: np.ndarray, labels: list[int]) -> tuple[str, list[str]]:
     """What is said of queries (Q, D) of these classes, which bring three images each of a gallery (N, D)."""
-    from tutelage.recipes.choosing import Pool, nothing_near
-    from tutelage.retrieval.strategies import balanced
-    from tutelage.retrieval.vectors import Vectors
+    from tutelage.curation.selection import Pool, nothing_near
+    from tutelage.curation.strategies import balanced
+    from tutelage.curation.vectors import Vectors
 
     gallery, queries = ((x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32) for x in (gallery, queries))
     usable = np.ones(len(gallery), bool)

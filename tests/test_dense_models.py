@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from tutelage.errors import TutelageError
-from tutelage.models.dense import DenseNetwork, Pyramid, levels_of, padded, regrid, window_starts
-from tutelage.models.dense_heads import DenseHead, LinearMask, cross_validate, fit_probe, new_head
-from tutelage.models.dense_students import build_student
-from tutelage.models.dense_teachers import multiple_of, pyramid_of, whole_teacher
+from tutelage.models.segmentation_grids import DenseNetwork, Pyramid, levels_of, padded, regrid, window_starts
+from tutelage.models.segmentation_heads import DenseHead, LinearMask, cross_validate, fit_probe, new_head
+from tutelage.models.segmentation_students import build_student
+from tutelage.models.segmentation_teachers import multiple_of, pyramid_of, whole_teacher
 from tutelage.models.teachers import build_teacher
 
 PLACES = ((20, 40), (70, 24), (100, 120), (44, 136))  # middle of the square, row and column

@@ -16,10 +16,10 @@ import tutelage
 from browser import CHROMIUM, NO_CHROMIUM, check_in_browser
 from scenes import CLASSES, write_scenes
 from tutelage.data.manifest import load_task
+from tutelage.distillation import distill
 from tutelage.errors import TutelageError
-from tutelage.models import dense_heads
-from tutelage.recipes import distill_loop
-from tutelage.runs import read_json
+from tutelage.models import segmentation_heads
+from tutelage.run_folder import read_json
 from tutelage.tasks import segmentation
 
 MODELS = {
@@ -40,11 +40,11 @@ SHORT = {
 @pytest.fixture(scope="module", autouse=True)
 def short():
     """Teachers' heads, and students in the last stage, see few steps while these tests run."""
-    before = dense_heads.STRENGTHS, dict(segmentation.PASSES)
-    dense_heads.STRENGTHS = (8, 16)
+    before = segmentation_heads.STRENGTHS, dict(segmentation.PASSES)
+    segmentation_heads.STRENGTHS = (8, 16)
     segmentation.PASSES.update(dict.fromkeys(segmentation.PASSES, 4))
     yield
-    dense_heads.STRENGTHS = before[0]
+    segmentation_heads.STRENGTHS = before[0]
     segmentation.PASSES.update(before[1])
 
 
@@ -107,11 +107,11 @@ def test_a_finished_run_is_taken_as_it_is(data, whole):
 
 def test_a_killed_run_goes_on(data, monkeypatch):
     """Killed in the middle of the transfer, the same command ends with the weights of a run that was never stopped."""
-    monkeypatch.setattr("tutelage.recipes.transfer.checkpoint_steps", lambda steps, batch: 2)
+    monkeypatch.setattr("tutelage.commands.transfer.checkpoint_steps", lambda steps, batch: 2)
     expected = load_file(Path(go(data, "unstopped")["run"]) / "student" / "weights.safetensors")
-    from tutelage import training
+    from tutelage.training import checkpoints
 
-    saved = training.save_checkpoint
+    saved = checkpoints.save_checkpoint
 
     def killed(folder, stage, step, *rest):
         saved(folder, stage, step, *rest)
@@ -119,7 +119,7 @@ def test_a_killed_run_goes_on(data, monkeypatch):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("tutelage.training.save_checkpoint", killed)
+        patch.setattr("tutelage.training.checkpoints.save_checkpoint", killed)
         with pytest.raises(KeyboardInterrupt):
             go(data, "stopped")
     assert list((data / "runs" / "stopped" / "checkpoints").glob("transfer-*"))
@@ -147,7 +147,7 @@ def test_cached_and_online_targets_agree(data, capsys):
 @pytest.mark.parametrize("adapt", ["probe", "probe-then-full"])
 def test_a_teacher_that_looks_through_windows(data, adapt, monkeypatch):
     """--teacher-window: the teacher sees the image window by window, in every stage; the run says so and its teacher is another."""
-    monkeypatch.setattr("tutelage.recipes.adapt.FULL_PASSES", 1)
+    monkeypatch.setattr("tutelage.commands.adapt.FULL_PASSES", 1)
     more = {"teacher_size": "96x160", "teacher_window": "64x96", "adapt": adapt, "cache": str(data / "cache-windows")}
     result = go(data, f"windows-{adapt}", **more)
     about = read_json(Path(result["run"]) / "teacher" / "result.json")
@@ -182,10 +182,10 @@ def test_a_window_is_another_teacher_for_features_too(data):
 
 def test_rare_classes_may_count_more(data, monkeypatch):
     """--class-weight balanced weighs pixels by what the targets take them for: the same teacher's losses differ, and stay finite."""
-    weighted = distill_loop.class_weights
+    weighted = distill.class_weights
 
     def losses_with(weights) -> np.ndarray:
-        monkeypatch.setattr(distill_loop, "class_weights", weights)
+        monkeypatch.setattr(distill, "class_weights", weights)
         name = f"weight-{weights is weighted}"
         return losses_of(go(data, name, class_weight="balanced", cache=str(data / "cache-weights")))
 
@@ -237,7 +237,7 @@ def test_vit_teachers(data, teacher, size, decoder, monkeypatch):
 
 def test_the_whole_teacher_may_learn(data, monkeypatch):
     """probe-then-full fine-tunes the encoder from the fitted head, without a validation split too."""
-    monkeypatch.setattr("tutelage.recipes.adapt.FULL_PASSES", 2)
+    monkeypatch.setattr("tutelage.commands.adapt.FULL_PASSES", 2)
     rows = ["image,mask,split"]
     for split in ("train", "test"):
         for image in sorted((data / "target" / "images" / split).iterdir()):

@@ -8,7 +8,8 @@ import torch
 from sklearn.metrics import jaccard_score
 from torch.nn import functional as F
 
-from tutelage import losses, metrics
+from tutelage import metrics
+from tutelage.training import losses
 
 RANDOM = np.random.default_rng(0)
 

@@ -16,10 +16,10 @@ import pytest
 from PIL import Image
 
 from scenes import CLASSES, scene, write_pair, write_scenes
-from tutelage.data.budget import draw_images
-from tutelage.data.dense_set import read_dense_set
+from tutelage.data.image_cache import Store
+from tutelage.data.label_budget import draw_images
 from tutelage.data.masks import IGNORE, Coding, Masks, kind_of, made_colours, numbered, painted, read_values
-from tutelage.data.store import Store
+from tutelage.data.segmentation_set import read_dense_set
 from tutelage.errors import TutelageError
 
 DATA = Path(os.environ.get("TUTELAGE_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -301,8 +301,8 @@ def test_settings_that_segmentation_cannot_have(tutelage, place):
 
 def test_a_size_that_is_none():
     """What is no size is told with an example of one."""
-    from tutelage.config import resolve
-    from tutelage.recipes.curate import curate
+    from tutelage.commands.curate import curate
+    from tutelage.settings import resolve
 
     settings = {"target": "t", "gallery": ["g"], "out": "o"}
     for wrong in ("32by64", "8x64", "0", "x", "4000"):

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from tutelage.data.decode import content_key
+from tutelage.data.image_cache import Images
 from tutelage.data.masks import IGNORE, Masks, nearest
-from tutelage.data.store import Images
 from tutelage.data.views import draw
-from tutelage.sizes import sides
-from tutelage.targets import CLEAN, Targets, ViewSettings, view_input, view_truth
+from tutelage.distillation.targets import Targets
+from tutelage.features.view_batches import CLEAN, ViewSettings, view_input, view_truth
+from tutelage.image_size import sides
 
 HEIGHT, WIDTH = 90, 120
 CELL = 15  # pixels of one colour and one class

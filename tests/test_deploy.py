@@ -10,8 +10,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from tutelage.deploy import graph, quantise, runtime, single_file
-from tutelage.deploy.card import licence_note
+from tutelage.deploy import onnx_graph, predict_bundle, quantise, runtime
+from tutelage.deploy.model_card import licence_note
 from tutelage.errors import TutelageError
 
 
@@ -24,7 +24,7 @@ def test_fused_form(name):
         module(torch.randn(4, 3, 64, 64))  # statistics of BatchNorm other than 0 and 1
     module.eval()
     before = sum(p.numel() for p in module.parameters())
-    fused, images = graph.fused(module), torch.randn(2, 3, 64, 64)
+    fused, images = onnx_graph.fused(module), torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(fused(images), module(images), atol=2e-4, rtol=1e-3)
     assert sum(1 for part in fused.modules() if isinstance(part, nn.BatchNorm2d)) < sum(
@@ -45,7 +45,7 @@ def test_layer_that_cannot_be_exported(tmp_path):
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(nn.ReLU(), Odd()), nn.Flatten(), nn.LazyLinear(2))
     module(torch.zeros(1, 3, 8, 8))
     with pytest.raises(TutelageError, match=r"layer 1\.1 \(Odd\) cannot be exported: .*bessel"):
-        graph.write_onnx(module.eval(), 8, False, tmp_path / "m.onnx")
+        onnx_graph.write_onnx(module.eval(), 8, False, tmp_path / "m.onnx")
     assert not (tmp_path / "m.onnx").exists()
 
 
@@ -133,7 +133,7 @@ def test_single_file_is_the_same_code():
 
     from tutelage.data import decode
 
-    text = single_file.predict_file("1.2.3")
+    text = predict_bundle.predict_file("1.2.3")
     compile(text, "predict.py", "exec")
     for part in (decode.decode, decode.fit, runtime.predict_images, runtime.model_input):
         assert inspect.getsource(part) in text
@@ -144,7 +144,7 @@ def test_single_file_is_the_same_code():
 @pytest.mark.parametrize("shape", [(5, 7), (3, 4), (64, 33), (200, 90)])
 def test_masks_are_enlarged_as_torch_does(shape):
     """Logits of a small grid give the mask that torch's interpolation gives, at any size."""
-    from tutelage.data.enlarge import decided
+    from tutelage.data.upsample import decided
 
     logits = np.random.default_rng(0).normal(size=(4, 5, 7)).astype(np.float32)
     expected = (

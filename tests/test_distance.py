@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
+from tutelage.curation.mmd import MOST, mmd, mmd_and_error
 from tutelage.errors import TutelageError
-from tutelage.retrieval.distance import MOST, mmd, mmd_and_error
 
 
 def unit(seed: int, count: int, away: float = 0.0, width: int = 16) -> np.ndarray:

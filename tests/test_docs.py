@@ -29,9 +29,9 @@ def test_cli_page_is_generated():
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.toml")), ids=lambda path: path.name)
 def test_examples_resolve(path):
     """Every example TOML opens with its command and resolves to settings of that command."""
-    from tutelage.config import resolve
-    from tutelage.recipes.compare import compare
-    from tutelage.recipes.pipeline import run
+    from tutelage.commands.compare import compare
+    from tutelage.commands.run import run
+    from tutelage.settings import resolve
 
     text = path.read_text(encoding="utf-8")
     study = text.startswith(f"# tutelage compare examples/{path.name} ")
@@ -53,7 +53,7 @@ def commands() -> list[str]:
 def test_readme_commands_have_these_flags(line):
     """Every command of the README has flags that exist and values that are allowed."""
     from tutelage.cli import _parsed
-    from tutelage.config import resolve
+    from tutelage.settings import resolve
 
     function, given = _parsed(shlex.split(line)[1:])
     assert function is not None

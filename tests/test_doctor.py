@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tutelage.recipes import doctor as module
-from tutelage.recipes.doctor import advice, doctor
+from tutelage.commands import doctor as module
+from tutelage.commands.doctor import advice, doctor
 
 HEALTHY = {
     "threads": {"torch": 2, "usable_cores": 2, "omp_wait_policy": "PASSIVE"},
@@ -73,6 +73,6 @@ def test_each_fault_has_its_line(change, words):
 
 def test_import_is_light():
     """Importing doctor loads neither torch nor timm."""
-    code = "import sys, tutelage.recipes.doctor; sys.exit(any(m in sys.modules for m in ('torch', 'timm')))"
+    code = "import sys, tutelage.commands.doctor; sys.exit(any(m in sys.modules for m in ('torch', 'timm')))"
     source = Path(module.__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(source)}).returncode == 0

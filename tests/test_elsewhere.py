@@ -14,10 +14,10 @@ import pytest
 
 import tutelage as package
 from conftest import TINY_CLIP, Task
+from tutelage.curation.precomputed_embeddings import Given, names_of
 from tutelage.data.gallery import list_gallery
 from tutelage.data.manifest import read_manifest
 from tutelage.errors import TutelageError
-from tutelage.retrieval.elsewhere import Given, names_of
 from vectors import WIDTH, gallery_vectors, target_vectors, vector, write
 
 

@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 
 from textures import CLASSES, texture
+from tutelage.curation import embed
+from tutelage.curation.embed import ByNetwork, EmbeddingCache, pieces_of
+from tutelage.curation.image_match import thumbnail
+from tutelage.curation.vectors import Vectors
 from tutelage.data.gallery import list_gallery
 from tutelage.errors import TutelageError
-from tutelage.models.adapted import Network
-from tutelage.retrieval import embed
-from tutelage.retrieval.embed import ByNetwork, EmbeddingCache, pieces_of
-from tutelage.retrieval.same_picture import thumbnail
-from tutelage.retrieval.vectors import Vectors
+from tutelage.models.adapted_teacher import Network
 
 
 def network(scale: float = 1.0) -> Network:

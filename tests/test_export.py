@@ -19,10 +19,10 @@ from PIL import Image
 
 import tutelage
 from conftest import MODELS, Task, environment, make_task, seconds_without_torch
-from tutelage.deploy import graph, runtime, timing
-from tutelage.deploy.card import model_card
+from tutelage.deploy import onnx_graph, runtime, timing
+from tutelage.deploy.model_card import model_card
 from tutelage.errors import TutelageError
-from tutelage.runs import Run
+from tutelage.run_folder import Run
 
 FILES = ["MODEL_CARD.md", "export.json", "labels.txt", "model.int8.onnx", "model.onnx", "predict.py", "preprocess.json"]
 NASTY = "a <b> | `c`"
@@ -220,7 +220,7 @@ def test_baked_and_torchscript(finished, tmp_path):
 def test_what_does_not_hold_leaves_the_old_one(finished, monkeypatch):
     """An export that differs by more than the tolerance stops, and the export that was there is as it was."""
     before, written = told("export.json", finished), finished.out / "export" / "model.onnx"
-    monkeypatch.setattr(graph, "write_onnx", lambda module, size, baked, path: shutil.copy(written, path))
+    monkeypatch.setattr(onnx_graph, "write_onnx", lambda module, size, baked, path: shutil.copy(written, path))
     with pytest.raises(TutelageError, match=r"model\.onnx differs from the student by .*, more than --tolerance 1e-30"):
         tutelage.export(run=finished.out, tolerance=1e-30, no_int8=True)
     assert runtime.checked(finished.out / "export") == before
@@ -304,10 +304,10 @@ def test_unfinished_run(finished, tmp_path):
 def test_masks(tmp_path):
     """A segmentation student is exported, proven and run in the same way; its masks are evaluation's, at the images' own size."""
     from scenes import CLASSES, write_scenes
-    from tutelage.models import dense_heads
+    from tutelage.models import segmentation_heads
 
     data = write_scenes(tmp_path / "data", {"train": 4, "test": 3}, gallery=40)
-    before, dense_heads.STRENGTHS = dense_heads.STRENGTHS, (8,)
+    before, segmentation_heads.STRENGTHS = segmentation_heads.STRENGTHS, (8,)
     try:
         tutelage.run(
             task="segmentation", target=data / "target", gallery=[data / "gallery"], out=tmp_path / "run", teacher="tf_efficientnet_lite0",
@@ -315,7 +315,7 @@ def test_masks(tmp_path):
             student_size="32x64", steps=3, batch_size=4, dedup="none", finetune="keep", no_baseline=True,
         )  # fmt: skip
     finally:
-        dense_heads.STRENGTHS = before
+        segmentation_heads.STRENGTHS = before
     about = tutelage.export(run=tmp_path / "run")
     report = json.loads((tmp_path / "run" / "report" / "result.json").read_text())
     proof = about["proof"]["files"]["model.onnx"]

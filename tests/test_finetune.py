@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tutelage.recipes.finetune import _choice, _judged_on
+from tutelage.commands.finetune import _choice, _judged_on
 from tutelage.tasks import classification, segmentation
 
 IMAGES = 100

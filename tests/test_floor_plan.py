@@ -16,66 +16,56 @@ SRC = Path(__file__).parents[1] / "src"
 # From top to bottom: a room imports only rooms below it. A room is a file or a folder of src/tutelage.
 ROOMS = (
     "cli",
-    "recipes",
+    "commands",
+    "study",
+    "pipeline",
+    "curation",
+    "distillation",
+    "finetuning",
     "deploy",
     "tasks",
     "reporting",
-    "targets",
-    "retrieval",
+    "features",
     "models",
     "data",
     "training",
-    "losses",
+    "compute_cost",
     "metrics",
-    "compute",
-    "config",
+    "device",
+    "settings",
     "presets",
     "progress",
-    "runs",
+    "run_folder",
     "errors",
-    "sizes",
-    "made_with",
+    "image_size",
+    "environment",
     "version",
 )
 ENTRANCES = ("__init__", "__main__")  # above all rooms; no room imports them
-CLOSED = {"data": {"training", "losses", "metrics", "compute"}}  # below, and still not to be imported
-# Inside recipes/, from top to bottom: studies, what they will take, all stages in order, the commands of one stage each,
-# and what several stages share. A group imports only groups below it; the shared files may import each other.
-RECIPES = (
-    {"__init__", "compare", "demo"},
-    {"estimate"},
-    {"pipeline"},
-    {
-        "adapt", "alone", "bench", "cache", "committee", "curate", "demo_page", "doctor", "evaluate", "export", "finetune",
-        "predict", "report", "transfer",
-    },
-    {
-        "admitted", "arms", "choosing", "chosen", "distill_loop", "encoders", "exported", "gallery_pool", "labels_only", "ledger",
-        "objectives", "on_ray", "pilot", "preflight", "prepare_targets", "records", "self_taught", "stage", "supervised", "taught",
-    },
-)  # fmt: skip
-SHARED = len(RECIPES) - 1
-ALLOWED: set[tuple[str, str]] = set()
+CLOSED = {"data": {"training", "metrics", "device"}}  # below, and still not to be imported
+# Inside commands/, from top to bottom: those that make runs, all stages in order, and the others, of one stage each, which
+# import none of each other. The files of every other room may import each other, but not in a circle.
+MANY_RUNS, ONE_RUN = {"compare", "demo"}, {"run"}
 
 FORBIDDEN_NAMES = {"utils.py", "helpers.py", "misc.py"}
-FILE_LINES, FUNCTION_LINES, RECIPE_LINES = 400, 60, 150
+FILE_LINES, FUNCTION_LINES, COMMAND_LINES = 400, 60, 150
 
 LOADS_NO_TORCH = (
     "tutelage",
     "tutelage.cli",
     "tutelage.reporting",
     "tutelage.deploy.runtime",
-    "tutelage.recipes.predict",
+    "tutelage.commands.predict",
     "tutelage.deploy.browser",
     "tutelage.tasks",
     "tutelage.tasks.classification",
     "tutelage.tasks.segmentation",
-    "tutelage.tasks.dense_settings",
+    "tutelage.tasks.segmentation_settings",
     "tutelage.data.decode",
     "tutelage.data.emoji",
     "tutelage.data.views",
-    "tutelage.runs",
-    "tutelage.config",
+    "tutelage.run_folder",
+    "tutelage.settings",
     "tutelage.progress",
     "tutelage.errors",
 )
@@ -117,18 +107,10 @@ def room_of(module: str) -> str:
     return module.split(".")[1] if "." in module else "__init__"
 
 
-def recipe_of(module: str) -> str:
-    return module.split(".")[2] if module.count(".") > 1 else "__init__"
-
-
-def group_of(module: str) -> int | None:
-    """Which group of RECIPES a recipe is in."""
-    return next((number for number, group in enumerate(RECIPES) if recipe_of(module) in group), None)
-
-
-def on_plan(module: str) -> bool:
-    room = room_of(module)
-    return room in ENTRANCES or (room in ROOMS and (room != "recipes" or group_of(module) is not None))
+def level_of(command: str) -> int:
+    """Which group of commands a module of commands/ is in, 0 the uppermost."""
+    name = command.rpartition(".")[2]
+    return 0 if name in MANY_RUNS else 1 if name in ONE_RUN else 2
 
 
 def faults_of_plan(src: Path) -> list[str]:
@@ -140,11 +122,8 @@ def faults_of_plan(src: Path) -> list[str]:
         if room not in ROOMS + ENTRANCES:
             faults.append(f"{module}: not on the floor plan; put '{room}' into ROOMS, above all that it imports")
             continue
-        if room == "recipes" and group_of(module) is None:
-            faults.append(f"{module}: not on the floor plan; put '{recipe_of(module)}' into a group of RECIPES")
-            continue
         for other in sorted(imports_of(module, modules)):
-            if on_plan(other) and not may_import(module, other):
+            if room_of(other) in ROOMS + ENTRANCES and not may_import(module, other):
                 faults.append(f"{module} imports {other}, which is not below it")
     return faults
 
@@ -155,14 +134,9 @@ def may_import(module: str, other: str) -> bool:
         return target in ROOMS
     if target in ENTRANCES or target in CLOSED.get(room, ()):
         return False
-    if room == target == "recipes":
-        upper, lower = group_of(module), group_of(other)
-        assert upper is not None
-        assert lower is not None
-        return upper < lower or upper == lower == SHARED or (module, other) in ALLOWED
-    if room == target:
-        return True
-    return ROOMS.index(target) > ROOMS.index(room)
+    if room == target == "commands":
+        return level_of(module) < level_of(other)
+    return ROOMS.index(target) >= ROOMS.index(room)
 
 
 def circle_of(src: Path) -> list[str]:
@@ -182,7 +156,7 @@ def too_long(src: Path) -> list[str]:
         text = path.read_text(encoding="utf-8")
         if (lines := len(text.splitlines())) > FILE_LINES:
             faults.append(f"{module}: {lines} lines, at most {FILE_LINES}")
-        most = RECIPE_LINES if room_of(module) == "recipes" else FUNCTION_LINES
+        most = COMMAND_LINES if room_of(module) == "commands" else FUNCTION_LINES
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None:
                 lines = node.end_lineno - node.lineno + 1
@@ -204,7 +178,7 @@ def test_no_two_files_import_each_other():
 
 
 def test_files_and_functions_stay_short():
-    """A file can be read in one go: 400 lines, functions 60 lines, recipes 150."""
+    """A file can be read in one go: 400 lines, functions 60 lines, commands 150."""
     assert not too_long(SRC), "\n" + "\n".join(too_long(SRC))
 
 
@@ -217,28 +191,34 @@ def test_no_room_without_a_word():
 @pytest.mark.parametrize(
     ("files", "fault"),
     [
-        ({"losses.py": "from tutelage.models import heads", "models/heads.py": ""}, "losses imports tutelage.models"),
-        ({"runs.py": "def f():\n    import tutelage.cli", "cli.py": ""}, "runs imports tutelage.cli"),
-        ({"data/store.py": "from .. import losses", "losses.py": ""}, "data.store imports tutelage.losses"),
-        ({"recipes/adapt.py": "from .bench import x", "recipes/bench.py": ""}, "adapt imports tutelage.recipes.bench"),
+        (
+            {"training/losses.py": "from tutelage.models import heads", "models/heads.py": ""},
+            "losses imports tutelage.models",
+        ),
+        ({"run_folder.py": "def f():\n    import tutelage.cli", "cli.py": ""}, "run_folder imports tutelage.cli"),
+        ({"data/masks.py": "from .. import metrics", "metrics.py": ""}, "data.masks imports tutelage.metrics"),
+        (
+            {"commands/adapt.py": "from .bench import x", "commands/bench.py": ""},
+            "adapt imports tutelage.commands.bench",
+        ),
         ({"cli.py": "from tutelage import __version__"}, "cli imports tutelage,"),
-        ({"errors.py": "import_module('tutelage.config')", "config.py": ""}, "errors imports tutelage.config"),
+        ({"errors.py": "import_module('tutelage.settings')", "settings.py": ""}, "errors imports tutelage.settings"),
         ({"magic.py": ""}, "put 'magic' into ROOMS"),
-        ({"recipes/magic.py": ""}, "put 'magic' into a group of RECIPES"),
+        ({"recipes/magic.py": ""}, "put 'recipes' into ROOMS"),
         (
-            {"recipes/stage.py": "from . import curate", "recipes/curate.py": ""},
-            "stage imports tutelage.recipes.curate",
+            {"pipeline/stage.py": "from ..commands import curate", "commands/curate.py": ""},
+            "imports tutelage.commands.curate",
         ),
-        ({"recipes/demo.py": "from .compare import x", "recipes/compare.py": ""}, "demo imports tutelage.recipes.comp"),
         (
-            {"recipes/transfer.py": "from .alone import x", "recipes/alone.py": ""},
-            "transfer imports tutelage.recipes.a",
+            {"commands/demo.py": "from .compare import x", "commands/compare.py": ""},
+            "demo imports tutelage.commands.comp",
         ),
+        ({"commands/run.py": "from .demo import x", "commands/demo.py": ""}, "run imports tutelage.commands.demo"),
         ({"progress.py": "from tutelage import metrics", "metrics.py": ""}, "progress imports tutelage.metrics"),
     ],
 )
 def test_the_plan_notices(tmp_path: Path, files: dict[str, str], fault: str):
-    """Each way of breaking the order is noticed, and told with the names of both files or the mend."""
+    """Each way of breaking the order is noticed, and reported with the names of both files or what to do."""
     for name, text in ({"__init__.py": ""} | files).items():
         path = tmp_path / "tutelage" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -252,22 +232,22 @@ def test_a_circle_is_noticed(tmp_path: Path):
     """Two files of one room that import each other are a circle, even inside functions."""
     room = tmp_path / "tutelage" / "data"
     room.mkdir(parents=True)
-    (room / "store.py").write_text("from tutelage.data import views")
-    (room / "views.py").write_text("def f():\n    from .store import g")
+    (room / "image_cache.py").write_text("from tutelage.data import views")
+    (room / "views.py").write_text("def f():\n    from .image_cache import g")
     assert faults_of_plan(tmp_path) == []
-    assert {"tutelage.data.store", "tutelage.data.views"} <= set(circle_of(tmp_path))
+    assert {"tutelage.data.image_cache", "tutelage.data.views"} <= set(circle_of(tmp_path))
 
 
 def test_allowed_imports_are_no_fault(tmp_path: Path):
-    """Upper recipes may call lower ones, shared parts each other, a room its own files, all rooms those far below."""
+    """Upper commands may call lower ones, a room its own files, all rooms those far below."""
     texts = {
-        "__init__.py": "from tutelage import recipes",
-        "recipes/__init__.py": "",
-        "recipes/demo.py": "from tutelage.recipes.pipeline import run",
-        "recipes/pipeline.py": "from tutelage.recipes.adapt import adapt",
-        "recipes/adapt.py": "import torch\nfrom tutelage.models import heads\nfrom tutelage.recipes import stage",
-        "recipes/stage.py": "from tutelage.recipes.supervised import train\nfrom tutelage import errors",
-        "recipes/supervised.py": "",
+        "__init__.py": "from tutelage import commands",
+        "commands/__init__.py": "",
+        "commands/demo.py": "from tutelage.commands.run import run",
+        "commands/run.py": "from tutelage.commands.adapt import adapt",
+        "commands/adapt.py": "import torch\nfrom tutelage.models import heads\nfrom tutelage.pipeline import stage",
+        "pipeline/stage.py": "from tutelage.finetuning.supervised import train\nfrom tutelage import errors",
+        "finetuning/supervised.py": "",
         "models/heads.py": "from tutelage.data.views import draw",
         "data/views.py": "from tutelage.errors import did_you_mean",
         "errors.py": "",
@@ -292,9 +272,7 @@ def test_importing_loads_no_torch(module: str):
 
 def test_importing_the_commands_loads_no_torch():
     """A command's file can be imported, for its help and its settings, without torch and timm."""
-    commands = [m for m in files_of(SRC) if room_of(m) == "recipes" and group_of(m) != SHARED] + [
-        "tutelage.recipes.stage"
-    ]
+    commands = [*(m for m in files_of(SRC) if room_of(m) == "commands"), "tutelage.pipeline.stage"]
     assert len(commands) > 10
     code = (
         "import importlib, sys\n"

@@ -10,7 +10,7 @@ import torch
 from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
 
-from tutelage.losses import (
+from tutelage.training.losses import (
     class_weights,
     contrastive,
     distillation,

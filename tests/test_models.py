@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch.nn import functional
 
 from tutelage.errors import TutelageError
-from tutelage.models import names, students, teachers, weights
+from tutelage.models import aliases, students, teachers, weights
 
 DATA = Path(os.environ.get("TUTELAGE_TEST_DATA", Path(__file__).parents[1] / ".." / "shared" / "data"))
 VIT = DATA.parent / "weights" / "vit_small_patch14_dinov2.saliency.fp16.safetensors"
@@ -59,7 +59,7 @@ def no_hub(monkeypatch, tmp_path):
 # Names
 
 
-@pytest.mark.parametrize("table", [names.TEACHERS, names.STUDENTS])
+@pytest.mark.parametrize("table", [aliases.TEACHERS, aliases.STUDENTS])
 def test_every_alias_exists(table):
     """Every short name stands for a model of the installed timm, every tag for weights that it knows."""
     for alias, name in table.items():
@@ -69,8 +69,8 @@ def test_every_alias_exists(table):
 
 def test_names_are_light():
     """The alias table loads neither torch nor timm."""
-    code = "import sys, tutelage.models.names; sys.exit(any(m in sys.modules for m in ('torch', 'timm')))"
-    source = Path(names.__file__).parents[2]
+    code = "import sys, tutelage.models.aliases; sys.exit(any(m in sys.modules for m in ('torch', 'timm')))"
+    source = Path(aliases.__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(source)}).returncode == 0
 
 
@@ -114,7 +114,7 @@ def test_sizes():
 )
 def test_licences(tag, stated, licence):
     """Licences are the known ones, then what timm states, then unknown."""
-    assert names.licence_of(tag, stated) == licence
+    assert aliases.licence_of(tag, stated) == licence
 
 
 # Packages

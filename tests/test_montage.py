@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
-from tutelage.reporting import montage as room
-from tutelage.reporting.montage import KeptOut, Row, choose_rows, montage, save_montage
+from tutelage.curation import montage as room
+from tutelage.curation.montage import KeptOut, Row, choose_rows, montage, save_montage
 
 
 def plain(red: int, green: int, blue: int, height: int = 40, width: int = 40) -> np.ndarray:

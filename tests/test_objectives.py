@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from tutelage import losses
-from tutelage.data.store import Images
+from tutelage.data.image_cache import Images
+from tutelage.distillation.distill import Plan, _batches, class_weights, labelled_images
+from tutelage.distillation.objectives import AGNOSTIC, QUEUE, Batch, objective_loss
+from tutelage.distillation.self_distillation import images_in_a_step, small_side
+from tutelage.distillation.targets import Targets
+from tutelage.features.view_batches import ViewSettings, view_input
 from tutelage.models.students import SelfTaught, build_student
-from tutelage.recipes.distill_loop import Plan, _batches, class_weights, labelled_images
-from tutelage.recipes.objectives import AGNOSTIC, QUEUE, Batch, objective_loss
-from tutelage.recipes.self_taught import images_in_a_step, small_side
-from tutelage.targets import Targets, ViewSettings, view_input
+from tutelage.training import losses
 
 LABELLED, IMAGES = 3, 9  # of the small transfer set below, the labelled ones first
 LABELS = np.array([2, 0, 1], np.int64)

@@ -16,16 +16,16 @@ from safetensors.numpy import load_file
 
 import tutelage
 from textures import CLASSES, texture, write_textures
-from tutelage.cli import recipe
-from tutelage.config import resolve
-from tutelage.data.budget import draw_budget
+from tutelage.cli import function_of
+from tutelage.commands.curate import SMOKE_PART, SPARE, looked_at
 from tutelage.data.decode import content_key, decode
+from tutelage.data.label_budget import draw_budget
 from tutelage.data.manifest import read_manifest
 from tutelage.errors import TutelageError
+from tutelage.finetuning import supervised
 from tutelage.metrics import log_softmax
-from tutelage.recipes import supervised
-from tutelage.recipes.curate import SMOKE_PART, SPARE, looked_at
-from tutelage.recipes.stage import HELD_OUT_LOGITS
+from tutelage.pipeline.stage import HELD_OUT_LOGITS
+from tutelage.settings import resolve
 
 SMALL = {
     "teacher": "tf_efficientnet_lite0", "teacher_size": 32, "student": "mobilenetv3_small_050",
@@ -136,9 +136,9 @@ def kept_loss(logits: np.ndarray, labels: np.ndarray) -> float:
 @pytest.mark.parametrize("mode", ["probe-then-full", "auto"])  # auto tries them all, full too
 def test_adapt_modes(data, mode, monkeypatch):
     """Every way to adapt the teacher runs through to a student; `auto` keeps what validates best, far above chance."""
-    monkeypatch.setattr("tutelage.recipes.adapt.FULL_PASSES", 4)  # three schedules of folds take their time
+    monkeypatch.setattr("tutelage.commands.adapt.FULL_PASSES", 4)  # three schedules of folds take their time
     monkeypatch.setattr(
-        "tutelage.recipes.adapt.FULL_RATE", 1e-4
+        "tutelage.commands.adapt.FULL_RATE", 1e-4
     )  # of so few images larger steps gave logits beyond 65,504
     result = go(data, f"adapt-{mode}", adapt=mode, budget=4)  # of 4 labels a class there are 2 folds
     found = about(result, "teacher")
@@ -182,7 +182,7 @@ def test_validation_split(data, tmp_path, monkeypatch):
     assert steps == sorted(set(steps))  # of what was kept alone
     assert result["delivered"]["what"] == finished["delivered"]
     found = {"baseline": {"accuracy": 0.9, "gain": 0.2, "standard_error": 0.1}}
-    monkeypatch.setattr("tutelage.recipes.finetune._choice", lambda *given: ("baseline", found))
+    monkeypatch.setattr("tutelage.commands.finetune._choice", lambda *given: ("baseline", found))
     (folder / "student" / "result.json").unlink()
     result = go(data, "validation", **more)
     assert result["reused"] == ["curate", "adapt", "transfer", "alone"]
@@ -193,7 +193,7 @@ def test_validation_split(data, tmp_path, monkeypatch):
 
 def test_without_validation_images_nothing_is_judged(data, capsys, monkeypatch):
     """The distilled student is delivered as it is, which is said: nothing is trained or scored for a choice."""
-    monkeypatch.setattr("tutelage.recipes.finetune._Work.held_out", lambda *given: pytest.fail("scored"))
+    monkeypatch.setattr("tutelage.commands.finetune._Work.held_out", lambda *given: pytest.fail("scored"))
     result = go(data, "unjudged", finetune="auto", no_baseline=False, steps=4)
     assert "without a validation split (--val) nothing can judge it" in capsys.readouterr().err
     finished, folder = about(result, "student"), Path(result["run"])
@@ -228,7 +228,7 @@ def test_preset_paper(data, tmp_path):
 @pytest.mark.parametrize("command", ["run", "transfer", "finetune"])
 def test_a_preset_reaches_every_command_that_has_its_settings(command, tmp_path):
     """What a preset sets is checked like any value, known to the stages that take it, and no preset changes nothing."""
-    function, known = recipe(command), inspect.signature(recipe(command)).parameters
+    function, known = function_of(command), inspect.signature(function_of(command)).parameters
     needed = {"target": "t", "gallery": ["g"], "out": str(tmp_path)}
     needed = {name: value for name, value in needed.items() if name in known}
     defaults = resolve(function, needed)
@@ -303,7 +303,7 @@ def test_student_learns(tmp_path):
 @pytest.mark.parametrize("strategy", ["balanced", "auto"])
 def test_smoke_keeps_the_strategy(data, capsys, monkeypatch, strategy):
     """--smoke chooses by the strategy that is asked for, from a part of the gallery; by chance where none is. It says what it changes."""
-    monkeypatch.setattr("tutelage.recipes.curate.SMOKE_PART", 20)
+    monkeypatch.setattr("tutelage.commands.curate.SMOKE_PART", 20)
     more = {"total": 600} if strategy == "balanced" else {}
     result = go(data, f"smoke-{strategy}", smoke=True, strategy=strategy, steps=None, **more)
     said = capsys.readouterr().err
@@ -349,7 +349,7 @@ def test_tracker(data, monkeypatch):
     """`--tracker tensorboard` leaves event files beside metrics.jsonl of every stage that trains."""
     pytest.importorskip("tensorboard")
     more = {"adapt": "full", "finetune": "full", "no_baseline": False}
-    monkeypatch.setattr("tutelage.recipes.adapt.FULL_PASSES", 4)
+    monkeypatch.setattr("tutelage.commands.adapt.FULL_PASSES", 4)
     folder = Path(go(data, "tracked", tracker="tensorboard", steps=10, **more)["run"])
     for stage in ("teacher", "transfer", "student", "alone"):
         assert list((folder / "trackers" / f"tracked-{stage}").rglob("events.out.tfevents*"))

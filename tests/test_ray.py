@@ -13,7 +13,7 @@ import pytest
 
 import tutelage as package
 from conftest import MODELS, SMALL_PIECES, Task, draw, environment
-from tutelage.retrieval import embed
+from tutelage.curation import embed
 
 pytest.importorskip("ray", reason="the optional package ray is not installed")
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from tutelage.errors import TutelageError
-from tutelage.recipes.records import kept_record
-from tutelage.reporting.cells import counts_in, read_record
 from tutelage.reporting.charts import short
-from tutelage.reporting.study_charts import NAME
+from tutelage.study.records import kept_record
+from tutelage.study.results_table import counts_in, read_record
+from tutelage.study.study_charts import NAME
 
 PUBLISHED = Path(__file__).parents[1] / "docs" / "results"
 RECORDS = sorted(PUBLISHED.rglob("*-budget-*-seed-*.json"))

@@ -20,10 +20,10 @@ from conftest import MODELS, Task, environment, make_task, seconds_without_torch
 from tutelage.errors import TutelageError
 from tutelage.reporting.charts import confusions, per_class
 from tutelage.reporting.choices import answer, committee
-from tutelage.reporting.evidence import disagreements, read_counts, read_evidence, write_evidence
+from tutelage.reporting.example_predictions import disagreements, read_counts, read_evidence, write_evidence
 from tutelage.reporting.page import _made_with, table, write_page
 from tutelage.reporting.table import models_of, text_of
-from tutelage.runs import Run
+from tutelage.run_folder import Run
 
 NASTY = '<img src=x onerror=alert(1)> & "quoted"'
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tutelage.curation.ivf import search_ivf
+from tutelage.curation.search import best_query, search
+from tutelage.curation.vectors import BLOCK, Vectors, mean_of
 from tutelage.errors import TutelageError
-from tutelage.retrieval.ivf import search_ivf
-from tutelage.retrieval.search import best_query, search
-from tutelage.retrieval.vectors import BLOCK, Vectors, mean_of
 
 CLOSE = 2e-6  # float32 products of unit vectors against float64
 
@@ -161,7 +161,7 @@ def test_parts_on_disk_and_in_memory_give_one_result(tmp_path):
 
 def test_little_memory_changes_nothing_but_the_passes(monkeypatch):
     """A limit that forces several passes gives the same bits, tells N rows of progress, and one too small is refused."""
-    monkeypatch.setattr("tutelage.retrieval.search.WORKERS", 2)  # more threads need more than the limit
+    monkeypatch.setattr("tutelage.curation.search.WORKERS", 2)  # more threads need more than the limit
     rows, queries = gallery(BLOCK + 100, 16), asked(1000, 16)
     passes, told = [0], []
 
@@ -189,8 +189,8 @@ def test_memory_stays_within_the_limit(tmp_path):
 import re
 import numpy as np
 from pathlib import Path
-from tutelage.retrieval.search import search
-from tutelage.retrieval.vectors import Vectors
+from tutelage.curation.search import search
+from tutelage.curation.vectors import Vectors
 def kilobytes(name):
     return int(re.search(name + r":\\s+(\\d+)", Path("/proc/self/status").read_text()).group(1))
 before = kilobytes("VmRSS")

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tutelage.data import rows
+from tutelage.data import tabular
 from tutelage.data.gallery import list_gallery
 from tutelage.data.sources import ImageRef, list_images, read_bytes
 from tutelage.errors import TutelageError, Unreadable
@@ -241,7 +241,7 @@ def test_parquet_is_read_by_row_group(tmp_path: Path, monkeypatch: pytest.Monkey
         return original(self, *args, **kwargs)
 
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", spy)
-    monkeypatch.setattr(rows, "BATCH_BYTES", 500)
+    monkeypatch.setattr(tabular, "BATCH_BYTES", 500)
     refs, _ = list_images(path)
     got = contents(refs)
     assert [got[f"p.parquet#{i}"] for i in range(100)] == [x or "the row holds no image bytes" for x in images]

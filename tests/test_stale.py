@@ -11,11 +11,11 @@ import pytest
 
 import tutelage
 from conftest import Task, draw
+from tutelage.commands.evaluate import _new_images, _results
 from tutelage.data.manifest import load_task
 from tutelage.errors import TutelageError
-from tutelage.recipes.evaluate import _new_images, _results
-from tutelage.recipes.stage import MetricsLog, open_run
-from tutelage.runs import COMMANDS, Run, write_json
+from tutelage.pipeline.stage import MetricsLog, open_run
+from tutelage.run_folder import COMMANDS, Run, write_json
 
 STAGES = ("transfer_set", "teacher", "committee", "transfer", "alone", "student", "report")
 

@@ -9,7 +9,7 @@ from sklearn.metrics import jaccard_score
 
 from tutelage.metrics import confusion, mean_iou, pixel_counts
 from tutelage.reporting.ledger import bill, shares
-from tutelage.reporting.statistics import Difference, difference, paired_p, spread
+from tutelage.study.statistics import Difference, difference, paired_p, spread
 
 
 def test_spread():

@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tutelage.data import store as store_module
+from tutelage.data import image_cache as store_module
 from tutelage.data.decode import content_key, decode
+from tutelage.data.image_cache import Store, short_side
 from tutelage.data.manifest import read_manifest, write_manifest
 from tutelage.data.sources import ImageRef, list_images
-from tutelage.data.store import Store, short_side
 from tutelage.errors import TutelageError
 
 

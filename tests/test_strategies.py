@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tutelage.retrieval import strategies
-from tutelage.retrieval.strategies import Choice
+from tutelage.curation import strategies
+from tutelage.curation.strategies import Choice
 
 
 def unit(array: np.ndarray) -> np.ndarray:

@@ -18,12 +18,12 @@ from browser import CHROMIUM, NO_CHROMIUM, check_in_browser
 from conftest import MODELS, Task, environment, make_task, seconds_without_torch
 from tutelage.cli import call
 from tutelage.errors import TutelageError
-from tutelage.recipes.arms import ARMS, arms_of, listed, numbers
-from tutelage.reporting.cells import cells_of, main_budget, read_records, references_of
 from tutelage.reporting.ledger import bill
-from tutelage.reporting.study import answer, sureness, write_study
 from tutelage.reporting.table import TITLES
-from tutelage.runs import Run
+from tutelage.run_folder import Run
+from tutelage.study.arms import ARMS, arms_of, listed, numbers
+from tutelage.study.page import answer, sureness, write_study
+from tutelage.study.results_table import cells_of, main_budget, read_records, references_of
 
 NASTY = "<b>bold & co<b>"
 PINNED = (

@@ -11,14 +11,14 @@ import pytest
 
 import tutelage
 from conftest import MODELS, Task, make_task
-from tutelage.compute import flops, training_flops
+from tutelage.device import flops, training_flops
 from tutelage.errors import TutelageError
 from tutelage.models.students import build_student
 from tutelage.models.teachers import build_teacher
 from tutelage.presets import PRESETS
-from tutelage.recipes.arms import ARMS, arms_of, clip_weights
-from tutelage.recipes.estimate import Data, has_committee, matched_steps, steps_of
-from tutelage.runs import read_json
+from tutelage.run_folder import read_json
+from tutelage.study.arms import ARMS, arms_of, clip_weights
+from tutelage.study.cost_estimate import Data, has_committee, matched_steps, steps_of
 
 PAIRS = {name.strip("-").replace("-", "_"): value for name, value in zip(MODELS[::2], MODELS[1::2], strict=True)}
 GIVEN: dict[str, Any] = {name: int(value) if value.isdecimal() else value for name, value in PAIRS.items()}
@@ -60,7 +60,7 @@ def test_results_of_other_data_are_refused(task, tmp_path):
 @pytest.fixture(scope="module")
 def settings() -> dict[str, Any]:
     """All settings of a run of 50 steps of 16 images."""
-    from tutelage.recipes.pipeline import run
+    from tutelage.commands.run import run
 
     known = {name: parameter.default for name, parameter in inspect.signature(run).parameters.items()}
     return {**known, **GIVEN, "steps": 50, "batch_size": 16}

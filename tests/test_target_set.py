@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tutelage.data.budget import draw_budget, folds, shortfalls
+from tutelage.data.label_budget import draw_budget, folds, shortfalls
 from tutelage.data.sources import read_bytes
 from tutelage.data.target_set import TargetSet, read_any, read_target_set
 from tutelage.errors import TutelageError

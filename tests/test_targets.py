@@ -10,27 +10,19 @@ import pytest
 import torch
 from torch import nn
 
-from tutelage import losses, targets
 from tutelage.data.decode import fit
 from tutelage.data.grids import crop_grid
-from tutelage.data.store import Images
+from tutelage.data.image_cache import Images
 from tutelage.data.views import draw, render, to_input
+from tutelage.distillation.targets import Targets, TeacherOutputs
+from tutelage.features import output_cache, view_batches
+from tutelage.features.output_cache import OutputCache, compute_outputs, run_network
+from tutelage.features.view_batches import CLEAN, MIRRORED, ViewSettings, shaped, view_input
 from tutelage.models import weights
-from tutelage.models.adapted import Network, network_of
+from tutelage.models.adapted_teacher import Network, network_of
 from tutelage.models.heads import LinearHead
 from tutelage.models.teachers import build_teacher
-from tutelage.targets import (
-    CLEAN,
-    MIRRORED,
-    OutputCache,
-    Targets,
-    TeacherOutputs,
-    ViewSettings,
-    compute_outputs,
-    run_network,
-    shaped,
-    view_input,
-)
+from tutelage.training import losses
 
 SETTINGS = ViewSettings()
 LOOKS = (CLEAN, MIRRORED)
@@ -263,7 +255,7 @@ def in_turn(cache: OutputCache, network: Network, images: Images, processes: int
 @pytest.mark.parametrize("processes", [2, 3])
 def test_processes_share_the_work(tmp_path: Path, monkeypatch, processes: int):
     """Several processes together compute every output once, however much faster one of them is."""
-    monkeypatch.setattr(targets, "BLOCK", 4)
+    monkeypatch.setattr(output_cache, "BLOCK", 4)
     images, counted = images_of(list(range(30)), 30, 40), Counted()
     cache = cache_of(tmp_path, counted.network)
     shares = in_turn(cache, counted.network, images, processes)
@@ -281,7 +273,7 @@ def test_gibibytes_is_what_is_written(tmp_path: Path):
     compute_outputs(cache, counted.network, images, LOOKS, SETTINGS)
     blocks = [path for path in cache.folder.rglob("*.npy") if not path.name.endswith(".keys.npy")]
     written = sum(np.load(path).nbytes for path in blocks)
-    assert targets.gibibytes(20, 2, 8) * 2**30 == written
+    assert output_cache.gibibytes(20, 2, 8) * 2**30 == written
 
 
 # Targets
@@ -395,7 +387,7 @@ def test_a_grid_is_cropped_as_the_view_is(hard: bool):
     grids = random.normal(size=(6, 4, 8, 10)).astype(np.float32)
     given = Targets(images, settings, grids.__getitem__, grids.__getitem__)
     positions, passes = np.array([5, 0, 2, 5]), np.array([0, 3, 1, 1])
-    drawn = targets.drawn_views(images.seeds[positions], images.sizes[positions], passes, settings)
+    drawn = view_batches.drawn_views(images.seeds[positions], images.sizes[positions], passes, settings)
     values = torch.from_numpy(grids[positions]).softmax(1).numpy()
     values = np.moveaxis(np.eye(4, dtype=np.float32)[values.argmax(1)], -1, 1) if hard else values
     expected = crop_grid(values, drawn, images.sizes[positions])
@@ -412,6 +404,6 @@ def test_large_selections_go_through_in_chunks(monkeypatch):
     """Chunks of the forward pass change nothing, down to the order of the rows, and nothing is an empty result."""
     images, counted = images_of(list(range(11)), 30, 40), Counted()
     whole = run_network(counted.network, images, np.arange(11)[::-1], 0, SETTINGS)
-    monkeypatch.setattr(targets, "CHUNK", 4)
+    monkeypatch.setattr(output_cache, "CHUNK", 4)
     np.testing.assert_allclose(run_network(counted.network, images, np.arange(11)[::-1], 0, SETTINGS), whole, atol=1e-6)
     assert run_network(counted.network, images, np.arange(0), 0, SETTINGS).shape == (0, 8)

@@ -13,10 +13,12 @@ import torch
 from safetensors.torch import save_file
 
 from conftest import TINY_CLIP
-from tutelage.compute import accelerator
-from tutelage.data.store import Images
+from tutelage.data.image_cache import Images
+from tutelage.device import accelerator
 from tutelage.errors import SeveralErrors, TutelageError
-from tutelage.models.text import (
+from tutelage.features.output_cache import run_network
+from tutelage.features.view_batches import CLEAN, ViewSettings
+from tutelage.models.clip import (
     CLIPS,
     TEMPLATES,
     build_clip,
@@ -25,7 +27,6 @@ from tutelage.models.text import (
     class_prompts,
     resolve_clip,
 )
-from tutelage.targets import CLEAN, ViewSettings, run_network
 
 open_clip = pytest.importorskip("open_clip", reason="the optional package open_clip_torch is not installed")
 

@@ -15,25 +15,25 @@ from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import nn
 
-from tutelage import training
 from tutelage.errors import TutelageError
+from tutelage.training import batches, checkpoints, loop, optimization
 
 # Seeds
 
 
 def test_seeds_differ_by_purpose_and_step_only():
     """A seed is a function of run seed, purpose and step, different for each, and fits torch and numpy."""
-    seeds = {training.seed_of(r, p, s) for r in range(3) for p in ("order", "step", "queue") for s in range(50)}
+    seeds = {batches.seed_of(r, p, s) for r in range(3) for p in ("order", "step", "queue") for s in range(50)}
     assert len(seeds) == 450
     assert all(0 <= seed < 2**63 for seed in seeds)
-    assert training.seed_of(0, "order") == training.seed_of(0, "order")
-    assert training.seed_of(1, 23) != training.seed_of(12, 3)
+    assert batches.seed_of(0, "order") == batches.seed_of(0, "order")
+    assert batches.seed_of(1, 23) != batches.seed_of(12, 3)
 
 
 def test_seeds_are_those_of_yesterday():
     """Seeds do not change with the version, or a run that was stopped would go on differently."""
-    assert training.seed_of(0, "order") == 1152760118607444429
-    assert training.seed_of(7, "step", 12) == 5313813695893355298
+    assert batches.seed_of(0, "order") == 1152760118607444429
+    assert batches.seed_of(7, "step", 12) == 5313813695893355298
 
 
 # Schedule
@@ -41,17 +41,17 @@ def test_seeds_are_those_of_yesterday():
 
 def test_schedule_worked_examples():
     """The learning rates in the docstring are right: warm-up over 6 %, half of the peak half-way down the cosine."""
-    assert training.learning_rate(0, 100, 1.0) == pytest.approx(1 / 6)
-    assert training.learning_rate(5, 100, 1.0) == 1.0
-    assert training.learning_rate(6, 100, 1.0) == 1.0
-    assert training.learning_rate(53, 100, 1.0) == pytest.approx(0.5)
-    assert training.learning_rate(53, 100, 3e-3) == pytest.approx(1.5e-3)
+    assert optimization.learning_rate(0, 100, 1.0) == pytest.approx(1 / 6)
+    assert optimization.learning_rate(5, 100, 1.0) == 1.0
+    assert optimization.learning_rate(6, 100, 1.0) == 1.0
+    assert optimization.learning_rate(53, 100, 1.0) == pytest.approx(0.5)
+    assert optimization.learning_rate(53, 100, 3e-3) == pytest.approx(1.5e-3)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 10, 1000])
 def test_schedule_rises_then_falls_towards_zero(steps: int):
     """The rate rises to the peak once, falls from there, never reaches below 0, and ends near 0 in long runs."""
-    rates = [training.learning_rate(step, steps, 0.2) for step in range(steps)]
+    rates = [optimization.learning_rate(step, steps, 0.2) for step in range(steps)]
     top = rates.index(max(rates))
     assert rates[top] == pytest.approx(0.2)
     assert rates[: top + 1] == sorted(rates[: top + 1])
@@ -62,16 +62,16 @@ def test_schedule_rises_then_falls_towards_zero(steps: int):
 
 def test_rate_goes_with_the_root_of_the_batch():
     """The peak rate is that of batch 128, times sqrt(batch / 128)."""
-    assert training.scaled_rate(1e-3, 128) == 1e-3
-    assert training.scaled_rate(1e-3, 512) == pytest.approx(2e-3)
-    assert training.scaled_rate(1e-3, 32) == pytest.approx(5e-4)
+    assert optimization.scaled_rate(1e-3, 128) == 1e-3
+    assert optimization.scaled_rate(1e-3, 512) == pytest.approx(2e-3)
+    assert optimization.scaled_rate(1e-3, 32) == pytest.approx(5e-4)
 
 
 def test_biases_and_norms_do_not_decay():
     """Matrices and kernels decay by 0.05; biases, norms and frozen weights do not."""
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
     module[3].weight.requires_grad_(False)
-    groups = training.optimizer_for(module, 1e-3, "cpu").param_groups
+    groups = optimization.optimizer_for(module, 1e-3, "cpu").param_groups
     decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     named = {name: decay.get(id(p)) for name, p in module.named_parameters()}
     assert named == {"0.weight": 0.05, "0.bias": 0.0, "1.weight": 0.0, "1.bias": 0.0, "3.weight": None, "3.bias": 0.0}
@@ -84,7 +84,7 @@ def test_biases_and_norms_do_not_decay():
 def test_no_image_is_dropped(count: int, batch: int):
     """Over whole passes every image is seen equally often, also where a batch straddles two passes or holds several."""
     steps = count * 3 // math.gcd(count, batch)  # a whole number of passes
-    taken = [training.batch_of(step, batch, count, seed=5) for step in range(steps)]
+    taken = [batches.batch_of(step, batch, count, seed=5) for step in range(steps)]
     positions = np.concatenate([p for p, _ in taken])
     epochs = np.concatenate([e for _, e in taken])
     assert all(len(p) == batch for p, _ in taken)
@@ -95,20 +95,20 @@ def test_no_image_is_dropped(count: int, batch: int):
 
 def test_a_batch_straddles_two_passes():
     """A batch may hold the end of one pass and the beginning of the next, each with its own number."""
-    _, epochs = training.batch_of(2, 4, 10, seed=0)
+    _, epochs = batches.batch_of(2, 4, 10, seed=0)
     assert epochs.tolist() == [0, 0, 1, 1]
 
 
 def test_a_batch_depends_on_the_step_alone():
     """What a step sees does not depend on the steps before, and other seeds and passes see another order."""
-    late = training.batch_of(17, 8, 50, seed=3)
+    late = batches.batch_of(17, 8, 50, seed=3)
     for step in (0, 3, 17):
-        again = training.batch_of(step, 8, 50, seed=3)
+        again = batches.batch_of(step, 8, 50, seed=3)
     np.testing.assert_array_equal(late[0], again[0])
     np.testing.assert_array_equal(late[1], again[1])
-    first = [training.batch_of(0, 50, 50, seed=s)[0].tolist() for s in (3, 4)]
+    first = [batches.batch_of(0, 50, 50, seed=s)[0].tolist() for s in (3, 4)]
     assert first[0] != first[1]
-    assert training.batch_of(1, 50, 50, seed=3)[0].tolist() != first[0]
+    assert batches.batch_of(1, 50, 50, seed=3)[0].tolist() != first[0]
 
 
 # Batches ahead
@@ -122,21 +122,21 @@ def test_ahead_keeps_the_order(workers: int):
         time.sleep(0.002 * ((step * 7) % 3))
         return step * step
 
-    assert list(training.ahead(make, range(4, 24), workers)) == [(s, s * s) for s in range(4, 24)]
-    assert list(training.ahead(make, range(0), workers)) == []
+    assert list(batches.ahead(make, range(4, 24), workers)) == [(s, s * s) for s in range(4, 24)]
+    assert list(batches.ahead(make, range(0), workers)) == []
 
 
 def test_ahead_is_ahead_but_not_far():
     """While a batch is used the coming ones are made, and no more than `depth` of them are kept in memory."""
     made: list[int] = []
-    batches = training.ahead(lambda step: made.append(step) or step, range(100), workers=1, depth=2)
-    next(batches)
+    coming = batches.ahead(lambda step: made.append(step) or step, range(100), workers=1, depth=2)
+    next(coming)
     deadline = time.monotonic() + 5
     while len(made) < 3 and time.monotonic() < deadline:
         time.sleep(0.005)
     time.sleep(0.05)
     assert made == [0, 1, 2]
-    batches.close()
+    coming.close()
 
 
 def test_ahead_passes_errors_on_and_stops_its_threads():
@@ -148,12 +148,12 @@ def test_ahead_passes_errors_on_and_stops_its_threads():
             raise ValueError("no such image")
         return step
 
-    failing = training.ahead(make, range(100), workers=2)
+    failing = batches.ahead(make, range(100), workers=2)
     assert [next(failing)[0] for _ in range(3)] == [0, 1, 2]
     with pytest.raises(ValueError, match="no such image"):
         next(failing)
     assert threading.active_count() == before
-    stopped = training.ahead(lambda step: step, range(100), workers=2)
+    stopped = batches.ahead(lambda step: step, range(100), workers=2)
     next(stopped)
     assert threading.active_count() > before
     stopped.close()
@@ -170,9 +170,9 @@ def test_ahead_makes_nothing_more_when_the_loop_stops():
         made.append(step)
         return step
 
-    batches = training.ahead(make, range(100), workers=1, depth=4)
-    next(batches)
-    batches.close()
+    coming = batches.ahead(make, range(100), workers=1, depth=4)
+    next(coming)
+    coming.close()
     assert len(made) <= 2  # the first, and the one under way
 
 
@@ -183,7 +183,7 @@ def test_average_by_hand():
     """The average is a <- d a + (1 - d) w with d = min(decay, (1 + t) / (10 + t)) after step t."""
     module = nn.Linear(1, 1, bias=False)
     nn.init.constant_(module.weight, 1.0)
-    average = training.Average(module, decay=0.15)
+    average = optimization.Average(module, decay=0.15)
     expected = 1.0
     for step, value in enumerate([3.0, -2.0, 5.0]):
         nn.init.constant_(module.weight, value)
@@ -197,7 +197,7 @@ def test_average_by_hand():
 def test_average_covers_buffers():
     """Floating buffers are averaged, integer ones are taken as they are."""
     module = nn.BatchNorm1d(1)
-    average = training.Average(module)
+    average = optimization.Average(module)
     for _ in range(2):
         module(torch.tensor([[10.0], [30.0]]))
         average.update(module)
@@ -211,7 +211,7 @@ def test_average_covers_buffers():
 
 def test_the_log_names_the_step_of_a_broken_loss():
     """A loss that is no number stops the run with the first such step, what was at work, and the mend."""
-    log = training.LossLog("transfer")
+    log = loop.LossLog("transfer")
     for step, value in ((7, 1.0), (8, math.nan), (9, math.inf)):
         log.add(step, torch.tensor(value))
     with pytest.raises(TutelageError, match=r"transfer: the loss of step 8 is nan") as error:
@@ -221,7 +221,7 @@ def test_the_log_names_the_step_of_a_broken_loss():
 
 def test_the_log_forgets_what_it_has_told():
     """The mean is over the losses since the last call, and keeps no graph alive."""
-    log = training.LossLog("x")
+    log = loop.LossLog("x")
     for value in (1.0, 2.0):
         log.add(0, torch.tensor(value, requires_grad=True))
     assert log.mean() == 1.5
@@ -249,14 +249,14 @@ class Killed(Exception):
 def train(folder: Path, stop: int, steps: int = 12, format: torch.memory_format = torch.contiguous_format):
     """The loop, killed after step `stop` of `steps`; from a checkpoint where there is one."""
     module = small(format)
-    optimizer, average = training.optimizer_for(module, 1e-2, "cpu"), training.Average(module)
-    resumable = training.Resumable(folder, "stage", "inputs", every=3)
+    optimizer, average = optimization.optimizer_for(module, 1e-2, "cpu"), optimization.Average(module)
+    resumable = checkpoints.Resumable(folder, "stage", "inputs", every=3)
     start, done = resumable.start, [resumable.start]
     images = torch.randn(20, 3, 12, 12, generator=torch.Generator().manual_seed(1))
     labels = torch.arange(20) % 4
 
     def make(step: int):
-        positions, _ = training.batch_of(step, 8, 20, seed=0)
+        positions, _ = batches.batch_of(step, 8, 20, seed=0)
         return images[positions], labels[positions]
 
     def loss_of(step: int, inputs: torch.Tensor, truth: torch.Tensor):
@@ -268,10 +268,10 @@ def train(folder: Path, stop: int, steps: int = 12, format: torch.memory_format 
         if done[0] == stop < steps:
             raise Killed
 
-    plan, watch = training.Plan(steps, 8, 1e-2), training.Watch("loop", advance=advance)
+    plan, watch = loop.Plan(steps, 8, 1e-2), loop.Watch("loop", advance=advance)
     more = {"optimizer": optimizer, "average": average, "resumable": resumable}
     with contextlib.suppress(Killed):
-        training.train(module, plan, make, loss_of, Accelerator(cpu=True), watch, **more)
+        loop.train(module, plan, make, loss_of, Accelerator(cpu=True), watch, **more)
     assert done[0] == stop
     return start, {**module.state_dict(), **{f"average.{n}": v for n, v in average.state.items()}}
 
@@ -302,23 +302,23 @@ def test_a_checkpoint_of_other_inputs_is_not_taken(tmp_path: Path):
     train(tmp_path, 6)
     module = small(torch.contiguous_format)
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    optimizer, average = training.optimizer_for(module, 1e-2, "cpu"), training.Average(module)
+    optimizer, average = optimization.optimizer_for(module, 1e-2, "cpu"), optimization.Average(module)
     for stage, inputs in (("stage", "other"), ("other", "inputs")):
-        assert training.load_checkpoint(tmp_path, stage, inputs, module, optimizer, average) == 0
-        assert training.newest_step(tmp_path, stage, inputs) == 0
+        assert checkpoints.load_checkpoint(tmp_path, stage, inputs, module, optimizer, average) == 0
+        assert checkpoints.newest_step(tmp_path, stage, inputs) == 0
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
     assert not optimizer.state
-    assert training.newest_step(tmp_path, "stage", "inputs") == 6
+    assert checkpoints.newest_step(tmp_path, "stage", "inputs") == 6
 
 
 def test_the_newest_checkpoint_of_these_inputs_is_taken(tmp_path: Path):
     """Where a newer checkpoint is of other inputs, the newest of these inputs counts."""
     train(tmp_path, 6)
     save_file({"x": torch.zeros(1)}, tmp_path / "stage-00000099.safetensors", metadata={"inputs": "x", "step": "99"})
-    assert training.newest_step(tmp_path, "stage", "inputs") == 6
+    assert checkpoints.newest_step(tmp_path, "stage", "inputs") == 6
 
 
 def test_a_folder_without_checkpoints(tmp_path: Path):
     """Without a checkpoint, or without the folder, the loop starts at step 0."""
-    assert training.newest_step(tmp_path / "none", "stage", "inputs") == 0
+    assert checkpoints.newest_step(tmp_path / "none", "stage", "inputs") == 0
     assert train(tmp_path / "none", 1)[0] == 0

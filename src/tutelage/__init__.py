@@ -11,23 +11,23 @@ from tutelage.errors import TutelageError
 from tutelage.version import __version__
 
 if TYPE_CHECKING:
-    from tutelage.recipes.adapt import adapt
-    from tutelage.recipes.alone import alone
-    from tutelage.recipes.bench import bench
-    from tutelage.recipes.cache import cache
-    from tutelage.recipes.committee import committee
-    from tutelage.recipes.compare import compare
-    from tutelage.recipes.curate import curate
-    from tutelage.recipes.demo import demo
-    from tutelage.recipes.demo_page import demo_page
-    from tutelage.recipes.doctor import doctor
-    from tutelage.recipes.evaluate import evaluate
-    from tutelage.recipes.export import export
-    from tutelage.recipes.finetune import finetune
-    from tutelage.recipes.pipeline import run
-    from tutelage.recipes.predict import predict
-    from tutelage.recipes.report import report
-    from tutelage.recipes.transfer import transfer
+    from tutelage.commands.adapt import adapt
+    from tutelage.commands.alone import alone
+    from tutelage.commands.bench import bench
+    from tutelage.commands.cache import cache
+    from tutelage.commands.committee import committee
+    from tutelage.commands.compare import compare
+    from tutelage.commands.curate import curate
+    from tutelage.commands.demo import demo
+    from tutelage.commands.demo_page import demo_page
+    from tutelage.commands.doctor import doctor
+    from tutelage.commands.evaluate import evaluate
+    from tutelage.commands.export import export
+    from tutelage.commands.finetune import finetune
+    from tutelage.commands.predict import predict
+    from tutelage.commands.report import report
+    from tutelage.commands.run import run
+    from tutelage.commands.transfer import transfer
 
 __all__ = [
     "TutelageError", "__version__", "adapt", "alone", "bench", "cache", "committee", "compare", "curate", "demo", "demo_page", "doctor",
@@ -36,8 +36,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    from tutelage.cli import RECIPES, recipe
+    from tutelage.cli import COMMANDS, function_of
 
-    if (command := name.replace("_", "-")) in RECIPES:
-        return recipe(command)
+    if (command := name.replace("_", "-")) in COMMANDS:
+        return function_of(command)
     raise AttributeError(f"module 'tutelage' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""The command: words to a recipe, results to stdout, messages to stderr, exit codes 0 (done), 2 (ours), 130 (Ctrl-C)."""
+"""The command: words to a function, results to stdout, messages to stderr, exit codes 0 (done), 2 (ours), 130 (Ctrl-C)."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tutelage.compute import prepare_process
+from tutelage.device import prepare_process
 from tutelage.errors import TutelageError, did_you_mean, raise_all, rendered
 from tutelage.version import __version__
 
-# command -> where its recipe is; the signature is the configuration
-RECIPES = {
-    "demo": "tutelage.recipes.demo",
-    "run": "tutelage.recipes.pipeline",
-    "compare": "tutelage.recipes.compare",
-    "curate": "tutelage.recipes.curate",
-    "adapt": "tutelage.recipes.adapt",
-    "committee": "tutelage.recipes.committee",
-    "transfer": "tutelage.recipes.transfer",
-    "finetune": "tutelage.recipes.finetune",
-    "alone": "tutelage.recipes.alone",
-    "evaluate": "tutelage.recipes.evaluate",
-    "report": "tutelage.recipes.report",
-    "export": "tutelage.recipes.export",
-    "bench": "tutelage.recipes.bench",
-    "predict": "tutelage.recipes.predict",
-    "demo-page": "tutelage.recipes.demo_page",
-    "cache": "tutelage.recipes.cache",
-    "doctor": "tutelage.recipes.doctor",
+# command -> the module of its function; the signature is the configuration
+COMMANDS = {
+    "demo": "tutelage.commands.demo",
+    "run": "tutelage.commands.run",
+    "compare": "tutelage.commands.compare",
+    "curate": "tutelage.commands.curate",
+    "adapt": "tutelage.commands.adapt",
+    "committee": "tutelage.commands.committee",
+    "transfer": "tutelage.commands.transfer",
+    "finetune": "tutelage.commands.finetune",
+    "alone": "tutelage.commands.alone",
+    "evaluate": "tutelage.commands.evaluate",
+    "report": "tutelage.commands.report",
+    "export": "tutelage.commands.export",
+    "bench": "tutelage.commands.bench",
+    "predict": "tutelage.commands.predict",
+    "demo-page": "tutelage.commands.demo_page",
+    "cache": "tutelage.commands.cache",
+    "doctor": "tutelage.commands.doctor",
 }
 
 # flags that the words right after the command stand for, the last of them for all that are left
@@ -55,9 +55,9 @@ NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 NO_WRITING = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
 
 
-def recipe(name: str) -> Callable[..., Any]:
+def function_of(name: str) -> Callable[..., Any]:
     """The function behind a command."""
-    return getattr(importlib.import_module(RECIPES[name]), name.replace("-", "_"))
+    return getattr(importlib.import_module(COMMANDS[name]), name.replace("-", "_"))
 
 
 def main() -> None:
@@ -120,7 +120,7 @@ def _disk_fault(error: OSError, given: dict[str, Any]) -> TutelageError:
 
 
 def _parsed(words: list[str]) -> tuple[Callable[..., Any] | None, dict[str, Any]]:
-    """The recipe and its explicit arguments; None when help or version was shown.
+    """The function and its explicit arguments; None when help or version was shown.
 
     Raises:
         TutelageError: unknown command, flag or value.
@@ -132,26 +132,26 @@ def _parsed(words: list[str]) -> tuple[Callable[..., Any] | None, dict[str, Any]
         name="tutelage", version=__version__, help_format="plaintext", version_flags=["--version"],
         help="Turn a few labelled images and many unlabelled ones into a small, fast vision model, distilled from a foundation model.",
     )  # fmt: skip
-    names = [words[0]] if words and words[0] in RECIPES else list(RECIPES)
-    for name in names:  # one command needs one recipe
-        app.command(recipe(name), name=name)
-    if words and not words[0].startswith("-") and words[0] not in RECIPES:
-        near = did_you_mean(words[0], RECIPES)
-        message = f"unknown command {words[0]!r}; the commands are {', '.join(RECIPES)}"
+    names = [words[0]] if words and words[0] in COMMANDS else list(COMMANDS)
+    for name in names:  # one command needs one function
+        app.command(function_of(name), name=name)
+    if words and not words[0].startswith("-") and words[0] not in COMMANDS:
+        near = did_you_mean(words[0], COMMANDS)
+        message = f"unknown command {words[0]!r}; the commands are {', '.join(COMMANDS)}"
         raise TutelageError(message, near or "run `tutelage --help` to see what each one does")
     if not words or {"--help", "-h", "--version"} & set(words):
         app(words or ["--help"], exit_on_error=False, print_error=False, result_action="return_value")
         return None, {}
     _check_flags(words)
     app = cyclopts.App(help_flags=[], version_flags=[])
-    app.command(_as_text(recipe(words[0])), name=words[0])
+    app.command(_as_text(function_of(words[0])), name=words[0])
     try:
         _, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
     except cyclopts.CycloptsError as error:
         message, _, hint = " ".join(str(error).split()).removesuffix(".").partition(". ")
         hint = f"{hint}; " if hint else ""
         raise TutelageError(message, f"{hint}run `tutelage {words[0]} --help` for its flags and values") from error
-    return recipe(words[0]), dict(bound.arguments)
+    return function_of(words[0]), dict(bound.arguments)
 
 
 def _with_flags(words: list[str]) -> list[str]:
@@ -188,10 +188,10 @@ def _as_text(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _check_flags(words: list[str]) -> None:
     """Unknown flags, named with their nearest neighbours before any value is looked at."""
-    from tutelage.config import flag
+    from tutelage.settings import flag
 
     faults: list[TutelageError] = []
-    known = [flag(name) for name in inspect.signature(recipe(words[0])).parameters]
+    known = [flag(name) for name in inspect.signature(function_of(words[0])).parameters]
     for word in words[1:]:
         name = word.split("=", 1)[0]
         if name.startswith("--") and len(name) > 2 and name.replace("_", "-") not in known:

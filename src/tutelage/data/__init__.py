@@ -1,0 +1,1 @@
+"""Images and labels: where they are, decoding, the image cache, views, masks, budgets."""

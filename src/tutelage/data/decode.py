@@ -34,7 +34,7 @@ from PIL import (
 )
 
 from tutelage.errors import TutelageError, Unreadable, did_you_mean
-from tutelage.sizes import Size, sides
+from tutelage.image_size import Size, sides
 
 try:
     from PIL import AvifImagePlugin

@@ -17,8 +17,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tutelage.data.rows import image_column, text_rows
 from tutelage.data.sources import IMAGE_SUFFIXES, ImageRef, Rejected, clean, file_ref, list_images
+from tutelage.data.tabular import image_column, text_rows
 from tutelage.errors import FilesMissing, TutelageError, raise_all, shown
 
 FORMS = "a folder train|val|test/<class>/*, a folder of classes, a list (.csv, .txt, .tsv, .parquet) or Parquet shards"

@@ -16,11 +16,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tutelage.data.image_cache import Images, Store
 from tutelage.data.masks import Coding, Masks, kind_of, truth_of
 from tutelage.data.sources import SOURCE, ImageRef, _prints
-from tutelage.data.store import Images, Store
 from tutelage.errors import TutelageError, shown
-from tutelage.runs import read_json, whole
+from tutelage.run_folder import read_json, whole
 
 _RESTORE = "restore the files as they were when the transfer set was chosen, or curate again with --overwrite"
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from tutelage.data import views
 from tutelage.data.decode import _open, _reason
-from tutelage.data.store import Images, Kind
+from tutelage.data.image_cache import Images, Kind
 from tutelage.errors import TutelageError, Unreadable, shown
 
 IGNORE = 255

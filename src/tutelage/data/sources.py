@@ -23,7 +23,7 @@ from typing import IO, cast
 
 import pyarrow.parquet as pq
 
-from tutelage.data.rows import image_column, read_rows
+from tutelage.data.tabular import image_column, read_rows
 from tutelage.errors import TutelageError, Unreadable, did_you_mean
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif", ".ppm", ".pgm")

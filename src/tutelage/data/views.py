@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tutelage.sizes import Size, sides
+from tutelage.image_size import Size, sides
 
 if TYPE_CHECKING:
     import torch

@@ -23,7 +23,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from tutelage.deploy.runtime import ABOUT, EXPORT, FLOAT, LABELS
 from tutelage.errors import TutelageError, raise_all, shown
-from tutelage.runs import write_text
+from tutelage.run_folder import write_text
 from tutelage.version import __version__
 
 MEGABYTES = 200  # of the model: in base 64 it has a third more, and a browser's longest text is 512 MB

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.deploy.runtime import EXPORT, changed_files
-from tutelage.runs import TEMPORARY, read_json, write_json
+from tutelage.run_folder import TEMPORARY, read_json, write_json
 
 
 @contextlib.contextmanager

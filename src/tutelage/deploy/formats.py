@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tutelage.errors import TutelageError, raise_all
-from tutelage.sizes import Size
+from tutelage.image_size import Size
 
 FILES = {"onnx": "model.onnx", "torchscript": "model.pt", "executorch": "model.pte", "coreml": "model.mlpackage"}
 
@@ -64,11 +64,11 @@ def write(name: str, module: Any, size: Size, baked: bool, folder: Path) -> tupl
 def _torchscript(module: Any, size: Size, baked: bool, path: Path) -> Program:
     import torch
 
-    from tutelage.deploy import graph
+    from tutelage.deploy import onnx_graph
 
-    graph.write_torchscript(module, size, baked, path)
+    onnx_graph.write_torchscript(module, size, baked, path)
     loaded = torch.jit.load(str(path))
-    return lambda inputs: graph.torch_outputs(loaded, inputs)
+    return lambda inputs: onnx_graph.torch_outputs(loaded, inputs)
 
 
 def _executorch(module: Any, size: Size, baked: bool, path: Path) -> Program:
@@ -78,7 +78,7 @@ def _executorch(module: Any, size: Size, baked: bool, path: Path) -> Program:
     from executorch.exir import to_edge_transform_and_lower  # pyright: ignore[reportMissingImports]
     from executorch.runtime import Runtime  # pyright: ignore[reportMissingImports]
 
-    from tutelage.deploy.graph import example
+    from tutelage.deploy.onnx_graph import example
 
     program = torch.export.export(module, (example(size, baked, 1),))
     path.write_bytes(to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch().buffer)
@@ -92,7 +92,7 @@ def _coreml(module: Any, size: Size, baked: bool, path: Path) -> Program:
     import coremltools  # pyright: ignore[reportMissingImports]
     import torch
 
-    from tutelage.deploy.graph import example
+    from tutelage.deploy.onnx_graph import example
 
     images = example(size, baked, 1)
     traced = torch.jit.trace(module, (images,), check_trace=False)

@@ -1,6 +1,6 @@
 """Run an export folder: images in, classes and probabilities out. Needs onnxruntime, numpy and Pillow; loads no torch.
 
-`tutelage predict` and the predict.py of every export folder are this code (deploy/single_file.py puts it together), with the
+`tutelage predict` and the predict.py of every export folder are this code (deploy/predict_bundle.py puts it together), with the
 decode and resize of data/decode.py that training and evaluation use.
 """
 

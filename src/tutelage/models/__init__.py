@@ -1,0 +1,1 @@
+"""Teachers, students, their heads, and where weights come from."""

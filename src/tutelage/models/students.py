@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from tutelage.errors import TutelageError
+from tutelage.image_size import Size
 from tutelage.models.teachers import build, default_size, input_statistics, resolve
-from tutelage.sizes import Size
 
 
 @dataclass(frozen=True)

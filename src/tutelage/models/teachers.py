@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from tutelage.errors import TutelageError, did_you_mean, shown
-from tutelage.models.names import STUDENTS, TEACHERS, check_size, full_name
+from tutelage.image_size import Size, sides
+from tutelage.models.aliases import STUDENTS, TEACHERS, check_size, full_name
 from tutelage.models.weights import Source, create, weights_hash
-from tutelage.sizes import Size, sides
 
 
 @dataclass(frozen=True)

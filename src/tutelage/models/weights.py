@@ -24,8 +24,8 @@ import torch
 from torch import nn
 
 from tutelage.errors import TutelageError, shown
-from tutelage.models.names import PACKAGES, licence_of, weights_path
-from tutelage.sizes import Size, sides
+from tutelage.image_size import Size, sides
+from tutelage.models.aliases import PACKAGES, licence_of, weights_path
 
 State = dict[str, torch.Tensor]
 

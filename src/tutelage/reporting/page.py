@@ -20,10 +20,10 @@ from tutelage.progress import duration
 from tutelage.reporting import charts
 from tutelage.reporting.choices import answer, committee
 from tutelage.reporting.diagnosis import diagnose
-from tutelage.reporting.evidence import read_evidence, read_pictures, shown_student
+from tutelage.reporting.example_predictions import read_evidence, read_pictures, shown_student
 from tutelage.reporting.scores import words_of_results
 from tutelage.reporting.table import TITLES, models_of, title_of
-from tutelage.runs import Run, write_json, write_text
+from tutelage.run_folder import Run, write_json, write_text
 from tutelage.version import __version__
 
 STAGES = {

@@ -1,4 +1,4 @@
-"""Tasks: what a stage asks of the kind of labels. One file a task, all with the same functions; the recipes know no other difference."""
+"""Tasks: what a stage asks of the kind of labels. One file a task, all with the same functions; the commands know no other difference."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def peak_rate(settings: dict[str, Any], kind: Any) -> float:
     Args:
         settings: lr, student_weights, batch_size. kind: the task.
     """
-    from tutelage.training import scaled_rate
+    from tutelage.training.optimization import scaled_rate
 
     default = kind.SCRATCH_RATE if settings["student_weights"] == "scratch" else kind.PRETRAINED_RATE
     return scaled_rate(settings["lr"] or default, settings["batch_size"])

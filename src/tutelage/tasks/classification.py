@@ -33,9 +33,9 @@ RARE_CLASSES = 0.5  # a class weighs (C share) to the minus this in the distilla
 
 def models() -> tuple[Any, Any]:
     """The files of the teacher and of its head."""
-    from tutelage.models import adapted, heads
+    from tutelage.models import adapted_teacher, heads
 
-    return adapted, heads
+    return adapted_teacher, heads
 
 
 def check(settings: dict[str, Any]) -> list[TutelageError]:
@@ -79,7 +79,7 @@ def labels_of(found: Any, good: np.ndarray, images: Any, cache: Path) -> Any:
 
 def views(settings: dict[str, Any]) -> Any:
     """Views of a run with these settings."""
-    from tutelage.targets import ViewSettings
+    from tutelage.features.view_batches import ViewSettings
 
     return ViewSettings(settings["view_seed"], settings["flip"], settings["crop_area"], resize=settings["resize"])
 
@@ -108,9 +108,9 @@ def judged_too(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 def whole_teacher(encoder: Any, module: Any, classes: int, head: Any) -> tuple[Any, Any, Any]:
     """A teacher to fine-tune; its encoder and its head. module: a copy of the encoder's."""
-    from tutelage.models import adapted
+    from tutelage.models import adapted_teacher
 
-    teacher = adapted.whole_teacher(module, encoder.features, classes, head)
+    teacher = adapted_teacher.whole_teacher(module, encoder.features, classes, head)
     return teacher, teacher.backbone, teacher.head
 
 
@@ -143,8 +143,8 @@ def log_probabilities(
     module: Any, network: Any, images: Any, views: Any, accelerator: Any, grid: None, advance: Any
 ) -> np.ndarray:
     """(n, C) float16: a student's log probabilities of whole images, the mean over the looks of `views`."""
+    from tutelage.features.view_batches import view_outputs
     from tutelage.metrics import LEAST_LOG, log_softmax
-    from tutelage.targets import view_outputs
 
     found = [
         log_softmax(view_outputs(module, module, network, images, look, views, accelerator, advance, AT_ONCE))
@@ -155,7 +155,7 @@ def log_probabilities(
 
 def flops_of(encoder: Any) -> int:
     """FLOPs of the frozen encoder for one image."""
-    from tutelage.compute import flops
+    from tutelage.device import flops
 
     return flops(encoder.module, encoder.size)
 
@@ -177,11 +177,11 @@ def widths(result: dict[str, Any], settings: dict[str, Any]) -> list[int]:
 
 def told_by(folder: Path, result: dict[str, Any], settings: dict[str, Any], accelerator: Any, level: int) -> Any:
     """The teacher as the transfer needs it: adapted, or frozen as it was. level: which of `widths`."""
-    from tutelage.models import adapted
+    from tutelage.models import adapted_teacher
 
-    load = adapted.frozen if settings["objective"] == "agnostic" else adapted.load_adapted
+    load = adapted_teacher.frozen if settings["objective"] == "agnostic" else adapted_teacher.load_adapted
     teacher = load(folder, result, settings["teacher_weights"], accelerator)
-    return adapted.with_logits(teacher) if level else teacher
+    return adapted_teacher.with_logits(teacher) if level else teacher
 
 
 def student(settings: dict[str, Any], classes: int) -> Any:
@@ -205,9 +205,9 @@ def in_transfer(module: Any, features: int, settings: dict[str, Any]) -> Any:
 
 def adapted(folder: Path, result: dict[str, Any], weights: str, accelerator: Any) -> Any:
     """The teacher of a run, as evaluation needs it."""
-    from tutelage.models import adapted
+    from tutelage.models import adapted_teacher
 
-    return adapted.load_adapted(folder, result, weights, accelerator)
+    return adapted_teacher.load_adapted(folder, result, weights, accelerator)
 
 
 def head_of(module: Any) -> Any:
@@ -243,7 +243,7 @@ def student_says(
     module: Any, network: Any, images: Any, labels: Any, settings: Any, accelerator: Any, advance: Any
 ) -> np.ndarray:
     """(n, C) float32 logits of whole images. module: trained, of the student or of a whole teacher."""
-    from tutelage.targets import CLEAN, view_outputs
+    from tutelage.features.view_batches import CLEAN, view_outputs
 
     return view_outputs(module, module, network, images, CLEAN, settings, accelerator, advance, AT_ONCE)
 
@@ -252,7 +252,8 @@ def teacher_says(
     adapted: Any, cache: Any, images: Any, labels: Any, settings: Any, accelerator: Any, advance: Any
 ) -> np.ndarray:
     """(n, C) float32 logits of whole images, from the cache of outputs or computed into it."""
-    from tutelage.targets import CLEAN, compute_outputs
+    from tutelage.features.output_cache import compute_outputs
+    from tutelage.features.view_batches import CLEAN
 
     compute_outputs(cache, adapted.network, images, [CLEAN], settings, advance)
     return adapted.head(cache.table(images, CLEAN).rows())
@@ -273,7 +274,7 @@ def judged(said: np.ndarray, labels: np.ndarray, classes: int) -> dict[str, Any]
 def keep_evidence(folder: Path, test: Any, said: dict[str, np.ndarray], about: dict[str, Any]) -> None:
     """What the page shows of single test images."""
     from tutelage.metrics import softmax
-    from tutelage.reporting.evidence import write_evidence
+    from tutelage.reporting.example_predictions import write_evidence
 
     probabilities = {name: softmax(logits) for name, logits in said.items()}
     write_evidence(folder, test.labels, test.ids, test.images.__getitem__, probabilities)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tutelage.errors import TutelageError
-from tutelage.sizes import sides
+from tutelage.image_size import sides
 from tutelage.tasks import class_names
 
 PASSES = {"head": 40, "full": 40, "long": 200, "steep": 200}
@@ -34,21 +34,21 @@ RARE_CLASSES = 1.0  # a class weighs (C share) to the minus this in the distilla
 
 def models() -> tuple[Any, Any]:
     """The files of the teacher and of its head."""
-    from tutelage.models import dense_heads, dense_teachers
+    from tutelage.models import segmentation_heads, segmentation_teachers
 
-    return dense_teachers, dense_heads
+    return segmentation_teachers, segmentation_heads
 
 
 def check(settings: dict[str, Any]) -> list[TutelageError]:
     """Settings that this task cannot have, checked before anything is read."""
-    from tutelage.tasks.dense_settings import faults_of
+    from tutelage.tasks.segmentation_settings import faults_of
 
     return faults_of(settings)
 
 
 def read(settings: dict[str, Any]) -> Any:
     """The target set, its masks looked at."""
-    from tutelage.data.dense_set import read_dense_set
+    from tutelage.data.segmentation_set import read_dense_set
     from tutelage.models.teachers import default_size, resolve
 
     size = settings["student_size"] or default_size(resolve(settings["student"], "student"))
@@ -60,7 +60,7 @@ def read(settings: dict[str, Any]) -> Any:
 
 def read_any(target: str, classes: tuple[str, ...]) -> Any:
     """All images and masks of one path, whatever their split."""
-    from tutelage.data.dense_set import read_any_dense
+    from tutelage.data.segmentation_set import read_any_dense
 
     return read_any_dense(target, classes)
 
@@ -76,7 +76,7 @@ def labels_of(found: Any, good: np.ndarray, images: Any, cache: Path) -> Any:
 
 def views(settings: dict[str, Any]) -> Any:
     """Views of a run with these settings: regions in the images' own proportions."""
-    from tutelage.targets import ViewSettings
+    from tutelage.features.view_batches import ViewSettings
 
     return ViewSettings(settings["view_seed"], settings["flip"], settings["crop_area"], resize="squash", follow=True)
 
@@ -93,7 +93,7 @@ def forward_of(module: Any, network: Any) -> Any:
 
 def head_truth(labels: Any, network: Any) -> Any:
     """Masks on the grid of a head's logits."""
-    from tutelage.models.dense_heads import truth_of
+    from tutelage.models.segmentation_heads import truth_of
 
     return truth_of(labels, network.shape)
 
@@ -108,9 +108,9 @@ def judged_too(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 def whole_teacher(encoder: Any, module: Any, classes: int, head: Any) -> tuple[Any, Any, Any]:
     """A teacher to fine-tune; its encoder and its head. module: a copy of the encoder's."""
-    from tutelage.models import dense_teachers
+    from tutelage.models import segmentation_teachers
 
-    teacher = dense_teachers.whole_teacher(encoder, module, classes, head)
+    teacher = segmentation_teachers.whole_teacher(encoder, module, classes, head)
     return teacher, teacher.pyramid.encoder, teacher.head
 
 
@@ -121,8 +121,8 @@ def of_teacher(encoder: Any, network: Any, mode: str, classes: int) -> dict[str,
 
 def grids(settings: dict[str, Any]) -> list[tuple[int, int]]:
     """Grids on which logits may be kept, the student's own first."""
-    from tutelage.models.dense import grid_of
-    from tutelage.models.dense_students import STRIDES
+    from tutelage.models.segmentation_grids import grid_of
+    from tutelage.models.segmentation_students import STRIDES
     from tutelage.models.teachers import default_size, resolve
 
     size = settings["student_size"] or default_size(resolve(settings["student"], "student"))
@@ -131,8 +131,8 @@ def grids(settings: dict[str, Any]) -> list[tuple[int, int]]:
 
 def matched(settings: dict[str, Any]) -> tuple[int, int]:
     """The grid on which features are compared: of the deepest level, or one for the whole image."""
-    from tutelage.models.dense import grid_of
-    from tutelage.models.dense_students import DEEPEST
+    from tutelage.models.segmentation_grids import grid_of
+    from tutelage.models.segmentation_students import DEEPEST
     from tutelage.models.teachers import default_size, resolve
 
     size = settings["student_size"] or default_size(resolve(settings["student"], "student"))
@@ -146,7 +146,7 @@ def grid(settings: dict[str, Any]) -> tuple[int, int]:
 
 def member_grid(settings: dict[str, Any], images: int, classes: int) -> tuple[int, int]:
     """Rows and columns of what a student of the committee predicts for each of so many images: the finest that --cache-limit allows."""
-    from tutelage.targets import gibibytes
+    from tutelage.features.output_cache import gibibytes
 
     every = grids(settings)
     fits = (one for one in every if gibibytes(images, 1, classes * one[0] * one[1]) <= settings["cache_limit"])
@@ -159,7 +159,7 @@ def member_truth(labels: Any, grid: tuple[int, int], fold: np.ndarray | None) ->
     fold: (n,) of labelled images; None for validation images.
     """
     from tutelage.data.masks import IGNORE
-    from tutelage.models.dense_heads import judgeable
+    from tutelage.models.segmentation_heads import judgeable
 
     truth = labels.seen(None, grid).astype(np.int64)
     return truth, truth != IGNORE if fold is None else judgeable(truth, fold)
@@ -169,8 +169,8 @@ def log_probabilities(
     module: Any, network: Any, images: Any, views: Any, accelerator: Any, grid: tuple[int, int], advance: Any
 ) -> np.ndarray:
     """(n, C, h, w) float16: a student's log probabilities of whole images on a grid, the mean over the looks of `views`."""
+    from tutelage.features.view_batches import MIRRORED, view_outputs
     from tutelage.metrics import LEAST_LOG, log_softmax
-    from tutelage.targets import MIRRORED, view_outputs
 
     def forward(batch: Any) -> Any:
         return module.on_grid(batch, grid)
@@ -184,9 +184,9 @@ def log_probabilities(
 
 def flops_of(encoder: Any) -> int:
     """FLOPs of the frozen encoder for one image, in all its windows."""
-    from tutelage.compute import flops
-    from tutelage.models.dense import window_starts
-    from tutelage.models.dense_teachers import pyramid_of
+    from tutelage.device import flops
+    from tutelage.models.segmentation_grids import window_starts
+    from tutelage.models.segmentation_teachers import pyramid_of
 
     unit = pyramid_of(encoder).levels[-1].stride
     along = [window_starts(*both, unit) for both in zip(sides(encoder.size), sides(encoder.at_once), strict=True)]
@@ -196,7 +196,7 @@ def flops_of(encoder: Any) -> int:
 def told_at_most(encoder: Any, settings: dict[str, Any], classes: int) -> tuple[int, int]:
     """Before a run: numbers that are kept of a view, where --cache-limit allows, and of how many views of an image."""
     if settings["objective"] == "agnostic":
-        from tutelage.models.dense_teachers import pyramid_of
+        from tutelage.models.segmentation_teachers import pyramid_of
 
         rows, columns = matched(settings)
         return pyramid_of(encoder).levels[-1].channels * rows * columns, 1
@@ -214,18 +214,18 @@ def widths(result: dict[str, Any], settings: dict[str, Any]) -> list[int]:
 
 def told_by(folder: Path, result: dict[str, Any], settings: dict[str, Any], accelerator: Any, level: int) -> Any:
     """The teacher as the transfer needs it: logits on the student's grid, or the frozen encoder's features on a grid."""
-    from tutelage.models import dense_teachers
+    from tutelage.models import segmentation_teachers
 
     weights = settings["teacher_weights"]
     if settings["objective"] == "agnostic":
-        return dense_teachers.frozen(folder, result, weights, accelerator, matched(settings))
+        return segmentation_teachers.frozen(folder, result, weights, accelerator, matched(settings))
     every = grids(settings)
-    return dense_teachers.load_adapted(folder, result, weights, accelerator, every[0], every[level])
+    return segmentation_teachers.load_adapted(folder, result, weights, accelerator, every[0], every[level])
 
 
 def student(settings: dict[str, Any], classes: int) -> Any:
     """A new student."""
-    from tutelage.models.dense_students import build_student
+    from tutelage.models.segmentation_students import build_student
 
     return build_student(
         settings["student"], classes, settings["student_weights"], settings["student_size"], settings["decoder"]
@@ -234,23 +234,23 @@ def student(settings: dict[str, Any], classes: int) -> Any:
 
 def rebuilt(about: dict[str, Any], classes: int) -> Any:
     """A student as a result describes it, its weights random."""
-    from tutelage.models.dense_students import build_student
+    from tutelage.models.segmentation_students import build_student
 
     return build_student(about["name"], classes, "scratch", about["size"], about["decoder"])
 
 
 def in_transfer(module: Any, features: int, settings: dict[str, Any]) -> Any:
     """The student with what only the transfer needs beside it. features: to be matched, 0 = none."""
-    from tutelage.models.dense_students import DenseTaught
+    from tutelage.models.segmentation_students import DenseTaught
 
     return DenseTaught(module, grids(settings)[0], features, matched(settings))
 
 
 def adapted(folder: Path, result: dict[str, Any], weights: str, accelerator: Any) -> Any:
     """The teacher of a run, as evaluation needs it."""
-    from tutelage.models import dense_teachers
+    from tutelage.models import segmentation_teachers
 
-    return dense_teachers.load_adapted(folder, result, weights, accelerator, (1, 1))
+    return segmentation_teachers.load_adapted(folder, result, weights, accelerator, (1, 1))
 
 
 def head_of(module: Any) -> Any:
@@ -267,7 +267,7 @@ def image_scores(said: list[np.ndarray], labels: Any) -> np.ndarray:
 
 def said_of(outputs: np.ndarray, labels: Any, positions: np.ndarray) -> list[np.ndarray]:
     """What an exported model's logits (n, C, H, W) of these images say: as `student_says`."""
-    from tutelage.data.enlarge import decided
+    from tutelage.data.upsample import decided
 
     return [decided(one, *labels.one(place).shape) for place, one in zip(positions.tolist(), outputs, strict=True)]
 
@@ -288,7 +288,7 @@ def student_says(
     """The decided class of every pixel: (H, W) uint8 for each image, at its mask's own size, or, without masks, at the input's."""
     from torch.nn.functional import interpolate
 
-    from tutelage.targets import CLEAN, forward_batches
+    from tutelage.features.view_batches import CLEAN, forward_batches
 
     found: list[np.ndarray] = []
     batches = forward_batches(module, module, network, images, CLEAN, settings, accelerator, advance, AT_ONCE)
@@ -337,7 +337,7 @@ def judged(said: list[np.ndarray], labels: Any, classes: int) -> dict[str, Any]:
 def keep_evidence(folder: Path, test: Any, said: dict[str, list[np.ndarray]], about: dict[str, Any]) -> None:
     """What the page shows of single test images: pictures in the data set's colours, and every image's pixels by each model."""
     from tutelage.metrics import pixel_counts
-    from tutelage.reporting.dense_evidence import write_dense_evidence
+    from tutelage.reporting.segmentation_examples import write_dense_evidence
 
     classes = len(about["colours"])
     counts = {name: pixel_counts(_tables(one, test.labels, classes)) for name, one in said.items()}

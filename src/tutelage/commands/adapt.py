@@ -1,0 +1,263 @@
+"""Stage 1: the teacher learns the task from the labelled images.
+
+`probe` fits multinomial logistic regression on frozen features, its strength by validation; `full` fine-tunes the whole
+network with smaller steps for earlier layers, the number of passes by validation, then again on all labels;
+`probe-then-full` starts the latter from the probe; `auto` keeps what validates best. Either way the head's logits are
+calibrated on held-out images, because their sharpness becomes the student's target.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tutelage import settings as c
+from tutelage.pipeline.stage import HELD_OUT_LOGITS, open_run, write_metrics
+from tutelage.progress import progress, say
+from tutelage.run_folder import hash_of, whole
+from tutelage.settings import command
+
+JUDGED = {"accuracy": "accuracy", "miou": "mean IoU", "log_loss": "log loss"}
+PIXELS = 2**16  # of all masks, evenly spaced, on which a head is judged
+FULL_PASSES = 24  # most passes of full fine-tuning
+FULL_RATE = 3e-4  # at batch 128, for the head; earlier layers times LAYER_DECAY per group
+LAYER_DECAY = 0.75
+
+
+@command
+def adapt(
+    *, out: c.Out = "", teacher: c.Teacher = "dinov2-s", teacher_weights: c.TeacherWeights = "pretrained",
+    teacher_size: c.TeacherSize = None, teacher_window: c.TeacherWindow = None,
+    adapt: c.Adapt = "probe", class_weight: c.ClassWeight = "none",
+    resize: c.Resize = "squash", flip: c.Flip = "horizontal", crop_area: c.CropArea = 0.8, view_seed: c.ViewSeed = 0,
+    seed: c.Seed = 0, device: c.Device = "auto", precision: c.Precision = "auto",
+    tracker: c.Tracker = "none", cache: c.Cache = None, overwrite: c.Overwrite = False, config: c.Config = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Give the teacher a head for the task.
+
+    Returns:
+        result of the stage: mode, validation scores, strength, temperature, seconds.
+    """
+    settings = dict(locals())
+    from tutelage.data.manifest import load_task
+    from tutelage.device import accelerator
+    from tutelage.models.adapted_teacher import MOST
+    from tutelage.models.teachers import build_teacher
+    from tutelage.tasks import task_of
+
+    with open_run(out, cache, settings, overwrite) as (run, cache_dir):
+        curated = run.result("transfer_set", "adapt")
+        encoder = build_teacher(teacher, teacher_weights, teacher_size, teacher_window)
+        seen_at = [encoder.size, encoder.window] if encoder.window else encoder.size
+        inputs = hash_of(["adapt", curated["outputs"], encoder.hash, seen_at, {
+            k: settings[k] for k in ("adapt", "class_weight", "resize", "flip", "crop_area", "view_seed", "seed")
+        }])  # fmt: skip
+        if done := run.done("teacher", inputs):
+            return {**done, "reused": True}
+        clock, task = run.clock("teacher"), load_task(run.path, cache_dir)
+        hardware, kind = accelerator(device, precision), task_of(task.task)
+        work = _Work(kind, task, encoder, cache_dir, settings, hardware, clock)
+        found: dict[str, dict[str, Any]] = {}
+        if adapt != "full":
+            found["probe"] = work.probe()
+        if adapt in ("full", "auto"):
+            found["full"] = work.full(None)
+        if adapt in ("probe-then-full", "auto"):
+            found["probe-then-full"] = work.full(found["probe"])
+        mode = min(found, key=lambda name: found[name]["log_loss"]) if adapt == "auto" else adapt
+        best = found[mode]
+        for name, one in found.items():
+            scores = ", ".join(f"{title} {one[key]:.3f}" for key, title in JUDGED.items() if key in one)
+            say(f"teacher, {name}: validation {scores}")
+        if not work.fair.any():
+            say(
+                "no class has labels to hold out: nothing could be validated, and the probe is not calibrated on this task"
+            )
+        elif best["accuracy"] < 1.5 / len(task.classes):
+            say("the teacher is hardly better than chance on validation: the student can learn little from it")
+        if mode == "probe":
+            work.adapted.save_head(run.path / "teacher", best["head"])
+        else:
+            work.adapted.save_whole(run.path / "teacher", best["module"])
+        write_metrics(run, "teacher", best.get("rows", ()), tracker, hardware)
+        with whole(run.path / "teacher" / HELD_OUT_LOGITS) as path, path.open("wb") as file:
+            np.savez(
+                file, logits=best["logits"].clip(-MOST, MOST).astype(np.float16), labels=work.judged, fair=work.fair
+            )
+        about = {
+            name: getattr(encoder, name)
+            for name in ("name", "size", "mean", "std", "features", "licence", "weights", "hash", "window")
+            if name != "window" or encoder.window
+        }
+        seconds = clock.stop()
+        run.update_settings({"teacher": {k: list(v) if isinstance(v, tuple) else v for k, v in about.items()}})
+        result = {
+            "outputs": hash_of([inputs, mode]), "curated": curated["outputs"], "mode": mode,
+            **kind.of_teacher(encoder, work.network, mode, len(task.classes)),
+            "teacher": about, "classes": len(task.classes),
+            "validation": {name: {k: one[k] for k in (*JUDGED, "temperature", "choice") if k in one} for name, one in found.items()},
+            "validated_on": work.validated_on, "labels": len(task.train) + (len(task.val) if task.val else 0),
+            "seconds": seconds, "ledger": work.meter.entry(run.path / "teacher", seconds),
+        }  # fmt: skip
+        return run.finish("teacher", inputs, result)
+
+
+class _Work:
+    """The teacher's stage while it runs: images, features and folds that the modes share."""
+
+    def __init__(self, kind, task, encoder, cache_dir, settings, hardware, clock):
+        from tutelage.compute_cost import Meter
+        from tutelage.data.label_budget import folds
+        from tutelage.features.output_cache import OutputCache
+
+        self.kind, self.task, self.encoder, self.settings = kind, task, encoder, settings
+        self.hardware, self.clock, self.views = hardware, clock, kind.views(settings)
+        self.adapted, self.heads = kind.models()
+        self.network, self.meter = self.adapted.network_of(encoder, hardware), Meter()
+        self.meter.teacher_flops, self.meter.output_bytes = kind.flops_of(encoder), 2 * self.network.width  # float16
+        self.cache = OutputCache(cache_dir, self.network, self.views.resize, task.side)
+        train = task.train
+        self.folds = None if task.val else folds(train.strata, train.groups, settings["seed"])
+        self.truth = kind.head_truth(train.labels, self.network)
+        self.judged = kind.head_truth(task.val.labels, self.network) if task.val else self.truth
+        self.fair = self.judged < len(task.classes)
+        self.fair = self.fair if self.folds is None else self.heads.judgeable(self.truth, self.folds)
+        count = 0 if self.folds is None else len(np.unique(self.folds))
+        self.validated_on = f"{len(task.val)} validation images" if task.val else f"{count}-fold cross-validation"
+
+    def features(self, images) -> np.ndarray:
+        """(n, D) float32 of whole images, from the cache or computed into it."""
+        from tutelage.features.output_cache import compute_outputs
+        from tutelage.features.view_batches import CLEAN
+
+        with progress("teacher features", len(images)) as advance:
+            tick = self.clock.ticking(advance)
+            computed = compute_outputs(self.cache, self.network, images, [CLEAN], self.views, tick)
+        self.meter.asked(CLEAN, images.keys.tobytes(), len(images), computed)
+        return self.cache.table(images, CLEAN).rows()
+
+    def probe(self) -> dict[str, Any]:
+        """Strength by validation, refit on all labels, logits calibrated."""
+        train, classes, heads = self.task.train, len(self.task.classes), self.heads
+        features = self.features(train.images)
+        scale = self.scale()
+        weight = self.settings["class_weight"]
+        tried = {}
+        for strength in heads.STRENGTHS:  # a second or two on 100 images
+            if self.folds is None:
+                head = heads.fit_probe(features, self.truth, classes, strength, scale, weight)
+                logits = head(self.features(self.task.val.images))
+            else:
+                logits = heads.cross_validate(features[None], self.truth, self.folds, classes, strength, scale, weight)
+            tried[strength] = self.judge(logits)
+            self.clock.tick()
+        strength = min(tried, key=lambda s: tried[s]["log_loss"]) if self.fair.any() else heads.UNJUDGED["strength"]
+        head = self.fitted(np.arange(len(train)), strength, tried[strength]["temperature"])
+        return {**tried[strength], "head": head, "strength": strength, "choice": f"strength {strength:g}"}
+
+    def fitted(self, positions: np.ndarray, strength: float, temperature: float):
+        """A calibrated probe on these labelled images."""
+        features, truth = self.features(self.task.train.images)[positions], self.truth[positions]
+        classes, weight = len(self.task.classes), self.settings["class_weight"]
+        head = self.heads.fit_probe(features, truth, classes, strength, self.scale(), weight)
+        return self.heads.calibrated(head, temperature)
+
+    def scale(self):
+        """What a head needs to know of the features beforehand, from a sample of the transfer set."""
+
+        def of(count: int) -> np.ndarray:
+            sample = np.random.default_rng(0).permutation(len(self.task.transfer))[:count]
+            return self.features(self.task.transfer.take(np.sort(sample)))
+
+        return self.kind.scale(self.network, of)
+
+    def judge(self, logits: np.ndarray) -> dict[str, Any]:
+        """Accuracy, and log loss once calibrated, of held-out logits (n, C), or (n, C, h, w): of pixels."""
+        from tutelage.models import heads
+
+        if not self.fair.any():
+            temperature = heads.UNJUDGED["temperature"]
+            return {"accuracy": 0.0, "log_loss": 0.0, "temperature": temperature, "logits": logits / temperature}
+        fair, labels = np.moveaxis(logits, 1, -1)[self.fair], self.judged[self.fair]
+        step = 1 if logits.ndim == 2 else -(-len(labels) // PIXELS)
+        fair, labels = fair[::step], labels[::step]
+        temperature = heads.best_temperature(fair, labels)
+        loss = float(heads.log_loss(fair / temperature, labels).mean())
+        accuracy = float((fair.argmax(1) == labels).mean())
+        more = self.kind.judged_too(fair, labels)
+        return {
+            **more,
+            "accuracy": accuracy,
+            "log_loss": loss,
+            "temperature": temperature,
+            "logits": logits / temperature,
+        }
+
+    def full(self, probe: dict[str, Any] | None) -> dict[str, Any]:
+        """Passes by validation, then fine-tuning on all labels; from a probe when one is given."""
+        train, head = self.task.train, probe and probe["head"]
+        passes = [FULL_PASSES // 4, FULL_PASSES // 2, FULL_PASSES]
+        tried = {}
+        for count in passes:  # early stopping over whole schedules: a cosine that ends early is not a cosine cut short
+            if self.folds is None:
+                logits = self.logits(self.fine_tune(head, np.arange(len(train)), count), self.task.val.images)
+            else:
+                logits = np.zeros((len(train), len(self.task.classes), *self.truth.shape[1:]), np.float32)
+                for fold in np.unique(self.folds):
+                    held = np.flatnonzero(self.folds == fold)
+                    module = self.fine_tune(self.head_for(probe, held), np.flatnonzero(self.folds != fold), count)
+                    logits[held] = self.logits(module, train.images.take(held))
+            tried[count] = self.judge(logits)
+            if len(tried) > 1 and tried[count]["log_loss"] > tried[passes[len(tried) - 2]]["log_loss"]:
+                break
+        best = min(tried, key=lambda n: tried[n]["log_loss"])
+        rows: list[dict[str, Any]] = []
+        module = self.fine_tune(head, np.arange(len(train)), best, rows.append)
+        module.temperature.fill_(tried[best]["temperature"])  # pyright: ignore[reportCallIssue]
+        return {**tried[best], "module": module, "rows": rows, "choice": f"{best} passes"}
+
+    def head_for(self, probe: dict[str, Any] | None, held: np.ndarray):
+        """The probe, fitted as it was but without the held-out images."""
+        if probe is None:
+            return None
+        rest = np.setdiff1d(np.arange(len(self.task.train)), held)
+        return self.fitted(rest, probe["strength"], probe["temperature"])
+
+    def fine_tune(self, head, positions, passes: int, log: Callable[[dict[str, Any]], None] = lambda row: None):
+        """The whole teacher after so many passes over these labelled images. log: takes step, loss and rate."""
+        import torch
+
+        from tutelage.device import training_flops
+        from tutelage.finetuning import supervised
+        from tutelage.models.teachers import decayed_parameter_groups
+        from tutelage.training import batches, loop, optimization
+
+        train, seed, batch = self.task.train, self.settings["seed"], max(2, min(self.kind.FULL_BATCH, len(positions)))
+        torch.manual_seed(batches.seed_of(seed, "teacher head"))
+        classes, backbone = len(self.task.classes), copy.deepcopy(self.encoder.module)
+        module, backbone, last = self.kind.whole_teacher(self.encoder, backbone, classes, head)
+        module.requires_grad_(True).to(self.hardware.device)
+        rate = optimization.scaled_rate(FULL_RATE, batch)
+        groups = decayed_parameter_groups(backbone, rate, optimization.WEIGHT_DECAY, LAYER_DECAY)
+        groups.append({"params": list(last.parameters()), "lr_scale": 1.0, "weight_decay": optimization.WEIGHT_DECAY})
+        steps = supervised.epochs_to_steps(passes, len(positions), batch)
+        self.meter.trained += steps * batch
+        self.meter.train_flops = self.meter.train_flops or training_flops(module, self.encoder.size)
+        # a batch of a few labels has other means than the weights were made for: a perfect probe fell to 0.71
+        plan = supervised.Plan(steps, batch, rate, seed, classes, self.settings["class_weight"], statistics=False)
+        with progress(f"fine-tune teacher, {passes} passes", steps * batch) as advance:
+            watch = loop.Watch("fine-tuning the teacher", log, self.clock.ticking(advance))
+            return supervised.train_on_labels(
+                module, self.encoder, train.take(positions), plan, self.views, self.hardware, watch, groups=groups
+            )
+
+    def logits(self, module, images) -> np.ndarray:
+        from tutelage.features.view_batches import CLEAN, view_outputs
+
+        forward = self.kind.forward_of(module, self.network)
+        return view_outputs(
+            forward, module, self.encoder, images, CLEAN, self.views, self.hardware, batch_size=self.kind.AT_ONCE
+        )

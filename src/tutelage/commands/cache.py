@@ -1,0 +1,57 @@
+"""What the cache holds, and how to make it smaller."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from tutelage import settings as c
+from tutelage.errors import TutelageError
+from tutelage.run_folder import read_json
+from tutelage.settings import command
+
+
+@command
+def cache(*, cache: c.Cache = "cache", prune: c.Prune = None, json: c.Json = False) -> dict[str, Any]:
+    """List what the cache holds: decoded images, teacher outputs, embeddings; `--prune DAYS` removes what is older.
+
+    Nothing is lost for good: a run computes again what it misses.
+
+    Returns:
+        {"cache", "entries": [{"name", "what", "gib", "days"}], "gib", "removed"}.
+    """
+    folder = Path(cache or "cache")
+    if not folder.is_dir():
+        raise TutelageError(f"--cache {folder} is not a folder", "use the cache folder (cache/ beside the run folders)")
+    entries, removed = [], []
+    for path in sorted(
+        p
+        for p in folder.iterdir()
+        if p.is_dir() and p.name.startswith(("images-", "masks-", "outputs-", "embeddings-"))
+    ):
+        files = [p.stat() for p in path.rglob("*") if p.is_file()]
+        days = (time.time() - max((max(s.st_mtime, s.st_atime) for s in files), default=0)) / 86400
+        about = read_json(path / "about.json")
+        what = (
+            f"{about['encoder']} at {about['size']} px, {about.get('output', 'embeddings of galleries')}"
+            if about and "encoder" in about
+            else "embeddings made elsewhere"
+            if about
+            else "decoded masks"
+            if path.name.startswith("masks-")
+            else f"decoded images, short side {path.name[7:]}"
+        )
+        entries.append({"name": path.name, "what": what, "gib": sum(s.st_size for s in files) / 2**30, "days": days})
+        if prune is not None and days >= prune:
+            shutil.rmtree(path)
+            removed.append(path.name)
+    if not json:
+        for entry in entries:
+            gone = "  removed" if entry["name"] in removed else ""
+            print(
+                f"{entry['gib']:9.3f} GiB  used {entry['days']:5.1f} days ago  {entry['what']}  ({entry['name']}){gone}"
+            )
+        print(f"{sum(e['gib'] for e in entries):9.3f} GiB in {folder}")
+    return {"cache": str(folder), "entries": entries, "gib": sum(e["gib"] for e in entries), "removed": removed}

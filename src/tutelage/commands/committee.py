@@ -1,0 +1,232 @@
+"""Stage 2: the committee, whose class probabilities are the student's targets: the adapted teacher and labels-only students.
+
+Each of the K students is trained on the labels outside one fold, K-th part of the steps of the run, from an initialisation of its
+own: weak ones, but unlike the teacher. How much they count in the targets, and how sharp the mixture is, is chosen by the
+log loss on labels that neither they nor the teacher's head have met; they count for nothing where that gains less than a
+standard error.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tutelage import settings as c
+from tutelage.compute_cost import Meter
+from tutelage.data.manifest import TaskData
+from tutelage.metrics import log_softmax, paired_gain
+from tutelage.models.heads import best_temperature, log_loss
+from tutelage.pipeline.stage import (
+    HELD_OUT_LOGITS,
+    checkpoint_steps,
+    file_hash,
+    open_run,
+    save_weights,
+    training_steps,
+)
+from tutelage.progress import say
+from tutelage.run_folder import FREE, Clock, Run, hash_of, whole
+from tutelage.settings import command
+
+WEIGHTS = np.linspace(0, 1, 11)  # of the students, that are tried
+UNJUDGED = {  # where no label can be held out: the teacher alone
+    "folds": 0, "weight": 0.0, "temperature": 1.0, "students_temperature": 1.0, "gain": 0.0, "standard_error": 0.0, "held_out": None,
+}  # fmt: skip
+ROWS = 2**14  # of all held-out pixels, evenly spaced, on which the weight is chosen
+
+
+@command
+def committee(
+    *, out: c.Out = "", student: c.Student = "mobilenetv4-s", student_weights: c.StudentWeights = "pretrained",
+    student_size: c.StudentSize = None, decoder: c.Decoder = "lraspp", cache_limit: c.CacheLimit = 20.0,
+    epochs: c.Epochs = None, steps: c.Steps = None, batch_size: c.BatchSize = 128,
+    lr: c.LearningRate = None, class_weight: c.ClassWeight = "none", resize: c.Resize = "squash",
+    flip: c.Flip = "horizontal", crop_area: c.CropArea = 0.8, view_seed: c.ViewSeed = 0, seed: c.Seed = 0,
+    device: c.Device = "auto", precision: c.Precision = "auto", tracker: c.Tracker = "none", cache: c.Cache = None,
+    overwrite: c.Overwrite = False, config: c.Config = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Train students on parts of the labels, and weigh them against the adapted teacher.
+
+    Returns:
+        result of the stage: weight of the students, temperature, held-out scores of each member and of the mixture, seconds.
+    """
+    settings = dict(locals())
+    from tutelage.data.label_budget import folds
+    from tutelage.data.manifest import load_task
+    from tutelage.device import accelerator
+    from tutelage.tasks import task_of
+
+    with open_run(out, cache, settings, overwrite) as (run, cache_dir):
+        curated, adapted = run.result("transfer_set", "committee"), run.result("teacher", "committee")
+        kind: Any = task_of(curated["task"])
+        grid = kind.member_grid(settings, curated["images"]["transfer"], len(curated["classes"]))
+        used = {name: value for name, value in settings.items() if name not in {*FREE, *kind.UNUSED}}
+        inputs = hash_of(["committee", curated["outputs"], adapted["outputs"], grid, used])
+        if done := run.done("committee", inputs):
+            return {**done, "reused": True}
+        clock, task, hardware = run.clock("committee"), load_task(run.path, cache_dir), accelerator(device, precision)
+        fold, meter = folds(task.train.strata, task.train.groups, seed), Meter()
+        numbers = np.unique(fold).tolist()
+        total = max(1, training_steps(settings, len(task.transfer), kind.IMAGES) // len(numbers))
+        work = _Members(run, kind, task, settings, hardware, clock, meter, inputs, total, grid)
+        truth, fair = kind.member_truth((task.val or task.train).labels, grid, None if task.val else fold)
+        found, about, path = UNJUDGED, {}, run.path / "committee" / "students.npy"
+        if fair.any() and len(numbers) > 1:
+            held, summed = {}, np.zeros(1, np.float32)
+            for number in numbers:
+                part = work.member(number, fold)
+                meter.train_flops, about = int(part["flops"]), json.loads(str(part["student"]))
+                held[number] = part["held"].astype(np.float32)
+                summed = summed + part["transfer"].astype(np.float32)
+            found = {"folds": len(numbers), **work.weighed(held, fold, truth, fair)}
+            with whole(path) as temporary, temporary.open("wb") as file:
+                np.save(file, log_softmax(summed / len(numbers)).astype(np.float16))
+        tell(found, int(np.sum(fair.reshape(len(fair), -1).any(axis=1))))
+        seconds = clock.stop()
+        result = {
+            "outputs": hash_of([inputs, file_hash(path) if about else None]), "curated": curated["outputs"], "steps": total, **found,
+            "images_seen": round(meter.trained), "student": about, "seconds": seconds,
+            "ledger": meter.entry(run.path / "committee", seconds),
+        }  # fmt: skip
+        finished = run.finish("committee", inputs, result)
+        for kept in sorted((run.path / "committee").glob("fold-*.npz")):
+            kept.unlink()
+        return finished
+
+
+@dataclass(frozen=True)
+class _Members:
+    """The stage while it runs. steps: of each student. grid: of the log probabilities of masks; None for classes of images."""
+
+    run: Run
+    kind: Any
+    task: TaskData
+    settings: dict[str, Any]
+    hardware: Any
+    clock: Clock
+    meter: Meter
+    inputs: str
+    steps: int
+    grid: tuple[int, int] | None
+
+    def member(self, number: int, fold: np.ndarray) -> dict[str, Any]:
+        """Log probabilities by the student that has not met the labels of this fold, kept until the stage is done.
+
+        Returns:
+            "transfer": (n, C) float16 of the transfer set, "held": of the validation images, or, without, of the fold; or (n, C, h, w);
+            "student": what it is, "flops": of a step for one image.
+        """
+        from tutelage.device import training_flops
+        from tutelage.finetuning.labels_only import LabelsOnly, train_student
+        from tutelage.training.batches import seed_of
+        from tutelage.training.checkpoints import Resumable
+
+        path = self.run.path / "committee" / f"fold-{number}.npz"
+        rest, batch_size = np.flatnonzero(fold != number), self.settings["batch_size"]
+        self.meter.trained += self.steps * batch_size
+        if path.exists():
+            with np.load(path) as kept:
+                if str(kept["inputs"]) == self.inputs:
+                    return dict(kept)
+        seed, what = seed_of(self.settings["seed"], "committee", number), f"committee, student {number + 1}"
+        job = LabelsOnly(self.kind, self.task, self.settings, self.steps, seed, rest, what)
+        every = checkpoint_steps(self.steps, batch_size)
+        resumable = Resumable(self.run.path / "checkpoints", f"committee-{number}", self.inputs, every)
+        student, module = train_student(job, self.hardware, resumable, self._tick)
+        held = self.task.val.images if self.task.val else self.task.train.images.take(np.flatnonzero(fold == number))
+        found = {
+            name: self.kind.log_probabilities(module, student, images, self.views, self.hardware, self.grid, self._tick)
+            for name, images in (("transfer", self.task.transfer), ("held", held))
+        }
+        save_weights(path.with_suffix(".safetensors"), module.state_dict())
+        with whole(path) as temporary, temporary.open("wb") as file:
+            about = {"flops": training_flops(module, student.size), "student": json.dumps(student.about())}
+            np.savez(file, inputs=self.inputs, **about, **found)
+        return {**found, **about}
+
+    @property
+    def views(self) -> Any:
+        return self.kind.views(self.settings)
+
+    def _tick(self, count: int) -> None:
+        self.clock.tick()
+
+    def weighed(
+        self, held: dict[int, np.ndarray], fold: np.ndarray, truth: np.ndarray, fair: np.ndarray
+    ) -> dict[str, Any]:
+        """The mixture by held-out labels.
+
+        Args:
+            held: fold -> what `member` gives of it. fold: (n,) int64 of the labelled images. truth, fair: as of `member_truth`.
+        """
+        import torch
+
+        from tutelage.models.segmentation_grids import regrid
+
+        parts = list(held.values())
+        students = np.mean(parts, axis=0) if self.task.val else np.zeros((len(fold), *parts[0].shape[1:]), np.float32)
+        if self.task.val is None:
+            for number, part in held.items():
+                students[fold == number] = part
+        with np.load(self.run.path / "teacher" / HELD_OUT_LOGITS) as file:
+            teacher = file["logits"].astype(np.float32)
+        if self.grid:
+            teacher = regrid(torch.from_numpy(teacher), self.grid).numpy()
+        images = np.broadcast_to(np.arange(len(truth)).reshape(-1, *[1] * (truth.ndim - 1)), truth.shape)[fair]
+        step = max(1, len(images) // ROWS) if self.grid else 1
+        first, second = (np.moveaxis(log_softmax(one), 1, -1)[fair][::step] for one in (teacher, students))
+        return mixture_of(first, second, truth[fair][::step], images[::step])
+
+
+def mixture_of(teacher: np.ndarray, students: np.ndarray, labels: np.ndarray, images: np.ndarray) -> dict[str, Any]:
+    """How much the labels-only students count beside the teacher, and the temperature of the mixture.
+
+    Of the weights 0, 0.1, ... 1 the one with the smallest log loss, each at its best temperature; 0 unless its gain over the teacher alone,
+    paired by image, exceeds one standard error.
+
+    Args:
+        teacher, students: (N, C) float32 held-out log probabilities. labels: (N,) int64. images: (N,) int64, whose rows they are.
+
+    Returns:
+        weight, temperature, gain and its standard error in nats; temperature of the students alone; held-out scores of all.
+    """
+    counts = np.bincount(images)
+    by_weight = {}
+    for weight in WEIGHTS.tolist():
+        mixed = log_softmax((1 - weight) * teacher + weight * students)
+        temperature = best_temperature(mixed, labels)
+        losses = np.bincount(images, log_loss(mixed / temperature, labels))[counts > 0] / counts[counts > 0]
+        by_weight[weight] = temperature, losses, float((mixed.argmax(axis=1) == labels).mean())
+    alone = by_weight[0.0][1]
+    weight = min(by_weight, key=lambda one: by_weight[one][1].mean())
+    gain, error = paired_gain(-by_weight[weight][1], -alone)
+    if gain <= error:
+        weight, gain, error = 0.0, 0.0, 0.0
+    held_out = {
+        name: {"log_loss": float(by_weight[one][1].mean()), "accuracy": by_weight[one][2]}
+        for name, one in (("teacher", 0.0), ("students", 1.0), ("committee", weight))
+    }
+    temperature = by_weight[weight][0] if weight else 1.0  # the teacher's head is calibrated already
+    return {
+        "weight": weight, "temperature": temperature, "students_temperature": by_weight[1.0][0], "gain": gain,
+        "standard_error": error, "held_out": held_out,
+    }  # fmt: skip
+
+
+def tell(found: dict[str, Any], judged: int) -> None:
+    """Say what the committee is."""
+    scores = found["held_out"]
+    if scores is None:
+        say(
+            "committee: no class has labels to hold out, so nothing can be weighed: the targets are the adapted teacher's alone"
+        )
+        return
+    each = ", ".join(
+        f"{name} {one['log_loss']:.3f} ({100 * one['accuracy']:.0f} % right)" for name, one in scores.items()
+    )
+    say(
+        f"committee: log loss on {judged:,} held-out images: {each}; weight of the labels-only students {found['weight']:.1f}"
+    )

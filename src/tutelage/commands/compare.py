@@ -1,0 +1,213 @@
+"""A study: arms x budgets x seeds on one's own data; stages that agree on their inputs are computed once; one page.
+
+Each run is a folder ARM/budget-N/seed-N of the study and, when it is finished, one JSON in the results folder, from which alone
+the page is made: a study may be spread over days and machines.
+"""
+
+from __future__ import annotations
+
+import errno
+import inspect
+import time
+from pathlib import Path
+from typing import Any
+
+from tutelage import settings as c
+from tutelage.commands.curate import curate
+from tutelage.commands.run import run as whole_run
+from tutelage.commands.run import walk
+from tutelage.errors import TutelageError
+from tutelage.pipeline.stage import open_run, settings_of
+from tutelage.progress import duration, processes, say
+from tutelage.run_folder import DEFAULT, STUDY, folder_name, toml, write_text
+from tutelage.settings import command
+from tutelage.study.arms import Arm, arms_of, clip_weights, numbers
+from tutelage.study.records import check_data, kept_record, write_record
+from tutelage.study.results_table import Record, record_name
+
+NOT_AN_ARMS = (
+    "out",
+    "cache",
+    "seed",
+    "config",
+    "overwrite",
+    "json",
+    "task",
+    "smoke",
+    "no_baseline",
+    "target",
+    "val",
+    "test",
+    "classes",
+)
+
+
+@command
+def compare(
+    *, task: c.Task = "classification",
+    target: c.Target = "", gallery: c.Paths = [], out: c.StudyOut = "", arms: c.Arms = ["scratch", "agnostic", "oriented"],  # noqa: B006
+    budgets: c.Budgets = ["10"], seeds: c.Seeds = ["0", "1", "2"], set: c.Set = [], match: c.Match = "images",  # noqa: B006
+    results: c.Results = None, dry_run: c.DryRun = False,
+    val: c.Val = None, test: c.Test = None, classes: c.Classes = None, group_by: c.GroupBy = None, strategy: c.Strategy = "auto",
+    total: c.Total = None, per_query: c.PerQuery = None, balance: c.Balance = "query", dedup: c.Dedup = "candidates",
+    max_rejected: c.MaxRejected = 0.05, resize: c.Resize = "squash", flip: c.Flip = "horizontal",
+    crop_area: c.CropArea = 0.8,
+    teacher: c.Teacher = "dinov2-s", teacher_weights: c.TeacherWeights = "pretrained",
+    teacher_size: c.TeacherSize = None, teacher_window: c.TeacherWindow = None,
+    adapt: c.Adapt = "probe", class_weight: c.ClassWeight = "none",
+    student: c.Student = "mobilenetv4-s", student_weights: c.StudentWeights = "scratch", student_size: c.StudentSize = None,
+    decoder: c.Decoder = "lraspp", agnostic_loss: c.AgnosticLoss = "contrastive", agnostic_features: c.AgnosticFeatures = "patches",
+    committee: c.Committee = "auto", sharpness: c.Sharpness = 2.0, label_share: c.LabelShare = None,
+    view_seed: c.ViewSeed = 0, cache_limit: c.CacheLimit = 20.0,
+    epochs: c.Epochs = None, steps: c.Steps = None, batch_size: c.BatchSize = 128, lr: c.LearningRate = None,
+    temperature: c.Temperature = 1.0, feature_weight: c.FeatureWeight = 2.0,
+    finetune: c.Finetune = "auto", device: c.Device = "auto", precision: c.Precision = "auto",
+    cache: c.Cache = None, json: c.Json = False, config: c.Config = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Does it help my task? Arms, budgets and seeds on your own data, all compute counted, and one page that says so.
+
+    Interrupted, the same command goes on. A failed arm leaves the others standing.
+
+    Returns:
+        {"study", "page", "runs": one row each, "failed": {run: reason}, "table": means and spreads}.
+    """
+    settings = {name: value for name, value in locals().items() if name in inspect.signature(whole_run).parameters}
+    started, folder = time.monotonic(), Path(out)
+    known = [name for name in inspect.signature(whole_run).parameters if name not in NOT_AN_ARMS]
+    chosen = arms_of(arms, set, known)
+    amounts, draws = numbers(budgets, "--budgets", 1), numbers(seeds, "--seeds", 0)
+    if processes() > 1:
+        message = "`tutelage compare` cannot run in several processes of one group"
+        raise TutelageError(message, "use one process, or start several commands with the same --out")
+    every = budgets_of(chosen, amounts)
+    plan = [
+        (arm, budget, seed)
+        for seed in draws
+        for budget in every
+        for arm in chosen
+        if budget in arm.own.get("budget", amounts)
+    ]
+    kept = Path(results) if results else folder / "results"
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / STUDY).exists():
+        hint = f"use a new folder, such as --out {folder / 'study'}, or the folder of a study"
+        raise TutelageError(f"--out {folder} contains other files", hint)
+    work = _Study(folder, kept, settings, match)
+    done = [kept_record(kept, *work.identity(*one)) for one in plan]
+    check_data(kept, [(record, work.identity(*one)[3]) for record, one in zip(done, plan, strict=True) if record])
+    todo = [one for one, record in zip(plan, done, strict=True) if record is None]
+    say(
+        f"{len(plan)} runs: {len(chosen)} arms x {len(amounts)} budgets x {len(draws)} seeds; {len(plan) - len(todo)} are done"
+    )
+    impossible = work.impossible({one[0].name: one for one in reversed(todo)}, alone=len(todo) == len(plan))
+    if dry_run:
+        from tutelage.study.cost_estimate import estimate
+
+        return estimate(work, todo, impossible)
+    about = {"arms": [arm.name for arm in chosen], "budgets": amounts, "seeds": draws, "set": list(set), "match": match,
+             "results": str(kept.absolute()) if results else "", "plan": [record_name(a.name, b, s) for a, b, s in plan]}  # fmt: skip
+    failed = dict(impossible)
+    work.say_what_it_is(about, failed)
+    for number, (arm, budget, seed) in enumerate(todo, 1):
+        name = record_name(arm.name, budget, seed)
+        if arm.name in impossible or kept_record(kept, *work.identity(arm, budget, seed)):
+            continue  # or it was finished meanwhile: several processes may work on one study, each with some of its arms
+        say(f"run {number} of {len(todo)}: {arm.name}, budget {budget}, seed {seed}")
+        try:
+            work.one(arm, budget, seed)
+        except Exception as error:  # whatever one arm dies of, the others go on; a full disk stops them all
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            kind = "" if isinstance(error, TutelageError) else f"{type(error).__name__}: "
+            failed[name] = kind + " ".join(str(error).split())
+            say(f"{name} has failed, the others go on: {failed[name]}")
+    if len(failed) and not any(kept_record(kept, *work.identity(*one)) for one in plan):
+        raise TutelageError(f"no run of the study could be finished: {next(iter(failed.values()))}")
+    from tutelage.study.page import write_study
+
+    work.say_what_it_is(about, failed)
+    summary = write_study(folder)
+    say(f"done in {duration(time.monotonic() - started)}; open {summary['page']}")
+    return summary
+
+
+def budgets_of(arms: list[Arm], budgets: list[int]) -> list[int]:
+    """All budgets of a study: those of every arm, and those that single arms have for themselves."""
+    return sorted({*budgets, *(budget for arm in arms for budget in arm.own.get("budget", []))})
+
+
+class _Study:
+    """The study while it runs."""
+
+    def __init__(self, folder: Path, kept: Path, settings: dict[str, Any], match: str):
+        self.folder, self.kept, self.match, self.given = folder, kept, match, settings
+        defaults = {n: p.default for n, p in inspect.signature(whole_run).parameters.items()}
+        self.settings = {
+            **defaults,
+            **settings,
+            "no_baseline": True,
+            "config": None,
+            "cache": settings["cache"] or str(folder / "cache"),
+        }
+        self._clip: dict[str, str] = {}  # student -> its name with CLIP weights
+
+    def say_what_it_is(self, about: dict[str, Any], failed: dict[str, str]) -> None:
+        """Write study.toml: what is compared, what failed and why, and the settings."""
+        settings = {name: DEFAULT if value is None else value for name, value in self.given.items()}
+        reasons = [f"{name}: {reason}" for name, reason in failed.items()]
+        write_text(self.folder / STUDY, toml({"study": {**about, "failed": reasons}, "settings": settings}))
+
+    def of(self, arm: Arm, budget: int, seed: int) -> dict[str, Any]:
+        """All settings of one run."""
+        place = self.folder / folder_name(arm.name) / f"budget-{budget}" / f"seed-{seed}"
+        own = {**arm.way.settings, **arm.own, "budget": budget, "seed": seed, "out": str(place)}
+        settings = {**self.settings, **own}
+        if arm.name.partition(":")[0] == "clip":
+            if settings["student"] not in self._clip:
+                self._clip[settings["student"]] = clip_weights(settings["student"])
+            settings["student"] = self._clip[settings["student"]]
+        return settings
+
+    def identity(self, arm: Arm, budget: int, seed: int) -> tuple[str, int, int, dict[str, Any]]:
+        """What a kept result must be of."""
+        try:
+            settings = self.of(arm, budget, seed)
+        except TutelageError:  # reported by `impossible`
+            settings = {**self.settings, **arm.way.settings, **arm.own, "budget": budget, "seed": seed}
+        return arm.name, budget, seed, {**settings, "match": self.match}
+
+    def impossible(self, first: dict[str, tuple[Arm, int, int]], alone: bool) -> dict[str, str]:
+        """Arms that need what is missing, and why; reported before anything starts.
+
+        Args:
+            first: name of an arm -> its first run. alone: whether nothing else of the study is done.
+
+        Raises:
+            TutelageError: none of them can be begun, and there is nothing else.
+        """
+        from tutelage.pipeline.preflight import preflight
+
+        faults: dict[str, TutelageError] = {}
+        for name, one in first.items():
+            try:
+                settings = c.resolve(whole_run, self.of(*one))
+                preflight(settings, Path(settings["cache"]))
+            except TutelageError as error:
+                faults[name] = error
+        if alone and faults and len(faults) == len(first):
+            raise next(iter(faults.values()))
+        for name, error in faults.items():
+            say(f"arm {name} cannot be run, the others are: {' '.join(str(error).split())}")
+        return {name: " ".join(str(error).split()) for name, error in faults.items()}
+
+    def one(self, arm: Arm, budget: int, seed: int) -> Record:
+        """One run, and its record."""
+        settings = c.resolve(whole_run, self.of(arm, budget, seed))
+        # what failed with other settings moves aside
+        with open_run(settings["out"], settings["cache"], settings, overwrite=True) as (run, _):
+            if self.match == "flops" or arm.way.times > 1:
+                from tutelage.study.cost_estimate import steps_of
+
+                count = curate(**settings_of(curate, settings))["images"]["transfer"]
+                settings = {**settings, "epochs": None, "steps": steps_of(arm, settings, count, self.match)}
+            walk(run, arm.way.stages, settings)
+            return write_record(self.kept, run, arm.way, self.identity(arm, budget, seed))

@@ -1,0 +1,246 @@
+"""Stage 0: a gallery and a target set in, the transfer set out.
+
+The labelled images within the budget are the queries. Every gallery image is embedded once by the frozen teacher (its
+pixels are not kept); copies of validation and test images, mirrored and cropped ones too, are kept out; and a strategy
+chooses what the student learns on. Only the chosen images are decoded into the cache.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tutelage import settings as c
+from tutelage.errors import TutelageError
+from tutelage.pipeline.preflight import strategy_of
+from tutelage.pipeline.stage import open_run
+from tutelage.progress import progress, say
+from tutelage.run_folder import Run, hash_of
+from tutelage.settings import command
+
+SPARE = 1.25  # `random` looks at so many times the images that are wanted at first: some will be duplicates
+SMOKE_PART = 512  # gallery images
+RULES = 2  # another number for another choice from the same inputs
+_OF_THE_CHOICE = ("budget", "strategy", "total", "per_query", "balance", "dedup", "index", "seed", "resize", "smoke")
+
+
+@command
+def curate(
+    *, task: c.Task = "classification",
+    target: c.Target = "", gallery: c.Paths = [], out: c.Out = "", val: c.Val = None, test: c.Test = None,  # noqa: B006
+    classes: c.Classes = None, budget: c.Budget = None, group_by: c.GroupBy = None, strategy: c.Strategy = "auto",
+    total: c.Total = None, per_query: c.PerQuery = None, balance: c.Balance = "query", dedup: c.Dedup = "candidates",
+    index: c.Index = "auto", memory: c.Memory = None, embeddings: c.Embeddings = [], text_embeddings: c.TextEmbeddings = None,  # noqa: B006
+    clip: c.Clip = "openclip-b", clip_weights: c.ClipWeights = "pretrained", templates: c.Templates = [],  # noqa: B006
+    engine: c.Engine = "local", shard: c.Shard = None, max_rejected: c.MaxRejected = 0.05,
+    teacher: c.Teacher = "dinov2-s", teacher_weights: c.TeacherWeights = "pretrained", teacher_size: c.TeacherSize = None,
+    teacher_window: c.TeacherWindow = None, student: c.Student = "mobilenetv4-s", student_size: c.StudentSize = None,
+    resize: c.Resize = "squash", seed: c.Seed = 0, device: c.Device = "auto", precision: c.Precision = "auto",
+    cache: c.Cache = None, overwrite: c.Overwrite = False, smoke: c.Smoke = False, config: c.Config = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Choose the images that the student learns on: the labelled ones, and those of the gallery that are near them.
+
+    Returns:
+        result of the stage: classes, counts, similarities, duplicates and leaks, distances, hashes, seconds.
+    """
+    settings = dict(locals())
+    settings["strategy"] = strategy_of(settings)
+    from tutelage.curation.candidates import fill_pool, nothing_left
+    from tutelage.curation.curation_outputs import tell
+    from tutelage.curation.embedders import Encoder
+    from tutelage.curation.labelled_set import admit, data_of, list_rejected, read_labels, reject, tell_changed
+    from tutelage.curation.selection import wanted_of
+    from tutelage.data.gallery import list_gallery
+    from tutelage.data.image_cache import Store
+
+    if shard is not None:
+        return embed_share(shard, settings)
+    with open_run(out, cache, dict(settings, strategy=strategy), overwrite) as (run, cache_dir):
+        labelled = read_labels(run, settings)
+        listed = list_gallery(gallery)
+        encoder = Encoder.of(settings, cache_dir)
+        inputs = hash_of([
+            "curate", RULES, encoder.side, encoder.identity, [settings[k] for k in _OF_THE_CHOICE], labelled.classes,
+            hash_of([[ref.id, ref.fingerprint.hex()] for ref in [*labelled.refs, *labelled.masks, *listed.refs]]),
+            labelled.splits.tolist(), labelled.labels.tolist(), labelled.groups.tolist(),
+        ])  # fmt: skip
+        if done := run.done("transfer_set", inputs):
+            return {**done, "reused": True}
+        given = data_of(labelled, listed.refs)
+        tell_changed(run, given)
+        clock = run.clock("transfer_set")
+        tick = clock.ticking(lambda count: None)
+        for note in labelled.notes:
+            say(note)
+        store = Store(cache_dir, encoder.side)
+        with progress("decode", len(store.missing(labelled.refs))) as advance:
+            store.add(labelled.refs, clock.ticking(advance))
+        images, rows, bad = store.find(labelled.refs)
+        bad = [("target", one) for one in [*labelled.rejected, *bad]]
+        list_rejected(run, bad)  # errors about the labels point there; how many are too many is of all images
+        admitted = admit(labelled, images, rows, budget, seed)
+        wanted = wanted_of(settings, len(admitted.drawn), len(labelled.classes))
+        spare = SPARE
+        while True:
+            refs = looked_at(listed.refs, settings, wanted, spare)
+            pool, leaks, known, twice, unreadable = fill_pool(encoder, refs, admitted, settings, tick)
+            chosen = _Chosen(run, settings, encoder, admitted, pool, refs, clock, given)
+            every = len(refs) == len(listed.refs)
+            if every or pool.usable.sum() >= (wanted or 0):
+                chosen.choose(wanted, leaks)
+                if every or len(chosen.choice) >= (wanted or 0):
+                    break
+            spare *= 2  # so many were duplicates or copies that the part was too small
+        if not len(chosen.choice):
+            if known < len(pool.embedded):
+                raise nothing_left(pool, leaks.leaks, known)
+            say("the gallery holds nothing but the labelled images: the student learns from these only")
+        bad += [("gallery", one) for one in [*listed.rejected, *unreadable]]
+        reject(run, bad, len(labelled.refs) + len(refs) + len(labelled.rejected) + len(listed.rejected), max_rejected)
+        if len(chosen.choice):
+            tell(len(chosen.choice), chosen.wanted, leaks.looked_at, leaks.near)
+        return chosen.finish(inputs, store, leaks.leaks, twice, len(bad), len(listed.refs))
+
+
+def looked_at(refs: list, settings: dict[str, Any], wanted: int | None, spare: float) -> list:
+    """The part of the gallery that is to be embedded: all of it, but for `random` a seeded part with some to spare (a factor), and
+    with --smoke a seeded part for every strategy, twice as many where it searches."""
+    if settings["strategy"] == "random" and wanted is not None:
+        most = int(spare * wanted) + 64
+    elif settings["smoke"]:
+        most = int(SMOKE_PART * spare / SPARE) * (1 if wanted is None else 2)
+    else:
+        return refs
+    if settings["smoke"] and most < len(refs):
+        say(f"--smoke looks at {most:,} of {len(refs):,} gallery images")
+    order = np.random.default_rng(settings["seed"]).permutation(len(refs))
+    return [refs[i] for i in np.sort(order[:most])]
+
+
+class _Chosen:
+    """The choice and what is written of it."""
+
+    def __init__(self, run: Run, settings, encoder, admitted, pool, refs, clock, given):
+        self.run, self.settings, self.encoder, self.admitted, self.given = run, settings, encoder, admitted, given
+        self.pool, self.refs, self.clock = pool, refs, clock
+
+    def choose(self, wanted: int | None, leaks: Any) -> None:
+        """Choose. leaks: the pool's LeakCheck."""
+        from tutelage.curation.selection import Wish, choose
+
+        admitted, settings = self.admitted, self.settings
+        labels, related = admitted.target.labels[admitted.drawn], admitted.target.groups[admitted.drawn]
+        queries = self.encoder.queries(admitted, self.pool.vectors.mean)
+        free = int(self.pool.usable.sum())
+        if wanted is not None and wanted > free > 0:
+            if not settings["smoke"]:
+                raise TutelageError(
+                    f"--total {settings['total'] or wanted + len(labels)} is more than the {free + len(labels):,} images "
+                    f"that can be used: {len(labels):,} labelled and {free:,} of the gallery's own",
+                    "lower --total, or add another --gallery",
+                )
+            wanted = free
+        groups = queries.labels if settings["balance"] == "class" else np.arange(len(queries.labels))
+        wish = Wish(
+            settings["strategy"], free if wanted is None else wanted, groups, settings["seed"], settings["dedup"],
+            lambda embeddings: unsure(queries.vectors, labels, related, embeddings, settings["seed"]),
+        )  # fmt: skip
+        self.choice, self.passed = choose(self.pool, queries.vectors, wish, leaks)
+        self.queries, self.wanted = queries, wish.wanted if wanted is not None else 0
+
+    def finish(self, inputs: str, store, leaks, twice: int, rejected: int, listed: int) -> dict[str, Any]:
+        """Decode what was chosen, and write manifests, leaks, montage and result."""
+        from tutelage.curation import curation_outputs as written
+        from tutelage.curation.vectors import Vectors
+
+        queries = self.queries
+        choice = self.choice.take(np.argsort(self.choice.rows, kind="stable"))
+        embedded, admitted = self.pool.embedded, self.admitted
+        refs = [self.refs[i] for i in embedded.positions[choice.rows]]
+        with progress("decode the chosen", len(store.missing(refs))) as advance:
+            store.add(refs, self.clock.ticking(advance))
+        images, found, bad = store.find(refs)
+        if len(bad) or not np.array_equal(images.keys, embedded.keys[choice.rows]):
+            raise TutelageError(
+                f"the gallery changed while it was read: {len(refs) - len(found):,} chosen images can no longer be read, "
+                "or others have changed",
+                "run the same command again, and leave the gallery unchanged meanwhile",
+            )
+        if self.encoder.is_teacher:
+            self.encoder.hand_on(images, Vectors(embedded.parts, None).rows(choice.rows))
+        written.write_manifests(self.run, admitted, refs, choice, embedded, self.settings["strategy"], queries.names)
+        leak_refs = [self.refs[embedded.positions[leak.row]] for leak in leaks]
+        written.write_leaks(self.run, admitted, leak_refs, leaks)
+        kept_out = written.pairs(store, admitted, leak_refs, leaks)
+        written.write_montage(self.run, admitted, images, choice, kept_out, queries)
+        summary = written.summary(self.pool, choice, queries, admitted)
+        counts = {
+            split: int((admitted.target.splits[admitted.kept] == split).sum()) for split in ("train", "val", "test")
+        }
+        chosen = len(refs)
+        say(
+            f"validation {counts['val']:,} · test {counts['test']:,} · transfer set {chosen + len(admitted.drawn):,}: "
+            f"{len(admitted.drawn):,} labelled + {chosen:,} of {listed:,} gallery images ({len(leaks):,} held out as validation/test, "
+            f"{twice:,} duplicates, {self.passed:,} near duplicates)"
+        )
+        result = {
+            "outputs": written.identity(admitted, refs, embedded, choice), "given": self.given, "task": admitted.target.task,
+            "classes": list(admitted.target.classes), "store_side": self.encoder.side, "strategy": self.settings["strategy"],
+            "images": {**counts, "transfer": chosen + len(admitted.drawn)}, "gallery": listed, "leaks": len(leaks),
+            "duplicates": twice, "near_duplicates": self.passed, "rejected": rejected, **summary,
+            **admitted.target.about(admitted.drawn), "seconds": self.clock.stop(),
+        }  # fmt: skip
+        return self.run.finish("transfer_set", inputs, result)
+
+
+def unsure(
+    queries: np.ndarray, labels: np.ndarray, groups: np.ndarray, embeddings: np.ndarray, seed: int
+) -> np.ndarray:
+    """How unsure a probe on the labelled images is of others: entropy in nats.
+
+    Args:
+        queries: (Q, D) float32 with labels (Q,) int64 and groups (Q,) text, "" for none. embeddings: (m, D) float32.
+
+    Returns:
+        (m,) float64.
+    """
+    from tutelage.data.label_budget import folds
+    from tutelage.metrics import softmax
+    from tutelage.models import heads
+
+    fold = folds(labels, groups, seed)
+    probe = heads.best_probe(queries, labels, fold, int(labels.max()) + 1, heads.scale_of(embeddings))
+    probabilities = softmax(probe(embeddings))
+    return -(probabilities * np.log(np.maximum(probabilities, 1e-12))).sum(axis=1)
+
+
+def embed_share(shard: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Embed one share of the gallery into the cache; the run folder stays as it is.
+
+    The processes of a job array need not know each other: no group is started, and each tells what it does.
+
+    Returns:
+        {"shard", "images", "embedded", "seconds"}.
+    """
+    from tutelage.curation.embedders import Encoder
+    from tutelage.data.gallery import list_gallery
+    from tutelage.device import on_a_device_of_its_own
+    from tutelage.pipeline.preflight import preflight, share_of
+
+    share, start, done = share_of(shard), time.monotonic(), [0]
+    out = Path(settings["out"]).absolute()
+    cache = Path(settings["cache"]) if settings["cache"] else out.parent / "cache"
+
+    def tick(count: int) -> None:
+        done[0] += count
+
+    with on_a_device_of_its_own():
+        preflight({**settings, "out": str(out), "shard": f"{share[0]}/{share[1]}"}, cache)
+        refs = list_gallery(settings["gallery"]).refs
+        _, pieces = Encoder.of(settings, cache).embedded(refs, tick, settings, share)
+        mine = sum(len(piece.refs) for piece in pieces[share[0] :: share[1]])
+        say(f"share {share[0]} of {share[1]}: {mine:,} of {len(refs):,} images, {done[0]:,} of them embedded now")
+    return {"shard": f"{share[0]}/{share[1]}", "images": mine, "embedded": done[0], "seconds": time.monotonic() - start}

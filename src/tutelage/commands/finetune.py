@@ -1,0 +1,250 @@
+"""The last stage: which student is delivered, the distilled one as it is, one that is fine-tuned on the labels, or the baseline.
+
+Only images whose label neither a student nor its targets met can tell: with a validation split the distilled student, the ways of
+fine-tuning it (`head` trains its last layer; `full` all of it with small steps; `long` with larger steps, more of them) and
+the baseline are judged there. A tie keeps the distilled one; the baseline is delivered where it is better by more than a
+standard error. Without one the distilled student is delivered as it is, since nothing can judge it. A student that was distilled without
+labels has no head yet: it gets one by logistic regression on its features, and what follows is cross-validated; one of
+masks is trained as a whole, in larger steps and more of them, at two rates (`long`, `steep`).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tutelage import settings as c
+from tutelage.metrics import paired_gain
+from tutelage.pipeline.stage import HELD_OUT, file_hash, judged_by, open_run, save_weights, write_metrics
+from tutelage.progress import progress, say
+from tutelage.run_folder import hash_of, whole
+from tutelage.settings import command
+
+HEAD_VIEWS = 4  # of each labelled image, beside the whole one, from which a head is fitted
+SCALE_SAMPLE = 1024  # images of the transfer set whose features give its scale
+
+
+@command
+def finetune(
+    *, out: c.Out = "", finetune: c.Finetune = "auto", class_weight: c.ClassWeight = "none", resize: c.Resize = "squash",
+    flip: c.Flip = "horizontal", crop_area: c.CropArea = 0.8, view_seed: c.ViewSeed = 0, seed: c.Seed = 0,
+    device: c.Device = "auto", precision: c.Precision = "auto", tracker: c.Tracker = "none", cache: c.Cache = None,
+    overwrite: c.Overwrite = False, config: c.Config = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Fine-tune the distilled student on the labelled images where that helps, and say which student is delivered.
+
+    Returns:
+        result of the stage: what is delivered (distilled, head, full, long, steep or baseline), the scores on held-out labels, seconds.
+    """
+    settings = dict(locals())
+    from tutelage.data.manifest import load_task
+    from tutelage.device import accelerator
+    from tutelage.pipeline.load_student import load_student
+    from tutelage.tasks import task_of
+
+    with open_run(out, cache, settings, overwrite) as (run, cache_dir):
+        curated, distilled = run.result("transfer_set", "finetune"), run.result("transfer", "finetune")
+        piloted = judged_by(run) if finetune == "auto" else {}
+        judges = (curated["images"]["val"] > 0 or piloted) and finetune == "auto"
+        baseline = run.results()["alone"] if judges else {}
+        inputs = hash_of(["finetune", curated["outputs"], distilled["outputs"], baseline.get("outputs"), piloted.get("outputs"), {
+            k: settings[k] for k in ("finetune", "class_weight", "resize", "flip", "crop_area", "view_seed", "seed")
+        }])  # fmt: skip
+        if done := run.done("student", inputs):
+            return {**done, "reused": True}
+        clock, task, hardware = run.clock("student"), load_task(run.path, cache_dir), accelerator(device, precision)
+        student = load_student(run.path / "transfer", distilled["student"], len(task.classes))
+        other = load_student(run.path / "alone", baseline["student"], len(task.classes)) if baseline else None
+        work = _Work(task_of(task.task), task, student, settings, hardware, clock, headless=not distilled["head"])
+        if piloted:
+            delivered, validation, judged_on = _of_pilot(piloted)
+        else:
+            delivered, validation = _choice(work, finetune, other, run.path / "student" / HELD_OUT)
+            judged_on = _judged_on(work, validation)
+        module, rows = (other.module, []) if other and delivered == "baseline" else work.on_all(delivered)
+        write_metrics(run, "student", rows, tracker, hardware)
+        save_weights(run.path / "student" / "weights.safetensors", module.state_dict())
+        seconds = clock.stop()
+        result = {
+            "outputs": file_hash(run.path / "student" / "weights.safetensors"), "curated": curated["outputs"], "delivered": delivered,
+            "validation": validation, "judged_on": judged_on,
+            "student": (baseline if delivered == "baseline" else distilled)["student"], "seconds": seconds,
+            "ledger": work.meter.entry(run.path / "student", seconds),
+        }  # fmt: skip
+        return run.finish("student", inputs, result)
+
+
+def _choice(work: _Work, finetune: str, baseline: Any, held_out: Path) -> tuple[str, dict[str, Any]]:
+    """What is delivered, and the scores on held-out images by name; nothing is scored where nothing can judge.
+
+    Args:
+        baseline: the student trained on the labels only, or None. held_out: file for how sure the delivered student was of them.
+    """
+    kind, val = work.kind, work.task.val
+    if finetune != "auto":
+        if work.headless and finetune == "keep":
+            say("the student was distilled without labels and has no head to keep: it gets one from the labels")
+            return "head" if kind.POOLED else kind.FROM_FEATURES[0], {}
+        return ("distilled" if finetune == "keep" else finetune), {}
+    if val is None and not work.headless:
+        say(
+            "last stage: the distilled student is delivered as it is; without a validation split (--val) nothing can judge it"
+        )
+        return "distilled", {}
+    ways = kind.FROM_FEATURES if work.headless else kind.FROM_LOGITS
+    predictions = {how: work.held_out(how) for how in ways}
+    if baseline is not None and val is not None:
+        predictions["baseline"] = list(work.says(baseline.module.to(work.hardware.device), val.images, val.labels))
+    truth = (val or work.task.train).labels
+    right = {how: kind.image_scores(one, truth) for how, one in predictions.items()}
+    delivered, validation = ways[0], {}
+    for how, one in right.items():
+        gain, error = paired_gain(one, right[delivered if how == "baseline" else ways[0]])
+        validation[how] = {kind.EACH: float(np.mean(one)), "gain": gain, "standard_error": error}
+        better = how == "baseline" or gain > validation[delivered]["gain"]
+        delivered = how if how != ways[0] and gain > error * (1 + 1e-9) and better else delivered
+    scores = ", ".join(f"{how} {one[kind.EACH]:.3f}" for how, one in validation.items())
+    say(f"last stage: {delivered} is delivered; validation {kind.SCORE} {scores}")
+    if (sure := kind.sureness(predictions[delivered], truth)) is not None:
+        save_held_out(held_out, *sure)
+    return delivered, validation
+
+
+def _of_pilot(found: dict[str, Any]) -> tuple[str, dict[str, Any], str]:
+    """What a pilot's result delivers, the scores by name, and the images that judged."""
+    gain, error = found["gain"], found["standard_error"]
+    validation = {
+        "distilled": {"accuracy": found["distilled"], "gain": 0.0, "standard_error": 0.0},
+        "baseline": {"accuracy": found["baseline"], "gain": gain, "standard_error": error},
+    }
+    delivered = "baseline" if gain > error * (1 + 1e-9) else "distilled"
+    return delivered, validation, f"{found['images']} labels, each held out of a run of its own"
+
+
+def _judged_on(work: _Work, validation: dict[str, Any]) -> str:
+    """Which images chose what is delivered; an empty text where none did."""
+    if not validation:
+        return ""
+    return f"{len(work.task.val)} validation images" if work.task.val else "cross-validation"
+
+
+def save_held_out(path: Path, confidence: np.ndarray, right: np.ndarray) -> None:
+    """Keep how sure the student was of images that it had not been fine-tuned on, and whether it was right: `export` sets a
+    threshold by it."""
+    with whole(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, confidence=confidence, right=right)
+
+
+class _Work:
+    """The last stage while it runs."""
+
+    def __init__(self, kind, task, student, settings, hardware, clock, headless):
+        from tutelage.compute_cost import Meter
+        from tutelage.device import training_flops
+
+        self.kind, self.task, self.student, self.settings = kind, task, student, settings
+        self.hardware, self.clock = hardware, clock
+        self.headless, self.meter = headless, Meter()
+        self.meter.train_flops = training_flops(student.module, student.size)
+        self.views = kind.views(settings)
+        self._features: tuple[np.ndarray, Any, float] | None = None
+        self._on_all: dict[str, tuple[Any, list[dict[str, Any]]]] = {}
+
+    def held_out(self, how: str) -> list[Any]:
+        """What the student says of each validation image, or of each labelled image when it is held out of this last stage."""
+        from tutelage.data.label_budget import folds
+
+        train = self.task.train
+        if self.task.val:
+            return list(self.says(self.on_all(how)[0], self.task.val.images, self.task.val.labels))
+        fold = folds(train.strata, train.groups, self.settings["seed"])
+        said: list[Any] = [None] * len(train)
+        for number in np.unique(fold):
+            held = np.flatnonzero(fold == number)
+            module = self.trained(how, np.flatnonzero(fold != number))
+            for position, one in zip(held, self.says(module, train.images.take(held), train.labels[held]), strict=True):
+                said[position] = one
+        return said
+
+    def on_all(self, how: str) -> tuple[Any, list[dict[str, Any]]]:
+        """The student after the last stage on all labelled images, trained once, and what it logged."""
+        if how not in self._on_all:
+            rows: list[dict[str, Any]] = []
+            self._on_all[how] = self.trained(how, np.arange(len(self.task.train)), rows.append), rows
+        return self._on_all[how]
+
+    def trained(self, how: str, positions: np.ndarray, log: Callable[[dict[str, Any]], None] = lambda row: None):
+        """A copy of the student after the last stage on these labelled images. log: takes step, loss and rate."""
+        from tutelage.finetuning import supervised
+        from tutelage.training import loop, optimization
+
+        module = copy.deepcopy(self.student.module).to(self.hardware.device)
+        if how == "distilled":
+            return module.eval()
+        kind = self.kind
+        if self.headless and kind.POOLED:
+            self.give_head(module, positions)
+            if how == "head":
+                return module.eval()
+        module.requires_grad_(how != "head")
+        kind.head_of(module).requires_grad_(True)
+        s, batch = self.settings, max(2, min(kind.BATCH, len(positions)))
+        steps = supervised.epochs_to_steps(kind.PASSES[how], len(positions), batch)
+        self.meter.trained += steps * batch
+        rate = optimization.scaled_rate(kind.RATES[how], batch)
+        classes, labelled = len(self.task.classes), self.task.train.take(positions)
+        plan = supervised.Plan(steps, batch, rate, s["seed"], classes, s["class_weight"], backbone=how != "head")
+        with progress(f"last stage, {how}", steps * batch) as advance:
+            watch = loop.Watch("fine-tuning the student", log, self.clock.ticking(advance))
+            return supervised.train_on_labels(module, self.student, labelled, plan, self.views, self.hardware, watch)
+
+    def give_head(self, module, positions: np.ndarray) -> None:
+        """A head by logistic regression on the student's features of these labelled images, in several views of each."""
+        import torch
+
+        from tutelage.models import heads
+        from tutelage.models.students import head_of
+
+        features, scale, strength = self.features()
+        mine = heads.stacked(features[:, positions], self.task.train.labels[positions])
+        head = heads.fit_probe(*mine, len(self.task.classes), strength, scale, self.settings["class_weight"])
+        layer: Any = head_of(module)
+        with torch.no_grad():
+            for parameter, value in ((layer.weight, head.weight), (layer.bias, head.bias)):
+                parameter.copy_(torch.from_numpy(value).to(parameter.device).reshape(parameter.shape))
+
+    def features(self) -> tuple[np.ndarray, Any, float]:
+        """(1 + HEAD_VIEWS, n, D) float32 features of the labelled images, whole ones first; their scale; the head's strength."""
+        if self._features is None:
+            from tutelage.data.label_budget import folds
+            from tutelage.features.view_batches import CLEAN
+            from tutelage.models.heads import best_strength, scale_of
+
+            images = self.task.train.images
+            module = self.student.module.to(self.hardware.device)
+            sample = np.sort(np.random.default_rng(0).permutation(len(self.task.transfer))[:SCALE_SAMPLE])
+            of = [self.pooled(module, images, number) for number in (CLEAN, *range(HEAD_VIEWS))]
+            scale = scale_of(self.pooled(module, self.task.transfer.take(sample), CLEAN))
+            train, classes = self.task.train, len(self.task.classes)
+            fold = folds(train.labels, train.groups, self.settings["seed"])
+            strength = best_strength(np.stack(of), train.labels, fold, classes, scale)
+            self._features = np.stack(of), scale, strength
+        return self._features
+
+    def pooled(self, module, images, number: int) -> np.ndarray:
+        """(n, D) float32: the student's features of one view of each image."""
+        from tutelage.features.view_batches import view_outputs
+        from tutelage.models.students import pooled
+
+        def forward(batch):
+            return pooled(module, batch)
+
+        return view_outputs(forward, module, self.student, images, number, self.views, self.hardware)
+
+    def says(self, module, images, labels) -> Any:
+        """What a student says of each image, as its task has it."""
+        return self.kind.student_says(module, self.student, images, labels, self.views, self.hardware, lambda n: None)

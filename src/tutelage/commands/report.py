@@ -1,0 +1,30 @@
+"""The page of a finished run or study, made anew from its files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tutelage import settings as c
+from tutelage.progress import say
+from tutelage.settings import command
+
+
+@command
+def report(*, run: c.Out = "") -> dict[str, Any]:
+    """Write report/index.html of a run or a study: scores, what holds it back, charts, and the command to make it again.
+
+    Returns:
+        {"page"}: path of the page.
+    """
+    from tutelage.reporting.page import write_page
+    from tutelage.run_folder import STUDY
+
+    if (Path(run) / STUDY).exists():
+        from tutelage.study.page import write_study
+
+        page = write_study(Path(run))["page"]
+    else:
+        page = write_page(Path(run))
+    say(f"open {page}")
+    return {"page": str(page)}

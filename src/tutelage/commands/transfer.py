@@ -1,0 +1,369 @@
+"""Stage 3: the student learns the targets on the transfer set.
+
+Each image has one target: the class probabilities of the committee, that is of the adapted teacher (which looks at the whole
+image, and at its mirror image where flips are on) and of students trained on the labels only, mixed by held-out labels. The
+student sees a new view of the image in every pass. A share of each batch is drawn from the labelled images with their true
+labels. `--objective` distils otherwise: the rivals that the method is compared with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tutelage import settings as c
+from tutelage.errors import TutelageError
+from tutelage.pipeline.preflight import WITHOUT_TARGETS
+from tutelage.pipeline.stage import (
+    MetricsLog,
+    checkpoint_steps,
+    file_hash,
+    open_run,
+    save_weights,
+    training_steps,
+)
+from tutelage.progress import progress, say
+from tutelage.run_folder import FREE, Clock, Run, hash_of
+from tutelage.settings import command
+from tutelage.tasks import peak_rate
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+LEARNT_ON = 1000  # images of the transfer set on which student and targets are compared
+
+
+@command
+def transfer(
+    *, out: c.Out = "", student: c.Student = "mobilenetv4-s", student_weights: c.StudentWeights = "pretrained",
+    student_size: c.StudentSize = None, decoder: c.Decoder = "lraspp",
+    teacher_weights: c.TeacherWeights = "pretrained",
+    objective: c.Objective = "oriented", agnostic_loss: c.AgnosticLoss = "contrastive",
+    agnostic_features: c.AgnosticFeatures = "patches", committee: c.Committee = "auto", sharpness: c.Sharpness = 2.0,
+    label_share: c.LabelShare = None,
+    cache_limit: c.CacheLimit = 20.0, epochs: c.Epochs = None, steps: c.Steps = None,
+    batch_size: c.BatchSize = 128, lr: c.LearningRate = None, temperature: c.Temperature = 1.0, feature_weight: c.FeatureWeight = 2.0,
+    class_weight: c.ClassWeight = "none",
+    resize: c.Resize = "squash", flip: c.Flip = "horizontal", crop_area: c.CropArea = 0.8, view_seed: c.ViewSeed = 0,
+    seed: c.Seed = 0, device: c.Device = "auto", precision: c.Precision = "auto", tracker: c.Tracker = "none",
+    cache: c.Cache = None, overwrite: c.Overwrite = False, preset: c.Preset = "none", config: c.Config = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Distil the targets into the student, on the transfer set.
+
+    Returns:
+        result of the stage: steps, images seen, labelled images of a batch, loss, seconds of targets and of training.
+    """
+    settings = dict(locals())
+    from tutelage.device import accelerator
+
+    with open_run(out, cache, settings, overwrite, together=True) as (run, cache_dir):
+        job = _Job(run, cache_dir, settings)
+        hardware = accelerator(device, precision)
+        with hardware.main_process_first():  # it may take the stage over from another run of a study
+            done = run.done("transfer", job.inputs)
+        return {**done, "reused": True} if done else job.run_stage(hardware)
+
+
+@dataclass(frozen=True)
+class _Schedule:
+    """steps: optimizer steps. shown: images of the student's size that a step shows. small: side of the small crops of `dino`."""
+
+    steps: int
+    shown: float
+    small: Any
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One distillation: what its settings and the earlier stages make of it."""
+
+    run: Run
+    cache_dir: Path
+    settings: dict[str, Any]
+
+    @cached_property
+    def curated(self) -> dict[str, Any]:
+        return self.run.result("transfer_set", "transfer")
+
+    @cached_property
+    def kind(self) -> Any:
+        from tutelage.tasks import task_of
+
+        return task_of(self.curated["task"])
+
+    @cached_property
+    def adapted(self) -> dict[str, Any] | None:
+        return None if self.settings["objective"] == "dino" else self.run.result("teacher", "transfer")
+
+    @cached_property
+    def members(self) -> dict[str, Any] | None:
+        """The committee's result; None where the targets do not come from one."""
+        used = self.settings["objective"] not in WITHOUT_TARGETS and self.settings["committee"] != "none"
+        return self.run.result("committee", "transfer") if used else None
+
+    @cached_property
+    def labelled(self) -> int:
+        """Labelled images of a batch."""
+        from tutelage.distillation.distill import labelled_images
+
+        images, share = self.curated["images"], self.settings["label_share"]
+        if self.settings["objective"] == "dino":
+            return 0
+        return labelled_images(share, images["train"], images["transfer"], self.settings["batch_size"])
+
+    @cached_property
+    def label_free(self) -> bool:
+        """Whether nothing of the labels is in what the student learns."""
+        return self.settings["objective"] in WITHOUT_TARGETS and not self.labelled
+
+    @cached_property
+    def task(self) -> Any:
+        """The images; a finished stage does not open them."""
+        from tutelage.data.manifest import load_task
+        from tutelage.distillation.prepare_targets import without_labels
+
+        task = load_task(self.run.path, self.cache_dir)
+        return without_labels(task) if self.label_free else task
+
+    @cached_property
+    def views(self) -> Any:
+        return self.kind.views(self.settings)
+
+    @cached_property
+    def looks(self) -> tuple[int, ...]:
+        """The views of an image that the teacher is asked about: features are those of the whole image alone."""
+        return self.views.looks[:1] if self.settings["objective"] == "agnostic" else self.views.looks
+
+    @cached_property
+    def level(self) -> int | None:
+        """Which of the kinds of outputs that may be kept fits in the cache's limit; None: the teacher runs online."""
+        from tutelage.features.output_cache import gibibytes
+
+        if self.adapted is None:
+            return 0
+        count, limit = self.curated["images"]["transfer"], self.settings["cache_limit"]
+        widths = self.kind.widths(self.adapted, self.settings)
+        fits = (i for i, width in enumerate(widths) if gibibytes(count, len(self.looks), width) <= limit)
+        return next(fits, None)
+
+    @cached_property
+    def inputs(self) -> str:
+        """The hash of all that the student depends on: of label-free objectives the images alone, whatever their labels."""
+        from tutelage.data.manifest import transfer_keys
+
+        images, teacher = self.curated["outputs"], self.adapted
+        if self.label_free:
+            images = hash_of([b"".join(sorted(transfer_keys(self.run.path))).hex(), len(self.curated["classes"])])
+        if teacher is not None:
+            about = teacher["teacher"]
+            window = [about["window"]] if about.get("window") else []
+            frozen = [about["hash"], about["size"], *window]
+            teacher = frozen if self.settings["objective"] == "agnostic" else teacher["outputs"]
+        free = {*FREE, *self.kind.UNUSED}
+        used = {name: value for name, value in self.settings.items() if name not in free}
+        if self.label_free:  # no class is read
+            used["class_weight"] = "none"
+        members = self.members and self.members["outputs"]
+        return hash_of(["transfer", images, teacher, members, self.level or self.level is None, self.labelled, used])
+
+    def targets(self, hardware: Any, meter: Any) -> tuple[Any, float]:
+        """What the student is to match, and the seconds that took, summed over restarts; nothing for `dino`."""
+        import numpy as np
+
+        from tutelage.distillation.prepare_targets import Mixture, member_outputs, projected_features
+        from tutelage.distillation.targets import Targets
+
+        if self.adapted is None:
+            return None, 0.0
+        s, agnostic = self.settings, self.settings["objective"] == "agnostic"
+        clock = Clock(self.run.path / "transfer" / "target_seconds.json")
+        mixture, students, outputs = Mixture(sharpness=s["sharpness"]), None, None
+        if self.members:
+            mixture = Mixture.of(self.members, s["committee"], s["sharpness"])
+            students = member_outputs(self.run.path / "committee", self.kind.grid(s)) if mixture.weight > 0 else None
+        if mixture.weight < 1:
+            outputs = self.teacher_outputs(agnostic, hardware, clock, meter)
+
+        def log_probabilities(positions: np.ndarray) -> np.ndarray:
+            if agnostic:  # no class is asked for
+                return np.zeros((len(positions), 0), np.float32)
+            of_students = students(positions) if students else None
+            if of_students is not None and mixture.weight == 1:
+                return mixture(of_students, None)
+            assert outputs is not None
+            return mixture(outputs.log_probabilities(positions), of_students)
+
+        features = projected_features(outputs) if outputs and (agnostic or self.matches_features(outputs)) else None
+        seconds = clock.tick(force=True) if hardware.is_main_process else 0.0
+        return Targets(self.task.transfer, self.views, log_probabilities, features), seconds
+
+    def matches_features(self, outputs: Any) -> bool:
+        """Whether the student matches pooled features beside the targets: where they are asked for, and kept."""
+        asked = self.settings["feature_weight"] > 0 and self.settings["objective"] == "oriented" and self.kind.POOLED
+        if asked and outputs.network.output != "features":
+            say("only the teacher's logits are kept (fine-tuned, or --cache-limit): its features are not matched")
+        return asked and outputs.network.output == "features"
+
+    def teacher_outputs(self, needs_features: bool, hardware: Any, clock: Clock, meter: Any) -> Any:
+        """The adapted teacher's outputs for the transfer set, as much of them as the cache's limit allows."""
+        from tutelage.device import flops
+        from tutelage.distillation.prepare_targets import teacher_outputs, tell_reduction
+
+        s, folder = self.settings, self.run.path / "teacher"
+        teacher = self.kind.told_by(folder, self.adapted, s, hardware, self.level or 0)
+        if needs_features and teacher.network.output != "features":
+            raise TutelageError(
+                f"--objective {s['objective']} needs the features of a frozen teacher, but only logits are kept "
+                "(fine-tuned, or beyond --cache-limit)",
+                "use --objective oriented, --adapt probe, or a larger --cache-limit",
+            )
+        if self.level and self.kind.GRID:
+            whole = self.kind.told_by(folder, self.adapted, s, hardware, 0)
+            tell_reduction(whole, teacher, self.task.transfer, self.views)
+        meter.teacher_flops = flops(teacher.module, teacher.network.size)
+        return teacher_outputs(
+            self.task, teacher, self.views, self.looks, s["cache_limit"], self.cache_dir, hardware, clock, meter
+        )
+
+    def student(self, width: int, hardware: Any) -> tuple[Any, Any]:
+        """The module to train, and the student in it. width: of the features to be matched, 0 = none."""
+        import torch
+
+        from tutelage.models.students import SelfTaught, Taught, plain_head
+        from tutelage.training import batches
+
+        s = self.settings
+        torch.manual_seed(batches.seed_of(s["seed"], "student"))
+        built = self.kind.student(s, len(self.task.classes))
+        module = self.kind.in_transfer(built.module, width, s)
+        if module is None:
+            strict = s["objective"] in WITHOUT_TARGETS
+            if strict and not plain_head(built.module, built.size):
+                raise TutelageError(
+                    f"--objective {s['objective']} does not support --student {built.name}, "
+                    "whose head is not one linear layer on pooled features",
+                    "use --objective oriented or pseudo-label, or another student",
+                )
+            module = built.module
+            if width and (strict or Taught.possible(module, built.size)):
+                module = Taught(module, width, built.size)
+            elif width:
+                say(f"{built.name} has no single head on pooled features: the teacher's features are not matched")
+            elif strict:
+                module = SelfTaught(module, built.size)
+        module = module.to(hardware.device)
+        return (module.to(memory_format=torch.channels_last) if built.channels_last else module), built
+
+    def schedule(self, module: Any, built: Any, meter: Any) -> _Schedule:
+        """How long to train; the meter is told what that takes."""
+        from tutelage.device import training_flops
+        from tutelage.distillation import self_distillation
+
+        s, batch_size = self.settings, self.settings["batch_size"]
+        steps = training_steps(s, len(self.task.transfer), self.kind.IMAGES)
+        shown, small, extra = float(batch_size), built.size, 0
+        if s["objective"] == "dino":  # as many pixels as the others see
+            small = self_distillation.small_side(built.module, built.size)
+            shown = self_distillation.images_in_a_step(batch_size, built.size, small)
+            steps = max(1, round(steps * batch_size / shown))
+            # the averaged network looks at the large crops, and the head at crops of every size
+            extra = self_distillation.extra_flops(module, built, batch_size / shown)
+        meter.trained, meter.train_flops = steps * shown, training_flops(module, built.size) + extra
+        if self.level is None and self.settings["committee"] != "only":  # the teacher runs at every step
+            asked = steps * batch_size * len(self.looks)
+            meter.asked(0, b"online", asked, asked)
+        return _Schedule(steps, shown, small)
+
+    def train(
+        self, module: Any, built: Any, targets: Any, schedule: _Schedule, hardware: Any, clock: Clock
+    ) -> tuple[Any, float | None]:
+        """The student's module with the averaged weights, and its last loss."""
+        from tutelage.distillation import self_distillation
+        from tutelage.distillation.distill import Plan, class_weights, distill
+        from tutelage.training import checkpoints, loop, optimization
+
+        s, run, main, dino = self.settings, self.run, hardware.is_main_process, self.settings["objective"] == "dino"
+        rate, steps, shown = peak_rate(s, self.kind), schedule.steps, schedule.shown
+        optimizer = optimization.optimizer_for(module, rate, hardware.device)
+        # the targets of `dino` come from the average, which must not run ahead with the first steps
+        average = optimization.Average(module, self_distillation.DECAY if dino else optimization.EMA_DECAY, steady=dino)
+        resumable = checkpoints.Resumable(
+            run.path / "checkpoints", "transfer", self.inputs, checkpoint_steps(steps, round(shown))
+        )
+        if start := resumable.start:
+            say(f"transfer goes on after step {start:,} of {steps:,}")
+        hardware.wait_for_everyone()
+        module, optimizer = hardware.prepare(module, optimizer)
+        metrics = MetricsLog(run.path / "transfer" / "metrics.jsonl", start, s["tracker"], run.path, hardware)
+        plan = Plan(
+            steps, s["batch_size"], rate, s["seed"], s["temperature"], s["objective"], s["agnostic_loss"], self.labelled,
+            self.kind.grid(s), s["feature_weight"],
+        )  # fmt: skip
+        more: dict[str, Any] = {"optimizer": optimizer, "average": average, "resumable": resumable}
+        with progress("transfer", round(steps * shown), round(start * shown)) as advance:
+            watch = loop.Watch("transfer", metrics.write, clock.ticking(advance) if main else advance)
+            if dino:
+                images, views = self.task.transfer, self.views
+                self_distillation.teach_itself(
+                    module, built, schedule.small, images, views, plan, hardware, watch, **more
+                )
+            else:
+                weighted = s["class_weight"] == "balanced" and s["objective"] != "agnostic"
+                more["class_weights"] = class_weights(targets, self.kind) if weighted else None
+                more |= {"labels": self.task.train.labels, "classes": len(self.task.classes)}
+                distill(module, built, targets, plan, hardware, watch, **more)
+        metrics.close()
+        hardware.wait_for_everyone()
+        plain = hardware.unwrap_model(module)
+        plain.load_state_dict(average.state)
+        return plain, metrics.last
+
+    def learnt(self, student: Any, built: Any, targets: Any, hardware: Any) -> dict[str, Any]:
+        """What the targets of some images are, and how often the student decides as they do; nothing where there are none."""
+        import numpy as np
+
+        first = len(self.task.train) if self.labelled and len(self.task.train) < len(self.task.transfer) else 0
+        sample = first + np.random.default_rng(0).permutation(len(self.task.transfer) - first)[:LEARNT_ON]
+        asked = targets.log_probabilities(sample)
+        if not asked.shape[1]:
+            return {}
+        found = self.kind.log_probabilities(
+            student, built, self.task.transfer.take(sample), self.views, hardware, self.kind.grid(self.settings), lambda n: None
+        )  # fmt: skip
+        shares = np.moveaxis(np.exp(asked), 1, -1).reshape(-1, asked.shape[1]).mean(axis=0)
+        return {
+            "target_shares": [round(float(share), 4) for share in shares],
+            "agreement_with_targets": float((found.argmax(axis=1) == asked.argmax(axis=1)).mean()),
+        }
+
+    def run_stage(self, hardware: Any) -> dict[str, Any]:
+        """Train, and write the result."""
+        import numpy as np
+
+        from tutelage.compute_cost import Meter
+
+        run, meter = self.run, Meter()
+        targets, target_seconds = self.targets(hardware, meter)
+        width = targets.matched(np.zeros(1, np.int64), np.zeros(1, np.int64)).shape[1] if targets else 0
+        module, built = self.student(width, hardware)
+        schedule, clock = self.schedule(module, built, meter), run.clock("transfer")
+        module, loss = self.train(module, built, targets, schedule, hardware, clock)
+        if hardware.is_main_process:
+            path, module = run.path / "transfer" / "weights.safetensors", getattr(module, "student", module)
+            save_weights(path, module.state_dict())
+            learnt = self.learnt(module, built, targets, hardware) if targets else {}
+            seconds = clock.stop()
+            result = {
+                "outputs": hash_of([self.inputs, file_hash(path)]), "student": built.about(), "curated": self.curated["outputs"], **learnt,
+                "objective": self.settings["objective"], "head": not self.label_free, "steps": schedule.steps,
+                "images_seen": round(schedule.steps * schedule.shown), "labelled_in_batch": self.labelled,
+                "processes": hardware.num_processes, "loss": loss, "online": self.level is None, "seconds": seconds,
+                "target_seconds": target_seconds, "ledger": meter.entry(run.path / "transfer", seconds, target_seconds),
+            }  # fmt: skip
+            run.finish("transfer", self.inputs, result)
+            (run.path / "transfer" / "target_seconds.json").unlink(missing_ok=True)
+        hardware.wait_for_everyone()
+        return run.result("transfer", "transfer")

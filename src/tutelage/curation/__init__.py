@@ -1,0 +1,1 @@
+"""From a gallery to a transfer set: embeddings, search, strategies, duplicates and leaks."""

@@ -1,0 +1,174 @@
+"""The gallery as stage 0 sees it: embedded, and without what may not be learnt from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from tutelage.curation.duplicates import COPIES, find_leaks, search_layouts
+from tutelage.curation.embedders import Encoder
+from tutelage.curation.labelled_set import Admitted
+from tutelage.curation.search import search
+from tutelage.curation.selection import Leak, Pool, check_memory
+from tutelage.curation.vectors import Vectors, mean_of
+from tutelage.data.sources import ImageRef, Rejected
+from tutelage.device import free_memory
+from tutelage.errors import TutelageError
+from tutelage.features.output_cache import as_void
+from tutelage.progress import progress
+
+CROWDED = COPIES // 2  # copies of one image in a search, from which on it may have missed some
+# Neighbours that are asked for at most: their thumbnails and crops take 50 MB for each held image at a time.
+DEEPEST = 4096
+MEMORY = 2**30  # bytes for the search where free memory cannot be told
+
+
+def fill_pool(
+    encoder: Encoder,
+    refs: Sequence[ImageRef],
+    admitted: Admitted,
+    settings: dict[str, Any],
+    tick: Callable[[int], None],
+) -> tuple[Pool, LeakCheck, int, int, list[Rejected]]:
+    """Embed a gallery and bar what is there already: the labelled images again, held-out images, second copies.
+
+    Returns:
+        the pool; its leaks so far, to be asked about near duplicates too; the numbers of images that are labelled ones, and of exact
+        duplicates, those too; rejected images.
+    """
+    cache, pieces = encoder.embedded(refs, tick, settings)
+    embedded = cache.load(pieces)
+    if not len(embedded):
+        raise TutelageError("the gallery has no readable image", "see rejected.csv, and use another --gallery")
+    mean = mean_of(embedded.parts)
+    # Words and images lie apart in a CLIP model's space: their cosine is taken as it was trained.
+    if encoder.words is not None:
+        mean = np.zeros_like(mean)
+    vectors = Vectors(embedded.parts, mean)
+    memory = settings["memory"] * 2**30 if settings["memory"] else (free_memory() or 2 * MEMORY) / 2
+    usable = np.ones(len(embedded), dtype=bool)
+    pool = Pool(embedded, vectors, usable, settings["index"], int(memory))
+    leaks, labelled, twice = _same_pixels(pool, admitted)
+    check = LeakCheck(pool, admitted, encoder, leaks)
+    if settings["dedup"] == "gallery":
+        check_memory(pool, int(usable.sum()), "gallery")  # a search for leaks may take hours
+        check()
+    return pool, check, labelled, twice, embedded.rejected
+
+
+def nothing_left(pool: Pool, leaks: Sequence[Leak], labelled: int) -> TutelageError:
+    """The error for a gallery of which nothing may be chosen. labelled: how many of it are labelled images."""
+    copies = len(pool.embedded) - len(leaks) - labelled
+    parts = {"are validation or test images": len(leaks), "labelled ones": labelled, "copies of these": copies}
+    return TutelageError(
+        f"the gallery has no image of its own: of {len(pool.embedded):,} images "
+        + ", ".join(f"{count:,} {what}" for what, count in parts.items() if count),
+        "use another --gallery, with unlabelled images other than these",
+    )
+
+
+def _same_pixels(pool: Pool, admitted: Admitted) -> tuple[list[Leak], int, int]:
+    """Bar by content: held-out images, labelled images, and all but the first of each content.
+
+    Returns:
+        leaks; the number of images that are labelled ones; the number of these and of other duplicates.
+    """
+    held = dict(zip(admitted.keys_of(admitted.held), admitted.held.tolist(), strict=True))
+    keys = as_void(pool.embedded.keys)
+    _, first = np.unique(keys, return_index=True)
+    fresh = np.zeros(len(keys), dtype=bool)
+    fresh[first] = True
+    is_held = np.isin(keys, np.array(list(held), dtype="S32"))
+    is_drawn = np.isin(keys, np.array(admitted.keys_of(admitted.drawn), dtype="S32"))
+    pool.usable &= fresh & ~is_held & ~is_drawn
+    leaks = [
+        Leak(row, held[pool.embedded.keys[row].tobytes()], "same pixels") for row in np.flatnonzero(is_held).tolist()
+    ]
+    return leaks, int(is_drawn.sum()), int((~is_held & (is_drawn | ~fresh)).sum())
+
+
+@dataclass
+class LeakCheck:
+    """Bars gallery images that show validation or test images, mirrored or cropped ones too.
+
+    leaks: found so far, those of the same pixels too. looked_at: gallery images that were compared with them. near: how many of these
+    were barred.
+    """
+
+    pool: Pool
+    admitted: Admitted
+    encoder: Encoder
+    leaks: list[Leak]
+    looked_at: int = 0
+    near: int = 0
+
+    @cached_property
+    def _held(self) -> tuple[list[np.ndarray], np.ndarray | None]:
+        """Pixels of the held-out images, and their embeddings where there are any."""
+        images = self.admitted.of(self.admitted.held)
+        queries = self.encoder.held(self.admitted, self.pool.vectors.mean)
+        return [images[i] for i in range(len(images))], queries
+
+    def __call__(self, rows: np.ndarray | None = None) -> int:
+        """Bar near duplicates of held-out images among these rows of the pool (m,), or among all; how many are new."""
+        usable = self.pool.usable
+        if not len(self.admitted.held) or (rows is not None and not len(rows)):
+            return 0
+        self.looked_at += int(usable.sum()) if rows is None else len(rows)
+        images, queries = self._held
+        asked, k, barred = np.arange(len(images)), COPIES, 0
+        while len(asked):  # a search brings k neighbours of an image: those with many copies are asked again, for more
+            counts = np.zeros(len(asked), np.int64)
+            found = near_leaks(
+                self.pool, [images[i] for i in asked.tolist()], None if queries is None else queries[asked],
+                rows if rows is None else rows[usable[rows]], counts, k,
+            )  # fmt: skip
+            usable[[row for row, *_ in found]] = False
+            self.leaks += [Leak(row, int(self.admitted.held[asked[at]]), how) for row, at, how, _ in found]
+            barred += len(found)
+            asked, k = asked[counts >= CROWDED], min(2 * k, DEEPEST)
+        self.near += barred
+        return barred
+
+
+def near_leaks(
+    pool: Pool,
+    held: list[np.ndarray],
+    queries: np.ndarray | None,
+    among: np.ndarray | None = None,
+    counts: np.ndarray | None = None,
+    k: int = COPIES,
+) -> list[tuple[int, int, str, float]]:
+    """Near duplicates of held-out images: found by embedding and by layout, confirmed on pixels.
+
+    Args:
+        held: H images, (H_i, W_i, 3) uint8 each. queries: (H, D) float32 unit vectors of them, where there are any.
+        among: (m,) int64 rows of the pool to look at, which are taken into memory; None: all that are usable.
+        counts: as of `find_leaks`. k: neighbours of each held image by embedding, and by layout. More than COPIES are asked for a few
+            images only, and searched exactly: an inverted file takes longer to build.
+
+    Returns:
+        as `find_leaks`.
+    """
+    layouts, exact, near = Vectors(pool.embedded.layout_parts, None), k > COPIES, []
+    k = min(k, pool.vectors.count)
+    if among is not None:
+        if not len(among):
+            return []
+        layouts = Vectors((layouts.rows(among),), None)
+        if queries is not None:
+            near.append(search(Vectors((pool.vectors.rows(among),), None), queries, k, memory=pool.memory))
+    elif queries is not None:
+        near.append(pool.neighbours(queries, k, "leaks, by embedding", exact))
+    with progress("leaks, by layout", layouts.count) as advance:
+        usable = pool.usable if among is None else None
+        near.append(search_layouts(held, layouts, k, pool.memory, advance, usable))
+    similarity, rows = (np.concatenate(both, axis=1) for both in zip(*near, strict=True))
+    if among is not None:
+        rows = np.where(rows >= 0, among[rows], -1)
+    with progress("leaks, by pixels", len(held)) as advance:
+        return find_leaks(similarity, rows, held, pool.embedded.thumbs, advance, counts)

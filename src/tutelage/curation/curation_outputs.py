@@ -1,0 +1,167 @@
+"""What stage 0 leaves for people and for the later stages: manifests, leaks.csv, montage.jpg and a summary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tutelage.curation.embed import Embedded
+from tutelage.curation.embedders import Queries
+from tutelage.curation.labelled_set import Admitted, write_csv
+from tutelage.curation.mmd import looked_at, mmd
+from tutelage.curation.montage import KeptOut, Row, choose_rows, montage, save_montage
+from tutelage.curation.selection import Leak, Pool, nothing_near
+from tutelage.curation.strategies import Choice
+from tutelage.data.image_cache import Images, Store
+from tutelage.data.manifest import write_manifest
+from tutelage.data.sources import SOURCE, ImageRef
+from tutelage.progress import say
+from tutelage.run_folder import Run, hash_of
+
+MANY_LEAKS = 0.05  # share of the images looked at above which leaks are remarked upon
+QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+LEAKS_SHOWN = 15  # pairs of leaks in the montage: as many as go into its three lines, so that it counts no others
+SHOWN = 9  # images that the montage shows of each query
+
+
+def tell(chosen: int, wanted: int, looked_at: int, near: int) -> None:
+    """Say what a user would wonder about: fewer images than wanted, and many near duplicates of held-out ones among those looked at.
+
+    wanted: 0 = all there are.
+    """
+    if chosen < wanted:
+        say(
+            f"{chosen:,} gallery images instead of {wanted:,}: the others are near duplicates of these, or of validation or test images"
+        )
+    if near > MANY_LEAKS * looked_at:
+        say(
+            f"{near:,} of {looked_at:,} images that were looked at count as copies of validation or test images: where all images show "
+            "the same scene, that is no wonder; look at montage.jpg. --dedup none keeps only identical images out"
+        )
+
+
+def write_manifests(
+    run: Run, admitted: Admitted, refs: list[ImageRef], choice: Choice, embedded: Embedded, strategy: str,
+    queries: list[str],
+) -> None:  # fmt: skip
+    """Write both manifests. refs: the chosen gallery images, as `choice` has them. queries: their names."""
+    target, kept, drawn = admitted.target, admitted.kept, admitted.drawn
+    write_manifest(
+        run.path / "target_set" / "manifest.parquet", [target.refs[i] for i in kept],
+        {**admitted.columns(kept), "key": admitted.keys_of(kept)},
+    )  # fmt: skip
+    none = [None] * len(drawn)
+    write_manifest(
+        run.path / "transfer_set" / "manifest.parquet", [*[target.refs[i] for i in drawn], *refs],
+        {
+            "source": ["target"] * len(drawn) + ["gallery"] * len(refs),
+            "strategy": ["labelled"] * len(drawn) + [strategy] * len(refs),
+            "query": [*none, *(queries[q] if q >= 0 else None for q in choice.query.tolist())],
+            "similarity": [*none, *(s if q >= 0 else None for q, s in zip(choice.query.tolist(), choice.similarity.tolist(), strict=True))],
+            "rank": [*none, *(r if r >= 0 else None for r in choice.rank.tolist())],
+            "key": [*admitted.keys_of(drawn), *(key.tobytes() for key in embedded.keys[choice.rows])],
+        },
+    )  # fmt: skip
+
+
+def identity(admitted: Admitted, refs: list[ImageRef], embedded: Embedded, choice: Choice) -> str:
+    """Hash of all that later stages see of the choice: contents and names, not where files lie or when they were written."""
+    kept = admitted.kept
+    places = {f"mask_{name}" for name in SOURCE}
+    known = [column for name, column in admitted.columns(kept).items() if name not in places]
+    return hash_of([
+        [key.hex() for key in admitted.keys_of(kept)], admitted.target.classes, *known,
+        [ref.id for ref in refs], [key.tobytes().hex() for key in embedded.keys[choice.rows]],
+    ])  # fmt: skip
+
+
+def write_leaks(run: Run, admitted: Admitted, refs: list[ImageRef], leaks: Sequence[Leak]) -> None:
+    """Write leaks.csv, or remove the one of an earlier start. refs: the gallery image of each leak."""
+    path, target = run.path / "transfer_set" / "leaks.csv", admitted.target
+    if not leaks:
+        path.unlink(missing_ok=True)
+        return
+    rows = [
+        (ref.id, target.refs[leak.held].id, target.splits[leak.held], leak.how)
+        for ref, leak in zip(refs, leaks, strict=True)
+    ]
+    write_csv(path, [("gallery_image", "is", "split", "how"), *rows])
+    say(f"{len(leaks):,} gallery images are validation or test images and stay out (transfer_set/leaks.csv)")
+
+
+def pairs(store: Store, admitted: Admitted, refs: list[ImageRef], leaks: Sequence[Leak]) -> list[KeptOut]:
+    """Some of the leaks, evenly spaced, each beside the image that it shows. refs: the gallery image of each leak."""
+    places = np.unique(np.linspace(0, len(leaks) - 1, LEAKS_SHOWN).astype(np.int64)) if leaks else np.zeros(0, np.int64)
+    wanted = [refs[i] for i in places.tolist()]
+    store.add(wanted)
+    images, found, _ = store.find(wanted)
+    shown = [leaks[i] for i in places[found].tolist()]
+    twins = admitted.of(np.array([leak.held for leak in shown], np.int64))
+    return [KeptOut(images[i], twins[i], leak.how) for i, leak in enumerate(shown)]
+
+
+def write_montage(
+    run: Run, admitted: Admitted, images: Images, choice: Choice, kept_out: Sequence[KeptOut], queries: Queries
+) -> None:
+    """Write montage.jpg: queries and what each of them brought; without queries, labelled images beside a part of the set.
+
+    Args:
+        images: the chosen gallery images, as `choice` has them.
+    """
+    target, drawn = admitted.target, admitted.drawn
+    labels, own = queries.labels, admitted.of(drawn[queries.drawn])
+    by_query = bool((choice.query >= 0).any())
+    rows = []
+    for number, query in enumerate(choose_rows(labels).tolist()):
+        if by_query:
+            mine = np.flatnonzero(choice.query == query)
+            mine = mine[np.argsort(choice.rank[mine])][:SHOWN]
+            captions = [f"{choice.similarity[i]:.2f}" for i in mine]
+        else:
+            mine = np.random.default_rng(number).permutation(len(choice))[:SHOWN]
+            captions = [""] * len(mine)
+        brought = [(images[int(i)], caption) for i, caption in zip(mine, captions, strict=True)]
+        rows.append(Row(target.classes[labels[query]], own[query], brought))
+    what = (
+        f"{'classes, each with a labelled image,' if queries.text else 'labelled images'} and what each of them brought"
+        if by_query
+        else "labelled images, and some of the set at random"
+    )
+    picture = montage(rows, f"{len(choice):,} gallery images: {what}", kept_out, columns=SHOWN)
+    save_montage(run.path / "transfer_set" / "montage.jpg", picture)
+
+
+def summary(pool: Pool, choice: Choice, queries: Queries, admitted: Admitted) -> dict[str, Any]:
+    """Similarities, images that each class's queries brought, and how far set and gallery are from the target set."""
+    found: dict[str, Any] = {"index": "ivf", "recall": min(pool.recalls)} if pool.recalls else {}
+    near = far = float("nan")
+    images = not queries.text
+    if images and len(queries.vectors) > 1 and len(choice) > 1:
+        near = mmd(pool.vectors.rows(choice.rows[looked_at(len(choice))]), queries.vectors)
+        far = mmd(pool.vectors.rows(looked_at(pool.vectors.count)), queries.vectors)
+        found["distance"] = {"name": "MMD^2", "transfer_set": near, "gallery": far}
+    if not (choice.query >= 0).any():
+        return found
+    quantiles = np.quantile(choice.similarity, QUANTILES)
+    found["similarity"] = {f"{100 * q:g} %": round(float(v), 4) for q, v in zip(QUANTILES, quantiles, strict=True)}
+    brought = np.bincount(queries.labels[choice.query], minlength=len(admitted.target.classes))
+    found["brought"] = dict(zip(admitted.target.classes, brought.tolist(), strict=True))
+    if without := [name for name, count in found["brought"].items() if not count]:
+        say(
+            f"the queries of {', '.join(without)} bring nothing new: their nearest images went to other queries or are duplicates"
+        )
+    warning, named = nothing_near(pool, choice, queries.labels, admitted.target.classes) if images else ("", [])
+    if warning:
+        say(warning)
+        found |= {"far_classes": named} if named else {"nothing_near": True}
+    say(
+        f"similarity to the query that brought an image: median {quantiles[3]:.2f}, 5 % below {quantiles[1]:.2f}"
+        + (
+            f"; distance to the labelled images (MMD^2) {near:.3f}, of the whole gallery {far:.3f}"
+            if "distance" in found
+            else ""
+        )
+    )
+    return found

@@ -1,0 +1,239 @@
+"""Who turns images into vectors for the search: the frozen teacher, a CLIP model, or somebody else before us."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tutelage.curation.embed import ByNetwork, EmbeddingCache, Piece, pieces_of
+from tutelage.curation.labelled_set import Admitted
+from tutelage.curation.precomputed_embeddings import Given
+from tutelage.curation.ray_backend import embed_on_ray
+from tutelage.data.image_cache import Images
+from tutelage.data.sources import ImageRef
+from tutelage.errors import TutelageError, shown
+from tutelage.features.output_cache import OutputCache, as_void, compute_outputs
+from tutelage.features.view_batches import CLEAN, ViewSettings
+from tutelage.models.adapted_teacher import Network
+from tutelage.progress import progress, say
+
+
+@dataclass(frozen=True)
+class Queries:
+    """Whom the gallery is searched for.
+
+    vectors: (Q, D) float32, unit length. labels: (Q,) int64 class of each. names: what the manifest calls them.
+    drawn: (Q,) int64, the labelled image that stands for each in the montage, as a place among those drawn. text: whether the
+    classes' words ask, and not images.
+    """
+
+    vectors: np.ndarray
+    labels: np.ndarray
+    names: list[str]
+    drawn: np.ndarray
+    text: bool = False
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """side: short side of stored images. cache: the folder. resize: as evaluation does. network, given: one of them embeds.
+
+    words: (C, D) float32 vector of each class for queries of text; None for queries that are images. is_teacher: later stages
+    need the same outputs. about_words: what the words' vectors depend on.
+    """
+
+    side: int
+    cache: Path
+    resize: str
+    network: Network | None = None
+    given: Given | None = None
+    words: Callable[[Sequence[str]], np.ndarray] | None = None
+    about_words: list[Any] = field(default_factory=list)
+    is_teacher: bool = False
+
+    @classmethod
+    def of(cls, settings: dict[str, Any], cache: Path) -> Encoder:
+        """The encoder that the settings of `curate` name."""
+        from tutelage.data.image_cache import short_side
+        from tutelage.models.teachers import default_size, resolve
+
+        sizes = [
+            settings[f"{kind}_size"] or default_size(resolve(settings[kind], kind)) for kind in ("teacher", "student")
+        ]
+        place = {"side": short_side(*sizes), "cache": cache, "resize": settings["resize"]}
+        if settings["embeddings"]:
+            given, words = Given(settings["embeddings"]), None
+            if settings["text_embeddings"]:
+                words = Given([settings["text_embeddings"]], "--text-embeddings")
+                if words.width != given.width:
+                    raise TutelageError(
+                        f"--text-embeddings with {words.width} features, --embeddings with {given.width}: "
+                        "they are not of one model",
+                        "use the text and image vectors of the same CLIP model",
+                    )
+                return cls(**place, given=given, words=words.of_names, about_words=[words.about])
+            return cls(**place, given=given)
+        return cls._of_network(settings, place, sizes)
+
+    @classmethod
+    def _of_network(cls, settings: dict[str, Any], place: dict[str, Any], sizes: list[int]) -> Encoder:
+        from tutelage.data.image_cache import short_side
+        from tutelage.device import accelerator
+        from tutelage.models.adapted_teacher import network_of
+        from tutelage.models.teachers import build_teacher
+
+        hardware = accelerator(settings["device"], settings["precision"])
+        if settings["strategy"] == "text":
+            from tutelage.models.clip import TEMPLATES, build_clip, class_embeddings
+
+            clip = build_clip(settings["clip"], settings["clip_weights"], hardware)
+            templates = tuple(settings["templates"]) or TEMPLATES
+            words = lambda classes: class_embeddings(clip, classes, templates)  # noqa: E731
+            place["side"] = short_side(max(sizes), clip.network.size)  # or it would see enlarged images
+            return cls(**place, network=clip.network, words=words, about_words=[clip.hash, templates])
+        size = settings["teacher_window"] or settings["teacher_size"]  # a whole image, as large as what it sees at once
+        teacher = build_teacher(settings["teacher"], settings["teacher_weights"], size)
+        return cls(**place, network=network_of(teacher, hardware), is_teacher=True)
+
+    @property
+    def identity(self) -> list[Any]:
+        """What the vectors depend on beside the images."""
+        if self.given is not None:
+            return [self.given.about, *self.about_words]
+        assert self.network is not None
+        return [self.network.hash, self.network.size, self.network.precision, *self.about_words]
+
+    def target(self, admitted: Admitted, rows: np.ndarray, what: str) -> np.ndarray | None:
+        """Raw vectors (n, D) float32 of these rows of the target set; None where they were made elsewhere, and not for these.
+
+        Raises:
+            TutelageError: vectors made elsewhere for a part of the images.
+        """
+        if self.given is None:
+            return self._outputs(admitted.of(rows), what)
+        refs = [admitted.target.refs[row] for row in rows]
+        found = self.given.find(refs, what)
+        if (found < 0).all():
+            return None
+        if (found < 0).any():
+            without = [ref.id for ref, row in zip(refs, found, strict=True) if row < 0]
+            raise TutelageError(
+                f"--embeddings: {len(without):,} of {len(refs):,} {what} have no vector: {shown(without)}",
+                "embed all images of --target, or none of them",
+            )
+        return self.given.finite(found)
+
+    def queries(self, admitted: Admitted, mean: np.ndarray | None) -> Queries:
+        """The labelled images, or the classes' words. mean: (D,) float32 that the gallery's vectors are centred by."""
+        labels, drawn = admitted.target.labels[admitted.drawn], np.arange(len(admitted.drawn))
+        if self.words is not None:
+            classes = list(admitted.target.classes)
+            first = np.array([np.flatnonzero(labels == number)[0] for number in range(len(classes))])
+            vectors, names = unit(self.words(classes), None), [f"text: {name}" for name in classes]
+            return Queries(vectors, np.arange(len(classes)), names, first, text=True)
+        features = self.target(admitted, admitted.drawn, "labelled images")
+        if features is None:
+            raise TutelageError(
+                "--embeddings: no vector for any labelled image, although these are the queries",
+                "embed the images of --target with the same encoder, or search by class name: "
+                "--strategy text --text-embeddings FILE",
+            )
+        ids = [admitted.target.refs[row].id for row in admitted.drawn]
+        return Queries(unit(features, mean), labels, ids, drawn)
+
+    def _outputs(self, images: Images, what: str) -> np.ndarray:
+        cache, settings = self._output_cache()
+        assert self.network is not None
+        with progress(what, len(images)) as advance:
+            compute_outputs(cache, self.network, images, [CLEAN], settings, advance)
+        return cache.table(images, CLEAN).rows()
+
+    def hand_on(self, images: Images, features: np.ndarray) -> None:
+        """Give the teacher's features of chosen images to the later stages. features: (n, D), as the encoder gave them."""
+        cache, _ = self._output_cache()
+        missing = cache.table(images, CLEAN).missing
+        _, first = np.unique(as_void(images.keys[missing]), return_index=True)
+        missing = missing[np.sort(first)]
+        if len(missing):
+            cache.add(images.keys[missing], features[missing], CLEAN)
+
+    def _output_cache(self) -> tuple[OutputCache, ViewSettings]:
+        settings = ViewSettings(resize=self.resize)
+        assert self.network is not None
+        return OutputCache(self.cache, self.network, self.resize, self.side), settings
+
+    def cache_of_vectors(self) -> EmbeddingCache:
+        """Where the gallery's vectors are kept."""
+        source = self.given or ByNetwork(self.network, self.resize)  # type: ignore[arg-type]
+        return EmbeddingCache(self.cache, source, self.side)
+
+    def embedded(
+        self, refs: Sequence[ImageRef], tick: Callable[[int], None], settings: dict[str, Any], share: tuple[int, int] = (0, 1)
+    ) -> tuple[EmbeddingCache, list[Piece]]:  # fmt: skip
+        """Embed what is not embedded yet of this share of the pieces, here or on a cluster, as the settings say."""
+        if self.given is not None and (found := self.given.find(refs, "gallery images")).max(initial=-1) < 0:
+            raise TutelageError(
+                f"--embeddings: none of its {len(self.given):,} names is one of the {len(found):,} gallery images",
+                f"use names such as {refs[0].id!r}, or paths, instead of names such as {self.given.names[0]!r}",
+            )
+        cache, pieces = self.cache_of_vectors(), pieces_of(refs)
+        rank, count = share
+        missing = [piece for piece in pieces[rank::count] if not cache.has(piece)]
+        with progress("embed the gallery", sum(len(piece.refs) for piece in missing)) as advance:
+            if missing and settings["engine"] == "ray":
+                make = partial(_cache_of, _everywhere(settings), self.cache.absolute())
+                embed_on_ray(
+                    make, cache.folder.name, missing, settings["device"] in ("auto", "cuda"), both(advance, tick)
+                )
+            else:
+                for piece in missing:
+                    cache.embed(piece, both(advance, tick))
+        return cache, pieces
+
+    def held(self, admitted: Admitted, mean: np.ndarray | None) -> np.ndarray | None:
+        """(H, D) float32 unit vectors of validation and test images; None where they were made elsewhere, and not for these."""
+        features = self.target(admitted, admitted.held, "validation and test images")
+        if features is None:
+            say(
+                "--embeddings has no vectors of validation and test images: copies of them are searched by their pixels only"
+            )
+            return None
+        return unit(features, mean)
+
+
+def _everywhere(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings with whole paths, for workers that run in other folders."""
+
+    def whole(value: str) -> str:
+        return str(Path(value).absolute()) if Path(value).exists() else value
+
+    given = [whole(place) for place in settings["embeddings"]]
+    words = settings["text_embeddings"] and whole(settings["text_embeddings"])
+    weights = {name: whole(settings[name]) for name in ("teacher_weights", "clip_weights")}
+    return {**settings, "embeddings": given, "text_embeddings": words, **weights}
+
+
+def _cache_of(settings: dict[str, Any], cache: Path) -> EmbeddingCache:
+    """Where the vectors of an encoder are kept, the encoder being built for it."""
+    return Encoder.of(settings, cache).cache_of_vectors()
+
+
+def both(one: Callable[[int], None], other: Callable[[int], None]) -> Callable[[int], None]:
+    """A function that calls two."""
+
+    def called(count: int) -> None:
+        one(count)
+        other(count)
+
+    return called
+
+
+def unit(features: np.ndarray, mean: np.ndarray | None) -> np.ndarray:
+    """Centred features at unit length: (n, D) float32."""
+    centred = features if mean is None else features - mean
+    return (centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)).astype(np.float32)

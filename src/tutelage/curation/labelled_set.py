@@ -1,0 +1,193 @@
+"""Which labelled images take part: decoded, with one label, in one split, within the budget."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tutelage.data.image_cache import Images
+from tutelage.data.label_budget import draw
+from tutelage.data.sources import ImageRef, Rejected
+from tutelage.data.target_set import TargetSet
+from tutelage.errors import MOST_NAMED, FilesMissing, TutelageError, raise_all, shown, single
+from tutelage.progress import say
+from tutelage.run_folder import COMMANDS, Run, hash_of, read_json, write_text
+from tutelage.tasks import task_of
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """The usable images of a target set.
+
+    rows: (n,) int64 rows of the target set, in the order of `images`. keys: their content hashes.
+    drawn: (m,) int64 rows of the train images within the budget. held: (h,) int64 rows of validation and test images.
+    """
+
+    target: TargetSet
+    images: Images
+    rows: np.ndarray
+    keys: list[bytes]
+    drawn: np.ndarray
+    held: np.ndarray
+
+    @property
+    def kept(self) -> np.ndarray:
+        """Rows of all images that take part: those drawn, then validation and test."""
+        return np.concatenate([self.drawn, self.held])
+
+    def columns(self, rows: np.ndarray) -> dict[str, list]:
+        """What is known of these rows of the target set: split, label, group."""
+        return self.target.columns(rows)
+
+    def of(self, rows: np.ndarray) -> Images:
+        """The images of these rows of the target set."""
+        return self.images.take(self._places(rows))
+
+    def keys_of(self, rows: np.ndarray) -> list[bytes]:
+        """Content hashes of these rows of the target set."""
+        return [self.keys[place] for place in self._places(rows)]
+
+    def _places(self, rows: np.ndarray) -> np.ndarray:
+        return np.searchsorted(self.rows, rows)
+
+
+def read_labels(run: Run, settings: dict[str, Any]) -> TargetSet:
+    """The target set of a run.
+
+    Raises:
+        TutelageError: all that is wrong with it. Missing files that are too many for a message are all in rejected.csv.
+    """
+    try:
+        return task_of(settings["task"]).read(settings)
+    except TutelageError as error:
+        many = [one for one in single(error) if isinstance(one, FilesMissing) and len(one.names) > MOST_NAMED]
+        if many:
+            list_rejected(run, [("target", Rejected(name, "is not there")) for one in many for name in one.names])
+        for one in many:
+            one.hint += f"; {run.path / 'rejected.csv'} lists them all"
+        raise
+
+
+def data_of(target: TargetSet, gallery: Sequence[ImageRef]) -> dict[str, str]:
+    """Hashes of the data: names, splits and labels of the target set, and names of the gallery's images; no image is read."""
+    names = [ref.id for ref in target.refs]
+    truths = [one.hex() if isinstance(one, bytes) else one for one in map(target.truth, range(len(names)))]
+    listed = sorted(zip(names, target.splits.tolist(), truths, strict=True))
+    return {
+        "target": hash_of([list(target.classes), [list(one) for one in listed]]),
+        "gallery": hash_of(sorted(ref.id for ref in gallery)),
+    }
+
+
+def tell_changed(run: Run, given: dict[str, str]) -> None:
+    """Say that the data of a finished run have changed, and which stages are done anew, before any of them begins.
+
+    Args:
+        given: hashes of the data as they are now, as of `data_of`.
+    """
+    before = read_json(run.path / "transfer_set" / "result.json")
+    if before is None:
+        return
+    changed = [f"--{name}" for name, one in given.items() if before.get("given", {}).get(name, one) != one]
+    what = f"other images or labels in {' and '.join(changed)}" if changed else "files or weights were written anew"
+    later = [COMMANDS[name] for name in COMMANDS if (run.path / name / "result.json").exists()][1:]
+    then = f", then {', '.join(later)} wherever the transfer set comes out otherwise" if later else ""
+    say(
+        f"the data have changed since {run.path} was made ({what}): curate is done anew{then}. What is new takes the place of what is "
+        "there: to keep that, stop now and copy the folder"
+    )
+
+
+def admit(target: TargetSet, images: Images, rows: np.ndarray, budget: int | None, seed: int) -> Admitted:
+    """Check the labelled images and draw those within the budget; the labels of the others are not read after this.
+
+    Args:
+        images: those of the target set that can be used. rows: (n,) int64 ascending, their rows in the target set.
+        budget: labels per class; None takes all. seed: of the draw.
+
+    Raises:
+        TutelageError: one image with two labels or in two splits, a class without a train image.
+    """
+    keys = [key.tobytes() for key in images.keys]
+    _check_labels(target, rows, keys)
+    drawn = _draw(target, rows, keys, budget, seed)
+    return Admitted(target, images, rows, keys, drawn, rows[target.splits[rows] != "train"])
+
+
+def _check_labels(target: TargetSet, rows: np.ndarray, keys: list[bytes]) -> None:
+    """One image with two labels, or in train and in test, makes every score a lie: refuse, with the pairs."""
+    first: dict[bytes, int] = {}
+    two_labels, leaks = [], []
+    for row, key in zip(rows.tolist(), keys, strict=True):
+        other = first.setdefault(key, row)
+        names = [f"{target.refs[i].id} ({target.splits[i]}, {target.classes[target.labels[i]]})" for i in (other, row)]
+        if target.truth(other) != target.truth(row):
+            two_labels.append(" = ".join(names))
+        elif target.splits[other] != target.splits[row]:
+            leaks.append(" = ".join(names))
+    errors = []
+    if two_labels:
+        errors.append(TutelageError(f"the same image has two labels: {shown(two_labels)}", "remove one of each pair"))
+    if leaks:
+        hint = "remove one of each pair, and use --group-by where products or patients repeat"
+        errors.append(TutelageError(f"the same image is in two splits: {shown(leaks)}", hint))
+    raise_all(errors)
+
+
+def _draw(target: TargetSet, usable: np.ndarray, keys: list[bytes], budget: int | None, seed: int) -> np.ndarray:
+    train = [i for i, row in enumerate(usable) if target.splits[row] == "train"]
+    seen: set[bytes] = set()
+    train = [i for i in train if not (keys[i] in seen or seen.add(keys[i]))]
+    rows = usable[np.array(train, dtype=np.int64)]
+    shows = target.shows(rows)
+    if lost := [name for number, name in enumerate(target.classes) if not shows[:, number].any()]:
+        raise TutelageError(
+            f"no usable train image in {len(lost)} of {len(target.classes)} classes: {shown(map(repr, lost), 10)}",
+            "see rejected.csv in the run folder, and repair the images or leave these classes out with --classes",
+        )
+    labels = None if target.masks else target.labels[rows]
+    chosen, lines = draw(labels, shows, target.classes, [keys[i] for i in train], budget, seed, target.groups[rows])
+    for line in lines:
+        say(line)
+    if beyond := len(rows) - len(chosen):
+        say(
+            f"{beyond:,} train images are beyond the budget: their labels are not used, and the images only if the gallery has them"
+        )
+    return rows[chosen]
+
+
+def list_rejected(run: Run, rejected: Sequence[tuple[str, Rejected]]) -> None:
+    """Write rejected.csv, or remove that of an earlier start. rejected: ("target" or "gallery", image)."""
+    if not rejected:
+        (run.path / "rejected.csv").unlink(missing_ok=True)
+        return
+    listed: list[list[Any]] = [["set", "image", "reason"], *([kind, item.id, item.reason] for kind, item in rejected)]
+    write_csv(run.path / "rejected.csv", listed)
+
+
+def reject(run: Run, rejected: Sequence[tuple[str, Rejected]], total: int, most: float) -> None:
+    """List what cannot be used; stop when that is a larger share than `most` of all images. total: images looked at."""
+    list_rejected(run, rejected)
+    count = len(rejected)
+    if not count:
+        return
+    say(f"{count:,} of {total:,} images cannot be used; they are listed in {run.path / 'rejected.csv'}")
+    if count > most * total:
+        first = shown((f"{item.id} ({item.reason})" for _, item in rejected), 3)
+        raise TutelageError(
+            f"{count:,} of {total:,} images cannot be used ({100 * count / total:.1f} %), "
+            f"but at most {100 * most:g} % (--max-rejected {most:g}) are allowed: {first}",
+            f"fix or remove the images listed in {run.path / 'rejected.csv'}, or raise --max-rejected",
+        )
+
+
+def write_csv(path, rows: Sequence[Sequence[Any]]) -> None:
+    """Write a whole CSV file."""
+    text = io.StringIO()
+    csv.writer(text).writerows(rows)
+    write_text(path, text.getvalue())

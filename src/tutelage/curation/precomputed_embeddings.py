@@ -1,0 +1,254 @@
+"""Embeddings made elsewhere, found again by the name of their image.
+
+Read are Parquet files with a column of vectors and one of names; .npy files with their names beside them (`x.npy` and
+`x.txt`, a name a line, or `x.parquet`); and folders as clip-retrieval writes them (`img_emb/img_emb_0.npy`,
+`metadata/metadata_0.parquet`). Vectors may be float16, float32 or float64 and of any length.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from tutelage.data.sources import ImageRef
+from tutelage.errors import TutelageError, shown
+from tutelage.run_folder import hash_of
+
+NAMES = ("id", "image_path", "path", "key", "file", "file_name", "name", "class", "label", "url")
+FORMS = "Parquet with a column of vectors and one of names, or x.npy beside x.txt (one name per line) or x.parquet"
+
+
+class Given:
+    """Vectors by name.
+
+    Args:
+        paths: files, or folders of them. flag: what the user calls them, for messages.
+
+    Raises:
+        TutelageError: a file that cannot be read, without names or vectors, with other widths, or a name with two vectors.
+    """
+
+    def __init__(self, paths: Sequence[str | Path], flag: str = "--embeddings"):
+        self.flag = flag
+        files = [file for path in paths for file in _files(Path(path), flag)]
+        read = [_read(file, flag) for file in files]
+        if len(widths := sorted({rows.shape[1] for _, rows in read})) != 1:
+            message = f"{flag} has vectors with different numbers of features: {shown(widths)}"
+            raise TutelageError(message, "give the vectors of one encoder only")
+        self.width: int = widths[0]
+        self.names = [name for names, _ in read for name in names]
+        self._parts = [rows for _, rows in read]
+        self._starts = np.cumsum([0, *map(len, self._parts)])
+        self._row = {name: row for row, name in enumerate(self.names)}
+        if len(self._row) != len(self.names):
+            seen: set[str] = set()
+            twice = [name for name in self.names if name in seen or seen.add(name)]
+            raise TutelageError(f"{flag} has two vectors for {shown(map(repr, twice))}", "keep one vector per name")
+        facts = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        self.about: dict[str, Any] = {"embeddings": hash_of([facts, self.width]), "width": self.width}
+        self._claims: dict[int, ImageRef] = {}
+        self._scale = self._scale_of()
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def find(self, refs: Sequence[ImageRef], what: str) -> np.ndarray:
+        """Rows of images: (n,) int64, -1 where there is no vector.
+
+        Args:
+            what: what the images are, for messages.
+
+        Raises:
+            TutelageError: two images with one vector, also when one of them was found before.
+        """
+        rows = np.array([self._find(ref) for ref in refs], np.int64)
+        found = rows[rows >= 0]
+        order = np.argsort(found, kind="stable")
+        if len(twice := np.flatnonzero(np.diff(found[order]) == 0)):
+            same = np.flatnonzero(rows == found[order][twice[0]])
+            name, ids = self.names[int(rows[same[0]])], shown(refs[i].id for i in same.tolist())
+            hint = "give each image a name of its own, tar members as shard.tar/member"
+            raise TutelageError(f"{self.flag}: {name!r} names two of the {what}: {ids}", hint)
+        for ref, row in zip(refs, rows.tolist(), strict=True):
+            other = self._claims.setdefault(row, ref) if row >= 0 else ref
+            if other.fingerprint != ref.fingerprint:
+                raise TutelageError(
+                    f"{self.flag}: {self.names[row]!r} names {ref.id} of the {what}, and {other.id} in {other.container}",
+                    "name each image by its whole path (/data/a.jpg, /data/a.tar/b.jpg, /data/a.parquet#7)",
+                )
+        return rows
+
+    def _scale_of(self) -> float:
+        """A factor for all vectors, so that they fit into half precision: one over the median length of a thousand of them."""
+        some = self._stored(np.linspace(0, len(self) - 1, min(1000, len(self))).astype(np.int64))
+        lengths = np.linalg.norm(some, axis=1)
+        lengths = lengths[np.isfinite(lengths) & (lengths > 0)]
+        return 1 / float(np.median(lengths)) if len(lengths) else 1.0
+
+    def _find(self, ref: ImageRef) -> int:
+        return next((self._row[name] for name in names_of(ref) if name in self._row), -1)
+
+    def lacks(self, ref: ImageRef) -> str | None:
+        """Why an image cannot be used; None when it can."""
+        row = self._find(ref)
+        if row < 0:
+            return f"no vector of its name in {self.flag}"
+        with np.errstate(over="ignore"):
+            fits = np.isfinite(self.take([row]).astype(np.float16)).all()
+        return None if fits else f"its vector in {self.flag} holds NaN or infinite numbers"
+
+    def prepare(self, rgb: np.ndarray) -> np.ndarray:
+        """What `features` needs of an image: nothing."""
+        return rgb[:0]
+
+    def features(self, refs: Sequence[ImageRef], pixels: Sequence[np.ndarray]) -> np.ndarray:
+        """(n, D) float16 vectors of images."""
+        return self.take([self._find(ref) for ref in refs]).astype(np.float16)
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """(n, D) float32 vectors of these rows, all multiplied by one number."""
+        return (self._stored(rows) * self._scale).astype(np.float32)
+
+    def _stored(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """(n, D) float64 vectors as they were written."""
+        part = np.searchsorted(self._starts, rows, side="right") - 1
+        taken = [self._parts[p][row - self._starts[p]] for p, row in zip(part, rows, strict=True)]
+        return np.array(taken, np.float64).reshape(-1, self.width)
+
+    def of_names(self, names: Sequence[str]) -> np.ndarray:
+        """(n, D) float32 vectors of these names.
+
+        Raises:
+            TutelageError: names without a vector, or with NaN or infinite numbers in it.
+        """
+        if without := [name for name in names if name not in self._row]:
+            raise TutelageError(
+                f"{self.flag}: no vector for {shown(map(repr, without))} (it has {shown(map(repr, self.names), 5)})",
+                f"give a vector for each of {shown(map(repr, names))}",
+            )
+        return self.finite([self._row[name] for name in names])
+
+    def finite(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """As `take`, but NaN or infinite numbers are an error."""
+        vectors = self.take(rows)
+        if len(bad := np.flatnonzero(~np.isfinite(vectors).all(axis=1))):
+            names = shown(self.names[rows[i]] for i in bad.tolist())
+            raise TutelageError(f"{self.flag} has NaN or infinite numbers for {names}", "give finite vectors")
+        return vectors
+
+
+def names_of(ref: ImageRef) -> list[str]:
+    """What an image may be called elsewhere, the surest name first: its whole path, its id, in a tar its member's name; then
+    all of them without suffix.
+    """
+    if ref.kind == "parquet":
+        return [f"{ref.container}#{ref.position}", ref.id]
+    names = [ref.container, ref.id]
+    if ref.kind == "tar":
+        shard = os.path.basename(ref.container) + "/"
+        member = ref.id[ref.id.rindex(shard) + len(shard) :] if shard in ref.id else ""
+        names = [f"{ref.container}/{member}", ref.id, member]
+    stems = [os.path.splitext(name)[0] for name in names]
+    return [name for name in (*names, *stems) if name]
+
+
+def _files(path: Path, flag: str) -> list[Path]:
+    """The files of vectors at a place, in order."""
+    if not path.exists():
+        raise TutelageError(f"{flag} {path}: no such file or folder", f"check the path, and give {FORMS}")
+    if path.is_file():
+        return [path]
+    inner = path / "img_emb" if (path / "img_emb").is_dir() else path
+    found = sorted(inner.glob("*.npy"), key=_natural) or sorted(inner.glob("*.parquet"), key=_natural)
+    if not found:
+        raise TutelageError(f"{flag} {path} has neither .npy nor .parquet files in it", f"give {FORMS}")
+    return found
+
+
+def _natural(path: Path) -> list[Any]:
+    """Sort key that puts img_emb_10 after img_emb_9."""
+    import re
+
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
+
+
+def _read(path: Path, flag: str) -> tuple[list[str], np.ndarray]:
+    """Names and (n, D) vectors of one file."""
+    if path.suffix == ".parquet":
+        table = _table(path, flag)
+        return _names(table, path, flag), _vectors(table, path, flag)
+    if path.suffix != ".npy":
+        suffix = path.suffix or "a file without suffix"
+        raise TutelageError(f"{flag} {path}: {suffix} is neither .npy nor .parquet", f"give {FORMS}")
+    try:
+        rows = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        hint = "check that it is a whole .npy file of numbers, or write it again"
+        raise TutelageError(f"{flag} {path} cannot be read: {error}", hint) from error
+    if rows.ndim != 2 or rows.dtype.kind != "f" or not rows.shape[1]:
+        expected = "(images, features) in floating point"
+        raise TutelageError(f"{flag} {path} has shape {rows.shape}, {rows.dtype} instead of {expected}")
+    names = _names_beside(path, flag)
+    if len(names) != len(rows):
+        raise TutelageError(f"{flag} {path} has {len(rows):,} vectors and {len(names):,} names", "name each vector")
+    return names, rows
+
+
+def _names_beside(path: Path, flag: str) -> list[str]:
+    """The names of a .npy file's rows."""
+    beside = [path.with_suffix(".txt"), path.with_suffix(".parquet")]
+    if path.parent.name == "img_emb":
+        beside.append(path.parent.parent / "metadata" / f"{path.stem.replace('img_emb', 'metadata')}.parquet")
+    there = next((file for file in beside if file.exists()), None)
+    if there is None:
+        hint = f"add {' or '.join(map(str, beside))}, in a .txt one name per line"
+        raise TutelageError(f"{flag} {path} has no names beside it", hint)
+    if there.suffix == ".txt":
+        return there.read_text(encoding="utf-8").splitlines()
+    return _names(_table(there, flag), there, flag)
+
+
+def _table(path: Path, flag: str) -> pa.Table:
+    try:
+        return pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        why = str(error).splitlines()[0]
+        hint = "check that it is a whole Parquet file, or write it again"
+        raise TutelageError(f"{flag} {path} cannot be read: {why}", hint) from error
+
+
+def _names(table: pa.Table, path: Path, flag: str) -> list[str]:
+    there = [name for name in NAMES if name in table.column_names]
+    words = [name for name in there if pa.types.is_string(table.schema.field(name).type)]  # a running number is no name
+    column = next(iter([*words, *there]), None)
+    if column is None:
+        message = f"{flag} {path} lacks a column of names (columns: {shown(table.column_names)})"
+        raise TutelageError(message, f"rename one to one of {', '.join(NAMES)}")
+    return [str(value) for value in table.column(column).to_pylist()]
+
+
+def _vectors(table: pa.Table, path: Path, flag: str) -> np.ndarray:
+    kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    columns = [
+        f.name for f in table.schema if any(kind(f.type) for kind in kinds) and pa.types.is_floating(f.type.value_type)
+    ]
+    if len(columns) > 1:  # clip-retrieval writes those of captions beside those of images
+        columns = [name for name in columns if "image" in name or "img" in name] or columns
+    if len(columns) != 1:
+        what = f"{len(columns)} columns of vectors" + (f": {shown(columns)}" if columns else "")
+        raise TutelageError(f"{flag} {path} has {what}", "give one column of lists of floating-point numbers only")
+    column = table.column(columns[0])
+    lengths = set(pc.call_function("list_value_length", [column]).to_pylist())
+    if len(lengths) != 1 or None in lengths:
+        message = f"{flag} {path} has vectors of {shown(map(str, lengths))} features, not all of one width"
+        raise TutelageError(message, "give all vectors the same width, and leave none out")
+    width = lengths.pop()
+    values = np.concatenate([np.asarray(part.flatten().to_numpy(zero_copy_only=False)) for part in column.chunks])
+    return values.reshape(-1, width)

@@ -1,0 +1,286 @@
+"""What stage 0 does with embeddings: leaks out, a strategy's choice, each picture once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from tutelage.curation import strategies
+from tutelage.curation.duplicates import SEARCHES, near_duplicates
+from tutelage.curation.embed import Embedded
+from tutelage.curation.ivf import ivf_memory, search_ivf
+from tutelage.curation.search import best_query, search
+from tutelage.curation.strategies import Choice
+from tutelage.curation.vectors import Vectors
+from tutelage.errors import TutelageError, shown
+from tutelage.progress import progress, say
+
+EXACT = 5_000_000  # vectors, above which --index auto takes an inverted file
+NEAR = 0.5  # a similarity that is near whatever chance finds: in a gallery of one kind, chance finds much
+EACH = 6200  # bytes that comparing an image with all others takes beside its vector: measured on 100,000 and 200,000
+NULL = 64  # directions without a meaning that the queries are compared with
+# Standard errors above chance that all queries must be, or else those of one class, for the gallery to show something. A median below
+# chance's 95 % had it that 300 images of CIFAR-10 show none of its classes, in 3 of 4 draws; this in none of 20.
+SURE = 3.0
+FEW = 3  # queries below which a class is not judged; with 3, 1 class in 25 of those that 100 images of CIFAR-10 do show was named
+NAMED = 20  # classes that a warning names
+
+
+@dataclass
+class Pool:
+    """The gallery, ready to be chosen from.
+
+    embedded: its usable images. vectors: their embeddings. usable: (N,) bool: images that may be chosen; changed in place by those
+    who find duplicates. index, memory: how to search; memory in bytes. recalls: of the searches that were not exact, the share of
+    the true nearest that they find.
+    """
+
+    embedded: Embedded
+    vectors: Vectors
+    usable: np.ndarray
+    index: str
+    memory: int
+    recalls: list[float] = field(default_factory=list)
+
+    def _settle(self) -> None:
+        """What "auto" stands for: an inverted file for many images where memory holds it, else the exact search."""
+        count = int(self.usable.sum())
+        needed = ivf_memory(count, self.vectors.width)
+        many = self.vectors.count > EXACT
+        self.index = "ivf" if many and needed <= self.memory else "exact"
+        if many and self.index == "exact":
+            say(
+                f"an inverted file over {count:,} images takes {needed / 2**30:.1f} GiB of memory, of which there are "
+                f"{self.memory / 2**30:.1f} (--memory, or half of what is free): the search is exact, and takes longer"
+            )
+
+    def neighbours(self, queries: np.ndarray, k: int, what: str, exact: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """The usable rows nearest to each query.
+
+        Args:
+            queries: (Q, D) float32 unit vectors. what: for the progress bar. exact: whatever the index.
+
+        Returns:
+            (Q, k) float32 similarities and (Q, k) int64 rows, best first; -1 where the gallery has no more: queries for which an
+            inverted file ends before that are searched exactly.
+        """
+        if self.index == "auto" and not exact:
+            self._settle()
+        if exact or self.index == "exact":
+            with progress(what, self.vectors.count) as advance:
+                return search(self.vectors, queries, k, usable=self.usable, memory=self.memory, advance=advance)
+        with progress(what, self.vectors.count) as advance:
+            similarity, rows, recall = search_ivf(
+                self.vectors, queries, k, usable=self.usable, memory=self.memory, advance=advance
+            )
+        self.recalls.append(recall)
+        say(f"inverted file over {self.vectors.count:,} images: finds {100 * recall:.1f} % of the true {k} nearest")
+        short = np.flatnonzero((rows >= 0).sum(axis=1) < min(k, int(self.usable.sum())))
+        if len(short):
+            similarity[short], rows[short] = self.neighbours(
+                queries[short], k, f"{what}, where lists ended", exact=True
+            )
+        return similarity, rows
+
+
+@dataclass(frozen=True)
+class Leak:
+    """A gallery image (row of the pool) that shows a validation or test image (row of the target set), and how."""
+
+    row: int
+    held: int
+    how: str
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is to be chosen. groups: (Q,) int64: whose turn a query takes. unsure: (m, D) unit embeddings -> (m,) for `hard`."""
+
+    strategy: str
+    wanted: int
+    groups: np.ndarray
+    seed: int
+    dedup: str
+    unsure: Callable[[np.ndarray], np.ndarray]
+
+
+def choose(
+    pool: Pool, queries: np.ndarray, wish: Wish, leaks: Callable[[np.ndarray | None], int] = lambda rows: 0
+) -> tuple[Choice, int]:
+    """Let a strategy choose, and again without the leaks and near duplicates that it chose, until there are none.
+
+    Args:
+        queries: (Q, D) float32 unit embeddings; may be empty for `all` and `random`.
+        leaks: bars leaks among rows of the pool, or among all (None), and says how many it barred.
+
+    Returns:
+        the choice; how many gallery images were passed over as near duplicates of chosen ones.
+    """
+    known, passed = np.zeros(pool.vectors.count, bool), 0
+    if wish.dedup == "gallery":  # leaks were barred in all of it
+        passed = _drop_duplicates(pool, np.flatnonzero(pool.usable), known, wish.dedup)
+    elif wish.dedup == "candidates" and wish.strategy == "all":
+        leaks(None)
+    if not pool.usable.any():
+        return strategies.without_queries(np.zeros(0, np.int64)), passed
+    again = _strategy(pool, queries, wish)
+    if wish.dedup != "candidates" or wish.strategy == "all":
+        return again(), passed
+    while pool.usable.any():
+        choice = again()
+        barred = leaks(choice.rows[~known[choice.rows]])
+        dropped = _drop_duplicates(pool, choice.rows[pool.usable[choice.rows]], known, wish.dedup)
+        passed += dropped
+        if not barred and not dropped:
+            return choice, passed
+    return strategies.without_queries(np.zeros(0, np.int64)), passed
+
+
+def check_memory(pool: Pool, count: int, dedup: str) -> None:
+    """Refuse to compare images with each other that memory does not hold: their vectors, thumbnails and what is made of them.
+
+    Args:
+        count: of the images. dedup: the setting that has them compared, "gallery" or "candidates".
+    """
+    needed = count * (12 * pool.vectors.width + EACH)
+    if needed > pool.memory:
+        chosen_only = "--dedup candidates, which compares what is chosen"
+        raise TutelageError(
+            f"--dedup {dedup} with {count:,} images to compare takes {needed / 2**30:.1f} GiB of memory, "
+            f"and the limit is {pool.memory / 2**30:.1f} GiB (--memory, or half of what is free)",
+            f"use {chosen_only if dedup == 'gallery' else 'a smaller --total, --dedup none'}, or a larger --memory",
+        )
+
+
+def _drop_duplicates(pool: Pool, rows: np.ndarray, known: np.ndarray, dedup: str) -> int:
+    """Of the near duplicates among these rows, only the first stays usable; how many do not.
+
+    known: (N,) bool, changed in place: rows that were compared with each other before. dedup: as of `check_memory`.
+    """
+    if len(rows) < 2:
+        return 0
+    check_memory(pool, len(rows), dedup)
+    fresh = np.flatnonzero(~known[rows])
+    with progress("near duplicates", SEARCHES * len(fresh)) as advance:
+        first = near_duplicates(pool.vectors.rows(rows), pool.embedded.thumbs(rows), fresh=fresh, advance=advance)
+    known[rows] = True
+    dropped = rows[first != np.arange(len(rows))]
+    pool.usable[dropped] = False
+    return len(dropped)
+
+
+def _strategy(pool: Pool, queries: np.ndarray, wish: Wish) -> Callable[[], Choice]:
+    """A strategy over a pool; each call looks again at what is usable, and searches only as much as it must."""
+    if wish.strategy == "all":
+        return lambda: strategies.all_rows(pool.usable)
+    if wish.strategy == "random":
+        return lambda: strategies.random(pool.usable, wish.wanted, wish.seed)
+    if wish.strategy == "best":
+        with progress("search", pool.vectors.count) as advance:
+            similarity, query = best_query(pool.vectors, queries, usable=pool.usable, advance=advance)
+        return lambda: strategies.best(np.where(pool.usable, similarity, -np.inf), query, wish.wanted)
+    if wish.strategy in ("balanced", "text"):
+        return _balanced(pool, queries, wish, wish.wanted)
+    wide = min(strategies.NEIGHBOURHOOD * wish.wanted, int(pool.usable.sum()))
+    near = _balanced(pool, queries, wish, wide)
+
+    def narrowed() -> Choice:
+        found = near()
+        embeddings = pool.vectors.rows(found.rows)
+        if wish.strategy == "hard":
+            return strategies.hard(found, wish.unsure(embeddings), wish.wanted)
+        return strategies.diverse(found, embeddings, wish.wanted, wish.seed)
+
+    return narrowed
+
+
+def _balanced(pool: Pool, queries: np.ndarray, wish: Wish, wanted: int) -> Callable[[], Choice]:
+    turn = strategies.turns(wish.groups, wanted, wish.seed)
+    most = int(np.bincount(turn, minlength=len(queries)).max())
+    k = min(2 * most + 16, pool.vectors.count)
+    lists: tuple[np.ndarray, np.ndarray] | None = None
+
+    def chosen() -> Choice:
+        nonlocal k, lists
+        while True:
+            if lists is None:
+                lists = pool.neighbours(queries, k, f"search, {k:,} for each query")
+            similarity, rows = lists
+            choice = strategies.balanced(similarity, rows, turn, ~pool.usable, k == pool.vectors.count)
+            if choice is not None:
+                return choice
+            k, lists = min(2 * k, pool.vectors.count), None
+
+    return chosen
+
+
+def nothing_near(pool: Pool, choice: Choice, labels: np.ndarray, classes: Sequence[str]) -> tuple[str, list[str]]:
+    """A warning when what queries brought is no nearer to them than what directions without a meaning find.
+
+    What counts of a query is the image nearest to it that it brought; queries count together, and class by class.
+
+    Args:
+        labels: (Q,) int64 class of each query. classes: their names.
+
+    Returns:
+        the warning, "" when there is none; and the classes that it names: none when it is about all of them.
+    """
+    asked, null = np.unique(choice.query[choice.query >= 0]), _meaningless(pool)
+    if not len(asked) or not np.isfinite(null).all():
+        return "", []
+    nearest = np.array([choice.similarity[choice.query == query].max() for query in asked])
+    by_class = {name: nearest[labels[asked] == number] for number, name in enumerate(classes)}
+
+    def near(found: np.ndarray, errors: float) -> bool:
+        """Whether similarities are on the mean above those of the null, by so many standard errors."""
+        noise = null.std() * np.sqrt(1 / len(found) + 1 / len(null))
+        return bool(found.mean() > min(null.mean() + errors * noise, NEAR))
+
+    finds = f"a direction without a meaning finds {null.mean():.2f}"
+    if not near(nearest, SURE) and not any(near(found, SURE) for found in by_class.values() if len(found)):
+        return (
+            f"nothing in the gallery is near the queries: the nearest image that each of them brought has a similarity of "
+            f"{nearest.mean():.2f} (mean), {finds}. The transfer set is as good as random: look at montage.jpg, and give a --gallery "
+            "that shows such things"
+        ), []
+    far = [name for name, found in by_class.items() if len(found) >= FEW and not near(found, 0)]
+    if not far:
+        return "", []
+    theirs = float(np.concatenate([by_class[name] for name in far]).mean())
+    return (
+        f"the queries of {shown(far, NAMED)} bring nothing near: the nearest image that each of them brought has a similarity of "
+        f"{theirs:.2f} (mean), {finds}. Either the gallery does not show such things, or what it has of them is labelled already, or "
+        "held out: look at montage.jpg, and give more --gallery, or a smaller --total"
+    ), far
+
+
+def _meaningless(pool: Pool) -> np.ndarray:
+    """(NULL,) float32: similarity of directions without a meaning to the nearest usable image; -inf where there is none.
+
+    These are random sums of a quarter of the gallery's embeddings at most (so they share the gallery's spread), at unit length, and
+    look for the others: they are near what they are made of. With all in both places, 100 images of CIFAR-10 seemed to show
+    nothing in 1 of 2 draws.
+    """
+    random = np.random.default_rng(0)
+    rows = np.sort(random.permutation(pool.vectors.count)[: min(1024, -(-pool.vectors.count // 4))])
+    null = random.normal(size=(NULL, len(rows))).astype(np.float32) @ pool.vectors.rows(rows)
+    null /= np.maximum(np.linalg.norm(null, axis=1, keepdims=True), 1e-12)
+    others = pool.usable.copy()
+    others[rows] = False
+    return search(pool.vectors, null, 1, usable=others, memory=pool.memory)[0][:, 0]
+
+
+def wanted_of(settings: dict[str, Any], labelled: int, classes: int) -> int | None:
+    """Gallery images to choose; None for all. The labelled images count towards `--total`."""
+    if settings["per_query"] is not None:
+        return settings["per_query"] * (classes if settings["strategy"] == "text" else labelled)
+    total = settings["total"]
+    if total is not None and total <= labelled:
+        raise TutelageError(
+            f"--total {total} with {labelled:,} labelled images, which count towards it, leaves none for the gallery",
+            f"raise --total above {labelled:,}, or lower --budget (--smoke takes at most 256 images)",
+        )
+    return None if total is None else total - labelled

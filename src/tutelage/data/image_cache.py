@@ -1,0 +1,257 @@
+"""Decoded images, each decoded once for all runs, memory-mapped.
+
+`cache/images-<short side>/` holds blocks of up to 4,096 images: `<name>.pixels`, the raw RGB bytes one after another,
+and `<name>.parquet`, the index. The index is renamed into place last, so a block is whole or not there. An image is
+found by its source's fingerprint (path, size, time, position), so a rerun on the same files decodes nothing, and more
+images tomorrow cost only themselves. Images that cannot be used stand in the index with the reason; the next process
+tries them again, because rights, memory and the formats of Pillow may have changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from tutelage.data.decode import content_key, decode
+from tutelage.data.sources import ImageRef, Rejected, read_bytes
+from tutelage.errors import TutelageError, Unreadable
+from tutelage.image_size import Size, sides
+from tutelage.run_folder import whole
+
+BLOCK = 4096  # images in a block
+SHARE = 1.15  # short side of a stored image over the larger of the two networks' sizes
+SAMPLE = 32  # images decoded to foretell the disk that all take
+
+_INDEX = pa.schema(
+    [
+        ("fingerprint", pa.binary(16)), ("key", pa.binary(32)), ("height", pa.int32()), ("width", pa.int32()),
+        ("offset", pa.int64()), ("reason", pa.string()),
+    ]
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a store holds. name: of its folder. channels: of a pixel, each one byte. decode: as `decode.decode`."""
+
+    name: str
+    channels: int
+    decode: Callable[[bytes, int | None], tuple[np.ndarray, tuple[int, int]]]
+
+
+PICTURES = Kind("images", 3, decode)
+
+
+def short_side(teacher_size: Size, student_size: Size) -> int:
+    """Short side in pixels of the stored images for a teacher and a student of these input sizes."""
+    return round(SHARE * max(*sides(teacher_size), *sides(student_size)))
+
+
+@dataclass(frozen=True)
+class Images:
+    """A selection of stored images; indexing gives pixels, `take` gives a smaller selection.
+
+    keys: (n, 32) uint8, content hashes. sizes: (n, 2) int32, height and width. places: (n, 2) int64, block and offset.
+    """
+
+    keys: np.ndarray
+    sizes: np.ndarray
+    places: np.ndarray
+    blocks: tuple[np.ndarray, ...]
+    channels: int = 3
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, position: int) -> np.ndarray:
+        """(H, W, 3) uint8, or (H, W) of one channel, read-only, straight from the file."""
+        height, width = self.sizes[position]
+        block, offset = self.places[position]
+        shape = (height, width) if self.channels == 1 else (height, width, self.channels)
+        return self.blocks[block][offset : offset + height * width * self.channels].reshape(shape)
+
+    @property
+    def seeds(self) -> np.ndarray:
+        """(n,) uint64: the first 8 bytes of each content hash, which is what a view depends on."""
+        return np.ascontiguousarray(self.keys[:, :8]).view("<u8")[:, 0]
+
+    def take(self, positions: np.ndarray) -> Images:
+        """The images at these positions, in this order."""
+        places = self.places[positions]
+        return Images(self.keys[positions], self.sizes[positions], places, self.blocks, self.channels)
+
+
+class Store:
+    """All decoded images of one short side, or of another kind."""
+
+    def __init__(self, cache: str | Path, side: int, kind: Kind = PICTURES):
+        self.folder = Path(cache) / f"{kind.name}-{side}"
+        self.side, self.kind = side, kind
+        self._tried: set[bytes] = set()  # what this object has tried to decode
+
+    def add(self, refs: Sequence[ImageRef], advance: Callable[[int], None] = lambda n: None) -> None:
+        """Decode the images that the store does not hold yet; what cannot be used is recorded with its reason.
+
+        Args:
+            refs: what to decode; the same image may be named twice.
+            advance: called with the number of images just decoded.
+
+        Raises:
+            TutelageError: the disk would not hold them.
+        """
+        missing = self.missing(refs)
+        if missing:
+            self._check_disk(missing)
+        self._tried.update(ref.fingerprint for ref in missing)
+        for start in range(0, len(missing), BLOCK):
+            self._add_block(missing[start : start + BLOCK], advance)
+
+    def missing(self, refs: Sequence[ImageRef]) -> list[ImageRef]:
+        """Those of `refs` that are to be decoded, each once: never tried, or tried in vain by others."""
+        index = self._index()
+        found = self._lookup(refs, index)
+        failed = np.append(np.asarray(index.column("reason").is_valid()), False)  # the last stands for row -1
+        again = (found < 0) | failed[found]
+        unique = {
+            ref.fingerprint: ref
+            for ref, row, due in zip(refs, found, again, strict=True)
+            if due and (row < 0 or ref.fingerprint not in self._tried)
+        }
+        return list(unique.values())
+
+    def find(self, refs: Sequence[ImageRef]) -> tuple[Images, np.ndarray, list[Rejected]]:
+        """Look up images that were added.
+
+        Returns:
+            the usable images, in the order of `refs`; (n,) int64, their positions in `refs`; and the others with the
+            reason why they cannot be used.
+        """
+        index = self._index()
+        rows = self._lookup(refs, index)
+        assert (rows >= 0).all(), "add() comes before find()"
+        taken = index.take(pa.array(rows))
+        reasons = taken.column("reason")
+        good = np.flatnonzero(np.asarray(reasons.is_null()))
+        bad = [
+            Rejected(refs[i].id, reasons[i].as_py()) for i in np.flatnonzero(np.asarray(reasons.is_valid())).tolist()
+        ]
+        taken = taken.take(pa.array(good))
+        keys = np.frombuffer(b"".join(taken.column("key").to_pylist()), dtype=np.uint8).reshape(-1, 32)
+        sizes = np.stack([taken.column("height").to_numpy(), taken.column("width").to_numpy()], axis=1)
+        names = taken.column("block").to_pylist()
+        used = sorted(set(names))
+        number = {name: i for i, name in enumerate(used)}
+        places = np.stack([np.array([number[n] for n in names], dtype=np.int64), taken.column("offset").to_numpy()], 1)
+        blocks = tuple(np.memmap(self.folder / f"{name}.pixels", dtype=np.uint8, mode="r") for name in used)
+        return Images(keys, sizes, places, blocks, self.kind.channels), good, bad
+
+    def _index(self) -> pa.Table:
+        """All rows. `_lookup` takes the first of an image: the one that succeeded, else the newest failure."""
+        tables = []
+        for path in sorted(self.folder.glob("*.parquet"), key=lambda path: path.stat().st_mtime_ns, reverse=True):
+            table = pq.read_table(path)
+            tables.append(table.append_column("block", pa.array([path.stem] * len(table), pa.string())))
+        empty = _INDEX.append(pa.field("block", pa.string())).empty_table()
+        index = pa.concat_tables([empty, *tables]).combine_chunks()
+        good = index.column("reason").is_null()
+        failed = index.column("reason").is_valid()
+        return pa.concat_tables([index.filter(good), index.filter(failed)]).combine_chunks()
+
+    @staticmethod
+    def _lookup(refs: Sequence[ImageRef], index: pa.Table) -> np.ndarray:
+        """(n,) int64 row in the index, -1 where there is none."""
+        asked = pa.array([ref.fingerprint for ref in refs], pa.binary(16))
+        rows = pc.index_in(  # pyright: ignore[reportAttributeAccessIssue]
+            asked, value_set=index.column("fingerprint").combine_chunks()
+        )
+        return rows.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+
+    def _add_block(self, refs: Sequence[ImageRef], advance: Callable[[int], None]) -> None:
+        name = hashlib.sha256(b"".join(ref.fingerprint for ref in refs)).hexdigest()[:24]
+        rows: dict[str, list] = {field: [] for field in _INDEX.names}
+        offset = 0
+        with (
+            whole(self.folder / f"{name}.pixels") as path,
+            ThreadPoolExecutor(os.cpu_count()) as pool,
+            path.open("wb") as file,
+        ):
+            for position, rgb, key in decoded(refs, self.side, pool, self.kind):
+                good = isinstance(rgb, np.ndarray)
+                height, width = rgb.shape[:2] if good else (0, 0)
+                row = (
+                    refs[position].fingerprint,
+                    key if good else None,
+                    height,
+                    width,
+                    offset,
+                    None if good else rgb,
+                )
+                for field, value in zip(rows, row, strict=True):
+                    rows[field].append(value)
+                if good:
+                    file.write(rgb.data)
+                    offset += rgb.nbytes
+                advance(1)
+            if not offset:
+                file.write(b"\0")  # an empty file cannot be mapped
+        with whole(self.folder / f"{name}.parquet") as path:
+            pq.write_table(pa.table(rows, _INDEX), path)
+
+    def _check_disk(self, refs: Sequence[ImageRef]) -> None:
+        step = max(1, len(refs) // SAMPLE)
+        sizes = []
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for _, rgb, _ in decoded(refs[::step][:SAMPLE], self.side, pool, self.kind):
+                if isinstance(rgb, np.ndarray):
+                    sizes.append(rgb.nbytes)
+        needed = float(np.mean(sizes)) * len(refs) if sizes else 0.0
+        self.folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self.folder).free
+        if needed > 0.95 * free:
+            raise TutelageError(
+                f"{len(refs):,} decoded images take about {needed / 2**30:,.3g} GiB in {self.folder}, but only "
+                f"{free / 2**30:,.3g} GiB are free there",
+                "free some space, or use a --cache on another disk, a smaller gallery, or a smaller --teacher-size and "
+                "--student-size",
+            )
+
+
+def decoded(
+    refs: Sequence[ImageRef], side: int, pool: ThreadPoolExecutor, kind: Kind = PICTURES
+) -> Iterator[tuple[int, np.ndarray | str, bytes]]:
+    """Decode images in the pool's threads, in the order that their containers are read.
+
+    Args:
+        side: short side in pixels, as `decode` takes it.
+
+    Yields:
+        position in `refs`; pixels (H, W, 3) uint8, or why there are none; content hash (32 bytes, or none).
+    """
+
+    def one(item: tuple[int, bytes | Unreadable]) -> tuple[int, np.ndarray | str, bytes]:
+        position, data = item
+        try:
+            if isinstance(data, Unreadable):
+                raise data
+            rgb, original = kind.decode(data, side)
+        except Unreadable as reason:
+            return position, str(reason), b""
+        return position, rgb, content_key(rgb, original)
+
+    waiting: list[tuple[int, bytes | Unreadable]] = []
+    for item in read_bytes(refs):
+        waiting.append(item)
+        if len(waiting) == 256:
+            yield from pool.map(one, waiting)
+            waiting = []
+    yield from pool.map(one, waiting)

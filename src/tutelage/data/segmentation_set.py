@@ -1,0 +1,238 @@
+"""The target set of segmentation: images with a mask each, where each belongs, and what every mask shows.
+
+Masks are decoded here, because a value that is no class would spoil training without a sound.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from tutelage.data.decode import _open, _orientation
+from tutelage.data.labelled import LabelledRef
+from tutelage.data.masks import IGNORE, Coding, Colour, Values, numbered, read_values, truth_of
+from tutelage.data.segmentation_files import FORMS, read_pairs
+from tutelage.data.sources import Rejected, missing, read_bytes
+from tutelage.data.target_set import TargetSet, _grouped, _held_out, _merge, check_places
+from tutelage.errors import TutelageError, Unreadable, raise_all, shown
+from tutelage.image_size import Size, sides
+
+CHUNK = 64  # images and masks in memory at a time
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What one pair holds. fault: why the pair cannot be used, "" = it can. strange: values that are no class, by pixels.
+
+    sizes: (height, width) of image and mask. counts: (C,) int64 pixels of each class. truth: hash of the classes.
+    """
+
+    fault: str = ""
+    strange: dict[str, int] | None = None
+    coloured: bool = False
+    sizes: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0))
+    counts: np.ndarray | None = None
+    truth: bytes = b""
+    palette: dict[int, Colour] | None = None
+
+
+def read_dense_set(
+    target: str | Path, *, val: str | Path | float | None = None, test: str | Path | float | None = None,
+    classes: Sequence[str] | None = None, group_by: str | None = None, size: Size = 1,
+) -> TargetSet:  # fmt: skip
+    """Read images and masks and say to which split each belongs. Arguments and splits as of `target_set.read_target_set`.
+
+    Args:
+        size: of the student's input: images that are smaller are reported.
+
+    Raises:
+        TutelageError: everything that is wrong, reported at once.
+    """
+    shares, places, pattern = check_places(target, {"val": val, "test": test}, group_by)
+    errors = []
+    if classes is not None:
+        message = "--classes with --task segmentation is not supported: all classes of classes.txt are used"
+        errors.append(TutelageError(message, "set the pixels of the other classes to 255"))
+    listings, codings = {}, {}
+    for split, place in places.items():
+        try:
+            listings[split], codings[split] = read_pairs(place)
+        except TutelageError as error:
+            errors.append(error)
+    raise_all(errors)
+    coding = codings[""]
+    for split, other in codings.items():
+        if other.classes != coding.classes:
+            message = f"{places[split]} has classes {shown(other.classes)}, but {target} has {shown(coding.classes)}"
+            errors.append(TutelageError(message, "use the same classes.txt for both"))
+    raise_all(errors)
+    images, rejected, notes, ids = _merge(listings, places)
+    if pattern:
+        images = _grouped(images, pattern)
+    images = _held_out(images, shares, notes)
+    images = [replace(i, ref=replace(i.ref, id=ids[i.ref.fingerprint])) for i in images]
+    found = _examined(images, coding)
+    raise_all(_faults(images, found, coding, target))
+    bad = [Rejected(i.ref.id, one.fault) for i, one in zip(images, found, strict=True) if one.fault]
+    good = [(i, one) for i, one in zip(images, found, strict=True) if not one.fault]
+    counts = np.array([one.counts for _, one in good], np.int64).reshape(len(good), len(coding.classes))
+    raise_all(_lost(good, counts, coding, target))
+    notes += _remarks(good, counts, sides(size))
+    rarity = counts.sum(axis=0)
+    labels = np.where(counts > 0, np.where(rarity > 0, rarity, 1), np.iinfo(np.int64).max).argmin(axis=1)
+    return TargetSet(
+        "segmentation", coding.classes, [i.ref for i, _ in good], labels.astype(np.int64),
+        np.array([i.split for i, _ in good], np.str_), np.array([i.group for i, _ in good], np.str_), tuple(notes),
+        (*rejected, *bad), tuple(i.mask for i, _ in good if i.mask), tuple(one.truth for _, one in good), counts,
+        _palette(coding, found), coding.coloured and any(one.coloured for one in found), coding.ignored,
+    )  # fmt: skip
+
+
+def read_any_dense(target: str | Path, classes: Sequence[str]) -> TargetSet:
+    """Read all images and masks of one path, whatever their split, to score a model whose classes are known."""
+    if not Path(target).exists():
+        raise missing(target)
+    listing, coding = read_pairs(Path(target))
+    if coding.classes != tuple(classes):
+        message = f"{target} has classes {shown(coding.classes)}, but the run's classes are {shown(classes)}"
+        raise TutelageError(message, "use the classes.txt of the run's target set")
+    found = _examined(listing.images, coding)
+    raise_all(_faults(listing.images, found, coding, target, least=0))
+    good = [(i, one) for i, one in zip(listing.images, found, strict=True) if not one.fault]
+    counts = np.array([one.counts for _, one in good], np.int64).reshape(len(good), len(classes))
+    bad = [Rejected(i.ref.id, one.fault) for i, one in zip(listing.images, found, strict=True) if one.fault]
+    return TargetSet(
+        "segmentation", coding.classes, [i.ref for i, _ in good], np.zeros(len(good), np.int64),
+        np.array([i.split for i, _ in good], np.str_), np.array([i.group for i, _ in good], np.str_),
+        tuple(listing.notes), (*listing.rejected, *bad), tuple(i.mask for i, _ in good if i.mask),
+        tuple(one.truth for _, one in good), counts, _palette(coding, found),
+        coding.coloured and any(one.coloured for one in found), coding.ignored,
+    )  # fmt: skip
+
+
+def _examined(images: Sequence[LabelledRef], coding: Coding) -> list[_Found]:
+    """Read every image's header and decode every mask, some at a time."""
+    found: list[_Found] = []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(images), CHUNK):
+            part = images[start : start + CHUNK]
+            pictures = dict(read_bytes([image.ref for image in part]))
+            masks = dict(read_bytes([image.mask for image in part if image.mask]))
+            pairs = [(pictures[i], masks[i], coding) for i in range(len(part))]
+            found += pool.map(_pair, pairs)
+    return found
+
+
+def _pair(pair: tuple[bytes | Unreadable, bytes | Unreadable, Coding]) -> _Found:
+    """Look at one image and its mask."""
+    picture, mask, coding = pair
+    if isinstance(mask, Unreadable):
+        return _Found(fault=f"its mask: {mask}")
+    try:
+        values: Values = read_values(mask)
+    except Unreadable as reason:
+        return _Found(fault=f"its mask: {reason}")
+    kept, strange = numbered(values, coding)
+    counts = np.bincount(kept.reshape(-1), minlength=IGNORE + 1)[: len(coding.classes)]
+    truth = truth_of(kept)
+    size = _size(picture) or kept.shape
+    sizes = ((size[0], size[1]), (kept.shape[0], kept.shape[1]))
+    return _Found("", strange, values.pixels.ndim == 3, sizes, counts, truth, values.palette)
+
+
+def _size(picture: bytes | Unreadable) -> tuple[int, int] | None:
+    """Height and width of an image, turned as EXIF says; None for one that cannot be read, which is reported elsewhere."""
+    if isinstance(picture, Unreadable):
+        return None
+    try:
+        image = _open(picture)
+        width, height = image.size
+        return (width, height) if _orientation(image) >= 5 else (height, width)
+    except Exception:  # Pillow's readers raise almost anything on broken data; the store reports it
+        return None
+
+
+def _faults(
+    images: Sequence[LabelledRef], found: Sequence[_Found], coding: Coding, target: str | Path, least: int = 1
+) -> list[TutelageError]:
+    """What makes masks unusable: colours without names, sizes that differ, values that are no class; no train images."""
+    pairs = [(image, one) for image, one in zip(images, found, strict=True) if not one.fault]
+    coloured = [image.mask.id for image, one in pairs if one.coloured and image.mask]
+    errors = []
+    if least and not any(image.split == "train" for image, _ in pairs):
+        hint = f"check the names of its folders; tutelage reads {FORMS}"
+        errors.append(TutelageError(f"{target} has no train images with a mask", hint))
+    if coloured and not coding.coloured:
+        message = f"{len(coloured)} masks hold colours, but classes.txt does not say which class each colour is"
+        hint = (
+            "write `name red green blue` for every class into classes.txt and `ignore red green blue` for colours of no "
+            "class, or use masks of class numbers (one channel or a palette, 255 = no class)"
+        )
+        return [*errors, TutelageError(f"{message}: {shown(coloured)}", hint)]
+    apart = [
+        f"{image.ref.id} ({one.sizes[0][0]} x {one.sizes[0][1]}, mask {one.sizes[1][0]} x {one.sizes[1][1]})"
+        for image, one in pairs
+        if one.sizes[0] != one.sizes[1]
+    ]
+    if apart:
+        message = f"{len(apart)} images and masks differ in height x width: {shown(apart)}"
+        errors.append(TutelageError(message, "resize each mask to the size of its image, by nearest neighbour"))
+    where: dict[str, list[tuple[int, str]]] = defaultdict(list)
+    for image, one in pairs:
+        for value, pixels in (one.strange or {}).items():
+            where[value].append((pixels, image.mask.id if image.mask else image.ref.id))
+    if where:
+        values = [
+            f"{value} in {len(at)} masks ({sum(n for n, _ in at):,} pixels, most in {max(at)[1]})"
+            for value, at in sorted(where.items(), key=lambda item: -sum(n for n, _ in item[1]))
+        ]
+        numbers = f"0 to {len(coding.classes) - 1}, and 255 for no class"
+        known = "the colours of classes.txt" if coding.coloured else numbers
+        message = f"masks hold values that are not a class ({known}): {shown(values)}"
+        errors.append(TutelageError(message, "name them in classes.txt, or set these pixels to 255"))
+    return errors
+
+
+def _lost(
+    good: Sequence[tuple[LabelledRef, _Found]], counts: np.ndarray, coding: Coding, target: str | Path
+) -> list[TutelageError]:
+    """Classes without a pixel in train or in test."""
+    errors = []
+    for split in ("train", "test"):
+        rows = [i for i, (image, _) in enumerate(good) if image.split == split]
+        lost = [name for name, seen in zip(coding.classes, counts[rows].sum(axis=0), strict=True) if not seen]
+        if rows and lost:
+            which = f"{len(lost)} classes in the {len(rows)} {split} images: {shown(lost, 10)}"
+            hint = "add images so that train and test show every class, give another --test, or remove the class"
+            errors.append(TutelageError(f"{target} has no pixel of {which}", hint))
+    return errors
+
+
+def _remarks(good: Sequence[tuple[LabelledRef, _Found]], counts: np.ndarray, size: tuple[int, int]) -> list[str]:
+    """Notes: masks that show one class or none, which teach little and are often a fault of the tool that wrote them; small images."""
+    plain = [image.ref.id for (image, _), few in zip(good, ((counts > 0).sum(axis=1) < 2).tolist(), strict=True) if few]
+    small = [image.ref.id for image, one in good if one.sizes[0][0] < size[0] or one.sizes[0][1] < size[1]]
+    notes = [f"{len(plain)} masks show one class or none: {shown(plain)}"] if plain else []
+    if small:
+        text = f"{len(small)} images are smaller than the student's {size[0]} x {size[1]} pixels and are enlarged"
+        notes.append(f"{text}: {shown(small)}")
+    return notes
+
+
+def _palette(coding: Coding, found: Iterable[_Found]) -> tuple[Colour, ...]:
+    """The data set's colours: those of classes.txt, else of the first palette that names every class, else made ones."""
+    count = len(coding.classes)
+    if coding.coloured:
+        return coding.colours
+    for one in found:
+        own = one.palette or {}
+        mine = tuple(own[i] for i in range(count) if i in own)
+        if len(set(mine)) == count:
+            return mine
+    return coding.colours

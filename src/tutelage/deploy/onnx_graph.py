@@ -1,0 +1,180 @@
+"""A student as an ONNX graph: in its fused form, with a free batch size, normalisation and softmax in it where that is asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from tutelage.errors import TutelageError
+from tutelage.image_size import Size, sides
+
+INPUT, OUTPUT = "images", "logits"
+BAKED_INPUT, BAKED_OUTPUT = "pixels", "probabilities"
+OPSET = 20
+
+
+class Baked(nn.Module):
+    """A student that takes pixels as they are: (B, H, W, 3) uint8 -> (B, C) or (B, C, H, W) float32 probabilities."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, module: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]):
+        super().__init__()
+        self.module = module
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        images = pixels.permute(0, 3, 1, 2).to(torch.float32) / 255
+        return self.module((images - self.mean) / self.std).softmax(1)
+
+
+def fused(module: nn.Module) -> nn.Module:
+    """A copy in evaluation mode whose parallel branches are one convolution each, where the model has such (FastViT, RepVGG, RepViT)."""
+    from timm.utils.model import reparameterize_model
+
+    with torch.no_grad():
+        return reparameterize_model(copy.deepcopy(module).cpu().float().eval()).eval()
+
+
+def example(size: Size, baked: bool, batch: int = 2) -> torch.Tensor:
+    """Random input of a student: (B, 3, H, W) float32, or (B, H, W, 3) uint8 where it is baked."""
+    height, width = sides(size)
+    chance = torch.Generator().manual_seed(0)
+    if baked:
+        return torch.randint(0, 256, (batch, height, width, 3), generator=chance, dtype=torch.uint8)
+    return torch.randn(batch, 3, height, width, generator=chance)
+
+
+def write_onnx(module: nn.Module, size: Size, baked: bool, path: Path) -> None:
+    """Write a module as one ONNX file with a free batch size, without the exporter's notes on every node.
+
+    Args:
+        module: in evaluation mode; takes what `example` gives.
+        size: of the input.
+
+    Raises:
+        TutelageError: the exporter is not installed, or an operation cannot be exported; names the layer.
+    """
+    try:
+        import onnx
+        import onnxscript  # noqa: F401  # torch's exporter needs it
+    except ImportError:
+        message = "onnx and onnxscript are not installed"
+        raise TutelageError(message, "run `pip install 'tutelage[export]'`") from None
+
+    images = example(size, baked)
+    try:
+        program = _exported(module, images, names=(BAKED_INPUT, BAKED_OUTPUT) if baked else (INPUT, OUTPUT))
+    except Exception as error:
+        name, reason = _culprit(module, images, error)
+        raise TutelageError(
+            f"{name} cannot be exported: {reason}", "choose a student whose operations all have an ONNX form"
+        ) from error
+    model = program.model_proto
+    for node in model.graph.node:
+        del node.metadata_props[:]
+    for value in (*model.graph.value_info, *model.graph.initializer, *model.graph.input, *model.graph.output):
+        del value.metadata_props[:]
+    del model.metadata_props[:], model.graph.metadata_props[:]
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path)
+
+
+def _exported(module: nn.Module, images: torch.Tensor, names: tuple[str, str] | None = None) -> Any:
+    """torch's export; what it prints about its progress is kept off the user's screen."""
+    more: dict[str, Any] = {"input_names": [names[0]], "output_names": [names[1]]} if names else {}
+    with _quiet(), torch.no_grad():
+        return torch.onnx.export(
+            module, (images,), dynamo=True, dynamic_shapes=({0: torch.export.Dim("batch")},), opset_version=OPSET,
+            external_data=False, optimize=True, verbose=False, **more,
+        )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    logs = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [log.level for log in logs]
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        warnings.simplefilter("ignore")
+        for log in logs:
+            log.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            for log, level in zip(logs, levels, strict=True):
+                log.setLevel(level)
+
+
+def _culprit(module: nn.Module, images: torch.Tensor, error: Exception) -> tuple[str, str]:
+    """The smallest part of a module that cannot be exported by itself, and why."""
+    name, part, given = "the student", module, images
+    while True:
+        inputs = _inputs_of_children(part, given)
+        for child_name, child in part.named_children():
+            if child_name not in inputs:
+                continue
+            try:
+                _exported(child.eval(), inputs[child_name])
+            except Exception as fault:
+                name = child_name if part is module else f"{name}.{child_name}"
+                part, given, error = child, inputs[child_name], fault
+                break
+        else:
+            break
+    kind = "" if part is module else f" ({type(part).__name__})"
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    return f"layer {name}{kind}" if part is not module else name, " ".join(str(cause).split())[:200]
+
+
+def _inputs_of_children(module: nn.Module, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What each child that takes one tensor gets in a forward pass."""
+    found: dict[str, torch.Tensor] = {}
+    hooks = []
+    for name, child in module.named_children():
+
+        def keep(_: nn.Module, given: tuple[Any, ...], name: str = name) -> None:
+            if len(given) == 1 and isinstance(given[0], torch.Tensor):
+                found.setdefault(name, given[0].detach())
+
+        hooks.append(child.register_forward_pre_hook(keep))
+    try:
+        with torch.no_grad(), contextlib.suppress(Exception):
+            module(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def write_torchscript(module: nn.Module, size: Size, baked: bool, path: Path) -> None:
+    """Write a module as TorchScript, for programs that run libtorch."""
+    with _quiet(), torch.no_grad():
+        traced = torch.jit.freeze(torch.jit.trace(module, (example(size, baked),), check_trace=False))
+        torch.jit.save(traced, str(path))
+
+
+def torch_outputs(module: nn.Module, inputs: np.ndarray, batch_size: int = 256) -> np.ndarray:
+    """(n, ...) model inputs -> (n, C) float32 of a module on the CPU."""
+    with torch.inference_mode():
+        parts = [
+            module(torch.from_numpy(inputs[at : at + batch_size])).numpy() for at in range(0, len(inputs), batch_size)
+        ]
+    return np.concatenate(parts)

@@ -1,0 +1,56 @@
+"""The command line of an export folder's predict.py."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from tutelage.deploy.predict_masks import predictions
+from tutelage.deploy.runtime import NAMES, files_in, open_export, write_predictions
+from tutelage.errors import TutelageError, rendered
+
+
+@contextlib.contextmanager
+def counted(total: int) -> Iterator[Callable[[int], None]]:
+    """Count on stderr, where that is a terminal."""
+    done = 0
+
+    def advance(n: int) -> None:
+        nonlocal done
+        done += n
+        if sys.stderr.isatty():
+            print(f"\r{done:,} of {total:,} images", end="", file=sys.stderr, flush=True)
+
+    yield advance
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
+
+
+def main(folder: Path, words: Sequence[str] | None = None) -> int:
+    """The command line of an export folder's predict.py; exit code 0, or 2 with a message."""
+    parser = argparse.ArgumentParser(description="Classify images with the model in this folder.")
+    parser.add_argument("images", nargs="+", help="images, or folders of images")
+    parser.add_argument("--out", default="predictions.csv", help=".csv, or .parquet where pyarrow is")
+    parser.add_argument("--top", type=int, default=1, help="how many classes of each image")
+    parser.add_argument("--model", choices=["auto", *NAMES], default="auto", help="auto: what the export recommends")
+    parser.add_argument("--threads", type=int, help="of onnxruntime; default: all cores")
+    given = parser.parse_args(words)
+    try:
+        model, paths = open_export(folder, given.model, given.threads), files_in(given.images)
+        with counted(len(paths)) as advance:
+            result = predictions(model, paths, Path(given.out), advance)
+        rejected = write_predictions(Path(given.out), result, given.top)
+    except TutelageError as error:
+        print(rendered(error), file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(rendered(TutelageError(f"{error.filename or given.out}: {error.strerror}")), file=sys.stderr)
+        return 2
+    print(
+        f"{len(result.paths):,} images, {given.out}"
+        + (f"; {len(result.rejected):,} rejected, {rejected}" if rejected else "")
+    )
+    return 0

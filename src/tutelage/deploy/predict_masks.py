@@ -1,0 +1,84 @@
+"""Masks of image files, by an export folder of a segmentation student. Needs onnxruntime, numpy and Pillow; loads no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from tutelage.data.decode import decode, fit
+from tutelage.data.upsample import decided
+from tutelage.deploy.runtime import Model, Predictions, predict_images
+from tutelage.errors import Unreadable
+
+
+@dataclass
+class Painted:
+    """paths: n of the images that could be read. masks: n paths of PNGs. shares: n times C shares of the pixels. rejected: path and
+    reason of the others."""
+
+    labels: list[str]
+    paths: list[str] = field(default_factory=list)
+    masks: list[str] = field(default_factory=list)
+    shares: list[np.ndarray] = field(default_factory=list)
+    rejected: list[tuple[str, str]] = field(default_factory=list)
+
+    def columns(self, top: int) -> dict[str, list[Any]]:
+        """The table: path, mask, and the share of the pixels that each class has."""
+        table = np.array(self.shares).reshape(len(self.paths), len(self.labels))
+        shares = {
+            f"share_{label}": [round(float(one), 6) for one in table[:, i]] for i, label in enumerate(self.labels)
+        }
+        return {"path": self.paths, "mask": self.masks, **shares}
+
+
+def predictions(
+    model: Model, paths: Iterable[str], out: Path, advance: Callable[[int], None] = lambda n: None
+) -> Predictions | Painted:
+    """What the model says of image files: classes, or masks, which go to a folder named as `out` without its ending."""
+    if model.about.get("task") == "segmentation":
+        return paint_images(model, paths, out.with_suffix(""), advance)
+    return predict_images(model, paths, advance=advance)
+
+
+def paint_images(model: Model, paths: Iterable[str], folder: Path, advance: Callable[[int], None]) -> Painted:
+    """Write a mask of each image, at the image's own size: a PNG of class numbers in the data set's colours."""
+    result = Painted(model.labels)
+    colours = [value for colour in model.about["colours"] for value in colour]
+    taken: set[str] = set()
+    for path in paths:
+        try:
+            rgb, (height, width) = decode(Path(path).read_bytes(), model.about["decode_short_side"])
+            pixels = fit(rgb, model.about["size"], model.about["resize"])
+            mask = decided(model.outputs(pixels[None])[0], height, width)
+            name = _free(Path(path).stem, taken)
+            folder.mkdir(parents=True, exist_ok=True)
+            image = Image.fromarray(mask)
+            image.putpalette(colours)
+            image.save(folder / f"{name}.png.partial", "PNG")
+            (folder / f"{name}.png.partial").replace(folder / f"{name}.png")
+            result.paths.append(path)
+            result.masks.append(str(folder / f"{name}.png"))
+            result.shares.append(np.bincount(mask.reshape(-1), minlength=len(model.labels)) / mask.size)
+        except OSError as error:
+            if error.filename != path:
+                raise
+            result.rejected.append((path, error.strerror or "cannot be read"))
+        except Unreadable as error:
+            result.rejected.append((path, str(error)))
+        advance(1)
+    return result
+
+
+def _free(stem: str, taken: set[str]) -> str:
+    """A name that no other image of this call has."""
+    name, number = stem, 1
+    while name in taken:
+        number += 1
+        name = f"{stem}-{number}"
+    taken.add(name)
+    return name

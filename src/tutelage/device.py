@@ -1,0 +1,286 @@
+"""Where the work runs and what it costs: device, memory allocation, FLOPs, latency, peak memory."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import resource
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tutelage.errors import TutelageError
+from tutelage.image_size import Size, sides
+from tutelage.progress import on_its_own, processes
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+def prepare_process() -> None:
+    """Settings that must precede the import of torch; what the user has set stays.
+
+    OpenMP's active waiting makes small networks 10 to 50 times slower on few cores. glibc gives large blocks back to the
+    system after every layer and the kernel clears them anew: keeping them made a teacher's forward pass 1.3 to 2 times
+    faster on 2 cores.
+    """
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # corrupt EXIF and the like cost no image
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if sys.platform == "linux" and "MALLOC_TRIM_THRESHOLD_" not in os.environ:
+        try:
+            libc = ctypes.CDLL("libc.so.6")
+            libc.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
+            libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+        except (OSError, AttributeError):  # another C library
+            pass
+
+
+def accelerator(device: str, precision: str) -> Any:
+    """accelerate's Accelerator for a device and a precision.
+
+    Args:
+        device: "auto", "cpu", "cuda" or "mps".
+        precision: "auto" (bf16 where the GPU has it, else fp32), "fp32", "bf16" or "fp16".
+
+    Raises:
+        TutelageError: the device is not there, or has not that precision.
+    """
+    from datetime import timedelta
+
+    import torch
+    from accelerate import Accelerator, InitProcessGroupKwargs
+    from accelerate.state import AcceleratorState
+
+    mixed = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[check_hardware(device, precision)]
+    if processes() == 1:  # accelerate keeps one state for all: a second run in this process may ask for another device
+        AcceleratorState._reset_state(reset_partial_state=True)
+    patient = InitProcessGroupKwargs(timeout=timedelta(days=7))  # others wait while one process decodes
+    on_cpu = device == "cpu" or (
+        device == "auto" and not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    )
+    hardware = Accelerator(cpu=on_cpu, mixed_precision=mixed, kwargs_handlers=[patient])
+    assert hardware.num_processes == processes(), "accelerate sees other processes than torch.distributed.run started"
+    return hardware
+
+
+@contextlib.contextmanager
+def on_a_device_of_its_own() -> Iterator[None]:
+    """`on_its_own`, and of several GPUs this process takes the one that LOCAL_RANK says."""
+    import torch
+
+    place = int(os.environ.get("LOCAL_RANK") or 0)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(place % torch.cuda.device_count())
+    with on_its_own():
+        yield
+
+
+def check_group() -> None:
+    """Refuse an environment that names several processes, but not how they find each other.
+
+    Raises:
+        TutelageError: WORLD_SIZE without the other variables.
+    """
+    lacking = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if processes() > 1 and lacking:
+        raise TutelageError(
+            f"WORLD_SIZE={processes()} in the environment, without {' and '.join(lacking)}, which torch.distributed.run sets too",
+            "run `unset WORLD_SIZE RANK` for one process, or start several with `python -m torch.distributed.run -m tutelage ...`",
+        )
+
+
+def check_hardware(device: str, precision: str) -> str:
+    """The precision that "auto" stands for. Arguments and exceptions as for `accelerator`."""
+    import torch
+
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if device != "auto" and not there[device]:
+        found = ", ".join(name for name, is_there in there.items() if is_there)
+        hint = f"use --device auto or one that this machine has ({found}); `tutelage doctor` shows more"
+        raise TutelageError(f"--device {device} is not available on this machine", hint)
+    on_gpu = device in ("auto", "cuda") and there["cuda"]
+    if precision == "auto":
+        precision = "bf16" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if precision == "fp16" and not on_gpu:
+        raise TutelageError("--precision fp16 needs a CUDA device", "use fp32 or bf16, or leave out --precision")
+    return precision
+
+
+def flops(module: nn.Module, size: Size) -> int:
+    """FLOPs of one forward pass of one image; 1 MAC = 2 FLOPs, attention included.
+
+    Args:
+        module: takes (1, 3, *sides(size)) float32.
+        size: of the input.
+    """
+    import torch
+
+    was_training = module.training
+    module.eval()
+    with torch.no_grad():
+        counted = _counted(module, size, 1)
+    module.train(was_training)
+    return counted
+
+
+def training_flops(module: nn.Module, size: Size) -> int:
+    """FLOPs of the forward and the backward pass of one image, in train mode; attention included.
+
+    The first layer passes no gradient to the image, so this is a little less than three times the forward pass.
+
+    Args:
+        module: takes (B, 3, *sides(size)) float32, gives a tensor or a tuple of tensors; a copy of it is used.
+    """
+    import copy
+
+    return _counted(copy.deepcopy(module).cpu().float().train(), size, 2) // 2
+
+
+def _convolution_backward(
+    grad_shape: Any, x_shape: Any, w_shape: Any, _bias: Any, _stride: Any, _padding: Any, _dilation: Any, transposed: bool,
+    _output_padding: Any, _groups: Any, output_mask: Any, out_shape: Any = None, **_: Any,
+) -> int:  # fmt: skip
+    """FLOPs of a convolution's backward pass: each gradient that is wanted costs what the forward pass costs.
+
+    torch's own formula forgets the groups in the gradient of the weights: a depthwise layer of C channels counted C times.
+    """
+    from torch.utils.flop_counter import conv_flop_count
+
+    return sum(bool(wanted) for wanted in output_mask[:2]) * conv_flop_count(x_shape, w_shape, grad_shape, transposed)
+
+
+def _counted(module: nn.Module, size: Size, batch: int) -> int:
+    """FLOPs of a pass of `batch` images, with the backward pass where gradients are on."""
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    parameter = next(module.parameters())
+    images = torch.zeros(batch, 3, *sides(size), device=parameter.device, dtype=parameter.dtype)
+    # fused attention on the CPU counts as 0; the plain one is counted
+    formulas = {torch.ops.aten.convolution_backward: _convolution_backward}
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=formulas) as counter:
+        output = module(images)
+        if torch.is_grad_enabled():
+            parts = output if isinstance(output, tuple) else (output,)
+            torch.stack([part.sum() for part in parts if part is not None]).sum().backward()
+    return counter.get_total_flops()
+
+
+def latency_ms(module: nn.Module, size: Size, repeats: int = 50, seconds: float = 20.0) -> float:
+    """Median milliseconds of one forward pass on the CPU: batch 1, 1 thread, float32.
+
+    Args:
+        module: takes (1, 3, *sides(size)) float32; left as it was.
+        size: of the input.
+        repeats: timed passes, after 5 that are not. seconds: once so many have gone no pass begins; then fewer count, of a
+            network that is so slow the last one of the first 5.
+    """
+    import copy
+
+    import torch
+
+    module = copy.deepcopy(module).cpu().eval()
+    image = torch.zeros(1, 3, *sides(size))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        times = []
+        with torch.inference_mode():
+            for _ in range(repeats + 5):
+                start = time.perf_counter()
+                module(image)
+                times.append(time.perf_counter() - start)
+                if sum(times) >= seconds:
+                    break
+    finally:
+        torch.set_num_threads(threads)
+    return 1000 * statistics.median(times[5:] or times[-1:])
+
+
+class PeakMemory:
+    """Largest resident memory of this process since this object was made, in MiB; on CUDA the device's where that is larger.
+
+    Where the kernel does not let the mark be reset (not Linux), since the process began.
+    """
+
+    def __init__(self):
+        import torch
+
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+
+    def mib(self) -> float:
+        """MiB so far."""
+        import torch
+
+        device = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0
+        try:
+            lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+            host = int(lines["VmHWM"].split()[0]) / 2**10
+        except (OSError, KeyError, ValueError):
+            host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+        return max(host, device)
+
+
+INSTRUCTION_SETS = (
+    "avx2",
+    "avx512f",
+    "avx_vnni",
+    "avx512_vnni",
+    "avx512_bf16",
+    "amx_int8",
+    "neon",
+    "asimddp",
+    "i8mm",
+    "sve",
+)
+
+
+def cpu() -> dict[str, Any]:
+    """cpu: name of the processor; instruction_sets: those that matter for small networks; cores: that this process may use."""
+    import platform
+
+    name, flags = "", set()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                name = value.strip()
+            elif key.strip() in ("flags", "Features"):
+                flags = set(value.split())
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return {
+        "cpu": name or platform.processor() or platform.machine(), "cores": cores,
+        "instruction_sets": [one for one in INSTRUCTION_SETS if one in flags],
+    }  # fmt: skip
+
+
+def to_device(batch: torch.Tensor, device: Any) -> torch.Tensor:
+    """Move a batch; from pinned memory to a GPU without waiting."""
+    if str(device).startswith("cuda"):
+        return batch.pin_memory().to(device, non_blocking=True)
+    return batch.to(device)
+
+
+def free_memory() -> int | None:
+    """Available bytes of memory, within the limit of a container where one is set; None where it cannot be known."""
+    try:
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        free = int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None
+    try:
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        free = min(free, limit - int(Path("/sys/fs/cgroup/memory.current").read_text()))
+    except (OSError, ValueError):
+        pass  # no limit
+    return free

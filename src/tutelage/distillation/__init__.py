@@ -1,0 +1,1 @@
+"""The student learns the targets: teacher outputs, objectives, the loop."""

@@ -1,0 +1,110 @@
+"""DINO: a student learns from its own average, without teacher and without labels (Caron et al., ICCV 2021).
+
+Two large crops and four small ones of each image; the averaged student looks at the large ones. Images seen are counted
+by their pixels: two crops of S x S and four of S/2 x S/2 are three images of S x S, and steps are fewer by that.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from tutelage.data.image_cache import Images
+from tutelage.data.views import draw, render, to_input
+from tutelage.device import flops
+from tutelage.features.view_batches import ViewSettings, shaped
+from tutelage.training import batches, loop, losses, optimization
+
+LARGE, SMALL = 2, 4  # crops of each image
+LARGE_AREA, SMALL_AREA = (0.4, 1.0), (0.05, 0.4)  # share of the image, as in the paper
+COLOUR = 0.4  # stronger than for a teacher that has to recognise what it sees
+DECAY = 0.99  # of the average: short schedules forget faster than the paper's 0.996
+CENTRE = 0.9
+
+
+def small_side(module: Any, size: int) -> int:
+    """Side of the small crops: half of the student's where it takes that, else all of it."""
+    from tutelage.models.students import pooled_width
+
+    try:
+        pooled_width(module, size // 2)
+        return size // 2
+    except (RuntimeError, AssertionError, ValueError):
+        return size
+
+
+def images_in_a_step(batch_size: int, size: int, small: int) -> float:
+    """Images of size x size whose pixels a step sees."""
+    return batch_size * (LARGE + SMALL * (small / size) ** 2)
+
+
+def extra_flops(module: Any, student: Any, steps_an_image: float) -> int:
+    """FLOPs of one image's pixels beyond those of training on it: the averaged network's passes, and the head's on every crop.
+
+    Args:
+        module: a `SelfTaught`. student: in it, with its size. steps_an_image: batch size over images in a step.
+    """
+    whole, backbone = flops(module, student.size), flops(module.student, student.size)
+    head = max(0, whole - backbone)
+    crops = LARGE + SMALL
+    trained = 3 * head * (crops * steps_an_image - 1)  # one head a whole image is in the training pass already
+    return round(LARGE * steps_an_image * whole + trained)
+
+
+def crop(
+    images: Images, positions: np.ndarray, numbers: np.ndarray, area: tuple[float, float], size: int, student: Any, views: ViewSettings
+) -> torch.Tensor:  # fmt: skip
+    """One crop of each image: (B, 3, size, size) float32, normalised as the student wants it, channels_last.
+
+    Args:
+        numbers: (B,) int64, which crop. area: smallest and largest share of the image. views: seed, flip, resize.
+    """
+    pixels = [shaped(images[int(i)], views.resize) for i in positions]
+    sizes = np.array([one.shape[:2] for one in pixels])
+    drawn = draw(images.seeds[positions], sizes, numbers, views.seed, flip=views.flip, area=area, colour=COLOUR)
+    return to_input(render(pixels, drawn, size), student.mean, student.std, drawn.colours)
+
+
+def teach_itself(
+    module: Any, student: Any, small: int, images: Images, views: ViewSettings, plan: loop.Plan, hardware: Any,
+    watch: loop.Watch, **more: Any,
+) -> None:  # fmt: skip
+    """The loop of DINO.
+
+    Args:
+        module: a `SelfTaught`, prepared by `hardware`. small: side of the small crops in pixels.
+        more: optimizer, resumable and average of `loop.train`: of the module, with DECAY, the network that sets the targets.
+    """
+    rank, processes, plain = hardware.process_index, hardware.num_processes, hardware.unwrap_model(module)
+    order, state = batches.seed_of(plan.seed, "order"), more["average"].state
+    shown = round(images_in_a_step(plan.batch_size, student.size, small))
+    kinds = [(LARGE_AREA, student.size)] * LARGE + [(SMALL_AREA, small)] * SMALL
+    waiting = True
+
+    def make(step: int) -> list[torch.Tensor]:
+        positions, passes = batches.batch_of(step, plan.batch_size, len(images), order)
+        positions, passes = positions[rank::processes], passes[rank::processes]
+        return [
+            crop(images, positions, passes * len(kinds) + number, area, size, student, views)
+            for number, (area, size) in enumerate(kinds)
+        ]
+
+    def loss_of(step: int, *crops: torch.Tensor) -> torch.Tensor:
+        nonlocal waiting
+        waiting = step < optimization.WARM_UP * plan.steps
+        with torch.no_grad(), hardware.autocast():
+            now = {name: value.clone() for name, value in state.items()}  # its BatchNorm is not to learn here
+            targets = torch.func.functional_call(plain, now, (torch.cat(crops[:LARGE]),)).float()
+        with hardware.autocast():
+            outputs = [*module(torch.cat(crops[:LARGE])).chunk(LARGE), *module(torch.cat(crops[LARGE:])).chunk(SMALL)]
+        loss = losses.self_distillation(outputs, list(targets.chunk(LARGE)), plain.centre)
+        plain.centre.lerp_(hardware.reduce(targets.mean(dim=0, keepdim=True), "mean"), 1 - CENTRE)
+        return loss
+
+    # as the paper's first epoch: prototypes wait until there is something to tell apart
+    hook = plain.prototypes.register_hook(lambda gradient: torch.zeros_like(gradient) if waiting else gradient)
+    module.train()
+    loop.train(module, plan, make, loss_of, hardware, watch, images=shown, **more)
+    hook.remove()

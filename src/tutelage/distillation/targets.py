@@ -1,0 +1,92 @@
+"""What the student is to match for each image: one target an image, whatever view of it the student sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from tutelage.data.grids import crop_grid
+from tutelage.data.image_cache import Images
+from tutelage.features.output_cache import Outputs, run_network
+from tutelage.features.view_batches import CLEAN, MIRRORED, ViewSettings, drawn_views
+from tutelage.metrics import log_softmax
+from tutelage.models.adapted_teacher import Network
+
+
+@dataclass(frozen=True)
+class TeacherOutputs:
+    """The adapted teacher's outputs for n images, from the cache, or, where `tables` is None, computed when they are asked for.
+
+    head: outputs (B, D) of the network -> (B, C) float32 logits, or (B, C, h, w). settings: of the views. tables: of each look.
+    """
+
+    images: Images
+    network: Network
+    head: Callable[[np.ndarray], np.ndarray]
+    settings: ViewSettings
+    looks: tuple[int, ...]
+    tables: dict[int, Outputs] | None
+
+    def rows(self, positions: np.ndarray, look: int = CLEAN) -> np.ndarray:
+        """(B, D) float32 outputs of the network for these images."""
+        if self.tables is None:
+            return run_network(self.network, self.images, positions, look, self.settings)
+        return self.tables[look].rows(positions)
+
+    def log_probabilities(self, positions: np.ndarray) -> np.ndarray:
+        """(B, C) float32, or (B, C, h, w) on a grid over the whole image: the mean over the looks, normalised."""
+        found = [log_softmax(self.head(self.rows(positions, look))) for look in self.looks]
+        found = [
+            one[..., ::-1] if look == MIRRORED and one.ndim == 4 else one
+            for one, look in zip(found, self.looks, strict=True)
+        ]
+        return log_softmax(np.mean(found, axis=0))
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the student is to match for each image: one target an image, whatever the view; a grid is cropped as the view is.
+
+    log_probabilities: positions (B,) -> (B, C) float32, or (B, C, h, w) over the whole image. features: positions -> (B, d) float32, or
+    (B, d, h, w); None where none are matched. settings: of the views that the student sees.
+    """
+
+    images: Images
+    settings: ViewSettings
+    log_probabilities: Callable[[np.ndarray], np.ndarray]
+    features: Callable[[np.ndarray], np.ndarray] | None = None
+
+    def probabilities(
+        self, positions: np.ndarray, passes: np.ndarray, temperature: float = 1.0, hard: bool = False
+    ) -> np.ndarray:
+        """The targets of the views that these passes show.
+
+        Args:
+            positions: (B,) int64 images. passes: (B,) int64; pass e shows view e. temperature: divides the log probabilities.
+            hard: whether each row (or place of a grid) is 1 for its most likely class and 0 for the others.
+
+        Returns:
+            (B, C) float32, or (B, C, h, w), sums over the classes 1; (B, 0) where no class is asked for.
+        """
+        found = self.log_probabilities(positions)
+        if not found.shape[1]:
+            return found
+        if hard:
+            found = np.moveaxis(np.eye(found.shape[1], dtype=np.float32)[found.argmax(axis=1)], -1, 1)
+        else:
+            found = np.exp(log_softmax(found / np.float32(temperature)))
+        return self._seen(found, positions, passes)
+
+    def matched(self, positions: np.ndarray, passes: np.ndarray) -> np.ndarray:
+        """(B, d) float32 features, or (B, d, h, w) as these passes show them; d = 0 where none are matched."""
+        if self.features is None:
+            return np.zeros((len(positions), 0), np.float32)
+        return self._seen(self.features(positions), positions, passes)
+
+    def _seen(self, values: np.ndarray, positions: np.ndarray, passes: np.ndarray) -> np.ndarray:
+        if values.ndim == 2:
+            return values
+        sizes = self.images.sizes[positions]
+        return crop_grid(values, drawn_views(self.images.seeds[positions], sizes, passes, self.settings), sizes)

@@ -1,0 +1,1 @@
+"""What a network gives for views of images, and the cache of it."""

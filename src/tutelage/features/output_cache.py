@@ -1,0 +1,172 @@
+"""What the frozen teacher computes for an image: once, kept in the cache, the same for every run that asks.
+
+A cache folder belongs to one (encoder's weights, size, preprocessing): `about.json` in it says which. Inside, an output
+is found by the image's content hash, in blocks of up to 4,096 images. A frozen teacher stores pooled features, so that every
+head, budget and seed shares them and logits are a matrix product; a fine-tuned teacher has another weights' hash and stores
+logits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tutelage.data.image_cache import BLOCK, Images
+from tutelage.features.view_batches import CLEAN, MIRRORED, ViewSettings, view_input
+from tutelage.models.adapted_teacher import Network, half_precision
+from tutelage.run_folder import hash_of, whole, write_json
+
+CHUNK = 64  # images in one forward pass of the teacher
+
+
+class OutputCache:
+    """Outputs of one network for whole images, float16, in blocks on disk. resize: how an image becomes a square."""
+
+    def __init__(self, cache: str | Path, network: Network, resize: str, side: int):
+        about = {
+            "encoder": network.name, "weights": network.hash, "output": network.output, "width": network.width,
+            "size": network.size, "mean": network.mean, "std": network.std, "store_side": side,
+            "precision": network.precision, "views": {"resize": resize},
+        }  # fmt: skip
+        self.width, self.name = network.width, network.name
+        self.folder = self._made(Path(cache), about)
+
+    @staticmethod
+    def _made(cache: Path, about: dict[str, Any]) -> Path:
+        folder = cache / f"outputs-{hash_of(about)[:24]}"
+        if not (folder / "about.json").exists():
+            write_json(folder / "about.json", about)
+        return folder
+
+    def table(self, images: Images, number: int) -> Outputs:
+        """Where each image's output of view `number` is; `Outputs.missing` names those that have none yet."""
+        folder = self._view(number)
+        paths = sorted(folder.glob("*.keys.npy"))
+        keys = [np.load(path) for path in paths]
+        blocks = tuple(np.load(str(path).replace(".keys.npy", ".npy"), mmap_mode="r") for path in paths)
+        every = np.concatenate([np.zeros((0, 32), np.uint8), *keys])
+        block = np.repeat(np.arange(len(keys)), [len(k) for k in keys])
+        row = np.concatenate([np.zeros(0, np.int64), *[np.arange(len(k)) for k in keys]])
+        order = np.argsort(as_void(every), kind="stable")
+        known, asked = as_void(every)[order], as_void(images.keys)
+        at = np.searchsorted(known, asked)
+        at = np.minimum(at, max(len(known) - 1, 0))
+        hit = known[at] == asked if len(known) else np.zeros(len(asked), bool)
+        chosen = order[at] if len(known) else np.zeros(len(asked), np.int64)
+        return Outputs(
+            np.where(hit, block[chosen] if len(known) else 0, -1),
+            row[chosen] if len(known) else chosen,
+            blocks,
+            self.width,
+        )
+
+    def add(self, keys: np.ndarray, outputs: np.ndarray, number: int) -> None:
+        """Write one block: keys (n, 32) uint8, outputs (n, D).
+
+        Raises:
+            TutelageError: an output is no number, or too large for float16.
+        """
+        halves = half_precision(outputs, self.name)
+        name = hashlib.sha256(keys.tobytes()).hexdigest()[:24]
+        for suffix, array in ((".npy", halves), (".keys.npy", keys)):
+            with whole(self._view(number) / f"{name}{suffix}") as path, path.open("wb") as file:
+                np.save(file, array)
+
+    def _view(self, number: int) -> Path:
+        return self.folder / {CLEAN: "clean", MIRRORED: "mirrored"}[number]
+
+
+def as_void(keys: np.ndarray) -> np.ndarray:
+    """(n, 32) uint8 -> (n,) of 32-byte strings that compare, sort and search."""
+    return np.ascontiguousarray(keys).view("S32")[:, 0] if len(keys) else np.zeros(0, "S32")
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Cached outputs of one view for a selection of images."""
+
+    block: np.ndarray
+    row: np.ndarray
+    blocks: tuple[np.ndarray, ...]
+    width: int
+
+    @property
+    def missing(self) -> np.ndarray:
+        """(m,) positions of the images that have no output yet."""
+        return np.flatnonzero(self.block < 0)
+
+    def rows(self, positions: np.ndarray | None = None) -> np.ndarray:
+        """(B, D) float32 outputs of the images at these positions (default: all)."""
+        block = self.block if positions is None else self.block[positions]
+        row = self.row if positions is None else self.row[positions]
+        assert (block >= 0).all(), "compute_outputs() comes before rows()"
+        out = np.empty((len(block), self.width), dtype=np.float32)
+        for number in np.unique(block):
+            here = np.flatnonzero(block == number)
+            out[here] = self.blocks[number][row[here]]
+        return out
+
+
+def run_network(
+    network: Network, images: Images, positions: np.ndarray, number: int, settings: ViewSettings
+) -> np.ndarray:
+    """(B, D) float32 outputs of one view, straight from the network."""
+    import torch
+
+    parts = []
+    for start in range(0, len(positions), CHUNK):
+        batch = view_input(images, positions[start : start + CHUNK], number, settings, network)
+        with torch.inference_mode():
+            parts.append(network.forward(batch.to(network.device)).float().cpu().numpy())
+    return np.concatenate([np.zeros((0, network.width), np.float32), *parts])
+
+
+def compute_outputs(
+    cache: OutputCache,
+    network: Network,
+    images: Images,
+    numbers: Sequence[int],
+    settings: ViewSettings,
+    advance: Callable[[int], None] = lambda n: None,
+    share: tuple[int, int] = (0, 1),
+) -> int:
+    """Make sure that the cache holds the network's outputs for these views of these images.
+
+    Args:
+        cache: of this network and these view settings.
+        images: each computed once, however often its content appears.
+        numbers: views: CLEAN, MIRRORED.
+        advance: called with the number of outputs just computed or found.
+        share: (rank, processes): each process does the images whose content hash falls to it.
+
+    Returns:
+        how many outputs this call computed.
+    """
+    rank, processes = share
+    computed = 0
+    for number in numbers:
+        missing = cache.table(images, number).missing
+        _, first = np.unique(as_void(images.keys[missing]), return_index=True)
+        unique = missing[np.sort(first)]
+        advance(len(images) - len(unique))
+        unique = unique[
+            images.keys[unique, -1] % processes == rank
+        ]  # by content: what others have done changes no share
+        for start in range(0, len(unique), BLOCK):
+            positions, parts = unique[start : start + BLOCK], []
+            for at in range(0, len(positions), CHUNK):
+                parts.append(run_network(network, images, positions[at : at + CHUNK], number, settings))
+                advance(len(parts[-1]))
+            cache.add(images.keys[positions], np.concatenate(parts), number)
+            computed += len(positions)
+    return computed
+
+
+def gibibytes(images: int, views_each: int, width: int) -> float:
+    """GiB that cached outputs take: float16."""
+    return images * views_each * width * 2 / 2**30

@@ -1,0 +1,156 @@
+"""Views of images as batches for a network: fresh random ones, the whole image, its mirror image; and what a network gives for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tutelage.data import views
+from tutelage.data.decode import fit
+from tutelage.data.image_cache import Images
+from tutelage.data.masks import Masks
+from tutelage.device import to_device
+
+if TYPE_CHECKING:
+    import torch
+
+CLEAN = -1  # the number of the view that shows the whole image as evaluation does
+MIRRORED = -2  # and of the one that shows it mirrored
+
+
+@dataclass(frozen=True)
+class ViewSettings:
+    """What all views of a run have in common."""
+
+    seed: int = 0
+    flip: str = "horizontal"
+    area: float = views.CROP_AREA[0]
+    colour: float = views.COLOUR
+    resize: str = "squash"
+    follow: bool = False  # regions are as wide for their height as their image is
+
+    @property
+    def looks(self) -> tuple[int, ...]:
+        """The views of an image whose outputs make its target: the whole image, and its mirror image where flips are on."""
+        return (CLEAN,) if self.flip == "none" else (CLEAN, MIRRORED)
+
+
+def shaped(image: np.ndarray, resize: str) -> np.ndarray:
+    """The part of a stored image that views are drawn from: all of it, the centre square, or a square with grey edges.
+
+    Args:
+        image: (H, W, 3) uint8.
+
+    Returns:
+        (H', W', 3) uint8.
+    """
+    height, width = image.shape[:2]
+    if resize == "squash" or height == width:
+        return image
+    side = min(height, width) if resize == "crop" else max(height, width)
+    top, left = abs(height - side) // 2, abs(width - side) // 2
+    if resize == "crop":
+        return image[top : top + side, left : left + side]
+    square = np.full((side, side, 3), 128, dtype=np.uint8)
+    square[top : top + height, left : left + width] = image
+    return square
+
+
+def view_input(
+    images: Images, positions: np.ndarray, number: int | np.ndarray, settings: ViewSettings, network: Any
+) -> torch.Tensor:
+    """One view of each image as the input of one network.
+
+    Args:
+        images: where the pixels are.
+        positions: (B,) which of them.
+        number: the view, one for all or (B,) integers; or CLEAN, or MIRRORED.
+        settings: of the views.
+        network: anything with size (pixels), mean and std (3 floats each).
+
+    Returns:
+        (B, 3, size, size) float32, normalised, channels_last, on the CPU.
+    """
+    import torch
+
+    if isinstance(number, int) and number < 0:
+        pixels = np.stack([fit(images[int(i)], network.size, settings.resize) for i in positions])
+        pixels = pixels[:, :, ::-1].copy() if number == MIRRORED else pixels
+        return views.to_input(torch.from_numpy(pixels).permute(0, 3, 1, 2), network.mean, network.std)
+    pixels = [shaped(images[int(i)], settings.resize) for i in positions]
+    drawn = drawn_views(images.seeds[positions], np.array([p.shape[:2] for p in pixels]), number, settings)
+    return views.to_input(views.render(pixels, drawn, network.size), network.mean, network.std, drawn.colours)
+
+
+def drawn_views(seeds: np.ndarray, sizes: np.ndarray, number: int | np.ndarray, settings: ViewSettings) -> views.Views:
+    """What view `number` shows of images with these seeds (B,) and sizes (B, 2), as `view_input` and `view_truth` draw it."""
+    area = (settings.area, 1.0)
+    return views.draw(
+        seeds, sizes, number, settings.seed, flip=settings.flip, area=area, colour=settings.colour, follow=settings.follow
+    )  # fmt: skip
+
+
+def view_truth(
+    images: Images, labels: np.ndarray | Masks, positions: np.ndarray, number: int | np.ndarray, settings: ViewSettings,
+    size: tuple[int, int],
+) -> torch.Tensor:  # fmt: skip
+    """The labels of one view of each image: its class, or the part of its mask that the view shows.
+
+    Args:
+        labels: (n,) int64, or n masks. size: height and width of the masks' result. Others as of `view_input`.
+
+    Returns:
+        (B,) int64, or (B, H, W) int64 with masks.IGNORE where no class is said.
+    """
+    import torch
+
+    if isinstance(labels, np.ndarray):
+        return torch.from_numpy(labels[positions])
+    clean = isinstance(number, int) and number == CLEAN
+    drawn = None if clean else drawn_views(images.seeds[positions], images.sizes[positions], number, settings)
+    return torch.from_numpy(labels[positions].seen(drawn, size).astype(np.int64))
+
+
+def plain_labels(labels: np.ndarray | Masks) -> np.ndarray:
+    """(N,) int64: labels, or class numbers of some pixels of masks; to count classes by."""
+    return labels if isinstance(labels, np.ndarray) else labels.numbers()
+
+
+def as_rows(outputs: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """(B, D) outputs as they are, or, of a grid (D, h, w), a row for each of its places: (B h w, D)."""
+    if not shape:
+        return outputs
+    return np.moveaxis(outputs.reshape(len(outputs), *shape), 1, -1).reshape(-1, shape[0])
+
+
+def forward_batches(
+    forward: Callable[[torch.Tensor], torch.Tensor], module: torch.nn.Module, network: Any, images: Images, number: int,
+    settings: ViewSettings, accelerator: Any, advance: Callable[[int], None] = lambda n: None, batch_size: int = 256,
+) -> Iterator[tuple[np.ndarray, torch.Tensor]]:  # fmt: skip
+    """What `forward` makes of one view of each image, batch by batch.
+
+    Args:
+        forward: (B, 3, H, W) float32 -> (B, ...). module: that it calls; put into evaluation mode.
+        network: size, mean and std of its input. number: of the view, or CLEAN.
+
+    Yields:
+        (B,) positions of the images, and (B, ...) float32.
+    """
+    import torch
+
+    module.eval()
+    for start in range(0, len(images), batch_size):
+        positions = np.arange(start, min(start + batch_size, len(images)))
+        batch = to_device(view_input(images, positions, number, settings, network), accelerator.device)
+        with torch.inference_mode(), accelerator.autocast():
+            output = forward(batch).float()
+        yield positions, output
+        advance(len(positions))
+
+
+def view_outputs(*given: Any, **more: Any) -> np.ndarray:
+    """(n, D) float32: what `forward_batches`, which takes the same arguments, gives, in one."""
+    return np.concatenate([output.cpu().numpy() for _, output in forward_batches(*given, **more)])

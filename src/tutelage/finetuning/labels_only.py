@@ -1,0 +1,55 @@
+"""Students trained on labels only: the baseline, and the members of the committee."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from tutelage.data.manifest import TaskData
+from tutelage.finetuning import supervised
+from tutelage.models.students import Student
+from tutelage.progress import progress
+from tutelage.tasks import peak_rate
+from tutelage.training import batches, checkpoints, loop
+
+
+@dataclass(frozen=True)
+class LabelsOnly:
+    """kind: the task. settings: of the run. steps, seed: of this student. positions: of the labelled images that it sees. what: for the
+    progress bar and errors.
+    """
+
+    kind: Any
+    task: TaskData
+    settings: dict[str, Any]
+    steps: int
+    seed: int
+    positions: np.ndarray
+    what: str
+
+
+def train_student(
+    job: LabelsOnly, hardware: Any, resumable: checkpoints.Resumable, advance: Callable[[int], object],
+    log: Callable[[dict[str, Any]], None] = lambda row: None,
+) -> tuple[Student, torch.nn.Module]:  # fmt: skip
+    """A new student after its training, and its module with the averaged weights.
+
+    Args:
+        resumable: where its checkpoints are. advance: called with images seen, beside the progress bar. log: takes step, loss and rate.
+    """
+    settings, classes, batch_size = job.settings, len(job.task.classes), job.settings["batch_size"]
+    torch.manual_seed(batches.seed_of(job.seed, "student"))
+    student = job.kind.student(settings, classes)
+    module = student.module.to(hardware.device)
+    module = module.to(memory_format=torch.channels_last) if student.channels_last else module
+    rate, views, labelled = peak_rate(settings, job.kind), job.kind.views(settings), job.task.train.take(job.positions)
+    plan = supervised.Plan(job.steps, batch_size, rate, job.seed, classes, settings["class_weight"])
+    with progress(job.what, job.steps * batch_size, resumable.start * batch_size) as shown:
+        watch = loop.Watch(job.what, log, lambda count: (shown(count), advance(count)))
+        return student, supervised.train_on_labels(
+            module, student, labelled, plan, views, hardware, watch, resumable=resumable
+        )

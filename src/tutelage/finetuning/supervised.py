@@ -1,0 +1,83 @@
+"""The loop on labels: full fine-tuning of the teacher, the student alone, and the last stage share it.
+
+Each pass over the images sees new views (view number = pass). Batches and views are functions of the step, so
+the loop may stop after any step and go on from a checkpoint with the same result.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from tutelage.data.manifest import Labelled
+from tutelage.features.view_batches import ViewSettings, plain_labels, view_input, view_truth
+from tutelage.image_size import sides
+from tutelage.training import batches, checkpoints, loop, losses, optimization
+
+
+@dataclass(frozen=True)
+class Plan(loop.Plan):
+    """How to train on labels.
+
+    backbone: whether more than the head is trained; without, the network stays in evaluation mode (its BatchNorm rests).
+    statistics: whether BatchNorm takes each batch's mean and spread and learns them; without, it uses those it has.
+    class_weight: of the loss, "none" or "balanced".
+    """
+
+    classes: int = 0
+    class_weight: str = "none"
+    backbone: bool = True
+    statistics: bool = True
+
+
+def train_on_labels(
+    module: nn.Module, network: Any, labelled: Labelled, plan: Plan, views: ViewSettings, hardware: Any, watch: loop.Watch, *,
+    groups: list[dict[str, Any]] | None = None, resumable: checkpoints.Resumable | None = None,
+) -> nn.Module:  # fmt: skip
+    """Train a network on labelled images.
+
+    Args:
+        module: (B, 3, H, W) -> (B, C) logits, or (B, C, H, W) for masks; changed in place.
+        network: size, mean and std of its input.
+        groups: parameter groups with their own "lr" and "lr_scale", or None for AdamW on everything that is trainable.
+
+    Returns:
+        the module, with the averaged weights, in evaluation mode.
+
+    Raises:
+        TutelageError: the loss is NaN or infinite.
+    """
+    optimizer = torch.optim.AdamW(groups, lr=plan.rate) if groups else None
+    optimizer = optimizer or optimization.optimizer_for(module, plan.rate, hardware.device)
+    optimizer = hardware.prepare_optimizer(optimizer)  # with fp16 it unscales, and skips a step that overflowed
+    average, order = optimization.Average(module), batches.seed_of(plan.seed, "order")
+    images, labels = labelled.images, labelled.labels
+    weights = losses.class_weights(torch.from_numpy(plain_labels(labels)), plan.classes, plan.class_weight)
+    weights = None if weights is None else weights.to(hardware.device)
+
+    def make(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        positions, epochs = batches.batch_of(step, plan.batch_size, len(labels), order)
+        truth = view_truth(images, labels, positions, epochs, views, sides(network.size))
+        return view_input(images, positions, epochs, views, network), truth
+
+    def loss_of(step: int, inputs: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        with hardware.autocast():
+            logits = module(inputs)
+        return losses.soft_cross_entropy(logits, losses.one_hot(truth, plan.classes), weights)
+
+    module.train(plan.backbone)
+    if not plan.statistics:
+        for part in module.modules():
+            if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                part.eval()
+    loop.train(module, plan, make, loss_of, hardware, watch, optimizer=optimizer, average=average, resumable=resumable)
+    module.load_state_dict(average.state)
+    return module.eval()
+
+
+def epochs_to_steps(epochs: float, images: int, batch_size: int) -> int:
+    """Optimizer steps of so many passes over the images; at least 1."""
+    return max(1, round(epochs * images / batch_size))

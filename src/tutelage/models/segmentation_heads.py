@@ -1,0 +1,166 @@
+"""Task heads on a teacher's dense features: linear on the patch tokens of a ViT, a small decoder on the levels of a CNN.
+
+Both are fitted on features of the whole labelled images that are computed once, and their number of steps is chosen on
+held-out masks, under the names that models/heads.py has for labels of whole images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from tutelage.data.masks import Masks
+from tutelage.training import batches, loop, losses, optimization
+
+STRENGTHS = (100, 300)  # steps: on 20 street scenes the second is better, on 5 the first
+UNJUDGED = {"strength": 100, "temperature": 1.0}
+WIDTH = 64  # channels of the decoder
+BATCH = 8
+RATE = 4e-3  # peak, of AdamW
+ROW = 4096  # pixels of a mask at most, when a class is counted
+
+Layout = tuple[tuple[int, int, int], ...]  # (channels, h, w) of each level
+
+
+class LinearMask(nn.Module):
+    """BatchNorm and a 1x1 convolution on one level: [(B, D, h, w)] -> (B, C, h, w)."""
+
+    def __init__(self, channels: Sequence[int], classes: int):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels[-1])
+        self.classify = nn.Conv2d(channels[-1], classes, 1)
+
+    def forward(self, levels: list[torch.Tensor]) -> torch.Tensor:
+        return self.classify(self.norm(levels[-1]))
+
+
+class PyramidMask(nn.Module):
+    """All levels by 1x1 convolutions on the finest grid, summed, two more layers: [(B, D, h, w), ...] -> (B, C, h, w)."""
+
+    def __init__(self, channels: Sequence[int], classes: int):
+        super().__init__()
+        self.lateral = nn.ModuleList(
+            nn.Sequential(nn.BatchNorm2d(one), nn.Conv2d(one, WIDTH, 1, bias=False)) for one in channels
+        )
+        self.mix = nn.Sequential(
+            nn.BatchNorm2d(WIDTH), nn.ReLU(),
+            nn.Conv2d(WIDTH, WIDTH, 3, padding=1, groups=WIDTH, bias=False), nn.Conv2d(WIDTH, WIDTH, 1, bias=False),
+            nn.BatchNorm2d(WIDTH), nn.ReLU(),
+        )  # fmt: skip
+        self.classify = nn.Conv2d(WIDTH, classes, 1)
+
+    def forward(self, levels: list[torch.Tensor]) -> torch.Tensor:
+        total = self.lateral[0](levels[0])
+        for one, level in zip(list(self.lateral)[1:], levels[1:], strict=True):
+            up = F.interpolate(one(level), total.shape[-2:], mode="bilinear", align_corners=False)
+            total = total + up
+        return self.classify(self.mix(total))
+
+
+def new_head(layout: Layout, classes: int) -> nn.Module:
+    """The head that fits the levels: linear for one, a decoder for several."""
+    channels = [one[0] for one in layout]
+    return (LinearMask if len(layout) == 1 else PyramidMask)(channels, classes)
+
+
+@dataclass(frozen=True)
+class DenseHead:
+    """A fitted head. module: levels -> (B, C, h, w) logits. layout: of the rows of features that it takes."""
+
+    module: nn.Module
+    layout: Layout
+    temperature: float = 1.0
+
+    def __call__(self, features: np.ndarray) -> np.ndarray:
+        """(B, D) rows of all levels -> (B, C, h, w) float32 logits on the finest level's grid."""
+        parts = [np.zeros((0, 0, 1, 1), np.float32)]
+        self.module.eval()
+        with torch.inference_mode():
+            for start in range(0, len(features), BATCH):
+                levels = unfolded(torch.from_numpy(features[start : start + BATCH]), self.layout)
+                parts.append((self.module(levels) / self.temperature).numpy())
+        return np.concatenate(parts[1:]) if len(parts) > 1 else parts[0]
+
+
+def unfolded(rows: torch.Tensor, layout: Layout) -> list[torch.Tensor]:
+    """(B, D) rows -> the levels that they were made of."""
+    parts = rows.split([c * h * w for c, h, w in layout], dim=1)
+    return [part.reshape(len(rows), *shape) for part, shape in zip(parts, layout, strict=True)]
+
+
+def truth_of(labels: Masks, layout: Layout) -> np.ndarray:
+    """(n, h, w) int64: the masks of whole images on the finest level's grid."""
+    return labels.seen(None, layout[0][1:]).astype(np.int64)
+
+
+def fit_probe(
+    features: np.ndarray, labels: np.ndarray, classes: int, strength: float, scale: Layout, class_weight: str = "none"
+) -> DenseHead:
+    """Train a head on features.
+
+    Args:
+        features: (B, D) float32 rows of all levels. labels: (B, h, w) int64, IGNORE for no class, of the finest level.
+        strength: steps. scale: shapes of the levels.
+    """
+    steps = int(strength)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        head = new_head(scale, classes)
+        truth, optimizer = torch.from_numpy(labels), optimization.optimizer_for(head, RATE, "cpu")
+        seen = truth[truth < classes]
+        weights = losses.class_weights(seen, classes, class_weight)
+        size = max(2, min(BATCH, len(features)))
+        head.train()
+        for step in range(steps):
+            positions, epochs = batches.batch_of(step, size, len(features), 0)
+            turned = torch.from_numpy(epochs % 2 == 1)  # every other pass mirrored
+            levels = unfolded(torch.from_numpy(features[positions]), scale)
+            levels = [torch.where(turned[:, None, None, None], one.flip(3), one) for one in levels]
+            masks = torch.where(turned[:, None, None], truth[positions].flip(2), truth[positions])
+            for group in optimizer.param_groups:
+                group["lr"] = optimization.learning_rate(step, steps, RATE)
+            loss = losses.soft_cross_entropy(head(levels), losses.one_hot(masks, classes), weights)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(head.parameters(), loop.CLIP)
+            optimizer.step()
+    return DenseHead(head.eval(), scale)
+
+
+def cross_validate(
+    features: np.ndarray, labels: np.ndarray, folds: np.ndarray, classes: int, strength: float, scale: Layout,
+    class_weight: str = "none",
+) -> np.ndarray:  # fmt: skip
+    """(B, C, h, w) float32 logits of every labelled image from a head that has not seen it; `heads.cross_validate` for masks."""
+    out = np.zeros((len(labels), classes, *labels.shape[1:]), np.float32)
+    for fold in np.unique(folds):
+        rest, held = folds != fold, folds == fold
+        head = fit_probe(features[0][rest], labels[rest], classes, strength, scale, class_weight)
+        out[held] = head(features[0][held])
+    return out
+
+
+def calibrated(head: DenseHead, temperature: float) -> DenseHead:
+    """The head with its logits divided by a temperature."""
+    return DenseHead(head.module, head.layout, temperature)
+
+
+def judgeable(labels: np.ndarray, folds: np.ndarray) -> np.ndarray:
+    """(B, h, w) bool: pixels whose class some image outside the fold shows too."""
+    fair = np.zeros(labels.shape, bool)
+    for fold in np.unique(folds):
+        there = np.unique(labels[folds != fold])
+        held = folds == fold
+        fair[held] = np.isin(labels[held], there[there < 255])
+    return fair
+
+
+def state_of(head: DenseHead) -> dict[str, Any]:
+    """The tensors of a head."""
+    return {**head.module.state_dict(), "temperature": torch.tensor(float(head.temperature))}

@@ -1,0 +1,131 @@
+"""Students of masks: a small timm encoder and a decoder of torchvision's or segmentation-models-pytorch's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from tutelage.errors import TutelageError
+from tutelage.image_size import Size
+from tutelage.models.segmentation_grids import DenseNetwork, Level, Pyramid, levels_of, needed_level
+from tutelage.models.students import Student, channels_last
+from tutelage.models.teachers import build, default_size, input_statistics, resolve
+
+STRIDES = {"lraspp": 8, "fpn": 4, "deeplabv3plus": 4}  # of the decoders' outputs
+DEEPEST = 32  # stride of the grid on which features are matched
+
+
+class LRASPP(nn.Module):
+    """torchvision's head on the levels of stride 8 and of the largest stride (Howard et al., ICCV 2019)."""
+
+    def __init__(self, levels: list[Level], classes: int, name: str):
+        super().__init__()
+        from torchvision.models.segmentation.lraspp import LRASPPHead
+
+        low = needed_level(levels, 8, name, "lraspp")
+        self.place = levels.index(low)
+        self.head = LRASPPHead(low.channels, levels[-1].channels, classes, 128)
+
+    def forward(self, levels: list[torch.Tensor]) -> torch.Tensor:
+        return self.head({"low": levels[self.place], "high": levels[-1]})
+
+
+class FPN(nn.Module):
+    """A feature pyramid on strides 4 to 32 (Kirillov et al., CVPR 2019), of segmentation-models-pytorch."""
+
+    def __init__(self, levels: list[Level], classes: int, name: str):
+        super().__init__()
+        from segmentation_models_pytorch.decoders.fpn.decoder import FPNDecoder
+
+        used = [needed_level(levels, stride, name, "fpn") for stride in (4, 8, 16, 32)]
+        self.places = [levels.index(level) for level in used]
+        channels = [level.channels for level in used]
+        self.decoder = FPNDecoder(
+            [3, channels[0], *channels], pyramid_channels=96, segmentation_channels=64, dropout=0.1
+        )
+        self.classify = nn.Conv2d(self.decoder.out_channels, classes, 1)
+
+    def forward(self, levels: list[torch.Tensor]) -> torch.Tensor:
+        return self.classify(self.decoder([levels[place] for place in self.places]))
+
+
+class DeepLabV3Plus(nn.Module):
+    """Atrous pyramid at stride 16 and details at stride 4 (Chen et al., ECCV 2018), of segmentation-models-pytorch."""
+
+    def __init__(self, levels: list[Level], classes: int, name: str):
+        super().__init__()
+        from segmentation_models_pytorch.decoders.deeplabv3.decoder import DeepLabV3PlusDecoder
+
+        fine = needed_level(levels, 4, name, "deeplabv3plus")
+        self.place = levels.index(fine)
+        channels = [3, 0, fine.channels, levels[-1].channels]
+        self.decoder = DeepLabV3PlusDecoder(channels, 5, 128, (6, 12, 18), 16, True, 0.1)
+        self.classify = nn.Conv2d(128, classes, 1)
+
+    def forward(self, levels: list[torch.Tensor]) -> torch.Tensor:
+        fine = levels[self.place]
+        return self.classify(self.decoder([fine, fine, fine, levels[-1]]))
+
+
+DECODERS = {"lraspp": LRASPP, "fpn": FPN, "deeplabv3plus": DeepLabV3Plus}
+
+
+def build_student(
+    name: str, classes: int, weights: str = "scratch", size: Size | None = None, decoder: str = "lraspp"
+) -> Student:
+    """A student of masks, its decoder always newly initialised; arguments and seeding as of `students.build_student`.
+
+    Args:
+        decoder: a name of DECODERS.
+
+    Raises:
+        TutelageError: also an encoder that cannot give what the decoder needs.
+    """
+    name = resolve(name, "student")
+    size = default_size(name) if size is None else size
+    stride = 16 if decoder == "deeplabv3plus" else None
+    try:
+        encoder, source = build(name, weights, 0, size, "student", stride)
+    except (TutelageError, TypeError) as error:
+        if stride is None or "output_stride" not in str(error):
+            raise
+        raise TutelageError(
+            f"--decoder {decoder} on --student {name}: the encoder cannot give an output stride of {stride}",
+            "use --decoder lraspp or fpn, or an encoder with dilation, such as tf_efficientnet_lite0 or mobilevitv2_050",
+        ) from error
+    levels = levels_of(encoder, name, size, "student")
+    head = DECODERS[decoder](levels, classes, name)
+    module = DenseNetwork(Pyramid(encoder, levels, prune=True), head, 32)
+    module.train()
+    mean, std = input_statistics(name)
+    count = sum(p.numel() for p in module.parameters())
+    return Student(
+        module, name, size, mean, std, count, classes, source.text, channels_last(encoder), decoder
+    )  # fmt: skip
+
+
+def head_of(module: Any) -> nn.Module:
+    """The decoder."""
+    return module.head
+
+
+class DenseTaught(nn.Module):
+    """A student with what only the transfer needs beside it.
+
+    forward: (B, 3, H, W) -> (B, C, *grid) logits; with a width, (B, D, *matched) projected features of the deepest level (else
+    None).
+    """
+
+    def __init__(self, student: DenseNetwork, grid: tuple[int, int], width: int = 0, matched: tuple[int, int] = (1, 1)):
+        super().__init__()
+        self.student, self.grid, self.matched = student, grid, matched
+        channels = student.pyramid.levels[-1].channels
+        self.projection = nn.Conv2d(channels, width, 1) if width else None
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if self.projection is None:
+            return self.student.on_grid(images, self.grid), None
+        logits, features = self.student.with_features(images, self.grid, self.matched)
+        return logits, self.projection(features)

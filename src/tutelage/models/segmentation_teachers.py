@@ -1,0 +1,165 @@
+"""The adapted teacher of masks: an encoder by level and a head, whose logits on a grid are kept and reused.
+
+Same functions as models/adapted_teacher.py has for labels of whole images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from tutelage.image_size import sides
+from tutelage.models.adapted_teacher import MOST, AdaptedTeacher, Network, _same_encoder, save_whole
+from tutelage.models.segmentation_grids import DenseNetwork, Pyramid, Windows, check_windows, levels_of, regrid
+from tutelage.models.segmentation_heads import DenseHead, Layout, new_head, state_of
+from tutelage.models.teachers import Encoder, build_teacher
+from tutelage.models.weights import weights_hash
+from tutelage.run_folder import hash_of, whole
+
+__all__ = ["frozen", "load_adapted", "network_of", "save_head", "save_whole", "whole_teacher"]
+
+
+def pyramid_of(encoder: Encoder) -> Pyramid:
+    """The encoder by level."""
+    return _pyramid(encoder, encoder.module)
+
+
+def _pyramid(encoder: Encoder, module: torch.nn.Module) -> Pyramid:
+    """The levels of a module that is the encoder's, or a copy of it."""
+    levels = levels_of(module, encoder.name, encoder.at_once)
+    if encoder.window is None:
+        return Pyramid(module, levels)
+    check_windows(module, levels, encoder.window, encoder.size)
+    return Windows(module, levels, sides(encoder.window))
+
+
+def layout_of(encoder: Encoder, pyramid: Pyramid) -> Layout:
+    """(channels, h, w) of each level at the encoder's size."""
+    height, width = sides(encoder.size)
+    with torch.no_grad():
+        images = torch.zeros(1, 3, height, width, device=next(encoder.module.parameters()).device)
+        return tuple((one.shape[1], one.shape[2], one.shape[3]) for one in pyramid.eval()(images))
+
+
+def multiple_of(encoder: Encoder) -> int:
+    """Pixels that the sides of an input are padded to; a ViT's size is a multiple of its patch already."""
+    return 1 if "patch" in encoder.name else 32
+
+
+def network_of(encoder: Encoder, accelerator: Any) -> Network:
+    """The frozen encoder as a network that gives all levels in one row."""
+    encoder.module.eval().to(accelerator.device)
+    pyramid = pyramid_of(encoder)
+    layout = layout_of(encoder, pyramid)
+
+    def rows(images: torch.Tensor) -> torch.Tensor:
+        return torch.cat([one.flatten(1) for one in pyramid(images)], dim=1)
+
+    width = sum(c * h * w for c, h, w in layout)
+    return _network(encoder, accelerator, rows, width, _digest(encoder, encoder.hash, "levels"), "features", layout)
+
+
+def _digest(encoder: Encoder, *parts: str) -> str:
+    """Hash of what the outputs depend on beside the input's size; a window is part of it."""
+    return hash_of([*parts, *([f"window {encoder.window}"] if encoder.window else [])])
+
+
+def _network(
+    encoder: Encoder, accelerator: Any, forward: Callable[[torch.Tensor], torch.Tensor], width: int, digest: str, output: str,
+    shape: tuple[Any, ...],
+) -> Network:  # fmt: skip
+    def outputs(images: torch.Tensor) -> torch.Tensor:
+        with accelerator.autocast():
+            found = forward(images)
+        return found.clamp(-MOST, MOST) if output == "logits" else found
+
+    return Network(
+        outputs, encoder.size, encoder.mean, encoder.std, width, digest, output, encoder.name, str(accelerator.device),
+        accelerator.mixed_precision, shape,
+    )  # fmt: skip
+
+
+def whole_teacher(encoder: Encoder, module: torch.nn.Module, classes: int, head: DenseHead | None) -> DenseNetwork:
+    """A teacher to fine-tune, from a fitted head or a new one. module: a copy of the encoder's."""
+    pyramid = _pyramid(encoder, module)
+    layout = tuple((level.channels, 0, 0) for level in pyramid.levels)
+    network = DenseNetwork(pyramid, new_head(layout, classes), multiple_of(encoder))
+    if head is not None:
+        network.head.load_state_dict(head.module.state_dict())
+        network.temperature.fill_(head.temperature)
+    return network
+
+
+def save_head(folder: Path, head: DenseHead) -> None:
+    """Write a head: teacher/head.safetensors."""
+    with whole(folder / "head.safetensors") as path:
+        save_file({name: value.contiguous() for name, value in state_of(head).items()}, path)
+
+
+def load_module(
+    folder: Path, result: dict[str, Any], weights: str, accelerator: Any
+) -> tuple[Encoder, DenseNetwork, str]:
+    """The teacher of a run: its encoder, the whole network, and the hash of its weights. Arguments as of `adapted.load_adapted`."""
+    about, classes = result["teacher"], result["classes"]
+    if result["mode"] == "probe":
+        encoder = _same_encoder(folder, about, weights)
+        module = whole_teacher(encoder, encoder.module, classes, None)
+        state = load_file(folder / "head.safetensors")
+        digest = _digest(encoder, encoder.hash, weights_hash(state))
+        module.temperature.copy_(state.pop("temperature"))
+        module.head.load_state_dict(state)
+    else:
+        encoder = build_teacher(about["name"], "scratch", about["size"], about.get("window"))
+        encoder = replace(encoder, mean=tuple(about["mean"]), std=tuple(about["std"]))
+        module = whole_teacher(encoder, encoder.module, classes, None)
+        state = load_file(folder / "weights.safetensors")
+        module.load_state_dict(state)
+        digest = _digest(encoder, weights_hash(state)) if encoder.window else weights_hash(state)
+    module.requires_grad_(False).eval().to(accelerator.device)
+    return encoder, module, digest
+
+
+def load_adapted(
+    folder: Path, result: dict[str, Any], weights: str, accelerator: Any, grid: tuple[int, int], kept: tuple[int, int] | None = None
+) -> AdaptedTeacher:  # fmt: skip
+    """Take up the teacher of a run, for logits on a grid.
+
+    Args:
+        grid: rows and columns of the logits. kept: of those that are kept, where that is fewer; None = the same.
+    """
+    encoder, module, digest = load_module(folder, result, weights, accelerator)
+    kept, classes = kept or grid, result["classes"]
+    shape = (classes, *kept)
+
+    def forward(images: torch.Tensor) -> torch.Tensor:
+        return module.on_grid(images, kept).flatten(1)
+
+    def head(outputs: np.ndarray) -> np.ndarray:
+        return regrid(torch.from_numpy(outputs.reshape(len(outputs), *shape)), grid).numpy()
+
+    network = _network(encoder, accelerator, forward, classes * kept[0] * kept[1], digest, "logits", shape)
+    size = sum(p.numel() for p in module.parameters())
+    return AdaptedTeacher(network, head, module, size)
+
+
+def frozen(
+    folder: Path, result: dict[str, Any], weights: str, accelerator: Any, grid: tuple[int, int]
+) -> AdaptedTeacher:
+    """The encoder of a run's teacher as it was before it learnt the task: the features of its deepest level on a grid."""
+    encoder = _same_encoder(folder, result["teacher"], weights)
+    module = whole_teacher(encoder, encoder.module, 1, None).requires_grad_(False).eval().to(accelerator.device)
+    shape = (module.pyramid.levels[-1].channels, *grid)
+
+    def forward(images: torch.Tensor) -> torch.Tensor:
+        return module.features(images, grid).flatten(1)
+
+    digest = _digest(encoder, encoder.hash, "deepest level")
+    network = _network(encoder, accelerator, forward, shape[0] * grid[0] * grid[1], digest, "features", shape)
+    size = sum(p.numel() for p in encoder.module.parameters())
+    return AdaptedTeacher(network, lambda features: np.zeros((len(features), 0), np.float32), module, size)

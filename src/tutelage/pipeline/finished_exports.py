@@ -1,0 +1,32 @@
+"""Where the export of a run is, and whether the run is ready for one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tutelage.errors import TutelageError
+from tutelage.run_folder import Run
+
+
+def export_folder(place: str) -> Path:
+    """The export folder that is meant: the folder itself, or export/ in a run."""
+    folder = Path(place)
+    return folder / "export" if (folder / "export").is_dir() and not (folder / "export.json").exists() else folder
+
+
+def finished(run: Path) -> dict[str, Any]:
+    """Result of each stage of a run that has been evaluated.
+
+    Raises:
+        TutelageError: the folder is not a run's, or the run is not finished.
+    """
+    if not (run / "settings.toml").exists():
+        hint = f"use a folder that `tutelage run` has written, or run `tutelage run --out {run} ...` first"
+        raise TutelageError(f"{run} is not a run folder", hint)
+    for stage in ("transfer_set", "student"):
+        Run(run).result(stage, "export")
+    stages = Run(run).results()
+    if "delivered" not in stages["report"]:
+        raise TutelageError(f"{run} has not been evaluated", f"run `tutelage evaluate {run}` first")
+    return stages

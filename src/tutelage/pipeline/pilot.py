@@ -1,0 +1,97 @@
+"""Which student to deliver where there is no validation split: for each fold of the labels a run of its own, whose test images it is.
+
+What a fold's students learn from knows nothing of the fold: its images are in no label, no target and no transfer set, copies of
+them neither, and teacher's head and committee are chosen without it. So the scores of all folds, paired by image, compare the
+distilled student with the baseline at the run's full steps.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tutelage.data.label_budget import folds
+from tutelage.data.manifest import read_manifest
+from tutelage.data.sources import read_bytes
+from tutelage.errors import TutelageError
+from tutelage.metrics import paired_gain
+from tutelage.pipeline.stage import open_run
+from tutelage.progress import say
+from tutelage.reporting.example_predictions import read_counts
+from tutelage.run_folder import Run, hash_of, whole
+
+STAGES = ("curate", "adapt", "committee", "transfer", "alone")
+
+
+def pilot(
+    run: Run, settings: dict[str, Any], walk: Callable[[Run, Sequence[str], dict[str, Any]], Any]
+) -> dict[str, Any]:
+    """Judge the baseline against the distilled student, fold by fold; killed, it goes on where it was.
+
+    Args:
+        run: curated, and held. settings: all of `run`. walk: does these stages in a run folder.
+
+    Returns:
+        {"images", "distilled", "baseline": accuracies, "gain" of the baseline over the distilled student, "standard_error", "seconds"}.
+    """
+    curated = run.result("transfer_set", "--pilot")
+    inputs = hash_of(["pilot", curated["outputs"], {k: settings[k] for k in settings if k not in ("out", "cache")}])
+    if done := run.done("pilot", inputs):
+        return {**done, "reused": True}
+    clock = run.clock("pilot")
+    refs, table = read_manifest(run.path / "target_set" / "manifest.parquet")
+    rows = np.flatnonzero(np.array(table.column("split").to_pylist()) == "train")
+    labels = np.array(table.column("label").to_pylist())[rows]
+    fold = folds(labels, np.array(table.column("group").to_pylist())[rows], settings["seed"])
+    left = [np.bincount(labels[fold != number], minlength=len(curated["classes"])).min() for number in np.unique(fold)]
+    if min(left) < 2:
+        raise TutelageError(
+            "--pilot needs at least 4 labels per class: a class keeps fewer than 2 labels when a fold is left out",
+            "label more images, or leave --pilot out",
+        )
+    numbers, students = np.unique(fold).tolist(), 2 if settings["committee"] == "none" else 3
+    say(
+        f"pilot: {len(numbers)} runs on parts of the labels, each as long as this one: {students * len(numbers)} times its student's steps"
+    )
+    right: dict[str, list[np.ndarray]] = {"distilled": [], "baseline": []}
+    for number in numbers:
+        place = run.path / "pilot" / f"fold-{number}"
+        splits = np.where(fold == number, "test", "train")
+        write_fold(place.with_name(f"labels-{number}"), [refs[i] for i in rows], labels, splits, curated["classes"])
+        own = {"target": str(place.with_name(f"labels-{number}")), "out": str(place), "pilot": False}
+        own |= {"cache": settings["cache"] or str(run.path.parent / "cache")}
+        mine = {**settings, **own, **dict.fromkeys(("budget", "val", "test", "classes"))}
+        with open_run(mine["out"], mine["cache"], mine, overwrite=False) as (folder, _):
+            walk(folder, STAGES, mine)
+        for name, found in right.items():
+            found.append(read_counts(place / "report" / "predictions.npz", name))
+        clock.tick(force=True)
+    distilled, baseline = (np.concatenate(found).astype(float) for found in right.values())
+    gain, error = paired_gain(baseline, distilled)
+    result = {
+        "curated": curated["outputs"], "images": len(distilled), "distilled": float(distilled.mean()), "baseline": float(baseline.mean()),
+        "gain": gain, "standard_error": error, "seconds": clock.stop(),
+    }  # fmt: skip
+    say(
+        f"pilot: on {len(distilled)} held-out labels the distilled student has {distilled.mean():.3f}, the baseline {baseline.mean():.3f}"
+    )
+    return run.finish("pilot", inputs, {"outputs": hash_of(result), **result})
+
+
+def write_fold(place: Path, refs: list[Any], labels: np.ndarray, splits: np.ndarray, classes: list[str]) -> None:
+    """The labelled images as Parquet shards of train and test, as Hugging Face writes them. labels, splits: of each image."""
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    found = dict(read_bytes(refs))
+    names = {"info": {"features": {"label": {"names": classes, "_type": "ClassLabel"}}}}
+    for split in ("train", "test"):
+        rows = np.flatnonzero(splits == split)
+        images = [{"bytes": found[i], "path": refs[i].id} for i in rows.tolist()]
+        table = pa.table({"image": pa.array(images, kind), "label": pa.array(labels[rows])})
+        with whole(place / f"{split}-00000-of-00001.parquet") as temporary:
+            pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(names)}), temporary)

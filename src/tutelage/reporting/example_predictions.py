@@ -1,0 +1,123 @@
+"""What the page shows of single test images: every model's probabilities, and where student and teacher disagree."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from tutelage.run_folder import read_json, whole, write_json
+
+SHOWN = 24  # images on which student and teacher disagree most
+SIDE = 96  # pixels of their thumbnails
+COUNTS = "counts "  # before a model's name: its pixels of each class on each image, where that is no decision
+STUDENTS = ("delivered", "distilled", "baseline")  # whose test images are shown: the first of them that a run has
+DECIDED = "decided "  # before a model's name: its decisions, which halves of probabilities would not tell exactly
+
+
+def write_evidence(
+    folder: Path, labels: np.ndarray, ids: Sequence[str], image: Callable[[int], np.ndarray], probabilities: dict[str, np.ndarray]
+) -> None:  # fmt: skip
+    """Write predictions.npz and disagreements.json into a report folder.
+
+    Args:
+        labels: (n,) int64. ids: n names. image: number -> (H, W, 3) uint8. probabilities: (n, C) float of each model.
+    """
+    with whole(folder / "predictions.npz") as path, path.open("wb") as file:
+        halves = {name: one.astype(np.float16) for name, one in probabilities.items()}
+        said = {f"{DECIDED}{name}": one.argmax(axis=1).astype(np.int32) for name, one in probabilities.items()}
+        np.savez_compressed(file, labels=labels.astype(np.int32), **halves, **said)  # type: ignore[arg-type]
+    shown = []
+    student = shown_student(probabilities)
+    if student and "teacher" in probabilities:
+        for row in disagreements(probabilities[student], probabilities["teacher"]).tolist():
+            models = {name: [int(one[row].argmax()), float(one[row].max())] for name, one in probabilities.items()}
+            shown.append({"id": ids[row], "label": int(labels[row]), **models, "jpeg": thumbnail(image(row))})
+    write_json(folder / "disagreements.json", {"images": shown})
+
+
+def shown_student(models: Iterable[str]) -> str | None:
+    """Which student's test images are shown: what is delivered, where that is a model of its own, else the distilled student."""
+    there = set(models)
+    return next((name for name in STUDENTS if name in there), None)
+
+
+def disagreements(student: np.ndarray, teacher: np.ndarray, most: int = SHOWN) -> np.ndarray:
+    """Images that two models decide differently, the surest of each other's error first.
+
+    Args:
+        student, teacher: (n, C) float probabilities.
+
+    Returns:
+        (m,) int64, m <= most: by the product of both largest probabilities.
+    """
+    apart = np.flatnonzero(student.argmax(axis=1) != teacher.argmax(axis=1))
+    sure = student[apart].max(axis=1) * teacher[apart].max(axis=1)
+    return apart[np.argsort(-sure, kind="stable")[:most]]
+
+
+def thumbnail(image: np.ndarray) -> str:
+    """A small JPEG, as text in base 64."""
+    picture = Image.fromarray(image)
+    if max(picture.size) > SIDE:
+        picture.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC)
+    data = io.BytesIO()
+    picture.save(data, "JPEG", quality=85)
+    return base64.b64encode(data.getvalue()).decode("ascii")
+
+
+def remove_evidence(folder: Path) -> None:
+    """Take away what an earlier evaluation kept."""
+    for name in ("predictions.npz", "disagreements.json", "pictures.json"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def read_evidence(folder: Path) -> tuple[np.ndarray, dict[str, np.ndarray], list[dict[str, Any]]]:
+    """Labels (n,), probabilities (n, C) float32 of each model, and the disagreements; all empty in a run that kept none.
+
+    What is delivered has those of the model that it is, under both names.
+    """
+    path = folder / "predictions.npz"
+    if not path.exists() or (folder / "pictures.json").exists():
+        return np.zeros(0, np.int64), {}, []
+    with np.load(path, allow_pickle=False) as kept:
+        models = {
+            name: kept[name].astype(np.float32)
+            for name in kept.files
+            if name != "labels" and not name.startswith(DECIDED)
+        }
+        labels = kept["labels"].astype(np.int64)
+    if "delivered" not in models and (what := _kept_as(folder)) in models:
+        models["delivered"] = models[what]
+    return labels, models, (read_json(folder / "disagreements.json") or {"images": []})["images"]
+
+
+def _kept_as(folder: Path) -> str:
+    """The name under which predictions.npz keeps what is delivered."""
+    delivered = (read_json(folder / "result.json") or {}).get("delivered") or {}
+    return delivered.get("what", "delivered")
+
+
+def read_counts(path: Path, model: str) -> np.ndarray:
+    """What a model does on each of n test images, of a predictions.npz: (n,) bool, whether it is right; or (n, C, 3) int32 of
+    `metrics.pixel_counts`. What is delivered is looked up as the model that it is."""
+    with np.load(path, allow_pickle=False) as kept:
+        if not {f"{COUNTS}{model}", f"{DECIDED}{model}"} & set(kept.files):
+            model = _kept_as(path.parent) if model == "delivered" else model
+        if f"{COUNTS}{model}" in kept.files:
+            return kept[f"{COUNTS}{model}"]
+        return kept[f"{DECIDED}{model}"].astype(np.int64) == kept["labels"]
+
+
+def read_pictures(folder: Path, classes: Sequence[str]) -> dict[str, Any]:
+    """Pictures of test images with masks, and the colour of each class; empty in a run without."""
+    found = read_json(folder / "pictures.json")
+    if not found:
+        return {}
+    hexes = ["#" + "".join(f"{part:02x}" for part in colour) for colour in found["colours"]]
+    return {"images": found["images"], "colours": list(zip(classes, hexes, strict=True))}

@@ -1,0 +1,66 @@
+"""What the page shows of single test images with masks: pictures in the data set's colours, and every image's pixels. No torch."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from tutelage.data.masks import Colour, painted
+from tutelage.metrics import mean_iou
+from tutelage.reporting.example_predictions import COUNTS, shown_student
+from tutelage.reporting.table import TITLES
+from tutelage.run_folder import whole, write_json
+
+SHOWN = 10  # test images, evenly spaced from the student's worst to its best
+SIDE = 200  # pixels of a picture
+
+
+def write_dense_evidence(
+    folder: Path, test: Any, said: dict[str, list[np.ndarray]], counts: dict[str, np.ndarray], colours: Sequence[Colour]
+) -> None:
+    """Write predictions.npz (every image's pixels of each class by each model) and pictures.json into a report folder.
+
+    Args:
+        test: images with their names and masks. said: (H, W) uint8 class numbers of every image, by model.
+        counts: (n, C, 3) of `metrics.pixel_counts` for each model. colours: C triples.
+    """
+    scores = {name: mean_iou(one) for name, one in counts.items()}
+    with whole(folder / "predictions.npz") as path, path.open("wb") as file:
+        each = {f"{COUNTS}{name}": one.astype(np.int32) for name, one in counts.items()}
+        np.savez_compressed(file, **each)  # type: ignore[arg-type]
+    first = shown_student(scores) or ("teacher" if "teacher" in scores else None)
+    order = np.argsort(scores[first], kind="stable") if first else np.zeros(0, np.int64)
+    places = np.unique(np.linspace(0, len(order) - 1, min(SHOWN, len(order))).round().astype(int)) if len(order) else []
+    shown, in_order = [], {name: said[name] for name in TITLES if name in said}
+    for row in (int(order[place]) for place in places):
+        mask = test.labels.one(row)
+        pictures = {"image": jpeg(test.images[row]), "mask": png(mask, colours)}
+        pictures |= {name: png(np.where(mask == 255, mask, one[row]), colours) for name, one in in_order.items()}
+        each = {name: float(one[row]) for name, one in scores.items()}
+        shown.append({"id": test.ids[row], "pictures": pictures, "scores": each})
+    write_json(folder / "pictures.json", {"images": shown, "colours": [list(one) for one in colours]})
+
+
+def jpeg(image: np.ndarray) -> str:
+    """A small JPEG of an image, as a data address."""
+    picture = Image.fromarray(np.ascontiguousarray(image))
+    picture.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC)
+    data = io.BytesIO()
+    picture.save(data, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode('ascii')}"
+
+
+def png(mask: np.ndarray, colours: Sequence[Colour]) -> str:
+    """A small PNG of a mask in its classes' colours, black where it has none, as a data address."""
+    share = min(1.0, SIDE / max(mask.shape))
+    size = (max(1, round(mask.shape[1] * share)), max(1, round(mask.shape[0] * share)))
+    small = np.array(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
+    data = io.BytesIO()
+    Image.fromarray(painted(small, colours)).save(data, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode('ascii')}"

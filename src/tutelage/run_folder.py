@@ -1,0 +1,396 @@
+"""The run folder: settings, results, lock, and files that are whole or not there.
+
+A stage is done when its result.json names the hash of its inputs. Files are written beside their final name and
+renamed, so that a killed run leaves the old file or the new one, never half of one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Self
+
+from tutelage.environment import threads, versions
+from tutelage.errors import TutelageError, shown
+
+SETTINGS = "settings.toml"
+DEFAULT = "default"  # in settings.toml, which has no word for None
+TEMPORARY = ".partial"  # suffix of files being written
+COMMANDS = {
+    "transfer_set": "curate",
+    "teacher": "adapt",
+    "committee": "committee",
+    "transfer": "transfer",
+    "alone": "alone",
+    "student": "finetune",
+}
+STAGES = (*COMMANDS, "report")  # folders with a result.json
+STUDY = "study.toml"  # marks a folder whose runs, ARM/budget-N/seed-N, share the stages that have the same inputs
+BESIDE = {"transfer_set": ("target_set", "rejected.csv")}  # what a stage writes outside its folder
+TABLES = {"teacher": "teacher", "transfer_set": "data"}  # what a stage says of its model or data in settings.toml
+# Settings that change where or how fast, and not what comes out; a finished run may be repeated with others.
+FREE = {
+    "out", "cache", "device", "json", "overwrite", "config", "tracker", "no_baseline", "max_rejected", "cache_limit",
+    "memory", "shard", "engine", "preset",
+}  # fmt: skip
+# Free until this stage is finished: a student of the teacher online has other bits.
+HELD = {"cache_limit": "transfer"}
+
+
+def folder_name(arm: str) -> str:
+    """The name of an arm in files: ARM+LABEL for a variant, since a colon is not allowed everywhere."""
+    return arm.replace(":", "+")
+
+
+def hash_of(value: Any) -> str:
+    """SHA-256 (hex) of a JSON-like value in canonical form; the identity of a stage's inputs."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it when the block ends well, remove it when it does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except Exception as error:
+        if _no_room(error, path.parent):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _no_room(error: Exception, folder: Path) -> bool:
+    """Whether a write failed for want of space; safetensors, NumPy and Arrow each say so in exceptions of their own."""
+    if isinstance(error, TutelageError):
+        return False
+    said = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
+    return said or shutil.disk_usage(folder).free < 2**14
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole UTF-8 file."""
+    with whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a whole JSON file."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file, or None where there is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+
+
+def toml(tables: dict[str, Any]) -> str:
+    """Plain TOML of nested dicts of text, numbers, truth values and lists; None is left out."""
+    plain = [f"{k} = {json.dumps(v, ensure_ascii=False)}" for k, v in tables.items() if not isinstance(v, dict | None)]
+    blocks = ["\n".join(plain)] if plain else []
+    blocks += [f"[{k}]\n{toml(v).rstrip()}" for k, v in tables.items() if isinstance(v, dict)]
+    return "\n\n".join(blocks) + "\n"
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what a killed process left half-written below `folder`."""
+    for path in list(folder.rglob(f"*{TEMPORARY}")):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+class Run:
+    """One run folder, held by one process at a time."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self._lock: int | None = None
+
+    def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def open(self) -> None:
+        """Make the folder and take its lock (flock: a killed process lets go of it by itself).
+
+        Raises:
+            TutelageError: the folder cannot be written, or another run holds it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            if _no_room(error, self.path):
+                raise
+            message = f"--out {self.path} is not a writable folder: {error.strerror}"
+            raise TutelageError(message, "choose another --out") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.pread(self._lock, 20, 0).decode() or "unknown"
+            os.close(self._lock)
+            self._lock = None
+            raise TutelageError(
+                f"--out {self.path} is in use by process {holder}", "wait until it ends, or choose another --out"
+            ) from error
+        os.ftruncate(self._lock, 0)
+        with contextlib.suppress(OSError):  # who holds it is said for people; a full disk need not stop here
+            os.pwrite(self._lock, str(os.getpid()).encode(), 0)
+        remove_partial(self.path)
+
+    def close(self) -> None:
+        """Let go of the lock."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    # Settings
+
+    def settings(self) -> dict[str, Any]:
+        """What settings.toml holds, or an empty dict in a new folder."""
+        try:
+            return tomllib.loads((self.path / SETTINGS).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except tomllib.TOMLDecodeError as error:
+            raise TutelageError(
+                f"{self.path / SETTINGS} is not as tutelage wrote it: {error}", "restore it, or use --overwrite"
+            ) from error
+
+    def claim(
+        self, settings: dict[str, Any], overwrite: bool, stages: dict[str, frozenset[str]] | None = None
+    ) -> Path | None:
+        """Write the settings, or refuse when the folder holds a run with other ones.
+
+        Settings that the folder does not know yet are added: a stage's command brings those of its stage. While no
+        stage is finished, others may take their place: who corrects a setting after an error need choose no new folder.
+
+        Args:
+            settings: resolved settings by name.
+            overwrite: move the old run aside instead of refusing.
+            stages: folder -> the settings whose change moves it (none: any change), for a stage that keeps what the
+                earlier ones have made; None moves the whole run.
+
+        Returns:
+            where the old run, or the part of it, is now, if it was moved.
+        """
+        old = None
+        try:
+            before = self.settings().get("settings", {})
+        except TutelageError:
+            if not overwrite:
+                raise
+            old, before = self.move_aside(None if stages is None else [*stages, SETTINGS]), {}
+        mine = {name: DEFAULT if value is None else value for name, value in settings.items()}
+        differing = {
+            name: f"{name}: {before[name]} -> {value}"
+            for name, value in sorted(mine.items())
+            if not self._free(name) and before.get(name, value) != value
+        }
+        if differing and not self._begun():
+            before, differing = {}, {}
+        if differing and not overwrite:
+            raise TutelageError(
+                f"--out {self.path} holds a run with other settings: {shown(differing.values(), 12)}",
+                "use the same settings to resume or reuse it, another --out, or --overwrite to move the old run aside"
+                if stages is None
+                else "use the same settings to resume or reuse it, "
+                f"--overwrite to move {', '.join(stages)} aside and redo them, or curate in another --out",
+            )
+        if differing and stages is None:
+            old, before = self.move_aside(), {}
+        elif differing and stages is not None:
+            old = self.move_aside([name for name, named in stages.items() if not named or named & differing.keys()])
+        made, known = {"versions": versions(), "machine": {"threads": threads()}}, self.settings()
+        if self._begun():  # what the first start was made with stays
+            made = {name: known.get(name, one) for name, one in made.items()}
+        self.update_settings({"settings": {**before, **mine}, **made})
+        return old
+
+    def update_settings(self, tables: dict[str, Any]) -> None:
+        """Merge tables (versions, data hashes, models) into settings.toml."""
+        now = self.settings()
+        merged = {**now, **{name: {**now.get(name, {}), **table} for name, table in tables.items()}}
+        if merged != now:
+            write_text(self.path / SETTINGS, toml(merged))
+
+    def move_aside(self, names: Sequence[str] | None = None) -> Path | None:
+        """Move the run's files, or those with these names, to a folder beside it; nothing is deleted.
+
+        Returns:
+            the folder that now holds them, with the settings they were made with; None when there was nothing to move.
+        """
+        moved = [item for item in self.path.iterdir() if item.name in names] if names is not None else None
+        if moved == []:
+            return None
+        name, number = f"{self.path.name}.old-{datetime.now():%Y%m%d-%H%M%S}", 2
+        old = self.path.with_name(name)
+        while old.exists():
+            old, number = self.path.with_name(f"{name}-{number}"), number + 1
+        old.mkdir()
+        if moved is not None and (self.path / SETTINGS).exists():
+            shutil.copy(self.path / SETTINGS, old)
+        for item in list(self.path.iterdir()) if moved is None else moved:
+            if item.name != ".lock":
+                item.rename(old / item.name)
+        return old
+
+    def _free(self, name: str) -> bool:
+        """Whether a setting may be another one than before, whatever the folder holds."""
+        return name in FREE and not (name in HELD and (self.path / HELD[name] / "result.json").exists())
+
+    def _begun(self) -> bool:
+        """Whether any stage is finished, or has left a checkpoint."""
+        return any(True for pattern in ("*/result.json", "checkpoints/*") for _ in self.path.glob(pattern))
+
+    # Stages
+
+    def done(self, stage: str, inputs: str) -> dict[str, Any] | None:
+        """The result of a stage that was finished with these inputs, here or in another run of the same study; else None."""
+        result = read_json(self.path / stage / "result.json")
+        if result and result.get("inputs") == inputs:
+            if self.outdated(result):  # made without labels: other labels make another transfer set of the same images
+                result["curated"] = (read_json(self.path / "transfer_set" / "result.json") or {}).get("outputs")
+                write_json(self.path / stage / "result.json", result)
+            return result
+        return self._taken_over(stage, inputs) if stage in COMMANDS else None
+
+    def _taken_over(self, stage: str, inputs: str) -> dict[str, Any] | None:
+        """Copy a stage that another run of the study finished with the same inputs; None where there is none."""
+        study = next((folder for folder in self.path.absolute().parents[:3] if (folder / STUDY).exists()), None)
+        if study is None:
+            return None
+        for path in sorted(study.glob(f"*/*/*/{stage}/result.json")):
+            result, other = read_json(path), path.parent.parent
+            if result and result.get("inputs") == inputs and other.absolute() != self.path.absolute():
+                break
+        else:
+            return None
+        for name in (*BESIDE.get(stage, ()), stage):
+            copy = self.path / f"{name}{TEMPORARY}"
+            shutil.rmtree(copy, ignore_errors=True)
+            if (other / name).is_dir():
+                shutil.copytree(other / name, copy)
+                if name == stage:
+                    result = self._as_own(result, other)
+                    write_json(copy / "result.json", result)
+                shutil.rmtree(self.path / name, ignore_errors=True)
+                copy.rename(self.path / name)
+            elif (other / name).exists():
+                shutil.copy(other / name, self.path / name)
+        if stage in TABLES and (about := Run(other).settings().get(TABLES[stage])):
+            self.update_settings({TABLES[stage]: about})
+        return result
+
+    def _as_own(self, result: dict[str, Any], other: Path) -> dict[str, Any]:
+        """A result of another run, for the transfer set of this one."""
+        taken = {
+            **result,
+            "taken_from": result.get("taken_from", f"{other.parent.parent.name}/{other.parent.name}/{other.name}"),
+        }
+        if "curated" in result:
+            taken["curated"] = (read_json(self.path / "transfer_set" / "result.json") or {}).get("outputs")
+        return taken
+
+    def result(self, stage: str, needed_by: str) -> dict[str, Any]:
+        """The result of an earlier stage.
+
+        Raises:
+            TutelageError: the stage has not been finished in this folder, or from another transfer set.
+        """
+        result = read_json(self.path / stage / "result.json")
+        before = COMMANDS[stage]
+        if result is not None and self.outdated(result):
+            raise TutelageError(
+                f"{self.path / stage}, which {needed_by} needs, was made from another transfer set than the folder now holds",
+                f"run `tutelage {before} --out {self.path} ...` again",
+            )
+        if result is None:
+            raise TutelageError(
+                f"{self.path} has no {stage}/result.json, which {needed_by} needs",
+                f"run `tutelage {before} --out {self.path} ...` first, or `tutelage run`, which does all stages",
+            )
+        return result
+
+    def results(self) -> dict[str, dict[str, Any]]:
+        """The result of every stage by its folder; empty where there is none of the transfer set that is there now."""
+        found = {name: read_json(self.path / name / "result.json") or {} for name in STAGES}
+        return {name: {} if self.outdated(one) else one for name, one in found.items()}
+
+    def outdated(self, result: dict[str, Any]) -> bool:
+        """Whether a stage's result was made from another transfer set than the one that the folder holds now."""
+        now = (read_json(self.path / "transfer_set" / "result.json") or {}).get("outputs")
+        return result.get("curated", now) != now
+
+    def finish(self, stage: str, inputs: str, result: dict[str, Any]) -> dict[str, Any]:
+        """Write a stage's result.json, which makes it done, and drop its checkpoints."""
+        result = {"inputs": inputs, **result, "made_with": {**versions(), "threads": threads()}}
+        if "given" in result:
+            self.update_settings({"data": {**result["given"], "transfer_set": result["outputs"]}})
+        write_json(self.path / stage / "result.json", result)
+        for path in sorted((self.path / "checkpoints").glob(f"{stage}-*")):
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            (self.path / "checkpoints").rmdir()
+        return result
+
+    def clock(self, stage: str) -> Clock:
+        """A clock that sums a stage's working time over restarts."""
+        return Clock(self.path / stage / "seconds.json")
+
+
+class Clock:
+    """Wall time of work on one stage, in seconds, summed over restarts. `tick` saves it, at most once a second."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._before: float = (read_json(path) or {"seconds": 0.0})["seconds"]
+        self._start = self._saved = time.monotonic()
+
+    def tick(self, force: bool = False) -> float:
+        """Save and return the seconds so far."""
+        now = time.monotonic()
+        seconds = self._before + now - self._start
+        if force or now - self._saved >= 1:
+            self._saved = now
+            write_json(self._path, {"seconds": seconds})
+        return seconds
+
+    def ticking(self, advance: Callable[[int], None]) -> Callable[[int], None]:
+        """`advance`, with a tick after it: for work that reports its progress."""
+
+        def both(count: int) -> None:
+            advance(count)
+            self.tick()
+
+        return both
+
+    def stop(self) -> float:
+        """The seconds in all; the file goes, since the stage's result.json takes the number."""
+        seconds = self._before + time.monotonic() - self._start
+        self._path.unlink(missing_ok=True)
+        return seconds

@@ -1,0 +1,268 @@
+"""What a study will take, from a few measured passes of its models: hours, disk, and steps of equal compute."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from tutelage.pipeline.preflight import WITHOUT_TARGETS
+from tutelage.pipeline.stage import needed, training_steps
+from tutelage.progress import duration, say
+from tutelage.study.arms import Arm
+from tutelage.tasks import task_of
+
+REPEATS = 3
+PROPORTION = 4 / 3  # long side over short side of the images that a gallery holds
+THUMB = 1200  # bytes beside an image's vector: thumbnail, layout, name
+DINO_EXTRA = 1.25  # FLOPs of a step over those of training on as many pixels: the averaged network's pass
+
+
+def images_to_see(settings: dict[str, Any], count: int) -> int:
+    """Images that the student sees in training on a transfer set of `count` images."""
+    return training_steps(settings, count, task_of(settings["task"]).IMAGES) * settings["batch_size"]
+
+
+def steps_of(arm: Arm, settings: dict[str, Any], count: int, match: str) -> int:
+    """Steps of an arm on a transfer set of `count` images: as many as are asked for, or those of `matched_steps`."""
+    if match == "flops":
+        return matched_steps(arm, settings, count)
+    return arm.way.times * images_to_see(settings, count) // settings["batch_size"]
+
+
+def matched_steps(arm: Arm, settings: dict[str, Any], count: int) -> int:
+    """Steps of an arm that cost as many FLOPs as `oriented` with the given steps, teacher's outputs and committee included in both.
+
+    The teacher's adaptation and the last stage are some thousand images and left out here; the ledger counts them.
+
+    Args:
+        settings: of the arm's run. count: images of the transfer set.
+    """
+    seen = images_to_see(settings, count)
+    kind = task_of(settings["task"])
+    student = tuple(settings[name] for name in ("student", "student_size", "decoder"))
+    each, told = _student_flops(settings["task"], *student), _teacher_flops(settings["task"], *_model(settings))
+    looks = len(kind.views(settings).looks)
+    alone = "committee" not in arm.way.settings and settings["committee"] == "none"  # so is `oriented` then
+    budget = (
+        count * looks * told + (1 if alone else 2) * seen * each
+    )  # the committee's students see as many images as the student
+    objective, committee = settings["objective"], has_committee(arm, settings)
+    asked = 1 if objective == "agnostic" else looks if "teacher" in arm.way.charged else 0
+    own = count * asked * told
+    share = DINO_EXTRA if objective == "dino" and "transfer" in arm.way.stages else 2.0 if committee else 1.0
+    return max(1, round((budget - own) / (each * share) / settings["batch_size"]))
+
+
+def has_committee(arm: Arm, settings: dict[str, Any]) -> bool:
+    """Whether a run of this arm trains labels-only students, which see as many images in all as the student."""
+    return "committee" in arm.way.stages and "committee" in needed(arm.way.stages, settings)
+
+
+@lru_cache
+def _teacher_flops(task: str, *model: Any) -> int:
+    """Of one forward pass of the teacher. model: as of `_model`."""
+    from tutelage.models.teachers import build_teacher
+
+    return task_of(task).flops_of(build_teacher(*model))
+
+
+@lru_cache
+def _student_flops(task: str, student: str, size: Any, decoder: str) -> int:
+    """Of one training step of the student for one image."""
+    from tutelage.device import training_flops
+
+    settings = {"student": student, "student_size": size, "decoder": decoder, "student_weights": "scratch"}
+    built = task_of(task).student(settings, 2)
+    return training_flops(built.module, built.size)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """images: of the transfer set. gallery: images of the gallery. classes: of the task."""
+
+    images: int
+    gallery: int
+    classes: int
+
+
+class Data:
+    """Sizes of the data of runs, as far as they can be told before a gallery image is decoded; each place is read once."""
+
+    def __init__(self):
+        self._galleries: dict[tuple[str, ...], int] = {}
+        self._targets: dict[tuple[Any, ...], tuple[int, int]] = {}
+
+    def of(self, settings: dict[str, Any]) -> Sizes:
+        """Sizes of one run. settings: all of it, its budget among them."""
+        from tutelage.curation.selection import wanted_of
+
+        gallery = self._gallery(settings)
+        train, classes = self._target(settings)
+        each = classes if task_of(settings["task"]).POOLED else 1
+        labelled = train if settings["budget"] is None else min(train, settings["budget"] * each)
+        wanted = wanted_of(settings, labelled, classes)
+        return Sizes(labelled + (gallery if wanted is None else min(wanted, gallery)), gallery, classes)
+
+    def _gallery(self, settings: dict[str, Any]) -> int:
+        from tutelage.data.gallery import list_gallery
+
+        if (key := tuple(settings["gallery"])) not in self._galleries:
+            self._galleries[key] = len(list_gallery(settings["gallery"]).refs)
+        return self._galleries[key]
+
+    def _target(self, settings: dict[str, Any]) -> tuple[int, int]:
+        key = tuple(settings[name] for name in ("task", "target", "val", "test", "classes", "group_by"))
+        if key not in self._targets:
+            target = task_of(settings["task"]).read(settings)
+            self._targets[key] = int((target.splits == "train").sum()), len(target.classes)
+        return self._targets[key]
+
+
+def estimate(study: Any, todo: list[tuple[Arm, int, int]], impossible: dict[str, str]) -> dict[str, Any]:
+    """Time and disk of the runs that are left, told and returned; what the cache holds already is not taken off.
+
+    Returns:
+        {"runs", "hours", "gibibytes" in all, "outputs_gibibytes" of them for the teachers' outputs, "plan": one line each}.
+    """
+    todo = [one for one in todo if one[0].name not in impossible]
+    if not todo:
+        return {"runs": 0, "hours": 0.0, "gibibytes": 0.0, "outputs_gibibytes": 0.0, "plan": []}
+    data = Data()
+    runs = [
+        (arm, budget, seed, mine, data.of(mine)) for arm, budget, seed in todo for mine in [study.of(arm, budget, seed)]
+    ]
+    per_image: dict[Any, float] = {}
+    seen_stages: set[tuple[str, Any, int]] = set()
+    embedded, images = _embeddings([(mine, sizes) for *_, mine, sizes in runs])
+    outputs, room, teachers = _teachers(runs)
+    plan = [
+        f"embeddings of the gallery and decoded images: {duration(embedded)}, {images:.2f} GiB",
+        f"teacher outputs: {duration(outputs)}, {room:.2f} GiB" + (f", {teachers} teachers" * (teachers > 1)),
+    ]
+    seconds = embedded + outputs
+    for arm, budget, seed, mine, sizes in runs:
+        key = (mine["student"], mine["student_size"])
+        if key not in per_image:
+            per_image[key] = _step_seconds(mine)
+        free = mine["objective"] in WITHOUT_TARGETS and mine["label_share"] == 0 and "transfer" in arm.way.stages
+        stage = (arm.name, None if free else budget, seed)
+        steps = steps_of(arm, mine, sizes.images, study.match)
+        seen = steps * mine["batch_size"] * (2 if has_committee(arm, mine) else 1)
+        took = 0.0 if stage in seen_stages else seen * per_image[key]
+        seen_stages.add(stage)
+        seconds += took
+        plan.append(f"{arm.name}, budget {budget}, seed {seed}: {'shared' if not took else duration(took)}")
+    for line in plan:
+        say(line)
+    say(f"{len(todo)} runs, about {duration(1.2 * seconds)} in all, last stages and evaluation included")
+    disk = {"gibibytes": room + images, "outputs_gibibytes": room}
+    return {"runs": len(todo), "hours": 1.2 * seconds / 3600, **disk, "plan": plan}
+
+
+def _embeddings(runs: list[tuple[dict[str, Any], Sizes]]) -> tuple[float, float]:
+    """Seconds and GiB of `_embedding`, once for each gallery and teacher, with the largest set that is chosen from it."""
+    largest: dict[tuple[Any, ...], tuple[dict[str, Any], Sizes]] = {}
+    for settings, sizes in runs:
+        key = (*settings["gallery"], settings["strategy"], *_model(settings))
+        if key not in largest or largest[key][1].images < sizes.images:
+            largest[key] = settings, sizes
+    found = [_embedding(settings, sizes.images, sizes.gallery) for settings, sizes in largest.values()]
+    return sum(one for one, _ in found), sum(one for _, one in found)
+
+
+def _embedding(settings: dict[str, Any], count: int, gallery: int) -> tuple[float, float]:
+    """Seconds of embedding the gallery by the teacher, and GiB of its vectors and of `count` decoded images."""
+    from tutelage.data.image_cache import short_side
+    from tutelage.models.teachers import build_teacher, default_size, resolve
+
+    sizes = [settings[f"{kind}_size"] or default_size(resolve(settings[kind], kind)) for kind in ("teacher", "student")]
+    pixels = count * 3 * short_side(*sizes) ** 2 * PROPORTION
+    if settings["embeddings"]:
+        return 0.0, pixels / 2**30
+    name, weights, size, window = _model(settings)
+    encoder = build_teacher(name, weights, window or size)
+    looked_at = count if settings["strategy"] == "random" else gallery
+    vectors = looked_at * (2 * encoder.features + THUMB)
+    return looked_at * _seconds_of(encoder, settings), (pixels + vectors) / 2**30
+
+
+def _teachers(runs: list[tuple[Arm, int, int, dict[str, Any], Sizes]]) -> tuple[float, float, int]:
+    """Seconds and GiB of the outputs that are kept, and of how many teachers.
+
+    Frozen features are shared by all heads; a teacher that was adapted as a whole, or keeps logits only, is another for each draw.
+    """
+    from tutelage.device import flops
+    from tutelage.features.output_cache import gibibytes
+    from tutelage.models.teachers import build_teacher
+
+    kept: dict[tuple[Any, ...], tuple[float, float]] = {}
+    encoders: dict[tuple[Any, ...], tuple[Any, float]] = {}
+    for arm, budget, seed, mine, sizes in runs:
+        if mine["objective"] == "dino" or "transfer" not in arm.way.stages:
+            continue
+        kind, model = task_of(mine["task"]), _model(mine)
+        if model not in encoders:
+            encoder = build_teacher(*model)
+            encoders[model] = (
+                encoder,
+                _seconds_of(encoder, mine) * kind.flops_of(encoder) / flops(encoder.module, encoder.at_once),
+            )
+        frozen = mine["objective"] == "agnostic" or (kind.POOLED and mine["adapt"] == "probe")
+        width, each = kind.told_at_most(encoders[model][0], mine, sizes.classes)
+        views = tuple(mine[name] for name in ("flip", "resize"))
+        draw = None if frozen else (mine["adapt"], mine["class_weight"], budget, seed)
+        key = (*model, *views, width, draw, *mine["gallery"], mine["strategy"])
+        count, before = sizes.images, kept.get(key, (0.0, 0.0))  # sets of one draw lie in one another
+        kept[key] = max(before[0], count * each * encoders[model][1]), max(before[1], gibibytes(count, each, width))
+    return sum(one for one, _ in kept.values()), sum(one for _, one in kept.values()), len(kept)
+
+
+def _model(settings: dict[str, Any]) -> tuple[Any, ...]:
+    """What `build_teacher` takes."""
+    return tuple(settings[f"teacher{more}"] for more in ("", "_weights", "_size", "_window"))
+
+
+def _seconds_of(encoder: Any, settings: dict[str, Any]) -> float:
+    """Seconds of one forward pass for one image, or one window of it, in batches of 16."""
+    import torch
+
+    from tutelage.device import accelerator
+    from tutelage.image_size import sides
+
+    device = accelerator(settings["device"], settings["precision"]).device
+    images, module = torch.zeros(16, 3, *sides(encoder.at_once), device=device), encoder.module.to(device)
+    with torch.inference_mode():
+        return _median(lambda: module(images), device) / len(images)
+
+
+def _step_seconds(settings: dict[str, Any]) -> float:
+    """Seconds of one training step for one image, at the study's batch size."""
+    import torch
+
+    from tutelage.device import accelerator
+    from tutelage.image_size import sides
+
+    device = accelerator(settings["device"], settings["precision"]).device
+    student = task_of(settings["task"]).student({**settings, "student_weights": "scratch"}, 2)
+    module = student.module.to(memory_format=torch.channels_last) if student.channels_last else student.module
+    images = torch.randn(settings["batch_size"], 3, *sides(student.size), device=device)
+    module = module.to(device)
+    return _median(lambda: module(images).sum().backward(), device) / len(images)
+
+
+def _median(work: Callable[[], object], device: Any) -> float:
+    """Seconds of a piece of work, after one that does not count."""
+    import torch
+
+    times = []
+    for _ in range(REPEATS + 1):
+        start = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])

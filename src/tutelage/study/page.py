@@ -1,0 +1,312 @@
+"""The page of a study, from the records of its runs: which arm, on how many labels, for what compute. No torch."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import shlex
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader
+
+from tutelage.errors import TutelageError
+from tutelage.reporting import charts
+from tutelage.reporting.example_predictions import read_evidence, read_pictures
+from tutelage.reporting.ledger import bill, shares
+from tutelage.reporting.page import disagreement, montage, transfer_set
+from tutelage.reporting.scores import words_of
+from tutelage.reporting.table import TITLES
+from tutelage.run_folder import STUDY, Run, folder_name, write_json, write_text
+from tutelage.study import study_charts
+from tutelage.study.results_table import (
+    Cell,
+    Record,
+    Reference,
+    beside,
+    cells_of,
+    compared,
+    main_budget,
+    mean_of_each,
+    read_records,
+    record_name,
+    reference_rows,
+    references_of,
+    rows,
+)
+from tutelage.study.statistics import Difference
+from tutelage.version import __version__
+
+
+def write_study(folder: Path) -> dict[str, Any]:
+    """Write report/index.html, results.json and results.csv of a study.
+
+    Returns:
+        {"study", "page", "runs", "failed", "missing", "table", "teachers", "shared"}.
+
+    Raises:
+        TutelageError: no study, or none of its runs is finished.
+    """
+    about = _read_study(folder)
+    study, report = about["study"], folder / "report"
+    failed = dict(reason.split(": ", 1) for reason in study["failed"])
+    records = read_records(Path(study["results"] or folder / "results"), study["plan"])
+    if not records:
+        raise TutelageError(f"{folder}: no run of the study is finished", "run the study's command again")
+    cells = cells_of(records, study["arms"])
+    budget, references = main_budget(cells), references_of(cells)
+    table, best = rows(cells, budget)
+    done = {record_name(one["arm"], one["budget"], one["seed"]) for one in records}
+    summary = {
+        "study": str(folder), "page": str(report / "index.html"), "failed": failed,
+        "missing": [name for name in study["plan"] if name not in done and name not in failed and not _arm_failed(name, failed)],
+        "table": table, "teachers": reference_rows(references), "shared": shares(records),
+        "runs": [{"arm": one["arm"], "budget": one["budget"], "seed": one["seed"], **_main(one["student"]["test"])}
+                 for one in records],
+    }  # fmt: skip
+    environment = Environment(loader=PackageLoader("tutelage", "reporting"), autoescape=True)
+    page = environment.get_template("study.html.j2").render(
+        title=folder.resolve().name, answer=answer(cells, budget, best, references), sureness=sureness(cells, budget, best),
+        budget=budget, table=table, lines=_lines(table, summary["teachers"]), failed={name: _parts(why) for name, why in failed.items()},
+        missing=summary["missing"], planned=len(study["plan"]), charts=_charts(cells, budget, best, references),
+        bills=[_bill_row(cell) for cell in cells if cell.budget == budget], shared=summary["shared"], command=_command(about),
+        facts=_facts(about, records), version=__version__, tests=records[0]["test_images"], words=best.words,
+        more=beside(records[0]["student"]["test"]), **_of_a_run(folder, best),
+    )  # fmt: skip
+    write_json(report / "results.json", {**summary, "records": records})
+    write_text(report / "results.csv", _csv(summary, records))
+    write_text(report / "index.html", page)
+    return summary
+
+
+def _read_study(folder: Path) -> dict[str, Any]:
+    """What study.toml holds."""
+    path = folder / STUDY
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        message = f"{folder} holds no study ({STUDY} is missing)"
+        raise TutelageError(message, "create one with `tutelage compare`") from error
+    except tomllib.TOMLDecodeError as error:
+        hint = "run the study's `tutelage compare` again: it rewrites the file, and finished runs count as done"
+        raise TutelageError(f"{path} is not valid TOML ({error})", hint) from error
+
+
+def _lines(table: list[dict[str, Any]], teachers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The table's rows, each budget's teacher after its arms."""
+    return sorted([*table, *({**row, "reference": True} for row in teachers)], key=lambda row: row["budget"])
+
+
+def _arm_failed(name: str, failed: dict[str, str]) -> bool:
+    """Whether a planned run is of an arm that could not be begun at all."""
+    return any(name.startswith(f"{folder_name(arm)}-budget-") for arm in failed)
+
+
+def _parts(why: str) -> list[str]:
+    """A reason by its parts: message and hint."""
+    return re.split(r" (?=hint: )", why)
+
+
+def answer(cells: list[Cell], budget: int, best: Cell, references: dict[int, Reference]) -> str:
+    """What came out, in a sentence."""
+    mean, deviation = best.accuracy
+    words, alone = best.words, _scratch(cells, budget, best)
+    said = f"With {budget} {words.labels}, {best.arm} {words.says.format(100 * mean)}"
+    said = f"{said.removesuffix(' %')} ± {100 * deviation:.1f} %" if deviation is not None else said
+    said += f" {words.over} {best.counts.shape[1]:,} test images"
+    if alone is not None and (gain := compared(best, alone)):
+        said += f", {100 * gain.mean:.1f} points more than scratch, the same student trained on the labels only"
+    second = _second(cells, budget, best)
+    if second is not None and second is not alone and (gain := compared(best, second)):
+        said += f"; next is {second.arm}, {100 * gain.mean:.1f} points behind"
+    if budget in references:
+        said += f"; the adapted teacher {words.says.format(100 * references[budget].accuracy[0])}"
+    return said + "."
+
+
+def sureness(cells: list[Cell], budget: int, best: Cell) -> str:
+    """How sure the answer is: seeds, intervals and tests of its differences."""
+    count = len(best.records)
+    said = [f"Mean of {count} seeds, ± one standard deviation" if count > 1 else "One seed: no spread"]
+    alone, second = _scratch(cells, budget, best), _second(cells, budget, best)
+    for other in (alone, None if second is alone else second):
+        if other is not None and (gain := compared(best, other)):
+            said.append(f"before {other.arm} by {_sureness(gain)}")
+    return "; ".join(said) + "."
+
+
+def _second(cells: list[Cell], budget: int, best: Cell) -> Cell | None:
+    """The arm next to the best of this budget."""
+    others = [cell for cell in cells if cell.budget == budget and cell is not best]
+    return max(others, key=lambda cell: cell.accuracy[0], default=None)
+
+
+def _scratch(cells: list[Cell], budget: int, best: Cell) -> Cell | None:
+    """The labels-only student at this budget, to be compared with the best; not a variant, which may be another student."""
+    return next((cell for cell in cells if cell.budget == budget and cell.arm == "scratch" and cell is not best), None)
+
+
+def _main(test: dict[str, Any]) -> dict[str, float]:
+    """Accuracy, or the score that counts beside it."""
+    words = words_of(test)
+    return {name: test[name] for name in dict.fromkeys((words.main, "accuracy"))}
+
+
+def _sureness(gain: Difference) -> str:
+    """The interval and the test in words."""
+    said = f"{100 * gain.low:.1f} to {100 * gain.high:.1f} points (95 % interval over test images"
+    return said + (f"; p = {gain.p:.2g} over {gain.seeds} seeds)" if gain.p is not None else ")")
+
+
+def _charts(cells: list[Cell], budget: int, best: Cell, references: dict[int, Reference]) -> list[dict[str, Any]]:
+    """The charts that the records have the numbers for."""
+    words, arms = best.words, list(dict.fromkeys(cell.arm for cell in cells))
+    name, found = words.title.capitalize() if words.title.islower() else words.title, []
+    if len({cell.budget for cell in cells}) > 1:
+        lines = {arm: {cell.budget: cell.accuracy for cell in cells if cell.arm == arm} for arm in arms}
+        teacher = {amount: one.accuracy for amount, one in references.items()}
+        picture = study_charts.against_labels(lines, teacher, words.labels, words.title)
+        note = "Mean over seeds; bands are one standard deviation."
+        found.append({"title": f"{name} against {words.labels}", "svg": picture, "note": note})
+    costs = {cell.arm: (cell.flops, *cell.accuracy) for cell in cells if cell.budget == budget and cell.flops > 0}
+    if len(costs) > 1:
+        reference = references[budget].accuracy[0] if budget in references else None
+        picture = study_charts.against_compute(costs, arms, reference, words.title)
+        note = f"{budget} {words.labels}; bars are one standard deviation over seeds. Training alone: forward and backward, the "
+        note += "teacher's adaptation and outputs counted."
+        found.append({"title": f"{name} against compute", "svg": picture, "note": note})
+    return found + _class_charts(cells, budget, best, references)
+
+
+def _class_charts(cells: list[Cell], budget: int, best: Cell, references: dict[int, Reference]) -> list[dict[str, Any]]:
+    """Scores by class and confusion matrices, of the best arm, the labels-only student and the teacher."""
+    classes, (title, score) = next(iter(best.records.values()))["classes"], best.words.each
+    names = {"student": best.arm, "baseline": "scratch", "teacher": TITLES["teacher"]}
+    alone = _scratch(cells, budget, best)
+    tests = {
+        "student": [record["student"]["test"] for record in best.records.values()],
+        "baseline": [record["student"]["test"] for record in alone.records.values()] if alone else [],
+        "teacher": references[budget].tests if budget in references else [],
+    }
+    each: dict[str, Any] = {model: mean_of_each(of, score) for model, of in tests.items() if of}
+    note = "Mean over seeds. The weakest classes first."
+    if without := [name for name, value in zip(classes, each["student"], strict=True) if value is None]:
+        note += f" Without test images: {', '.join(without)}."
+    found = [{"title": title, "svg": charts.per_class(classes, each, title, names), "note": note}]
+    for model in ("student", "teacher"):
+        counts = np.sum([test["confusion"] for test in tests[model]], axis=0) if tests[model] else None
+        if counts is not None:
+            titles = {"student": best.arm, "teacher": "the adapted teacher"}
+            found.append(charts.confusions(classes, counts.tolist(), model, score == "iou", titles, " All seeds."))
+    if bins := charts.pooled([record.get("calibration") or {} for record in best.records.values()]):
+        found.append(charts.calibrations(bins, names, " All seeds."))
+    return found
+
+
+def _bill_row(cell: Cell) -> dict[str, Any]:
+    """What one arm cost, mean over seeds."""
+    bills = [bill(record) for record in cell.records.values()]
+    return {"arm": cell.arm, **{name: float(np.mean([one[name] for one in bills])) for name in bills[0]}}
+
+
+def _of_a_run(folder: Path, best: Cell) -> dict[str, Any]:
+    """What the page shows of the best arm's first run: what its record holds, and pictures where its folder is still there."""
+    seed = min(best.records)
+    run = folder / folder_name(best.arm) / f"budget-{best.budget}" / f"seed-{seed}"
+    found: dict[str, Any] = {
+        "shown": f"{best.arm}, budget {best.budget}, seed {seed}", "findings": best.records[seed].get("findings", []),
+        "montage": "", "transfer_set": "", "disagreements": [], "pictures": {}, "elsewhere": True,
+    }  # fmt: skip
+    stages = Run(run).results()
+    if not stages["report"]:
+        return found
+    classes = stages["report"]["classes"]
+    apart = read_evidence(run / "report")[2]
+    return {
+        **found, "montage": montage(run / "transfer_set" / "montage.jpg"), "transfer_set": transfer_set(stages["transfer_set"]),
+        "disagreements": [disagreement(one, classes) for one in apart], "pictures": read_pictures(run / "report", classes),
+        "elsewhere": False,
+    }  # fmt: skip
+
+
+def _command(about: dict[str, Any]) -> str:
+    """The command that makes the study again."""
+    words = ["tutelage", "compare"]
+    study = {name: about["study"][name] for name in ("arms", "budgets", "seeds", "set", "match")}
+    study["results"] = about["study"]["results"] or []
+    for name, value in [*study.items(), *about["settings"].items()]:
+        if value is not False and value not in ("default", []) and name not in ("json", "config"):
+            words += [
+                "--" + name.replace("_", "-"),
+                *([str(v) for v in value] if isinstance(value, list) else [str(value)]),
+            ]
+    return shlex.join(words)
+
+
+def _facts(about: dict[str, Any], records: list[Record]) -> list[tuple[str, Any]]:
+    """Models, data, versions."""
+    found: list[tuple[str, Any]] = []
+    for one in {one["hash"]: one for record in records if (one := record.get("teacher_weights"))}.values():
+        size = "x".join(map(str, one["size"])) if isinstance(one["size"], list) else one["size"]
+        found.append(
+            ("teacher", f"{one['name']} at {size} px, {one['weights']} ({one['licence']}), SHA-256 {one['hash'][:16]}…")
+        )
+    students = dict.fromkeys(
+        f"{one['name']}, {one['parameters']:,} parameters" for one in (r["student"] for r in records)
+    )
+    found += [("student", one) for one in students]
+    data = sorted({record["data"][:12] for record in records})
+    found.append(("transfer sets", f"{len(data)}, SHA-256 {', '.join(data)}"))
+    found.append(("test images", f"{records[0]['test_images']:,}, SHA-256 {records[0]['test'][:12]}"))
+    versions = dict.fromkeys(
+        ", ".join(f"{name} {value}" for name, value in record["versions"].items()) for record in records
+    )
+    found += [("versions", one) for one in sorted(versions)]
+    found.append(("seeds", ", ".join(str(seed) for seed in about["study"]["seeds"])))
+    shown = {name: value for name, value in about["settings"].items() if value not in ("default", [], False)}
+    found += [
+        (name.replace("_", " "), ", ".join(map(str, value)) if isinstance(value, list) else value)
+        for name, value in shown.items()
+    ]
+    return found
+
+
+def _csv(summary: dict[str, Any], records: list[Record]) -> str:
+    """Every number of the study, a line each: of the table (no seed), and of every run its scores, bill and ledger."""
+    out = io.StringIO()
+    writer = csv.writer(out)
+    writer.writerow(("arm", "budget", "seed", "model", "score", "class", "value"))
+    for row in summary["table"]:
+        for name in ("score", "spread", "seeds", "behind", "low", "high", "p"):
+            if row[name] is not None:
+                writer.writerow((row["arm"], row["budget"], "", "student", f"table: {name}", "", row[name]))
+    for record in records:
+        head = (record["arm"], record["budget"], record["seed"])
+        writer.writerows((*head, *line) for line in _numbers(record))
+    return out.getvalue()
+
+
+def _numbers(record: Record) -> Iterator[tuple[Any, ...]]:
+    """(model or stage, score, class, value) of one run."""
+    classes = record["classes"]
+    for model in ("student", "teacher"):
+        one = record[model] or {}
+        flat = {**{k: v for k, v in one.items() if not isinstance(v, dict)}, **one.get("test", {})}
+        for name, value in flat.items():
+            if name == "confusion":
+                for truth, row in zip(classes, value, strict=True):
+                    yield from ((model, name, f"{truth} -> {said}", n) for said, n in zip(classes, row, strict=True))
+            elif isinstance(value, list):
+                yield from ((model, name, klass, share) for klass, share in zip(classes, value, strict=True))
+            else:
+                yield (model, name, "", value)
+    yield from (("run", name, "", value) for name, value in bill(record).items())
+    for stage, entry in record["ledger"].items():
+        flat = {**entry, **{f"teacher_{name}": value for name, value in entry["teacher"].items()}}
+        yield from (
+            (f"stage {stage}", name, "", value) for name, value in flat.items() if isinstance(value, int | float)
+        )

@@ -1,0 +1,162 @@
+"""A finished run as one JSON: all that the page of a study says of it, so that no run folder is needed later."""
+
+from __future__ import annotations
+
+import base64
+import zlib
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tutelage.errors import TutelageError, shown
+from tutelage.metrics import reliability
+from tutelage.reporting.diagnosis import diagnose
+from tutelage.reporting.example_predictions import read_counts, read_evidence
+from tutelage.run_folder import FREE, Run, hash_of, read_json, write_json
+from tutelage.study.arms import Way
+from tutelage.study.results_table import Record, read_record, record_name
+from tutelage.tasks import task_of
+from tutelage.version import __version__
+
+# where data lie, and how a run looked while it ran: another value is the same run
+DATA = ("task", "target", "val", "test", "classes", "group_by", "gallery")  # settings that say which images and labels
+PLACES = {"target", "gallery", "smoke", "seed", "budget"}
+
+
+def kept_record(folder: Path, arm: str, budget: int, seed: int, settings: dict[str, Any]) -> Record | None:
+    """The record of a run that has been finished, here or elsewhere; None where there is none.
+
+    Raises:
+        TutelageError: there is one, made with other settings, or one that cannot be read.
+    """
+    path = folder / f"{record_name(arm, budget, seed)}.json"
+    record = read_record(path)
+    if record is None:
+        return None
+    asked, made = compared(settings), record["settings"]
+    unused = task_of(asked["task"]).UNUSED
+    other = [
+        f"{name}: {made.get(name)} -> {value}"
+        for name, value in asked.items()
+        if made.get(name) != value and name not in unused
+    ]
+    if other:
+        raise TutelageError(
+            f"{path} was made with other settings: {shown(other, 8)}",
+            "use the same settings, or another --results (and --out)",
+        )
+    return record
+
+
+def compared(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings by which two runs are the same run."""
+    kept = {name: value for name, value in sorted(settings.items()) if name not in FREE | PLACES}
+    places = ("val", "test", "teacher_weights", "student_weights")  # a word, a share, or a path, which may differ
+    return {name: "a file" if name in places and Path(str(value)).exists() else value for name, value in kept.items()}
+
+
+def check_data(folder: Path, finished: Sequence[tuple[Record, dict[str, Any]]]) -> None:
+    """Finished runs are of the data as they are now.
+
+    Args:
+        folder: of the results. finished: records, each with the settings of its run as the study has them; those that do not say what
+            they were given are not looked at.
+
+    Raises:
+        TutelageError: data that cannot be read, or others than those that a run was given.
+    """
+    now: dict[str, dict[str, str]] = {}
+    for record, settings in finished:
+        if not record.get("given"):
+            continue
+        if (key := hash_of([settings[name] for name in DATA])) not in now:
+            now[key] = _data_now(settings)
+        other = [f"--{name} {settings[name]}" for name, one in now[key].items() if record["given"][name] != one]
+        if other:
+            raise TutelageError(
+                f"{folder}: {record_name(record['arm'], record['budget'], record['seed'])} was made from other images or labels "
+                f"than {' and '.join(other)}, whose contents have changed",
+                "use another --results (and --out), or restore the data; `tutelage report` shows the results that are there",
+            )
+
+
+def _data_now(settings: dict[str, Any]) -> dict[str, str]:
+    """What these settings give a run now."""
+    from tutelage.curation.labelled_set import data_of
+    from tutelage.data.gallery import list_gallery
+
+    return data_of(task_of(settings["task"]).read(settings), list_gallery(settings["gallery"]).refs)
+
+
+def write_record(folder: Path, run: Run, way: Way, identity: tuple[str, int, int, dict[str, Any]]) -> Record:
+    """Write the record of a run that has just been evaluated.
+
+    Args:
+        folder: of the results. way: of the arm. identity: arm, budget, seed, settings.
+    """
+    arm, budget, seed, settings = identity
+    charged = [
+        name for name in way.charged if (run.path / name / "result.json").exists()
+    ]  # the committee may be left out
+    stages = {name: read_json(run.path / name / "result.json") or {} for name in ("transfer_set", *charged, "report")}
+    scores, counts = stages["report"], read_counts(run.path / "report" / "predictions.npz", way.model)
+    record: Record = {
+        "arm": arm, "budget": budget, "seed": seed, "says": way.says, "settings": compared(settings), "classes": scores["classes"],
+        "student": scores[way.model], "teacher": scores.get("teacher") if "teacher" in charged else None,
+        **_written(counts), "test_images": len(counts),
+        "test": _test_images(run), "given": stages["transfer_set"].get("given"),
+        "images": stages["transfer_set"]["images"], "data": stages["transfer_set"]["outputs"],
+        "ledger": {name: {**stages[name]["ledger"], "taken_from": stages[name].get("taken_from")} for name in charged},
+        "images_seen": next(stages[name]["images_seen"] for name in ("transfer", "alone") if name in charged),
+        "findings": [asdict(one) for one in diagnose(scores, Run(run.path).results())], "calibration": _calibration(run, way.model),
+        "chosen": {name: stages[name][key] for name, key in (("student", "delivered"), ("teacher", "mode")) if name in charged},
+        "versions": {"tutelage": __version__, **_versions()},
+    }  # fmt: skip
+    if "committee" in charged:
+        record["committee"] = {
+            "scores": scores.get("committee"),
+            **{k: stages["committee"][k] for k in ("weight", "held_out")},
+        }
+    if "adapt" in way.stages and "teacher" not in charged:  # it was done in this run all the same
+        adapted = read_json(run.path / "teacher" / "result.json")
+        record["beside"] = {"teacher": {**adapted["ledger"], "taken_from": adapted.get("taken_from")}}
+    if "teacher" in charged:
+        record["validation"] = stages["teacher"]["validation"][stages["teacher"]["mode"]]
+        record["teacher_weights"] = {
+            name: stages["teacher"]["teacher"][name] for name in ("name", "size", "weights", "hash", "licence")
+        }
+    write_json(folder / f"{record_name(arm, budget, seed)}.json", record)
+    return record
+
+
+def _calibration(run: Run, model: str) -> dict[str, list[list[float]]]:
+    """Sums of `metrics.reliability`, of the arm's student (`model` in the evaluation) and its teacher; of masks there are none."""
+    labels, probabilities, _ = read_evidence(run.path / "report")
+    names = {model: "student", "teacher": "teacher"}
+    return {names[name]: reliability(one, labels).tolist() for name, one in probabilities.items() if name in names}
+
+
+def _test_images(run: Run) -> str:
+    """Hash of the test images and their labels: records of other ones are not compared."""
+    from tutelage.data.manifest import read_manifest
+
+    table = read_manifest(run.path / "target_set" / "manifest.parquet")[1]
+    truth = "mask_truth" if "mask_truth" in table.column_names else "label"
+    rows = table.select(["key", truth, "split"]).to_pylist()
+    return hash_of([[row["key"].hex(), row[truth]] for row in rows if row["split"] == "test"])
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("torch", "timm", "numpy")}
+
+
+def _written(counts: np.ndarray) -> dict[str, str]:
+    """Counts of each test image as text, as `reporting.study.counts_in` reads them."""
+    if counts.dtype == bool:
+        return {"right": base64.b64encode(np.packbits(counts).tobytes()).decode("ascii")}
+    return {"pixels": base64.b64encode(zlib.compress(counts.astype(np.int32).tobytes(), 9)).decode("ascii")}

@@ -1,0 +1,196 @@
+"""A study's records as a table: arms by budget, means over seeds, and what is better than what, how surely. No torch."""
+
+from __future__ import annotations
+
+import base64
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tutelage.errors import TutelageError
+from tutelage.reporting.ledger import bill
+from tutelage.reporting.scores import CLASSES, Words, main_score, words_of
+from tutelage.run_folder import folder_name, read_json
+from tutelage.study.statistics import Difference, difference, redrawn, spread
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """All seeds of one arm at one budget. records: by seed. counts: (S, n, ...) of `counts_in`, in the order of the seeds.
+    drawn: (R, S, ...), their means over test images that were drawn again.
+    """
+
+    arm: str
+    budget: int
+    records: dict[int, Record]
+    counts: np.ndarray = field(repr=False)
+    drawn: np.ndarray = field(repr=False)
+
+    @property
+    def accuracy(self) -> tuple[float, float | None]:
+        """Mean and standard deviation of the main score over seeds."""
+        return spread([main_score(record["student"]["test"]) for record in self.records.values()])
+
+    @property
+    def flops(self) -> float:
+        """Mean FLOPs of a run, the teacher's counted."""
+        return float(np.mean([bill(record)["flops"] for record in self.records.values()]))
+
+    @property
+    def words(self) -> Words:
+        """How its scores are said."""
+        return words_of(next(iter(self.records.values()))["student"]["test"])
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The adapted teachers of one budget, for reference. tests: their scores, one for each seed and set of weights."""
+
+    budget: int
+    tests: list[dict[str, Any]]
+
+    @property
+    def accuracy(self) -> tuple[float, float | None]:
+        """Mean and standard deviation of the main score."""
+        return spread([main_score(test) for test in self.tests])
+
+
+def record_name(arm: str, budget: int, seed: int) -> str:
+    """The name of a run's record: ARM-budget-N-seed-N."""
+    return f"{folder_name(arm)}-budget-{budget}-seed-{seed}"
+
+
+def read_records(folder: Path, plan: list[str]) -> list[Record]:
+    """The records of the planned runs that are finished.
+
+    Raises:
+        TutelageError: one cannot be read, or they were not scored on the same test images.
+    """
+    found = [record for name in plan if (record := read_record(folder / f"{name}.json"))]
+    if len({record["test"] for record in found}) > 1:
+        odd = next(one for one in found if one["test"] != found[0]["test"])
+        message = f"{folder}: {odd['arm']}, budget {odd['budget']}, seed {odd['seed']} was scored on other test images than the first run"
+        raise TutelageError(message, "use another --results (and --out) for each set of test images")
+    return found
+
+
+def read_record(path: Path) -> Record | None:
+    """The record of a finished run; None where there is none.
+
+    Raises:
+        TutelageError: it is broken, or of a version that did not keep what arms are compared by.
+    """
+    try:
+        record = read_json(path)
+    except ValueError as error:
+        message = f"{path}, the record of a finished run, is not valid JSON ({error})"
+        raise TutelageError(message, "remove it, and it is computed again") from error
+    if record is not None and not {"right", "pixels"} & record.keys():
+        raise TutelageError(
+            f"{path} is a record of another version, without the student's result on each test image",
+            "remove it, and it is computed again",
+        )
+    return record
+
+
+def cells_of(records: Iterable[Record], arms: list[str]) -> list[Cell]:
+    """Records by arm and budget."""
+    sorted_in: dict[tuple[str, int], dict[int, Record]] = {}
+    for record in records:
+        sorted_in.setdefault((record["arm"], record["budget"]), {})[record["seed"]] = record
+    counts = [np.array([counts_in(record) for _, record in sorted(of.items())]) for of in sorted_in.values()]
+    every = zip(sorted_in.items(), counts, redrawn(counts), strict=True)
+    cells = [Cell(arm, budget, of, each, drawn) for ((arm, budget), of), each, drawn in every]
+    return sorted(cells, key=lambda cell: (cell.budget, arms.index(cell.arm)))
+
+
+def counts_in(record: Record) -> np.ndarray:
+    """What the run's student does on each of n test images.
+
+    Returns:
+        (n,) bool, whether it is right; or (n, C, 3) int32, pixels labelled as a class, decided for it, and both.
+    """
+    if "pixels" in record:
+        numbers = np.frombuffer(zlib.decompress(base64.b64decode(record["pixels"])), np.int32)
+        return numbers.reshape(record["test_images"], -1, 3)
+    bits = np.frombuffer(base64.b64decode(record["right"]), np.uint8)
+    return np.unpackbits(bits)[: record["test_images"]].astype(bool)
+
+
+def references_of(cells: Iterable[Cell]) -> dict[int, Reference]:
+    """The teachers by budget, whichever arms they taught: one for each seed and set of weights."""
+    found: dict[int, dict[tuple[int, str], dict[str, Any]]] = {}
+    for cell in cells:
+        for seed, record in cell.records.items():
+            if record["teacher"]:
+                found.setdefault(cell.budget, {})[seed, record["teacher_weights"]["hash"]] = record["teacher"]["test"]
+    return {budget: Reference(budget, list(of.values())) for budget, of in sorted(found.items())}
+
+
+def main_budget(cells: list[Cell]) -> int:
+    """The budget with most arms; of several the smallest."""
+    budgets = [cell.budget for cell in cells]
+    return max(sorted(set(budgets)), key=budgets.count)
+
+
+def compared(first: Cell, second: Cell) -> Difference | None:
+    """The difference of two arms over the seeds that both have; None where there is none."""
+    seeds = [seed for seed in sorted(first.records) if seed in second.records]
+    if not seeds:
+        return None
+    one, other = ([sorted(cell.records).index(seed) for seed in seeds] for cell in (first, second))
+    drawn = first.drawn[:, one], second.drawn[:, other]
+    return difference(first.counts[one], second.counts[other], first.words.score, drawn)
+
+
+def rows(cells: list[Cell], budget: int) -> tuple[list[dict[str, Any]], Cell]:
+    """The table, a row for each arm and budget, and the best arm of the main budget."""
+    found, winner = [], None
+    for amount in sorted({cell.budget for cell in cells}):
+        mine = [cell for cell in cells if cell.budget == amount]
+        best = max(mine, key=lambda cell: cell.accuracy[0])
+        winner = best if amount == budget else winner
+        for cell in mine:
+            mean, deviation = cell.accuracy
+            behind = None if cell is best else compared(best, cell)
+            one = next(iter(cell.records.values()))
+            found.append({
+                "arm": cell.arm, "budget": amount, "seeds": len(cell.records), cell.words.main: mean, "score": mean, "spread": deviation,
+                **means_beside([record["student"]["test"] for record in cell.records.values()]),
+                "best": cell is best, "level": cell is best or (behind is not None and not behind.sure),
+                "behind": None if behind is None else behind.mean, "low": behind and behind.low, "high": behind and behind.high,
+                "p": behind and behind.p, "flops": cell.flops, "images_seen": one["images_seen"], "says": one["says"],
+                "initialisation": one["student"]["initialisation"],
+            })  # fmt: skip
+    assert winner is not None
+    return found, winner
+
+
+def reference_rows(references: dict[int, Reference]) -> list[dict[str, Any]]:
+    """The teachers' lines of the table."""
+    return [
+        {"budget": budget, "seeds": len(one.tests), "score": one.accuracy[0], "spread": one.accuracy[1], **means_beside(one.tests)}
+        for budget, one in references.items()
+    ]  # fmt: skip
+
+
+def beside(test: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    """(title, score) of two columns beside the main score."""
+    every = words_of(test).table
+    return (every[1], every[3]) if words_of(test) is CLASSES else every[2:4]
+
+
+def means_beside(tests: list[dict[str, Any]]) -> dict[str, float]:
+    """Means of the scores of `beside`."""
+    return {name: spread([test[name] for test in tests])[0] for _, name in beside(tests[0])}
+
+
+def mean_of_each(tests: list[dict[str, Any]], score: str) -> list[float | None]:
+    """A score of each class, mean over several evaluations; None where a class has no test image."""
+    return [None if of[0] is None else float(np.mean(of)) for of in zip(*(test[score] for test in tests), strict=True)]

@@ -1,0 +1,64 @@
+"""Settings that segmentation cannot have: objectives, windows, shapes and decoders, checked before anything is read."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from typing import Any
+
+from tutelage.errors import TutelageError
+from tutelage.image_size import sides
+
+OBJECTIVES = ("oriented", "pseudo-label", "agnostic")
+COMPARISONS = ("contrastive", "cosine")
+
+
+def faults_of(settings: dict[str, Any]) -> list[TutelageError]:
+    """One fault for each setting, or pair of settings, that segmentation cannot have."""
+    faults, task = [], "with --task segmentation is not supported"
+    objective, comparison = settings.get("objective", "oriented"), settings.get("agnostic_loss", "contrastive")
+    if objective not in OBJECTIVES:
+        faults.append(TutelageError(f"--objective {objective} {task}", f"use one of {', '.join(OBJECTIVES)}"))
+    if objective == "agnostic" and comparison not in COMPARISONS:
+        faults.append(TutelageError(f"--agnostic-loss {comparison} {task}", f"use one of {', '.join(COMPARISONS)}"))
+    faults += _window_faults(settings)
+    if settings.get("resize", "squash") != "squash":
+        hint = "use --resize squash, and --student-size HxW in the images' aspect ratio"
+        faults.append(TutelageError(f"--resize {settings['resize']} {task}", hint))
+    decoder = settings.get("decoder")
+    if decoder in ("fpn", "deeplabv3plus") and importlib.util.find_spec("segmentation_models_pytorch") is None:
+        message = f"--decoder {decoder}: segmentation-models-pytorch is not installed"
+        faults.append(TutelageError(message, "run `pip install 'tutelage[segmentation]'`, or use --decoder lraspp"))
+    elif decoder and "student_weights" in settings and not faults:
+        from tutelage.models.segmentation_students import build_student
+
+        try:
+            build_student(settings["student"], 2, "scratch", settings["student_size"], decoder)
+        except TutelageError as error:
+            faults.append(error)
+    return faults
+
+
+def _window_faults(settings: dict[str, Any]) -> list[TutelageError]:
+    """A window that the teacher cannot take, or that does not lie in its input."""
+    from tutelage.models.aliases import check_size
+    from tutelage.models.teachers import default_size, resolve
+
+    window = settings.get("teacher_window")
+    if window is None:
+        return []
+    try:
+        name = resolve(settings["teacher"])
+        check_size(name, window)
+    except TutelageError as error:
+        reason = error.message.removeprefix("--teacher-size ")  # the check takes a window for a size
+        message = f"--teacher-window {window} does not fit --teacher {settings['teacher']}: {reason}"
+        return [TutelageError(message, error.hint.replace("--teacher-size", "--teacher-window"))]
+    size = settings["teacher_size"] or default_size(name)
+    both = f"--teacher-window {window} with --teacher-size {size}"
+    if any(one > whole for one, whole in zip(sides(window), sides(size), strict=True)):
+        return [TutelageError(f"{both} must be at most {size}", "use a smaller window, or a larger --teacher-size")]
+    plain = re.search(r"patch(1[0-9]|[89]|32)", name)  # one level, whose stride is the patch
+    if not plain and any(one % 32 for one in (*sides(window), *sides(size))):
+        return [TutelageError(f"{both}: both must be multiples of 32 px", "round the window and the size")]
+    return []

@@ -1,0 +1,1 @@
+"""What all training shares: losses, batches by step, optimizer, average of the weights, checkpoints, the loop."""

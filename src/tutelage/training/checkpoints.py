@@ -1,0 +1,100 @@
+"""Checkpoints: plain safetensors, the last two of the stage under way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from tutelage.run_folder import whole
+from tutelage.training.optimization import Average
+
+
+@dataclass(frozen=True)
+class Resumable:
+    """Where a loop keeps its checkpoints. every: steps between two of them."""
+
+    folder: Path
+    stage: str
+    inputs: str
+    every: int
+
+    @property
+    def start(self) -> int:
+        """The steps that are done already."""
+        return newest_step(self.folder, self.stage, self.inputs)
+
+
+def save_checkpoint(
+    folder: Path,
+    stage: str,
+    step: int,
+    inputs: str,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: Average,
+) -> None:
+    """Write weights, average and optimizer state after `step` steps; older ones than the last two go."""
+    tensors = {f"model.{name}": value for name, value in module.state_dict().items()}
+    tensors |= {f"average.{name}": value for name, value in average.state.items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    with whole(folder / f"{stage}-{step:08d}.safetensors") as path:
+        save_file(tensors, path, metadata={"inputs": inputs, "step": str(step)})
+    for old in sorted(folder.glob(f"{stage}-*.safetensors"))[:-2]:
+        old.unlink()
+
+
+def load_checkpoint(
+    folder: Path, stage: str, inputs: str, module: nn.Module, optimizer: torch.optim.Optimizer, average: Average
+) -> int:
+    """Take up the newest checkpoint of this stage that was made from these inputs.
+
+    Returns:
+        the number of steps that are done; 0 where there is no checkpoint.
+    """
+    path, step = _newest(folder, stage, inputs)
+    if path is None:
+        return 0
+    tensors = load_file(path)
+    module.load_state_dict(_under("model.", tensors))
+    for name, value in _under("average.", tensors).items():
+        average.state[name].copy_(value)
+    average.step = step
+    layout = optimizer.state_dict()
+    layout["state"] = {}
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    for name, value in _under("optimizer.", tensors).items():
+        index, field = name.split(".", 1)
+        weight = weights[int(index)]
+        if (
+            value.shape == weight.shape
+        ):  # fused AdamW reads the raw memory: it must lie as the weight's does (channels_last)
+            value = torch.empty_like(weight).copy_(value)
+        layout["state"].setdefault(int(index), {})[field] = value
+    optimizer.load_state_dict(layout)
+    return step
+
+
+def newest_step(folder: Path, stage: str, inputs: str) -> int:
+    """Steps that are done according to the newest checkpoint made from these inputs; 0 without one."""
+    return _newest(folder, stage, inputs)[1]
+
+
+def _newest(folder: Path, stage: str, inputs: str) -> tuple[Path | None, int]:
+    from safetensors import safe_open
+
+    for path in sorted(folder.glob(f"{stage}-*.safetensors"), reverse=True):
+        with safe_open(path, "pt") as file:
+            about = file.metadata()
+        if about.get("inputs") == inputs:
+            return path, int(about["step"])
+    return None, 0
+
+
+def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
