@@ -27,10 +27,10 @@ import numpy as np
 from PIL import Image
 
 from tutelage.curation.candidates import near_leaks
-from tutelage.curation.embed import Embedded
+from tutelage.curation.embed import EmbeddingTable
 from tutelage.curation.image_match import layout
 from tutelage.curation.search import search
-from tutelage.curation.selection import Pool, Wish, choose
+from tutelage.curation.selection import Pool, SelectionRequest, choose
 from tutelage.curation.vectors import Vectors, mean_of
 
 WIDTH, QUERIES, MORE_QUERIES, K = 384, 1000, 500, 128
@@ -145,7 +145,7 @@ def curation(path: Path, folder: Path, repeats: int) -> dict:
     for start in range(0, count, 2048):
         parts.append(folder / f"{start}.layouts.npy")
         np.save(parts[-1], layout(thumbs[start : start + 2048]).astype(np.float16))
-    embedded = Embedded(
+    embedded = EmbeddingTable(
         (path,), np.arange(count), np.zeros((0, 32), np.uint8), np.array([0, count]), (thumbs,), tuple(parts), []
     )
     held = [np.repeat(np.repeat(one, 4, axis=0), 4, axis=1) for one in windows(MORE_QUERIES, 2)]
@@ -161,7 +161,9 @@ def curation(path: Path, folder: Path, repeats: int) -> dict:
             return len(found)
 
         def all_of_it(pool: Pool = pool) -> None:
-            wish = Wish("balanced", 10 * QUERIES, np.arange(QUERIES), 0, "candidates", lambda rows: rows[:, 0])
+            wish = SelectionRequest(
+                "balanced", 10 * QUERIES, np.arange(QUERIES), 0, "candidates", lambda rows: rows[:, 0]
+            )
             choose(pool, queries, wish, leaks)
 
         runs["search"].append(timed(lambda: search(vectors, queries, K))[0])

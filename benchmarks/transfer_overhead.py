@@ -65,7 +65,7 @@ def fresh():
     torch.manual_seed(0)
     student = build_student("mobilenetv3_small_050", CLASSES, "scratch", SIZE)
     module = student.module.to(memory_format=torch.channels_last)
-    return student, module, optimization.optimizer_for(module, 1e-3, "cpu"), optimization.Average(module)
+    return student, module, optimization.optimizer_for(module, 1e-3, "cpu"), optimization.EMA(module)
 
 
 def transfer(targets: Targets, hardware, images: int = IMAGES) -> float:

@@ -12,7 +12,7 @@ from textures import CLASSES, texture
 from tutelage.curation import candidates
 from tutelage.curation.candidates import LeakCheck
 from tutelage.curation.image_match import layout, opponent, thumbnail
-from tutelage.curation.selection import Pool, Wish, choose
+from tutelage.curation.selection import Pool, SelectionRequest, choose
 from tutelage.curation.vectors import Vectors
 
 
@@ -65,7 +65,7 @@ def test_an_inverted_file_that_ends_too_soon(strategy):
     random = np.random.default_rng(0)
     gallery = unit(np.concatenate([random.normal(2, 0.1, (40, 8)), random.normal(0, 1, (860, 8))]))
     pool = Pool(None, Vectors((gallery,), None), np.ones(900, bool), "ivf", 2**30)  # type: ignore[arg-type]
-    wish = Wish(strategy, 880, np.zeros(1, np.int64), 0, "none", lambda embeddings: embeddings[:, 0])
+    wish = SelectionRequest(strategy, 880, np.zeros(1, np.int64), 0, "none", lambda embeddings: embeddings[:, 0])
     choice, _ = choose(pool, gallery[:1], wish)
     assert len(choice) == len(set(choice.rows.tolist())) == 880
     assert pool.recalls

@@ -18,7 +18,7 @@ from PIL import Image
 from scenes import CLASSES, scene, write_pair, write_scenes
 from tutelage.data.image_cache import Store
 from tutelage.data.label_budget import draw_images
-from tutelage.data.masks import IGNORE, Coding, Masks, kind_of, made_colours, numbered, painted, read_values
+from tutelage.data.masks import IGNORE, MaskEncoding, Masks, kind_of, made_colours, numbered, painted, read_values
 from tutelage.data.segmentation_set import read_dense_set
 from tutelage.errors import TutelageError
 
@@ -181,7 +181,7 @@ def test_groups_take_turns():
 
 def test_values_that_are_no_class():
     """What is no class is counted by value and becomes IGNORE; 255 is none from the start."""
-    coding = Coding(("a", "b"), made_colours(2))
+    coding = MaskEncoding(("a", "b"), made_colours(2))
     pixels = np.array([[0, 1, 2], [255, 7, 7]], np.int32)
     kept, strange = numbered(type(read_values(_png(pixels.astype(np.uint8))))(pixels), coding)
     assert kept.tolist() == [[0, 1, IGNORE], [IGNORE, IGNORE, IGNORE]]
@@ -200,7 +200,7 @@ def _png(pixels: np.ndarray) -> bytes:
 def test_stored_masks_are_as_they_were(drawn, tmp_path):
     """Masks come back from the cache pixel for pixel, at their own size."""
     found = read_dense_set(drawn / "target")
-    store = Store(tmp_path, 0, kind_of(Coding(found.classes, found.colours)))
+    store = Store(tmp_path, 0, kind_of(MaskEncoding(found.classes, found.colours)))
     store.add(list(found.masks))
     masks = Masks(store.find(list(found.masks))[0], np.array([[48, 64]] * 13))
     for i, ref in enumerate(found.masks):

@@ -14,7 +14,7 @@ import pytest
 
 import tutelage as package
 from conftest import TINY_CLIP, Task
-from tutelage.curation.precomputed_embeddings import Given, names_of
+from tutelage.curation.precomputed_embeddings import PrecomputedEmbeddings, names_of
 from tutelage.data.gallery import list_gallery
 from tutelage.data.manifest import read_manifest
 from tutelage.errors import TutelageError
@@ -104,7 +104,9 @@ def test_members_of_a_tar_go_by_their_keys(tmp_path, task):
         f"{whole}.png", "00000.tar/000000001.png", "000000001.png", whole, "00000.tar/000000001", "000000001",
     ]  # fmt: skip
     for name in names_of(refs[1]):
-        given = Given([write(tmp_path / "keys.parquet", {"x": vector(0, 0), name: vector(1, 1)}, "key")])
+        given = PrecomputedEmbeddings(
+            [write(tmp_path / "keys.parquet", {"x": vector(0, 0), name: vector(1, 1)}, "key")]
+        )
         assert given.find(refs, "images").tolist() == [-1, 1]
         assert given.lacks(refs[0])
         assert not given.lacks(refs[1])

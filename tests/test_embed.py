@@ -18,10 +18,10 @@ from tutelage.curation.image_match import thumbnail
 from tutelage.curation.vectors import Vectors
 from tutelage.data.gallery import list_gallery
 from tutelage.errors import TutelageError
-from tutelage.models.adapted_teacher import Network
+from tutelage.models.adapted_teacher import FeatureExtractor
 
 
-def network(scale: float = 1.0) -> Network:
+def network(scale: float = 1.0) -> FeatureExtractor:
     """A small convolution with fixed weights, whose results depend in the last bits on what is in a batch."""
     torch.manual_seed(0)
     layers = torch.nn.Sequential(torch.nn.Conv2d(3, 24, 5, stride=3), torch.nn.GELU(), torch.nn.AdaptiveAvgPool2d(1))
@@ -29,7 +29,7 @@ def network(scale: float = 1.0) -> Network:
     def forward(images: torch.Tensor) -> torch.Tensor:
         return scale * layers(images).flatten(1)
 
-    return Network(forward, 32, (0.5,) * 3, (0.5,) * 3, 24, f"hash {scale}", "features", "tiny")
+    return FeatureExtractor(forward, 32, (0.5,) * 3, (0.5,) * 3, 24, f"hash {scale}", "features", "tiny")
 
 
 @pytest.fixture

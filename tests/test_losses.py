@@ -73,7 +73,7 @@ def test_distillation_is_that_of_timm(temperature: float):
     if not hasattr(task_module, "LogitDistillationTask"):
         pytest.skip("this timm has no LogitDistillationTask")
 
-    class Given(nn.Module):
+    class PrecomputedEmbeddings(nn.Module):
         """Says what it was given to say, whatever it sees."""
 
         num_classes, in_chans = 5, 3
@@ -86,7 +86,7 @@ def test_distillation_is_that_of_timm(temperature: float):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return self.logits
 
-    student, teacher = Given(logits_of(2)), Given(logits_of(3))
+    student, teacher = PrecomputedEmbeddings(logits_of(2)), PrecomputedEmbeddings(logits_of(3))
     task = task_module.LogitDistillationTask(
         student, teacher, criterion=nn.CrossEntropyLoss(), distill_loss_weight=1.0, task_loss_weight=0.0,
         temperature=temperature, device=torch.device("cpu"), verbose=False,

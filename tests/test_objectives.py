@@ -16,7 +16,7 @@ from tutelage.distillation.objectives import AGNOSTIC, QUEUE, Batch, objective_l
 from tutelage.distillation.self_distillation import images_in_a_step, small_side
 from tutelage.distillation.targets import Targets
 from tutelage.features.view_batches import ViewSettings, view_input
-from tutelage.models.students import SelfTaught, build_student
+from tutelage.models.students import DINOStudent, build_student
 from tutelage.training import losses
 
 LABELLED, IMAGES = 3, 9  # of the small transfer set below, the labelled ones first
@@ -189,9 +189,9 @@ def test_self_taught_head():
     """Outputs are cosines with the prototypes; at the start images are told apart, or training ends where it begins."""
     torch.manual_seed(0)
     student = build_student("mobilenetv3_small_050", 3, size=64)
-    module = SelfTaught(student.module, 64).train()
+    module = DINOStudent(student.module, 64).train()
     outputs = module(torch.randn(16, 3, 64, 64))
-    assert outputs.shape == (16, SelfTaught.PROTOTYPES)
+    assert outputs.shape == (16, DINOStudent.PROTOTYPES)
     assert float(outputs.detach().abs().max()) <= 1.0001
     assert len(outputs.argmax(dim=1).unique()) > 8
     assert small_side(student.module, 64) == 32

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 import tutelage
 from textures import CLASSES, texture, write_textures
 from tutelage.cli import function_of
-from tutelage.commands.curate import SMOKE_PART, SPARE, looked_at
+from tutelage.commands.curate import SMOKE_PART, SPARE, gallery_sample
 from tutelage.data.decode import content_key, decode
 from tutelage.data.label_budget import draw_budget
 from tutelage.data.manifest import read_manifest
@@ -337,12 +337,12 @@ def test_looked_at():
     """--smoke looks at a seeded part of a large gallery, the same in every process, larger where it did not suffice."""
     refs = list(range(5000))
     settings = {"strategy": "balanced", "smoke": True, "seed": 3}
-    part = looked_at(refs, settings, 100, SPARE)
+    part = gallery_sample(refs, settings, 100, SPARE)
     assert len(part) == len(set(part)) == 2 * SMOKE_PART
-    assert part == sorted(part) == looked_at(refs, settings, 100, SPARE)
-    assert set(part) < set(looked_at(refs, settings, 100, 2 * SPARE))
-    assert part != looked_at(refs, {**settings, "seed": 4}, 100, SPARE)
-    assert looked_at(refs, {**settings, "smoke": False}, 100, SPARE) == refs
+    assert part == sorted(part) == gallery_sample(refs, settings, 100, SPARE)
+    assert set(part) < set(gallery_sample(refs, settings, 100, 2 * SPARE))
+    assert part != gallery_sample(refs, {**settings, "seed": 4}, 100, SPARE)
+    assert gallery_sample(refs, {**settings, "smoke": False}, 100, SPARE) == refs
 
 
 def test_tracker(data, monkeypatch):

@@ -84,7 +84,7 @@ def test_balanced_is_what_the_rounds_say(space):
     queries, gallery = space
     barred = np.zeros(200, bool)
     barred[np.argsort(-queries[0] @ gallery.T)[:3]] = True
-    turn = strategies.turns(np.arange(5), 43, 1)
+    turn = strategies.round_robin(np.arange(5), 43, 1)
     similarity, rows = lists(queries, gallery, 200)
     choice = strategies.balanced(similarity, rows, turn, barred)
     assert choice is not None
@@ -97,7 +97,7 @@ def test_balanced_is_what_the_rounds_say(space):
 def test_lists_that_end_too_early_are_told(space):
     """Where a query's list is too short to know its best free image, nothing is made up; a longer list gives the true choice."""
     queries, gallery = space
-    turn, barred = strategies.turns(np.arange(5), 100, 0), np.zeros(200, bool)
+    turn, barred = strategies.round_robin(np.arange(5), 100, 0), np.zeros(200, bool)
     assert strategies.balanced(*lists(queries, gallery, 20), turn, barred) is None
     full = strategies.balanced(*lists(queries, gallery, 200), turn, barred)
     assert full is not None
@@ -112,7 +112,7 @@ def test_a_gallery_that_is_used_up(space):
     similarity, rows = lists(queries, gallery[:12], 12)
     padded = np.pad(rows, ((0, 0), (0, 1)), constant_values=-1)
     values = np.pad(similarity, ((0, 0), (0, 1)), constant_values=-np.inf)
-    choice = strategies.balanced(values, padded, strategies.turns(np.arange(5), 40, 0), np.zeros(12, bool))
+    choice = strategies.balanced(values, padded, strategies.round_robin(np.arange(5), 40, 0), np.zeros(12, bool))
     assert choice is not None
     assert sorted(choice.rows.tolist()) == list(range(12))
 
@@ -123,7 +123,7 @@ def test_a_gallery_that_is_used_up(space):
 )
 def test_turns_follow_the_papers_rule(queries: int, total: int, each: int):
     """With `total` images, the labelled ones among them, each query gets floor(total / queries) - 1, some one more."""
-    counts = np.bincount(strategies.turns(np.arange(queries), total - queries, 0), minlength=queries)
+    counts = np.bincount(strategies.round_robin(np.arange(queries), total - queries, 0), minlength=queries)
     assert total // queries - 1 == each
     assert set(counts.tolist()) <= {each, each + 1}
     assert counts.sum() == total - queries
@@ -132,10 +132,10 @@ def test_turns_follow_the_papers_rule(queries: int, total: int, each: int):
 def test_classes_take_turns():
     """By class, every class brings equally many images, whatever its number of labels, and its labels take turns."""
     groups = np.array([0, 0, 0, 0, 1, 2, 2])
-    turn = strategies.turns(groups, 30, 0)
+    turn = strategies.round_robin(groups, 30, 0)
     assert np.bincount(groups[turn]).tolist() == [10, 10, 10]
     assert np.bincount(turn[groups[turn] == 0]).tolist() == [3, 3, 2, 2]
-    rest = [tuple(np.bincount(groups[strategies.turns(groups, 31, seed)], minlength=3)) for seed in range(20)]
+    rest = [tuple(np.bincount(groups[strategies.round_robin(groups, 31, seed)], minlength=3)) for seed in range(20)]
     assert set(rest) == {(11, 10, 10), (10, 11, 10), (10, 10, 11)}
 
 

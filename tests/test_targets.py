@@ -17,9 +17,9 @@ from tutelage.data.views import draw, render, to_input
 from tutelage.distillation.targets import Targets, TeacherOutputs
 from tutelage.features import output_cache, view_batches
 from tutelage.features.output_cache import OutputCache, compute_outputs, run_network
-from tutelage.features.view_batches import CLEAN, MIRRORED, ViewSettings, shaped, view_input
+from tutelage.features.view_batches import CLEAN, MIRRORED, ViewSettings, crop_or_pad, view_input
 from tutelage.models import weights
-from tutelage.models.adapted_teacher import Network, network_of
+from tutelage.models.adapted_teacher import FeatureExtractor, network_of
 from tutelage.models.heads import LinearHead
 from tutelage.models.teachers import build_teacher
 from tutelage.training import losses
@@ -69,10 +69,10 @@ class Counted:
             self.seen += len(batch)
             return nn.functional.conv2d(batch, weight).relu().mean(dim=(2, 3))
 
-        self.network = Network(forward, 24, (0.5,) * 3, (0.25,) * 3, 8, digest, output, "tiny")
+        self.network = FeatureExtractor(forward, 24, (0.5,) * 3, (0.25,) * 3, 8, digest, output, "tiny")
 
 
-def cache_of(folder: Path, network: Network, resize: str = "squash", side: int = 40) -> OutputCache:
+def cache_of(folder: Path, network: FeatureExtractor, resize: str = "squash", side: int = 40) -> OutputCache:
     return OutputCache(folder, network, resize, side)
 
 
@@ -82,18 +82,18 @@ def cache_of(folder: Path, network: Network, resize: str = "squash", side: int =
 def test_shapes_that_views_are_drawn_from():
     """squash keeps the image, crop takes its centre square, pad makes it a square with mid grey on both sides."""
     image = np.arange(6 * 10 * 3, dtype=np.uint8).reshape(6, 10, 3)
-    assert shaped(image, "squash") is image
-    np.testing.assert_array_equal(shaped(image, "crop"), image[:, 2:8])
-    np.testing.assert_array_equal(shaped(image.transpose(1, 0, 2), "crop"), image.transpose(1, 0, 2)[2:8])
-    padded = shaped(image, "pad")
+    assert crop_or_pad(image, "squash") is image
+    np.testing.assert_array_equal(crop_or_pad(image, "crop"), image[:, 2:8])
+    np.testing.assert_array_equal(crop_or_pad(image.transpose(1, 0, 2), "crop"), image.transpose(1, 0, 2)[2:8])
+    padded = crop_or_pad(image, "pad")
     assert padded.shape == (10, 10, 3)
     np.testing.assert_array_equal(padded[2:8], image)
     assert (padded[:2] == 128).all()
     assert (padded[8:] == 128).all()
-    upright = shaped(image.transpose(1, 0, 2), "pad")
+    upright = crop_or_pad(image.transpose(1, 0, 2), "pad")
     np.testing.assert_array_equal(upright[:, 2:8], image.transpose(1, 0, 2))
     square = image[:, :6]
-    assert all(shaped(square, resize) is square for resize in ("squash", "crop", "pad"))
+    assert all(crop_or_pad(square, resize) is square for resize in ("squash", "crop", "pad"))
 
 
 @pytest.mark.parametrize("resize", ["squash", "crop", "pad"])
@@ -121,7 +121,7 @@ def test_views_follow_the_settings(resize: str):
     images, network = images_of([1, 2, 3]), Counted().network
     settings = ViewSettings(7, "both", 0.2, 0.1, resize)
     numbers = np.array([0, 5, 2])
-    pixels = [shaped(images[i], resize) for i in range(3)]
+    pixels = [crop_or_pad(images[i], resize) for i in range(3)]
     sizes = np.array([p.shape[:2] for p in pixels])
     views = draw(images.seeds, sizes, numbers, 7, flip="both", area=(0.2, 1.0), colour=0.1)
     expected = to_input(render(pixels, views, 24), network.mean, network.std, views.colours)
@@ -247,7 +247,7 @@ def test_missing_outputs_are_not_made_up(tmp_path: Path):
         cache.table(images, CLEAN).rows()
 
 
-def in_turn(cache: OutputCache, network: Network, images: Images, processes: int) -> list[int]:
+def in_turn(cache: OutputCache, network: FeatureExtractor, images: Images, processes: int) -> list[int]:
     """Each process does its share after the other has finished: the largest difference in time."""
     return [compute_outputs(cache, network, images, LOOKS, SETTINGS, share=(r, processes)) for r in range(processes)]
 
@@ -279,7 +279,9 @@ def test_gibibytes_is_what_is_written(tmp_path: Path):
 # Targets
 
 
-def outputs_of(images: Images, network: Network, head, cache: OutputCache | None, looks=LOOKS) -> TeacherOutputs:
+def outputs_of(
+    images: Images, network: FeatureExtractor, head, cache: OutputCache | None, looks=LOOKS
+) -> TeacherOutputs:
     tables = cache and {look: cache.table(images, look) for look in looks}
     return TeacherOutputs(images, network, head, SETTINGS, looks, tables)
 
@@ -351,7 +353,7 @@ def test_a_grid_of_the_mirror_image_is_turned_back():
     def forward(batch: torch.Tensor) -> torch.Tensor:
         return nn.functional.avg_pool2d(batch, 6).flatten(1)  # (B, 3 * 4 * 4)
 
-    network = Network(forward, 24, (0.5,) * 3, (0.25,) * 3, 48, "a", "logits", "places", shape=(3, 4, 4))
+    network = FeatureExtractor(forward, 24, (0.5,) * 3, (0.25,) * 3, 48, "a", "logits", "places", shape=(3, 4, 4))
     of = outputs_of(images, network, lambda x: x.reshape(-1, 3, 4, 4), None)
     once = replace(of, looks=(CLEAN,))
     found = of.log_probabilities(np.arange(4))

@@ -122,14 +122,14 @@ def test_ahead_keeps_the_order(workers: int):
         time.sleep(0.002 * ((step * 7) % 3))
         return step * step
 
-    assert list(batches.ahead(make, range(4, 24), workers)) == [(s, s * s) for s in range(4, 24)]
-    assert list(batches.ahead(make, range(0), workers)) == []
+    assert list(batches.prefetch(make, range(4, 24), workers)) == [(s, s * s) for s in range(4, 24)]
+    assert list(batches.prefetch(make, range(0), workers)) == []
 
 
 def test_ahead_is_ahead_but_not_far():
     """While a batch is used the coming ones are made, and no more than `depth` of them are kept in memory."""
     made: list[int] = []
-    coming = batches.ahead(lambda step: made.append(step) or step, range(100), workers=1, depth=2)
+    coming = batches.prefetch(lambda step: made.append(step) or step, range(100), workers=1, depth=2)
     next(coming)
     deadline = time.monotonic() + 5
     while len(made) < 3 and time.monotonic() < deadline:
@@ -148,12 +148,12 @@ def test_ahead_passes_errors_on_and_stops_its_threads():
             raise ValueError("no such image")
         return step
 
-    failing = batches.ahead(make, range(100), workers=2)
+    failing = batches.prefetch(make, range(100), workers=2)
     assert [next(failing)[0] for _ in range(3)] == [0, 1, 2]
     with pytest.raises(ValueError, match="no such image"):
         next(failing)
     assert threading.active_count() == before
-    stopped = batches.ahead(lambda step: step, range(100), workers=2)
+    stopped = batches.prefetch(lambda step: step, range(100), workers=2)
     next(stopped)
     assert threading.active_count() > before
     stopped.close()
@@ -170,7 +170,7 @@ def test_ahead_makes_nothing_more_when_the_loop_stops():
         made.append(step)
         return step
 
-    coming = batches.ahead(make, range(100), workers=1, depth=4)
+    coming = batches.prefetch(make, range(100), workers=1, depth=4)
     next(coming)
     coming.close()
     assert len(made) <= 2  # the first, and the one under way
@@ -183,7 +183,7 @@ def test_average_by_hand():
     """The average is a <- d a + (1 - d) w with d = min(decay, (1 + t) / (10 + t)) after step t."""
     module = nn.Linear(1, 1, bias=False)
     nn.init.constant_(module.weight, 1.0)
-    average = optimization.Average(module, decay=0.15)
+    average = optimization.EMA(module, decay=0.15)
     expected = 1.0
     for step, value in enumerate([3.0, -2.0, 5.0]):
         nn.init.constant_(module.weight, value)
@@ -197,7 +197,7 @@ def test_average_by_hand():
 def test_average_covers_buffers():
     """Floating buffers are averaged, integer ones are taken as they are."""
     module = nn.BatchNorm1d(1)
-    average = optimization.Average(module)
+    average = optimization.EMA(module)
     for _ in range(2):
         module(torch.tensor([[10.0], [30.0]]))
         average.update(module)
@@ -249,7 +249,7 @@ class Killed(Exception):
 def train(folder: Path, stop: int, steps: int = 12, format: torch.memory_format = torch.contiguous_format):
     """The loop, killed after step `stop` of `steps`; from a checkpoint where there is one."""
     module = small(format)
-    optimizer, average = optimization.optimizer_for(module, 1e-2, "cpu"), optimization.Average(module)
+    optimizer, average = optimization.optimizer_for(module, 1e-2, "cpu"), optimization.EMA(module)
     resumable = checkpoints.Resumable(folder, "stage", "inputs", every=3)
     start, done = resumable.start, [resumable.start]
     images = torch.randn(20, 3, 12, 12, generator=torch.Generator().manual_seed(1))
@@ -302,7 +302,7 @@ def test_a_checkpoint_of_other_inputs_is_not_taken(tmp_path: Path):
     train(tmp_path, 6)
     module = small(torch.contiguous_format)
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    optimizer, average = optimization.optimizer_for(module, 1e-2, "cpu"), optimization.Average(module)
+    optimizer, average = optimization.optimizer_for(module, 1e-2, "cpu"), optimization.EMA(module)
     for stage, inputs in (("stage", "other"), ("other", "inputs")):
         assert checkpoints.load_checkpoint(tmp_path, stage, inputs, module, optimizer, average) == 0
         assert checkpoints.newest_step(tmp_path, stage, inputs) == 0

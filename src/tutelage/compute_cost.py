@@ -12,7 +12,7 @@ from typing import Any
 from tutelage.device import PeakMemory
 
 
-class Meter:
+class CostMeter:
     """Counts a stage while it runs."""
 
     def __init__(self):

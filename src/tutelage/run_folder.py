@@ -59,7 +59,7 @@ def hash_of(value: Any) -> str:
 
 
 @contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it when the block ends well, remove it when it does not."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
@@ -86,7 +86,7 @@ def _no_room(error: Exception, folder: Path) -> bool:
 
 def write_text(path: Path, text: str) -> None:
     """Write a whole UTF-8 file."""
-    with whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from tutelage import settings as c
 from tutelage.pipeline.stage import HELD_OUT_LOGITS, open_run, write_metrics
 from tutelage.progress import progress, say
-from tutelage.run_folder import hash_of, whole
+from tutelage.run_folder import atomic_write, hash_of
 from tutelage.settings import command
 
 JUDGED = {"accuracy": "accuracy", "miou": "mean IoU", "log_loss": "log loss"}
@@ -83,7 +83,7 @@ def adapt(
         else:
             work.adapted.save_whole(run.path / "teacher", best["module"])
         write_metrics(run, "teacher", best.get("rows", ()), tracker, hardware)
-        with whole(run.path / "teacher" / HELD_OUT_LOGITS) as path, path.open("wb") as file:
+        with atomic_write(run.path / "teacher" / HELD_OUT_LOGITS) as path, path.open("wb") as file:
             np.savez(
                 file, logits=best["logits"].clip(-MOST, MOST).astype(np.float16), labels=work.judged, fair=work.fair
             )
@@ -109,14 +109,14 @@ class _Work:
     """The teacher's stage while it runs: images, features and folds that the modes share."""
 
     def __init__(self, kind, task, encoder, cache_dir, settings, hardware, clock):
-        from tutelage.compute_cost import Meter
+        from tutelage.compute_cost import CostMeter
         from tutelage.data.label_budget import folds
         from tutelage.features.output_cache import OutputCache
 
         self.kind, self.task, self.encoder, self.settings = kind, task, encoder, settings
         self.hardware, self.clock, self.views = hardware, clock, kind.views(settings)
         self.adapted, self.heads = kind.models()
-        self.network, self.meter = self.adapted.network_of(encoder, hardware), Meter()
+        self.network, self.meter = self.adapted.network_of(encoder, hardware), CostMeter()
         self.meter.teacher_flops, self.meter.output_bytes = kind.flops_of(encoder), 2 * self.network.width  # float16
         self.cache = OutputCache(cache_dir, self.network, self.views.resize, task.side)
         train = task.train
@@ -187,7 +187,7 @@ class _Work:
         temperature = heads.best_temperature(fair, labels)
         loss = float(heads.log_loss(fair / temperature, labels).mean())
         accuracy = float((fair.argmax(1) == labels).mean())
-        more = self.kind.judged_too(fair, labels)
+        more = self.kind.extra_metrics(fair, labels)
         return {
             **more,
             "accuracy": accuracy,

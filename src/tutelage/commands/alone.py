@@ -35,7 +35,7 @@ def alone(
         result of the stage: steps, images seen, seconds.
     """
     settings = dict(locals())
-    from tutelage.compute_cost import Meter
+    from tutelage.compute_cost import CostMeter
     from tutelage.data.manifest import load_task
     from tutelage.device import accelerator, training_flops
     from tutelage.finetuning.labels_only import LabelsOnly, train_student
@@ -50,7 +50,7 @@ def alone(
         if done := run.done("alone", inputs):
             return {**done, "reused": True}
         clock, task, hardware = run.clock("alone"), load_task(run.path, cache_dir), accelerator(device, precision)
-        total, meter = training_steps(settings, len(task.transfer), kind.IMAGES), Meter()
+        total, meter = training_steps(settings, len(task.transfer), kind.IMAGES), CostMeter()
         resumable = checkpoints.Resumable(
             run.path / "checkpoints", "alone", inputs, checkpoint_steps(total, batch_size)
         )

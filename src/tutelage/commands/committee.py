@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tutelage import settings as c
-from tutelage.compute_cost import Meter
+from tutelage.compute_cost import CostMeter
 from tutelage.data.manifest import TaskData
 from tutelage.metrics import log_softmax, paired_gain
 from tutelage.models.heads import best_temperature, log_loss
@@ -28,7 +28,7 @@ from tutelage.pipeline.stage import (
     training_steps,
 )
 from tutelage.progress import say
-from tutelage.run_folder import FREE, Clock, Run, hash_of, whole
+from tutelage.run_folder import FREE, Clock, Run, atomic_write, hash_of
 from tutelage.settings import command
 
 WEIGHTS = np.linspace(0, 1, 11)  # of the students, that are tried
@@ -68,7 +68,7 @@ def committee(
         if done := run.done("committee", inputs):
             return {**done, "reused": True}
         clock, task, hardware = run.clock("committee"), load_task(run.path, cache_dir), accelerator(device, precision)
-        fold, meter = folds(task.train.strata, task.train.groups, seed), Meter()
+        fold, meter = folds(task.train.strata, task.train.groups, seed), CostMeter()
         numbers = np.unique(fold).tolist()
         total = max(1, training_steps(settings, len(task.transfer), kind.IMAGES) // len(numbers))
         work = _Members(run, kind, task, settings, hardware, clock, meter, inputs, total, grid)
@@ -82,9 +82,9 @@ def committee(
                 held[number] = part["held"].astype(np.float32)
                 summed = summed + part["transfer"].astype(np.float32)
             found = {"folds": len(numbers), **work.weighed(held, fold, truth, fair)}
-            with whole(path) as temporary, temporary.open("wb") as file:
+            with atomic_write(path) as temporary, temporary.open("wb") as file:
                 np.save(file, log_softmax(summed / len(numbers)).astype(np.float16))
-        tell(found, int(np.sum(fair.reshape(len(fair), -1).any(axis=1))))
+        log_committee(found, int(np.sum(fair.reshape(len(fair), -1).any(axis=1))))
         seconds = clock.stop()
         result = {
             "outputs": hash_of([inputs, file_hash(path) if about else None]), "curated": curated["outputs"], "steps": total, **found,
@@ -107,7 +107,7 @@ class _Members:
     settings: dict[str, Any]
     hardware: Any
     clock: Clock
-    meter: Meter
+    meter: CostMeter
     inputs: str
     steps: int
     grid: tuple[int, int] | None
@@ -142,7 +142,7 @@ class _Members:
             for name, images in (("transfer", self.task.transfer), ("held", held))
         }
         save_weights(path.with_suffix(".safetensors"), module.state_dict())
-        with whole(path) as temporary, temporary.open("wb") as file:
+        with atomic_write(path) as temporary, temporary.open("wb") as file:
             about = {"flops": training_flops(module, student.size), "student": json.dumps(student.about())}
             np.savez(file, inputs=self.inputs, **about, **found)
         return {**found, **about}
@@ -216,7 +216,7 @@ def mixture_of(teacher: np.ndarray, students: np.ndarray, labels: np.ndarray, im
     }  # fmt: skip
 
 
-def tell(found: dict[str, Any], judged: int) -> None:
+def log_committee(found: dict[str, Any], judged: int) -> None:
     """Say what the committee is."""
     scores = found["held_out"]
     if scores is None:

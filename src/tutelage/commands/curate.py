@@ -49,8 +49,8 @@ def curate(
     settings = dict(locals())
     settings["strategy"] = strategy_of(settings)
     from tutelage.curation.candidates import fill_pool, nothing_left
-    from tutelage.curation.curation_outputs import tell
-    from tutelage.curation.embedders import Encoder
+    from tutelage.curation.curation_outputs import log_transfer_set
+    from tutelage.curation.embedders import GalleryEmbedder
     from tutelage.curation.labelled_set import admit, data_of, list_rejected, read_labels, reject, tell_changed
     from tutelage.curation.selection import wanted_of
     from tutelage.data.gallery import list_gallery
@@ -61,7 +61,7 @@ def curate(
     with open_run(out, cache, dict(settings, strategy=strategy), overwrite) as (run, cache_dir):
         labelled = read_labels(run, settings)
         listed = list_gallery(gallery)
-        encoder = Encoder.of(settings, cache_dir)
+        encoder = GalleryEmbedder.of(settings, cache_dir)
         inputs = hash_of([
             "curate", RULES, encoder.side, encoder.identity, [settings[k] for k in _OF_THE_CHOICE], labelled.classes,
             hash_of([[ref.id, ref.fingerprint.hex()] for ref in [*labelled.refs, *labelled.masks, *listed.refs]]),
@@ -85,7 +85,7 @@ def curate(
         wanted = wanted_of(settings, len(admitted.drawn), len(labelled.classes))
         spare = SPARE
         while True:
-            refs = looked_at(listed.refs, settings, wanted, spare)
+            refs = gallery_sample(listed.refs, settings, wanted, spare)
             pool, leaks, known, twice, unreadable = fill_pool(encoder, refs, admitted, settings, tick)
             chosen = _Chosen(run, settings, encoder, admitted, pool, refs, clock, given)
             every = len(refs) == len(listed.refs)
@@ -101,11 +101,11 @@ def curate(
         bad += [("gallery", one) for one in [*listed.rejected, *unreadable]]
         reject(run, bad, len(labelled.refs) + len(refs) + len(labelled.rejected) + len(listed.rejected), max_rejected)
         if len(chosen.choice):
-            tell(len(chosen.choice), chosen.wanted, leaks.looked_at, leaks.near)
+            log_transfer_set(len(chosen.choice), chosen.wanted, leaks.looked_at, leaks.near)
         return chosen.finish(inputs, store, leaks.leaks, twice, len(bad), len(listed.refs))
 
 
-def looked_at(refs: list, settings: dict[str, Any], wanted: int | None, spare: float) -> list:
+def gallery_sample(refs: list, settings: dict[str, Any], wanted: int | None, spare: float) -> list:
     """The part of the gallery that is to be embedded: all of it, but for `random` a seeded part with some to spare (a factor), and
     with --smoke a seeded part for every strategy, twice as many where it searches."""
     if settings["strategy"] == "random" and wanted is not None:
@@ -129,7 +129,7 @@ class _Chosen:
 
     def choose(self, wanted: int | None, leaks: Any) -> None:
         """Choose. leaks: the pool's LeakCheck."""
-        from tutelage.curation.selection import Wish, choose
+        from tutelage.curation.selection import SelectionRequest, choose
 
         admitted, settings = self.admitted, self.settings
         labels, related = admitted.target.labels[admitted.drawn], admitted.target.groups[admitted.drawn]
@@ -144,7 +144,7 @@ class _Chosen:
                 )
             wanted = free
         groups = queries.labels if settings["balance"] == "class" else np.arange(len(queries.labels))
-        wish = Wish(
+        wish = SelectionRequest(
             settings["strategy"], free if wanted is None else wanted, groups, settings["seed"], settings["dedup"],
             lambda embeddings: unsure(queries.vectors, labels, related, embeddings, settings["seed"]),
         )  # fmt: skip
@@ -225,7 +225,7 @@ def embed_share(shard: str, settings: dict[str, Any]) -> dict[str, Any]:
     Returns:
         {"shard", "images", "embedded", "seconds"}.
     """
-    from tutelage.curation.embedders import Encoder
+    from tutelage.curation.embedders import GalleryEmbedder
     from tutelage.data.gallery import list_gallery
     from tutelage.device import on_a_device_of_its_own
     from tutelage.pipeline.preflight import preflight, share_of
@@ -240,7 +240,7 @@ def embed_share(shard: str, settings: dict[str, Any]) -> dict[str, Any]:
     with on_a_device_of_its_own():
         preflight({**settings, "out": str(out), "shard": f"{share[0]}/{share[1]}"}, cache)
         refs = list_gallery(settings["gallery"]).refs
-        _, pieces = Encoder.of(settings, cache).embedded(refs, tick, settings, share)
+        _, pieces = GalleryEmbedder.of(settings, cache).embedded(refs, tick, settings, share)
         mine = sum(len(piece.refs) for piece in pieces[share[0] :: share[1]])
         say(f"share {share[0]} of {share[1]}: {mine:,} of {len(refs):,} images, {done[0]:,} of them embedded now")
     return {"shard": f"{share[0]}/{share[1]}", "images": mine, "embedded": done[0], "seconds": time.monotonic() - start}

@@ -139,25 +139,22 @@ class _Work:
         from tutelage.pipeline.load_student import load_student
 
         assert self.test is not None
-        folder, count = self.run.path / "committee", members["folds"]
-        found, parameters = [], members["student"]["parameters"]
-        for number in range(count):
-            student = load_student(folder, members["student"], len(self.task.classes), f"fold-{number}")
-            module = student.module.to(self.hardware.device)
-            found.append(
-                self.kind.log_probabilities(
-                    module, student, self.test.images, self.views, self.hardware, None, lambda n: None
-                ).astype(np.float32)
-            )
+        count, about, found = members["folds"], members["student"], None
         mixture = Mixture.of(members, self.run.settings()["settings"].get("committee", "auto"))
-        self.said["committee"] = mixture(log_softmax(self.said["teacher"]), log_softmax(np.mean(found, axis=0)))
-        size = teacher["parameters"] + count * parameters
+        if mixture.weight:  # else the mixture is the teacher
+            summed = 0.0
+            for number in range(count):
+                student = load_student(self.run.path / "committee", about, len(self.task.classes), f"fold-{number}")
+                module, images = student.module.to(self.hardware.device), self.test.images
+                summed = summed + self.kind.log_probabilities(
+                    module, student, images, self.views, self.hardware, None, lambda n: None
+                ).astype(np.float32)
+            found = log_softmax(summed / count)
+        self.said["committee"] = mixture(log_softmax(self.said["teacher"]), found)
         return {
-            "name": f"{teacher['name']}, {count} x {members['student']['name']}",
-            "parameters": size,
-            "weight": mixture.weight,
-            "test": self.judged(self.said["committee"]),
-        }
+            "name": f"{teacher['name']}, {count} x {about['name']}", "weight": mixture.weight,
+            "parameters": teacher["parameters"] + count * about["parameters"], "test": self.judged(self.said["committee"]),
+        }  # fmt: skip
 
     def teacher(self) -> dict[str, Any]:
         """Scores of the adapted teacher, with whose decisions the students' are compared."""
@@ -176,14 +173,14 @@ class _Work:
             about["latency_ms"] = latency_ms(adapted.module, adapted.network.size)
         cache = OutputCache(self.cache_dir, adapted.network, self.views.resize, self.task.side)
 
-        def said_of(images: Any, labels: Any, what: str) -> Any:
+        def predictions_of(images: Any, labels: Any, what: str) -> Any:
             with progress(f"teacher on {what} images", len(images)) as advance:
-                return self.kind.teacher_says(adapted, cache, images, labels, self.views, self.hardware, advance)
+                return self.kind.teacher_predictions(adapted, cache, images, labels, self.views, self.hardware, advance)
 
-        self.taught = said_of(self.learnt_on, None, "transfer")
+        self.taught = predictions_of(self.learnt_on, None, "transfer")
         if self.test is None:
             return about
-        self.said["teacher"] = said_of(self.test.images, self.test.labels, "test")
+        self.said["teacher"] = predictions_of(self.test.images, self.test.labels, "test")
         return {**about, "test": self.judged(self.said["teacher"])}
 
     def student(self, name: str, stage: str) -> dict[str, Any]:
@@ -217,7 +214,7 @@ class _Work:
 
     def says(self, module: Any, student: Any, images: Any, labels: Any, advance: Any = lambda n: None) -> Any:
         """What a student says of whole images."""
-        return self.kind.student_says(module, student, images, labels, self.views, self.hardware, advance)
+        return self.kind.student_predictions(module, student, images, labels, self.views, self.hardware, advance)
 
     def keep_evidence(self) -> None:
         """What the page shows of single test images."""

@@ -80,8 +80,8 @@ class _Work:
         self.student = load_student(run.path / "student", stages["student"]["student"], len(self.task.classes))
         plain, fused = self.student.module, onnx_graph.fused(self.student.module)
         statistics = self.student.mean, self.student.std
-        self.module = onnx_graph.Baked(fused, *statistics).eval() if baked else fused
-        self.original = onnx_graph.Baked(plain, *statistics).eval() if baked else plain
+        self.module = onnx_graph.WithPreprocessing(fused, *statistics).eval() if baked else fused
+        self.original = onnx_graph.WithPreprocessing(plain, *statistics).eval() if baked else plain
         self.truth: dict[int, np.ndarray] = {}  # first image of a batch -> outputs of the student
         self.unsure = self.threshold()
         self.preprocess = self.described()
@@ -206,7 +206,7 @@ class _Work:
                 largest.append(float(np.abs(truth).max()))
                 same.append((outputs.argmax(1) == truth.argmax(1)).reshape(len(inputs), -1).mean(1))
             if self.labels is not None and scored:
-                said += self.kind.said_of(outputs, self.labels, positions)
+                said += self.kind.predictions_of(outputs, self.labels, positions)
         difference, agreement = max(differences) / max(largest), float(np.concatenate(same).mean())
         score = None
         if self.labels is not None and scored:

@@ -21,7 +21,7 @@ from tutelage import settings as c
 from tutelage.metrics import paired_gain
 from tutelage.pipeline.stage import HELD_OUT, file_hash, judged_by, open_run, save_weights, write_metrics
 from tutelage.progress import progress, say
-from tutelage.run_folder import hash_of, whole
+from tutelage.run_folder import atomic_write, hash_of
 from tutelage.settings import command
 
 HEAD_VIEWS = 4  # of each labelled image, beside the whole one, from which a head is fitted
@@ -109,7 +109,7 @@ def _choice(work: _Work, finetune: str, baseline: Any, held_out: Path) -> tuple[
         delivered = how if how != ways[0] and gain > error * (1 + 1e-9) and better else delivered
     scores = ", ".join(f"{how} {one[kind.EACH]:.3f}" for how, one in validation.items())
     say(f"last stage: {delivered} is delivered; validation {kind.SCORE} {scores}")
-    if (sure := kind.sureness(predictions[delivered], truth)) is not None:
+    if (sure := kind.confidence(predictions[delivered], truth)) is not None:
         save_held_out(held_out, *sure)
     return delivered, validation
 
@@ -135,7 +135,7 @@ def _judged_on(work: _Work, validation: dict[str, Any]) -> str:
 def save_held_out(path: Path, confidence: np.ndarray, right: np.ndarray) -> None:
     """Keep how sure the student was of images that it had not been fine-tuned on, and whether it was right: `export` sets a
     threshold by it."""
-    with whole(path) as temporary, temporary.open("wb") as file:
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
         np.savez(file, confidence=confidence, right=right)
 
 
@@ -143,12 +143,12 @@ class _Work:
     """The last stage while it runs."""
 
     def __init__(self, kind, task, student, settings, hardware, clock, headless):
-        from tutelage.compute_cost import Meter
+        from tutelage.compute_cost import CostMeter
         from tutelage.device import training_flops
 
         self.kind, self.task, self.student, self.settings = kind, task, student, settings
         self.hardware, self.clock = hardware, clock
-        self.headless, self.meter = headless, Meter()
+        self.headless, self.meter = headless, CostMeter()
         self.meter.train_flops = training_flops(student.module, student.size)
         self.views = kind.views(settings)
         self._features: tuple[np.ndarray, Any, float] | None = None
@@ -247,4 +247,6 @@ class _Work:
 
     def says(self, module, images, labels) -> Any:
         """What a student says of each image, as its task has it."""
-        return self.kind.student_says(module, self.student, images, labels, self.views, self.hardware, lambda n: None)
+        return self.kind.student_predictions(
+            module, self.student, images, labels, self.views, self.hardware, lambda n: None
+        )

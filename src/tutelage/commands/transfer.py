@@ -213,7 +213,7 @@ class _Job:
         from tutelage.distillation.prepare_targets import teacher_outputs, tell_reduction
 
         s, folder = self.settings, self.run.path / "teacher"
-        teacher = self.kind.told_by(folder, self.adapted, s, hardware, self.level or 0)
+        teacher = self.kind.teacher_for_distillation(folder, self.adapted, s, hardware, self.level or 0)
         if needs_features and teacher.network.output != "features":
             raise TutelageError(
                 f"--objective {s['objective']} needs the features of a frozen teacher, but only logits are kept "
@@ -221,7 +221,7 @@ class _Job:
                 "use --objective oriented, --adapt probe, or a larger --cache-limit",
             )
         if self.level and self.kind.GRID:
-            whole = self.kind.told_by(folder, self.adapted, s, hardware, 0)
+            whole = self.kind.teacher_for_distillation(folder, self.adapted, s, hardware, 0)
             tell_reduction(whole, teacher, self.task.transfer, self.views)
         meter.teacher_flops = flops(teacher.module, teacher.network.size)
         return teacher_outputs(
@@ -232,13 +232,13 @@ class _Job:
         """The module to train, and the student in it. width: of the features to be matched, 0 = none."""
         import torch
 
-        from tutelage.models.students import SelfTaught, Taught, plain_head
+        from tutelage.models.students import DINOStudent, StudentWithProjector, plain_head
         from tutelage.training import batches
 
         s = self.settings
         torch.manual_seed(batches.seed_of(s["seed"], "student"))
         built = self.kind.student(s, len(self.task.classes))
-        module = self.kind.in_transfer(built.module, width, s)
+        module = self.kind.distillation_module(built.module, width, s)
         if module is None:
             strict = s["objective"] in WITHOUT_TARGETS
             if strict and not plain_head(built.module, built.size):
@@ -248,12 +248,12 @@ class _Job:
                     "use --objective oriented or pseudo-label, or another student",
                 )
             module = built.module
-            if width and (strict or Taught.possible(module, built.size)):
-                module = Taught(module, width, built.size)
+            if width and (strict or StudentWithProjector.possible(module, built.size)):
+                module = StudentWithProjector(module, width, built.size)
             elif width:
                 say(f"{built.name} has no single head on pooled features: the teacher's features are not matched")
             elif strict:
-                module = SelfTaught(module, built.size)
+                module = DINOStudent(module, built.size)
         module = module.to(hardware.device)
         return (module.to(memory_format=torch.channels_last) if built.channels_last else module), built
 
@@ -289,7 +289,7 @@ class _Job:
         rate, steps, shown = peak_rate(s, self.kind), schedule.steps, schedule.shown
         optimizer = optimization.optimizer_for(module, rate, hardware.device)
         # the targets of `dino` come from the average, which must not run ahead with the first steps
-        average = optimization.Average(module, self_distillation.DECAY if dino else optimization.EMA_DECAY, steady=dino)
+        average = optimization.EMA(module, self_distillation.DECAY if dino else optimization.EMA_DECAY, steady=dino)
         resumable = checkpoints.Resumable(
             run.path / "checkpoints", "transfer", self.inputs, checkpoint_steps(steps, round(shown))
         )
@@ -307,7 +307,7 @@ class _Job:
             watch = loop.Watch("transfer", metrics.write, clock.ticking(advance) if main else advance)
             if dino:
                 images, views = self.task.transfer, self.views
-                self_distillation.teach_itself(
+                self_distillation.self_distill(
                     module, built, schedule.small, images, views, plan, hardware, watch, **more
                 )
             else:
@@ -343,9 +343,9 @@ class _Job:
         """Train, and write the result."""
         import numpy as np
 
-        from tutelage.compute_cost import Meter
+        from tutelage.compute_cost import CostMeter
 
-        run, meter = self.run, Meter()
+        run, meter = self.run, CostMeter()
         targets, target_seconds = self.targets(hardware, meter)
         width = targets.matched(np.zeros(1, np.int64), np.zeros(1, np.int64)).shape[1] if targets else 0
         module, built = self.student(width, hardware)

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from tutelage.curation.duplicates import COPIES, find_leaks, search_layouts
-from tutelage.curation.embedders import Encoder
-from tutelage.curation.labelled_set import Admitted
+from tutelage.curation.embedders import GalleryEmbedder
+from tutelage.curation.labelled_set import LabelledSplit
 from tutelage.curation.search import search
 from tutelage.curation.selection import Leak, Pool, check_memory
 from tutelage.curation.vectors import Vectors, mean_of
@@ -28,9 +28,9 @@ MEMORY = 2**30  # bytes for the search where free memory cannot be told
 
 
 def fill_pool(
-    encoder: Encoder,
+    encoder: GalleryEmbedder,
     refs: Sequence[ImageRef],
-    admitted: Admitted,
+    admitted: LabelledSplit,
     settings: dict[str, Any],
     tick: Callable[[int], None],
 ) -> tuple[Pool, LeakCheck, int, int, list[Rejected]]:
@@ -71,7 +71,7 @@ def nothing_left(pool: Pool, leaks: Sequence[Leak], labelled: int) -> TutelageEr
     )
 
 
-def _same_pixels(pool: Pool, admitted: Admitted) -> tuple[list[Leak], int, int]:
+def _same_pixels(pool: Pool, admitted: LabelledSplit) -> tuple[list[Leak], int, int]:
     """Bar by content: held-out images, labelled images, and all but the first of each content.
 
     Returns:
@@ -100,8 +100,8 @@ class LeakCheck:
     """
 
     pool: Pool
-    admitted: Admitted
-    encoder: Encoder
+    admitted: LabelledSplit
+    encoder: GalleryEmbedder
     leaks: list[Leak]
     looked_at: int = 0
     near: int = 0

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from tutelage.curation.embed import Embedded
+from tutelage.curation.embed import EmbeddingTable
 from tutelage.curation.embedders import Queries
-from tutelage.curation.labelled_set import Admitted, write_csv
-from tutelage.curation.mmd import looked_at, mmd
+from tutelage.curation.labelled_set import LabelledSplit, write_csv
+from tutelage.curation.mmd import mmd, subsample_rows
 from tutelage.curation.montage import KeptOut, Row, choose_rows, montage, save_montage
 from tutelage.curation.selection import Leak, Pool, nothing_near
 from tutelage.curation.strategies import Choice
@@ -26,7 +26,7 @@ LEAKS_SHOWN = 15  # pairs of leaks in the montage: as many as go into its three 
 SHOWN = 9  # images that the montage shows of each query
 
 
-def tell(chosen: int, wanted: int, looked_at: int, near: int) -> None:
+def log_transfer_set(chosen: int, wanted: int, compared: int, near: int) -> None:
     """Say what a user would wonder about: fewer images than wanted, and many near duplicates of held-out ones among those looked at.
 
     wanted: 0 = all there are.
@@ -35,15 +35,15 @@ def tell(chosen: int, wanted: int, looked_at: int, near: int) -> None:
         say(
             f"{chosen:,} gallery images instead of {wanted:,}: the others are near duplicates of these, or of validation or test images"
         )
-    if near > MANY_LEAKS * looked_at:
+    if near > MANY_LEAKS * compared:
         say(
-            f"{near:,} of {looked_at:,} images that were looked at count as copies of validation or test images: where all images show "
-            "the same scene, that is no wonder; look at montage.jpg. --dedup none keeps only identical images out"
+            f"{near:,} of {compared:,} gallery images that were compared count as copies of validation or test images: where all "
+            "images show the same scene, that is no wonder; look at montage.jpg. --dedup none keeps only identical images out"
         )
 
 
 def write_manifests(
-    run: Run, admitted: Admitted, refs: list[ImageRef], choice: Choice, embedded: Embedded, strategy: str,
+    run: Run, admitted: LabelledSplit, refs: list[ImageRef], choice: Choice, embedded: EmbeddingTable, strategy: str,
     queries: list[str],
 ) -> None:  # fmt: skip
     """Write both manifests. refs: the chosen gallery images, as `choice` has them. queries: their names."""
@@ -66,7 +66,7 @@ def write_manifests(
     )  # fmt: skip
 
 
-def identity(admitted: Admitted, refs: list[ImageRef], embedded: Embedded, choice: Choice) -> str:
+def identity(admitted: LabelledSplit, refs: list[ImageRef], embedded: EmbeddingTable, choice: Choice) -> str:
     """Hash of all that later stages see of the choice: contents and names, not where files lie or when they were written."""
     kept = admitted.kept
     places = {f"mask_{name}" for name in SOURCE}
@@ -77,7 +77,7 @@ def identity(admitted: Admitted, refs: list[ImageRef], embedded: Embedded, choic
     ])  # fmt: skip
 
 
-def write_leaks(run: Run, admitted: Admitted, refs: list[ImageRef], leaks: Sequence[Leak]) -> None:
+def write_leaks(run: Run, admitted: LabelledSplit, refs: list[ImageRef], leaks: Sequence[Leak]) -> None:
     """Write leaks.csv, or remove the one of an earlier start. refs: the gallery image of each leak."""
     path, target = run.path / "transfer_set" / "leaks.csv", admitted.target
     if not leaks:
@@ -91,7 +91,7 @@ def write_leaks(run: Run, admitted: Admitted, refs: list[ImageRef], leaks: Seque
     say(f"{len(leaks):,} gallery images are validation or test images and stay out (transfer_set/leaks.csv)")
 
 
-def pairs(store: Store, admitted: Admitted, refs: list[ImageRef], leaks: Sequence[Leak]) -> list[KeptOut]:
+def pairs(store: Store, admitted: LabelledSplit, refs: list[ImageRef], leaks: Sequence[Leak]) -> list[KeptOut]:
     """Some of the leaks, evenly spaced, each beside the image that it shows. refs: the gallery image of each leak."""
     places = np.unique(np.linspace(0, len(leaks) - 1, LEAKS_SHOWN).astype(np.int64)) if leaks else np.zeros(0, np.int64)
     wanted = [refs[i] for i in places.tolist()]
@@ -103,7 +103,7 @@ def pairs(store: Store, admitted: Admitted, refs: list[ImageRef], leaks: Sequenc
 
 
 def write_montage(
-    run: Run, admitted: Admitted, images: Images, choice: Choice, kept_out: Sequence[KeptOut], queries: Queries
+    run: Run, admitted: LabelledSplit, images: Images, choice: Choice, kept_out: Sequence[KeptOut], queries: Queries
 ) -> None:
     """Write montage.jpg: queries and what each of them brought; without queries, labelled images beside a part of the set.
 
@@ -133,14 +133,14 @@ def write_montage(
     save_montage(run.path / "transfer_set" / "montage.jpg", picture)
 
 
-def summary(pool: Pool, choice: Choice, queries: Queries, admitted: Admitted) -> dict[str, Any]:
+def summary(pool: Pool, choice: Choice, queries: Queries, admitted: LabelledSplit) -> dict[str, Any]:
     """Similarities, images that each class's queries brought, and how far set and gallery are from the target set."""
     found: dict[str, Any] = {"index": "ivf", "recall": min(pool.recalls)} if pool.recalls else {}
     near = far = float("nan")
     images = not queries.text
     if images and len(queries.vectors) > 1 and len(choice) > 1:
-        near = mmd(pool.vectors.rows(choice.rows[looked_at(len(choice))]), queries.vectors)
-        far = mmd(pool.vectors.rows(looked_at(pool.vectors.count)), queries.vectors)
+        near = mmd(pool.vectors.rows(choice.rows[subsample_rows(len(choice))]), queries.vectors)
+        far = mmd(pool.vectors.rows(subsample_rows(pool.vectors.count)), queries.vectors)
         found["distance"] = {"name": "MMD^2", "transfer_set": near, "gallery": far}
     if not (choice.query >= 0).any():
         return found

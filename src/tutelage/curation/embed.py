@@ -26,8 +26,8 @@ from tutelage.data import views
 from tutelage.data.decode import fit
 from tutelage.data.image_cache import decoded
 from tutelage.data.sources import ImageRef, Rejected
-from tutelage.models.adapted_teacher import Network, half_precision
-from tutelage.run_folder import hash_of, whole, write_json
+from tutelage.models.adapted_teacher import FeatureExtractor, half_precision
+from tutelage.run_folder import atomic_write, hash_of, write_json
 
 PIECE_BITS = 11  # a piece ends after an image whose fingerprint ends in so many zero bits: 2,048 images on the mean
 BATCH = 64  # images in one forward pass
@@ -63,7 +63,7 @@ def pieces_of(refs: Sequence[ImageRef]) -> list[Piece]:
 
 
 @dataclass(frozen=True)
-class Embedded:
+class EmbeddingTable:
     """The usable images of a gallery, in its order.
 
     parts: files of float16 features, one for each piece. positions: (N,) int64 in the gallery. keys: (N, 32) uint8 content hashes.
@@ -92,7 +92,7 @@ class Embedded:
         return out
 
 
-class Source(Protocol):
+class EmbeddingSource(Protocol):
     """Where vectors come from. about: what they depend on, for the cache's name. width: their features."""
 
     about: dict[str, Any]
@@ -113,7 +113,7 @@ class Source(Protocol):
 class ByNetwork:
     """Vectors by an encoder. resize: how an image becomes a square."""
 
-    def __init__(self, network: Network, resize: str):
+    def __init__(self, network: FeatureExtractor, resize: str):
         self.network, self.resize, self.width = network, resize, network.width
         self.about: dict[str, Any] = {
             "encoder": network.name, "weights": network.hash, "width": network.width, "size": network.size,
@@ -141,7 +141,7 @@ class ByNetwork:
 class EmbeddingCache:
     """Embeddings from one source. side: short side of images as they are decoded."""
 
-    def __init__(self, cache: str | Path, source: Source, side: int):
+    def __init__(self, cache: str | Path, source: EmbeddingSource, side: int):
         about = {**source.about, "store_side": side, "copies": "layouts"}
         self.folder = Path(cache) / f"embeddings-{hash_of(about)[:24]}"
         self.source, self.side = source, side
@@ -177,14 +177,14 @@ class EmbeddingCache:
         small = np.array(thumbs, np.uint8).reshape(-1, THUMB, THUMB, 3)[order]
         arrays = {".npy": table, ".thumbs.npy": small, ".layouts.npy": layout(small).astype(np.float16)}
         for suffix, array in arrays.items():
-            with whole(self.folder / f"{piece.name}{suffix}") as path, path.open("wb") as file:
+            with atomic_write(self.folder / f"{piece.name}{suffix}") as path, path.open("wb") as file:
                 np.save(file, array)
-        with whole(self.folder / f"{piece.name}.parquet") as path:
+        with atomic_write(self.folder / f"{piece.name}.parquet") as path:
             pq.write_table(
                 pa.table({"key": pa.array(keys, pa.binary(32)), "reason": pa.array(reasons, pa.string())}), path
             )
 
-    def load(self, pieces: Sequence[Piece]) -> Embedded:
+    def load(self, pieces: Sequence[Piece]) -> EmbeddingTable:
         """What is known of these pieces, all of which are done."""
         positions, keys, starts, rejected = [], [], [0], []
         for piece in pieces:
@@ -196,7 +196,7 @@ class EmbeddingCache:
             starts.append(starts[-1] + len(good))
             reasons = table.column("reason").to_pylist()
             rejected += [Rejected(ref.id, why) for ref, why in zip(piece.refs, reasons, strict=True) if why is not None]
-        return Embedded(
+        return EmbeddingTable(
             tuple(self.folder / f"{piece.name}.npy" for piece in pieces),
             np.concatenate([np.zeros(0, np.int64), *positions]),
             np.frombuffer(b"".join(keys), np.uint8).reshape(-1, 32), np.array(starts),

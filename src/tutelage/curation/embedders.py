@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 
 from tutelage.curation.embed import ByNetwork, EmbeddingCache, Piece, pieces_of
-from tutelage.curation.labelled_set import Admitted
-from tutelage.curation.precomputed_embeddings import Given
+from tutelage.curation.labelled_set import LabelledSplit
+from tutelage.curation.precomputed_embeddings import PrecomputedEmbeddings
 from tutelage.curation.ray_backend import embed_on_ray
 from tutelage.data.image_cache import Images
 from tutelage.data.sources import ImageRef
 from tutelage.errors import TutelageError, shown
 from tutelage.features.output_cache import OutputCache, as_void, compute_outputs
 from tutelage.features.view_batches import CLEAN, ViewSettings
-from tutelage.models.adapted_teacher import Network
+from tutelage.models.adapted_teacher import FeatureExtractor
 from tutelage.progress import progress, say
 
 
@@ -40,7 +40,7 @@ class Queries:
 
 
 @dataclass(frozen=True)
-class Encoder:
+class GalleryEmbedder:
     """side: short side of stored images. cache: the folder. resize: as evaluation does. network, given: one of them embeds.
 
     words: (C, D) float32 vector of each class for queries of text; None for queries that are images. is_teacher: later stages
@@ -50,14 +50,14 @@ class Encoder:
     side: int
     cache: Path
     resize: str
-    network: Network | None = None
-    given: Given | None = None
+    network: FeatureExtractor | None = None
+    given: PrecomputedEmbeddings | None = None
     words: Callable[[Sequence[str]], np.ndarray] | None = None
     about_words: list[Any] = field(default_factory=list)
     is_teacher: bool = False
 
     @classmethod
-    def of(cls, settings: dict[str, Any], cache: Path) -> Encoder:
+    def of(cls, settings: dict[str, Any], cache: Path) -> GalleryEmbedder:
         """The encoder that the settings of `curate` name."""
         from tutelage.data.image_cache import short_side
         from tutelage.models.teachers import default_size, resolve
@@ -67,9 +67,9 @@ class Encoder:
         ]
         place = {"side": short_side(*sizes), "cache": cache, "resize": settings["resize"]}
         if settings["embeddings"]:
-            given, words = Given(settings["embeddings"]), None
+            given, words = PrecomputedEmbeddings(settings["embeddings"]), None
             if settings["text_embeddings"]:
-                words = Given([settings["text_embeddings"]], "--text-embeddings")
+                words = PrecomputedEmbeddings([settings["text_embeddings"]], "--text-embeddings")
                 if words.width != given.width:
                     raise TutelageError(
                         f"--text-embeddings with {words.width} features, --embeddings with {given.width}: "
@@ -81,7 +81,7 @@ class Encoder:
         return cls._of_network(settings, place, sizes)
 
     @classmethod
-    def _of_network(cls, settings: dict[str, Any], place: dict[str, Any], sizes: list[int]) -> Encoder:
+    def _of_network(cls, settings: dict[str, Any], place: dict[str, Any], sizes: list[int]) -> GalleryEmbedder:
         from tutelage.data.image_cache import short_side
         from tutelage.device import accelerator
         from tutelage.models.adapted_teacher import network_of
@@ -108,7 +108,7 @@ class Encoder:
         assert self.network is not None
         return [self.network.hash, self.network.size, self.network.precision, *self.about_words]
 
-    def target(self, admitted: Admitted, rows: np.ndarray, what: str) -> np.ndarray | None:
+    def target(self, admitted: LabelledSplit, rows: np.ndarray, what: str) -> np.ndarray | None:
         """Raw vectors (n, D) float32 of these rows of the target set; None where they were made elsewhere, and not for these.
 
         Raises:
@@ -128,7 +128,7 @@ class Encoder:
             )
         return self.given.finite(found)
 
-    def queries(self, admitted: Admitted, mean: np.ndarray | None) -> Queries:
+    def queries(self, admitted: LabelledSplit, mean: np.ndarray | None) -> Queries:
         """The labelled images, or the classes' words. mean: (D,) float32 that the gallery's vectors are centred by."""
         labels, drawn = admitted.target.labels[admitted.drawn], np.arange(len(admitted.drawn))
         if self.words is not None:
@@ -195,7 +195,7 @@ class Encoder:
                     cache.embed(piece, both(advance, tick))
         return cache, pieces
 
-    def held(self, admitted: Admitted, mean: np.ndarray | None) -> np.ndarray | None:
+    def held(self, admitted: LabelledSplit, mean: np.ndarray | None) -> np.ndarray | None:
         """(H, D) float32 unit vectors of validation and test images; None where they were made elsewhere, and not for these."""
         features = self.target(admitted, admitted.held, "validation and test images")
         if features is None:
@@ -220,7 +220,7 @@ def _everywhere(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _cache_of(settings: dict[str, Any], cache: Path) -> EmbeddingCache:
     """Where the vectors of an encoder are kept, the encoder being built for it."""
-    return Encoder.of(settings, cache).cache_of_vectors()
+    return GalleryEmbedder.of(settings, cache).cache_of_vectors()
 
 
 def both(one: Callable[[int], None], other: Callable[[int], None]) -> Callable[[int], None]:

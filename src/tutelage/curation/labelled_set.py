@@ -21,7 +21,7 @@ from tutelage.tasks import task_of
 
 
 @dataclass(frozen=True)
-class Admitted:
+class LabelledSplit:
     """The usable images of a target set.
 
     rows: (n,) int64 rows of the target set, in the order of `images`. keys: their content hashes.
@@ -103,7 +103,7 @@ def tell_changed(run: Run, given: dict[str, str]) -> None:
     )
 
 
-def admit(target: TargetSet, images: Images, rows: np.ndarray, budget: int | None, seed: int) -> Admitted:
+def admit(target: TargetSet, images: Images, rows: np.ndarray, budget: int | None, seed: int) -> LabelledSplit:
     """Check the labelled images and draw those within the budget; the labels of the others are not read after this.
 
     Args:
@@ -116,7 +116,7 @@ def admit(target: TargetSet, images: Images, rows: np.ndarray, budget: int | Non
     keys = [key.tobytes() for key in images.keys]
     _check_labels(target, rows, keys)
     drawn = _draw(target, rows, keys, budget, seed)
-    return Admitted(target, images, rows, keys, drawn, rows[target.splits[rows] != "train"])
+    return LabelledSplit(target, images, rows, keys, drawn, rows[target.splits[rows] != "train"])
 
 
 def _check_labels(target: TargetSet, rows: np.ndarray, keys: list[bytes]) -> None:

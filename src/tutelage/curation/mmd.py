@@ -64,7 +64,7 @@ def mmd_and_error(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     return float(value), float(np.sqrt(variance))
 
 
-def looked_at(count: int) -> np.ndarray:
+def subsample_rows(count: int) -> np.ndarray:
     """(min(count, 2,000),) int64 positions of those of `count` images that a distance is taken of, ascending.
 
     Drawn at random: evenly spaced ones would miss classes in a set that lists them in turn.
@@ -73,7 +73,7 @@ def looked_at(count: int) -> np.ndarray:
 
 
 def _part(embeddings: np.ndarray) -> np.ndarray:
-    return embeddings if len(embeddings) <= MOST else embeddings[looked_at(len(embeddings))]
+    return embeddings if len(embeddings) <= MOST else embeddings[subsample_rows(len(embeddings))]
 
 
 def _kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:

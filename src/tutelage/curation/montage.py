@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from tutelage.run_folder import whole
+from tutelage.run_folder import atomic_write
 
 MOST_WIDTH, MOST_HEIGHT = 3_000, 6_000  # pixels
 MARGIN, GAP, FRAME = 24, 6, 3
@@ -137,7 +137,7 @@ def montage(
 
 def save_montage(path: Path, picture: Image.Image) -> None:
     """Write a picture as JPEG of quality 85, whole or not at all."""
-    with whole(path) as temporary:
+    with atomic_write(path) as temporary:
         picture.save(temporary, "JPEG", quality=85, subsampling=0, optimize=True)
 
 

@@ -25,7 +25,7 @@ NAMES = ("id", "image_path", "path", "key", "file", "file_name", "name", "class"
 FORMS = "Parquet with a column of vectors and one of names, or x.npy beside x.txt (one name per line) or x.parquet"
 
 
-class Given:
+class PrecomputedEmbeddings:
     """Vectors by name.
 
     Args:

@@ -10,7 +10,7 @@ import numpy as np
 
 from tutelage.curation import strategies
 from tutelage.curation.duplicates import SEARCHES, near_duplicates
-from tutelage.curation.embed import Embedded
+from tutelage.curation.embed import EmbeddingTable
 from tutelage.curation.ivf import ivf_memory, search_ivf
 from tutelage.curation.search import best_query, search
 from tutelage.curation.strategies import Choice
@@ -38,7 +38,7 @@ class Pool:
     the true nearest that they find.
     """
 
-    embedded: Embedded
+    embedded: EmbeddingTable
     vectors: Vectors
     usable: np.ndarray
     index: str
@@ -96,7 +96,7 @@ class Leak:
 
 
 @dataclass(frozen=True)
-class Wish:
+class SelectionRequest:
     """What is to be chosen. groups: (Q,) int64: whose turn a query takes. unsure: (m, D) unit embeddings -> (m,) for `hard`."""
 
     strategy: str
@@ -108,7 +108,7 @@ class Wish:
 
 
 def choose(
-    pool: Pool, queries: np.ndarray, wish: Wish, leaks: Callable[[np.ndarray | None], int] = lambda rows: 0
+    pool: Pool, queries: np.ndarray, wish: SelectionRequest, leaks: Callable[[np.ndarray | None], int] = lambda rows: 0
 ) -> tuple[Choice, int]:
     """Let a strategy choose, and again without the leaks and near duplicates that it chose, until there are none.
 
@@ -172,7 +172,7 @@ def _drop_duplicates(pool: Pool, rows: np.ndarray, known: np.ndarray, dedup: str
     return len(dropped)
 
 
-def _strategy(pool: Pool, queries: np.ndarray, wish: Wish) -> Callable[[], Choice]:
+def _strategy(pool: Pool, queries: np.ndarray, wish: SelectionRequest) -> Callable[[], Choice]:
     """A strategy over a pool; each call looks again at what is usable, and searches only as much as it must."""
     if wish.strategy == "all":
         return lambda: strategies.all_rows(pool.usable)
@@ -197,8 +197,8 @@ def _strategy(pool: Pool, queries: np.ndarray, wish: Wish) -> Callable[[], Choic
     return narrowed
 
 
-def _balanced(pool: Pool, queries: np.ndarray, wish: Wish, wanted: int) -> Callable[[], Choice]:
-    turn = strategies.turns(wish.groups, wanted, wish.seed)
+def _balanced(pool: Pool, queries: np.ndarray, wish: SelectionRequest, wanted: int) -> Callable[[], Choice]:
+    turn = strategies.round_robin(wish.groups, wanted, wish.seed)
     most = int(np.bincount(turn, minlength=len(queries)).max())
     k = min(2 * most + 16, pool.vectors.count)
     lists: tuple[np.ndarray, np.ndarray] | None = None

@@ -80,7 +80,7 @@ def _ranks(query: np.ndarray) -> np.ndarray:
     return ranks
 
 
-def turns(groups: np.ndarray, wanted: int, seed: int) -> np.ndarray:
+def round_robin(groups: np.ndarray, wanted: int, seed: int) -> np.ndarray:
     """Whose turn it is: rounds over the groups, within a group one query after the other.
 
     Groups that are the queries themselves give every query the same number k = floor(total / queries) - 1 of images when

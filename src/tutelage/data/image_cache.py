@@ -26,7 +26,7 @@ from tutelage.data.decode import content_key, decode
 from tutelage.data.sources import ImageRef, Rejected, read_bytes
 from tutelage.errors import TutelageError, Unreadable
 from tutelage.image_size import Size, sides
-from tutelage.run_folder import whole
+from tutelage.run_folder import atomic_write
 
 BLOCK = 4096  # images in a block
 SHARE = 1.15  # short side of a stored image over the larger of the two networks' sizes
@@ -41,7 +41,7 @@ _INDEX = pa.schema(
 
 
 @dataclass(frozen=True)
-class Kind:
+class ImageCodec:
     """What a store holds. name: of its folder. channels: of a pixel, each one byte. decode: as `decode.decode`."""
 
     name: str
@@ -49,7 +49,7 @@ class Kind:
     decode: Callable[[bytes, int | None], tuple[np.ndarray, tuple[int, int]]]
 
 
-PICTURES = Kind("images", 3, decode)
+PICTURES = ImageCodec("images", 3, decode)
 
 
 def short_side(teacher_size: Size, student_size: Size) -> int:
@@ -94,7 +94,7 @@ class Images:
 class Store:
     """All decoded images of one short side, or of another kind."""
 
-    def __init__(self, cache: str | Path, side: int, kind: Kind = PICTURES):
+    def __init__(self, cache: str | Path, side: int, kind: ImageCodec = PICTURES):
         self.folder = Path(cache) / f"{kind.name}-{side}"
         self.side, self.kind = side, kind
         self._tried: set[bytes] = set()  # what this object has tried to decode
@@ -181,7 +181,7 @@ class Store:
         rows: dict[str, list] = {field: [] for field in _INDEX.names}
         offset = 0
         with (
-            whole(self.folder / f"{name}.pixels") as path,
+            atomic_write(self.folder / f"{name}.pixels") as path,
             ThreadPoolExecutor(os.cpu_count()) as pool,
             path.open("wb") as file,
         ):
@@ -204,7 +204,7 @@ class Store:
                 advance(1)
             if not offset:
                 file.write(b"\0")  # an empty file cannot be mapped
-        with whole(self.folder / f"{name}.parquet") as path:
+        with atomic_write(self.folder / f"{name}.parquet") as path:
             pq.write_table(pa.table(rows, _INDEX), path)
 
     def _check_disk(self, refs: Sequence[ImageRef]) -> None:
@@ -227,7 +227,7 @@ class Store:
 
 
 def decoded(
-    refs: Sequence[ImageRef], side: int, pool: ThreadPoolExecutor, kind: Kind = PICTURES
+    refs: Sequence[ImageRef], side: int, pool: ThreadPoolExecutor, kind: ImageCodec = PICTURES
 ) -> Iterator[tuple[int, np.ndarray | str, bytes]]:
     """Decode images in the pool's threads, in the order that their containers are read.
 

@@ -17,10 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tutelage.data.image_cache import Images, Store
-from tutelage.data.masks import Coding, Masks, kind_of, truth_of
+from tutelage.data.masks import MaskEncoding, Masks, kind_of, truth_of
 from tutelage.data.sources import SOURCE, ImageRef, _prints
 from tutelage.errors import TutelageError, shown
-from tutelage.run_folder import read_json, whole
+from tutelage.run_folder import atomic_write, read_json
 
 _RESTORE = "restore the files as they were when the transfer set was chosen, or curate again with --overwrite"
 
@@ -71,7 +71,7 @@ class TaskData:
 def write_manifest(path: Path, refs: Sequence[ImageRef], columns: dict[str, Any]) -> None:
     """Write one manifest: where each image is, and what else is known of it."""
     rows = {name: [getattr(ref, name) for ref in refs] for name in SOURCE}
-    with whole(path) as temporary:
+    with atomic_write(path) as temporary:
         pq.write_table(pa.table({**rows, **columns}), temporary)
 
 
@@ -144,7 +144,7 @@ def load_masks(
     """
     colours = tuple((r, g, b) for r, g, b in about["colours"])
     ignored = tuple((r, g, b) for r, g, b in about["ignored_colours"])
-    store = Store(cache, 0, kind_of(Coding(tuple(about["classes"]), colours, about["coloured"], ignored)))
+    store = Store(cache, 0, kind_of(MaskEncoding(tuple(about["classes"]), colours, about["coloured"], ignored)))
     lost = {ref.fingerprint for ref in store.missing(refs)}
     now = [_present(ref) if ref.fingerprint in lost else ref for ref in refs]
     store.add(now)

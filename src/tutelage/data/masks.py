@@ -17,7 +17,7 @@ import numpy as np
 
 from tutelage.data import views
 from tutelage.data.decode import _open, _reason
-from tutelage.data.image_cache import Images, Kind
+from tutelage.data.image_cache import ImageCodec, Images
 from tutelage.errors import TutelageError, Unreadable, shown
 
 IGNORE = 255
@@ -27,7 +27,7 @@ Colour = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
-class Coding:
+class MaskEncoding:
     """What the values of masks mean. classes: C names. colours: C triples, given or made. coloured: masks hold these colours.
 
     ignored: the colours that stand for no class.
@@ -50,7 +50,7 @@ class Values:
     palette: dict[int, Colour] = field(default_factory=dict)
 
 
-def read_coding(path: Path) -> Coding:
+def read_coding(path: Path) -> MaskEncoding:
     """Class names, one a line, each with three numbers behind it where the data set has colours of its own.
 
     Raises:
@@ -78,7 +78,7 @@ def read_coding(path: Path) -> Coding:
     if without and len(without) < len(names):
         raise TutelageError(f"{path} has no colour for {shown(without)}", "give colours to all classes, or to none")
     given = tuple(colour for _, colour in parts if colour)
-    return Coding(names, given or made_colours(len(names)), bool(given), ignored)
+    return MaskEncoding(names, given or made_colours(len(names)), bool(given), ignored)
 
 
 def made_colours(count: int) -> tuple[Colour, ...]:
@@ -116,7 +116,7 @@ def read_values(data: bytes) -> Values:
     return Values(numbers.astype(np.int32), {i: (r, g, b) for i, (r, g, b) in enumerate(triples)})
 
 
-def numbered(values: Values, coding: Coding) -> tuple[np.ndarray, dict[str, int]]:
+def numbered(values: Values, coding: MaskEncoding) -> tuple[np.ndarray, dict[str, int]]:
     """Class numbers of a mask, and what is none.
 
     Returns:
@@ -143,7 +143,7 @@ def truth_of(mask: np.ndarray) -> bytes:
     return hashlib.sha256(repr(mask.shape).encode() + mask.tobytes()).digest()
 
 
-def kind_of(coding: Coding) -> Kind:
+def kind_of(coding: MaskEncoding) -> ImageCodec:
     """How the store decodes such masks."""
 
     def decode(data: bytes, short_side: int | None = None) -> tuple[np.ndarray, tuple[int, int]]:
@@ -151,7 +151,7 @@ def kind_of(coding: Coding) -> Kind:
         return mask, (mask.shape[0], mask.shape[1])
 
     about = repr((len(coding.classes), coding.colours, coding.ignored) if coding.coloured else len(coding.classes))
-    return Kind(f"masks-{hashlib.sha256(about.encode()).hexdigest()[:8]}", 1, decode)
+    return ImageCodec(f"masks-{hashlib.sha256(about.encode()).hexdigest()[:8]}", 1, decode)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from tutelage.data.labelled import _SPLIT_WORDS, LabelledPlace, LabelledRef, _schema, _unknown_splits
-from tutelage.data.masks import Coding, read_coding
+from tutelage.data.masks import MaskEncoding, read_coding
 from tutelage.data.sources import ImageRef, Rejected, _prints, clean, file_ref, list_images
 from tutelage.data.tabular import MASK_COLUMNS, mask_column, text_rows
 from tutelage.errors import FilesMissing, TutelageError, raise_all, shown
@@ -32,7 +32,7 @@ _COLUMNS = {
 }
 
 
-def read_pairs(place: Path) -> tuple[LabelledPlace, Coding]:
+def read_pairs(place: Path) -> tuple[LabelledPlace, MaskEncoding]:
     """Read one place with masks, in any of FORMS, and the classes beside it.
 
     Raises:

@@ -16,7 +16,7 @@ import numpy as np
 
 from tutelage.data.decode import _open, _orientation
 from tutelage.data.labelled import LabelledRef
-from tutelage.data.masks import IGNORE, Coding, Colour, Values, numbered, read_values, truth_of
+from tutelage.data.masks import IGNORE, Colour, MaskEncoding, Values, numbered, read_values, truth_of
 from tutelage.data.segmentation_files import FORMS, read_pairs
 from tutelage.data.sources import Rejected, missing, read_bytes
 from tutelage.data.target_set import TargetSet, _grouped, _held_out, _merge, check_places
@@ -116,7 +116,7 @@ def read_any_dense(target: str | Path, classes: Sequence[str]) -> TargetSet:
     )  # fmt: skip
 
 
-def _examined(images: Sequence[LabelledRef], coding: Coding) -> list[_Found]:
+def _examined(images: Sequence[LabelledRef], coding: MaskEncoding) -> list[_Found]:
     """Read every image's header and decode every mask, some at a time."""
     found: list[_Found] = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -129,7 +129,7 @@ def _examined(images: Sequence[LabelledRef], coding: Coding) -> list[_Found]:
     return found
 
 
-def _pair(pair: tuple[bytes | Unreadable, bytes | Unreadable, Coding]) -> _Found:
+def _pair(pair: tuple[bytes | Unreadable, bytes | Unreadable, MaskEncoding]) -> _Found:
     """Look at one image and its mask."""
     picture, mask, coding = pair
     if isinstance(mask, Unreadable):
@@ -159,7 +159,7 @@ def _size(picture: bytes | Unreadable) -> tuple[int, int] | None:
 
 
 def _faults(
-    images: Sequence[LabelledRef], found: Sequence[_Found], coding: Coding, target: str | Path, least: int = 1
+    images: Sequence[LabelledRef], found: Sequence[_Found], coding: MaskEncoding, target: str | Path, least: int = 1
 ) -> list[TutelageError]:
     """What makes masks unusable: colours without names, sizes that differ, values that are no class; no train images."""
     pairs = [(image, one) for image, one in zip(images, found, strict=True) if not one.fault]
@@ -200,7 +200,7 @@ def _faults(
 
 
 def _lost(
-    good: Sequence[tuple[LabelledRef, _Found]], counts: np.ndarray, coding: Coding, target: str | Path
+    good: Sequence[tuple[LabelledRef, _Found]], counts: np.ndarray, coding: MaskEncoding, target: str | Path
 ) -> list[TutelageError]:
     """Classes without a pixel in train or in test."""
     errors = []
@@ -225,7 +225,7 @@ def _remarks(good: Sequence[tuple[LabelledRef, _Found]], counts: np.ndarray, siz
     return notes
 
 
-def _palette(coding: Coding, found: Iterable[_Found]) -> tuple[Colour, ...]:
+def _palette(coding: MaskEncoding, found: Iterable[_Found]) -> tuple[Colour, ...]:
     """The data set's colours: those of classes.txt, else of the first palette that names every class, else made ones."""
     count = len(coding.classes)
     if coding.coloured:

@@ -23,7 +23,7 @@ BAKED_INPUT, BAKED_OUTPUT = "pixels", "probabilities"
 OPSET = 20
 
 
-class Baked(nn.Module):
+class WithPreprocessing(nn.Module):
     """A student that takes pixels as they are: (B, H, W, 3) uint8 -> (B, C) or (B, C, H, W) float32 probabilities."""
 
     mean: torch.Tensor

@@ -17,7 +17,7 @@ from tutelage.errors import Unreadable
 
 
 @dataclass
-class Painted:
+class MaskPredictions:
     """paths: n of the images that could be read. masks: n paths of PNGs. shares: n times C shares of the pixels. rejected: path and
     reason of the others."""
 
@@ -38,16 +38,16 @@ class Painted:
 
 def predictions(
     model: Model, paths: Iterable[str], out: Path, advance: Callable[[int], None] = lambda n: None
-) -> Predictions | Painted:
+) -> Predictions | MaskPredictions:
     """What the model says of image files: classes, or masks, which go to a folder named as `out` without its ending."""
     if model.about.get("task") == "segmentation":
         return paint_images(model, paths, out.with_suffix(""), advance)
     return predict_images(model, paths, advance=advance)
 
 
-def paint_images(model: Model, paths: Iterable[str], folder: Path, advance: Callable[[int], None]) -> Painted:
+def paint_images(model: Model, paths: Iterable[str], folder: Path, advance: Callable[[int], None]) -> MaskPredictions:
     """Write a mask of each image, at the image's own size: a PNG of class numbers in the data set's colours."""
-    result = Painted(model.labels)
+    result = MaskPredictions(model.labels)
     colours = [value for colour in model.about["colours"] for value in colour]
     taken: set[str] = set()
     for path in paths:

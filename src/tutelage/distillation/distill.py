@@ -68,7 +68,7 @@ def distill(
     """Let a student match targets on new views of the transfer set.
 
     Args:
-        module: a plain student, or a `Taught`, prepared by `hardware`; changed in place. student: its size, mean and std.
+        module: a plain student, or a `StudentWithProjector`, prepared by `hardware`; changed in place. student: its size, mean and std.
         targets: of all images. labels: of the first images of the transfer set, the labelled ones; read only where the
             plan draws from them, and then these images carry no soft target.
         class_weights: (C,) float32, by what the targets take a row for.

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tutelage.compute_cost import Meter
+from tutelage.compute_cost import CostMeter
 from tutelage.data.manifest import TaskData
 from tutelage.distillation.targets import TeacherOutputs
 from tutelage.errors import TutelageError
@@ -27,7 +27,7 @@ SAMPLE = 2048  # images whose features give the axes on which the student matche
 
 def teacher_outputs(
     task: TaskData, teacher: AdaptedTeacher, settings: ViewSettings, looks: tuple[int, ...], cache_limit: float, cache_dir: Path,
-    hardware: Any, clock: Clock, meter: Meter,
+    hardware: Any, clock: Clock, meter: CostMeter,
 ) -> TeacherOutputs:  # fmt: skip
     """Compute the teacher's outputs for the transfer set, or find them in the cache.
 

@@ -14,7 +14,7 @@ import torch
 from tutelage.data.image_cache import Images
 from tutelage.data.views import draw, render, to_input
 from tutelage.device import flops
-from tutelage.features.view_batches import ViewSettings, shaped
+from tutelage.features.view_batches import ViewSettings, crop_or_pad
 from tutelage.training import batches, loop, losses, optimization
 
 LARGE, SMALL = 2, 4  # crops of each image
@@ -44,7 +44,7 @@ def extra_flops(module: Any, student: Any, steps_an_image: float) -> int:
     """FLOPs of one image's pixels beyond those of training on it: the averaged network's passes, and the head's on every crop.
 
     Args:
-        module: a `SelfTaught`. student: in it, with its size. steps_an_image: batch size over images in a step.
+        module: a `DINOStudent`. student: in it, with its size. steps_an_image: batch size over images in a step.
     """
     whole, backbone = flops(module, student.size), flops(module.student, student.size)
     head = max(0, whole - backbone)
@@ -61,20 +61,20 @@ def crop(
     Args:
         numbers: (B,) int64, which crop. area: smallest and largest share of the image. views: seed, flip, resize.
     """
-    pixels = [shaped(images[int(i)], views.resize) for i in positions]
+    pixels = [crop_or_pad(images[int(i)], views.resize) for i in positions]
     sizes = np.array([one.shape[:2] for one in pixels])
     drawn = draw(images.seeds[positions], sizes, numbers, views.seed, flip=views.flip, area=area, colour=COLOUR)
     return to_input(render(pixels, drawn, size), student.mean, student.std, drawn.colours)
 
 
-def teach_itself(
+def self_distill(
     module: Any, student: Any, small: int, images: Images, views: ViewSettings, plan: loop.Plan, hardware: Any,
     watch: loop.Watch, **more: Any,
 ) -> None:  # fmt: skip
     """The loop of DINO.
 
     Args:
-        module: a `SelfTaught`, prepared by `hardware`. small: side of the small crops in pixels.
+        module: a `DINOStudent`, prepared by `hardware`. small: side of the small crops in pixels.
         more: optimizer, resumable and average of `loop.train`: of the module, with DECAY, the network that sets the targets.
     """
     rank, processes, plain = hardware.process_index, hardware.num_processes, hardware.unwrap_model(module)

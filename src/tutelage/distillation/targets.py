@@ -12,7 +12,7 @@ from tutelage.data.image_cache import Images
 from tutelage.features.output_cache import Outputs, run_network
 from tutelage.features.view_batches import CLEAN, MIRRORED, ViewSettings, drawn_views
 from tutelage.metrics import log_softmax
-from tutelage.models.adapted_teacher import Network
+from tutelage.models.adapted_teacher import FeatureExtractor
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class TeacherOutputs:
     """
 
     images: Images
-    network: Network
+    network: FeatureExtractor
     head: Callable[[np.ndarray], np.ndarray]
     settings: ViewSettings
     looks: tuple[int, ...]

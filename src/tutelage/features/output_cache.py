@@ -18,8 +18,8 @@ import numpy as np
 
 from tutelage.data.image_cache import BLOCK, Images
 from tutelage.features.view_batches import CLEAN, MIRRORED, ViewSettings, view_input
-from tutelage.models.adapted_teacher import Network, half_precision
-from tutelage.run_folder import hash_of, whole, write_json
+from tutelage.models.adapted_teacher import FeatureExtractor, half_precision
+from tutelage.run_folder import atomic_write, hash_of, write_json
 
 CHUNK = 64  # images in one forward pass of the teacher
 
@@ -27,7 +27,7 @@ CHUNK = 64  # images in one forward pass of the teacher
 class OutputCache:
     """Outputs of one network for whole images, float16, in blocks on disk. resize: how an image becomes a square."""
 
-    def __init__(self, cache: str | Path, network: Network, resize: str, side: int):
+    def __init__(self, cache: str | Path, network: FeatureExtractor, resize: str, side: int):
         about = {
             "encoder": network.name, "weights": network.hash, "output": network.output, "width": network.width,
             "size": network.size, "mean": network.mean, "std": network.std, "store_side": side,
@@ -74,7 +74,7 @@ class OutputCache:
         halves = half_precision(outputs, self.name)
         name = hashlib.sha256(keys.tobytes()).hexdigest()[:24]
         for suffix, array in ((".npy", halves), (".keys.npy", keys)):
-            with whole(self._view(number) / f"{name}{suffix}") as path, path.open("wb") as file:
+            with atomic_write(self._view(number) / f"{name}{suffix}") as path, path.open("wb") as file:
                 np.save(file, array)
 
     def _view(self, number: int) -> Path:
@@ -113,7 +113,7 @@ class Outputs:
 
 
 def run_network(
-    network: Network, images: Images, positions: np.ndarray, number: int, settings: ViewSettings
+    network: FeatureExtractor, images: Images, positions: np.ndarray, number: int, settings: ViewSettings
 ) -> np.ndarray:
     """(B, D) float32 outputs of one view, straight from the network."""
     import torch
@@ -128,7 +128,7 @@ def run_network(
 
 def compute_outputs(
     cache: OutputCache,
-    network: Network,
+    network: FeatureExtractor,
     images: Images,
     numbers: Sequence[int],
     settings: ViewSettings,

@@ -38,7 +38,7 @@ class ViewSettings:
         return (CLEAN,) if self.flip == "none" else (CLEAN, MIRRORED)
 
 
-def shaped(image: np.ndarray, resize: str) -> np.ndarray:
+def crop_or_pad(image: np.ndarray, resize: str) -> np.ndarray:
     """The part of a stored image that views are drawn from: all of it, the centre square, or a square with grey edges.
 
     Args:
@@ -80,7 +80,7 @@ def view_input(
         pixels = np.stack([fit(images[int(i)], network.size, settings.resize) for i in positions])
         pixels = pixels[:, :, ::-1].copy() if number == MIRRORED else pixels
         return views.to_input(torch.from_numpy(pixels).permute(0, 3, 1, 2), network.mean, network.std)
-    pixels = [shaped(images[int(i)], settings.resize) for i in positions]
+    pixels = [crop_or_pad(images[int(i)], settings.resize) for i in positions]
     drawn = drawn_views(images.seeds[positions], np.array([p.shape[:2] for p in pixels]), number, settings)
     return views.to_input(views.render(pixels, drawn, network.size), network.mean, network.std, drawn.colours)
 

@@ -53,7 +53,7 @@ def train_on_labels(
     optimizer = torch.optim.AdamW(groups, lr=plan.rate) if groups else None
     optimizer = optimizer or optimization.optimizer_for(module, plan.rate, hardware.device)
     optimizer = hardware.prepare_optimizer(optimizer)  # with fp16 it unscales, and skips a step that overflowed
-    average, order = optimization.Average(module), batches.seed_of(plan.seed, "order")
+    average, order = optimization.EMA(module), batches.seed_of(plan.seed, "order")
     images, labels = labelled.images, labelled.labels
     weights = losses.class_weights(torch.from_numpy(plain_labels(labels)), plan.classes, plan.class_weight)
     weights = None if weights is None else weights.to(hardware.device)

@@ -17,15 +17,15 @@ from torch import nn
 from tutelage.errors import TutelageError
 from tutelage.image_size import Size
 from tutelage.models.heads import LinearHead
-from tutelage.models.teachers import Encoder, build_teacher
+from tutelage.models.teachers import FrozenEncoder, build_teacher
 from tutelage.models.weights import weights_hash
-from tutelage.run_folder import whole
+from tutelage.run_folder import atomic_write
 
 MOST = 6e4  # of a logit, which float16 still holds: softmax has long been 0 or 1 there
 
 
 @dataclass(frozen=True)
-class Network:
+class FeatureExtractor:
     """A teacher whose outputs are computed once.
 
     forward: (B, 3, S, S) float32, normalised, on `device` -> (B, D) float. size: S in pixels. mean, std: of the input.
@@ -71,13 +71,13 @@ def half_precision(outputs: np.ndarray, name: str) -> np.ndarray:
 class AdaptedTeacher:
     """network: what is run (and cached). head: (B, D) float32 outputs of the network -> (B, C) float32 logits."""
 
-    network: Network
+    network: FeatureExtractor
     head: Callable[[np.ndarray], np.ndarray]
     module: nn.Module
     parameters: int
 
 
-class WholeTeacher(nn.Module):
+class FineTunedTeacher(nn.Module):
     """Backbone and linear head in one module; logits are divided by a calibrated temperature."""
 
     def __init__(self, backbone: nn.Module, features: int, classes: int):
@@ -91,9 +91,9 @@ class WholeTeacher(nn.Module):
         return self.head(self.backbone(images)) / self.temperature
 
 
-def whole_teacher(backbone: nn.Module, features: int, classes: int, head: LinearHead | None) -> WholeTeacher:
+def whole_teacher(backbone: nn.Module, features: int, classes: int, head: LinearHead | None) -> FineTunedTeacher:
     """A teacher to fine-tune, from a fitted probe or from a head that starts at 0.02 normal."""
-    module = WholeTeacher(backbone, features, classes)
+    module = FineTunedTeacher(backbone, features, classes)
     with torch.no_grad():
         if head is None:
             nn.init.trunc_normal_(module.head.weight, std=0.02)
@@ -104,19 +104,21 @@ def whole_teacher(backbone: nn.Module, features: int, classes: int, head: Linear
     return module
 
 
-def network_of(encoder: Encoder, accelerator: Any) -> Network:
+def network_of(encoder: FrozenEncoder, accelerator: Any) -> FeatureExtractor:
     """The frozen encoder as a network that gives pooled features."""
     module = encoder.module.eval().to(accelerator.device)
     return _network(module, encoder, accelerator, encoder.features, encoder.hash, "features")
 
 
-def _network(module: nn.Module, encoder: Encoder, accelerator: Any, width: int, digest: str, output: str) -> Network:
+def _network(
+    module: nn.Module, encoder: FrozenEncoder, accelerator: Any, width: int, digest: str, output: str
+) -> FeatureExtractor:
     def forward(images: torch.Tensor) -> torch.Tensor:
         with accelerator.autocast():
             found = module(images)
         return found.clamp(-MOST, MOST) if output == "logits" else found
 
-    return Network(
+    return FeatureExtractor(
         forward,
         encoder.size,
         encoder.mean,
@@ -132,14 +134,14 @@ def _network(module: nn.Module, encoder: Encoder, accelerator: Any, width: int, 
 
 def save_head(folder: Path, head: LinearHead) -> None:
     """Write a probe: teacher/head.safetensors."""
-    with whole(folder / "head.safetensors") as path:
+    with atomic_write(folder / "head.safetensors") as path:
         save_arrays({"weight": head.weight, "bias": head.bias}, path)
 
 
 def save_whole(folder: Path, module: nn.Module) -> None:
     """Write a fine-tuned teacher: teacher/weights.safetensors."""
     state = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
-    with whole(folder / "weights.safetensors") as path:
+    with atomic_write(folder / "weights.safetensors") as path:
         save_file(state, path)
 
 
@@ -159,7 +161,7 @@ def load_adapted(folder: Path, result: dict[str, Any], weights: str, accelerator
     encoder = build_teacher(about["name"], "scratch", about["size"])
     encoder = replace(encoder, mean=tuple(about["mean"]), std=tuple(about["std"]))
     state = load_file(folder / "weights.safetensors")
-    module = WholeTeacher(encoder.module, encoder.features, result["classes"])
+    module = FineTunedTeacher(encoder.module, encoder.features, result["classes"])
     module.load_state_dict(state)
     module.eval().to(accelerator.device)
     network = _network(module, encoder, accelerator, result["classes"], weights_hash(state), "logits")
@@ -190,7 +192,7 @@ def frozen(folder: Path, result: dict[str, Any], weights: str, accelerator: Any)
     return AdaptedTeacher(network, lambda features: np.zeros((len(features), 0), np.float32), encoder.module, size)
 
 
-def _same_encoder(folder: Path, about: dict[str, Any], weights: str) -> Encoder:
+def _same_encoder(folder: Path, about: dict[str, Any], weights: str) -> FrozenEncoder:
     encoder = build_teacher(about["name"], weights, about["size"], about.get("window"))
     if encoder.hash != about["hash"]:
         raise TutelageError(

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from tutelage.errors import TutelageError, did_you_mean, raise_all, shown
-from tutelage.models.adapted_teacher import Network
+from tutelage.models.adapted_teacher import FeatureExtractor
 from tutelage.models.aliases import weights_path
 from tutelage.models.weights import hub_fault, read_file, weights_hash, without_prefix, wrong_architecture
 
@@ -59,7 +59,7 @@ class Clip:
     weights: where they come from, for the log. hash: SHA-256 of both sides' weights, hex; network.hash is of the image side.
     """
 
-    network: Network
+    network: FeatureExtractor
     text: Callable[[list[str]], np.ndarray]
     weights: str
     hash: str
@@ -288,7 +288,7 @@ def build_clip(name: str, weights: str = "pretrained", accelerator: Any = None) 
     return Clip(network, text, source, weights_hash(model.state_dict()))
 
 
-def _image_side(model: Any, name: str, cfg: dict[str, Any], accelerator: Any) -> Network:
+def _image_side(model: Any, name: str, cfg: dict[str, Any], accelerator: Any) -> FeatureExtractor:
     """The image side as a network that gives features. `cfg`: open_clip's entry of the tag; empty for CLIP's own."""
     open_clip = _open_clip()
     (m1, m2, m3) = cfg.get("mean", open_clip.OPENAI_DATASET_MEAN)
@@ -304,4 +304,6 @@ def _image_side(model: Any, name: str, cfg: dict[str, Any], accelerator: Any) ->
     digest = weights_hash(model.visual.state_dict())
     device = "cpu" if accelerator is None else str(accelerator.device)
     precision = "no" if accelerator is None else accelerator.mixed_precision
-    return Network(forward, size, (m1, m2, m3), (s1, s2, s3), width, digest, "features", name, device, precision)
+    return FeatureExtractor(
+        forward, size, (m1, m2, m3), (s1, s2, s3), width, digest, "features", name, device, precision
+    )

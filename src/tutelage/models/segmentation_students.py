@@ -111,7 +111,7 @@ def head_of(module: Any) -> nn.Module:
     return module.head
 
 
-class DenseTaught(nn.Module):
+class SegmentationStudentWithProjector(nn.Module):
     """A student with what only the transfer needs beside it.
 
     forward: (B, 3, H, W) -> (B, C, *grid) logits; with a width, (B, D, *matched) projected features of the deepest level (else

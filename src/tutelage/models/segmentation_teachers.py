@@ -15,22 +15,22 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tutelage.image_size import sides
-from tutelage.models.adapted_teacher import MOST, AdaptedTeacher, Network, _same_encoder, save_whole
+from tutelage.models.adapted_teacher import MOST, AdaptedTeacher, FeatureExtractor, _same_encoder, save_whole
 from tutelage.models.segmentation_grids import DenseNetwork, Pyramid, Windows, check_windows, levels_of, regrid
 from tutelage.models.segmentation_heads import DenseHead, Layout, new_head, state_of
-from tutelage.models.teachers import Encoder, build_teacher
+from tutelage.models.teachers import FrozenEncoder, build_teacher
 from tutelage.models.weights import weights_hash
-from tutelage.run_folder import hash_of, whole
+from tutelage.run_folder import atomic_write, hash_of
 
 __all__ = ["frozen", "load_adapted", "network_of", "save_head", "save_whole", "whole_teacher"]
 
 
-def pyramid_of(encoder: Encoder) -> Pyramid:
+def pyramid_of(encoder: FrozenEncoder) -> Pyramid:
     """The encoder by level."""
     return _pyramid(encoder, encoder.module)
 
 
-def _pyramid(encoder: Encoder, module: torch.nn.Module) -> Pyramid:
+def _pyramid(encoder: FrozenEncoder, module: torch.nn.Module) -> Pyramid:
     """The levels of a module that is the encoder's, or a copy of it."""
     levels = levels_of(module, encoder.name, encoder.at_once)
     if encoder.window is None:
@@ -39,7 +39,7 @@ def _pyramid(encoder: Encoder, module: torch.nn.Module) -> Pyramid:
     return Windows(module, levels, sides(encoder.window))
 
 
-def layout_of(encoder: Encoder, pyramid: Pyramid) -> Layout:
+def layout_of(encoder: FrozenEncoder, pyramid: Pyramid) -> Layout:
     """(channels, h, w) of each level at the encoder's size."""
     height, width = sides(encoder.size)
     with torch.no_grad():
@@ -47,12 +47,12 @@ def layout_of(encoder: Encoder, pyramid: Pyramid) -> Layout:
         return tuple((one.shape[1], one.shape[2], one.shape[3]) for one in pyramid.eval()(images))
 
 
-def multiple_of(encoder: Encoder) -> int:
+def multiple_of(encoder: FrozenEncoder) -> int:
     """Pixels that the sides of an input are padded to; a ViT's size is a multiple of its patch already."""
     return 1 if "patch" in encoder.name else 32
 
 
-def network_of(encoder: Encoder, accelerator: Any) -> Network:
+def network_of(encoder: FrozenEncoder, accelerator: Any) -> FeatureExtractor:
     """The frozen encoder as a network that gives all levels in one row."""
     encoder.module.eval().to(accelerator.device)
     pyramid = pyramid_of(encoder)
@@ -65,27 +65,29 @@ def network_of(encoder: Encoder, accelerator: Any) -> Network:
     return _network(encoder, accelerator, rows, width, _digest(encoder, encoder.hash, "levels"), "features", layout)
 
 
-def _digest(encoder: Encoder, *parts: str) -> str:
+def _digest(encoder: FrozenEncoder, *parts: str) -> str:
     """Hash of what the outputs depend on beside the input's size; a window is part of it."""
     return hash_of([*parts, *([f"window {encoder.window}"] if encoder.window else [])])
 
 
 def _network(
-    encoder: Encoder, accelerator: Any, forward: Callable[[torch.Tensor], torch.Tensor], width: int, digest: str, output: str,
+    encoder: FrozenEncoder, accelerator: Any, forward: Callable[[torch.Tensor], torch.Tensor], width: int, digest: str, output: str,
     shape: tuple[Any, ...],
-) -> Network:  # fmt: skip
+) -> FeatureExtractor:  # fmt: skip
     def outputs(images: torch.Tensor) -> torch.Tensor:
         with accelerator.autocast():
             found = forward(images)
         return found.clamp(-MOST, MOST) if output == "logits" else found
 
-    return Network(
+    return FeatureExtractor(
         outputs, encoder.size, encoder.mean, encoder.std, width, digest, output, encoder.name, str(accelerator.device),
         accelerator.mixed_precision, shape,
     )  # fmt: skip
 
 
-def whole_teacher(encoder: Encoder, module: torch.nn.Module, classes: int, head: DenseHead | None) -> DenseNetwork:
+def whole_teacher(
+    encoder: FrozenEncoder, module: torch.nn.Module, classes: int, head: DenseHead | None
+) -> DenseNetwork:
     """A teacher to fine-tune, from a fitted head or a new one. module: a copy of the encoder's."""
     pyramid = _pyramid(encoder, module)
     layout = tuple((level.channels, 0, 0) for level in pyramid.levels)
@@ -98,13 +100,13 @@ def whole_teacher(encoder: Encoder, module: torch.nn.Module, classes: int, head:
 
 def save_head(folder: Path, head: DenseHead) -> None:
     """Write a head: teacher/head.safetensors."""
-    with whole(folder / "head.safetensors") as path:
+    with atomic_write(folder / "head.safetensors") as path:
         save_file({name: value.contiguous() for name, value in state_of(head).items()}, path)
 
 
 def load_module(
     folder: Path, result: dict[str, Any], weights: str, accelerator: Any
-) -> tuple[Encoder, DenseNetwork, str]:
+) -> tuple[FrozenEncoder, DenseNetwork, str]:
     """The teacher of a run: its encoder, the whole network, and the hash of its weights. Arguments as of `adapted.load_adapted`."""
     about, classes = result["teacher"], result["classes"]
     if result["mode"] == "probe":

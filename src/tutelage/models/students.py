@@ -65,7 +65,7 @@ def build_student(name: str, classes: int, weights: str = "scratch", size: Size 
     return Student(module, name, size, mean, std, count, classes, source.text, channels_last(module))
 
 
-class Taught(nn.Module):
+class StudentWithProjector(nn.Module):
     """A student with a projection of its features that is thrown away after the distillation.
 
     forward: (B, 3, S, S) -> (B, C) logits, the student's own, and (B, D) projected features.
@@ -96,7 +96,7 @@ class Taught(nn.Module):
             student.train(was)
 
 
-class SelfTaught(nn.Module):
+class DINOStudent(nn.Module):
     """A student with DINO's head: (B, 3, S, S) -> (B, K) outputs, to be compared with those of another crop.
 
     Two hidden layers with GELU, a bottleneck at unit length, and K prototypes at unit length (Caron et al., ICCV 2021). A student
@@ -164,7 +164,7 @@ def channels_last(module: nn.Module) -> bool:
 
 def plain_head(module: nn.Module, size: int) -> bool:
     """Whether the student's head is one linear layer on pooled features, which can be fitted, copied and mixed."""
-    return Taught.possible(module, size) and isinstance(module.get_classifier(), nn.Linear)  # pyright: ignore[reportCallIssue]
+    return StudentWithProjector.possible(module, size) and isinstance(module.get_classifier(), nn.Linear)  # pyright: ignore[reportCallIssue]
 
 
 def head_of(module: nn.Module) -> nn.Module:

@@ -11,11 +11,11 @@ from torch import nn
 from tutelage.errors import TutelageError, did_you_mean, shown
 from tutelage.image_size import Size, sides
 from tutelage.models.aliases import STUDENTS, TEACHERS, check_size, full_name
-from tutelage.models.weights import Source, create, weights_hash
+from tutelage.models.weights import WeightSource, create, weights_hash
 
 
 @dataclass(frozen=True)
-class Encoder:
+class FrozenEncoder:
     """A frozen encoder and what it needs to be used and named.
 
     module: (B, 3, S, S) float32, normalised with mean and std -> (B, D) float32 pooled features; in eval mode.
@@ -98,7 +98,7 @@ def unusual_size(name: str, size: Size) -> bool:
 
 def build(
     name: str, weights: str, classes: int, size: Size, kind: str, output_stride: int | None = None
-) -> tuple[nn.Module, Source]:
+) -> tuple[nn.Module, WeightSource]:
     """`weights.create`, and the news that an architecture of fixed size gives at another size.
 
     Args: as there; `size` is required.
@@ -122,7 +122,7 @@ def build(
 
 def build_teacher(
     name: str, weights: str = "pretrained", size: Size | None = None, window: Size | None = None
-) -> Encoder:
+) -> FrozenEncoder:
     """A frozen encoder in eval mode.
 
     Args:
@@ -143,7 +143,7 @@ def build_teacher(
     mean, std = input_statistics(name)
     features = int(getattr(module, "head_hidden_size", None) or getattr(module, "num_features"))  # noqa: B009
     digest = weights_hash(module.state_dict())
-    return Encoder(module, name, size, mean, std, features, source.licence, source.text, digest, window)
+    return FrozenEncoder(module, name, size, mean, std, features, source.licence, source.text, digest, window)
 
 
 def decayed_parameter_groups(

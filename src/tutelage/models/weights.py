@@ -38,7 +38,7 @@ HEADS = {"head", "heads", "head_dist", "fc", "classifier", "projector", "project
 
 
 @dataclass(frozen=True)
-class Source:
+class WeightSource:
     """Where weights came from.
 
     text: for the log: "scratch", "hub timm/...", "file PATH" or "package NAME".
@@ -341,7 +341,7 @@ def _package_way(name: str, kind: str) -> str:
 
 def create(
     name: str, weights: str, classes: int | None, size: Size | None = None, kind: str = "teacher", output_stride: int | None = None
-) -> tuple[nn.Module, Source]:  # fmt: skip
+) -> tuple[nn.Module, WeightSource]:  # fmt: skip
     """A timm model with weights in it.
 
     Args:
@@ -361,16 +361,16 @@ def create(
     options: dict[str, Any] = _size_option(name, size) | ({} if classes is None else {"num_classes": classes})
     options |= {"output_stride": output_stride} if output_stride else {}
     if weights == "scratch":
-        return timm.create_model(name, **options), Source("scratch", "none (random weights)")
+        return timm.create_model(name, **options), WeightSource("scratch", "none (random weights)")
     if weights == "pretrained":
         if file := _from_package(name):
             package = PACKAGES[name.partition(".")[0]]
             model = _load(name, read_file(file, kind), classes, options, f"package {package}")
-            return model, Source(f"package {package}", licence_of(package))
+            return model, WeightSource(f"package {package}", licence_of(package))
         model, where = _from_hub(name, classes, options, kind)
         cfg = get_pretrained_cfg(name)
-        return model, Source(where, licence_of(cfg.tag or "", cfg.license) if cfg else "unknown")
+        return model, WeightSource(where, licence_of(cfg.tag or "", cfg.license) if cfg else "unknown")
     path = weights_path(weights, kind)
     assert path is not None
     model = _load(name, read_file(path, kind), classes, options, f"--{kind}-weights {weights}")
-    return model, Source(f"file {path}", "unknown (own file)")
+    return model, WeightSource(f"file {path}", "unknown (own file)")

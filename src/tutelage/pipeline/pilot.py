@@ -24,7 +24,7 @@ from tutelage.metrics import paired_gain
 from tutelage.pipeline.stage import open_run
 from tutelage.progress import say
 from tutelage.reporting.example_predictions import read_counts
-from tutelage.run_folder import Run, hash_of, whole
+from tutelage.run_folder import Run, atomic_write, hash_of
 
 STAGES = ("curate", "adapt", "committee", "transfer", "alone")
 
@@ -93,5 +93,5 @@ def write_fold(place: Path, refs: list[Any], labels: np.ndarray, splits: np.ndar
         rows = np.flatnonzero(splits == split)
         images = [{"bytes": found[i], "path": refs[i].id} for i in rows.tolist()]
         table = pa.table({"image": pa.array(images, kind), "label": pa.array(labels[rows])})
-        with whole(place / f"{split}-00000-of-00001.parquet") as temporary:
+        with atomic_write(place / f"{split}-00000-of-00001.parquet") as temporary:
             pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(names)}), temporary)

@@ -14,7 +14,7 @@ from tutelage.device import check_group
 from tutelage.errors import TutelageError
 from tutelage.pipeline.preflight import WITHOUT_TARGETS, preflight
 from tutelage.progress import main_process, processes, say
-from tutelage.run_folder import Run, read_json, whole, write_text
+from tutelage.run_folder import Run, atomic_write, read_json, write_text
 from tutelage.tasks import task_of
 
 HELD_OUT_LOGITS = "validation.npz"  # of the teacher, calibrated, for labelled images that its head had not met
@@ -111,7 +111,7 @@ def save_weights(path, state) -> None:
     """Write a state dict as safetensors."""
     from safetensors.torch import save_file
 
-    with whole(path) as temporary:
+    with atomic_write(path) as temporary:
         save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, temporary)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tutelage.run_folder import read_json, whole, write_json
+from tutelage.run_folder import atomic_write, read_json, write_json
 
 SHOWN = 24  # images on which student and teacher disagree most
 SIDE = 96  # pixels of their thumbnails
@@ -28,7 +28,7 @@ def write_evidence(
     Args:
         labels: (n,) int64. ids: n names. image: number -> (H, W, 3) uint8. probabilities: (n, C) float of each model.
     """
-    with whole(folder / "predictions.npz") as path, path.open("wb") as file:
+    with atomic_write(folder / "predictions.npz") as path, path.open("wb") as file:
         halves = {name: one.astype(np.float16) for name, one in probabilities.items()}
         said = {f"{DECIDED}{name}": one.argmax(axis=1).astype(np.int32) for name, one in probabilities.items()}
         np.savez_compressed(file, labels=labels.astype(np.int32), **halves, **said)  # type: ignore[arg-type]

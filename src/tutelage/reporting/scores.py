@@ -12,7 +12,7 @@ from tutelage.metrics import mean_iou
 
 
 @dataclass(frozen=True)
-class Words:
+class MetricSpec:
     """main: the score that counts. title: its name. says: "is right for {} %", a model's main score in a sentence. over: the word
     before "N test images". labels: what a budget counts. table: (title, score) of the columns. each: (title, score) of the chart
     by class. score: the main score by the mean counts of some test images. best_low: scores of which less is better.
@@ -29,7 +29,7 @@ class Words:
     best_low: tuple[str, ...] = ()
 
 
-CLASSES = Words(
+CLASSES = MetricSpec(
     "accuracy", "accuracy", "is right for {:.1f} %", "of", "labels per class",
     (
         ("accuracy", "accuracy"), ("balanced", "balanced_accuracy"), ("macro F1", "macro_f1"), ("ECE", "ece"),
@@ -37,7 +37,7 @@ CLASSES = Words(
     ),
     ("Recall of each class", "recall"), np.asarray, ("ece", "log_loss"),
 )  # fmt: skip
-MASKS = Words(
+MASKS = MetricSpec(
     "miou", "mIoU", "has a mean IoU of {:.1f} %", "on", "labelled images",
     (
         ("mIoU", "miou"), ("pixels", "accuracy"), ("recall", "balanced_accuracy"), ("boundary F1", "boundary_f1"),
@@ -46,12 +46,12 @@ MASKS = Words(
 )  # fmt: skip
 
 
-def words_of(test: dict[str, Any] | None) -> Words:
+def words_of(test: dict[str, Any] | None) -> MetricSpec:
     """The words for a model's scores on test images."""
     return MASKS if test and "miou" in test else CLASSES
 
 
-def words_of_results(results: dict[str, Any]) -> Words:
+def words_of_results(results: dict[str, Any]) -> MetricSpec:
     """The words for an evaluation: those of the first model that has scores."""
     tests = [one["test"] for one in results.values() if isinstance(one, dict) and "test" in one]
     return words_of(tests[0] if tests else None)

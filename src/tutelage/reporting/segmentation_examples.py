@@ -15,7 +15,7 @@ from tutelage.data.masks import Colour, painted
 from tutelage.metrics import mean_iou
 from tutelage.reporting.example_predictions import COUNTS, shown_student
 from tutelage.reporting.table import TITLES
-from tutelage.run_folder import whole, write_json
+from tutelage.run_folder import atomic_write, write_json
 
 SHOWN = 10  # test images, evenly spaced from the student's worst to its best
 SIDE = 200  # pixels of a picture
@@ -31,7 +31,7 @@ def write_dense_evidence(
         counts: (n, C, 3) of `metrics.pixel_counts` for each model. colours: C triples.
     """
     scores = {name: mean_iou(one) for name, one in counts.items()}
-    with whole(folder / "predictions.npz") as path, path.open("wb") as file:
+    with atomic_write(folder / "predictions.npz") as path, path.open("wb") as file:
         each = {f"{COUNTS}{name}": one.astype(np.int32) for name, one in counts.items()}
         np.savez_compressed(file, **each)  # type: ignore[arg-type]
     first = shown_student(scores) or ("teacher" if "teacher" in scores else None)

@@ -81,11 +81,13 @@ def study_table(result: dict[str, Any]) -> str:
     cells: list[tuple[str, ...]] = [("arm", "budget", f"{score} %", "seeds", "behind", "95 % interval", "p", "TFLOPs")]
     for row in rows:
         mean = f"{100 * row['score']:.1f}" + ("" if row["spread"] is None else f" ± {100 * row['spread']:.1f}")
-        sureness = ("best" if row["best"] else "-", "", "")
+        confidence = ("best" if row["best"] else "-", "", "")
         if row["behind"] is not None:
             interval = f"{100 * row['low']:.1f} to {100 * row['high']:.1f}"
-            sureness = (f"{100 * row['behind']:.1f}", interval, "" if row["p"] is None else f"{row['p']:.2g}")
-        cells.append((row["arm"], str(row["budget"]), mean, str(row["seeds"]), *sureness, f"{row['flops'] / 1e12:.1f}"))
+            confidence = (f"{100 * row['behind']:.1f}", interval, "" if row["p"] is None else f"{row['p']:.2g}")
+        cells.append(
+            (row["arm"], str(row["budget"]), mean, str(row["seeds"]), *confidence, f"{row['flops'] / 1e12:.1f}")
+        )
     for row in result["teachers"]:
         mean = f"{100 * row['score']:.1f}" + ("" if row["spread"] is None else f" ± {100 * row['spread']:.1f}")
         cells.append(("(its teacher)", str(row["budget"]), mean, str(row["seeds"]), "-", "", "", ""))

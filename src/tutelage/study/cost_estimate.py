@@ -212,7 +212,7 @@ def _teachers(runs: list[tuple[Arm, int, int, dict[str, Any], Sizes]]) -> tuple[
                 _seconds_of(encoder, mine) * kind.flops_of(encoder) / flops(encoder.module, encoder.at_once),
             )
         frozen = mine["objective"] == "agnostic" or (kind.POOLED and mine["adapt"] == "probe")
-        width, each = kind.told_at_most(encoders[model][0], mine, sizes.classes)
+        width, each = kind.largest_outputs(encoders[model][0], mine, sizes.classes)
         views = tuple(mine[name] for name in ("flip", "resize"))
         draw = None if frozen else (mine["adapt"], mine["class_weight"], budget, seed)
         key = (*model, *views, width, draw, *mine["gallery"], mine["strategy"])

@@ -13,7 +13,7 @@ import numpy as np
 
 from tutelage.errors import TutelageError
 from tutelage.reporting.ledger import bill
-from tutelage.reporting.scores import CLASSES, Words, main_score, words_of
+from tutelage.reporting.scores import CLASSES, MetricSpec, main_score, words_of
 from tutelage.run_folder import folder_name, read_json
 from tutelage.study.statistics import Difference, difference, redrawn, spread
 
@@ -43,7 +43,7 @@ class Cell:
         return float(np.mean([bill(record)["flops"] for record in self.records.values()]))
 
     @property
-    def words(self) -> Words:
+    def words(self) -> MetricSpec:
         """How its scores are said."""
         return words_of(next(iter(self.records.values()))["student"]["test"])
 

@@ -101,7 +101,7 @@ def head_truth(labels: Any, network: Any) -> Any:
     return labels
 
 
-def judged_too(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def extra_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Scores of held-out rows (N, C) with labels (N,), beside accuracy and log loss."""
     return {}
 
@@ -160,7 +160,7 @@ def flops_of(encoder: Any) -> int:
     return flops(encoder.module, encoder.size)
 
 
-def told_at_most(encoder: Any, settings: dict[str, Any], classes: int) -> tuple[int, int]:
+def largest_outputs(encoder: Any, settings: dict[str, Any], classes: int) -> tuple[int, int]:
     """Before a run: numbers that are kept of a view, and of how many views of an image."""
     return encoder.features, 1 if settings["objective"] == "agnostic" else len(views(settings).looks)
 
@@ -175,7 +175,9 @@ def widths(result: dict[str, Any], settings: dict[str, Any]) -> list[int]:
     )
 
 
-def told_by(folder: Path, result: dict[str, Any], settings: dict[str, Any], accelerator: Any, level: int) -> Any:
+def teacher_for_distillation(
+    folder: Path, result: dict[str, Any], settings: dict[str, Any], accelerator: Any, level: int
+) -> Any:
     """The teacher as the transfer needs it: adapted, or frozen as it was. level: which of `widths`."""
     from tutelage.models import adapted_teacher
 
@@ -198,7 +200,7 @@ def rebuilt(about: dict[str, Any], classes: int) -> Any:
     return build_student(about["name"], classes, "scratch", about["size"])
 
 
-def in_transfer(module: Any, features: int, settings: dict[str, Any]) -> Any:
+def distillation_module(module: Any, features: int, settings: dict[str, Any]) -> Any:
     """The student with what only the transfer needs beside it; None: `transfer` sees to it. features: to be matched."""
     return None
 
@@ -222,8 +224,8 @@ def image_scores(said: np.ndarray | list[np.ndarray], labels: np.ndarray) -> np.
     return np.asarray(said).argmax(1) == labels
 
 
-def said_of(outputs: np.ndarray, labels: Any, positions: np.ndarray) -> list[np.ndarray]:
-    """What an exported model's outputs (n, C) of these images say: as `student_says`."""
+def predictions_of(outputs: np.ndarray, labels: Any, positions: np.ndarray) -> list[np.ndarray]:
+    """What an exported model's outputs (n, C) of these images say: as `student_predictions`."""
     return list(outputs)
 
 
@@ -232,14 +234,14 @@ def rows_of(outputs: np.ndarray) -> np.ndarray:
     return outputs
 
 
-def sureness(said: np.ndarray | list[np.ndarray], labels: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+def confidence(said: np.ndarray | list[np.ndarray], labels: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     """(n,) float32 largest probability of each image, and (n,) bool whether it is right; None where a task has no such thing."""
     from tutelage.metrics import softmax
 
     return softmax(np.asarray(said)).max(1).astype(np.float32), image_scores(said, labels)
 
 
-def student_says(
+def student_predictions(
     module: Any, network: Any, images: Any, labels: Any, settings: Any, accelerator: Any, advance: Any
 ) -> np.ndarray:
     """(n, C) float32 logits of whole images. module: trained, of the student or of a whole teacher."""
@@ -248,7 +250,7 @@ def student_says(
     return view_outputs(module, module, network, images, CLEAN, settings, accelerator, advance, AT_ONCE)
 
 
-def teacher_says(
+def teacher_predictions(
     adapted: Any, cache: Any, images: Any, labels: Any, settings: Any, accelerator: Any, advance: Any
 ) -> np.ndarray:
     """(n, C) float32 logits of whole images, from the cache of outputs or computed into it."""

@@ -98,7 +98,7 @@ def head_truth(labels: Any, network: Any) -> Any:
     return truth_of(labels, network.shape)
 
 
-def judged_too(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def extra_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Mean IoU of held-out pixels (N, C) with classes (N,), beside accuracy and log loss."""
     from tutelage.metrics import confusion, intersection_over_union
 
@@ -193,7 +193,7 @@ def flops_of(encoder: Any) -> int:
     return len(along[0]) * len(along[1]) * flops(encoder.module, encoder.at_once)
 
 
-def told_at_most(encoder: Any, settings: dict[str, Any], classes: int) -> tuple[int, int]:
+def largest_outputs(encoder: Any, settings: dict[str, Any], classes: int) -> tuple[int, int]:
     """Before a run: numbers that are kept of a view, where --cache-limit allows, and of how many views of an image."""
     if settings["objective"] == "agnostic":
         from tutelage.models.segmentation_teachers import pyramid_of
@@ -212,7 +212,9 @@ def widths(result: dict[str, Any], settings: dict[str, Any]) -> list[int]:
     return [result["width"] * rows * columns for rows, columns in grids(settings)]
 
 
-def told_by(folder: Path, result: dict[str, Any], settings: dict[str, Any], accelerator: Any, level: int) -> Any:
+def teacher_for_distillation(
+    folder: Path, result: dict[str, Any], settings: dict[str, Any], accelerator: Any, level: int
+) -> Any:
     """The teacher as the transfer needs it: logits on the student's grid, or the frozen encoder's features on a grid."""
     from tutelage.models import segmentation_teachers
 
@@ -239,11 +241,11 @@ def rebuilt(about: dict[str, Any], classes: int) -> Any:
     return build_student(about["name"], classes, "scratch", about["size"], about["decoder"])
 
 
-def in_transfer(module: Any, features: int, settings: dict[str, Any]) -> Any:
+def distillation_module(module: Any, features: int, settings: dict[str, Any]) -> Any:
     """The student with what only the transfer needs beside it. features: to be matched, 0 = none."""
-    from tutelage.models.segmentation_students import DenseTaught
+    from tutelage.models.segmentation_students import SegmentationStudentWithProjector
 
-    return DenseTaught(module, grids(settings)[0], features, matched(settings))
+    return SegmentationStudentWithProjector(module, grids(settings)[0], features, matched(settings))
 
 
 def adapted(folder: Path, result: dict[str, Any], weights: str, accelerator: Any) -> Any:
@@ -265,8 +267,8 @@ def image_scores(said: list[np.ndarray], labels: Any) -> np.ndarray:
     return mean_iou(pixel_counts(_tables(said, labels, int(max(one.max() for one in said)) + 1)))
 
 
-def said_of(outputs: np.ndarray, labels: Any, positions: np.ndarray) -> list[np.ndarray]:
-    """What an exported model's logits (n, C, H, W) of these images say: as `student_says`."""
+def predictions_of(outputs: np.ndarray, labels: Any, positions: np.ndarray) -> list[np.ndarray]:
+    """What an exported model's logits (n, C, H, W) of these images say: as `student_predictions`."""
     from tutelage.data.upsample import decided
 
     return [decided(one, *labels.one(place).shape) for place, one in zip(positions.tolist(), outputs, strict=True)]
@@ -277,12 +279,12 @@ def rows_of(outputs: np.ndarray) -> np.ndarray:
     return np.moveaxis(outputs[:, :, ::4, ::4], 1, -1).reshape(-1, outputs.shape[1])
 
 
-def sureness(said: list[np.ndarray], labels: Any) -> None:
+def confidence(said: list[np.ndarray], labels: Any) -> None:
     """No image is right or wrong as a whole."""
     return None
 
 
-def student_says(
+def student_predictions(
     module: Any, network: Any, images: Any, labels: Any, settings: Any, accelerator: Any, advance: Any
 ) -> list[np.ndarray]:
     """The decided class of every pixel: (H, W) uint8 for each image, at its mask's own size, or, without masks, at the input's."""
@@ -300,11 +302,11 @@ def student_says(
     return found
 
 
-def teacher_says(
+def teacher_predictions(
     adapted: Any, cache: Any, images: Any, labels: Any, settings: Any, accelerator: Any, advance: Any
 ) -> list[np.ndarray]:
-    """As `student_says`, of the teacher at its own resolution."""
-    return student_says(adapted.module, adapted.network, images, labels, settings, accelerator, advance)
+    """As `student_predictions`, of the teacher at its own resolution."""
+    return student_predictions(adapted.module, adapted.network, images, labels, settings, accelerator, advance)
 
 
 def agreement(one: list[np.ndarray], other: list[np.ndarray]) -> float:

@@ -48,7 +48,7 @@ def batch_of(step: int, batch_size: int, count: int, seed: int) -> tuple[np.ndar
     return positions, epochs
 
 
-def ahead(make: Callable[[int], T], steps: range, workers: int = 1, depth: int = 2) -> Iterator[tuple[int, T]]:
+def prefetch(make: Callable[[int], T], steps: range, workers: int = 1, depth: int = 2) -> Iterator[tuple[int, T]]:
     """Make the batches of the coming steps in threads while the present one is used; in order.
 
     Args:

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from tutelage.run_folder import whole
-from tutelage.training.optimization import Average
+from tutelage.run_folder import atomic_write
+from tutelage.training.optimization import EMA
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def save_checkpoint(
     inputs: str,
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
-    average: Average,
+    average: EMA,
 ) -> None:
     """Write weights, average and optimizer state after `step` steps; older ones than the last two go."""
     tensors = {f"model.{name}": value for name, value in module.state_dict().items()}
@@ -43,14 +43,14 @@ def save_checkpoint(
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    with whole(folder / f"{stage}-{step:08d}.safetensors") as path:
+    with atomic_write(folder / f"{stage}-{step:08d}.safetensors") as path:
         save_file(tensors, path, metadata={"inputs": inputs, "step": str(step)})
     for old in sorted(folder.glob(f"{stage}-*.safetensors"))[:-2]:
         old.unlink()
 
 
 def load_checkpoint(
-    folder: Path, stage: str, inputs: str, module: nn.Module, optimizer: torch.optim.Optimizer, average: Average
+    folder: Path, stage: str, inputs: str, module: nn.Module, optimizer: torch.optim.Optimizer, average: EMA
 ) -> int:
     """Take up the newest checkpoint of this stage that was made from these inputs.
 

@@ -12,9 +12,9 @@ from torch import nn
 
 from tutelage.device import to_device
 from tutelage.errors import TutelageError
-from tutelage.training.batches import ahead, seed_of
+from tutelage.training.batches import prefetch, seed_of
 from tutelage.training.checkpoints import Resumable, load_checkpoint, save_checkpoint
-from tutelage.training.optimization import Average, learning_rate
+from tutelage.training.optimization import EMA, learning_rate
 
 CLIP = 1.0  # largest norm of the gradient
 LOGGED = 200  # rows of a loop's log, about
@@ -47,7 +47,7 @@ class Watch:
 
 def train(
     module: nn.Module, plan: Plan, make: Callable[[int], Iterable[torch.Tensor]], loss_of: Callable[..., torch.Tensor], hardware: Any,
-    watch: Watch, *, optimizer: Any, average: Average, resumable: Resumable | None = None, images: int | None = None,
+    watch: Watch, *, optimizer: Any, average: EMA, resumable: Resumable | None = None, images: int | None = None,
 ) -> None:  # fmt: skip
     """The loop that all training of networks is: a batch, its loss, a step, an update of the average.
 
@@ -68,7 +68,7 @@ def train(
         start = load_checkpoint(kept.folder, kept.stage, kept.inputs, plain, optimizer, average)
     scales = [group.get("lr_scale", 1.0) for group in optimizer.param_groups]
     workers = 1 if hardware.device.type == "cpu" else 8
-    for step, made in ahead(make, range(start, plan.steps), workers):
+    for step, made in prefetch(make, range(start, plan.steps), workers):
         done, rate = step + 1, learning_rate(step, plan.steps, plan.rate)
         for group, scale in zip(optimizer.param_groups, scales, strict=True):
             group["lr"] = rate * scale

@@ -38,7 +38,7 @@ def optimizer_for(module: nn.Module, rate: float, device: torch.device | str) ->
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=rate, fused=fused)
 
 
-class Average:
+class EMA:
     """Exponential moving average of a module's weights and buffers.
 
     a <- d a + (1 - d) w with d = min(decay, (1 + t) / (10 + t)) after step t, so that early weights are forgotten; steady:
