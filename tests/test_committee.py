@@ -13,7 +13,7 @@ import tutelage
 from textures import write_textures
 from tutelage.commands.committee import mixture_of
 from tutelage.data.manifest import load_task
-from tutelage.distillation.prepare_targets import Mixture
+from tutelage.distillation.prepare_targets import Mixture, sharpness_of
 from tutelage.errors import TutelageError
 from tutelage.finetuning import supervised
 from tutelage.metrics import log_softmax, softmax
@@ -82,6 +82,20 @@ def test_the_mixture_is_its_formula():
     mixed = np.exp(Mixture(0.5, 2.0, 4.0)(teacher, students))
     np.testing.assert_allclose(mixed, [np.array([0.1, 0.15, 0.05]) / 0.3], rtol=1e-6)
     np.testing.assert_allclose(np.exp(Mixture()(teacher, None)), [[0.5, 0.25, 0.25]], rtol=1e-6)
+
+
+def test_targets_are_sharpened_until_they_are_sure():
+    """Log probabilities are multiplied by 1 to 2, so that the largest probability comes nearest to 0.8 on the mean; pixels count alike."""
+
+    def of(largest: float) -> np.ndarray:
+        return np.log(np.tile([[largest, 1 - largest]], (6, 1))).astype(np.float32)
+
+    assert sharpness_of(of(0.9)) == 1.0
+    assert sharpness_of(of(2 / 3)) == pytest.approx(2.0)  # (2/3)^s / ((2/3)^s + (1/3)^s) = 0.8
+    assert sharpness_of(of(0.55)) == 2.0
+    between = sharpness_of(of(0.7))
+    assert between == pytest.approx(np.log(4) / np.log(7 / 3), abs=0.03)
+    assert sharpness_of(np.moveaxis(of(0.7).reshape(2, 3, 1, 2), -1, 1)) == between
 
 
 def test_no_student_has_met_the_labels_that_it_is_judged_on(data, monkeypatch):

@@ -183,8 +183,9 @@ Committee = Annotated[
     _say("the targets: of teacher and labels-only students, weighed by held-out labels; none: teacher alone; only: those students alone"),
 ]  # fmt: skip
 Sharpness = Annotated[
-    float, Field(gt=0, le=100), _say("multiplies the targets' log probabilities; 1: as held-out labels calibrate them")
-]
+    float | None, Field(gt=0, le=100),
+    _say("multiplies the targets' log probabilities, 1: as calibrated; default: 1 to 2, until they are sure of 0.8 on the mean"),
+]  # fmt: skip
 LabelShare = Annotated[
     float | None, Field(ge=0, lt=1),
     _say("share of a batch that is labelled images with their labels; default: 4 x labelled / transfer set, at most 3/8"),

@@ -49,7 +49,7 @@ def run(
     student: c.Student = "mobilenetv4-s", student_weights: c.StudentWeights = "pretrained", student_size: c.StudentSize = None,
     decoder: c.Decoder = "lraspp", objective: c.Objective = "oriented", agnostic_loss: c.AgnosticLoss = "contrastive",
     agnostic_features: c.AgnosticFeatures = "patches",
-    committee: c.Committee = "auto", sharpness: c.Sharpness = 2.0, label_share: c.LabelShare = None,
+    committee: c.Committee = "auto", sharpness: c.Sharpness = None, label_share: c.LabelShare = None,
     view_seed: c.ViewSeed = 0, cache_limit: c.CacheLimit = 20.0,
     epochs: c.Epochs = None, steps: c.Steps = None, batch_size: c.BatchSize = 128, lr: c.LearningRate = None,
     temperature: c.Temperature = 1.0, feature_weight: c.FeatureWeight = 2.0,

@@ -8,7 +8,7 @@ labels. `--objective` distils otherwise: the rivals that the method is compared 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,7 +42,7 @@ def transfer(
     student_size: c.StudentSize = None, decoder: c.Decoder = "lraspp",
     teacher_weights: c.TeacherWeights = "pretrained",
     objective: c.Objective = "oriented", agnostic_loss: c.AgnosticLoss = "contrastive",
-    agnostic_features: c.AgnosticFeatures = "patches", committee: c.Committee = "auto", sharpness: c.Sharpness = 2.0,
+    agnostic_features: c.AgnosticFeatures = "patches", committee: c.Committee = "auto", sharpness: c.Sharpness = None,
     label_share: c.LabelShare = None,
     cache_limit: c.CacheLimit = 20.0, epochs: c.Epochs = None, steps: c.Steps = None,
     batch_size: c.BatchSize = 128, lr: c.LearningRate = None, temperature: c.Temperature = 1.0, feature_weight: c.FeatureWeight = 2.0,
@@ -173,16 +173,16 @@ class _Job:
         """What the student is to match, and the seconds that took, summed over restarts; nothing for `dino`."""
         import numpy as np
 
-        from tutelage.distillation.prepare_targets import Mixture, member_outputs, projected_features
+        from tutelage.distillation.prepare_targets import Mixture, member_outputs, projected_features, sharpness_of
         from tutelage.distillation.targets import Targets
 
         if self.adapted is None:
             return None, 0.0
         s, agnostic = self.settings, self.settings["objective"] == "agnostic"
         clock = Clock(self.run.path / "transfer" / "target_seconds.json")
-        mixture, students, outputs = Mixture(sharpness=s["sharpness"]), None, None
+        mixture, students, outputs = Mixture(sharpness=s["sharpness"] or 1.0), None, None
         if self.members:
-            mixture = Mixture.of(self.members, s["committee"], s["sharpness"])
+            mixture = Mixture.of(self.members, s["committee"], s["sharpness"] or 1.0)
             students = member_outputs(self.run.path / "committee", self.kind.grid(s)) if mixture.weight > 0 else None
         if mixture.weight < 1:
             outputs = self.teacher_outputs(agnostic, hardware, clock, meter)
@@ -196,9 +196,12 @@ class _Job:
             assert outputs is not None
             return mixture(outputs.log_probabilities(positions), of_students)
 
+        if s["sharpness"] is None and not agnostic:
+            some = np.linspace(0, len(self.task.transfer) - 1, self.kind.COUNTED).astype(np.int64)
+            mixture = replace(mixture, sharpness=sharpness_of(log_probabilities(np.unique(some))))
         features = projected_features(outputs) if outputs and (agnostic or self.matches_features(outputs)) else None
         seconds = clock.tick(force=True) if hardware.is_main_process else 0.0
-        return Targets(self.task.transfer, self.views, log_probabilities, features), seconds
+        return Targets(self.task.transfer, self.views, log_probabilities, features, mixture.sharpness), seconds
 
     def matches_features(self, outputs: Any) -> bool:
         """Whether the student matches pooled features beside the targets: where they are asked for, and kept."""
@@ -335,6 +338,7 @@ class _Job:
         )  # fmt: skip
         shares = np.moveaxis(np.exp(asked), 1, -1).reshape(-1, asked.shape[1]).mean(axis=0)
         return {
+            "sharpness": targets.sharpness,
             "target_shares": [round(float(share), 4) for share in shares],
             "agreement_with_targets": float((found.argmax(axis=1) == asked.argmax(axis=1)).mean()),
         }

@@ -22,6 +22,7 @@ from tutelage.progress import progress, say
 from tutelage.run_folder import Clock
 
 REDUCED = 32  # images on which the error of a coarser grid is measured
+SURE, SHARPEST = 0.8, 2.0
 SAMPLE = 2048  # images whose features give the axes on which the student matches them
 
 
@@ -104,6 +105,22 @@ class Mixture:
         """Log probabilities (B, C) or (B, C, h, w) float32 of both -> mixed ones; without students the teacher's alone."""
         mixed = teacher if students is None else (1 - self.weight) * teacher + self.weight * students
         return log_softmax(mixed * np.float32(self.sharpness / self.temperature))
+
+
+def sharpness_of(log_probabilities: np.ndarray) -> float:
+    """How much sharper than calibrated the targets are made: until their largest probability is SURE on the mean, 1 to SHARPEST.
+
+    Targets calibrated on few labels are flat where the teacher is unsure, and a student of few steps does not get from them to a
+    decision; where they are sure already, sharper ones are only learnt by heart.
+
+    Args:
+        log_probabilities: (n, C) float32 of some images, or (n, C, h, w).
+    """
+
+    def sure(sharpness: float) -> float:
+        return float(np.exp(log_softmax(log_probabilities * np.float32(sharpness))).max(axis=1).mean())
+
+    return min(np.linspace(1, SHARPEST, 21).tolist(), key=lambda one: abs(sure(one) - SURE))
 
 
 def member_outputs(folder: Path, grid: tuple[int, int] | None) -> Callable[[np.ndarray], np.ndarray]:

@@ -50,13 +50,15 @@ class Targets:
     """What the student is to match for each image: one target an image, whatever the view; a grid is cropped as the view is.
 
     log_probabilities: positions (B,) -> (B, C) float32, or (B, C, h, w) over the whole image. features: positions -> (B, d) float32, or
-    (B, d, h, w); None where none are matched. settings: of the views that the student sees.
+    (B, d, h, w); None where none are matched. settings: of the views that the student sees. sharpness: of the log
+    probabilities, beyond what is calibrated.
     """
 
     images: Images
     settings: ViewSettings
     log_probabilities: Callable[[np.ndarray], np.ndarray]
     features: Callable[[np.ndarray], np.ndarray] | None = None
+    sharpness: float = 1.0
 
     def probabilities(
         self, positions: np.ndarray, passes: np.ndarray, temperature: float = 1.0, hard: bool = False
