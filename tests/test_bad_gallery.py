@@ -59,14 +59,14 @@ def test_nothing_near(tutelage, task, what):
         vectors = dict(zip(vectors, noise, strict=True))
     done = tutelage(*by_vectors(task, vectors))
     assert done.returncode == 0, done.stderr
-    assert "nothing in the gallery is near the queries: the nearest image that each of them brought" in done.stderr
+    assert "nothing in the gallery is near the queries: the nearest image that each of them found" in done.stderr
     assert "look at montage.jpg, and give a --gallery that shows such things" in done.stderr
     assert result(task)["nothing_near"]
     assert len(chosen(task)) == 12
     assert "transfer_set/montage.jpg" in task.files()
 
 
-@pytest.mark.parametrize(("strategy", "said"), [("balanced", "bring nothing near"), ("best", "bring nothing new")])
+@pytest.mark.parametrize(("strategy", "said"), [("balanced", "find nothing near"), ("best", "find nothing new")])
 def test_a_class_that_brings_nothing_new(tutelage, task, strategy, said):
     """A class whose near images are all labelled ones again is named, also where its queries take far images in their turns."""
     for number in range(0, 24, 3):

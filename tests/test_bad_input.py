@@ -616,7 +616,7 @@ def test_ctrl_c(task, tutelage):
     assert process.returncode == 130, err
     assert out == ""
     assert "Traceback" not in err
-    assert "give the same command again:\n  tutelage run --target" in err
+    assert "run the same command again:\n  tutelage run --target" in err
     assert list(task.root.rglob("*.partial")) == []
     done = tutelage(*words, "--json")
     assert done.returncode == 0, done.stderr

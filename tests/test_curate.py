@@ -403,7 +403,7 @@ def test_what_is_near():
     assert far == []
     assert near(clusters, of_centres(np.arange(24) % 20), labels) == ("", [])
     warning, far = near(clusters, np.concatenate([of_centres(np.arange(16)), noise(8)]), labels)
-    assert warning.startswith("the queries of c bring nothing near")
+    assert warning.startswith("the queries of c find nothing near")
     assert far == ["c"]
     assert near(clusters, np.concatenate([of_centres(np.arange(16)), noise(2)]), labels[:18]) == ("", [])
     one_kind = noise(1, 3) + noise(2000, 3)  # three features: whatever is asked finds something

@@ -323,6 +323,6 @@ def test_what_only_deserves_a_word(tutelage, place):
     assert done.returncode == 0, done.stderr
     assert "1 masks show one class or none: train/small.png" in done.stderr
     assert "1 images are smaller than the student's 32 x 64 pixels and are enlarged: train/small.png" in done.stderr
-    assert "5 labelled images; so many show each class: ground 5" in done.stderr
+    assert "5 labelled images; number of images that show each class: ground 5" in done.stderr
     rejected = (place / "run" / "rejected.csv").read_text()
     assert "train/broken.png,its mask: " in rejected

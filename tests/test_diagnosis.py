@@ -73,17 +73,17 @@ FAULTS = [
     ({}, {"teacher.labels": 6}, ("3.0 labels for each class",), ("label some more",)),
     # a pool far from the task
     ({}, {"transfer_set.nothing_near": True}, ("nearer to the labelled images than chance",), ("give a --gallery",)),
-    ({}, {"transfer_set.far_classes": ["dog"]}, ("of dog brought is no nearer",), ("give a --gallery",)),
+    ({}, {"transfer_set.far_classes": ["dog"]}, ("found for dog are no nearer",), ("give a --gallery",)),
     ({}, {"transfer_set.distance": {"transfer_set": 0.04, "gallery": 0.05}}, ("0.8 times as far",), ("nearer --gallery",)),
     # a student that does not reproduce its targets
-    ({"distilled.agreement_with_targets": 0.6}, {}, ("as its targets say for only 60 %",),
+    ({"distilled.agreement_with_targets": 0.6}, {}, ("agrees with its targets on only 60 %",),
      ("more --epochs or --steps", "--lr", "larger --student")),
     # a last stage that overfits, asked for or chosen
     ({"delivered.what": "full", "delivered.test": on_test(0.8)}, {},
      ("last stage has overfitted", "(full)", "10.0 ± 3.1 points"), ("--finetune keep", "--finetune auto with validation images (--val)")),
     ({"delivered.what": "long", "delivered.test": on_test(0.8)}, {"student.judged_on": "20 validation images"},
      ("last stage has overfitted", "though not on 20 validation images"), ("more validation images",)),
-    ({"delivered.test": on_test(0.9, ece=0.3)}, {}, ("30 points on the mean (ECE)",), ("do not use them as chances",)),
+    ({"delivered.test": on_test(0.9, ece=0.3)}, {}, ("30 points on average (ECE)",), ("calibrate them",)),
     ({"distilled.test": on_test(0.6)}, {}, ("worse than the baseline", "20.0 points"), ("give validation images (--val)", "--teacher")),
     ({"distilled.test": on_test(0.6), "delivered.what": "baseline"}, {}, ("worse than the baseline",), ("the baseline is delivered",)),
     ({"distilled.test": on_test(0.81)}, {}, ("not surely better than the baseline", "+1.0 ± 3.5"), ("more test images",)),
@@ -119,7 +119,7 @@ def test_only_the_teacher_was_asked():
     del results["distilled"]["agreement_with_targets"]
     assert diagnose(results, stages) == []
     results["distilled"]["agreement_on_transfer"] = 0.5
-    assert "decides as its teacher for only 50 % of the images" in diagnose(results, stages)[0].found
+    assert "agrees with its teacher on only 50 % of the images" in diagnose(results, stages)[0].found
 
 
 def test_a_student_without_a_head():

@@ -172,7 +172,7 @@ def test_card(finished):
     assert "It was distilled from `tf_efficientnet_lite0` on" in card
     assert "is delivered" in card
     assert "| teacher (adapted) | " in card
-    assert ("is called unsure. On images that were held out (6 validation images)" in card) == bool(
+    assert ("is marked unsure. Of the held-out images (6 validation images)" in card) == bool(
         told("export.json", finished)["unsure"]
     )
 

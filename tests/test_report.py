@@ -58,7 +58,7 @@ def test_the_page_says_what_the_results_say(finished):
     page = page_of(finished.out)
     for name in ("distilled", "baseline", "teacher"):
         assert f"{results[name]['test']['accuracy']:.3f}" in page
-    assert "The distilled student is delivered as it is, as --finetune keep asks." in page
+    assert "The distilled student is delivered without fine-tuning, as --finetune keep asks." in page
     assert "the 18 labels only" in page
     assert page.count("<td>distilled student, delivered</td>") == page.count("<td>baseline (labels only)</td>") == 1
     members = json.loads((finished.out / "committee" / "result.json").read_text())
@@ -212,8 +212,8 @@ def student_stage(
 def test_sentences_are_true():
     """Better, worse, equal, without test images, without a student: each is called what it is."""
     assert "40.0 points fewer than the baseline" in answer(scored(0.5, 0.9), {})
-    assert "tell that from nothing" in answer(scored(0.52, 0.5, 100), {})
-    assert "tell that from nothing" not in answer(scored(1.0, 1.0), {})
+    assert "that may be chance" in answer(scored(0.52, 0.5, 100), {})
+    assert "that may be chance" not in answer(scored(1.0, 1.0), {})
     assert "no test images" in answer({"classes": ["a"], "delivered": {"parameters": 1, "what": "distilled"}}, {})
     assert "no student yet" in answer({"classes": ["a"], "teacher": {"parameters": 1}}, {})
     undecided = {name: one for name, one in scored(0.5, 0.4).items() if name != "delivered"}
@@ -235,10 +235,11 @@ WORSE = {**JUDGED["full"], "gain": -0.05}
         ("full", {**JUDGED, "baseline": NO_GAIN}, "auto",
          "fine-tuned student (full) is delivered: BETTER distilled student by 5.0 ± 2.0 POINTS"),
         ("distilled", {"distilled": NO_GAIN, "head": WORSE}, "auto",
-         "distilled student is delivered as it is: on 40 validation images nothing else (head) was better by more than a standard error."),
+         "distilled student is delivered without fine-tuning: on 40 validation images nothing else (head) was better by more "
+         "than a standard error."),
         ("distilled", {}, "auto",
-         "distilled student is delivered as it is, and nothing judged it: there are no validation images (--val)."),
-        ("distilled", {}, "keep", "distilled student is delivered as it is, as --finetune keep asks."),
+         "distilled student is delivered without fine-tuning, not compared with any other: there are no validation images (--val)."),
+        ("distilled", {}, "keep", "distilled student is delivered without fine-tuning, as --finetune keep asks."),
         ("full", {}, "full", "fine-tuned student (full) is delivered, as --finetune full asks."),
         ("head", {}, "keep", "fine-tuned student (head) is delivered, as --finetune keep asks."),
     ],
@@ -295,13 +296,13 @@ def test_the_committee_in_words():
     found = {"folds": 5, "steps": 60, "weight": 0.3, "gain": 0.1, "standard_error": 0.04, "held_out": scores}
     mixed = committee({"committee": found}, {})
     assert "5 students" in mixed["said"]
-    assert "weight 0.3: so mixed, the log loss on held-out labels is lower by 0.100 ± 0.040" in mixed["said"]
+    assert "weight 0.3: with it, the log loss on held-out labels is lower by 0.100 ± 0.040" in mixed["said"]
     assert mixed["rows"][0] == ["teacher (adapted)", "0.7", "0.900", "0.500"]
     assert mixed["rows"][2] == ["committee", "", "0.800", "0.500"]
     assert "the teacher's alone" in committee({"committee": {**found, "weight": 0.0}}, {})["said"]
     assert "the students alone" in committee({"committee": found}, {"committee": "only"})["said"]
     for nothing in (None, {"teacher": None, "students": None, "committee": None}):
-        assert "nothing could be weighed" in committee({"committee": {**found, "held_out": nothing}}, {})["said"]
+        assert "no weights could be chosen" in committee({"committee": {**found, "held_out": nothing}}, {})["said"]
     assert committee({}, {}) == {}
 
 

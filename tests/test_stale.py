@@ -102,8 +102,8 @@ def test_data_that_changed_since_the_run_was_made(task, capsys):
     draw(task.gallery / "new.png", 1, 400)
     assert "curate" not in run(task)["reused"]
     said = capsys.readouterr().err.splitlines()
-    told = f"the data have changed since {task.out} was made (other images or labels in --gallery): curate is done anew, then "
-    assert said[0].startswith(f"{told}adapt, transfer, finetune wherever the transfer set comes out otherwise")
+    told = f"the data have changed since {task.out} was made (other images or labels in --gallery): curate runs again, then "
+    assert said[0].startswith(f"{told}adapt, transfer, finetune wherever the transfer set comes out different")
     draw(task.target / "train" / "c0" / "new.png", 0, 401)
     run(task)
     assert "(other images or labels in --target)" in capsys.readouterr().err.splitlines()[0]

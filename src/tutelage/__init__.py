@@ -1,6 +1,6 @@
-"""Tutelage: a few labelled images and a pile of unlabelled ones in, a small fast vision model out.
+"""Tutelage: distil a vision foundation model into a small, fast student, with a few labelled and many unlabelled images.
 
-Every command is a function here, with the same name and arguments: `tutelage.run(target=..., gallery=[...], ...)`.
+Every command is also a function with the same name and arguments: `tutelage.run(target=..., gallery=[...], ...)`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The command: words to a function, results to stdout, messages to stderr, exit codes 0 (done), 2 (ours), 130 (Ctrl-C)."""
+"""The command line: results to stdout, messages to stderr; exit codes 0 (done), 2 (a fault the user can fix), 130 (Ctrl-C)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tutelage.device import prepare_process
 from tutelage.errors import TutelageError, did_you_mean, raise_all, rendered
 from tutelage.version import __version__
 
-# command -> the module of its function; the signature is the configuration
+# command -> module of its function, whose signature defines the command's settings
 COMMANDS = {
     "demo": "tutelage.commands.demo",
     "run": "tutelage.commands.run",
@@ -40,7 +40,7 @@ COMMANDS = {
     "doctor": "tutelage.commands.doctor",
 }
 
-# flags that the words right after the command stand for, the last of them for all that are left
+# flags that the first positional words of a command stand for; the last flag takes all remaining words
 FIRST = {
     "compare": ("--config",),
     "report": ("--run",),
@@ -56,12 +56,12 @@ NO_WRITING = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIS
 
 
 def function_of(name: str) -> Callable[..., Any]:
-    """The function behind a command."""
+    """Return the function behind a command."""
     return getattr(importlib.import_module(COMMANDS[name]), name.replace("-", "_"))
 
 
 def main() -> None:
-    """Entry point of the command `tutelage`."""
+    """Run the command `tutelage`: its entry point."""
     prepare_process()
     sys.exit(call(sys.argv[1:]))
 
@@ -88,9 +88,7 @@ def call(words: list[str]) -> int:
         return 2
     except KeyboardInterrupt:
         again = shlex.join(["tutelage", *words])
-        print(
-            f"\nstopped; what is finished is kept. To go on, give the same command again:\n  {again}", file=sys.stderr
-        )
+        print(f"\nstopped; finished work is kept. To resume, run the same command again:\n  {again}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -103,7 +101,7 @@ def call(words: list[str]) -> int:
 
 
 def _disk_fault(error: OSError, given: dict[str, Any]) -> TutelageError:
-    """What to free, or what to choose, when a file of the run or the cache could not be written."""
+    """Return the error for a file that could not be written, with a hint on what to free or which folder to choose."""
     where = f"{error.filename or 'a file of the run or the cache'}: {error.strerror}"
     cache = Path(given.get("cache") or Path(given.get("out") or ".").absolute().parent / "cache")
     if error.errno in NO_WRITING:
@@ -120,7 +118,7 @@ def _disk_fault(error: OSError, given: dict[str, Any]) -> TutelageError:
 
 
 def _parsed(words: list[str]) -> tuple[Callable[..., Any] | None, dict[str, Any]]:
-    """The function and its explicit arguments; None when help or version was shown.
+    """Return the function and its explicit arguments; (None, {}) when help or the version was shown.
 
     Raises:
         TutelageError: unknown command, flag or value.
@@ -133,7 +131,7 @@ def _parsed(words: list[str]) -> tuple[Callable[..., Any] | None, dict[str, Any]
         help="Turn a few labelled images and many unlabelled ones into a small, fast vision model, distilled from a foundation model.",
     )  # fmt: skip
     names = [words[0]] if words and words[0] in COMMANDS else list(COMMANDS)
-    for name in names:  # one command needs one function
+    for name in names:  # for one command, only its own function is imported
         app.command(function_of(name), name=name)
     if words and not words[0].startswith("-") and words[0] not in COMMANDS:
         near = did_you_mean(words[0], COMMANDS)
@@ -155,7 +153,7 @@ def _parsed(words: list[str]) -> tuple[Callable[..., Any] | None, dict[str, Any]
 
 
 def _with_flags(words: list[str]) -> list[str]:
-    """The command line with the flags that its first words stand for."""
+    """Return the command line with the flags inserted that its first positional words stand for."""
     given, rest = words[:1], words[1:]
     for flag in FIRST.get(words[0], ()) if words else ():
         if rest and not rest[0].startswith("-"):
@@ -164,7 +162,7 @@ def _with_flags(words: list[str]) -> list[str]:
 
 
 def _as_text(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same flags with every value as text: `config.resolve` turns text into numbers, and reports all faults at once."""
+    """Return a function with the same flags but text values: `settings.resolve` turns them into numbers and reports all faults at once."""
 
     import cyclopts
 
@@ -187,7 +185,7 @@ def _as_text(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _check_flags(words: list[str]) -> None:
-    """Unknown flags, named with their nearest neighbours before any value is looked at."""
+    """Report all unknown flags, each with the known flags nearest to it, before any value is checked."""
     from tutelage.settings import flag
 
     faults: list[TutelageError] = []
@@ -201,11 +199,11 @@ def _check_flags(words: list[str]) -> None:
 
 
 def _show(command: str, result: Any, as_json: bool) -> None:
-    """Results to stdout: one JSON object, or a table."""
+    """Print the result to stdout: one JSON object, or a table."""
     from tutelage.progress import main_process
     from tutelage.reporting.table import text_of
 
-    if result is None or not (main_process() or "shard" in result):  # every process of a job array tells of its share
+    if result is None or not (main_process() or "shard" in result):  # each process of a job array prints its share
         return
     if as_json:
         print(json.dumps(result))

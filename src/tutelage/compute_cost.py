@@ -1,7 +1,7 @@
-"""The ledger: what a stage cost, computed here or found, so that arms can be compared for their compute.
+"""The compute ledger: what each stage cost, so that the arms of a study can be compared by their compute.
 
-1 MAC = 2 FLOPs. A stage is charged for all that it needs, also for teacher outputs that the cache held already; `computed` says
-what was computed this time.
+1 MAC = 2 FLOPs. A stage is charged for everything it needs, including teacher outputs that the cache already held; `computed`
+counts what was computed this time.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from tutelage.device import PeakMemory
 
 
 class CostMeter:
-    """Counts a stage while it runs."""
+    """Counter of a stage's compute while it runs."""
 
     def __init__(self):
         self._peak = PeakMemory()
         self._asked: dict[tuple[int, bytes], int] = {}
         self.computed = 0
         self.teacher_flops = 0  # of one forward pass
-        self.output_bytes = 0  # of the teacher's outputs for one view that are kept in the cache
-        self.trained = 0.0  # images that were trained on
+        self.output_bytes = 0  # of the teacher's outputs for one view, as the cache stores them
+        self.trained = 0.0  # images trained on, repeats included
         self.train_flops = 0  # forward and backward pass of one image
 
     def asked(self, number: int, keys: bytes, images: int, computed: int) -> None:
-        """The teacher's outputs for one view of these images were needed; asking again for the same costs nothing."""
+        """Charge the teacher's outputs for one view of these images; asking for the same ones again is not charged twice."""
         self._asked[number, keys] = images
         self.computed += computed
 
     def entry(self, folder: Path, seconds: float, teacher_seconds: float = 0.0) -> dict[str, Any]:
-        """The stage's line: FLOPs, images, seconds, MiB of memory at the peak, bytes on disk."""
+        """Return the stage's ledger entry: FLOPs, images, seconds, peak memory in MiB, bytes on disk."""
         outputs = sum(self._asked.values())
         taken = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
         return {

@@ -1,4 +1,4 @@
-"""Where the work runs and what it costs: device, memory allocation, FLOPs, latency, peak memory."""
+"""The device and what computation costs on it: memory allocation, FLOPs, latency, peak memory."""
 
 from __future__ import annotations
 
@@ -24,32 +24,32 @@ if TYPE_CHECKING:
 
 
 def prepare_process() -> None:
-    """Settings that must precede the import of torch; what the user has set stays.
+    """Apply process settings that must precede the import of torch; environment variables set by the user are kept.
 
-    OpenMP's active waiting makes small networks 10 to 50 times slower on few cores. glibc gives large blocks back to the
-    system after every layer and the kernel clears them anew: keeping them made a teacher's forward pass 1.3 to 2 times
-    faster on 2 cores.
+    OpenMP's busy-waiting makes small networks 10 to 50 times slower on few cores. By default glibc returns large blocks to
+    the system after every layer, and the kernel zeroes them again: keeping them made a teacher's forward pass 1.3 to 2
+    times faster on 2 cores.
     """
-    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # corrupt EXIF and the like cost no image
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # corrupt EXIF and the like do not matter
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if sys.platform == "linux" and "MALLOC_TRIM_THRESHOLD_" not in os.environ:
         try:
             libc = ctypes.CDLL("libc.so.6")
             libc.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
             libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-        except (OSError, AttributeError):  # another C library
+        except (OSError, AttributeError):  # a C library other than glibc
             pass
 
 
 def accelerator(device: str, precision: str) -> Any:
-    """accelerate's Accelerator for a device and a precision.
+    """Return accelerate's Accelerator for a device and a precision.
 
     Args:
         device: "auto", "cpu", "cuda" or "mps".
-        precision: "auto" (bf16 where the GPU has it, else fp32), "fp32", "bf16" or "fp16".
+        precision: "auto" (bf16 if the GPU supports it, else fp32), "fp32", "bf16" or "fp16".
 
     Raises:
-        TutelageError: the device is not there, or has not that precision.
+        TutelageError: the device is not available, or does not support that precision.
     """
     from datetime import timedelta
 
@@ -58,9 +58,9 @@ def accelerator(device: str, precision: str) -> Any:
     from accelerate.state import AcceleratorState
 
     mixed = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[check_hardware(device, precision)]
-    if processes() == 1:  # accelerate keeps one state for all: a second run in this process may ask for another device
+    if processes() == 1:  # accelerate's state is global, but a second run in this process may need another device
         AcceleratorState._reset_state(reset_partial_state=True)
-    patient = InitProcessGroupKwargs(timeout=timedelta(days=7))  # others wait while one process decodes
+    patient = InitProcessGroupKwargs(timeout=timedelta(days=7))  # the other processes wait while one decodes
     on_cpu = device == "cpu" or (
         device == "auto" and not (torch.cuda.is_available() or torch.backends.mps.is_available())
     )
@@ -71,7 +71,7 @@ def accelerator(device: str, precision: str) -> Any:
 
 @contextlib.contextmanager
 def on_a_device_of_its_own() -> Iterator[None]:
-    """`on_its_own`, and of several GPUs this process takes the one that LOCAL_RANK says."""
+    """Like `on_its_own`; with several GPUs, this process also selects the GPU number LOCAL_RANK."""
     import torch
 
     place = int(os.environ.get("LOCAL_RANK") or 0)
@@ -82,10 +82,10 @@ def on_a_device_of_its_own() -> Iterator[None]:
 
 
 def check_group() -> None:
-    """Refuse an environment that names several processes, but not how they find each other.
+    """Check that an environment for several processes also defines how they find each other.
 
     Raises:
-        TutelageError: WORLD_SIZE without the other variables.
+        TutelageError: WORLD_SIZE > 1 without RANK, MASTER_ADDR or MASTER_PORT.
     """
     lacking = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
     if processes() > 1 and lacking:
@@ -96,7 +96,7 @@ def check_group() -> None:
 
 
 def check_hardware(device: str, precision: str) -> str:
-    """The precision that "auto" stands for. Arguments and exceptions as for `accelerator`."""
+    """Check device and precision; return the precision, with "auto" resolved. Arguments and exceptions as for `accelerator`."""
     import torch
 
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
@@ -113,7 +113,7 @@ def check_hardware(device: str, precision: str) -> str:
 
 
 def flops(module: nn.Module, size: Size) -> int:
-    """FLOPs of one forward pass of one image; 1 MAC = 2 FLOPs, attention included.
+    """Return the FLOPs of one forward pass of one image; 1 MAC = 2 FLOPs, attention included.
 
     Args:
         module: takes (1, 3, *sides(size)) float32.
@@ -130,12 +130,12 @@ def flops(module: nn.Module, size: Size) -> int:
 
 
 def training_flops(module: nn.Module, size: Size) -> int:
-    """FLOPs of the forward and the backward pass of one image, in train mode; attention included.
+    """Return the FLOPs of the forward and the backward pass of one image, in train mode; attention included.
 
-    The first layer passes no gradient to the image, so this is a little less than three times the forward pass.
+    The image needs no gradient from the first layer, so this is a little less than three times the forward pass.
 
     Args:
-        module: takes (B, 3, *sides(size)) float32, gives a tensor or a tuple of tensors; a copy of it is used.
+        module: takes (B, 3, *sides(size)) float32, returns a tensor or a tuple of tensors; a copy of it is used.
     """
     import copy
 
@@ -146,9 +146,9 @@ def _convolution_backward(
     grad_shape: Any, x_shape: Any, w_shape: Any, _bias: Any, _stride: Any, _padding: Any, _dilation: Any, transposed: bool,
     _output_padding: Any, _groups: Any, output_mask: Any, out_shape: Any = None, **_: Any,
 ) -> int:  # fmt: skip
-    """FLOPs of a convolution's backward pass: each gradient that is wanted costs what the forward pass costs.
+    """Return the FLOPs of a convolution's backward pass: each requested gradient costs as much as the forward pass.
 
-    torch's own formula forgets the groups in the gradient of the weights: a depthwise layer of C channels counted C times.
+    torch's own formula ignores groups in the gradient of the weights: it counts a depthwise layer of C channels C-fold.
     """
     from torch.utils.flop_counter import conv_flop_count
 
@@ -156,14 +156,14 @@ def _convolution_backward(
 
 
 def _counted(module: nn.Module, size: Size, batch: int) -> int:
-    """FLOPs of a pass of `batch` images, with the backward pass where gradients are on."""
+    """Return the FLOPs of a forward pass of `batch` images, plus the backward pass if gradients are enabled."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
     parameter = next(module.parameters())
     images = torch.zeros(batch, 3, *sides(size), device=parameter.device, dtype=parameter.dtype)
-    # fused attention on the CPU counts as 0; the plain one is counted
+    # fused attention on the CPU would count as 0 FLOPs, so the plain implementation is used
     formulas = {torch.ops.aten.convolution_backward: _convolution_backward}
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         output = module(images)
@@ -174,13 +174,13 @@ def _counted(module: nn.Module, size: Size, batch: int) -> int:
 
 
 def latency_ms(module: nn.Module, size: Size, repeats: int = 50, seconds: float = 20.0) -> float:
-    """Median milliseconds of one forward pass on the CPU: batch 1, 1 thread, float32.
+    """Return the median milliseconds of one forward pass on the CPU: batch 1, 1 thread, float32.
 
     Args:
-        module: takes (1, 3, *sides(size)) float32; left as it was.
+        module: takes (1, 3, *sides(size)) float32; not changed.
         size: of the input.
-        repeats: timed passes, after 5 that are not. seconds: once so many have gone no pass begins; then fewer count, of a
-            network that is so slow the last one of the first 5.
+        repeats: timed passes, after 5 warm-up passes. seconds: no pass starts after this time, so slow networks get fewer
+            timed passes, and those that do not even finish the warm-up are timed by its last pass.
     """
     import copy
 
@@ -205,21 +205,21 @@ def latency_ms(module: nn.Module, size: Size, repeats: int = 50, seconds: float 
 
 
 class PeakMemory:
-    """Largest resident memory of this process since this object was made, in MiB; on CUDA the device's where that is larger.
+    """Peak resident memory of this process since this object was created, in MiB; with CUDA, the device's peak if larger.
 
-    Where the kernel does not let the mark be reset (not Linux), since the process began.
+    If the kernel does not allow resetting the peak (other than Linux), it is the peak since the process began.
     """
 
     def __init__(self):
         import torch
 
         with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
+            Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
 
     def mib(self) -> float:
-        """MiB so far."""
+        """Return the peak so far, in MiB."""
         import torch
 
         device = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0
@@ -246,7 +246,7 @@ INSTRUCTION_SETS = (
 
 
 def cpu() -> dict[str, Any]:
-    """cpu: name of the processor; instruction_sets: those that matter for small networks; cores: that this process may use."""
+    """Return cpu: name of the processor; instruction_sets: the available ones of INSTRUCTION_SETS; cores: usable by this process."""
     import platform
 
     name, flags = "", set()
@@ -265,14 +265,14 @@ def cpu() -> dict[str, Any]:
 
 
 def to_device(batch: torch.Tensor, device: Any) -> torch.Tensor:
-    """Move a batch; from pinned memory to a GPU without waiting."""
+    """Move a batch to a device; to a GPU from pinned memory, without waiting."""
     if str(device).startswith("cuda"):
         return batch.pin_memory().to(device, non_blocking=True)
     return batch.to(device)
 
 
 def free_memory() -> int | None:
-    """Available bytes of memory, within the limit of a container where one is set; None where it cannot be known."""
+    """Return the available memory in bytes, within a container's limit if there is one; None if it cannot be determined."""
     try:
         lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
         free = int(lines["MemAvailable"].split()[0]) * 1024

@@ -1,4 +1,4 @@
-"""What a result was made with beside its settings: versions and threads, by which two equal runs may differ in bits. No torch."""
+"""Package versions and thread count, recorded because they can change the bits of a result. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ PACKAGES = ("torch", "timm", "numpy", "pillow")
 
 
 def versions() -> dict[str, str]:
-    """Name -> version of tutelage and of what computes for it, as they are installed."""
+    """Return name -> installed version, of tutelage and of the packages that compute for it."""
     found = {"tutelage": __version__}
     for name in PACKAGES:
-        with contextlib.suppress(PackageNotFoundError):  # another build, such as pillow-simd
+        with contextlib.suppress(PackageNotFoundError):  # installed under another name, such as pillow-simd
             found[name] = version(name)
     return found
 
 
 def threads() -> int:
-    """Threads of one layer: OMP_NUM_THREADS, or as many as there are cores for this process."""
+    """Return the number of threads used within a layer: OMP_NUM_THREADS, or the cores available to this process."""
     given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
     if given.isdigit() and int(given):
         return int(given)

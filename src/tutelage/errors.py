@@ -1,4 +1,4 @@
-"""Errors that a user reads: one sentence that says what is wrong with which value, then a hint what to do."""
+"""Errors shown to the user: a sentence that says what is wrong with which value, then a hint on what to do."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
-MOST_NAMED = 100  # missing files in a message; more are a wall of text
+MOST_NAMED = 100  # up to this number a message names all missing files; of more it names the first 20
 
 
 class TutelageError(Exception):
-    """A fault that the user can fix; the command prints it without a traceback and exits with 2.
+    """A fault that the user can fix; the command prints it without a traceback and exits with code 2.
 
     Args:
         message: what is wrong with which value, and where ("--budget -3: at least 1 label per class is needed").
-        hint: what to do now; empty where the message says it already.
+        hint: what to do now; empty where the message already says so.
     """
 
     def __init__(self, message: str, hint: str = ""):
         self.message, self.hint = message, hint
         super().__init__(str(self))
 
-    def __reduce__(self) -> tuple[Any, ...]:  # or it could not be sent from one process to another
+    def __reduce__(self) -> tuple[Any, ...]:  # so that it can be pickled and sent to another process
         return type(self), (self.message, self.hint)
 
     def __str__(self) -> str:
@@ -30,7 +30,7 @@ class TutelageError(Exception):
 
 
 class SeveralErrors(TutelageError):
-    """All faults that were found in one pass, told at once."""
+    """All faults found in one pass, reported together."""
 
     def __init__(self, errors: list[TutelageError]):
         self.errors = errors
@@ -44,10 +44,10 @@ class SeveralErrors(TutelageError):
 
 
 class FilesMissing(TutelageError):
-    """Files that a list names and that are not there.
+    """Files that a list names but that do not exist.
 
     Args:
-        place: the list. names: of all of them. where: where they are looked for.
+        place: the list. names: all missing files. where: what their paths are relative to, as text of the hint.
     """
 
     def __init__(self, place: object, names: list[str], where: str):
@@ -60,21 +60,21 @@ class FilesMissing(TutelageError):
 
 
 class Unreadable(Exception):
-    """An image that cannot be used; the text is the reason, written to rejected.csv. Never fatal by itself."""
+    """An image that cannot be used; its text is the reason, written to rejected.csv. One such image never ends a run."""
 
 
 def rendered(error: TutelageError) -> str:
-    """What the command prints of an error: each fault after "error: "."""
+    """Return the text that the command prints for an error: each fault after "error: "."""
     return "\n".join(f"error: {one}" for one in single(error))
 
 
 def single(error: TutelageError) -> list[TutelageError]:
-    """The faults that an error tells, one by one."""
+    """Return the single faults that an error contains."""
     return [one for part in error.errors for one in single(part)] if isinstance(error, SeveralErrors) else [error]
 
 
 def raise_all(errors: list[TutelageError]) -> None:
-    """Raise what was collected: nothing, the one error, or all of them in one."""
+    """Raise the collected errors: a single one as itself, several as one SeveralErrors; do nothing without any."""
     if len(errors) == 1:
         raise errors[0]
     if errors:
@@ -82,9 +82,9 @@ def raise_all(errors: list[TutelageError]) -> None:
 
 
 def did_you_mean(word: str, words: Iterable[str], most: int = 3) -> str:
-    """ "did you mean 'a' or 'b'?" for the nearest words, or an empty text when nothing is near.
+    """Return "did you mean 'a' or 'b'?" for the nearest words, or an empty text when none is near.
 
-    Words that are much farther than the nearest are left out: '--lr' shares its dashes with '--galery'.
+    Words much farther away than the nearest are left out: '--lr' resembles '--galery' only by its dashes.
     """
     near = difflib.get_close_matches(word, list(words), n=most, cutoff=0.6)
     likeness = [difflib.SequenceMatcher(None, one, word).ratio() for one in near]
@@ -93,7 +93,7 @@ def did_you_mean(word: str, words: Iterable[str], most: int = 3) -> str:
 
 
 def shown(items: Iterable[object], most: int = 5) -> str:
-    """A list in a sentence: the first `most`, then how many more there are."""
+    """Return a list as text for a sentence: the first `most` items, then how many more there are."""
     items = list(items)
     text = ", ".join(str(item) for item in items[:most])
     return text if len(items) <= most else f"{text} and {len(items) - most} more"

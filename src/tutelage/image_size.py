@@ -1,4 +1,4 @@
-"""Sizes of inputs: one number for a square, or height and width."""
+"""Input sizes: one number for a square, or height and width."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ Size = int | str  # side of a square in pixels, or "HEIGHTxWIDTH"
 
 
 def sides(size: Size) -> tuple[int, int]:
-    """Height and width in pixels of a size.
+    """Return the height and width of a size, in pixels.
 
     sides(64) == (64, 64); sides("256x320") == (256, 320)
     """

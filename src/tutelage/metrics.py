@@ -1,5 +1,5 @@
-"""Scores of classifiers and of masks, and what the choice of test images leaves open: pure numpy, tested against scikit-learn
-and torchmetrics."""
+"""Scores of classification and segmentation, and their uncertainty from the choice of test images: pure numpy, tested against
+scikit-learn and torchmetrics."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 ECE_BINS = 15
 RESAMPLES, RESAMPLED_AT_ONCE = 2000, 100
-LEAST_LOG = -1e4  # of a log probability that is kept: float16 holds it, and 0 times it is 0
+LEAST_LOG = -1e4  # lower clip of stored log probabilities: it fits in float16, and 0 times it is 0
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -21,18 +21,18 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """(B, C) or (B, C, h, w) float32 logits -> log probabilities over the classes, of the same shape; of no class, nothing."""
-    if not logits.shape[1]:  # a frozen teacher's
+    """(B, C) or (B, C, h, w) float32 logits -> log probabilities over the classes, same shape; C = 0 gives an empty array."""
+    if not logits.shape[1]:  # outputs of a frozen teacher, which has no classes
         return logits
     shifted = logits - logits.max(axis=1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
 def confusion(labels: np.ndarray, decisions: np.ndarray, classes: int) -> np.ndarray:
-    """Counts of (label, decision).
+    """Return the confusion matrix: counts of (label, predicted class).
 
     Args:
-        labels, decisions: (B,) integers in [0, classes).
+        labels, decisions: (B,) integers in [0, classes); decisions are the predicted classes.
 
     Returns:
         (C, C) int64, rows are labels.
@@ -41,7 +41,7 @@ def confusion(labels: np.ndarray, decisions: np.ndarray, classes: int) -> np.nda
 
 
 def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = ECE_BINS) -> float:
-    """Mean gap between confidence and accuracy over equal-width bins (Guo et al., ICML 2017).
+    """Return the mean gap between confidence and accuracy over equal-width bins (Guo et al., ICML 2017).
 
     ECE = sum_b |B_b| / n  |acc(B_b) - conf(B_b)|, bins ((b-1)/15, b/15] of the largest probability.
 
@@ -59,7 +59,7 @@ def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bi
 
 
 def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = 10) -> np.ndarray:
-    """What a reliability diagram shows (Niculescu-Mizil and Caruana, ICML 2005), as sums, so that evaluations can be added up.
+    """Return the data of a reliability diagram (Niculescu-Mizil and Caruana, ICML 2005) as sums, so that evaluations can be added.
 
     Worked example: two images with confidence 0.85, one of them right, in 10 bins: row 8 is (1.7, 1, 2), the others 0.
 
@@ -67,8 +67,8 @@ def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = 10) -
         probabilities: (B, C) float in [0, 1]. labels: (B,) integers.
 
     Returns:
-        (bins, 3) float64: of the images whose largest probability is in [b / bins, (b + 1) / bins), the sum of these, how many are
-        right, and how many there are.
+        (bins, 3) float64: for the images whose confidence is in [b / bins, (b + 1) / bins), the sum of their confidences, the number
+        classified correctly, and the number of images.
     """
     confidence = probabilities.max(axis=1).astype(np.float64)
     right = probabilities.argmax(axis=1) == labels
@@ -78,18 +78,18 @@ def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = 10) -
 
 
 def unsure_threshold(confidence: np.ndarray, right: np.ndarray) -> dict[str, float] | None:
-    """The confidence below which a classifier is better called unsure.
+    """Return the confidence threshold below which a classifier's prediction should count as unsure.
 
-    It maximises P(sure | right) - P(sure | wrong) on images that were held out (Youden's J; Youden, Cancer 1950), "sure" being a
-    largest probability of at least the threshold; of equal ones the smallest.
+    It maximises P(sure | right) - P(sure | wrong) on held-out images (Youden's J; Youden, Cancer 1950), where "sure" means a confidence
+    of at least the threshold; the smallest one if several are equally good.
 
-    Worked example: confidences 0.9, 0.8, 0.6, 0.5, right, right, wrong, right: at 0.8 it is 2/3 - 0, the best.
+    Worked example: confidences 0.9, 0.8, 0.6, 0.5 that are right, right, wrong, right: at 0.8 the difference is 2/3 - 0, the largest.
 
     Args:
         confidence: (n,) float in [0, 1], the largest probability. right: (n,) bool.
 
     Returns:
-        threshold; sure: the share of images that are; accuracy_sure and accuracy_unsure. None where all are right or all wrong.
+        threshold; sure: the share of sure images; accuracy_sure and accuracy_unsure. None if all images are right or all are wrong.
     """
     right = np.asarray(right, bool)
     if right.all() or not right.any():
@@ -106,7 +106,7 @@ def unsure_threshold(confidence: np.ndarray, right: np.ndarray) -> dict[str, flo
 
 
 def wilson(share: float, count: int) -> tuple[float, float]:
-    """95 % interval of a share that was measured on `count` images (Wilson, JASA 1927).
+    """Return the 95 % interval of a share that was measured on `count` images (Wilson, JASA 1927).
 
     Worked example: 8 of 10 gives 0.490 to 0.943.
     """
@@ -117,10 +117,10 @@ def wilson(share: float, count: int) -> tuple[float, float]:
 
 
 def classification(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """All scores of one classifier on one set of images.
+    """Return all scores of one classifier on one set of images.
 
-    Balanced accuracy is the mean recall of the classes that have images; macro F1 counts a class without images and
-    without decisions as absent, as scikit-learn does.
+    Balanced accuracy is the mean recall of the classes that have images; macro F1 leaves out classes that are neither
+    labelled nor predicted, as scikit-learn does.
 
     Args:
         logits: (B, C) float.
@@ -128,7 +128,7 @@ def classification(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
 
     Returns:
         accuracy, balanced_accuracy, macro_f1, ece, log_loss: float in their usual ranges; recall: list of C floats (None
-        where a class has no image); confusion: C lists of C counts; images: B.
+        for a class without images); confusion: C lists of C counts; images: B.
     """
     labels = np.asarray(labels, dtype=np.int64)
     probabilities = softmax(logits)
@@ -151,17 +151,17 @@ def classification(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
 
 
 def pixel_confusion(labels: np.ndarray, decisions: np.ndarray, classes: int) -> np.ndarray:
-    """(C, C) int64 counts of (label, decision) over pixels whose label is a class.
+    """Return the (C, C) int64 confusion matrix over the pixels whose label is a class.
 
     Args:
-        labels: (H, W) integers; what is not below `classes` is left out. decisions: (H, W) integers in [0, classes).
+        labels: (H, W) integers; pixels with labels >= `classes` are left out. decisions: (H, W) integers in [0, classes).
     """
     known = labels < classes
     return confusion(labels[known].astype(np.int64), decisions[known].astype(np.int64), classes)
 
 
 def intersection_over_union(table: np.ndarray) -> np.ndarray:
-    """IoU of each class: hits / (labelled + decided - hits).
+    """Return the IoU of each class: hits / (labelled + predicted - hits).
 
     Worked example: table ((3, 1), (0, 2)): 3 / (4 + 3 - 3) = 0.75 and 2 / (2 + 3 - 2) = 0.667.
 
@@ -169,7 +169,7 @@ def intersection_over_union(table: np.ndarray) -> np.ndarray:
         table: (C, C) counts, rows are labels.
 
     Returns:
-        (C,) float64, NaN for a class that is neither labelled nor decided.
+        (C,) float64, NaN for a class that is neither labelled nor predicted.
     """
     labelled, decided, hits = np.moveaxis(pixel_counts(table), -1, 0)
     union = labelled + decided - hits
@@ -177,16 +177,16 @@ def intersection_over_union(table: np.ndarray) -> np.ndarray:
 
 
 def pixel_counts(tables: np.ndarray) -> np.ndarray:
-    """(..., C, 3) of (..., C, C) counts with labels as rows: pixels labelled as a class, decided for it, and both."""
+    """Return (..., C, 3) from (..., C, C) counts with labels as rows: pixels labelled as a class, predicted as it, and both."""
     both = np.diagonal(tables, axis1=-2, axis2=-1)
     return np.stack([tables.sum(axis=-1), tables.sum(axis=-2), both], axis=-1)
 
 
 def mean_iou(counts: np.ndarray) -> np.ndarray:
-    """Mean IoU over the classes that are labelled or decided, 0 where none is.
+    """Return the mean IoU over the classes that are labelled or predicted, 0 if there are none.
 
     Args:
-        counts: (..., C, 3) of `pixel_counts`, summed or averaged over the images that are judged.
+        counts: (..., C, 3) of `pixel_counts`, summed or averaged over the images.
 
     Returns:
         (...) float64 in [0, 1].
@@ -198,10 +198,10 @@ def mean_iou(counts: np.ndarray) -> np.ndarray:
 
 
 def resampled(counts: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Means over n images drawn from n with replacement (the bootstrap: Efron, 1979), the same draws for one seed and n.
+    """Return bootstrap means, each over n images drawn from n with replacement (Efron, 1979); same seed and n, same draws.
 
     Args:
-        counts: (n, ...) numbers of each image.
+        counts: (n, ...) one entry per image.
 
     Returns:
         (RESAMPLES, ...) float64.
@@ -216,16 +216,16 @@ def resampled(counts: np.ndarray, seed: int = 0) -> np.ndarray:
 
 
 def boundary_f1(labels: np.ndarray, decisions: np.ndarray, classes: int, tolerance: int | None = None) -> float:
-    """How well the outlines agree: F1 of outline pixels that have one of the other's within a distance, mean over classes.
+    """Return the boundary F1, averaged over classes: how many outline pixels of labels and prediction lie close to each other.
 
-    F1 = 2 P R / (P + R), P the share of decided outline pixels near a labelled one, R the reverse (Csurka et al., BMVC 2013).
-    A class that only one of the two shows has 0. A pixel without a label is left out of both.
+    F1 = 2 P R / (P + R), P the share of predicted outline pixels near a labelled one, R the reverse (Csurka et al., BMVC 2013).
+    A class that occurs in only one of the two scores 0. Pixels without a label are left out of both.
 
     Args:
         labels, decisions: (H, W) integers. tolerance: pixels, along rows and columns; None for 0.75 % of the diagonal.
 
     Returns:
-        float in [0, 1], NaN where no class has an outline.
+        float in [0, 1], NaN if no class has an outline.
     """
     near = max(1, round(0.0075 * float(np.hypot(*labels.shape)))) if tolerance is None else tolerance
     known, scores = labels < classes, []
@@ -240,7 +240,7 @@ def boundary_f1(labels: np.ndarray, decisions: np.ndarray, classes: int, toleran
 
 
 def _outline(inside: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """(H, W) bool: pixels of a class beside a known pixel of another one."""
+    """Return (H, W) bool: the pixels of a class next to a labelled pixel of another class."""
     out = np.zeros_like(inside)
     inside = inside & known
     for axis in (0, 1):
@@ -252,13 +252,13 @@ def _outline(inside: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 
 def _part(array: np.ndarray, axis: int, end: int) -> np.ndarray:
-    """All rows (axis 0) or columns (1) but the last (end 0) or the first (1)."""
+    """Return all rows (axis 0) or columns (1) except the last (end 0) or the first (1)."""
     cut = slice(None, -1) if end == 0 else slice(1, None)
     return array[cut] if axis == 0 else array[:, cut]
 
 
 def _widened(marks: np.ndarray, distance: int) -> np.ndarray:
-    """(H, W) bool: pixels with a mark at most `distance` rows and columns away."""
+    """Return (H, W) bool: the pixels with a mark at most `distance` rows and columns away."""
     for axis in (0, 1):
         total = marks.copy()
         for step in range(1, distance + 1):
@@ -274,16 +274,16 @@ def _widened(marks: np.ndarray, distance: int) -> np.ndarray:
 
 
 def segmentation(tables: np.ndarray, outlines: np.ndarray) -> dict[str, Any]:
-    """All scores of one model on one set of masks.
+    """Return all scores of one model on one set of masks.
 
     Args:
         tables: (n, C, C) counts of pixels of each image, rows are labels. outlines: (n,) boundary F1 of each, NaN = none.
 
     Returns:
-        miou: mean IoU of the classes that are labelled or decided, over the pixels of all images; iou: C of them (None for the
-        others); accuracy: of pixels; balanced_accuracy: mean recall of the labelled classes; boundary_f1: mean over images;
-        standard_error: of miou, which the choice of test images alone leaves;
-        recall: C floats (None where no pixel has the class); confusion: C lists of C counts; images: n.
+        miou: mean IoU of the classes that are labelled or predicted, over the pixels of all images; iou: C floats (None for the
+        other classes); accuracy: of pixels; balanced_accuracy: mean recall of the labelled classes; boundary_f1: mean over images;
+        standard_error: of miou, from the choice of test images only (bootstrap);
+        recall: C floats (None for a class without pixels); confusion: C lists of C counts; images: n.
     """
     table = tables.sum(axis=0)
     iou, there, counts = intersection_over_union(table), table.sum(axis=1), pixel_counts(tables)
@@ -303,7 +303,7 @@ def segmentation(tables: np.ndarray, outlines: np.ndarray) -> dict[str, Any]:
 
 
 def paired_gain(scores: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
-    """Mean difference of scores (n,) on the same images, or of bool for right and wrong, and its standard error; 0 of one image."""
+    """Return the mean difference of scores (n,), float or bool, on the same images, and its standard error, 0 for a single image."""
     difference = np.asarray(scores, dtype=float) - np.asarray(reference, dtype=float)
     error = difference.std(ddof=1) / len(difference) ** 0.5 if len(difference) > 1 else 0.0
     return float(difference.mean()), float(error)

@@ -1,4 +1,4 @@
-"""Values that settings have where a call gives none: those of its task, and those of a preset."""
+"""Default values of settings that depend on the task or on a preset, used where a call does not set them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-# Defaults of a task that are not those of the signatures: pixels of one image are many rows, and scenes hold things of many scales.
+# Task defaults that differ from the signatures: one image holds many labelled pixels, and objects of many scales.
 OF_TASK: dict[str, dict[str, Any]] = {"segmentation": {"batch_size": 8, "crop_area": 0.35}}
 
 
 def of(values: dict[str, Any]) -> dict[str, Any]:
-    """Settings that a task and a preset have of their own. values: what a call gives, by name."""
+    """Return the settings that the task and the preset define. values: the settings given in the call, by name."""
     return {**OF_TASK.get(_task(values), {}), **PRESETS.get(str(values.get("preset")), {})}
 
 
 def _task(values: dict[str, Any]) -> str:
-    """The task that a call is about: as it says, or that of the run folder in which a stage goes on."""
+    """Return the task of a call: the one it names, or that of the run folder in which a later stage continues; else empty."""
     if "task" in values:
         return str(values["task"])
     try:

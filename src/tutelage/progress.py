@@ -1,4 +1,4 @@
-"""What a person sees while work goes on: bars on a terminal, plain lines elsewhere; always on stderr."""
+"""Progress messages for the user: bars on a terminal, plain lines elsewhere; always on stderr."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable, Iterator
 
 PLAIN_EVERY = 15.0  # seconds between plain lines
-SHOWN_AFTER = 1.0  # seconds; what is quicker leaves no line
+SHOWN_AFTER = 1.0  # seconds; work that finishes sooner prints no line
 
 
-# Variables by which a job system tells a process of its group, as torch.distributed.run, accelerate and MPI read them.
+# Environment variables that describe the process group, as torch.distributed.run, accelerate and MPI read them.
 GROUP = (
     "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS",
     *(f"{mpi}_COMM_WORLD_{name}" for mpi in ("OMPI", "MV2") for name in ("SIZE", "LOCAL_RANK", "LOCAL_SIZE")),
@@ -20,18 +20,18 @@ GROUP = (
 
 
 def main_process() -> bool:
-    """Whether this process speaks: the only one, or the first of several under torch.distributed.run."""
+    """Whether this process prints: the only one, or the first of several under torch.distributed.run."""
     return processes() == 1 or os.environ.get("RANK", "0") == "0"
 
 
 def processes() -> int:
-    """How many processes share this work, this one counted."""
+    """Return the number of processes that share this work, including this one."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 @contextlib.contextmanager
 def on_its_own() -> Iterator[None]:
-    """Meanwhile this process is the only one of its work, speaks, and starts no group, whatever its environment says."""
+    """Within the block, treat this process as the only one: it prints and starts no process group, whatever its environment says."""
     kept = {name: os.environ.pop(name) for name in GROUP if name in os.environ}
     try:
         yield
@@ -40,13 +40,13 @@ def on_its_own() -> Iterator[None]:
 
 
 def say(text: str) -> None:
-    """One line for the user, on stderr."""
+    """Print one line for the user on stderr, in the main process only."""
     if main_process():
         print(text, file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:
-    """8.1 s, 3 min 20 s, 2 h 05 min."""
+    """Return a duration as text: 8.1 s, 3 min 20 s, 2 h 05 min."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -55,13 +55,13 @@ def duration(seconds: float) -> str:
 
 @contextlib.contextmanager
 def progress(what: str, total: int, done: int = 0, unit: str = "images") -> Iterator[Callable[[int], None]]:
-    """Show work under way: how far, how fast, how much time is left.
+    """Show the progress of work: how much is done, how fast, and how much time is left.
 
     Args:
-        what: the work, such as "decode".
-        total: how many units there are.
-        done: units that an earlier process did already.
-        unit: their name.
+        what: name of the work, such as "decode".
+        total: number of units.
+        done: units that an earlier process has already done.
+        unit: name of the units.
 
     Yields:
         advance(n): call it after n more units.

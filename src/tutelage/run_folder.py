@@ -1,7 +1,7 @@
-"""The run folder: settings, results, lock, and files that are whole or not there.
+"""The run folder: settings, results, lock, and files that are written completely or not at all.
 
-A stage is done when its result.json names the hash of its inputs. Files are written beside their final name and
-renamed, so that a killed run leaves the old file or the new one, never half of one.
+A stage is done when its result.json holds the hash of its inputs. Files are written under a temporary name and then
+renamed, so a killed run leaves either the old file or the new one, never a part of it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tutelage.environment import threads, versions
 from tutelage.errors import TutelageError, shown
 
 SETTINGS = "settings.toml"
-DEFAULT = "default"  # in settings.toml, which has no word for None
+DEFAULT = "default"  # stands for None in settings.toml, since TOML has no null
 TEMPORARY = ".partial"  # suffix of files being written
 COMMANDS = {
     "transfer_set": "curate",
@@ -35,32 +35,32 @@ COMMANDS = {
     "student": "finetune",
 }
 STAGES = (*COMMANDS, "report")  # folders with a result.json
-STUDY = "study.toml"  # marks a folder whose runs, ARM/budget-N/seed-N, share the stages that have the same inputs
-BESIDE = {"transfer_set": ("target_set", "rejected.csv")}  # what a stage writes outside its folder
-TABLES = {"teacher": "teacher", "transfer_set": "data"}  # what a stage says of its model or data in settings.toml
-# Settings that change where or how fast, and not what comes out; a finished run may be repeated with others.
+STUDY = "study.toml"  # marks the folder of a study, whose runs (ARM/budget-N/seed-N) share stages with the same inputs
+BESIDE = {"transfer_set": ("target_set", "rejected.csv")}  # stage -> what it writes outside its own folder
+TABLES = {"teacher": "teacher", "transfer_set": "data"}  # stage -> its table in settings.toml, about model or data
+# Settings that change where or how fast a run computes, not its result; a finished run may be repeated with others.
 FREE = {
     "out", "cache", "device", "json", "overwrite", "config", "tracker", "no_baseline", "max_rejected", "cache_limit",
     "memory", "shard", "engine", "preset",
 }  # fmt: skip
-# Free until this stage is finished: a student of the teacher online has other bits.
+# Free until this stage is finished: a student is not bit-identical if its teacher ran online, not from the cache.
 HELD = {"cache_limit": "transfer"}
 
 
 def folder_name(arm: str) -> str:
-    """The name of an arm in files: ARM+LABEL for a variant, since a colon is not allowed everywhere."""
+    """Return the name of an arm in file paths: ARM+LABEL for a variant, since not every file system allows a colon."""
     return arm.replace(":", "+")
 
 
 def hash_of(value: Any) -> str:
-    """SHA-256 (hex) of a JSON-like value in canonical form; the identity of a stage's inputs."""
+    """Return the SHA-256 (hex) of a JSON-like value in canonical form; it identifies the inputs of a stage."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it when the block ends well, remove it when it does not."""
+    """Yield a temporary path beside `path`; rename it when the block succeeds, remove it when it fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
     try:
@@ -77,7 +77,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def _no_room(error: Exception, folder: Path) -> bool:
-    """Whether a write failed for want of space; safetensors, NumPy and Arrow each say so in exceptions of their own."""
+    """Whether a write failed for lack of space; safetensors, NumPy and Arrow each raise their own exceptions for it."""
     if isinstance(error, TutelageError):
         return False
     said = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
@@ -85,18 +85,18 @@ def _no_room(error: Exception, folder: Path) -> bool:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole UTF-8 file."""
+    """Write a UTF-8 file, completely or not at all."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a whole JSON file."""
+    """Write a JSON file, completely or not at all."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file, or None where there is none."""
+    """Return the content of a JSON file; None if it does not exist."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -104,7 +104,7 @@ def read_json(path: Path) -> Any:
 
 
 def toml(tables: dict[str, Any]) -> str:
-    """Plain TOML of nested dicts of text, numbers, truth values and lists; None is left out."""
+    """Return nested dicts of text, numbers, booleans and lists as TOML; None values are left out."""
     plain = [f"{k} = {json.dumps(v, ensure_ascii=False)}" for k, v in tables.items() if not isinstance(v, dict | None)]
     blocks = ["\n".join(plain)] if plain else []
     blocks += [f"[{k}]\n{toml(v).rstrip()}" for k, v in tables.items() if isinstance(v, dict)]
@@ -112,7 +112,7 @@ def toml(tables: dict[str, Any]) -> str:
 
 
 def remove_partial(folder: Path) -> None:
-    """Remove what a killed process left half-written below `folder`."""
+    """Remove the partly written files that a killed process left below `folder`."""
     for path in list(folder.rglob(f"*{TEMPORARY}")):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -121,7 +121,7 @@ def remove_partial(folder: Path) -> None:
 
 
 class Run:
-    """One run folder, held by one process at a time."""
+    """A run folder, locked by one process at a time."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -135,10 +135,10 @@ class Run:
         self.close()
 
     def open(self) -> None:
-        """Make the folder and take its lock (flock: a killed process lets go of it by itself).
+        """Create the folder and take its lock (flock: the system releases the lock of a killed process).
 
         Raises:
-            TutelageError: the folder cannot be written, or another run holds it.
+            TutelageError: the folder cannot be written, or another process holds the lock.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -158,12 +158,12 @@ class Run:
                 f"--out {self.path} is in use by process {holder}", "wait until it ends, or choose another --out"
             ) from error
         os.ftruncate(self._lock, 0)
-        with contextlib.suppress(OSError):  # who holds it is said for people; a full disk need not stop here
+        with contextlib.suppress(OSError):  # the process id only informs people; a full disk must not stop the run here
             os.pwrite(self._lock, str(os.getpid()).encode(), 0)
         remove_partial(self.path)
 
     def close(self) -> None:
-        """Let go of the lock."""
+        """Release the lock."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -171,7 +171,7 @@ class Run:
     # Settings
 
     def settings(self) -> dict[str, Any]:
-        """What settings.toml holds, or an empty dict in a new folder."""
+        """Return the content of settings.toml; an empty dict in a new folder."""
         try:
             return tomllib.loads((self.path / SETTINGS).read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -184,19 +184,19 @@ class Run:
     def claim(
         self, settings: dict[str, Any], overwrite: bool, stages: dict[str, frozenset[str]] | None = None
     ) -> Path | None:
-        """Write the settings, or refuse when the folder holds a run with other ones.
+        """Write the settings; refuse when the folder holds a run with different ones.
 
-        Settings that the folder does not know yet are added: a stage's command brings those of its stage. While no
-        stage is finished, others may take their place: who corrects a setting after an error need choose no new folder.
+        Settings that the folder does not hold yet are added: each stage's command brings its own. While no stage is
+        finished, different values replace the old ones, so a setting can be corrected after an error in the same folder.
 
         Args:
             settings: resolved settings by name.
             overwrite: move the old run aside instead of refusing.
-            stages: folder -> the settings whose change moves it (none: any change), for a stage that keeps what the
-                earlier ones have made; None moves the whole run.
+            stages: folder -> the settings whose change moves it (an empty set: any change), for a stage that keeps the
+                results of earlier stages; None moves the whole run.
 
         Returns:
-            where the old run, or the part of it, is now, if it was moved.
+            the folder that now holds the old run, or the moved part of it; None if nothing was moved.
         """
         old = None
         try:
@@ -226,7 +226,7 @@ class Run:
         elif differing and stages is not None:
             old = self.move_aside([name for name, named in stages.items() if not named or named & differing.keys()])
         made, known = {"versions": versions(), "machine": {"threads": threads()}}, self.settings()
-        if self._begun():  # what the first start was made with stays
+        if self._begun():  # keep the versions and threads of the first start
             made = {name: known.get(name, one) for name, one in made.items()}
         self.update_settings({"settings": {**before, **mine}, **made})
         return old
@@ -239,10 +239,10 @@ class Run:
             write_text(self.path / SETTINGS, toml(merged))
 
     def move_aside(self, names: Sequence[str] | None = None) -> Path | None:
-        """Move the run's files, or those with these names, to a folder beside it; nothing is deleted.
+        """Move the run's files, or those with these names, to a folder beside the run folder; nothing is deleted.
 
         Returns:
-            the folder that now holds them, with the settings they were made with; None when there was nothing to move.
+            the folder that now holds them, with a copy of their settings; None when there was nothing to move.
         """
         moved = [item for item in self.path.iterdir() if item.name in names] if names is not None else None
         if moved == []:
@@ -260,27 +260,27 @@ class Run:
         return old
 
     def _free(self, name: str) -> bool:
-        """Whether a setting may be another one than before, whatever the folder holds."""
+        """Whether a setting may differ from the stored value although stages are finished."""
         return name in FREE and not (name in HELD and (self.path / HELD[name] / "result.json").exists())
 
     def _begun(self) -> bool:
-        """Whether any stage is finished, or has left a checkpoint."""
+        """Whether any stage has finished or left a checkpoint."""
         return any(True for pattern in ("*/result.json", "checkpoints/*") for _ in self.path.glob(pattern))
 
     # Stages
 
     def done(self, stage: str, inputs: str) -> dict[str, Any] | None:
-        """The result of a stage that was finished with these inputs, here or in another run of the same study; else None."""
+        """Return the result of a stage finished with these inputs, here or in another run of the same study; None without one."""
         result = read_json(self.path / stage / "result.json")
         if result and result.get("inputs") == inputs:
-            if self.outdated(result):  # made without labels: other labels make another transfer set of the same images
+            if self.outdated(result):  # made without labels: valid for the same images with other labels too
                 result["curated"] = (read_json(self.path / "transfer_set" / "result.json") or {}).get("outputs")
                 write_json(self.path / stage / "result.json", result)
             return result
         return self._taken_over(stage, inputs) if stage in COMMANDS else None
 
     def _taken_over(self, stage: str, inputs: str) -> dict[str, Any] | None:
-        """Copy a stage that another run of the study finished with the same inputs; None where there is none."""
+        """Copy a stage that another run of the study finished with the same inputs; return its result, None without one."""
         study = next((folder for folder in self.path.absolute().parents[:3] if (folder / STUDY).exists()), None)
         if study is None:
             return None
@@ -307,7 +307,7 @@ class Run:
         return result
 
     def _as_own(self, result: dict[str, Any], other: Path) -> dict[str, Any]:
-        """A result of another run, for the transfer set of this one."""
+        """Return a result of another run, marked as taken from there and assigned to this run's transfer set."""
         taken = {
             **result,
             "taken_from": result.get("taken_from", f"{other.parent.parent.name}/{other.parent.name}/{other.name}"),
@@ -317,10 +317,10 @@ class Run:
         return taken
 
     def result(self, stage: str, needed_by: str) -> dict[str, Any]:
-        """The result of an earlier stage.
+        """Return the result of an earlier stage.
 
         Raises:
-            TutelageError: the stage has not been finished in this folder, or from another transfer set.
+            TutelageError: the stage is not finished in this folder, or was made from another transfer set.
         """
         result = read_json(self.path / stage / "result.json")
         before = COMMANDS[stage]
@@ -337,17 +337,17 @@ class Run:
         return result
 
     def results(self) -> dict[str, dict[str, Any]]:
-        """The result of every stage by its folder; empty where there is none of the transfer set that is there now."""
+        """Return the result of every stage by its folder; empty where it is missing or made from another transfer set."""
         found = {name: read_json(self.path / name / "result.json") or {} for name in STAGES}
         return {name: {} if self.outdated(one) else one for name, one in found.items()}
 
     def outdated(self, result: dict[str, Any]) -> bool:
-        """Whether a stage's result was made from another transfer set than the one that the folder holds now."""
+        """Whether a stage's result was made from another transfer set than the folder holds now."""
         now = (read_json(self.path / "transfer_set" / "result.json") or {}).get("outputs")
         return result.get("curated", now) != now
 
     def finish(self, stage: str, inputs: str, result: dict[str, Any]) -> dict[str, Any]:
-        """Write a stage's result.json, which makes it done, and drop its checkpoints."""
+        """Write a stage's result.json, which marks the stage as done, and remove its checkpoints."""
         result = {"inputs": inputs, **result, "made_with": {**versions(), "threads": threads()}}
         if "given" in result:
             self.update_settings({"data": {**result["given"], "transfer_set": result["outputs"]}})
@@ -359,12 +359,12 @@ class Run:
         return result
 
     def clock(self, stage: str) -> Clock:
-        """A clock that sums a stage's working time over restarts."""
+        """Return a clock that sums a stage's working time over restarts."""
         return Clock(self.path / stage / "seconds.json")
 
 
 class Clock:
-    """Wall time of work on one stage, in seconds, summed over restarts. `tick` saves it, at most once a second."""
+    """Wall time spent on one stage, in seconds, summed over restarts. `tick` saves it, at most once a second."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -372,7 +372,7 @@ class Clock:
         self._start = self._saved = time.monotonic()
 
     def tick(self, force: bool = False) -> float:
-        """Save and return the seconds so far."""
+        """Return the seconds so far; save them if the last save is a second old, or with `force`."""
         now = time.monotonic()
         seconds = self._before + now - self._start
         if force or now - self._saved >= 1:
@@ -381,7 +381,7 @@ class Clock:
         return seconds
 
     def ticking(self, advance: Callable[[int], None]) -> Callable[[int], None]:
-        """`advance`, with a tick after it: for work that reports its progress."""
+        """Return a function that calls `advance` and then `tick`, for work that reports its progress."""
 
         def both(count: int) -> None:
             advance(count)
@@ -390,7 +390,7 @@ class Clock:
         return both
 
     def stop(self) -> float:
-        """The seconds in all; the file goes, since the stage's result.json takes the number."""
+        """Return the total seconds and remove the file: the stage's result.json records the number."""
         seconds = self._before + time.monotonic() - self._start
         self._path.unlink(missing_ok=True)
         return seconds

@@ -1,9 +1,9 @@
-"""Settings: one vocabulary of names, ranges and help texts; a command's signature is its configuration.
+"""Settings: their names, ranges and help texts; the signature of a command defines its configuration.
 
-Every setting is one annotated type below. A command takes those it needs as keyword arguments, so the same name is the
+Every setting is an annotated type below. A command takes those it needs as keyword arguments, so the same name is the
 flag (`--teacher-size`), the key in a TOML file (`teacher-size` or `teacher_size`) and the argument in Python
-(`teacher_size`). `command` checks a call: explicit arguments beat `config`, which beats the defaults; all faults are
-reported at once, before data or weights load.
+(`teacher_size`). `command` checks a call: explicit arguments override `config`, which overrides the defaults; all faults
+are reported at once, before data or weights are loaded.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _say(text: str, **more: Any) -> Parameter:
 
 
 def _size(value: Any) -> Any:
-    """A size as it is written: a number where both sides are one, else text."""
+    """Return a size in its canonical form: a number if height and width are equal, else text HEIGHTxWIDTH."""
     if value is None:
         return None
     both = sides(str(value)) if re.fullmatch(r"\d{1,5}(x\d{1,5})?", str(value)) else (0, 0)
@@ -41,11 +41,11 @@ def _size(value: Any) -> Any:
 
 
 # Data
-Task = Annotated[Literal["classification", "segmentation"], _say("what the labels are: a class an image, or a mask")]
+Task = Annotated[Literal["classification", "segmentation"], _say("type of the labels: one class per image, or masks")]
 Target = Annotated[
     str, Field(min_length=1), _say("labelled images: a folder, a CSV or Parquet list, or Parquet shards")
 ]
-NewTarget = Annotated[str | None, _say("other labelled images to score the models on")]
+NewTarget = Annotated[str | None, _say("other labelled images to evaluate the models on")]
 Paths = Annotated[
     list[str],
     Field(min_length=1),
@@ -53,149 +53,143 @@ Paths = Annotated[
 ]
 Val = Annotated[str | None, _say("validation images: a path like --target, or a share of train such as 0.1")]
 Test = Annotated[str | None, _say("test images: a path like --target, or a share of train such as 0.2")]
-Classes = Annotated[str | None, _say("use only these classes: names with commas between")]
+Classes = Annotated[str | None, _say("use only these classes: names separated by commas")]
 Budget = Annotated[
-    int | None, Field(ge=1), _say("labels per class that may be used, or masks in all; default: all that are there")
+    int | None, Field(ge=1), _say("number of labels per class to use, or of masks in total; default: all")
 ]
-GroupBy = Annotated[str | None, _say("regular expression on the image's name; what it matches is never split apart")]
-Resize = Annotated[Literal["squash", "crop", "pad"], _say("how an image becomes a square")]
+GroupBy = Annotated[str | None, _say("regular expression on image names; images with the same match stay in one split")]
+Resize = Annotated[Literal["squash", "crop", "pad"], _say("how images are made square")]
 Strategy = Annotated[
     Literal["auto", "all", "random", "best", "balanced", "diverse", "hard", "text"],
-    _say("how the gallery is searched; auto: balanced when --total or --per-query says how many, else all"),
+    _say("how gallery images are chosen; auto: balanced if --total or --per-query is given, else all"),
 ]
 Total = Annotated[int | None, Field(ge=1), _say("size of the transfer set, labelled images included")]
-PerQuery = Annotated[int | None, Field(ge=1), _say("gallery images for each query, instead of --total")]
+PerQuery = Annotated[int | None, Field(ge=1), _say("gallery images per query, instead of --total")]
 Balance = Annotated[
-    Literal["query", "class"], _say("who takes turns in the choice: every labelled image, or every class")
+    Literal["query", "class"], _say("what takes turns in choosing images: each labelled image, or each class")
 ]
 Dedup = Annotated[
     Literal["candidates", "gallery", "none"],
     _say(
-        "copies of validation and test images, and near duplicates: looked for among what the strategy chose (all: copies only), or in the "
-        "whole gallery; none: only identical images go"
+        "where copies of validation and test images, and near duplicates, are searched and removed: among the chosen images (with "
+        "--strategy all: only the copies), or in the whole gallery; none: only identical images are removed"
     ),
 ]
 Index = Annotated[
     Literal["auto", "exact", "ivf"],
     _say(
-        "exact search, or an inverted file whose recall is measured; auto: exact to 5 million, and where memory is too small"
+        "exact search, or an inverted file, its recall measured; auto: exact up to 5 million images or if memory is short"
     ),
 ]
-Memory = Annotated[float | None, Field(gt=0), _say("GiB that the search may take; default: half of what is free")]
+Memory = Annotated[float | None, Field(gt=0), _say("GiB of memory for the search; default: half of the free memory")]
 Embeddings = Annotated[
     list[str],
     _say(
-        "vectors of the gallery made elsewhere, by name: Parquet, .npy with names, or clip-retrieval's folder",
+        "precomputed embeddings of the gallery, by image name: Parquet, .npy with names, or a clip-retrieval folder",
         consume_multiple=True, negative=(),
     ),
 ]  # fmt: skip
 TextEmbeddings = Annotated[
     str | None,
     Field(min_length=1),
-    _say("with --strategy text: a vector for each class name, of the model of --embeddings"),
+    _say("with --strategy text: embeddings of the class names, from the model of --embeddings"),
 ]
-Clip = Annotated[str, Field(min_length=1), _say("with --strategy text: model of words and images, a name of open_clip")]
-ClipWeights = Annotated[str, Field(min_length=1), _say("pretrained (hub), scratch, or a file")]
+Clip = Annotated[str, Field(min_length=1), _say("with --strategy text: CLIP model, an alias or an open_clip name")]
+ClipWeights = Annotated[str, Field(min_length=1), _say("weights of --clip: pretrained (hub), scratch, or a file")]
 Templates = Annotated[
     list[str],
     _say("with --strategy text: sentences with {} for the class name", consume_multiple=True, negative=()),
 ]
 Shard = Annotated[
     str | None,
-    _say(
-        "only embed part i of n of the gallery, as i/n from 0; env: RANK of WORLD_SIZE, as torchrun or a job array sets"
-    ),
+    _say("embed only part i of n of the gallery: i/n, i from 0; env: from RANK and WORLD_SIZE (torchrun, job arrays)"),
 ]
 Engine = Annotated[
     Literal["local", "ray"],
-    _say("who embeds the gallery: this process, or a Ray cluster (RAY_ADDRESS, or a local one)"),
+    _say("where the gallery is embedded: in this process, or on a Ray cluster (RAY_ADDRESS, or a local one)"),
 ]
-MaxRejected = Annotated[
-    float, Field(ge=0, le=1), _say("stop before training when a larger share of images is unusable")
-]
+MaxRejected = Annotated[float, Field(ge=0, le=1), _say("stop before training if a larger share of images is unusable")]
 
 # Models
 Teacher = Annotated[str, Field(min_length=1), _say("foundation model: an alias such as dinov2-s, or any timm name")]
 TeacherWeights = Annotated[str, Field(min_length=1), _say("pretrained (installed package or hub), scratch, or a file")]
 OtherWeights = Annotated[str | None, Field(min_length=1), _say("the teacher's weights; default: those of the run")]
-TeacherSize = Annotated[int | str | None, BeforeValidator(_size), _say("pixels, or HxW; default: the model's own size")]
+TeacherSize = Annotated[int | str | None, BeforeValidator(_size), _say("input pixels or HxW; default: the model's own")]
 TeacherWindow = Annotated[
     int | str | None,
     BeforeValidator(_size),
-    _say("masks: pixels, or HxW, that the teacher sees at once, window by window; default: --teacher-size"),
+    _say("segmentation: pixels, or HxW, of the windows that the teacher runs on; default: --teacher-size, one window"),
 ]
-Student = Annotated[str, Field(min_length=1), _say("model to ship: an alias such as mobilenetv4-s, or any timm name")]
+Student = Annotated[str, Field(min_length=1), _say("model to train: an alias such as mobilenetv4-s, or any timm name")]
 StudentWeights = Annotated[str, Field(min_length=1), _say("pretrained, scratch, or a file")]
-Decoder = Annotated[
-    Literal["lraspp", "fpn", "deeplabv3plus"], _say("with --task segmentation: what stands on the student's encoder")
-]
-StudentSize = Annotated[int | str | None, BeforeValidator(_size), _say("pixels, or HxW; default: the model's own size")]
-Adapt = Annotated[Literal["probe", "probe-then-full", "full", "auto"], _say("how the teacher learns the task")]
+Decoder = Annotated[Literal["lraspp", "fpn", "deeplabv3plus"], _say("with --task segmentation: the student's decoder")]
+StudentSize = Annotated[int | str | None, BeforeValidator(_size), _say("input pixels or HxW; default: the model's own")]
+Adapt = Annotated[Literal["probe", "probe-then-full", "full", "auto"], _say("how the teacher is adapted to the task")]
 ClassWeight = Annotated[
     Literal["none", "balanced"],
-    _say("weight of the classes in the losses: balanced counts rare ones more, for balanced accuracy"),
+    _say("class weights in the losses; balanced: rare classes count more, for a better balanced accuracy"),
 ]
 
 # Views and targets
 ViewSeed = Annotated[
-    int, Field(ge=0, lt=2**63), _say("seed of the views that students see; other than --seed it is shared by all runs")
+    int, Field(ge=0, lt=2**63), _say("seed of the students' augmentations; unlike --seed, it is shared by all runs")
 ]
-Flip = Annotated[Literal["none", "horizontal", "both"], _say("mirror views: never for text, both for aerial images")]
+Flip = Annotated[Literal["none", "horizontal", "both"], _say("mirrored views; text needs none, aerial images both")]
 CropArea = Annotated[
-    float, Field(gt=0, le=1), _say("smallest share of the image that a view shows; default for masks: 0.35")
+    float, Field(gt=0, le=1), _say("smallest share of the image that a view shows; default for segmentation: 0.35")
 ]
 CacheLimit = Annotated[
     float,
     Field(ge=0),
-    _say("GiB of teacher outputs; above it less is kept (logits, coarser grids), or the teacher runs online"),
+    _say("GiB of cached teacher outputs; above it, logits or coarser grids are cached, or the teacher runs online"),
 ]
 
 # Training
 Objective = Annotated[
     Literal["oriented", "agnostic", "pseudo-label", "dino"],
-    _say("distillation objective: class probabilities, the teacher's features, or how rivals do it"),
+    _say("distillation objective: match class probabilities (oriented), features (agnostic), or a rival method"),
 ]
-AgnosticLoss = Annotated[Literal["contrastive", "queue", "cosine"], _say("how agnostic compares features")]
+AgnosticLoss = Annotated[Literal["contrastive", "queue", "cosine"], _say("how --objective agnostic compares features")]
 AgnosticFeatures = Annotated[
     Literal["patches", "global"],
-    _say("with --task segmentation: whether agnostic compares features of places, or of whole images"),
+    _say("with --task segmentation: whether --objective agnostic compares features of patches or of whole images"),
 ]
-Seed = Annotated[int, Field(ge=0, lt=2**63), _say("seed of draws, initialisation and order")]
+Seed = Annotated[int, Field(ge=0, lt=2**63), _say("seed of random draws, initialisation and image order")]
 Epochs = Annotated[
     int | None,
     Field(ge=1),
-    _say("passes over the transfer set; default: 400,000 images in all, of masks 8,000, but 4 to 100 passes"),
+    _say("passes over the transfer set; default: 400,000 images in total (segmentation: 8,000), in 4 to 100 passes"),
 ]
 Steps = Annotated[int | None, Field(ge=1), _say("optimizer steps, instead of --epochs")]
-BatchSize = Annotated[int, Field(ge=2), _say("images per step, over all processes; default for masks: 8")]
+BatchSize = Annotated[int, Field(ge=2), _say("images per step, over all processes; default for segmentation: 8")]
 LearningRate = Annotated[
     float | None, Field(gt=0, le=1),
-    _say("at batch 128, scaled by the root of batch / 128; default: 0.008 from random weights, else 0.002; masks: 0.02, 0.005"),
+    _say("learning rate at batch 128, scaled by sqrt(batch / 128); default: 0.008 from random weights, else 0.002; masks: 0.02, 0.005"),
 ]  # fmt: skip
 FeatureWeight = Annotated[
     float,
     Field(ge=0),
-    _say("weight of matching the teacher's pooled features beside the targets; 0: none"),
+    _say("weight of the loss on the teacher's pooled features, added to the loss on the targets; 0: off"),
 ]
-Temperature = Annotated[float, Field(gt=0, le=100), _say("softens targets and student in the distillation")]
+Temperature = Annotated[float, Field(gt=0, le=100), _say("softens targets and student outputs in the distillation")]
 Committee = Annotated[
     Literal["auto", "none", "only"],
-    _say("the targets: of teacher and labels-only students, weighed by held-out labels; none: teacher alone; only: those students alone"),
+    _say("auto: targets from teacher and labels-only students, weighted on held-out labels; none: teacher only; only: students only"),
 ]  # fmt: skip
 Sharpness = Annotated[
     float | None, Field(gt=0, le=100),
-    _say("multiplies the targets' log probabilities, 1: as calibrated; default: 1 to 2, until they are sure of 0.8 on the mean"),
+    _say("factor on the targets' log probabilities, 1: as calibrated; default: 1 to 2, closest to a mean confidence of 0.8"),
 ]  # fmt: skip
 LabelShare = Annotated[
     float | None, Field(ge=0, lt=1),
-    _say("share of a batch that is labelled images with their labels; default: 4 x labelled / transfer set, at most 3/8"),
+    _say("share of each batch that is labelled images with their labels; default: 4 x labelled / transfer set, at most 3/8"),
 ]  # fmt: skip
 Finetune = Annotated[
-    Literal["auto", "keep", "head", "full"], _say("last stage on the labels; auto: what is best on --val, else keep")
+    Literal["auto", "keep", "head", "full"], _say("last stage, on the labels; auto: the best on --val, else keep")
 ]
 Pilot = Annotated[
     bool,
-    _say("without --val: runs without each fold of the labels judge the baseline; 10 to 15 times as long", negative=()),
+    _say("without --val: compare with the baseline by one run per label fold; 10 to 15 times as long", negative=()),
 ]
 NoBaseline = Annotated[bool, _say("do not train the baseline, the same student on the labels only", negative=())]
 
@@ -204,20 +198,20 @@ Arms = Annotated[
     list[str],
     Field(min_length=1),
     _say(
-        "arms, with commas or spaces between: scratch imagenet clip dino agnostic oriented pseudo-label "
-        "teacher-only self-training paper baseline-plus; NAME:LABEL is a variant with settings of its own",
+        "arms, separated by commas or spaces: scratch imagenet clip dino agnostic oriented pseudo-label "
+        "teacher-only self-training paper baseline-plus; NAME:LABEL is a variant with its own settings",
         consume_multiple=True, negative=(),
     ),
 ]  # fmt: skip
 Budgets = Annotated[
     list[str],
     Field(min_length=1),
-    _say("labels per class, or masks in all, one or several", consume_multiple=True, negative=()),
+    _say("labels per class, or masks in total; one or several values", consume_multiple=True, negative=()),
 ]
 Seeds = Annotated[
     list[str],
     Field(min_length=1),
-    _say("seeds of draws and training, one or several", consume_multiple=True, negative=()),
+    _say("seeds of random draws and training; one or several", consume_multiple=True, negative=()),
 ]
 Set = Annotated[
     list[str],
@@ -225,63 +219,61 @@ Set = Annotated[
 ]
 Match = Annotated[
     Literal["images", "flops"],
-    _say("what every arm may spend in training: images seen, or FLOPs, the teacher's counted"),
+    _say("training budget that is equal for all arms: images seen, or FLOPs, the teacher's included"),
 ]
-Results = Annotated[
-    str | None, _say("folder of finished runs' results, which count as done; default: results/ in --out")
-]
+Results = Annotated[str | None, _say("folder with results of finished runs, not repeated; default: results/ in --out")]
 DryRun = Annotated[bool, _say("print the plan with estimated time and disk, and stop", negative=())]
-StudyOut = Annotated[str, Field(min_length=1), _say("folder of the study; its runs are ARM/budget-N/seed-N in it")]
+StudyOut = Annotated[str, Field(min_length=1), _say("folder of the study, with its runs in ARM/budget-N/seed-N")]
 
 # Deployment
 Formats = Annotated[
     list[str],
     Field(min_length=1),
-    _say("files beside model.onnx: torchscript, executorch, coreml", consume_multiple=True, negative=()),
+    _say("formats to export besides model.onnx: torchscript, executorch, coreml", consume_multiple=True, negative=()),
 ]
-Bake = Annotated[bool, _say("normalisation and softmax inside the graph: pixels in, probabilities out", negative=())]
-NoInt8 = Annotated[bool, _say("no eight-bit model", negative=())]
-Int8Loss = Annotated[float, Field(gt=0, le=1), _say("accuracy that int8 may lose; layers stay float until it holds")]
-Calibration = Annotated[int, Field(ge=1), _say("images of the transfer set that give the ranges of int8")]
+Bake = Annotated[bool, _say("put normalisation and softmax into the graph: pixels in, probabilities out", negative=())]
+NoInt8 = Annotated[bool, _say("do not make an int8 model", negative=())]
+Int8Loss = Annotated[float, Field(gt=0, le=1), _say("largest accuracy loss of int8; layers stay float until it is met")]
+Calibration = Annotated[int, Field(ge=1), _say("images of the transfer set to calibrate int8 with")]
 Tolerance = Annotated[
-    float, Field(gt=0, le=1), _say("largest difference to the student, as a share of its largest output")
+    float, Field(gt=0, le=1), _say("largest difference from the student, as a share of its largest output")
 ]
-Export = Annotated[str, Field(min_length=1), _say("folder that `tutelage export` has written, or its run")]
+Export = Annotated[str, Field(min_length=1), _say("folder written by `tutelage export`, or its run")]
 ImagePaths = Annotated[
     list[str], Field(min_length=1), _say("images, or folders of images", consume_multiple=True, negative=())
 ]
-PredictionsOut = Annotated[str, Field(min_length=1), _say("predictions: .csv, or .parquet")]
-Top = Annotated[int, Field(ge=1), _say("how many classes of each image, the likeliest first")]
-Which = Annotated[Literal["auto", "float", "int8"], _say("which model; auto: the one that the export recommends")]
+PredictionsOut = Annotated[str, Field(min_length=1), _say("file for the predictions: .csv or .parquet")]
+Top = Annotated[int, Field(ge=1), _say("number of classes per image, the most likely first")]
+Which = Annotated[Literal["auto", "float", "int8"], _say("model to use; auto: the one that the export recommends")]
 Threads = Annotated[int | None, Field(ge=1), _say("threads of onnxruntime; default: all cores")]
 PageOut = Annotated[str, Field(min_length=1), _say("folder for the page, index.html")]
-Serve = Annotated[bool, _say("serve the page to this computer until Ctrl-C", negative=())]
-Port = Annotated[int, Field(ge=0, le=65535), _say("with --serve: where; 0 takes any port that is free")]
+Serve = Annotated[bool, _say("serve the page on this computer until Ctrl-C", negative=())]
+Port = Annotated[int, Field(ge=0, le=65535), _say("port for --serve; 0: any free port")]
 
 # Machine and run
 Out = Annotated[str, Field(min_length=1), _say("run folder")]
 Cache = Annotated[
-    str | None, _say("decoded images and teacher outputs, shared by runs; default: cache/ beside the run")
+    str | None, _say("folder of decoded images and teacher outputs, shared by runs; default: cache/ beside the run")
 ]
-Device = Annotated[Literal["auto", "cpu", "cuda", "mps"], _say("where to compute")]
-Precision = Annotated[Literal["auto", "fp32", "bf16", "fp16"], _say("auto: bf16 where the GPU has it, else fp32")]
-Tracker = Annotated[Literal["none", "tensorboard", "wandb", "mlflow"], _say("experiment tracker beside metrics.jsonl")]
-Prune = Annotated[float | None, Field(ge=0), _say("remove what has not been used for so many days")]
-Overwrite = Annotated[bool, _say("move a finished run with other settings aside", negative=())]
+Device = Annotated[Literal["auto", "cpu", "cuda", "mps"], _say("device to compute on")]
+Precision = Annotated[Literal["auto", "fp32", "bf16", "fp16"], _say("auto: bf16 if the GPU supports it, else fp32")]
+Tracker = Annotated[Literal["none", "tensorboard", "wandb", "mlflow"], _say("experiment tracker besides metrics.jsonl")]
+Prune = Annotated[float | None, Field(ge=0), _say("remove entries not used for this many days")]
+Overwrite = Annotated[bool, _say("move aside a finished run that has other settings", negative=())]
 Preset = Annotated[
     Literal["none", "paper"],
-    _say("settings to start from, which flags beat; paper: KL to the adapted teacher alone, then --finetune full"),
+    _say("defaults to start from, which flags override; paper: KL to the adapted teacher only, then --finetune full"),
 ]
-Smoke = Annotated[bool, _say("the real command, cut down to a minute on a CPU", negative=())]
-Json = Annotated[bool, _say("print one JSON object for machines", negative=())]
-Config = Annotated[str | None, _say("TOML file with any of these settings; flags beat it")]
+Smoke = Annotated[bool, _say("run the real command, reduced to a minute on a CPU", negative=())]
+Json = Annotated[bool, _say("print one JSON object for other programs", negative=())]
+Config = Annotated[str | None, _say("TOML file with any of these settings; flags override it")]
 
 
 def command(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command its checked settings.
+    """Decorate a command so that its settings are checked before it runs.
 
-    The wrapped function takes keyword arguments only. `config`, when among them, names a TOML file whose values
-    stand in for arguments that were not given.
+    The wrapped function takes keyword arguments only. If `config` is among them, it names a TOML file with values for
+    arguments that were not given.
 
     Raises:
         TutelageError: unknown, missing or impossible settings, all of them in one message.
@@ -297,11 +289,11 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def resolve(function: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
-    """Settings of one call: explicit over file over default, each within its range.
+    """Return the checked settings of one call: explicit arguments over the file over defaults.
 
     Args:
-        function: whose signature names the settings.
-        given: explicit arguments; the task's and a preset's stand in for what neither they nor a file give.
+        function: its signature names the settings.
+        given: explicit arguments; values of the task and of --preset are used for what neither they nor the file give.
 
     Returns:
         A value for every parameter of `function`.
@@ -323,7 +315,7 @@ def resolve(function: Callable[..., Any], given: dict[str, Any]) -> dict[str, An
 
 
 def flag(name: str) -> str:
-    """`teacher_size` -> `--teacher-size`."""
+    """Return the flag of a setting: `teacher_size` -> `--teacher-size`."""
     return "--" + name.replace("_", "-")
 
 
@@ -348,7 +340,7 @@ def _read_toml(path: Path, parameters: Any) -> tuple[dict[str, Any], list[Tutela
 def _validate(function: Callable[..., Any], values: dict[str, Any]) -> tuple[dict[str, Any], list[TutelageError]]:
     hints = typing.get_type_hints(function, include_extras=True)
     parameters = inspect.signature(function).parameters
-    for name, value in values.items():  # a list may be given as any sequence or as its only item, a path as a Path
+    for name, value in values.items():  # accept any sequence or a single item for a list, and a Path for text
         if isinstance(value, (tuple, list)):
             values[name] = [str(item) for item in value]
         elif isinstance(value, bool) or not isinstance(value, (str, Path, int, float)):
@@ -361,7 +353,7 @@ def _validate(function: Callable[..., Any], values: dict[str, Any]) -> tuple[dic
     errors: list[TutelageError] = []
     for name, parameter in parameters.items():
         value = values.get(name, parameter.default)
-        if isinstance(value, bool) and not isinstance(parameter.default, bool):  # else true would count as 1
+        if isinstance(value, bool) and not isinstance(parameter.default, bool):  # otherwise true would count as 1
             hint = f"give a value: {_help(hints[name])}"
             errors.append(TutelageError(f"{flag(name)} {value} must not be a boolean", hint))
             continue
@@ -396,5 +388,5 @@ def _fault(name: str, value: Any, fault: Any, hint: Any) -> TutelageError:
 
 
 def _help(hint: Any) -> str:
-    """The help text of a setting."""
+    """Return the help text of a setting."""
     return str(next(note for note in typing.get_args(hint) if isinstance(note, Parameter)).help)

@@ -1,1 +1,1 @@
-"""Commands: one file each; the signature is its settings, and the file reads from top to bottom."""
+"""Commands: one file each; a command's signature defines its settings, and its file reads from top to bottom."""

@@ -1,9 +1,9 @@
-"""Stage 1: the teacher learns the task from the labelled images.
+"""Stage 1: adapt the teacher to the task with the labelled images.
 
-`probe` fits multinomial logistic regression on frozen features, its strength by validation; `full` fine-tunes the whole
-network with smaller steps for earlier layers, the number of passes by validation, then again on all labels;
-`probe-then-full` starts the latter from the probe; `auto` keeps what validates best. Either way the head's logits are
-calibrated on held-out images, because their sharpness becomes the student's target.
+`probe` fits multinomial logistic regression on frozen features and chooses its strength by validation; `full` fine-tunes the
+whole network with smaller learning rates for earlier layers, chooses the number of passes by validation, and then trains on all
+labels; `probe-then-full` starts full fine-tuning from the probe; `auto` keeps the mode with the best validation log loss. In
+every mode the logits are calibrated on held-out images, because their sharpness becomes that of the student's targets.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from tutelage.run_folder import atomic_write, hash_of
 from tutelage.settings import command
 
 JUDGED = {"accuracy": "accuracy", "miou": "mean IoU", "log_loss": "log loss"}
-PIXELS = 2**16  # of all masks, evenly spaced, on which a head is judged
-FULL_PASSES = 24  # most passes of full fine-tuning
-FULL_RATE = 3e-4  # at batch 128, for the head; earlier layers times LAYER_DECAY per group
+PIXELS = 2**16  # held-out pixels, evenly spaced over all masks, on which a head is scored
+FULL_PASSES = 24  # largest number of passes of full fine-tuning
+FULL_RATE = 3e-4  # learning rate of the head at batch 128; earlier layers times LAYER_DECAY per group
 LAYER_DECAY = 0.75
 
 
@@ -36,7 +36,7 @@ def adapt(
     seed: c.Seed = 0, device: c.Device = "auto", precision: c.Precision = "auto",
     tracker: c.Tracker = "none", cache: c.Cache = None, overwrite: c.Overwrite = False, config: c.Config = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Give the teacher a head for the task.
+    """Adapt the teacher to the task: fit a head on the labelled images, or fine-tune the whole network.
 
     Returns:
         result of the stage: mode, validation scores, strength, temperature, seconds.
@@ -106,7 +106,7 @@ def adapt(
 
 
 class _Work:
-    """The teacher's stage while it runs: images, features and folds that the modes share."""
+    """State of the stage: the images, features and folds that the modes share."""
 
     def __init__(self, kind, task, encoder, cache_dir, settings, hardware, clock):
         from tutelage.compute_cost import CostMeter
@@ -129,7 +129,7 @@ class _Work:
         self.validated_on = f"{len(task.val)} validation images" if task.val else f"{count}-fold cross-validation"
 
     def features(self, images) -> np.ndarray:
-        """(n, D) float32 of whole images, from the cache or computed into it."""
+        """Return (n, D) float32 features of whole images, from the cache; compute and cache the missing ones."""
         from tutelage.features.output_cache import compute_outputs
         from tutelage.features.view_batches import CLEAN
 
@@ -140,13 +140,13 @@ class _Work:
         return self.cache.table(images, CLEAN).rows()
 
     def probe(self) -> dict[str, Any]:
-        """Strength by validation, refit on all labels, logits calibrated."""
+        """Choose the probe's strength by validation, fit it on all labels, and calibrate its logits."""
         train, classes, heads = self.task.train, len(self.task.classes), self.heads
         features = self.features(train.images)
         scale = self.scale()
         weight = self.settings["class_weight"]
         tried = {}
-        for strength in heads.STRENGTHS:  # a second or two on 100 images
+        for strength in heads.STRENGTHS:  # takes a second or two on 100 images
             if self.folds is None:
                 head = heads.fit_probe(features, self.truth, classes, strength, scale, weight)
                 logits = head(self.features(self.task.val.images))
@@ -159,14 +159,14 @@ class _Work:
         return {**tried[strength], "head": head, "strength": strength, "choice": f"strength {strength:g}"}
 
     def fitted(self, positions: np.ndarray, strength: float, temperature: float):
-        """A calibrated probe on these labelled images."""
+        """Return a calibrated probe fitted on the labelled images at these positions."""
         features, truth = self.features(self.task.train.images)[positions], self.truth[positions]
         classes, weight = len(self.task.classes), self.settings["class_weight"]
         head = self.heads.fit_probe(features, truth, classes, strength, self.scale(), weight)
         return self.heads.calibrated(head, temperature)
 
     def scale(self):
-        """What a head needs to know of the features beforehand, from a sample of the transfer set."""
+        """Return what a head must know about the features in advance, from a sample of the transfer set."""
 
         def of(count: int) -> np.ndarray:
             sample = np.random.default_rng(0).permutation(len(self.task.transfer))[:count]
@@ -175,7 +175,7 @@ class _Work:
         return self.kind.scale(self.network, of)
 
     def judge(self, logits: np.ndarray) -> dict[str, Any]:
-        """Accuracy, and log loss once calibrated, of held-out logits (n, C), or (n, C, h, w): of pixels."""
+        """Return accuracy and, after calibration, log loss of held-out logits (n, C), or (n, C, h, w) for pixels."""
         from tutelage.models import heads
 
         if not self.fair.any():
@@ -197,11 +197,11 @@ class _Work:
         }
 
     def full(self, probe: dict[str, Any] | None) -> dict[str, Any]:
-        """Passes by validation, then fine-tuning on all labels; from a probe when one is given."""
+        """Choose the number of passes by validation, then fine-tune on all labels; start from the probe if one is given."""
         train, head = self.task.train, probe and probe["head"]
         passes = [FULL_PASSES // 4, FULL_PASSES // 2, FULL_PASSES]
         tried = {}
-        for count in passes:  # early stopping over whole schedules: a cosine that ends early is not a cosine cut short
+        for count in passes:  # early stopping over whole schedules: a short cosine schedule is not a long one cut off
             if self.folds is None:
                 logits = self.logits(self.fine_tune(head, np.arange(len(train)), count), self.task.val.images)
             else:
@@ -220,14 +220,14 @@ class _Work:
         return {**tried[best], "module": module, "rows": rows, "choice": f"{best} passes"}
 
     def head_for(self, probe: dict[str, Any] | None, held: np.ndarray):
-        """The probe, fitted as it was but without the held-out images."""
+        """Return the probe refitted with the same strength and temperature, without the held-out images."""
         if probe is None:
             return None
         rest = np.setdiff1d(np.arange(len(self.task.train)), held)
         return self.fitted(rest, probe["strength"], probe["temperature"])
 
     def fine_tune(self, head, positions, passes: int, log: Callable[[dict[str, Any]], None] = lambda row: None):
-        """The whole teacher after so many passes over these labelled images. log: takes step, loss and rate."""
+        """Return the whole teacher after fine-tuning on these labelled images. log: takes step, loss and rate."""
         import torch
 
         from tutelage.device import training_flops
@@ -246,7 +246,7 @@ class _Work:
         steps = supervised.epochs_to_steps(passes, len(positions), batch)
         self.meter.trained += steps * batch
         self.meter.train_flops = self.meter.train_flops or training_flops(module, self.encoder.size)
-        # a batch of a few labels has other means than the weights were made for: a perfect probe fell to 0.71
+        # BatchNorm keeps its pretrained statistics: with those of batches of a few labels a perfect probe fell to 0.71
         plan = supervised.Plan(steps, batch, rate, seed, classes, self.settings["class_weight"], statistics=False)
         with progress(f"fine-tune teacher, {passes} passes", steps * batch) as advance:
             watch = loop.Watch("fine-tuning the teacher", log, self.clock.ticking(advance))

@@ -1,4 +1,4 @@
-"""The baseline: the same student on the labels only, with the same views, steps, batch, and learning rate."""
+"""The baseline: the same student trained on the labels only, with the same views, steps, batch size and learning rate."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def alone(
     device: c.Device = "auto", precision: c.Precision = "auto", tracker: c.Tracker = "none", cache: c.Cache = None,
     overwrite: c.Overwrite = False, config: c.Config = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Train the student on the labels only, for as many steps as the distilled one gets.
+    """Train the baseline: the same student on the labels only, for as many steps as the distilled student.
 
     Returns:
         result of the stage: steps, images seen, seconds.

@@ -1,4 +1,4 @@
-"""How fast, how large and how hungry the student is, in PyTorch and as exported: all measured in turn in one run."""
+"""Latency, file size and memory of the student, in PyTorch and as exported files, all measured in turn in one run."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ torch.set_grad_enabled(False)
 
 @command
 def bench(*, run: c.Out = "", json: c.Json = False) -> dict[str, Any]:
-    """Time the student of an exported run: batch 1 and 32, one thread and all, PyTorch against the exported files.
+    """Time the student of an exported run: batch sizes 1 and 32, one thread and all, PyTorch against the exported files.
 
     Returns:
         {"machine", "size", "rows": [{"model", "threads", "batch", "median_ms", "p95_ms", "times_as_fast"}], "files": {name: {"bytes",
@@ -88,7 +88,7 @@ def bench(*, run: c.Out = "", json: c.Json = False) -> dict[str, Any]:
 def _timed(
     student: Any, sessions: dict[str, Any], preprocess: dict[str, Any], threads: int, batch: int
 ) -> list[dict[str, Any]]:
-    """All models in turn, at one batch size and number of threads."""
+    """Time all models in turn, at one batch size and number of threads; return a row for each."""
     import numpy as np
     import torch
 
@@ -119,7 +119,7 @@ def _timed(
 
 
 def _timed_on_cuda(student: Any) -> list[dict[str, Any]]:
-    """PyTorch eager on the GPU."""
+    """Time PyTorch eager on the GPU; return a row for each batch size."""
     import torch
 
     from tutelage.deploy.timing import in_turn
@@ -144,7 +144,7 @@ def _timed_on_cuda(student: Any) -> list[dict[str, Any]]:
 def _sizes(
     run: Path, folder: Path, files: list[str], stages: dict[str, Any], about: dict[str, Any], preprocess: dict[str, Any]
 ) -> dict[str, Any]:
-    """Bytes on disk, and the largest resident memory of a new process that runs one image, Python and its libraries in it."""
+    """Return bytes on disk, and peak resident memory of a new process that runs one image, Python and its libraries included."""
     height, width = sides(about["size"])
     student = {"folder": str(run / "student"), "about": stages["student"]["student"], "classes": about["classes"]}
     sizes: dict[str, dict[str, float]] = {EAGER: {"bytes": (run / "student" / "weights.safetensors").stat().st_size}}

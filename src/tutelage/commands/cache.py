@@ -1,4 +1,4 @@
-"""What the cache holds, and how to make it smaller."""
+"""List what the cache holds, and remove old entries."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from tutelage.settings import command
 
 @command
 def cache(*, cache: c.Cache = "cache", prune: c.Prune = None, json: c.Json = False) -> dict[str, Any]:
-    """List what the cache holds: decoded images, teacher outputs, embeddings; `--prune DAYS` removes what is older.
+    """List what the cache holds: decoded images, teacher outputs, embeddings; `--prune DAYS` removes those unused for so many days.
 
-    Nothing is lost for good: a run computes again what it misses.
+    Nothing is lost for good: a run recomputes what is missing.
 
     Returns:
         {"cache", "entries": [{"name", "what", "gib", "days"}], "gib", "removed"}.

@@ -1,8 +1,8 @@
-"""Stage 2: the committee, whose class probabilities are the student's targets: the adapted teacher and labels-only students.
+"""Stage 2: the committee of the adapted teacher and labels-only students, whose class probabilities are the student's targets.
 
-Each of the K students is trained on the labels outside one fold, K-th part of the steps of the run, from an initialisation of its
-own: weak ones, but unlike the teacher. How much they count in the targets, and how sharp the mixture is, is chosen by the
-log loss on labels that neither they nor the teacher's head have met; they count for nothing where that gains less than a
+Each of the K students is trained on the labels outside one fold, for a K-th of the run's steps, from an initialisation of its
+own: they are weak, but unlike the teacher. Their weight in the targets and the temperature of the mixture are chosen by the
+log loss on labels that neither they nor the teacher's head were trained on; the weight is 0 where it gains less than one
 standard error.
 """
 
@@ -31,11 +31,11 @@ from tutelage.progress import say
 from tutelage.run_folder import FREE, Clock, Run, atomic_write, hash_of
 from tutelage.settings import command
 
-WEIGHTS = np.linspace(0, 1, 11)  # of the students, that are tried
-UNJUDGED = {  # where no label can be held out: the teacher alone
+WEIGHTS = np.linspace(0, 1, 11)  # of the students in the mixture, all tried
+UNJUDGED = {  # where no label can be held out: the teacher only
     "folds": 0, "weight": 0.0, "temperature": 1.0, "students_temperature": 1.0, "gain": 0.0, "standard_error": 0.0, "held_out": None,
 }  # fmt: skip
-ROWS = 2**14  # of all held-out pixels, evenly spaced, on which the weight is chosen
+ROWS = 2**14  # held-out pixels, evenly spaced, on which the weight is chosen
 
 
 @command
@@ -48,7 +48,7 @@ def committee(
     device: c.Device = "auto", precision: c.Precision = "auto", tracker: c.Tracker = "none", cache: c.Cache = None,
     overwrite: c.Overwrite = False, config: c.Config = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Train students on parts of the labels, and weigh them against the adapted teacher.
+    """Train students on parts of the labels, and choose their weight beside the adapted teacher.
 
     Returns:
         result of the stage: weight of the students, temperature, held-out scores of each member and of the mixture, seconds.
@@ -99,7 +99,7 @@ def committee(
 
 @dataclass(frozen=True)
 class _Members:
-    """The stage while it runs. steps: of each student. grid: of the log probabilities of masks; None for classes of images."""
+    """State of the stage. steps: of each student. grid: of the log probabilities of masks; None for image classification."""
 
     run: Run
     kind: Any
@@ -113,11 +113,11 @@ class _Members:
     grid: tuple[int, int] | None
 
     def member(self, number: int, fold: np.ndarray) -> dict[str, Any]:
-        """Log probabilities by the student that has not met the labels of this fold, kept until the stage is done.
+        """Return log probabilities of the student trained without this fold, kept on disk until the stage is done.
 
         Returns:
-            "transfer": (n, C) float16 of the transfer set, "held": of the validation images, or, without, of the fold; or (n, C, h, w);
-            "student": what it is, "flops": of a step for one image.
+            "transfer": (n, C) or (n, C, h, w) float16 of the transfer set, "held": of the validation images or, without any, of the fold;
+            "student": its description as JSON, "flops": of a training step for one image.
         """
         from tutelage.device import training_flops
         from tutelage.finetuning.labels_only import LabelsOnly, train_student
@@ -157,10 +157,10 @@ class _Members:
     def weighed(
         self, held: dict[int, np.ndarray], fold: np.ndarray, truth: np.ndarray, fair: np.ndarray
     ) -> dict[str, Any]:
-        """The mixture by held-out labels.
+        """Return the mixture that is best on held-out labels, as `mixture_of` returns it.
 
         Args:
-            held: fold -> what `member` gives of it. fold: (n,) int64 of the labelled images. truth, fair: as of `member_truth`.
+            held: fold -> "held" of `member`. fold: (n,) int64, of each labelled image. truth, fair: what `member_truth` returns.
         """
         import torch
 
@@ -182,16 +182,16 @@ class _Members:
 
 
 def mixture_of(teacher: np.ndarray, students: np.ndarray, labels: np.ndarray, images: np.ndarray) -> dict[str, Any]:
-    """How much the labels-only students count beside the teacher, and the temperature of the mixture.
+    """Choose the weight of the labels-only students beside the teacher, and the temperature of the mixture.
 
-    Of the weights 0, 0.1, ... 1 the one with the smallest log loss, each at its best temperature; 0 unless its gain over the teacher alone,
-    paired by image, exceeds one standard error.
+    The weight is the one of 0, 0.1, ... 1 with the smallest log loss, each at its best temperature; it is 0 unless its gain over the
+    teacher without students, paired by image, exceeds one standard error.
 
     Args:
-        teacher, students: (N, C) float32 held-out log probabilities. labels: (N,) int64. images: (N,) int64, whose rows they are.
+        teacher, students: (N, C) float32 held-out log probabilities. labels: (N,) int64. images: (N,) int64, the image of each row.
 
     Returns:
-        weight, temperature, gain and its standard error in nats; temperature of the students alone; held-out scores of all.
+        weight, temperature, gain and its standard error in nats; temperature of the students by themselves; held-out scores of all.
     """
     counts = np.bincount(images)
     by_weight = {}
@@ -217,15 +217,15 @@ def mixture_of(teacher: np.ndarray, students: np.ndarray, labels: np.ndarray, im
 
 
 def log_committee(found: dict[str, Any], judged: int) -> None:
-    """Say what the committee is."""
+    """Log the held-out scores of the committee and the weight of its students."""
     scores = found["held_out"]
     if scores is None:
         say(
-            "committee: no class has labels to hold out, so nothing can be weighed: the targets are the adapted teacher's alone"
+            "committee: no class has labels to hold out, so no weight can be chosen: the targets come from the adapted teacher only"
         )
         return
     each = ", ".join(
-        f"{name} {one['log_loss']:.3f} ({100 * one['accuracy']:.0f} % right)" for name, one in scores.items()
+        f"{name} {one['log_loss']:.3f} ({100 * one['accuracy']:.0f} % correct)" for name, one in scores.items()
     )
     say(
         f"committee: log loss on {judged:,} held-out images: {each}; weight of the labels-only students {found['weight']:.1f}"

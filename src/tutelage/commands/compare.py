@@ -1,7 +1,7 @@
-"""A study: arms x budgets x seeds on one's own data; stages that agree on their inputs are computed once; one page.
+"""A study: arms x budgets x seeds on your own data, in which stages with the same inputs are computed once; results on one page.
 
-Each run is a folder ARM/budget-N/seed-N of the study and, when it is finished, one JSON in the results folder, from which alone
-the page is made: a study may be spread over days and machines.
+Each run is a folder ARM/budget-N/seed-N of the study and, once finished, one JSON file in the results folder. The page is made
+from these files only, so a study may be spread over days and machines.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ def compare(
     finetune: c.Finetune = "auto", device: c.Device = "auto", precision: c.Precision = "auto",
     cache: c.Cache = None, json: c.Json = False, config: c.Config = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Does it help my task? Arms, budgets and seeds on your own data, all compute counted, and one page that says so.
+    """Compare arms, label budgets and seeds on your own data, with all compute counted, and write one page of results.
 
-    Interrupted, the same command goes on. A failed arm leaves the others standing.
+    After an interruption the same command resumes. A failed arm does not stop the others.
 
     Returns:
         {"study", "page", "runs": one row each, "failed": {run: reason}, "table": means and spreads}.
@@ -110,11 +110,11 @@ def compare(
     for number, (arm, budget, seed) in enumerate(todo, 1):
         name = record_name(arm.name, budget, seed)
         if arm.name in impossible or kept_record(kept, *work.identity(arm, budget, seed)):
-            continue  # or it was finished meanwhile: several processes may work on one study, each with some of its arms
+            continue  # or finished meanwhile: several processes may work on one study, each on some of its arms
         say(f"run {number} of {len(todo)}: {arm.name}, budget {budget}, seed {seed}")
         try:
             work.one(arm, budget, seed)
-        except Exception as error:  # whatever one arm dies of, the others go on; a full disk stops them all
+        except Exception as error:  # the failure of one arm does not stop the others; a full disk does
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise
             kind = "" if isinstance(error, TutelageError) else f"{type(error).__name__}: "
@@ -131,12 +131,12 @@ def compare(
 
 
 def budgets_of(arms: list[Arm], budgets: list[int]) -> list[int]:
-    """All budgets of a study: those of every arm, and those that single arms have for themselves."""
+    """Return all budgets of a study: those common to all arms, and those set for single arms."""
     return sorted({*budgets, *(budget for arm in arms for budget in arm.own.get("budget", []))})
 
 
 class _Study:
-    """The study while it runs."""
+    """State of the study while it runs."""
 
     def __init__(self, folder: Path, kept: Path, settings: dict[str, Any], match: str):
         self.folder, self.kept, self.match, self.given = folder, kept, match, settings
@@ -157,7 +157,7 @@ class _Study:
         write_text(self.folder / STUDY, toml({"study": {**about, "failed": reasons}, "settings": settings}))
 
     def of(self, arm: Arm, budget: int, seed: int) -> dict[str, Any]:
-        """All settings of one run."""
+        """Return all settings of one run."""
         place = self.folder / folder_name(arm.name) / f"budget-{budget}" / f"seed-{seed}"
         own = {**arm.way.settings, **arm.own, "budget": budget, "seed": seed, "out": str(place)}
         settings = {**self.settings, **own}
@@ -168,7 +168,7 @@ class _Study:
         return settings
 
     def identity(self, arm: Arm, budget: int, seed: int) -> tuple[str, int, int, dict[str, Any]]:
-        """What a kept result must be of."""
+        """Return the arm, budget, seed and settings that a kept result must match."""
         try:
             settings = self.of(arm, budget, seed)
         except TutelageError:  # reported by `impossible`
@@ -176,13 +176,13 @@ class _Study:
         return arm.name, budget, seed, {**settings, "match": self.match}
 
     def impossible(self, first: dict[str, tuple[Arm, int, int]], alone: bool) -> dict[str, str]:
-        """Arms that need what is missing, and why; reported before anything starts.
+        """Return the arms that cannot be run, each with the reason, and report them before anything starts.
 
         Args:
-            first: name of an arm -> its first run. alone: whether nothing else of the study is done.
+            first: name of an arm -> its first run. alone: whether no run of the study is finished yet.
 
         Raises:
-            TutelageError: none of them can be begun, and there is nothing else.
+            TutelageError: no arm can be run, and no run of the study is finished.
         """
         from tutelage.pipeline.preflight import preflight
 
@@ -196,13 +196,13 @@ class _Study:
         if alone and faults and len(faults) == len(first):
             raise next(iter(faults.values()))
         for name, error in faults.items():
-            say(f"arm {name} cannot be run, the others are: {' '.join(str(error).split())}")
+            say(f"arm {name} cannot be run, the others can: {' '.join(str(error).split())}")
         return {name: " ".join(str(error).split()) for name, error in faults.items()}
 
     def one(self, arm: Arm, budget: int, seed: int) -> Record:
-        """One run, and its record."""
+        """Do one run, and write its record."""
         settings = c.resolve(whole_run, self.of(arm, budget, seed))
-        # what failed with other settings moves aside
+        # overwrite: a run that failed with other settings is moved aside
         with open_run(settings["out"], settings["cache"], settings, overwrite=True) as (run, _):
             if self.match == "flops" or arm.way.times > 1:
                 from tutelage.study.cost_estimate import steps_of

@@ -1,8 +1,8 @@
-"""Stage 0: a gallery and a target set in, the transfer set out.
+"""Stage 0: choose the transfer set from a gallery, by the labelled images of a target set.
 
-The labelled images within the budget are the queries. Every gallery image is embedded once by the frozen teacher (its
-pixels are not kept); copies of validation and test images, mirrored and cropped ones too, are kept out; and a strategy
-chooses what the student learns on. Only the chosen images are decoded into the cache.
+The labelled images within the label budget are the queries. The frozen teacher embeds every gallery image once (its pixels
+are not kept); copies of validation and test images, including mirrored and cropped ones, are excluded; and a strategy
+chooses the images that the student is trained on. Only these are decoded into the cache.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from tutelage.progress import progress, say
 from tutelage.run_folder import Run, hash_of
 from tutelage.settings import command
 
-SPARE = 1.25  # `random` looks at so many times the images that are wanted at first: some will be duplicates
-SMOKE_PART = 512  # gallery images
-RULES = 2  # another number for another choice from the same inputs
+SPARE = 1.25  # `random` first looks at this many times the wanted number of images, since some will be duplicates
+SMOKE_PART = 512  # gallery images that --smoke looks at
+RULES = 2  # version of the selection rules: a new number where the same inputs now give another choice
 _OF_THE_CHOICE = ("budget", "strategy", "total", "per_query", "balance", "dedup", "index", "seed", "resize", "smoke")
 
 
@@ -41,7 +41,7 @@ def curate(
     resize: c.Resize = "squash", seed: c.Seed = 0, device: c.Device = "auto", precision: c.Precision = "auto",
     cache: c.Cache = None, overwrite: c.Overwrite = False, smoke: c.Smoke = False, config: c.Config = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Choose the images that the student learns on: the labelled ones, and those of the gallery that are near them.
+    """Choose the transfer set that the student is trained on: the labelled images, and gallery images near them.
 
     Returns:
         result of the stage: classes, counts, similarities, duplicates and leaks, distances, hashes, seconds.
@@ -80,7 +80,7 @@ def curate(
             store.add(labelled.refs, clock.ticking(advance))
         images, rows, bad = store.find(labelled.refs)
         bad = [("target", one) for one in [*labelled.rejected, *bad]]
-        list_rejected(run, bad)  # errors about the labels point there; how many are too many is of all images
+        list_rejected(run, bad)  # now, for errors about labels point there; --max-rejected counts all images
         admitted = admit(labelled, images, rows, budget, seed)
         wanted = wanted_of(settings, len(admitted.drawn), len(labelled.classes))
         spare = SPARE
@@ -93,11 +93,11 @@ def curate(
                 chosen.choose(wanted, leaks)
                 if every or len(chosen.choice) >= (wanted or 0):
                     break
-            spare *= 2  # so many were duplicates or copies that the part was too small
+            spare *= 2  # the sample was too small: too many of its images were duplicates or copies
         if not len(chosen.choice):
             if known < len(pool.embedded):
                 raise nothing_left(pool, leaks.leaks, known)
-            say("the gallery holds nothing but the labelled images: the student learns from these only")
+            say("the gallery holds nothing but the labelled images: the student is trained on these only")
         bad += [("gallery", one) for one in [*listed.rejected, *unreadable]]
         reject(run, bad, len(labelled.refs) + len(refs) + len(labelled.rejected) + len(listed.rejected), max_rejected)
         if len(chosen.choice):
@@ -106,8 +106,8 @@ def curate(
 
 
 def gallery_sample(refs: list, settings: dict[str, Any], wanted: int | None, spare: float) -> list:
-    """The part of the gallery that is to be embedded: all of it, but for `random` a seeded part with some to spare (a factor), and
-    with --smoke a seeded part for every strategy, twice as many where it searches."""
+    """Return the part of the gallery to embed: all of it, except for `random` a seeded part of `spare` times the wanted number, and
+    with --smoke a seeded part for every strategy, twice as large where it searches."""
     if settings["strategy"] == "random" and wanted is not None:
         most = int(spare * wanted) + 64
     elif settings["smoke"]:
@@ -121,14 +121,14 @@ def gallery_sample(refs: list, settings: dict[str, Any], wanted: int | None, spa
 
 
 class _Chosen:
-    """The choice and what is written of it."""
+    """The chosen images, and what is written about them."""
 
     def __init__(self, run: Run, settings, encoder, admitted, pool, refs, clock, given):
         self.run, self.settings, self.encoder, self.admitted, self.given = run, settings, encoder, admitted, given
         self.pool, self.refs, self.clock = pool, refs, clock
 
     def choose(self, wanted: int | None, leaks: Any) -> None:
-        """Choose. leaks: the pool's LeakCheck."""
+        """Choose the gallery images. leaks: the LeakCheck of the pool."""
         from tutelage.curation.selection import SelectionRequest, choose
 
         admitted, settings = self.admitted, self.settings
@@ -152,7 +152,7 @@ class _Chosen:
         self.queries, self.wanted = queries, wish.wanted if wanted is not None else 0
 
     def finish(self, inputs: str, store, leaks, twice: int, rejected: int, listed: int) -> dict[str, Any]:
-        """Decode what was chosen, and write manifests, leaks, montage and result."""
+        """Decode the chosen images, and write manifests, leaks, montage and result."""
         from tutelage.curation import curation_outputs as written
         from tutelage.curation.vectors import Vectors
 
@@ -199,10 +199,10 @@ class _Chosen:
 def unsure(
     queries: np.ndarray, labels: np.ndarray, groups: np.ndarray, embeddings: np.ndarray, seed: int
 ) -> np.ndarray:
-    """How unsure a probe on the labelled images is of others: entropy in nats.
+    """Return how uncertain a probe fitted on the labelled images is about other images: its entropy in nats.
 
     Args:
-        queries: (Q, D) float32 with labels (Q,) int64 and groups (Q,) text, "" for none. embeddings: (m, D) float32.
+        queries: (Q, D) float32 with labels (Q,) int64 and groups (Q,) text, "" for no group. embeddings: (m, D) float32.
 
     Returns:
         (m,) float64.
@@ -218,9 +218,9 @@ def unsure(
 
 
 def embed_share(shard: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """Embed one share of the gallery into the cache; the run folder stays as it is.
+    """Embed one share of the gallery into the cache; the run folder is left unchanged.
 
-    The processes of a job array need not know each other: no group is started, and each tells what it does.
+    The processes of a job array need not know each other: no process group is started, and each prints what it does.
 
     Returns:
         {"shard", "images", "embedded", "seconds"}.

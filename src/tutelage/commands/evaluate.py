@@ -1,6 +1,6 @@
-"""The scores: distilled student, baseline, what is delivered, teacher and committee, on test images that entered no choice.
+"""Scores of distilled student, baseline, delivered student, teacher and committee, on test images that were used for no choice.
 
-Evaluation sees whole images through the one decode and resize of data/decode.py, which export and predict share.
+Evaluation uses whole images, decoded and resized by data/decode.py as in export and predict.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from tutelage.progress import progress, say
 from tutelage.run_folder import COMMANDS, Run, hash_of, read_json
 from tutelage.settings import command
 
-TIMED_FLOPS = 1e12  # of one image: half a minute or so of one thread; a larger teacher is not timed
+TIMED_FLOPS = 1e12  # for one image, about half a minute on one thread; a larger teacher is not timed
 LEARNT_ON = 1000  # images of the transfer set on which student and teacher are compared
 STUDENTS = {"distilled": "transfer", "baseline": "alone", "delivered": "student"}  # model -> its folder
-NAMED = 20  # images that cannot be used which the message names
+NAMED = 20  # largest number of unusable images that a message names
 
 
 @command
@@ -26,17 +26,17 @@ def evaluate(
     *, run: c.Out = "", target: c.NewTarget = None, teacher_weights: c.OtherWeights = None,
     device: c.Device = "auto", precision: c.Precision = "auto", cache: c.Cache = None, json: c.Json = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """Score the models of a run on its test images, or on the test images of another target set.
+    """Score the models of a run on its test images, or on the images of another target set.
 
     Args:
         run: the run folder.
         target: new labelled images (all splits are used); None for the run's own test images.
-        teacher_weights: None for those that the run was given.
+        teacher_weights: None for those that the run used.
 
     Returns:
         {"distilled": {"test": scores, "parameters", "flops", "latency_ms", "agreement"}, "baseline", "delivered" (with "what" it is),
-        "teacher", "committee"}, those that the run has.
-        One architecture is timed once; a teacher beyond a TFLOP an image is not.
+        "teacher", "committee"}, as far as the run has them.
+        Each architecture is timed once; a teacher above 1 TFLOP per image is not timed.
     """
     from tutelage.device import accelerator
     from tutelage.reporting.page import write_page
@@ -67,18 +67,18 @@ def evaluate(
 
 
 def _results(run: Run) -> dict[str, Any]:
-    """The result of each stage, None where there is none of the present transfer set."""
+    """Return the result of each stage; None where it is missing or was made from another transfer set."""
     stages = {}
     for name in COMMANDS:
         stages[name] = read_json(run.path / name / "result.json")
         if stages[name] and run.outdated(stages[name]):
-            say(f"{name} is left out: it was made from another transfer set; tutelage {COMMANDS[name]} makes it anew")
+            say(f"{name} is left out: it was made from another transfer set; tutelage {COMMANDS[name]} redoes it")
             stages[name] = None
     return stages
 
 
 class _Work:
-    """Evaluation while it runs."""
+    """State of the evaluation while it runs."""
 
     def __init__(
         self,
@@ -103,14 +103,14 @@ class _Work:
         kept = {"view_seed": 0, "flip": "horizontal", "crop_area": 0.8, **run.settings()["settings"]}
         self.views = self.kind.views({**kept, "resize": resize})
         self.test = _new_images(target, self.task, cache_dir) if target else self.task.test
-        self.said: dict[str, Any] = {}  # of the test images, by model: logits or decisions
+        self.said: dict[str, Any] = {}  # model -> predictions for the test images: logits or decisions
         some = np.random.default_rng(0).permutation(len(self.task.transfer))[:LEARNT_ON]
         self.learnt_on = self.task.transfer.take(np.sort(some))
-        self.times: dict[str, float] = {}  # architecture -> milliseconds: one of them is timed once
-        self.taught: Any = None  # what the teacher says of those
+        self.times: dict[str, float] = {}  # architecture -> milliseconds; each is timed once
+        self.taught: Any = None  # the teacher's predictions for `learnt_on`
 
     def scores(self) -> dict[str, Any]:
-        """All models that the run has."""
+        """Return the scores of all models that the run has."""
         result: dict[str, Any] = {
             "classes": list(self.task.classes),
             "test_images": 0 if self.test is None else len(self.test),
@@ -131,7 +131,7 @@ class _Work:
         return result
 
     def committee(self, members: dict[str, Any], teacher: dict[str, Any]) -> dict[str, Any]:
-        """Scores of the mixture that the targets come from. members: result of its stage. teacher: scores of the teacher."""
+        """Return the scores of the mixture that the targets come from. members: result of its stage. teacher: scores of the teacher."""
         import numpy as np
 
         from tutelage.distillation.prepare_targets import Mixture
@@ -141,7 +141,7 @@ class _Work:
         assert self.test is not None
         count, about, found = members["folds"], members["student"], None
         mixture = Mixture.of(members, self.run.settings()["settings"].get("committee", "auto"))
-        if mixture.weight:  # else the mixture is the teacher
+        if mixture.weight:  # otherwise the mixture is the teacher
             summed = 0.0
             for number in range(count):
                 student = load_student(self.run.path / "committee", about, len(self.task.classes), f"fold-{number}")
@@ -157,7 +157,7 @@ class _Work:
         }  # fmt: skip
 
     def teacher(self) -> dict[str, Any]:
-        """Scores of the adapted teacher, with whose decisions the students' are compared."""
+        """Return the scores of the adapted teacher, and keep its predictions to compare the students' with."""
         from tutelage.device import flops, latency_ms
         from tutelage.features.output_cache import OutputCache
 
@@ -184,7 +184,7 @@ class _Work:
         return {**about, "test": self.judged(self.said["teacher"])}
 
     def student(self, name: str, stage: str) -> dict[str, Any]:
-        """Scores of a student. stage: its folder."""
+        """Return the scores of a student. stage: its folder."""
         from tutelage.device import flops, latency_ms
         from tutelage.pipeline.load_student import load_student
 
@@ -213,11 +213,11 @@ class _Work:
         return {**about, "test": self.judged(said)}
 
     def says(self, module: Any, student: Any, images: Any, labels: Any, advance: Any = lambda n: None) -> Any:
-        """What a student says of whole images."""
+        """Return a student's predictions for whole images."""
         return self.kind.student_predictions(module, student, images, labels, self.views, self.hardware, advance)
 
     def keep_evidence(self) -> None:
-        """What the page shows of single test images."""
+        """Save what the page shows of single test images."""
         from tutelage.reporting.example_predictions import remove_evidence
 
         remove_evidence(self.run.path / "report")
@@ -225,13 +225,13 @@ class _Work:
             self.kind.keep_evidence(self.run.path / "report", self.test, self.said, self.task.about)
 
     def judged(self, said: Any) -> dict[str, Any]:
-        """Scores of what was said of the test images."""
+        """Return the scores of predictions for the test images."""
         assert self.test is not None
         return self.kind.judged(said, self.test.labels, len(self.task.classes))
 
 
 def _new_images(target: str, task: Any, cache_dir: Path) -> Any:
-    """Labelled images of another target set, with the run's classes."""
+    """Return the labelled images of another target set, with the run's classes."""
     import numpy as np
 
     from tutelage.data.image_cache import Store

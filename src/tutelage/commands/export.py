@@ -1,4 +1,4 @@
-"""The delivered student as files that run without torch, proven against the student before they take their place."""
+"""Export the delivered student as files that run without torch, each compared with the student before the old export is replaced."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from tutelage.settings import command
 from tutelage.version import __version__
 
 PROVED_ON = 1000  # images on which torch and onnxruntime are compared
-SCORED_ON = 10_000  # test images that the files are scored on
-JUDGED_ON = 1000  # images of the transfer set by which int8 is chosen, others than those of the calibration
-MEMORY = 2**29  # bytes of inputs and outputs held at once: of large images fewer are compared, and used for int8
+SCORED_ON = 10_000  # test images on which the files are scored
+JUDGED_ON = 1000  # images of the transfer set on which int8 is chosen, if possible not those of the calibration
+MEMORY = 2**29  # bytes of inputs and outputs held at once; where images are large, fewer are compared and used for int8
 VERSIONS = ("torch", "timm", "onnx", "onnxruntime", "numpy", "pillow")  # Pillow 13 resizes tall images in another order
 
 
@@ -33,10 +33,10 @@ def export(
 ) -> dict[str, Any]:  # fmt: skip
     """Write RUN/export: model.onnx, model.int8.onnx, labels.txt, preprocess.json, predict.py, MODEL_CARD.md, export.json.
 
-    Every file is run on test images and compared with the student; one that does not hold stops the export, and the old one stays.
+    Every file is run on test images and compared with the student; if one differs too much (int8 may), the old export is kept.
 
     Returns:
-        what export.json says, and the path of the folder.
+        the content of export.json, and the path of the folder.
     """
     from tutelage.deploy import formats
     from tutelage.deploy.folder import settle, staged
@@ -59,12 +59,12 @@ def export(
             about = work.about(new)
             old = settle(new, place, about)
         if old:
-            say(f"the export that was there had been changed by hand; it is kept in {old}")
+            say(f"the previous export had been changed by hand; it is kept in {old}")
         return {"export": str(place), **about}
 
 
 class _Work:
-    """An export while it is made."""
+    """State of the export while it is made."""
 
     def __init__(self, run: Any, stages: dict[str, Any], cache_dir: Path, baked: bool, tolerance: float):
         from tutelage.data.manifest import load_task
@@ -82,7 +82,7 @@ class _Work:
         statistics = self.student.mean, self.student.std
         self.module = onnx_graph.WithPreprocessing(fused, *statistics).eval() if baked else fused
         self.original = onnx_graph.WithPreprocessing(plain, *statistics).eval() if baked else plain
-        self.truth: dict[int, np.ndarray] = {}  # first image of a batch -> outputs of the student
+        self.truth: dict[int, np.ndarray] = {}  # position of a batch's first image -> outputs of the student
         self.unsure = self.threshold()
         self.preprocess = self.described()
         self.labels = self.task.test.labels if self.task.test else None
@@ -91,7 +91,7 @@ class _Work:
         outputs = onnx_graph.torch_outputs(self.original, onnx_graph.example(self.student.size, baked).numpy())
         self.at_once = max(
             1, MEMORY // (4 * max(3 * height * width, int(np.prod(outputs.shape[1:]))))
-        )  # images in memory
+        )  # images held in memory
         self.proved_on = min(len(self.judged_on), PROVED_ON, self.at_once)
         self.proof: dict[str, Any] = {
             "images": self.proved_on, "of": "test images" if self.task.test else "images of the transfer set",
@@ -100,7 +100,7 @@ class _Work:
         self.int8: Any = None
 
     def described(self) -> dict[str, Any]:
-        """preprocess.json: all that is needed to make an image the model's input, and to read its output."""
+        """Return the content of preprocess.json: all that is needed to turn an image into the model's input and to read its output."""
         from tutelage.deploy import onnx_graph
 
         names = (
@@ -116,7 +116,7 @@ class _Work:
         }  # fmt: skip
 
     def threshold(self) -> dict[str, Any] | None:
-        """The threshold below which the student is called unsure, from images whose labels it had not met."""
+        """Return the threshold below which the student counts as unsure, from images whose labels it was not trained on."""
         from tutelage.metrics import unsure_threshold
 
         path = self.run.path / "student" / HELD_OUT
@@ -126,7 +126,7 @@ class _Work:
             return unsure_threshold(file["confidence"], file["right"])
 
     def inputs_of(self, images: Any, positions: np.ndarray) -> np.ndarray:
-        """(n, ...) what the model takes of these images."""
+        """Return the model's input (n, ...) for these images."""
         from tutelage.data.decode import fit
         from tutelage.deploy.runtime import model_input
 
@@ -134,7 +134,7 @@ class _Work:
         return model_input(np.stack([fit(images[int(i)], size, resize) for i in positions]), self.preprocess)
 
     def write_float(self, folder: Path) -> None:
-        """model.onnx."""
+        """Write and check model.onnx."""
         from tutelage.deploy import onnx_graph
         from tutelage.deploy.runtime import FLOAT
 
@@ -142,9 +142,9 @@ class _Work:
         self.prove(folder / FLOAT, self.in_onnxruntime(folder / FLOAT))
 
     def write_int8(self, folder: Path, calibration: int, most_lost: float) -> None:
-        """model.int8.onnx, calibrated and chosen on the transfer set.
+        """Write and check model.int8.onnx, its ranges and layers chosen on the transfer set.
 
-        What was lost on labels has been up to 2.2 times what was expected to be lost, so a third of `most_lost` is aimed at.
+        The score lost on labels has been up to 2.2 times the expected loss, so the choice aims at a third of `most_lost`.
         """
         from tutelage.deploy.quantise import LEAST_CALIBRATION, quantise
         from tutelage.deploy.runtime import FLOAT, INT8
@@ -152,7 +152,7 @@ class _Work:
         order = np.random.default_rng(0).permutation(len(self.task.transfer))
         most = max(LEAST_CALIBRATION, self.at_once)
         ranges, judges = order[: min(calibration, most)], order[calibration : calibration + min(JUDGED_ON, most)]
-        if len(judges) < len(ranges) / 2:  # a small transfer set serves twice
+        if len(judges) < len(ranges) / 2:  # in a small transfer set the same images serve for both
             judges = order[: min(JUDGED_ON, most)]
         given, judged = (self.inputs_of(self.task.transfer, np.sort(some)) for some in (ranges, judges))
         self.int8 = quantise(folder / FLOAT, folder / INT8, given, judged, most_lost / 3, self.logits, say)
@@ -165,22 +165,22 @@ class _Work:
         lost = None if self.labels is None else files[FLOAT]["score"] - files[INT8]["score"]
         if lost is not None and lost > most_lost:
             say(
-                f"int8 lost {100 * lost:.2f} points on test images, more than --int8-loss {most_lost:g} aims at: look before you ship it"
+                f"int8 lost {100 * lost:.2f} points on test images, more than --int8-loss {most_lost:g} aims at: check it before use"
             )
 
     def write_other(self, folder: Path, name: str) -> None:
-        """A file of another format, run and compared in its own way."""
+        """Write a file of another format, run it in its own runtime, and compare it."""
         from tutelage.deploy import formats
 
         path, run = formats.write(name, self.module, self.student.size, self.baked, folder)
         self.prove(path, run, scored=False)
 
     def logits(self, outputs: np.ndarray) -> np.ndarray:
-        """(N, C) logits, or logarithms of probabilities, of what is decided on."""
+        """Return (N, C) logits, or logarithms of probabilities, of what is classified: images or pixels."""
         return self.kind.rows_of(np.log(np.maximum(outputs, 1e-12)) if self.baked else outputs)
 
     def in_onnxruntime(self, path: Path) -> Callable[[np.ndarray], np.ndarray]:
-        """A file as a function of its inputs."""
+        """Return a file as a function of its inputs, run by onnxruntime."""
         from tutelage.deploy.runtime import session_of
 
         session, name = session_of(path), self.preprocess["input"]["name"]
@@ -189,10 +189,10 @@ class _Work:
     def prove(
         self, path: Path, run: Callable[[np.ndarray], np.ndarray], strict: bool = True, scored: bool = True
     ) -> None:
-        """Run a file on test images, compare it with the student, and note its score.
+        """Run a file on test images, compare it with the student, and record the difference and its score.
 
         Raises:
-            TutelageError: `strict`, and they differ by more than the tolerance.
+            TutelageError: with `strict`, the outputs differ by more than the tolerance.
         """
         count = min(len(self.judged_on), SCORED_ON) if scored and self.labels is not None else self.proved_on
         said, differences, largest, same = [], [0.0], [1.0], []
@@ -228,7 +228,7 @@ class _Work:
             )
 
     def truth_of(self, start: int, inputs: np.ndarray) -> np.ndarray:
-        """The student's own outputs of the batch that begins at this image, computed for the first file and kept for the others."""
+        """Return the student's own outputs for the batch that starts at this image, computed for the first file and kept for others."""
         from tutelage.deploy.onnx_graph import torch_outputs
 
         if start not in self.truth:
@@ -236,7 +236,7 @@ class _Work:
         return self.truth[start][: len(inputs)]
 
     def about(self, folder: Path) -> dict[str, Any]:
-        """Write the small files; return what export.json says."""
+        """Write the small files, and return the content of export.json."""
         import dataclasses
 
         from tutelage.deploy import predict_bundle, runtime, timing

@@ -1,11 +1,11 @@
-"""The last stage: which student is delivered, the distilled one as it is, one that is fine-tuned on the labels, or the baseline.
+"""The last stage: choose the student to deliver: the distilled student unchanged, fine-tuned on the labels, or the baseline.
 
-Only images whose label neither a student nor its targets met can tell: with a validation split the distilled student, the ways of
-fine-tuning it (`head` trains its last layer; `full` all of it with small steps; `long` with larger steps, more of them) and
-the baseline are judged there. A tie keeps the distilled one; the baseline is delivered where it is better by more than a
-standard error. Without one the distilled student is delivered as it is, since nothing can judge it. A student that was distilled without
-labels has no head yet: it gets one by logistic regression on its features, and what follows is cross-validated; one of
-masks is trained as a whole, in larger steps and more of them, at two rates (`long`, `steep`).
+Only images whose labels were used neither for a student nor for its targets can decide this. With a validation split, the distilled
+student, the ways of fine-tuning it (`head` trains its last layer; `full` all layers at a small learning rate; `long` at a larger one,
+for more steps) and the baseline are scored on it. A tie keeps the distilled student; the baseline is delivered where it is better by
+more than a standard error. Without a validation split the distilled student is delivered unchanged, since nothing can judge it. A
+student distilled without labels has no head yet: it gets one by logistic regression on its features, and the ways of fine-tuning are
+then cross-validated; one for masks is trained as a whole, at larger learning rates for more steps (`long`, `steep`).
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from tutelage.progress import progress, say
 from tutelage.run_folder import atomic_write, hash_of
 from tutelage.settings import command
 
-HEAD_VIEWS = 4  # of each labelled image, beside the whole one, from which a head is fitted
-SCALE_SAMPLE = 1024  # images of the transfer set whose features give its scale
+HEAD_VIEWS = 4  # of each labelled image, besides the whole image, on which a head is fitted
+SCALE_SAMPLE = 1024  # images of the transfer set from which the scale of the features is estimated
 
 
 @command
@@ -35,7 +35,7 @@ def finetune(
     device: c.Device = "auto", precision: c.Precision = "auto", tracker: c.Tracker = "none", cache: c.Cache = None,
     overwrite: c.Overwrite = False, config: c.Config = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Fine-tune the distilled student on the labelled images where that helps, and say which student is delivered.
+    """Fine-tune the distilled student on the labelled images where that helps, and choose the student to deliver.
 
     Returns:
         result of the stage: what is delivered (distilled, head, full, long, steep or baseline), the scores on held-out labels, seconds.
@@ -79,10 +79,10 @@ def finetune(
 
 
 def _choice(work: _Work, finetune: str, baseline: Any, held_out: Path) -> tuple[str, dict[str, Any]]:
-    """What is delivered, and the scores on held-out images by name; nothing is scored where nothing can judge.
+    """Return what is delivered, and the scores of the candidates on held-out images; no scores where nothing can judge.
 
     Args:
-        baseline: the student trained on the labels only, or None. held_out: file for how sure the delivered student was of them.
+        baseline: the student trained on the labels only, or None. held_out: file for the delivered student's confidence on these images.
     """
     kind, val = work.kind, work.task.val
     if finetune != "auto":
@@ -92,7 +92,7 @@ def _choice(work: _Work, finetune: str, baseline: Any, held_out: Path) -> tuple[
         return ("distilled" if finetune == "keep" else finetune), {}
     if val is None and not work.headless:
         say(
-            "last stage: the distilled student is delivered as it is; without a validation split (--val) nothing can judge it"
+            "last stage: the distilled student is delivered unchanged; without a validation split (--val) nothing can judge it"
         )
         return "distilled", {}
     ways = kind.FROM_FEATURES if work.headless else kind.FROM_LOGITS
@@ -115,7 +115,7 @@ def _choice(work: _Work, finetune: str, baseline: Any, held_out: Path) -> tuple[
 
 
 def _of_pilot(found: dict[str, Any]) -> tuple[str, dict[str, Any], str]:
-    """What a pilot's result delivers, the scores by name, and the images that judged."""
+    """Return what is delivered by a pilot's result, the scores of the candidates, and which images decided."""
     gain, error = found["gain"], found["standard_error"]
     validation = {
         "distilled": {"accuracy": found["distilled"], "gain": 0.0, "standard_error": 0.0},
@@ -126,21 +126,21 @@ def _of_pilot(found: dict[str, Any]) -> tuple[str, dict[str, Any], str]:
 
 
 def _judged_on(work: _Work, validation: dict[str, Any]) -> str:
-    """Which images chose what is delivered; an empty text where none did."""
+    """Return which images decided what is delivered; an empty text where none did."""
     if not validation:
         return ""
     return f"{len(work.task.val)} validation images" if work.task.val else "cross-validation"
 
 
 def save_held_out(path: Path, confidence: np.ndarray, right: np.ndarray) -> None:
-    """Keep how sure the student was of images that it had not been fine-tuned on, and whether it was right: `export` sets a
-    threshold by it."""
+    """Save the student's confidence on images that it was not fine-tuned on, and whether it was right; `export` sets a
+    threshold from them."""
     with atomic_write(path) as temporary, temporary.open("wb") as file:
         np.savez(file, confidence=confidence, right=right)
 
 
 class _Work:
-    """The last stage while it runs."""
+    """State of the last stage while it runs."""
 
     def __init__(self, kind, task, student, settings, hardware, clock, headless):
         from tutelage.compute_cost import CostMeter
@@ -155,7 +155,7 @@ class _Work:
         self._on_all: dict[str, tuple[Any, list[dict[str, Any]]]] = {}
 
     def held_out(self, how: str) -> list[Any]:
-        """What the student says of each validation image, or of each labelled image when it is held out of this last stage."""
+        """Return predictions for each validation image; without any, cross-validated predictions for each labelled image."""
         from tutelage.data.label_budget import folds
 
         train = self.task.train
@@ -171,14 +171,14 @@ class _Work:
         return said
 
     def on_all(self, how: str) -> tuple[Any, list[dict[str, Any]]]:
-        """The student after the last stage on all labelled images, trained once, and what it logged."""
+        """Return the student after the last stage on all labelled images, trained only once, and its log rows."""
         if how not in self._on_all:
             rows: list[dict[str, Any]] = []
             self._on_all[how] = self.trained(how, np.arange(len(self.task.train)), rows.append), rows
         return self._on_all[how]
 
     def trained(self, how: str, positions: np.ndarray, log: Callable[[dict[str, Any]], None] = lambda row: None):
-        """A copy of the student after the last stage on these labelled images. log: takes step, loss and rate."""
+        """Return a copy of the student after the last stage on these labelled images. log: takes step, loss and rate."""
         from tutelage.finetuning import supervised
         from tutelage.training import loop, optimization
 
@@ -203,7 +203,7 @@ class _Work:
             return supervised.train_on_labels(module, self.student, labelled, plan, self.views, self.hardware, watch)
 
     def give_head(self, module, positions: np.ndarray) -> None:
-        """A head by logistic regression on the student's features of these labelled images, in several views of each."""
+        """Fit a head by logistic regression on the student's features of these labelled images, several views of each."""
         import torch
 
         from tutelage.models import heads
@@ -218,7 +218,7 @@ class _Work:
                 parameter.copy_(torch.from_numpy(value).to(parameter.device).reshape(parameter.shape))
 
     def features(self) -> tuple[np.ndarray, Any, float]:
-        """(1 + HEAD_VIEWS, n, D) float32 features of the labelled images, whole ones first; their scale; the head's strength."""
+        """Return (1 + HEAD_VIEWS, n, D) float32 features of the labelled images, whole images first; their scale; the head's strength."""
         if self._features is None:
             from tutelage.data.label_budget import folds
             from tutelage.features.view_batches import CLEAN
@@ -236,7 +236,7 @@ class _Work:
         return self._features
 
     def pooled(self, module, images, number: int) -> np.ndarray:
-        """(n, D) float32: the student's features of one view of each image."""
+        """Return the student's (n, D) float32 features of one view of each image."""
         from tutelage.features.view_batches import view_outputs
         from tutelage.models.students import pooled
 
@@ -246,7 +246,7 @@ class _Work:
         return view_outputs(forward, module, self.student, images, number, self.views, self.hardware)
 
     def says(self, module, images, labels) -> Any:
-        """What a student says of each image, as its task has it."""
+        """Return a student's predictions for each image, in the form of its task."""
         return self.kind.student_predictions(
             module, self.student, images, labels, self.views, self.hardware, lambda n: None
         )

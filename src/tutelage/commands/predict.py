@@ -1,4 +1,4 @@
-"""Classes of image files, by an export folder. Needs onnxruntime, numpy and Pillow; loads no torch."""
+"""Predict the classes of image files with an export folder. Needs onnxruntime, numpy and Pillow; loads no torch."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def predict(
 ) -> dict[str, Any]:  # fmt: skip
     """Classify images with an exported student, or paint their masks.
 
-    Writes path, class, probability, unsure (below the threshold of the export) and, with --top, the next classes; of a segmentation
-    student path, mask (a PNG in a folder beside) and the share of each class. Images that cannot be read are listed in
+    Writes path, class, probability, unsure (below the threshold of the export) and, with --top, the next classes; for a segmentation
+    student path, mask (a PNG in a folder beside OUT) and the share of each class. Images that cannot be read are listed in
     OUT.rejected.csv.
 
     Returns:
-        {"predictions": path, "images", "unsure" or "masks", "rejected": count, "model": file that was used}.
+        {"predictions": path, "images", "unsure" or "masks", "rejected": count, "model": the file used}.
     """
     from tutelage.deploy import runtime
     from tutelage.deploy.predict_masks import predictions

@@ -1,4 +1,4 @@
-"""The page of a finished run or study, made anew from its files."""
+"""Rewrite the page of a finished run or study from its files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tutelage.settings import command
 
 @command
 def report(*, run: c.Out = "") -> dict[str, Any]:
-    """Write report/index.html of a run or a study: scores, what holds it back, charts, and the command to make it again.
+    """Write report/index.html of a run or a study: scores, what limits them, charts, and the command to reproduce it.
 
     Returns:
         {"page"}: path of the page.

@@ -21,7 +21,7 @@ from tutelage.run_folder import DEFAULT, Run, read_json
 from tutelage.settings import command
 
 SMOKE = {"per_query": None, "epochs": None, "steps": 24, "batch_size": 32}
-SMOKE_TOTAL, SMOKE_BUDGET = 512, 10  # at most; of the gallery `curate` looks at a part too
+SMOKE_TOTAL, SMOKE_BUDGET = 512, 10  # upper limits; `curate` also looks at only a part of the gallery
 
 # stage -> its function and its folder in a run
 STAGES: dict[str, tuple[Callable[..., Any], str]] = {
@@ -30,7 +30,7 @@ STAGES: dict[str, tuple[Callable[..., Any], str]] = {
 }  # fmt: skip
 
 
-MODELS = ("distilled", "baseline", "delivered", "teacher", "committee")  # of an evaluation
+MODELS = ("distilled", "baseline", "delivered", "teacher", "committee")  # in the result of an evaluation
 
 
 @command
@@ -58,10 +58,10 @@ def run(
     cache: c.Cache = None, overwrite: c.Overwrite = False,
     smoke: c.Smoke = False, preset: c.Preset = "none", json: c.Json = False, config: c.Config = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """A few labelled images and a pool of unlabelled ones in, a small trained model out.
+    """Turn a few labelled images and a gallery of unlabelled ones into a small trained model.
 
     Curates the transfer set, adapts the teacher, forms the committee, distils it into the student, trains the same student on the
-    labels only for comparison, and scores all on the test images. Killed or stopped, the same command goes on where it was.
+    labels only for comparison, and scores all models on the test images. A killed or stopped run resumes with the same command.
 
     Returns:
         the object that `--json` prints: run, distilled, baseline, delivered, teacher, committee, seconds, reused.
@@ -82,8 +82,8 @@ def run(
 
 
 def cut_down(settings: dict[str, Any]) -> dict[str, Any]:
-    """What --smoke sets otherwise, which is said: fewer of everything. The strategy that is asked for stays; where none is, the
-    images are random ones."""
+    """Return the settings that --smoke reduces, and print them. A strategy that was set stays; by default the images are
+    chosen at random."""
     cut: dict[str, Any] = {**SMOKE, "budget": min(settings["budget"] or SMOKE_BUDGET, SMOKE_BUDGET)}
     number = settings["total"] or (settings["per_query"] and SMOKE_TOTAL)
     if settings["strategy"] == "auto" and number is None and not settings["embeddings"]:
@@ -96,10 +96,10 @@ def cut_down(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def walk(folder: Run, names: Sequence[str], settings: dict[str, Any]) -> dict[str, Any]:
-    """These stages of STAGES in order, then the evaluation, in a run folder that is held.
+    """Run these stages of STAGES in order, then the evaluation, in a run folder whose lock is held.
 
     Args:
-        settings: all of `run`.
+        settings: all settings of `run`.
 
     Returns:
         what `run` returns.
@@ -110,7 +110,7 @@ def walk(folder: Run, names: Sequence[str], settings: dict[str, Any]) -> dict[st
 
 
 def _one(run: Run, stage: Callable[..., Any], place: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """Run one stage with its part of the settings. Only `transfer` works in several processes; the others wait for the first."""
+    """Run one stage with its part of the settings. Only `transfer` uses several processes; in other stages they wait for the first."""
     mine = settings_of(stage, settings)
     if stage is transfer:
         return transfer(**mine)

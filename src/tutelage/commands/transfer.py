@@ -1,9 +1,9 @@
-"""Stage 3: the student learns the targets on the transfer set.
+"""Stage 3: distil the targets into the student on the transfer set.
 
-Each image has one target: the class probabilities of the committee, that is of the adapted teacher (which looks at the whole
-image, and at its mirror image where flips are on) and of students trained on the labels only, mixed by held-out labels. The
-student sees a new view of the image in every pass. A share of each batch is drawn from the labelled images with their true
-labels. `--objective` distils otherwise: the rivals that the method is compared with.
+Each image has one target: the class probabilities of the committee, that is, of the adapted teacher (on the whole image, and
+on its mirror image where flips are on) and of students trained on the labels only, mixed with a weight chosen on held-out
+labels. The student sees a new view of the image in every pass. A share of each batch is drawn from the labelled images with
+their true labels. `--objective` selects other ways to distil, with which this method is compared.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def transfer(
     """Distil the targets into the student, on the transfer set.
 
     Returns:
-        result of the stage: steps, images seen, labelled images of a batch, loss, seconds of targets and of training.
+        result of the stage: steps, images seen, labelled images in a batch, loss, seconds for the targets and for training.
     """
     settings = dict(locals())
     from tutelage.device import accelerator
@@ -62,14 +62,14 @@ def transfer(
     with open_run(out, cache, settings, overwrite, together=True) as (run, cache_dir):
         job = _Job(run, cache_dir, settings)
         hardware = accelerator(device, precision)
-        with hardware.main_process_first():  # it may take the stage over from another run of a study
+        with hardware.main_process_first():  # it may copy the stage from another run of a study
             done = run.done("transfer", job.inputs)
         return {**done, "reused": True} if done else job.run_stage(hardware)
 
 
 @dataclass(frozen=True)
 class _Schedule:
-    """steps: optimizer steps. shown: images of the student's size that a step shows. small: side of the small crops of `dino`."""
+    """Length of the training. steps: of the optimizer. shown: images of full size in a step. small: side of `dino`'s small crops."""
 
     steps: int
     shown: float
@@ -78,7 +78,7 @@ class _Schedule:
 
 @dataclass(frozen=True)
 class _Job:
-    """One distillation: what its settings and the earlier stages make of it."""
+    """One distillation, derived from its settings and the results of earlier stages."""
 
     run: Run
     cache_dir: Path
@@ -100,13 +100,13 @@ class _Job:
 
     @cached_property
     def members(self) -> dict[str, Any] | None:
-        """The committee's result; None where the targets do not come from one."""
+        """The committee's result; None where the targets do not come from a committee."""
         used = self.settings["objective"] not in WITHOUT_TARGETS and self.settings["committee"] != "none"
         return self.run.result("committee", "transfer") if used else None
 
     @cached_property
     def labelled(self) -> int:
-        """Labelled images of a batch."""
+        """Number of labelled images in a batch."""
         from tutelage.distillation.distill import labelled_images
 
         images, share = self.curated["images"], self.settings["label_share"]
@@ -116,12 +116,12 @@ class _Job:
 
     @cached_property
     def label_free(self) -> bool:
-        """Whether nothing of the labels is in what the student learns."""
+        """Whether the student learns nothing from the labels."""
         return self.settings["objective"] in WITHOUT_TARGETS and not self.labelled
 
     @cached_property
     def task(self) -> Any:
-        """The images; a finished stage does not open them."""
+        """The images and labels, loaded on first use: a finished stage does not open them."""
         from tutelage.data.manifest import load_task
         from tutelage.distillation.prepare_targets import without_labels
 
@@ -134,12 +134,12 @@ class _Job:
 
     @cached_property
     def looks(self) -> tuple[int, ...]:
-        """The views of an image that the teacher is asked about: features are those of the whole image alone."""
+        """The views of an image on which the teacher is run; for `agnostic`, which matches features, only the whole image."""
         return self.views.looks[:1] if self.settings["objective"] == "agnostic" else self.views.looks
 
     @cached_property
     def level(self) -> int | None:
-        """Which of the kinds of outputs that may be kept fits in the cache's limit; None: the teacher runs online."""
+        """Index of the first of the task's kinds of outputs that fits the cache limit; None: the teacher runs online."""
         from tutelage.features.output_cache import gibibytes
 
         if self.adapted is None:
@@ -151,7 +151,7 @@ class _Job:
 
     @cached_property
     def inputs(self) -> str:
-        """The hash of all that the student depends on: of label-free objectives the images alone, whatever their labels."""
+        """Hash of all that the student depends on; label-free objectives depend on the images only, not on their labels."""
         from tutelage.data.manifest import transfer_keys
 
         images, teacher = self.curated["outputs"], self.adapted
@@ -164,13 +164,13 @@ class _Job:
             teacher = frozen if self.settings["objective"] == "agnostic" else teacher["outputs"]
         free = {*FREE, *self.kind.UNUSED}
         used = {name: value for name, value in self.settings.items() if name not in free}
-        if self.label_free:  # no class is read
+        if self.label_free:  # no class label is used
             used["class_weight"] = "none"
         members = self.members and self.members["outputs"]
         return hash_of(["transfer", images, teacher, members, self.level or self.level is None, self.labelled, used])
 
     def targets(self, hardware: Any, meter: Any) -> tuple[Any, float]:
-        """What the student is to match, and the seconds that took, summed over restarts; nothing for `dino`."""
+        """Return the student's targets, and the seconds they took, summed over restarts; None and 0 for `dino`."""
         import numpy as np
 
         from tutelage.distillation.prepare_targets import Mixture, member_outputs, projected_features, sharpness_of
@@ -188,7 +188,7 @@ class _Job:
             outputs = self.teacher_outputs(agnostic, hardware, clock, meter)
 
         def log_probabilities(positions: np.ndarray) -> np.ndarray:
-            if agnostic:  # no class is asked for
+            if agnostic:  # no class probabilities are needed
                 return np.zeros((len(positions), 0), np.float32)
             of_students = students(positions) if students else None
             if of_students is not None and mixture.weight == 1:
@@ -204,14 +204,16 @@ class _Job:
         return Targets(self.task.transfer, self.views, log_probabilities, features, mixture.sharpness), seconds
 
     def matches_features(self, outputs: Any) -> bool:
-        """Whether the student matches pooled features beside the targets: where they are asked for, and kept."""
+        """Whether the student also matches the teacher's pooled features: where this is asked for and they are kept."""
         asked = self.settings["feature_weight"] > 0 and self.settings["objective"] == "oriented" and self.kind.POOLED
         if asked and outputs.network.output != "features":
-            say("only the teacher's logits are kept (fine-tuned, or --cache-limit): its features are not matched")
+            say(
+                "only the teacher's logits are kept (fine-tuned, or beyond --cache-limit): its features are not matched"
+            )
         return asked and outputs.network.output == "features"
 
     def teacher_outputs(self, needs_features: bool, hardware: Any, clock: Clock, meter: Any) -> Any:
-        """The adapted teacher's outputs for the transfer set, as much of them as the cache's limit allows."""
+        """Return the adapted teacher's outputs for the transfer set, in the form that the cache limit allows."""
         from tutelage.device import flops
         from tutelage.distillation.prepare_targets import teacher_outputs, tell_reduction
 
@@ -232,7 +234,7 @@ class _Job:
         )
 
     def student(self, width: int, hardware: Any) -> tuple[Any, Any]:
-        """The module to train, and the student in it. width: of the features to be matched, 0 = none."""
+        """Return the module to train, and the student inside it. width: of the features to match, 0 for none."""
         import torch
 
         from tutelage.models.students import DINOStudent, StudentWithProjector, plain_head
@@ -261,18 +263,18 @@ class _Job:
         return (module.to(memory_format=torch.channels_last) if built.channels_last else module), built
 
     def schedule(self, module: Any, built: Any, meter: Any) -> _Schedule:
-        """How long to train; the meter is told what that takes."""
+        """Return the length of the training, and record its cost in the meter."""
         from tutelage.device import training_flops
         from tutelage.distillation import self_distillation
 
         s, batch_size = self.settings, self.settings["batch_size"]
         steps = training_steps(s, len(self.task.transfer), self.kind.IMAGES)
         shown, small, extra = float(batch_size), built.size, 0
-        if s["objective"] == "dino":  # as many pixels as the others see
+        if s["objective"] == "dino":  # as many pixels as with the other objectives
             small = self_distillation.small_side(built.module, built.size)
             shown = self_distillation.images_in_a_step(batch_size, built.size, small)
             steps = max(1, round(steps * batch_size / shown))
-            # the averaged network looks at the large crops, and the head at crops of every size
+            # the averaged network processes the large crops, and the head crops of every size
             extra = self_distillation.extra_flops(module, built, batch_size / shown)
         meter.trained, meter.train_flops = steps * shown, training_flops(module, built.size) + extra
         if self.level is None and self.settings["committee"] != "only":  # the teacher runs at every step
@@ -283,7 +285,7 @@ class _Job:
     def train(
         self, module: Any, built: Any, targets: Any, schedule: _Schedule, hardware: Any, clock: Clock
     ) -> tuple[Any, float | None]:
-        """The student's module with the averaged weights, and its last loss."""
+        """Train the student; return its module with the averaged weights, and the last loss."""
         from tutelage.distillation import self_distillation
         from tutelage.distillation.distill import Plan, class_weights, distill
         from tutelage.training import checkpoints, loop, optimization
@@ -291,7 +293,7 @@ class _Job:
         s, run, main, dino = self.settings, self.run, hardware.is_main_process, self.settings["objective"] == "dino"
         rate, steps, shown = peak_rate(s, self.kind), schedule.steps, schedule.shown
         optimizer = optimization.optimizer_for(module, rate, hardware.device)
-        # the targets of `dino` come from the average, which must not run ahead with the first steps
+        # `dino` takes its targets from the average, which must not follow the first steps too quickly
         average = optimization.EMA(module, self_distillation.DECAY if dino else optimization.EMA_DECAY, steady=dino)
         resumable = checkpoints.Resumable(
             run.path / "checkpoints", "transfer", self.inputs, checkpoint_steps(steps, round(shown))
@@ -325,7 +327,7 @@ class _Job:
         return plain, metrics.last
 
     def learnt(self, student: Any, built: Any, targets: Any, hardware: Any) -> dict[str, Any]:
-        """What the targets of some images are, and how often the student decides as they do; nothing where there are none."""
+        """Return statistics of the targets of some images, and how often the student agrees with them; empty without targets."""
         import numpy as np
 
         first = len(self.task.train) if self.labelled and len(self.task.train) < len(self.task.transfer) else 0
@@ -344,7 +346,7 @@ class _Job:
         }
 
     def run_stage(self, hardware: Any) -> dict[str, Any]:
-        """Train, and write the result."""
+        """Train the student, and write its weights and the result of the stage."""
         import numpy as np
 
         from tutelage.compute_cost import CostMeter

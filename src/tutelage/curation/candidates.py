@@ -1,4 +1,4 @@
-"""The gallery as stage 0 sees it: embedded, and without what may not be learnt from."""
+"""Candidates for the transfer set: the gallery, embedded, without the images that must not be trained on."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from tutelage.errors import TutelageError
 from tutelage.features.output_cache import as_void
 from tutelage.progress import progress
 
-CROWDED = COPIES // 2  # copies of one image in a search, from which on it may have missed some
-# Neighbours that are asked for at most: their thumbnails and crops take 50 MB for each held image at a time.
+CROWDED = COPIES // 2  # a search that finds this many copies of one image may have missed further ones
+# Most neighbours searched for a held-out image: their thumbnails and crops take 50 MB for each image being compared.
 DEEPEST = 4096
-MEMORY = 2**30  # bytes for the search where free memory cannot be told
+MEMORY = 2**30  # bytes for the search if the free memory is unknown
 
 
 def fill_pool(
@@ -34,18 +34,18 @@ def fill_pool(
     settings: dict[str, Any],
     tick: Callable[[int], None],
 ) -> tuple[Pool, LeakCheck, int, int, list[Rejected]]:
-    """Embed a gallery and bar what is there already: the labelled images again, held-out images, second copies.
+    """Embed a gallery and bar images that are known already: labelled images, held-out images, exact duplicates.
 
     Returns:
-        the pool; its leaks so far, to be asked about near duplicates too; the numbers of images that are labelled ones, and of exact
-        duplicates, those too; rejected images.
+        the pool; its leak check, which holds the leaks so far and can be called to find near duplicates; the number of labelled
+        images in the gallery; the number of exact duplicates, including those; rejected images.
     """
     cache, pieces = encoder.embedded(refs, tick, settings)
     embedded = cache.load(pieces)
     if not len(embedded):
         raise TutelageError("the gallery has no readable image", "see rejected.csv, and use another --gallery")
     mean = mean_of(embedded.parts)
-    # Words and images lie apart in a CLIP model's space: their cosine is taken as it was trained.
+    # A CLIP model embeds texts and images in different regions: their cosine is used as in its training, not centred.
     if encoder.words is not None:
         mean = np.zeros_like(mean)
     vectors = Vectors(embedded.parts, mean)
@@ -55,13 +55,13 @@ def fill_pool(
     leaks, labelled, twice = _same_pixels(pool, admitted)
     check = LeakCheck(pool, admitted, encoder, leaks)
     if settings["dedup"] == "gallery":
-        check_memory(pool, int(usable.sum()), "gallery")  # a search for leaks may take hours
+        check_memory(pool, int(usable.sum()), "gallery")  # before the search for leaks, which may take hours
         check()
     return pool, check, labelled, twice, embedded.rejected
 
 
 def nothing_left(pool: Pool, leaks: Sequence[Leak], labelled: int) -> TutelageError:
-    """The error for a gallery of which nothing may be chosen. labelled: how many of it are labelled images."""
+    """Return the error for a gallery of which nothing may be chosen. labelled: how many of its images are labelled images."""
     copies = len(pool.embedded) - len(leaks) - labelled
     parts = {"are validation or test images": len(leaks), "labelled ones": labelled, "copies of these": copies}
     return TutelageError(
@@ -72,10 +72,10 @@ def nothing_left(pool: Pool, leaks: Sequence[Leak], labelled: int) -> TutelageEr
 
 
 def _same_pixels(pool: Pool, admitted: LabelledSplit) -> tuple[list[Leak], int, int]:
-    """Bar by content: held-out images, labelled images, and all but the first of each content.
+    """Bar by content hash: held-out images, labelled images, and all but the first image of each content.
 
     Returns:
-        leaks; the number of images that are labelled ones; the number of these and of other duplicates.
+        leaks; the number of labelled images; the number of these and of other duplicates.
     """
     held = dict(zip(admitted.keys_of(admitted.held), admitted.held.tolist(), strict=True))
     keys = as_void(pool.embedded.keys)
@@ -93,10 +93,10 @@ def _same_pixels(pool: Pool, admitted: LabelledSplit) -> tuple[list[Leak], int, 
 
 @dataclass
 class LeakCheck:
-    """Bars gallery images that show validation or test images, mirrored or cropped ones too.
+    """Bars gallery images that show validation or test images, also mirrored or cropped.
 
-    leaks: found so far, those of the same pixels too. looked_at: gallery images that were compared with them. near: how many of these
-    were barred.
+    leaks: found so far, including those with the same pixels. looked_at: number of gallery images compared. near: number of these
+    that were barred.
     """
 
     pool: Pool
@@ -108,20 +108,20 @@ class LeakCheck:
 
     @cached_property
     def _held(self) -> tuple[list[np.ndarray], np.ndarray | None]:
-        """Pixels of the held-out images, and their embeddings where there are any."""
+        """Pixels of the held-out images, and their embeddings if there are any."""
         images = self.admitted.of(self.admitted.held)
         queries = self.encoder.held(self.admitted, self.pool.vectors.mean)
         return [images[i] for i in range(len(images))], queries
 
     def __call__(self, rows: np.ndarray | None = None) -> int:
-        """Bar near duplicates of held-out images among these rows of the pool (m,), or among all; how many are new."""
+        """Bar near duplicates of held-out images among these rows of the pool (m,), or among all; return how many."""
         usable = self.pool.usable
         if not len(self.admitted.held) or (rows is not None and not len(rows)):
             return 0
         self.looked_at += int(usable.sum()) if rows is None else len(rows)
         images, queries = self._held
         asked, k, barred = np.arange(len(images)), COPIES, 0
-        while len(asked):  # a search brings k neighbours of an image: those with many copies are asked again, for more
+        while len(asked):  # a search finds k neighbours of each image: those with many copies are searched again
             counts = np.zeros(len(asked), np.int64)
             found = near_leaks(
                 self.pool, [images[i] for i in asked.tolist()], None if queries is None else queries[asked],
@@ -143,16 +143,16 @@ def near_leaks(
     counts: np.ndarray | None = None,
     k: int = COPIES,
 ) -> list[tuple[int, int, str, float]]:
-    """Near duplicates of held-out images: found by embedding and by layout, confirmed on pixels.
+    """Return near duplicates of held-out images, found by embedding and by layout and confirmed on pixels.
 
     Args:
-        held: H images, (H_i, W_i, 3) uint8 each. queries: (H, D) float32 unit vectors of them, where there are any.
-        among: (m,) int64 rows of the pool to look at, which are taken into memory; None: all that are usable.
-        counts: as of `find_leaks`. k: neighbours of each held image by embedding, and by layout. More than COPIES are asked for a few
-            images only, and searched exactly: an inverted file takes longer to build.
+        held: H images, (H_i, W_i, 3) uint8 each. queries: (H, D) float32 unit vectors of them, if there are any.
+        among: (m,) int64 rows of the pool to search, which are read into memory; None: all usable rows.
+        counts: as for `find_leaks`. k: neighbours of each held-out image by embedding, and by layout. More than COPIES are wanted
+            for a few images only and searched exactly, because building an inverted file takes longer.
 
     Returns:
-        as `find_leaks`.
+        as from `find_leaks`.
     """
     layouts, exact, near = Vectors(pool.embedded.layout_parts, None), k > COPIES, []
     k = min(k, pool.vectors.count)

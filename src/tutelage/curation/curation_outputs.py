@@ -1,4 +1,4 @@
-"""What stage 0 leaves for people and for the later stages: manifests, leaks.csv, montage.jpg and a summary."""
+"""Outputs of curation for people and for the later stages: manifests, leaks.csv, montage.jpg and a summary."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from tutelage.data.sources import SOURCE, ImageRef
 from tutelage.progress import say
 from tutelage.run_folder import Run, hash_of
 
-MANY_LEAKS = 0.05  # share of the images looked at above which leaks are remarked upon
+MANY_LEAKS = 0.05  # share of the compared images above which the log comments on leaks
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
-LEAKS_SHOWN = 15  # pairs of leaks in the montage: as many as go into its three lines, so that it counts no others
-SHOWN = 9  # images that the montage shows of each query
+LEAKS_SHOWN = 15  # pairs of leaks in the montage: as many as fit on its three lines
+SHOWN = 9  # images that the montage shows for each query
 
 
 def log_transfer_set(chosen: int, wanted: int, compared: int, near: int) -> None:
-    """Say what a user would wonder about: fewer images than wanted, and many near duplicates of held-out ones among those looked at.
+    """Log what would surprise a user: fewer images than wanted, or many copies of held-out images among those compared.
 
-    wanted: 0 = all there are.
+    wanted: 0 = all usable images.
     """
     if chosen < wanted:
         say(
@@ -38,7 +38,7 @@ def log_transfer_set(chosen: int, wanted: int, compared: int, near: int) -> None
     if near > MANY_LEAKS * compared:
         say(
             f"{near:,} of {compared:,} gallery images that were compared count as copies of validation or test images: where all "
-            "images show the same scene, that is no wonder; look at montage.jpg. --dedup none keeps only identical images out"
+            "images show the same scene, that is to be expected; look at montage.jpg. --dedup none excludes only identical images"
         )
 
 
@@ -46,7 +46,7 @@ def write_manifests(
     run: Run, admitted: LabelledSplit, refs: list[ImageRef], choice: Choice, embedded: EmbeddingTable, strategy: str,
     queries: list[str],
 ) -> None:  # fmt: skip
-    """Write both manifests. refs: the chosen gallery images, as `choice` has them. queries: their names."""
+    """Write both manifests. refs: the chosen gallery images, in the order of `choice`. queries: names of the queries."""
     target, kept, drawn = admitted.target, admitted.kept, admitted.drawn
     write_manifest(
         run.path / "target_set" / "manifest.parquet", [target.refs[i] for i in kept],
@@ -67,7 +67,7 @@ def write_manifests(
 
 
 def identity(admitted: LabelledSplit, refs: list[ImageRef], embedded: EmbeddingTable, choice: Choice) -> str:
-    """Hash of all that later stages see of the choice: contents and names, not where files lie or when they were written."""
+    """Return a hash of all that later stages use of the choice: contents and names, but not the files' paths or times."""
     kept = admitted.kept
     places = {f"mask_{name}" for name in SOURCE}
     known = [column for name, column in admitted.columns(kept).items() if name not in places]
@@ -92,7 +92,7 @@ def write_leaks(run: Run, admitted: LabelledSplit, refs: list[ImageRef], leaks: 
 
 
 def pairs(store: Store, admitted: LabelledSplit, refs: list[ImageRef], leaks: Sequence[Leak]) -> list[KeptOut]:
-    """Some of the leaks, evenly spaced, each beside the image that it shows. refs: the gallery image of each leak."""
+    """Return some of the leaks, evenly spaced, each with the held-out image that it shows. refs: the gallery image of each leak."""
     places = np.unique(np.linspace(0, len(leaks) - 1, LEAKS_SHOWN).astype(np.int64)) if leaks else np.zeros(0, np.int64)
     wanted = [refs[i] for i in places.tolist()]
     store.add(wanted)
@@ -105,10 +105,10 @@ def pairs(store: Store, admitted: LabelledSplit, refs: list[ImageRef], leaks: Se
 def write_montage(
     run: Run, admitted: LabelledSplit, images: Images, choice: Choice, kept_out: Sequence[KeptOut], queries: Queries
 ) -> None:
-    """Write montage.jpg: queries and what each of them brought; without queries, labelled images beside a part of the set.
+    """Write montage.jpg: queries and the images that each of them found; without queries, labelled and random chosen images.
 
     Args:
-        images: the chosen gallery images, as `choice` has them.
+        images: the chosen gallery images, in the order of `choice`.
     """
     target, drawn = admitted.target, admitted.drawn
     labels, own = queries.labels, admitted.of(drawn[queries.drawn])
@@ -125,16 +125,16 @@ def write_montage(
         brought = [(images[int(i)], caption) for i, caption in zip(mine, captions, strict=True)]
         rows.append(Row(target.classes[labels[query]], own[query], brought))
     what = (
-        f"{'classes, each with a labelled image,' if queries.text else 'labelled images'} and what each of them brought"
+        f"{'classes, each with a labelled image,' if queries.text else 'labelled images'} and the images that each of them found"
         if by_query
-        else "labelled images, and some of the set at random"
+        else "labelled images, each beside randomly drawn images of the set"
     )
     picture = montage(rows, f"{len(choice):,} gallery images: {what}", kept_out, columns=SHOWN)
     save_montage(run.path / "transfer_set" / "montage.jpg", picture)
 
 
 def summary(pool: Pool, choice: Choice, queries: Queries, admitted: LabelledSplit) -> dict[str, Any]:
-    """Similarities, images that each class's queries brought, and how far set and gallery are from the target set."""
+    """Return and log similarities, images found per class, and the distances of transfer set and gallery to the target set."""
     found: dict[str, Any] = {"index": "ivf", "recall": min(pool.recalls)} if pool.recalls else {}
     near = far = float("nan")
     images = not queries.text
@@ -150,16 +150,16 @@ def summary(pool: Pool, choice: Choice, queries: Queries, admitted: LabelledSpli
     found["brought"] = dict(zip(admitted.target.classes, brought.tolist(), strict=True))
     if without := [name for name, count in found["brought"].items() if not count]:
         say(
-            f"the queries of {', '.join(without)} bring nothing new: their nearest images went to other queries or are duplicates"
+            f"the queries of {', '.join(without)} find nothing new: their nearest images went to other queries or are duplicates"
         )
     warning, named = nothing_near(pool, choice, queries.labels, admitted.target.classes) if images else ("", [])
     if warning:
         say(warning)
         found |= {"far_classes": named} if named else {"nothing_near": True}
     say(
-        f"similarity to the query that brought an image: median {quantiles[3]:.2f}, 5 % below {quantiles[1]:.2f}"
+        f"similarity of an image to the query that found it: median {quantiles[3]:.2f}, 5 % below {quantiles[1]:.2f}"
         + (
-            f"; distance to the labelled images (MMD^2) {near:.3f}, of the whole gallery {far:.3f}"
+            f"; distance (MMD^2) to the labelled images: {near:.3f}, and {far:.3f} for the whole gallery"
             if "distance" in found
             else ""
         )

@@ -1,8 +1,8 @@
-"""Near duplicates: pictures that are copies of each other, re-encoded, resized, cropped to 90 % or mirrored.
+"""Near duplicates: images that are copies of each other, re-encoded, resized, cropped to 90 % of their sides or mirrored.
 
-Candidates come from two searches, since each finds what the other misses: embeddings find crops (all within the 5 nearest
-of 22,700; a JPEG of a 32-pixel image at quality 40 only within 888), the layout of small pixels finds everything else
-(all within the 3 nearest; crops only within 4,114). A candidate is confirmed on thumbnails (same_picture.py).
+Candidates come from two searches, because each finds copies that the other misses. Embeddings find crops (all within the 5
+nearest of 22,700 images, but a 32-pixel JPEG of quality 40 only within 888); layouts of small pixels find all other copies
+(all within the 3 nearest, but crops only within 4,114). Candidates are confirmed on thumbnails (image_match.py).
 """
 
 from __future__ import annotations
@@ -31,30 +31,28 @@ from tutelage.curation.search import search
 from tutelage.curation.vectors import Vectors
 from tutelage.features.principal_axes import COMPONENTS, unit_embeddings
 
-COPIES = (
-    20  # neighbours to search for a held image, by embedding and by layout; more copies than these may slip through
-)
-FLOOR = 0.45  # of either cosine: the embeddings of copies to 90 % start at 0.51, the layouts of other copies at 0.68
-NEIGHBOURS = 10  # of each image in near_duplicates
-SEARCHES = 3  # for them: by embedding, by layout, by the mirrored layout
-ASKED = 4096  # images at once
-MANY = 5_000  # images, above which only their first principal components are searched: 2 s instead of 5 for 20,000
-SURE = 0.8  # layouts above this are looked at whatever the embeddings say
+COPIES = 20  # neighbours searched for each held-out image by embedding, and again by layout; more copies may be missed
+FLOOR = 0.45  # least cosine of a candidate: embeddings of 90 % crops start at 0.51, layouts of other copies at 0.68
+NEIGHBOURS = 10  # neighbours that near_duplicates searches for each image
+SEARCHES = 3  # number of these searches: by embedding, by layout, by the mirrored layout
+ASKED = 4096  # images searched at once
+MANY = 5_000  # above this many images only the first principal components are searched: 2 s instead of 5 s for 20,000
+SURE = 0.8  # pairs whose layouts have a larger cosine are compared whatever their embeddings say
 
 
 def search_layouts(
     held: Sequence[np.ndarray], layouts: Vectors, k: int = COPIES, memory: int | None = None,
     advance: Callable[[int], None] = lambda n: None, usable: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """The gallery images whose layout is nearest to that of a held image or of its mirror image.
+    """Return the gallery images whose layouts are nearest to that of each held-out image and of its mirror image.
 
     Args:
-        held: H images, (H_i, W_i, 3) uint8 each. layouts: those of the gallery, 192 features, as they are.
+        held: H held-out images, (H_i, W_i, 3) uint8 each. layouts: the gallery's layouts, 192 features, not centred.
         memory, advance, usable: as in `search`.
 
     Returns:
-        (H, 2 k) float32 cosines and (H, 2 k) int64 rows of the gallery: k for the image, k for its mirror image; a row may be in both;
-        -1 where there are no more.
+        (H, 2 k) float32 cosines and (H, 2 k) int64 gallery rows: k for the image, then k for its mirror image. A row may occur in
+        both; -1 where the gallery has no more rows.
     """
     thumbs = np.array([thumbnail(image) for image in held], np.uint8).reshape(-1, THUMB, THUMB, 3)
     queries = layout(np.concatenate([thumbs, thumbs[:, :, ::-1]]))
@@ -70,18 +68,18 @@ def find_leaks(
     advance: Callable[[int], None] = lambda n: None,
     counts: np.ndarray | None = None,
 ) -> list[tuple[int, int, str, float]]:
-    """Gallery images that are copies of held-out images.
+    """Return the gallery images that are copies of held-out images.
 
     Args:
-        similarity: (H, k) float32 cosines; those below FLOOR are passed over.
-        rows: (H, k) int64, gallery images near each held image: by embedding and by `search_layouts`, side by side in
-            any order; -1 for none.
-        held: H images, (H_i, W_i, 3) uint8 each. thumbs: (m,) int64 rows -> their (m, 16, 16, 3) uint8 thumbnails.
-        advance: called with the number of held images just done. counts: (H,) int64, filled with the number of copies of each held image.
+        similarity: (H, k) float32 cosines; those below FLOOR are ignored.
+        rows: (H, k) int64 gallery rows near each held-out image, found by embedding and by `search_layouts`, side by side
+            in any order; -1 where there is none.
+        held: H held-out images, (H_i, W_i, 3) uint8 each. thumbs: (m,) int64 rows -> their (m, 16, 16, 3) uint8 thumbnails.
+        advance: called with the number of held-out images just done. counts: (H,) int64, filled with the number of copies of each.
 
     Returns:
-        (row, position of the held image, how, similarity), ordered by row, each row once with the most similar image
-        that it is a copy of. how: one of HOW[1:].
+        (gallery row, position of the held-out image, how, similarity), ordered by row. Each row appears once, with the most
+        similar held-out image that it is a copy of. how: one of HOW[1:].
     """
 
     def copies_of(position: int) -> list[tuple[int, int, str, float]]:
@@ -113,22 +111,22 @@ def near_duplicates(
     fresh: np.ndarray | None = None,
     advance: Callable[[int], None] = lambda n: None,
 ) -> np.ndarray:
-    """The first image of each picture: an image is a duplicate when it is a copy of an earlier one that is none.
+    """Return which image each image duplicates: an image is a duplicate if it is a copy of an earlier, kept image.
 
-    Images that are copies of a duplicate only (a crop of a crop) are kept.
+    Images that are copies only of a duplicate (a crop of a crop) are kept.
 
     Args:
         embeddings: (n, D) float32, unit length. thumbs: (n, 16, 16, 3) uint8.
-        floor: pairs whose embeddings have a smaller cosine are looked at only when their layouts agree to SURE.
-        fresh: (m,) int64 positions; the others are known not to be copies of each other. None: nothing is known.
-        advance: called with numbers of images whose neighbours were looked for in one of SEARCHES ways.
+        floor: pairs whose embeddings have a smaller cosine are compared only if their layouts have a cosine of at least SURE.
+        fresh: (m,) int64 positions of images to check; the others are known not to be copies of each other. None: check all.
+        advance: called with the number of images searched, once for each of the SEARCHES searches.
 
     Returns:
-        (n,) int64: the smallest position of a kept image that this one is a copy of; its own where it is kept.
+        (n,) int64: the smallest position of a kept image that this one is a copy of; its own position if it is kept.
     """
     first, small, layouts = np.arange(len(thumbs)), opponent(thumbs), layout(thumbs)
     asked = first if fresh is None else fresh
-    while len(asked):  # of many copies of one picture, the neighbours of some are all dropped: those are asked again
+    while len(asked):  # among many copies of one picture, an image's neighbours may all be dropped: search it again
         kept = np.flatnonzero(first == np.arange(len(first)))
         pairs = kept[_pairs(embeddings[kept], layouts[kept], floor, np.searchsorted(kept, asked), advance)]
         for b, a in _copies(small, pairs).tolist():
@@ -137,13 +135,13 @@ def near_duplicates(
         dropped = first[pairs] != pairs
         asked = np.unique(pairs[dropped.any(axis=1)])
         asked = asked[first[asked] == asked] if dropped.any() else asked[:0]
-    while (first[first] != first).any():  # kept at first, and dropped later
+    while (first[first] != first).any():  # the copied image was kept at first and dropped later
         first = first[first]
     return first
 
 
 def _copies(small: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """Of pairs (p, 2) int64, those that are copies of each other: (q, 2), the later first, in its order."""
+    """Return those of `pairs` (p, 2) int64 that are copies of each other: (q, 2), the later image first, sorted by it."""
     mean, spread = colours_of(small)
     a, b = ((mean[side], spread[side]) for side in pairs.T)
     pairs = pairs[may_agree(a, b)]
@@ -156,7 +154,7 @@ def _copies(small: np.ndarray, pairs: np.ndarray) -> np.ndarray:
         other, target = np.unique(block[:, 1], return_inverse=True)
         return block[compare(small[source], small[other], number, target) > 0]
 
-    # Two threads of BLAS on busy cores took 3 times as long.
+    # One BLAS thread per worker: with two, on busy cores, this took 3 times as long.
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(os.cpu_count()) as pool:
         copies = [np.zeros((0, 2), np.int64), *pool.map(copies_in, range(0, len(pairs), BLOCK))]
     return np.unique(np.sort(np.concatenate(copies), axis=1)[:, ::-1], axis=0)
@@ -165,13 +163,13 @@ def _copies(small: np.ndarray, pairs: np.ndarray) -> np.ndarray:
 def _pairs(
     embeddings: np.ndarray, layouts: np.ndarray, floor: float, fresh: np.ndarray, advance: Callable[[int], None]
 ) -> np.ndarray:
-    """(p, 2) int64, a < b: whom to look at, of the nearest neighbours of `fresh` by embedding and by layout (mirrored ones too)."""
+    """Return the pairs to compare, (p, 2) int64 with a < b: nearest neighbours of `fresh` by embedding, layout and mirrored layout."""
     half = THUMB // 2
     mirrored = np.ascontiguousarray(layouts.reshape(-1, half, half, 3)[:, :, ::-1]).reshape(layouts.shape)
     if len(fresh) > MANY and embeddings.shape[1] > COMPONENTS:
         embeddings = unit_embeddings(embeddings)
     a, b = _near(embeddings, embeddings, floor, fresh, advance)
-    blank = np.minimum(squared_length(layouts[a]), squared_length(layouts[b])) < 0.99  # their layout says little
+    blank = np.minimum(squared_length(layouts[a]), squared_length(layouts[b])) < 0.99  # too little structure to judge
     alike = [np.einsum("pd,pd->p", one[a], layouts[b]) for one in (layouts, mirrored)]
     keep = blank | (np.maximum(*alike) >= FLOOR)
     found = [(a[keep], b[keep]), *(_near(layouts, queries, SURE, fresh, advance) for queries in (layouts, mirrored))]
@@ -182,7 +180,7 @@ def _pairs(
 def _near(
     base: np.ndarray, queries: np.ndarray, floor: float, fresh: np.ndarray, advance: Callable[[int], None]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(p,), (p,) int64: pairs of a query in `fresh` and one of its nearest in base, not itself, with at least this cosine."""
+    """Return pairs, (p,) and (p,) int64: a query in `fresh` and a near row of `base`, not itself, with a cosine >= floor."""
     import faiss
 
     index = faiss.IndexFlatIP(base.shape[1])

@@ -1,10 +1,10 @@
-"""Embeddings of a gallery: each image seen once by the encoder, its pixels not kept.
+"""Embeddings of a gallery: the encoder sees each image once, and its pixels are not kept.
 
-`cache/embeddings-<hash>/` belongs to one (encoder's weights, size, preprocessing). A piece, 2,048 images on the mean, is
-`<name>.npy` (float16 features), `<name>.thumbs.npy` and `<name>.layouts.npy` (small pixels for the search of copies) and
-`<name>.parquet` (content hash of each image, or why it cannot be used), which is renamed into place last: a piece is whole
-or not there. Where pieces end depends on the images alone, so that every machine, restart and share computes the same
-batches and gets the same bits; an image more in a folder changes one piece.
+`cache/embeddings-<hash>/` belongs to one encoder (weights, size, preprocessing). A piece, 2,048 images on average, is
+`<name>.npy` (float16 features), `<name>.thumbs.npy` and `<name>.layouts.npy` (small pixels for finding copies) and
+`<name>.parquet` (content hash of each image, or why it cannot be used), which is renamed into place last: a piece is
+complete or absent. Where pieces end depends only on the images, so that every machine, restart and share computes the
+same batches and gets the same bits; adding an image to a folder changes one piece.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tutelage.data.sources import ImageRef, Rejected
 from tutelage.models.adapted_teacher import FeatureExtractor, half_precision
 from tutelage.run_folder import atomic_write, hash_of, write_json
 
-PIECE_BITS = 11  # a piece ends after an image whose fingerprint ends in so many zero bits: 2,048 images on the mean
+PIECE_BITS = 11  # a piece ends after an image whose fingerprint ends in this many zero bits: 2,048 images on average
 BATCH = 64  # images in one forward pass
 
 
@@ -64,7 +64,7 @@ def pieces_of(refs: Sequence[ImageRef]) -> list[Piece]:
 
 @dataclass(frozen=True)
 class EmbeddingTable:
-    """The usable images of a gallery, in its order.
+    """The usable images of a gallery, in the gallery's order.
 
     parts: files of float16 features, one for each piece. positions: (N,) int64 in the gallery. keys: (N, 32) uint8 content hashes.
     starts: (P + 1,) int64, rows where the pieces begin. thumb_parts: memory-mapped (n, 16, 16, 3) uint8, one for each piece.
@@ -83,7 +83,7 @@ class EmbeddingTable:
         return len(self.positions)
 
     def thumbs(self, rows: np.ndarray) -> np.ndarray:
-        """(m, 16, 16, 3) uint8 thumbnails of these rows."""
+        """Return the (m, 16, 16, 3) uint8 thumbnails of these rows."""
         out = np.empty((len(rows), THUMB, THUMB, 3), np.uint8)
         piece = np.searchsorted(self.starts, rows, side="right") - 1
         for number in np.unique(piece):
@@ -93,25 +93,25 @@ class EmbeddingTable:
 
 
 class EmbeddingSource(Protocol):
-    """Where vectors come from. about: what they depend on, for the cache's name. width: their features."""
+    """Source of embeddings. about: what they depend on, hashed into the cache's name. width: number of features."""
 
     about: dict[str, Any]
     width: int
 
     def lacks(self, ref: ImageRef) -> str | None:
-        """Why an image cannot have a vector; None when it can."""
+        """Return why an image cannot be embedded; None if it can."""
 
     def prepare(self, rgb: np.ndarray) -> np.ndarray:
-        """What is kept of an image (H, W, 3) uint8 for `features`."""
+        """Return what `features` needs of an image (H, W, 3) uint8."""
         ...
 
     def features(self, refs: Sequence[ImageRef], pixels: Sequence[np.ndarray]) -> np.ndarray:
-        """(B, D) float16 vectors of images that were prepared."""
+        """Return the (B, D) float16 embeddings of prepared images."""
         ...
 
 
 class ByNetwork:
-    """Vectors by an encoder. resize: how an image becomes a square."""
+    """Embeddings computed by a network. resize: how an image becomes a square."""
 
     def __init__(self, network: FeatureExtractor, resize: str):
         self.network, self.resize, self.width = network, resize, network.width
@@ -121,15 +121,15 @@ class ByNetwork:
         }  # fmt: skip
 
     def lacks(self, ref: ImageRef) -> str | None:
-        """Never anything."""
+        """Return None: a network can embed every image."""
         return None
 
     def prepare(self, rgb: np.ndarray) -> np.ndarray:
-        """(S, S, 3) uint8 pixels as the network takes them."""
+        """Return (S, S, 3) uint8 pixels at the network's input size."""
         return fit(rgb, self.network.size, self.resize)
 
     def features(self, refs: Sequence[ImageRef], pixels: Sequence[np.ndarray]) -> np.ndarray:
-        """(B, D) float16 features of (S, S, 3) uint8 images."""
+        """Return the (B, D) float16 features of (S, S, 3) uint8 images."""
         import torch
 
         network = self.network
@@ -139,7 +139,7 @@ class ByNetwork:
 
 
 class EmbeddingCache:
-    """Embeddings from one source. side: short side of images as they are decoded."""
+    """Embeddings from one source, on disk. side: short side in pixels of the decoded images."""
 
     def __init__(self, cache: str | Path, source: EmbeddingSource, side: int):
         about = {**source.about, "store_side": side, "copies": "layouts"}
@@ -149,7 +149,7 @@ class EmbeddingCache:
             write_json(self.folder / "about.json", about)
 
     def has(self, piece: Piece) -> bool:
-        """Whether a piece is done."""
+        """Return whether a piece is done."""
         return (self.folder / f"{piece.name}.parquet").exists()
 
     def embed(self, piece: Piece, advance: Callable[[int], None] = lambda n: None) -> None:
@@ -165,7 +165,7 @@ class EmbeddingCache:
             batches = self._batches(piece.refs, keys, reasons, pool)
             coming = reader.submit(next, batches, None)
             while (batch := coming.result()) is not None:
-                coming = reader.submit(next, batches, None)  # decoded while the encoder works
+                coming = reader.submit(next, batches, None)  # decode it while the encoder works
                 positions, pixels, small, seen = batch
                 if positions:
                     features.append(self.source.features([piece.refs[i] for i in positions], pixels))
@@ -185,7 +185,7 @@ class EmbeddingCache:
             )
 
     def load(self, pieces: Sequence[Piece]) -> EmbeddingTable:
-        """What is known of these pieces, all of which are done."""
+        """Open the embeddings of these pieces, all of which must be done."""
         positions, keys, starts, rejected = [], [], [0], []
         for piece in pieces:
             table = pq.read_table(self.folder / f"{piece.name}.parquet")
@@ -207,7 +207,7 @@ class EmbeddingCache:
     def _batches(
         self, refs, keys, reasons, pool
     ) -> Iterator[tuple[list[int], list[np.ndarray], list[np.ndarray], int]]:
-        """Yield positions, square pixels and thumbnails of up to BATCH usable images, and how many images were read for them."""
+        """Yield positions, prepared pixels and thumbnails of up to BATCH usable images, and how many images were read for them."""
         positions: list[int] = []
         pixels: list[np.ndarray] = []
         thumbs: list[np.ndarray] = []

@@ -1,4 +1,4 @@
-"""Who turns images into vectors for the search: the frozen teacher, a CLIP model, or somebody else before us."""
+"""Sources of the vectors for the search: the frozen teacher, a CLIP model, or embeddings computed elsewhere."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from tutelage.progress import progress, say
 
 @dataclass(frozen=True)
 class Queries:
-    """Whom the gallery is searched for.
+    """The queries with which the gallery is searched.
 
-    vectors: (Q, D) float32, unit length. labels: (Q,) int64 class of each. names: what the manifest calls them.
-    drawn: (Q,) int64, the labelled image that stands for each in the montage, as a place among those drawn. text: whether the
-    classes' words ask, and not images.
+    vectors: (Q, D) float32, unit length. labels: (Q,) int64 class of each. names: their names in the manifest.
+    drawn: (Q,) int64, the labelled image that represents each in the montage, as a position among those drawn. text: whether the
+    queries are class names instead of images.
     """
 
     vectors: np.ndarray
@@ -41,10 +41,10 @@ class Queries:
 
 @dataclass(frozen=True)
 class GalleryEmbedder:
-    """side: short side of stored images. cache: the folder. resize: as evaluation does. network, given: one of them embeds.
+    """Embeds gallery and target. side: short side of stored images. cache: folder. resize: as in evaluation. network or given: source.
 
-    words: (C, D) float32 vector of each class for queries of text; None for queries that are images. is_teacher: later stages
-    need the same outputs. about_words: what the words' vectors depend on.
+    words: gives the (C, D) float32 vectors of class names for text queries; None for image queries. is_teacher: whether later
+    stages need the same outputs. about_words: what the vectors of class names depend on.
     """
 
     side: int
@@ -58,7 +58,7 @@ class GalleryEmbedder:
 
     @classmethod
     def of(cls, settings: dict[str, Any], cache: Path) -> GalleryEmbedder:
-        """The encoder that the settings of `curate` name."""
+        """Build the embedder that the settings of `curate` name."""
         from tutelage.data.image_cache import short_side
         from tutelage.models.teachers import default_size, resolve
 
@@ -96,23 +96,23 @@ class GalleryEmbedder:
             words = lambda classes: class_embeddings(clip, classes, templates)  # noqa: E731
             place["side"] = short_side(max(sizes), clip.network.size)  # or it would see enlarged images
             return cls(**place, network=clip.network, words=words, about_words=[clip.hash, templates])
-        size = settings["teacher_window"] or settings["teacher_size"]  # a whole image, as large as what it sees at once
+        size = settings["teacher_window"] or settings["teacher_size"]  # embed whole images at the size of one window
         teacher = build_teacher(settings["teacher"], settings["teacher_weights"], size)
         return cls(**place, network=network_of(teacher, hardware), is_teacher=True)
 
     @property
     def identity(self) -> list[Any]:
-        """What the vectors depend on beside the images."""
+        """Return everything besides the images that the vectors depend on."""
         if self.given is not None:
             return [self.given.about, *self.about_words]
         assert self.network is not None
         return [self.network.hash, self.network.size, self.network.precision, *self.about_words]
 
     def target(self, admitted: LabelledSplit, rows: np.ndarray, what: str) -> np.ndarray | None:
-        """Raw vectors (n, D) float32 of these rows of the target set; None where they were made elsewhere, and not for these.
+        """Return raw vectors (n, D) float32 of these rows of the target set; None if precomputed embeddings lack all of them.
 
         Raises:
-            TutelageError: vectors made elsewhere for a part of the images.
+            TutelageError: precomputed embeddings lack some of the images.
         """
         if self.given is None:
             return self._outputs(admitted.of(rows), what)
@@ -129,7 +129,7 @@ class GalleryEmbedder:
         return self.given.finite(found)
 
     def queries(self, admitted: LabelledSplit, mean: np.ndarray | None) -> Queries:
-        """The labelled images, or the classes' words. mean: (D,) float32 that the gallery's vectors are centred by."""
+        """Return the queries: labelled images, or class names. mean: (D,) float32 with which the gallery's vectors are centred."""
         labels, drawn = admitted.target.labels[admitted.drawn], np.arange(len(admitted.drawn))
         if self.words is not None:
             classes = list(admitted.target.classes)
@@ -154,7 +154,7 @@ class GalleryEmbedder:
         return cache.table(images, CLEAN).rows()
 
     def hand_on(self, images: Images, features: np.ndarray) -> None:
-        """Give the teacher's features of chosen images to the later stages. features: (n, D), as the encoder gave them."""
+        """Cache the teacher's features of chosen images for the later stages. features: (n, D), as the encoder gave them."""
         cache, _ = self._output_cache()
         missing = cache.table(images, CLEAN).missing
         _, first = np.unique(as_void(images.keys[missing]), return_index=True)
@@ -168,14 +168,14 @@ class GalleryEmbedder:
         return OutputCache(self.cache, self.network, self.resize, self.side), settings
 
     def cache_of_vectors(self) -> EmbeddingCache:
-        """Where the gallery's vectors are kept."""
+        """Return the cache of the gallery's vectors."""
         source = self.given or ByNetwork(self.network, self.resize)  # type: ignore[arg-type]
         return EmbeddingCache(self.cache, source, self.side)
 
     def embedded(
         self, refs: Sequence[ImageRef], tick: Callable[[int], None], settings: dict[str, Any], share: tuple[int, int] = (0, 1)
     ) -> tuple[EmbeddingCache, list[Piece]]:  # fmt: skip
-        """Embed what is not embedded yet of this share of the pieces, here or on a cluster, as the settings say."""
+        """Embed the missing pieces of this share, here or on a cluster, as the settings say; return the cache and all pieces."""
         if self.given is not None and (found := self.given.find(refs, "gallery images")).max(initial=-1) < 0:
             raise TutelageError(
                 f"--embeddings: none of its {len(self.given):,} names is one of the {len(found):,} gallery images",
@@ -196,18 +196,18 @@ class GalleryEmbedder:
         return cache, pieces
 
     def held(self, admitted: LabelledSplit, mean: np.ndarray | None) -> np.ndarray | None:
-        """(H, D) float32 unit vectors of validation and test images; None where they were made elsewhere, and not for these."""
+        """Return (H, D) float32 unit vectors of validation and test images; None if precomputed embeddings lack all of them."""
         features = self.target(admitted, admitted.held, "validation and test images")
         if features is None:
             say(
-                "--embeddings has no vectors of validation and test images: copies of them are searched by their pixels only"
+                "--embeddings has no vectors of validation and test images: copies of them are found by their pixels only"
             )
             return None
         return unit(features, mean)
 
 
 def _everywhere(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings with whole paths, for workers that run in other folders."""
+    """Return the settings with absolute paths, for workers that run in other folders."""
 
     def whole(value: str) -> str:
         return str(Path(value).absolute()) if Path(value).exists() else value
@@ -219,12 +219,12 @@ def _everywhere(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _cache_of(settings: dict[str, Any], cache: Path) -> EmbeddingCache:
-    """Where the vectors of an encoder are kept, the encoder being built for it."""
+    """Build the encoder and return the cache of its vectors."""
     return GalleryEmbedder.of(settings, cache).cache_of_vectors()
 
 
 def both(one: Callable[[int], None], other: Callable[[int], None]) -> Callable[[int], None]:
-    """A function that calls two."""
+    """Return a function that calls both."""
 
     def called(count: int) -> None:
         one(count)
@@ -234,6 +234,6 @@ def both(one: Callable[[int], None], other: Callable[[int], None]) -> Callable[[
 
 
 def unit(features: np.ndarray, mean: np.ndarray | None) -> np.ndarray:
-    """Centred features at unit length: (n, D) float32."""
+    """Return the centred features at unit length: (n, D) float32."""
     centred = features if mean is None else features - mean
     return (centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Whether two thumbnails show one picture: one image's thumbnail against crops of the other, mirrored too, in every place.
+"""Decide whether two thumbnails show the same picture: one image's thumbnail against all crops of the other, also mirrored.
 
 Images are compared as 16 x 16 thumbnails in three opponent colours (grey; red - blue; red - 2 green + blue).
 """
@@ -13,60 +13,60 @@ import numpy as np
 from tutelage.data.decode import fit
 
 THUMB = 16
-DETAIL = 64  # pixels of a held image from which its crops are made
-CROPS = (0.95, 0.9)  # sides of the crops; what lies between is reached by the shift below
-OVERSHOOT = 1.35  # most that a crop's variance is of the whole's
-STEP = 0.025  # of their corners, in sides; half of it is 0.2 of a thumbnail's pixels
+DETAIL = 64  # side in pixels to which a held-out image is resized before it is cropped
+CROPS = (0.95, 0.9)  # sides of the crops relative to the image's; sides in between are reached by SHIFT below
+OVERSHOOT = 1.35  # largest ratio of a crop's variance to the whole image's
+STEP = 0.025  # distance of the crops' corners, in sides of the image; half of it is 0.2 pixels of a thumbnail
 HOW = ("", "same picture", "mirrored", "cropped", "cropped and mirrored")
 
-# A copy: residual against local structure at most LOCAL everywhere, and against the whole picture's at most OVERALL.
-# Of 1,000 copies (32 and 224 px, a third as JPEG at quality 40) 99.5 % stay below 0.75 and 0.21. Other pictures: CIFAR's
-# 5,000 most alike pairs that are no copies start at 1.0, emoji (another face on the same disc) at 0.76.
+# A copy's residual is at most LOCAL of the local structure everywhere, and at most OVERALL of the whole picture's.
+# Of 1,000 copies (32 and 224 px, a third as JPEG of quality 40) 99.5 % stay below 0.75 and 0.21. Of different pictures,
+# CIFAR's 5,000 most similar pairs that are not copies start at 1.0, emoji (another face on the same disc) at 0.76.
 LOCAL, OVERALL = 0.8, 0.3
-WORTH = 0.45  # a crop whose layout is further off is not compared: copies reach 0.32, and their contrast may change
-BLOCK = 1024  # pairs looked at in one go: 80 MB
-NOISE = 16.0  # levels of structure that a window is taken to have at least: rounding and JPEG are no difference
-FAINT = 1.5  # levels of residual that are allowed in a picture without structure
-WINDOW = 3  # pixels of a thumbnail; with 4, 5 emoji for 3 pass as another face
+WORTH = 0.45  # crops whose layouts differ by more are not compared: copies reach 0.32, and their contrast may change
+BLOCK = 1024  # pairs compared at once: 80 MB
+NOISE = 16.0  # levels of structure assumed at least in a window: rounding and JPEG noise are not a difference
+FAINT = 1.5  # levels of residual allowed in a picture without structure
+WINDOW = 3  # side in pixels of a thumbnail; with 4, 5 emoji instead of 3 pass as another face
 SHIFT, GAIN = 0.75, 0.12  # how far a crop may be moved (in pixels of a thumbnail) and its contrast changed to agree
-COLOUR = 0.5  # weight of colour against grey: JPEG at quality 40 harms colour twice as much
+COLOUR = 0.5  # weight of colour relative to grey: JPEG of quality 40 distorts colour twice as much
 
 _OPPONENT = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]], np.float32) / np.sqrt([[3], [2], [6]], dtype=np.float32)
 _OPPONENT = np.ascontiguousarray((_OPPONENT * np.array([[1], [COLOUR], [COLOUR]], np.float32)).T)
 
 
 def thumbnail(image: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 -> (16, 16, 3) uint8: the whole image, squashed, antialiased."""
+    """(H, W, 3) uint8 -> (16, 16, 3) uint8: the whole image, squashed to a square, antialiased."""
     return fit(image, THUMB, "squash")
 
 
 def opponent(images: np.ndarray) -> np.ndarray:
-    """(..., 3) uint8 RGB -> (..., 3) float32 grey and two colours, lengths kept but for COLOUR."""
+    """(..., 3) uint8 RGB -> (..., 3) float32: grey and two colours; lengths are kept, except that COLOUR weights colours."""
     return images.astype(np.float32) @ _OPPONENT
 
 
 def layout(thumbs: np.ndarray) -> np.ndarray:
-    """What is light and what is dark where, for a search by inner product.
+    """Return where a picture is light and where it is dark, as a vector for a search by inner product.
 
     Args:
         thumbs: (n, 16, 16, 3) uint8.
 
     Returns:
-        (n, 192) float32: 8 x 8 pixels without their mean colour, of unit length; shorter where there is hardly any
-        structure, so that the rounding of a blank image looks like nothing.
+        (n, 192) float32: 8 x 8 pixels minus their mean colour, at unit length; shorter where there is hardly any
+        structure, so that rounding errors of a blank image match nothing.
     """
     flat = _less_mean(_halved(opponent(thumbs)))
-    return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), THUMB // 2)  # one level a pixel
+    return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), THUMB // 2)  # one level per pixel
 
 
 def confirm(image: np.ndarray, thumbs: np.ndarray) -> np.ndarray:
-    """Which thumbnails show the picture of an image, or a crop of it, or a picture that it is a crop of.
+    """Return which thumbnails show the same picture as an image, a crop of it, or a picture of which it is a crop.
 
     Args:
         image: (H, W, 3) uint8. thumbs: (m, 16, 16, 3) uint8.
 
     Returns:
-        (m,) int64, index in HOW: 0 another picture, 1 the same, 2 mirrored, 3 cropped, 4 cropped and mirrored.
+        (m,) int64, index in HOW: 0 a different picture, 1 the same, 2 mirrored, 3 cropped, 4 cropped and mirrored.
     """
     how = np.zeros(len(thumbs), np.int64)
     small, own = opponent(thumbs), opponent(thumbnail(image)[None])
@@ -85,27 +85,27 @@ def colours_of(small: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def may_agree(one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """(m,) bool: False where mean colours lie so far apart that no crop of either can pass `_agree`; it spares most pairs the crops.
+    """(m,) bool: False where mean colours differ so much that no crop of either can pass `_agree`; most pairs then need no crops.
 
-    The mean of a share p of an image is at most sqrt((1 - p) / p) standard deviations off the whole's (Cauchy and Schwarz). Its variance
-    is at most 1 / p times the whole's, and OVERSHOOT with the lobes of the cubic that enlarges it.
+    The mean of a share p of an image is at most sqrt((1 - p) / p) standard deviations from the whole image's (Cauchy-Schwarz). Its
+    variance is at most 1 / p times the whole image's, and OVERSHOOT times with the lobes of the cubic that enlarges it.
     """
     share = min(CROPS) ** 2
     spread = np.maximum(one[1], other[1])
     contrast = np.sqrt(np.square(spread).sum(axis=1) * OVERSHOOT)
-    most = _most_shift(contrast) + np.float32(np.sqrt((1 - share) / share)) * spread + 1  # a level for rounding
+    most = _most_shift(contrast) + np.float32(np.sqrt((1 - share) / share)) * spread + 1  # one level for rounding
     return np.all(np.abs(one[0] - other[0]) <= most, axis=1)
 
 
 def compare(images: np.ndarray, thumbs: np.ndarray, image: np.ndarray, thumb: np.ndarray) -> np.ndarray:
-    """How pairs of an image and a thumbnail are related: the whole image, and of its crops the one whose layout fits best.
+    """Return how each pair of an image and a thumbnail is related, trying the whole image and the crop whose layout fits best.
 
     Args:
         images: (n, S, S, 3) float32. thumbs: (t, 16, 16, 3) float32. Both in opponent colours.
-        image, thumb: (p,) int64, which of them; ordered by image.
+        image, thumb: (p,) int64, index of each pair's image and thumbnail; ordered by image.
 
     Returns:
-        (p,) int64, index in HOW: the simplest that agrees.
+        (p,) int64, index in HOW: the simplest relation that agrees, 0 if none does.
     """
     layouts = _layouts_of_crops(images)
     mirrored = thumbs[:, :, ::-1]
@@ -114,7 +114,7 @@ def compare(images: np.ndarray, thumbs: np.ndarray, image: np.ndarray, thumb: np
     wanted = _less_mean(small)
     length = squared_length(wanted)
     worth = FAINT**2 * (THUMB // 2) ** 2 + WORTH**2 * length
-    crop = np.zeros((2, 2, len(image)), np.int64)  # whole or cropped; as it is or mirrored; pair
+    crop = np.zeros((2, 2, len(image)), np.int64)  # axes: whole or cropped; plain or mirrored; pair
     near = np.zeros(crop.shape, bool)
     ends = np.searchsorted(image, np.arange(len(images) + 1))
     for number, (start, end) in enumerate(pairwise(ends)):
@@ -147,7 +147,7 @@ def _halved(thumbs: np.ndarray) -> np.ndarray:
 
 
 def _less_mean(images: np.ndarray) -> np.ndarray:
-    """(..., h, w, 3) float32 -> (..., h * w * 3): without their mean colour."""
+    """(..., h, w, 3) float32 -> (..., h * w * 3): the pixels minus their mean colour."""
     *others, height, width, colours = images.shape
     flat = images.reshape(*others, height * width, colours)
     return (flat - flat.mean(axis=-2, keepdims=True)).reshape(*others, height * width * colours)
@@ -155,10 +155,10 @@ def _less_mean(images: np.ndarray) -> np.ndarray:
 
 @cache
 def _lines(size: int, pixels: int) -> np.ndarray:
-    """(9, pixels, size) float32: how a line of pixels and its crops are resized. The whole is first.
+    """(9, pixels, size) float32: weights that resize a line of `size` pixels, whole (first) or cropped, to `pixels`.
 
-    Shrunk as Pillow's bilinear does; enlarged by the cubic with a = -0.75: crops of thumbnails made bilinearly are so
-    blurred that 39 of 100 copies cropped to 90 % were not known again, and are 7 of 100 so.
+    Lines are shrunk like Pillow's bilinear resize and enlarged by the cubic with a = -0.75: bilinear crops of thumbnails
+    are so blurred that 39 of 100 copies cropped to 90 % were missed, and 7 of 100 with the cubic.
     """
     lines = []
     for side in (1.0, *CROPS):
@@ -174,7 +174,7 @@ def _lines(size: int, pixels: int) -> np.ndarray:
 
 
 def _layouts_of_crops(images: np.ndarray) -> np.ndarray:
-    """(n, S, S, 3) float32 -> (n, 81, 192) float32: 8 x 8 pixels of the whole, then of every crop, less their mean."""
+    """(n, S, S, 3) float32 -> (n, 81, 192) float32: 8 x 8 pixels of the whole image, then of every crop, minus their mean."""
     half = THUMB // 2
     lines = _lines(images.shape[1], half)
     flat = lines.reshape(-1, lines.shape[2])
@@ -186,7 +186,7 @@ def _layouts_of_crops(images: np.ndarray) -> np.ndarray:
 
 
 def _crop(images: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """(m, S, S, 3) float32 and (m,) in [0, 81): which crop -> (m, 16, 16, 3) float32."""
+    """(m, S, S, 3) float32 and (m,) numbers of crops in [0, 81) -> the crops, (m, 16, 16, 3) float32."""
     lines = _lines(images.shape[1], THUMB)
     down, across = np.divmod(numbers, len(lines))
     crops = lines[down][:, None] @ images.transpose(0, 3, 1, 2) @ lines[across][:, None].transpose(0, 1, 3, 2)
@@ -194,10 +194,10 @@ def _crop(images: np.ndarray, numbers: np.ndarray) -> np.ndarray:
 
 
 def _agree(shown: np.ndarray, thumbs: np.ndarray) -> np.ndarray:
-    """Whether two thumbnails are of one picture: colours first, since that takes little, then `_structure_agrees`.
+    """Return whether two thumbnails show one picture: mean colours first, because that is cheap, then `_structure_agrees`.
 
     Args:
-        shown: (m, 16, 16, 3) float32, which may be moved a little. thumbs: (m, 16, 16, 3) float32.
+        shown: (m, 16, 16, 3) float32, which may be shifted a little. thumbs: (m, 16, 16, 3) float32.
 
     Returns:
         (m,) bool.
@@ -211,22 +211,22 @@ def _agree(shown: np.ndarray, thumbs: np.ndarray) -> np.ndarray:
 
 
 def _most_shift(contrast: np.ndarray) -> np.ndarray:
-    """(m, 3) float32: levels by which mean colours of copies may differ, by the contrast (m,) of both.
+    """(m, 3) float32: levels by which mean colours of copies may differ, given the contrast (m,) of both.
 
-    Brightness may change by 17 of 255 levels and colour by half of that, but not where colour is all there is to see.
+    Brightness may change by 17 of 255 levels and colour by half of that, but not where the picture is nothing but colour.
     """
     grey, colour = np.minimum(4 + 0.3 * contrast, 30), np.minimum(2 + 0.06 * contrast, 8)
     return np.stack([grey, colour, colour], axis=-1)
 
 
 def _structure_agrees(a: np.ndarray, b: np.ndarray, contrast: np.ndarray) -> np.ndarray:
-    """Whether what is left between two thumbnails is small on the whole, and everywhere by the structure there.
+    """Return whether the residual between two thumbnails is small overall, and everywhere relative to the local structure.
 
-    Before, one is moved and stretched by up to SHIFT pixels and its contrast changed by up to GAIN so that it agrees best
-    with the other (least squares of the first derivatives, as Lucas and Kanade, IJCAI 1981).
+    First, `a` is moved and stretched by up to SHIFT pixels and its contrast changed by up to GAIN so that it agrees best
+    with `b` (least squares on the first derivatives, as Lucas and Kanade, IJCAI 1981).
 
     Args:
-        a: (m, 16, 16, 3) float32 without its mean, to be moved. b: (m, 16, 16, 3) float32, likewise. contrast: (m,).
+        a: (m, 16, 16, 3) float32 minus its mean, to be moved. b: (m, 16, 16, 3) float32 minus its mean. contrast: (m,).
 
     Returns:
         (m,) bool.
@@ -237,7 +237,7 @@ def _structure_agrees(a: np.ndarray, b: np.ndarray, contrast: np.ndarray) -> np.
     ways = np.stack([across, across * x, down, down * y, a], axis=1)
     ways = (ways - ways.mean(axis=(2, 3), keepdims=True)).reshape(len(a), 5, -1)
     left = (b - a).reshape(len(a), -1, 1)
-    normal = ways @ ways.transpose(0, 2, 1) + np.eye(5, dtype=np.float32)  # of a blank image nothing is moved
+    normal = ways @ ways.transpose(0, 2, 1) + np.eye(5, dtype=np.float32)  # a blank image is not moved
     most = np.array([SHIFT, SHIFT, SHIFT, SHIFT, GAIN], np.float32)
     amount = np.clip(np.linalg.solve(normal, ways @ left)[:, :, 0], -most, most)
     rest = np.square(left[:, :, 0] - (amount[:, None] @ ways)[:, 0]).reshape(a.shape).sum(axis=3)
@@ -248,12 +248,12 @@ def _structure_agrees(a: np.ndarray, b: np.ndarray, contrast: np.ndarray) -> np.
 
 
 def _window(values: np.ndarray) -> np.ndarray:
-    """(m, 16, 16, ...) float32 -> (m, 14, 14, ...): means of all windows of 3 x 3 pixels."""
+    """(m, 16, 16, ...) float32 -> (m, 14, 14, ...): means over all windows of 3 x 3 pixels."""
     most = THUMB - WINDOW + 1
     rows = np.add.reduce([values[:, at : at + most] for at in range(WINDOW)])
     return np.add.reduce([rows[:, :, at : at + most] for at in range(WINDOW)]) / np.float32(WINDOW**2)
 
 
 def _variance(values: np.ndarray) -> np.ndarray:
-    """(m, 16, 16, 3) float32 -> (m, 14, 14): variance in all windows, summed over the colours."""
+    """(m, 16, 16, 3) float32 -> (m, 14, 14): variance within all windows, summed over the colours."""
     return _window(np.square(values).sum(axis=3)) - np.square(_window(values)).sum(axis=3)

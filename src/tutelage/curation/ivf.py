@@ -1,4 +1,4 @@
-"""Approximate nearest neighbours: an inverted file by faiss, with the recall that was measured on this gallery."""
+"""Approximate nearest neighbours: an inverted file of faiss, with its recall measured on this gallery."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from tutelage.curation.search import OVERHEAD, checked, search, shared, silent
 from tutelage.curation.vectors import BLOCK, Vectors
 from tutelage.errors import TutelageError
 
-SAMPLE_PER_LIST = 64  # rows for k-means per list of an inverted file
+SAMPLE_PER_LIST = 64  # rows that k-means uses for each list of an inverted file
 CHECKED = 32  # queries whose approximate neighbours are compared with the exact ones
 
 
 def ivf_memory(number: int, width: int, lists: int | None = None) -> int:
-    """Bytes that an inverted file takes while it is built: `number` rows of `width` features in so many lists."""
+    """Return the bytes needed to build an inverted file of `number` rows with `width` features in `lists` lists."""
     lists = _lists(number) if lists is None else lists
     sample = min(number, SAMPLE_PER_LIST * lists)
     held = number * (width * 2 + 24) * 1.1  # lists grow in steps, and the sample is drawn from all positions
@@ -31,7 +31,7 @@ def _ivf_index(
     vectors: Vectors, usable: np.ndarray | None, lists: int, seed: int, memory: int | None,
     advance: Callable[[int], None],
 ):  # fmt: skip
-    """A faiss inverted file of all usable rows in half precision."""
+    """Build a faiss inverted file of all usable rows in half precision."""
     import faiss
 
     number = vectors.count if usable is None else int(usable.sum())
@@ -63,20 +63,20 @@ def search_ivf(
     vectors: Vectors, queries: np.ndarray, k: int, *, usable: np.ndarray | None = None, lists: int | None = None,
     probes: int | None = None, seed: int = 0, memory: int | None = None, advance: Callable[[int], None] = silent,
 ) -> tuple[np.ndarray, np.ndarray, float]:  # fmt: skip
-    """Approximate `search` with an inverted file: only the rows in the lists nearest to a query are compared with it.
+    """Search approximately with an inverted file: a query is compared only with the rows in the lists nearest to it.
 
-    Building takes as long as an exact search of about `lists` queries, so it pays with many more queries than that.
+    Building takes as long as an exact search for about `lists` queries, so it pays only with many more queries than that.
 
     Args:
         queries, k, usable, memory, advance: as in `search`; the index holds all usable rows in memory.
         lists: clusters of rows, by k-means on a sample; default sqrt(usable rows).
-        probes: lists that are looked into for each query; default 2 sqrt(lists).
+        probes: lists searched for each query; default 2 sqrt(lists).
         seed: of the sample and of k-means.
 
     Returns:
-        similarities (Q, k) float32, of rows rounded to half precision; rows (Q, k) int64, -1 where the lists that were looked into
-        have no more, though others may; and the recall: the share of
-        the exact neighbours of up to 32 of the queries that were found.
+        similarities (Q, k) float32, of rows rounded to half precision; rows (Q, k) int64, -1 where the searched lists have no more
+        rows, though other lists may; and the recall, that is the share of the exact neighbours of up to 32 of the queries that
+        were found.
 
     Raises:
         TutelageError: as `search`; an index that does not fit in `memory`; lists or probes out of range.
@@ -92,8 +92,8 @@ def search_ivf(
         raise TutelageError(
             f"{lists} lists and {probes} probes for {count} rows: 1 <= probes <= lists <= rows must hold"
         )
-    tell = shared(advance, 2)
-    index = _ivf_index(vectors, usable, lists, seed, memory, tell)
+    report = shared(advance, 2)
+    index = _ivf_index(vectors, usable, lists, seed, memory, report)
     index.nprobe = probes
     similarities, rows = index.search(queries, k)  # type: ignore[call-arg]
     del index
@@ -101,6 +101,6 @@ def search_ivf(
     order = np.lexsort((rows, -similarities))
     similarities, rows = (np.take_along_axis(values, order, axis=1) for values in (similarities, rows))
     compared = np.unique(np.linspace(0, len(queries) - 1, CHECKED).astype(np.int64))
-    exact = search(vectors, queries[compared], k, usable=usable, advance=tell)[1]
+    exact = search(vectors, queries[compared], k, usable=usable, advance=report)[1]
     hit = sum(len(np.intersect1d(a[a >= 0], b[b >= 0])) for a, b in zip(exact, rows[compared], strict=True))
     return similarities, rows, hit / int((exact >= 0).sum())

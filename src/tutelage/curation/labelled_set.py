@@ -1,4 +1,4 @@
-"""Which labelled images take part: decoded, with one label, in one split, within the budget."""
+"""Selection of the labelled images of a run: decodable, with one label, in one split, within the label budget."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class LabelledSplit:
     """The usable images of a target set.
 
     rows: (n,) int64 rows of the target set, in the order of `images`. keys: their content hashes.
-    drawn: (m,) int64 rows of the train images within the budget. held: (h,) int64 rows of validation and test images.
+    drawn: (m,) int64 rows of the train images within the label budget. held: (h,) int64 rows of validation and test images.
     """
 
     target: TargetSet
@@ -37,19 +37,19 @@ class LabelledSplit:
 
     @property
     def kept(self) -> np.ndarray:
-        """Rows of all images that take part: those drawn, then validation and test."""
+        """Rows of all images of the run: those drawn, then validation and test images."""
         return np.concatenate([self.drawn, self.held])
 
     def columns(self, rows: np.ndarray) -> dict[str, list]:
-        """What is known of these rows of the target set: split, label, group."""
+        """Return split, label and group of these rows of the target set."""
         return self.target.columns(rows)
 
     def of(self, rows: np.ndarray) -> Images:
-        """The images of these rows of the target set."""
+        """Return the images of these rows of the target set."""
         return self.images.take(self._places(rows))
 
     def keys_of(self, rows: np.ndarray) -> list[bytes]:
-        """Content hashes of these rows of the target set."""
+        """Return the content hashes of these rows of the target set."""
         return [self.keys[place] for place in self._places(rows)]
 
     def _places(self, rows: np.ndarray) -> np.ndarray:
@@ -57,10 +57,10 @@ class LabelledSplit:
 
 
 def read_labels(run: Run, settings: dict[str, Any]) -> TargetSet:
-    """The target set of a run.
+    """Read the target set of a run.
 
     Raises:
-        TutelageError: all that is wrong with it. Missing files that are too many for a message are all in rejected.csv.
+        TutelageError: everything that is wrong with it. Missing files too numerous for the message are all in rejected.csv.
     """
     try:
         return task_of(settings["task"]).read(settings)
@@ -74,7 +74,7 @@ def read_labels(run: Run, settings: dict[str, Any]) -> TargetSet:
 
 
 def data_of(target: TargetSet, gallery: Sequence[ImageRef]) -> dict[str, str]:
-    """Hashes of the data: names, splits and labels of the target set, and names of the gallery's images; no image is read."""
+    """Return hashes of the target set's names, splits and labels and of the gallery images' names; no image is read."""
     names = [ref.id for ref in target.refs]
     truths = [one.hex() if isinstance(one, bytes) else one for one in map(target.truth, range(len(names)))]
     listed = sorted(zip(names, target.splits.tolist(), truths, strict=True))
@@ -85,21 +85,21 @@ def data_of(target: TargetSet, gallery: Sequence[ImageRef]) -> dict[str, str]:
 
 
 def tell_changed(run: Run, given: dict[str, str]) -> None:
-    """Say that the data of a finished run have changed, and which stages are done anew, before any of them begins.
+    """Log that the data of a finished run have changed and which stages run again, before any of them begins.
 
     Args:
-        given: hashes of the data as they are now, as of `data_of`.
+        given: hashes of the present data, from `data_of`.
     """
     before = read_json(run.path / "transfer_set" / "result.json")
     if before is None:
         return
     changed = [f"--{name}" for name, one in given.items() if before.get("given", {}).get(name, one) != one]
-    what = f"other images or labels in {' and '.join(changed)}" if changed else "files or weights were written anew"
+    what = f"other images or labels in {' and '.join(changed)}" if changed else "files or weights were rewritten"
     later = [COMMANDS[name] for name in COMMANDS if (run.path / name / "result.json").exists()][1:]
-    then = f", then {', '.join(later)} wherever the transfer set comes out otherwise" if later else ""
+    then = f", then {', '.join(later)} wherever the transfer set comes out different" if later else ""
     say(
-        f"the data have changed since {run.path} was made ({what}): curate is done anew{then}. What is new takes the place of what is "
-        "there: to keep that, stop now and copy the folder"
+        f"the data have changed since {run.path} was made ({what}): curate runs again{then}. The new results replace the "
+        "present ones: to keep these, stop now and copy the folder"
     )
 
 
@@ -107,11 +107,11 @@ def admit(target: TargetSet, images: Images, rows: np.ndarray, budget: int | Non
     """Check the labelled images and draw those within the budget; the labels of the others are not read after this.
 
     Args:
-        images: those of the target set that can be used. rows: (n,) int64 ascending, their rows in the target set.
+        images: the usable images of the target set. rows: (n,) int64 ascending, their rows in the target set.
         budget: labels per class; None takes all. seed: of the draw.
 
     Raises:
-        TutelageError: one image with two labels or in two splits, a class without a train image.
+        TutelageError: an image with two labels or in two splits, a class without a usable train image.
     """
     keys = [key.tobytes() for key in images.keys]
     _check_labels(target, rows, keys)
@@ -120,7 +120,7 @@ def admit(target: TargetSet, images: Images, rows: np.ndarray, budget: int | Non
 
 
 def _check_labels(target: TargetSet, rows: np.ndarray, keys: list[bytes]) -> None:
-    """One image with two labels, or in train and in test, makes every score a lie: refuse, with the pairs."""
+    """Raise an error that names the pairs if an image has two labels or is in two splits: every score would be wrong."""
     first: dict[bytes, int] = {}
     two_labels, leaks = [], []
     for row, key in zip(rows.tolist(), keys, strict=True):
@@ -156,13 +156,13 @@ def _draw(target: TargetSet, usable: np.ndarray, keys: list[bytes], budget: int 
         say(line)
     if beyond := len(rows) - len(chosen):
         say(
-            f"{beyond:,} train images are beyond the budget: their labels are not used, and the images only if the gallery has them"
+            f"{beyond:,} train images are beyond the budget: their labels are not used, and the images only if they are in the gallery"
         )
     return rows[chosen]
 
 
 def list_rejected(run: Run, rejected: Sequence[tuple[str, Rejected]]) -> None:
-    """Write rejected.csv, or remove that of an earlier start. rejected: ("target" or "gallery", image)."""
+    """Write rejected.csv, or remove the one of an earlier start. rejected: ("target" or "gallery", image) pairs."""
     if not rejected:
         (run.path / "rejected.csv").unlink(missing_ok=True)
         return
@@ -171,7 +171,7 @@ def list_rejected(run: Run, rejected: Sequence[tuple[str, Rejected]]) -> None:
 
 
 def reject(run: Run, rejected: Sequence[tuple[str, Rejected]], total: int, most: float) -> None:
-    """List what cannot be used; stop when that is a larger share than `most` of all images. total: images looked at."""
+    """List the unusable images; raise an error if their share of all images exceeds `most`. total: images checked."""
     list_rejected(run, rejected)
     count = len(rejected)
     if not count:

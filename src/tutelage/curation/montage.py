@@ -1,4 +1,4 @@
-"""Queries and the images that they brought, as one picture: people look before they trust. No torch."""
+"""Montage: queries and the images that they retrieved in one picture, for people to check. Imports no torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KEPT_OUT_LINES = 3
 GROUND, TILE, EDGE = (250, 250, 248), (238, 238, 235), (218, 218, 214)
 TEXT, FAINT = (32, 33, 36), (110, 112, 116)
 
-# Pillow's own font has no accents, so other text takes the first of these that is installed and has all its letters.
+# Pillow's own font lacks accented letters; other text uses the first of these that is installed and has all letters.
 FONTS = (
     "DejaVuSans.ttf",
     "NotoSans-Regular.ttf",
@@ -36,7 +36,7 @@ FONTS = (
 
 @dataclass(frozen=True)
 class Row:
-    """One query. name: of its class. query: (H, W, 3) uint8. brought: its images, best first, each with a caption."""
+    """One query. name: of its class. query: (H, W, 3) uint8. brought: retrieved images, best first, each with a caption."""
 
     name: str
     query: np.ndarray
@@ -45,7 +45,7 @@ class Row:
 
 @dataclass(frozen=True)
 class KeptOut:
-    """An image that was kept out, the one that it repeats (both (H, W, 3) uint8), and a caption."""
+    """An excluded image, the image that it duplicates (both (H, W, 3) uint8), and a caption."""
 
     image: np.ndarray
     twin: np.ndarray
@@ -53,17 +53,17 @@ class KeptOut:
 
 
 def choose_rows(labels: np.ndarray, most: int = 30, per_class: int = 3) -> np.ndarray:
-    """Which queries to show: as many of each class, evenly spaced, the classes in turn.
+    """Choose the queries to show: equally many of each class, evenly spaced, with the classes taking turns.
 
     choose_rows([0, 0, 0, 1, 1, 1], most=4) == [0, 3, 2, 5]
 
     Args:
         labels: (n,) integers, the class of each query; a negative one is never chosen.
-        most: lines in all. Of more classes than that, `most` are taken, evenly spaced.
-        per_class: queries of one class.
+        most: queries in all. If there are more classes, `most` of them are taken, evenly spaced.
+        per_class: most queries of one class.
 
     Returns:
-        (k,) int64 positions, k <= most: every shown class once, then every one a second time where it has more, ...
+        (k,) int64 positions, k <= most: one query of each shown class, then a second one of each that has more, ...
     """
     labels = np.asarray(labels)
     classes = np.unique(labels[labels >= 0])
@@ -83,20 +83,20 @@ def choose_rows(labels: np.ndarray, most: int = 30, per_class: int = 3) -> np.nd
 def montage(
     rows: Sequence[Row], title: str = "", kept_out: Sequence[KeptOut] = (), tile: int = 64, columns: int = 10
 ) -> Image.Image:
-    """The picture: one line a query, which is framed in its class's colour, and at the end what was kept out.
+    """Draw the picture: one line per query, which is framed in its class's colour, and the excluded images at the end.
 
     Args:
-        rows: in the order to be shown. title: one line above, cut where too long.
-        kept_out: images that were kept out as leaks or duplicates; as many as go into three lines.
-        tile: side in pixels at which every image is shown, its proportions kept; 16 to 256. columns: images a line.
+        rows: in the order to be shown. title: one line above, cut if too long.
+        kept_out: images excluded as leaks or duplicates; as many are shown as fit on three lines.
+        tile: side in pixels at which every image is shown, its proportions kept; 16 to 256. columns: images per line.
 
     Returns:
-        RGB, at most 3,000 x 6,000 pixels. Columns and lines that would not go into that are left out, and lines told.
+        RGB, at most 3,000 x 6,000 pixels. Columns and lines that do not fit are left out; the number of such lines is written.
     """
     tile = min(max(tile, 16), 256)
     pen = _Pen(tile)
     names = min(max(NAME_WIDTH, 2 * tile), max([40, *(pen.width(row.name, pen.name) for row in rows)]))
-    first = MARGIN + names + 2 * GAP  # where the query stands; then what it brought
+    first = MARGIN + names + 2 * GAP  # left edge of the query; its images follow
     images = first + tile + 4 * GAP
     fitting = (MOST_WIDTH - MARGIN - images + GAP) // (tile + GAP)
     columns = max(1, min(columns, fitting, max([6, *(len(row.brought) for row in rows)])))
@@ -125,7 +125,7 @@ def montage(
             picture.paste(_tile(image, tile), (x, y))
             pen.write(draw, (x, y + tile + 3), caption, pen.caption, FAINT, tile, align=0.5)
         if not row.brought:
-            pen.write(draw, (images, y + (tile - pen.name) // 2), "brought nothing", pen.name, FAINT)
+            pen.write(draw, (images, y + (tile - pen.name) // 2), "no images found", pen.name, FAINT)
     bottom = top + line * len(shown)
     if hidden:
         pen.write(draw, (first, bottom), f"and {hidden:,} more", pen.name, FAINT)
@@ -136,13 +136,13 @@ def montage(
 
 
 def save_montage(path: Path, picture: Image.Image) -> None:
-    """Write a picture as JPEG of quality 85, whole or not at all."""
+    """Write a picture as JPEG of quality 85, atomically."""
     with atomic_write(path) as temporary:
         picture.save(temporary, "JPEG", quality=85, subsampling=0, optimize=True)
 
 
 def _strip(kept_out: Sequence[KeptOut], width: int, pen: _Pen) -> Image.Image | None:
-    """Pairs of images side by side under a heading, `width` pixels wide; None when there are none."""
+    """Draw pairs of images side by side under a heading, `width` pixels wide; return None if there are none."""
     if not kept_out:
         return None
     tile = pen.tile
@@ -154,7 +154,7 @@ def _strip(kept_out: Sequence[KeptOut], width: int, pen: _Pen) -> Image.Image | 
     draw = ImageDraw.Draw(strip)
     draw.line((0, GAP, strip.width, GAP), fill=EDGE)
     more = f" ({len(shown):,} of {len(kept_out):,})" if len(shown) < len(kept_out) else ""
-    heading = f"Kept out{more}: each beside the image that it repeats"
+    heading = f"Kept out{more}: each beside the image that it duplicates"
     pen.write(draw, (0, 4 * GAP), heading, pen.name, TEXT, strip.width)
     for number, one in enumerate(shown):
         x, y = number % across * wide, top + number // across * high
@@ -165,7 +165,7 @@ def _strip(kept_out: Sequence[KeptOut], width: int, pen: _Pen) -> Image.Image | 
 
 
 def _tile(image: np.ndarray, side: int) -> Image.Image:
-    """(H, W, 3) uint8 -> a square that shows the whole image, with a thin edge: white images stand on a light ground."""
+    """(H, W, 3) uint8 -> a square that shows the whole image, with a thin edge to set white images off the light ground."""
     source = Image.fromarray(np.ascontiguousarray(image))
     scale = side / max(source.size)
     inside = (max(1, round(source.width * scale)), max(1, round(source.height * scale)))
@@ -176,7 +176,7 @@ def _tile(image: np.ndarray, side: int) -> Image.Image:
 
 
 def _colours(names: Iterable[str]) -> dict[str, tuple[int, int, int]]:
-    """A colour for each name in order of appearance; hues a golden angle apart, so that neighbours differ."""
+    """Return a colour for each name, in order of appearance; hues are a golden angle apart, so that neighbours differ."""
     colours = {}
     for number, name in enumerate(dict.fromkeys(names)):
         red, green, blue = colorsys.hls_to_rgb((0.58 + 0.618034 * number) % 1, 0.45, 0.62)
@@ -186,7 +186,7 @@ def _colours(names: Iterable[str]) -> dict[str, tuple[int, int, int]]:
 
 @dataclass(frozen=True)
 class _Pen:
-    """Sizes of text in pixels, by the side of a tile; and writing."""
+    """Writes text in sizes (pixels) that depend on the side of a tile."""
 
     tile: int
 
@@ -203,7 +203,7 @@ class _Pen:
         return max(9, self.tile // 6)
 
     def width(self, text: str, size: int) -> int:
-        """Width of a text in pixels, as `write` would write it."""
+        """Return the width of a text in pixels, as `write` would draw it."""
         text, font = _writable(text, size)
         return round(font.getlength(text) + 0.5)
 
@@ -217,7 +217,7 @@ class _Pen:
         width: int | None = None,
         align: float = 0,
     ) -> None:
-        """Write one line with its top at `place`; cut to `width`, and within it left (0), centred (0.5) or right (1)."""
+        """Write one line with its top at `place`, cut to `width` and aligned in it: left (0), centred (0.5) or right (1)."""
         text, font = _writable(text, size)
         if width is not None and font.getlength(text) > width:
             kept = len(text)
@@ -230,7 +230,7 @@ class _Pen:
 
 @lru_cache(maxsize=256)
 def _font(name: str, size: int) -> Any:
-    """A font by its file's name, or Pillow's own for an empty name; None where it is not installed."""
+    """Return a font by its file's name, or Pillow's own for an empty name; None if it is not installed."""
     try:
         return ImageFont.truetype(name, size) if name else ImageFont.load_default(size=size)
     except (OSError, ImportError, TypeError):  # no such font; a Pillow without FreeType; a Pillow before 10.1
@@ -239,7 +239,7 @@ def _font(name: str, size: int) -> Any:
 
 @lru_cache(maxsize=4096)
 def _writable(text: str, size: int) -> tuple[str, Any]:
-    """The text on one line, and a font that has its letters; what no font has is written without its accents, or as ?."""
+    """Return the text on one line and a font for it; letters that no font has lose their accents or become ?."""
     text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     own = _font("", size)
     if not isinstance(own, ImageFont.FreeTypeFont):
@@ -254,5 +254,5 @@ def _writable(text: str, size: int) -> tuple[str, Any]:
 
 
 def _has(font: Any, character: str) -> bool:
-    """Whether a font draws a character other than as the box that stands for what it does not have."""
+    """Return whether a font has a character, instead of drawing the box that stands for missing ones."""
     return character.isspace() or bytes(font.getmask(character)) != bytes(font.getmask("\uffff"))

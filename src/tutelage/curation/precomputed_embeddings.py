@@ -1,8 +1,8 @@
-"""Embeddings made elsewhere, found again by the name of their image.
+"""Embeddings computed elsewhere, matched to images by name.
 
-Read are Parquet files with a column of vectors and one of names; .npy files with their names beside them (`x.npy` and
-`x.txt`, a name a line, or `x.parquet`); and folders as clip-retrieval writes them (`img_emb/img_emb_0.npy`,
-`metadata/metadata_0.parquet`). Vectors may be float16, float32 or float64 and of any length.
+Supported are Parquet files with a column of vectors and one of names; .npy files with their names beside them (`x.npy` and
+`x.txt`, one name per line, or `x.parquet`); and folders as clip-retrieval writes them (`img_emb/img_emb_0.npy`,
+`metadata/metadata_0.parquet`). Vectors may be float16, float32 or float64 and need not have unit length.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ FORMS = "Parquet with a column of vectors and one of names, or x.npy beside x.tx
 
 
 class PrecomputedEmbeddings:
-    """Vectors by name.
+    """Precomputed vectors, looked up by name.
 
     Args:
-        paths: files, or folders of them. flag: what the user calls them, for messages.
+        paths: files, or folders of them. flag: the command-line flag that gave them, for messages.
 
     Raises:
         TutelageError: a file that cannot be read, without names or vectors, with other widths, or a name with two vectors.
@@ -60,13 +60,13 @@ class PrecomputedEmbeddings:
         return len(self.names)
 
     def find(self, refs: Sequence[ImageRef], what: str) -> np.ndarray:
-        """Rows of images: (n,) int64, -1 where there is no vector.
+        """Return the rows of images: (n,) int64, -1 for images without a vector.
 
         Args:
             what: what the images are, for messages.
 
         Raises:
-            TutelageError: two images with one vector, also when one of them was found before.
+            TutelageError: two images share a vector, even if one of them was found by an earlier call.
         """
         rows = np.array([self._find(ref) for ref in refs], np.int64)
         found = rows[rows >= 0]
@@ -86,7 +86,7 @@ class PrecomputedEmbeddings:
         return rows
 
     def _scale_of(self) -> float:
-        """A factor for all vectors, so that they fit into half precision: one over the median length of a thousand of them."""
+        """Return a factor for all vectors that fits them into half precision: one over the median length of a thousand."""
         some = self._stored(np.linspace(0, len(self) - 1, min(1000, len(self))).astype(np.int64))
         lengths = np.linalg.norm(some, axis=1)
         lengths = lengths[np.isfinite(lengths) & (lengths > 0)]
@@ -96,7 +96,7 @@ class PrecomputedEmbeddings:
         return next((self._row[name] for name in names_of(ref) if name in self._row), -1)
 
     def lacks(self, ref: ImageRef) -> str | None:
-        """Why an image cannot be used; None when it can."""
+        """Return why an image cannot be used; None if it can."""
         row = self._find(ref)
         if row < 0:
             return f"no vector of its name in {self.flag}"
@@ -105,28 +105,28 @@ class PrecomputedEmbeddings:
         return None if fits else f"its vector in {self.flag} holds NaN or infinite numbers"
 
     def prepare(self, rgb: np.ndarray) -> np.ndarray:
-        """What `features` needs of an image: nothing."""
+        """Return an empty array, because `features` needs no pixels."""
         return rgb[:0]
 
     def features(self, refs: Sequence[ImageRef], pixels: Sequence[np.ndarray]) -> np.ndarray:
-        """(n, D) float16 vectors of images."""
+        """Return the (n, D) float16 vectors of images."""
         return self.take([self._find(ref) for ref in refs]).astype(np.float16)
 
     def take(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-        """(n, D) float32 vectors of these rows, all multiplied by one number."""
+        """Return the (n, D) float32 vectors of these rows, all scaled by the same factor."""
         return (self._stored(rows) * self._scale).astype(np.float32)
 
     def _stored(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-        """(n, D) float64 vectors as they were written."""
+        """Return (n, D) float64 vectors with the values in the files."""
         part = np.searchsorted(self._starts, rows, side="right") - 1
         taken = [self._parts[p][row - self._starts[p]] for p, row in zip(part, rows, strict=True)]
         return np.array(taken, np.float64).reshape(-1, self.width)
 
     def of_names(self, names: Sequence[str]) -> np.ndarray:
-        """(n, D) float32 vectors of these names.
+        """Return the (n, D) float32 vectors of these names.
 
         Raises:
-            TutelageError: names without a vector, or with NaN or infinite numbers in it.
+            TutelageError: a name without a vector, or a vector with NaN or infinite numbers.
         """
         if without := [name for name in names if name not in self._row]:
             raise TutelageError(
@@ -136,7 +136,7 @@ class PrecomputedEmbeddings:
         return self.finite([self._row[name] for name in names])
 
     def finite(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-        """As `take`, but NaN or infinite numbers are an error."""
+        """Return the same as `take`, but raise an error for NaN or infinite numbers."""
         vectors = self.take(rows)
         if len(bad := np.flatnonzero(~np.isfinite(vectors).all(axis=1))):
             names = shown(self.names[rows[i]] for i in bad.tolist())
@@ -145,8 +145,8 @@ class PrecomputedEmbeddings:
 
 
 def names_of(ref: ImageRef) -> list[str]:
-    """What an image may be called elsewhere, the surest name first: its whole path, its id, in a tar its member's name; then
-    all of them without suffix.
+    """Return the names that an image may have elsewhere, the most specific first: its whole path, its id, in a tar its member's
+    name; then all of them without suffix.
     """
     if ref.kind == "parquet":
         return [f"{ref.container}#{ref.position}", ref.id]
@@ -160,7 +160,7 @@ def names_of(ref: ImageRef) -> list[str]:
 
 
 def _files(path: Path, flag: str) -> list[Path]:
-    """The files of vectors at a place, in order."""
+    """Return the files of vectors at a path, in natural order."""
     if not path.exists():
         raise TutelageError(f"{flag} {path}: no such file or folder", f"check the path, and give {FORMS}")
     if path.is_file():
@@ -173,14 +173,14 @@ def _files(path: Path, flag: str) -> list[Path]:
 
 
 def _natural(path: Path) -> list[Any]:
-    """Sort key that puts img_emb_10 after img_emb_9."""
+    """Return a sort key that puts img_emb_10 after img_emb_9."""
     import re
 
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
 
 
 def _read(path: Path, flag: str) -> tuple[list[str], np.ndarray]:
-    """Names and (n, D) vectors of one file."""
+    """Return the names and (n, D) vectors of one file."""
     if path.suffix == ".parquet":
         table = _table(path, flag)
         return _names(table, path, flag), _vectors(table, path, flag)
@@ -202,7 +202,7 @@ def _read(path: Path, flag: str) -> tuple[list[str], np.ndarray]:
 
 
 def _names_beside(path: Path, flag: str) -> list[str]:
-    """The names of a .npy file's rows."""
+    """Return the names of a .npy file's rows, read from the file beside it."""
     beside = [path.with_suffix(".txt"), path.with_suffix(".parquet")]
     if path.parent.name == "img_emb":
         beside.append(path.parent.parent / "metadata" / f"{path.stem.replace('img_emb', 'metadata')}.parquet")
@@ -226,7 +226,7 @@ def _table(path: Path, flag: str) -> pa.Table:
 
 def _names(table: pa.Table, path: Path, flag: str) -> list[str]:
     there = [name for name in NAMES if name in table.column_names]
-    words = [name for name in there if pa.types.is_string(table.schema.field(name).type)]  # a running number is no name
+    words = [name for name in there if pa.types.is_string(table.schema.field(name).type)]  # numbers are not names
     column = next(iter([*words, *there]), None)
     if column is None:
         message = f"{flag} {path} lacks a column of names (columns: {shown(table.column_names)})"
@@ -239,7 +239,7 @@ def _vectors(table: pa.Table, path: Path, flag: str) -> np.ndarray:
     columns = [
         f.name for f in table.schema if any(kind(f.type) for kind in kinds) and pa.types.is_floating(f.type.value_type)
     ]
-    if len(columns) > 1:  # clip-retrieval writes those of captions beside those of images
+    if len(columns) > 1:  # clip-retrieval writes vectors of captions beside those of images
         columns = [name for name in columns if "image" in name or "img" in name] or columns
     if len(columns) != 1:
         what = f"{len(columns)} columns of vectors" + (f": {shown(columns)}" if columns else "")

@@ -1,7 +1,7 @@
-"""Embedding spread over a Ray cluster: an actor for each GPU, or for each core where there is none.
+"""Embedding on a Ray cluster: one actor for each GPU, or for each core if there is no GPU.
 
-Ray restarts an actor that dies and gives its piece to it again; a piece is whole in the cache or not there, so nothing
-is lost and nothing counted twice. Gallery, cache and weights must be under the same paths on all machines.
+Ray restarts an actor that dies and gives it its piece again; a piece is either complete in the cache or absent, so nothing
+is lost or counted twice. Gallery, cache and weights must have the same paths on all machines.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from tutelage.curation.embed import EmbeddingCache, Piece
 from tutelage.errors import TutelageError
 from tutelage.progress import say
 
-RETRIES = 5  # of an actor, and of a piece
+RETRIES = 5  # restarts of an actor, and retries of a piece
 
 
 class Embedder:
-    """One worker. cache: makes where vectors are kept, encoder and all. folder: its name where the work is asked for. threads:
-    torch's, as many as the one who asks has, so that all give the same bits.
+    """One worker. cache: builds the embedding cache with its encoder. folder: the cache folder's name on the calling machine.
+    threads: number of torch's threads, the same as the caller's, so that all workers compute the same bits.
     """
 
     def __init__(self, cache: Callable[[], EmbeddingCache], folder: str, threads: int):
@@ -34,10 +34,10 @@ class Embedder:
         self.cache, self.wanted = cache(), folder
 
     def embed(self, piece: Piece) -> int:
-        """Embed one piece that is not there yet; its images.
+        """Embed one piece unless the cache has it; return its number of images.
 
         Raises:
-            TutelageError: a machine with another precision or other weights, or without the gallery.
+            TutelageError: this machine has another precision or other weights, or lacks the gallery.
         """
         if self.cache.folder.name != self.wanted:
             raise TutelageError(
@@ -60,11 +60,11 @@ def embed_on_ray(
     """Embed pieces on the cluster of RAY_ADDRESS, or on a local one.
 
     Args:
-        cache: called in each worker. folder: name of its folder here. on_gpus: whether GPUs may be used.
-        advance: called with the images of each piece that is done.
+        cache: called in each worker. folder: name of the cache's folder here. on_gpus: whether GPUs may be used.
+        advance: called with the number of images of each finished piece.
 
     Raises:
-        TutelageError: workers that die again and again; what a worker raises.
+        TutelageError: a worker dies again and again, or raises an error.
     """
     import ray
     import torch
@@ -72,7 +72,7 @@ def embed_on_ray(
     from ray.util import ActorPool
 
     started = not ray.is_initialized()
-    if started:  # preflight has seen that RAY_ADDRESS answers
+    if started:  # preflight has checked that RAY_ADDRESS answers
         ray.init(
             address=os.environ.get("RAY_ADDRESS"),
             include_dashboard=False,
@@ -83,7 +83,7 @@ def embed_on_ray(
         has = ray.cluster_resources()
         kind = "GPU" if has.get("GPU") and on_gpus else "CPU"
         count = max(1, min(int(has.get(kind, 1)), len(pieces)))
-        say(f"{len(pieces):,} pieces of the gallery over {count} Ray workers, one for each {kind}")
+        say(f"embedding {len(pieces):,} pieces of the gallery, spread over {count} Ray workers, one for each {kind}")
         gpus, cpus = (1, 0) if kind == "GPU" else (0, 1)
         worker = ray.remote(max_restarts=RETRIES, max_task_retries=RETRIES, num_gpus=gpus, num_cpus=cpus)(Embedder)
         pool = ActorPool([worker.remote(cache, folder, torch.get_num_threads()) for _ in range(count)])  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Nearest neighbours of a few queries in a gallery of up to hundreds of millions of embeddings, in memory or on disk."""
+"""Exact nearest neighbours of a few queries among up to hundreds of millions of embeddings, in memory or on disk."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ import torch
 from tutelage.curation.vectors import BLOCK, Vectors
 from tutelage.errors import TutelageError, shown
 
-TILE = 256  # queries compared at once at most: 2 MB of similarities, which stay in the processor's cache
-LEAST = 64  # rows in a product at least: below 16 rows or 4 queries MKL takes another path, and the last bits differ
-STRIP = 512  # rows of a block that one thread gives their best query
-WORKERS = 8  # threads with similarities of their own at most; more cores share in the products
-OVERHEAD = 48 << 20  # threads and buffers of the matrix product: 10 to 13 MB were measured on 2 cores
+TILE = 256  # most queries compared at once: their 2 MB of similarities stay in the processor's cache
+LEAST = 64  # least rows in a product: below 16 rows or 4 queries MKL takes another path, and the last bits differ
+STRIP = 512  # rows of a block for which one thread finds the best query
+WORKERS = 8  # most threads with similarities of their own; further cores share in the matrix products
+OVERHEAD = 48 << 20  # bytes for threads and buffers of the matrix product: 10 to 13 MB were measured on 2 cores
 
 
 def silent(count: int) -> None:
-    """Progress that nobody watches."""
+    """Ignore progress."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Best:
-    """The best rows of each query so far, and newer ones that passed its bar and are not weeded out yet.
+    """The best rows of each query so far, and newer rows that passed its bar and are not yet weeded out.
 
-    Q queries with room for R rows each, always in ascending order of rows, so that of equals the smaller row is first.
+    Q queries with room for R rows each, always in ascending order of rows, so that the smaller row comes first in a tie.
     """
 
     k: int
-    similarities: np.ndarray  # (Q, R) float32, -inf where nothing is yet
+    similarities: np.ndarray  # (Q, R) float32, -inf in empty places
     rows: np.ndarray  # (Q, R) int64
     filled: np.ndarray  # (Q,) int64
-    bars: np.ndarray  # (Q,) float32: k rows at least are as good; a later row must be better
+    bars: np.ndarray  # (Q,) float32: at least k rows score this much; later rows must score more
 
     @classmethod
     def empty(cls, queries: int, k: int, room: int) -> _Best:
-        """Nothing yet for `queries` queries."""
+        """Return an empty table for `queries` queries."""
         return cls(
             k,
             np.full((queries, room), -np.inf, dtype=np.float32),
@@ -53,9 +53,9 @@ class _Best:
         )
 
     def take(self, first: int, scores: np.ndarray, passing: np.ndarray, start: int, usable: np.ndarray | None) -> None:
-        """Keep what passes of scores (q, n) float32, queries first ... first + q against rows start ... start + n.
+        """Keep the scores (q, n) float32 that pass: queries first ... first + q against rows start ... start + n.
 
-        passing: (q, n) bool to write over; a new one each time took 4 times as long as the comparison.
+        passing: (q, n) bool buffer, overwritten; allocating it each time took 4 times as long as the comparison.
         """
         count, bars = scores.shape[1], self.bars[first : first + len(scores)]
         np.greater(scores, bars[:, None], out=passing)
@@ -64,7 +64,7 @@ class _Best:
         hits = np.flatnonzero(passing)
         cuts = np.searchsorted(hits, np.arange(len(scores) + 1) * count)
         crowded = np.flatnonzero(np.diff(cuts) > self.rows.shape[1] - self.k)
-        if len(crowded):  # the first block, or rows that are sorted: only its own k best
+        if len(crowded):  # the first block, or sorted rows: keep only the block's own k best
             scores_there = np.where(passing[crowded], scores[crowded], -np.inf)
             passing[crowded], bars[crowded] = _k_best(scores_there, self.k)
             hits = np.flatnonzero(passing)
@@ -78,7 +78,7 @@ class _Best:
         self.filled[queries] += found
 
     def _weed(self, queries: np.ndarray) -> None:
-        """Keep only the k best rows of `queries`, which have more, and raise their bars."""
+        """Keep only the k best rows of `queries`, which hold more, and raise their bars."""
         if len(queries):
             kept, bars = _k_best(self.similarities[queries], self.k)
             self.bars[queries] = np.maximum(self.bars[queries], bars)
@@ -89,7 +89,7 @@ class _Best:
             self.filled[queries] = self.k
 
     def write(self, similarities: np.ndarray, rows: np.ndarray) -> None:
-        """The k best of each query, best first, into (Q, k) arrays that hold -inf and -1."""
+        """Write the k best rows of each query, best first, into (Q, k) arrays that hold -inf and -1."""
         for first in range(0, len(similarities), TILE):
             tile = slice(first, min(first + TILE, len(similarities)))
             order = np.argsort(-self.similarities[tile], axis=1, kind="stable")[:, : self.k]
@@ -98,7 +98,7 @@ class _Best:
 
 
 def _k_best(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """(q, n) bool with k True in each row of scores (q, n), of equals the first; and the k-th best scores (q,)."""
+    """Return (q, n) bool, True for the k best in each row of scores (q, n), the first in a tie; and the k-th best scores (q,)."""
     bars = np.partition(scores, scores.shape[1] - k, axis=1)[:, -k]
     better, equal = scores > bars[:, None], scores == bars[:, None]
     equal &= np.cumsum(equal, axis=1, dtype=np.int32) <= k - better.sum(axis=1, keepdims=True)
@@ -106,14 +106,14 @@ def _k_best(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _room(k: int, count: int) -> int:
-    """Rows that are held for a query: 4 k keep the weeding below 2% of the time; twice k is needed for a full block."""
+    """Return the rows held per query: with 4 k, weeding takes less than 2 % of the time; a full block needs 2 k."""
     return min(k + max(3 * k, 64), max(count, 1) + k)
 
 
 def _tiles(queries: np.ndarray) -> torch.Tensor:
-    """Queries (Q, D) in tiles of one size: (tiles, T, D) float32, 16 <= T <= TILE, the rest of the last is zero.
+    """Cut queries (Q, D) into tiles of one size: (tiles, T, D) float32, 16 <= T <= TILE, the last padded with zeros.
 
-    All products then have one shape, and equal queries get equal numbers wherever they stand.
+    All products then have the same shape, so equal queries get bitwise equal similarities wherever they stand.
     """
     count = max(1, math.ceil(len(queries) / TILE))
     size = max(16, math.ceil(len(queries) / count))
@@ -124,10 +124,10 @@ def _tiles(queries: np.ndarray) -> torch.Tensor:
 
 @contextmanager
 def _workers(tasks: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads for `tasks` pieces of a block, which share torch's threads, and one more that prepares the next block.
+    """Provide threads for `tasks` pieces of a block, which share torch's threads, and one more that prepares the next block.
 
-    What follows a product takes a seventh of its time. On 2 cores pieces side by side save only 2%, on many cores they
-    keep that seventh from being all that is left.
+    The work after a product takes a seventh of the product's time. Running pieces in parallel saves only 2 % on 2 cores;
+    on many cores it keeps that seventh from dominating.
     """
     threads = torch.get_num_threads()
     workers = max(1, min(threads, tasks, WORKERS))
@@ -136,24 +136,24 @@ def _workers(tasks: int) -> Iterator[ThreadPoolExecutor]:
         with pool:
             yield pool
     finally:
-        torch.set_num_threads(threads)  # each thread has its own number, but the newest is what a new thread gets
+        torch.set_num_threads(threads)  # the setting is per thread, but new threads inherit the latest one
 
 
 def _for_each_block(
     vectors: Vectors, usable: np.ndarray | None, pool: ThreadPoolExecutor, advance: Callable[[int], None],
     work: Callable[[int, int, torch.Tensor, np.ndarray | None], list[Callable[[], None]]],
 ) -> None:  # fmt: skip
-    """Run the tasks that `work` makes of each block, side by side, while the next block is prepared.
+    """Run the tasks that `work` makes of each block in parallel, while the next block is prepared.
 
-    A task waits only for the one in its place before it, not for all of the block: so a thread that holds Python's lock
-    stops no product.
+    A task waits only for the previous block's task in its place, not for that whole block, so that a thread which holds
+    Python's lock does not stop the products.
     """
     blocks = vectors.aligned(usable)
     older: list[Future] = []
     newer: list[Future] = []
     ahead = pool.submit(next, blocks, None)
     while (block := ahead.result()) is not None:
-        _ = [done.result() for done in older]  # its rows are written over by the block that is prepared now
+        _ = [done.result() for done in older]  # their rows are overwritten by the block prepared next
         ahead = pool.submit(next, blocks, None)
         start, count, rows, mask = block
         tasks = [] if rows is None else work(start, count, rows, mask)
@@ -163,7 +163,7 @@ def _for_each_block(
 
 
 def _after(task: Callable[[], None], other: Future | None) -> None:
-    """Run a task when another one is done."""
+    """Run a task after another one is done."""
     if other is not None:
         other.result()
     task()
@@ -177,13 +177,13 @@ class _Own(threading.local):
         self.passing = np.empty(TILE * BLOCK, dtype=bool)
 
     def product(self, left: torch.Tensor, right: torch.Tensor) -> np.ndarray:
-        """left (a, D) times right (b, D) transposed: (a, b) float32, written over by the next."""
+        """Return left (a, D) times right (b, D) transposed: (a, b) float32, overwritten by the next call."""
         out = self.scores[: len(left) * len(right)].view(len(left), len(right))
         return torch.mm(left, right.T, out=out).numpy()
 
 
 def checked(vectors: Vectors, queries: np.ndarray, usable: np.ndarray | None, k: int = 1) -> None:
-    """Refuse queries, masks and numbers of neighbours that do not fit."""
+    """Raise an error for queries, masks and numbers of neighbours that do not fit the gallery."""
     if queries.ndim != 2 or queries.shape[1] != vectors.width:
         raise TutelageError(
             f"queries of shape {queries.shape} must be (queries, {vectors.width}), as wide as the gallery"
@@ -198,13 +198,13 @@ def checked(vectors: Vectors, queries: np.ndarray, usable: np.ndarray | None, k:
 
 
 def _chunk(vectors: Vectors, count: int, size: int, k: int, memory: int | None) -> int:
-    """Tiles of `size` queries, of `count` in all, that one pass over the gallery may hold within `memory` bytes."""
+    """Return how many tiles of `size` queries, of `count` queries in all, one pass may hold within `memory` bytes."""
     tiles = max(1, math.ceil(count / size))
     if memory is None:
         return tiles
     room = _room(min(k, max(vectors.count, 1)), vectors.count)
     workers = min(torch.get_num_threads(), tiles, WORKERS)
-    block = BLOCK * vectors.width * 16 + workers * size * (BLOCK * 40 + room * 36)  # rows; scores, and what passes
+    block = BLOCK * vectors.width * 16 + workers * size * (BLOCK * 40 + room * 36)  # rows; scores, and those that pass
     fixed = OVERHEAD + block + count * (vectors.width * 4 + k * 12)
     tile = size * (room * 12 + 12)
     if memory < fixed + tile:
@@ -218,30 +218,30 @@ def _chunk(vectors: Vectors, count: int, size: int, k: int, memory: int | None) 
 
 
 def shared(advance: Callable[[int], None], passes: int) -> Callable[[int], None]:
-    """Progress for several passes over the same rows that ends at their number."""
+    """Return a progress function for `passes` passes over the same rows that counts up to the number of rows."""
     seen = [0]
 
-    def tell(count: int) -> None:
+    def report(count: int) -> None:
         seen[0] += count
         advance(seen[0] // passes - (seen[0] - count) // passes)
 
-    return tell
+    return report
 
 
 def search(
     vectors: Vectors, queries: np.ndarray, k: int, *, usable: np.ndarray | None = None, memory: int | None = None,
     advance: Callable[[int], None] = silent,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """The k rows with the largest inner product with each query: exact, and the same for every limit and cut into parts.
+    """Return the k rows with the largest inner product with each query: exact, whatever the memory limit and the parts.
 
     Args:
         queries: (Q, D) float32, unit length.
-        usable: (N,) bool; other rows are not looked at and never appear.
+        usable: (N,) bool; other rows are ignored and never returned.
         memory: bytes beyond the process and the arrays in `vectors`; with little, the gallery is read several times.
-        advance: called with numbers of rows that are done, N in all.
+        advance: called with numbers of rows just done, N in all.
 
     Returns:
-        similarities (Q, k) float32 and rows (Q, k) int64, best first, of equals the smaller row; -inf and -1 where
+        similarities (Q, k) float32 and rows (Q, k) int64, best first, the smaller row in a tie; -inf and -1 where
         fewer than k rows are usable.
 
     Raises:
@@ -255,12 +255,12 @@ def search(
     size, most = tiles.shape[1], min(k, max(vectors.count, 1))
     room = _room(most, vectors.count)
     chunk = _chunk(vectors, len(queries), size, k, memory)
-    tell = shared(advance, math.ceil(len(tiles) / chunk))
+    report = shared(advance, math.ceil(len(tiles) / chunk))
     with _workers(len(tiles)) as pool:
         for first in range(0, len(queries), size * chunk):
             part = slice(first, min(first + size * chunk, len(queries)))
             best = _Best.empty(part.stop - part.start, most, room)
-            _compare(vectors, usable, tiles[first // size :][:chunk], best, pool, tell)
+            _compare(vectors, usable, tiles[first // size :][:chunk], best, pool, report)
             best.write(similarities[part], found[part])
     return similarities, found
 
@@ -269,7 +269,7 @@ def _compare(
     vectors: Vectors, usable: np.ndarray | None, tiles: torch.Tensor, best: _Best, pool: ThreadPoolExecutor,
     advance: Callable[[int], None],
 ) -> None:  # fmt: skip
-    """One pass over the gallery for the queries in `tiles` (tiles, T, D)."""
+    """Compare the queries in `tiles` (tiles, T, D) with the gallery in one pass."""
     own, size = _Own(), tiles.shape[1]
 
     def take(index: int, start: int, count: int, rows: torch.Tensor, mask: np.ndarray | None) -> None:
@@ -287,7 +287,7 @@ def best_query(
     vectors: Vectors, queries: np.ndarray, *, usable: np.ndarray | None = None,
     advance: Callable[[int], None] = silent,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """The query with the largest inner product with each row, of equals the smaller.
+    """Return the query with the largest inner product with each row, the smaller query in a tie.
 
     Args:
         queries: (Q, D) float32, unit length. usable, advance: as in `search`.
@@ -308,7 +308,7 @@ def best_query(
         best, name = similarity[low:high], query[low:high]
         for first, tile in zip(range(0, len(queries), tiles.shape[1]), tiles, strict=True):
             scores = own.product(rows, tile)[: high - low, : len(queries) - first]
-            near = scores.argmax(axis=1)  # numpy's is 7 times faster than torch's, and takes the first of equals
+            near = scores.argmax(axis=1)  # numpy's is 7 times faster than torch's, and takes the first in a tie
             value = scores[np.arange(high - low), near]
             better = value > best
             best[better], name[better] = value[better], first + near[better]

@@ -1,4 +1,4 @@
-"""What stage 0 does with embeddings: leaks out, a strategy's choice, each picture once."""
+"""Selection of gallery images by their embeddings: leaks are excluded, a strategy chooses, each picture is kept once."""
 
 from __future__ import annotations
 
@@ -18,24 +18,25 @@ from tutelage.curation.vectors import Vectors
 from tutelage.errors import TutelageError, shown
 from tutelage.progress import progress, say
 
-EXACT = 5_000_000  # vectors, above which --index auto takes an inverted file
-NEAR = 0.5  # a similarity that is near whatever chance finds: in a gallery of one kind, chance finds much
-EACH = 6200  # bytes that comparing an image with all others takes beside its vector: measured on 100,000 and 200,000
-NULL = 64  # directions without a meaning that the queries are compared with
-# Standard errors above chance that all queries must be, or else those of one class, for the gallery to show something. A median below
-# chance's 95 % had it that 300 images of CIFAR-10 show none of its classes, in 3 of 4 draws; this in none of 20.
+EXACT = 5_000_000  # above this many vectors --index auto uses an inverted file
+NEAR = 0.5  # a similarity that counts as near whatever chance finds: in a gallery of similar images, chance finds much
+EACH = 6200  # bytes per image, beside its vector, for comparing images with each other: measured on 100,000 and 200,000
+NULL = 64  # random directions that the queries are compared with
+# The gallery shows something if the similarities of all queries, or of one class, lie this many standard errors above
+# chance. The earlier rule, a median above chance's 95 %, found in 3 of 4 draws that 300 images of CIFAR-10 show none of
+# its classes; this rule found it in none of 20.
 SURE = 3.0
-FEW = 3  # queries below which a class is not judged; with 3, 1 class in 25 of those that 100 images of CIFAR-10 do show was named
-NAMED = 20  # classes that a warning names
+FEW = 3  # classes with fewer queries are not judged; with 3, 1 in 25 classes that 100 CIFAR-10 images do show was named
+NAMED = 20  # most classes that a warning names
 
 
 @dataclass
 class Pool:
-    """The gallery, ready to be chosen from.
+    """The gallery, ready for selection.
 
-    embedded: its usable images. vectors: their embeddings. usable: (N,) bool: images that may be chosen; changed in place by those
-    who find duplicates. index, memory: how to search; memory in bytes. recalls: of the searches that were not exact, the share of
-    the true nearest that they find.
+    embedded: its readable images. vectors: their embeddings. usable: (N,) bool, images that may be chosen; changed in place when
+    leaks or duplicates are found. index, memory: how to search; memory in bytes. recalls: of each approximate search, the share of
+    the true nearest neighbours that it found.
     """
 
     embedded: EmbeddingTable
@@ -46,26 +47,26 @@ class Pool:
     recalls: list[float] = field(default_factory=list)
 
     def _settle(self) -> None:
-        """What "auto" stands for: an inverted file for many images where memory holds it, else the exact search."""
+        """Resolve the index "auto": an inverted file for many images if it fits in memory, else the exact search."""
         count = int(self.usable.sum())
         needed = ivf_memory(count, self.vectors.width)
         many = self.vectors.count > EXACT
         self.index = "ivf" if many and needed <= self.memory else "exact"
         if many and self.index == "exact":
             say(
-                f"an inverted file over {count:,} images takes {needed / 2**30:.1f} GiB of memory, of which there are "
-                f"{self.memory / 2**30:.1f} (--memory, or half of what is free): the search is exact, and takes longer"
+                f"an inverted file over {count:,} images takes {needed / 2**30:.1f} GiB of memory, but the limit is "
+                f"{self.memory / 2**30:.1f} GiB (--memory, or half of what is free): the search is exact, and takes longer"
             )
 
     def neighbours(self, queries: np.ndarray, k: int, what: str, exact: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        """The usable rows nearest to each query.
+        """Return the usable rows nearest to each query.
 
         Args:
-            queries: (Q, D) float32 unit vectors. what: for the progress bar. exact: whatever the index.
+            queries: (Q, D) float32 unit vectors. what: label of the progress bar. exact: search exactly whatever the index.
 
         Returns:
-            (Q, k) float32 similarities and (Q, k) int64 rows, best first; -1 where the gallery has no more: queries for which an
-            inverted file ends before that are searched exactly.
+            (Q, k) float32 similarities and (Q, k) int64 rows, best first; -1 where the gallery has no more rows. Queries for which
+            an inverted file finds too few rows are searched exactly.
         """
         if self.index == "auto" and not exact:
             self._settle()
@@ -80,9 +81,7 @@ class Pool:
         say(f"inverted file over {self.vectors.count:,} images: finds {100 * recall:.1f} % of the true {k} nearest")
         short = np.flatnonzero((rows >= 0).sum(axis=1) < min(k, int(self.usable.sum())))
         if len(short):
-            similarity[short], rows[short] = self.neighbours(
-                queries[short], k, f"{what}, where lists ended", exact=True
-            )
+            similarity[short], rows[short] = self.neighbours(queries[short], k, f"{what}, short lists", exact=True)
         return similarity, rows
 
 
@@ -97,7 +96,7 @@ class Leak:
 
 @dataclass(frozen=True)
 class SelectionRequest:
-    """What is to be chosen. groups: (Q,) int64: whose turn a query takes. unsure: (m, D) unit embeddings -> (m,) for `hard`."""
+    """What to choose. groups: (Q,) int64, groups of queries that take turns. unsure: (m, D) unit embeddings -> (m,) for `hard`."""
 
     strategy: str
     wanted: int
@@ -110,17 +109,17 @@ class SelectionRequest:
 def choose(
     pool: Pool, queries: np.ndarray, wish: SelectionRequest, leaks: Callable[[np.ndarray | None], int] = lambda rows: 0
 ) -> tuple[Choice, int]:
-    """Let a strategy choose, and again without the leaks and near duplicates that it chose, until there are none.
+    """Let a strategy choose, bar the leaks and near duplicates in its choice, and repeat until there are none.
 
     Args:
         queries: (Q, D) float32 unit embeddings; may be empty for `all` and `random`.
-        leaks: bars leaks among rows of the pool, or among all (None), and says how many it barred.
+        leaks: bars leaks among rows of the pool, or among all rows (None), and returns how many it barred.
 
     Returns:
-        the choice; how many gallery images were passed over as near duplicates of chosen ones.
+        the choice; the number of gallery images left out as near duplicates of chosen ones.
     """
     known, passed = np.zeros(pool.vectors.count, bool), 0
-    if wish.dedup == "gallery":  # leaks were barred in all of it
+    if wish.dedup == "gallery":  # leaks are already barred in the whole gallery
         passed = _drop_duplicates(pool, np.flatnonzero(pool.usable), known, wish.dedup)
     elif wish.dedup == "candidates" and wish.strategy == "all":
         leaks(None)
@@ -140,10 +139,10 @@ def choose(
 
 
 def check_memory(pool: Pool, count: int, dedup: str) -> None:
-    """Refuse to compare images with each other that memory does not hold: their vectors, thumbnails and what is made of them.
+    """Raise an error if memory cannot hold what comparing images with each other needs: vectors, thumbnails, intermediates.
 
     Args:
-        count: of the images. dedup: the setting that has them compared, "gallery" or "candidates".
+        count: number of images. dedup: the setting that has them compared, "gallery" or "candidates".
     """
     needed = count * (12 * pool.vectors.width + EACH)
     if needed > pool.memory:
@@ -156,9 +155,9 @@ def check_memory(pool: Pool, count: int, dedup: str) -> None:
 
 
 def _drop_duplicates(pool: Pool, rows: np.ndarray, known: np.ndarray, dedup: str) -> int:
-    """Of the near duplicates among these rows, only the first stays usable; how many do not.
+    """Bar all but the first of the near duplicates among these rows; return how many are barred.
 
-    known: (N,) bool, changed in place: rows that were compared with each other before. dedup: as of `check_memory`.
+    known: (N,) bool, changed in place: rows already compared with each other. dedup: as for `check_memory`.
     """
     if len(rows) < 2:
         return 0
@@ -173,7 +172,7 @@ def _drop_duplicates(pool: Pool, rows: np.ndarray, known: np.ndarray, dedup: str
 
 
 def _strategy(pool: Pool, queries: np.ndarray, wish: SelectionRequest) -> Callable[[], Choice]:
-    """A strategy over a pool; each call looks again at what is usable, and searches only as much as it must."""
+    """Return a strategy over a pool; each call chooses among the rows usable by then and searches only if necessary."""
     if wish.strategy == "all":
         return lambda: strategies.all_rows(pool.usable)
     if wish.strategy == "random":
@@ -218,15 +217,15 @@ def _balanced(pool: Pool, queries: np.ndarray, wish: SelectionRequest, wanted: i
 
 
 def nothing_near(pool: Pool, choice: Choice, labels: np.ndarray, classes: Sequence[str]) -> tuple[str, list[str]]:
-    """A warning when what queries brought is no nearer to them than what directions without a meaning find.
+    """Return a warning if the images that queries retrieved are no nearer to them than random directions find.
 
-    What counts of a query is the image nearest to it that it brought; queries count together, and class by class.
+    Each query counts by the nearest image that it retrieved; queries are judged all together, and class by class.
 
     Args:
-        labels: (Q,) int64 class of each query. classes: their names.
+        labels: (Q,) int64 class of each query. classes: names of the classes.
 
     Returns:
-        the warning, "" when there is none; and the classes that it names: none when it is about all of them.
+        the warning, "" if there is none; and the classes that it names, empty if it is about all of them.
     """
     asked, null = np.unique(choice.query[choice.query >= 0]), _meaningless(pool)
     if not len(asked) or not np.isfinite(null).all():
@@ -235,34 +234,34 @@ def nothing_near(pool: Pool, choice: Choice, labels: np.ndarray, classes: Sequen
     by_class = {name: nearest[labels[asked] == number] for number, name in enumerate(classes)}
 
     def near(found: np.ndarray, errors: float) -> bool:
-        """Whether similarities are on the mean above those of the null, by so many standard errors."""
+        """Return whether the mean similarity exceeds that of the random directions by so many standard errors."""
         noise = null.std() * np.sqrt(1 / len(found) + 1 / len(null))
         return bool(found.mean() > min(null.mean() + errors * noise, NEAR))
 
-    finds = f"a direction without a meaning finds {null.mean():.2f}"
+    finds = f"a random direction finds {null.mean():.2f}"
     if not near(nearest, SURE) and not any(near(found, SURE) for found in by_class.values() if len(found)):
         return (
-            f"nothing in the gallery is near the queries: the nearest image that each of them brought has a similarity of "
-            f"{nearest.mean():.2f} (mean), {finds}. The transfer set is as good as random: look at montage.jpg, and give a --gallery "
-            "that shows such things"
+            f"nothing in the gallery is near the queries: the nearest image that each of them found has a mean similarity of "
+            f"{nearest.mean():.2f}, {finds}. The transfer set is no better than a random one: look at montage.jpg, and give a "
+            "--gallery that shows such things"
         ), []
     far = [name for name, found in by_class.items() if len(found) >= FEW and not near(found, 0)]
     if not far:
         return "", []
     theirs = float(np.concatenate([by_class[name] for name in far]).mean())
     return (
-        f"the queries of {shown(far, NAMED)} bring nothing near: the nearest image that each of them brought has a similarity of "
-        f"{theirs:.2f} (mean), {finds}. Either the gallery does not show such things, or what it has of them is labelled already, or "
+        f"the queries of {shown(far, NAMED)} find nothing near: the nearest image that each of them found has a mean similarity of "
+        f"{theirs:.2f}, {finds}. Either the gallery does not show these classes, or its images of them are already labelled or "
         "held out: look at montage.jpg, and give more --gallery, or a smaller --total"
     ), far
 
 
 def _meaningless(pool: Pool) -> np.ndarray:
-    """(NULL,) float32: similarity of directions without a meaning to the nearest usable image; -inf where there is none.
+    """(NULL,) float32: similarity of each random direction to its nearest usable image; -inf where there is none.
 
-    These are random sums of a quarter of the gallery's embeddings at most (so they share the gallery's spread), at unit length, and
-    look for the others: they are near what they are made of. With all in both places, 100 images of CIFAR-10 seemed to show
-    nothing in 1 of 2 draws.
+    The directions are random sums of at most a quarter of the gallery's embeddings (so they share the gallery's spread), at unit
+    length. They are compared only with the other embeddings, because a sum is near its own terms: when all embeddings were in both
+    places, 100 images of CIFAR-10 seemed to show nothing in 1 of 2 draws.
     """
     random = np.random.default_rng(0)
     rows = np.sort(random.permutation(pool.vectors.count)[: min(1024, -(-pool.vectors.count // 4))])
@@ -274,7 +273,7 @@ def _meaningless(pool: Pool) -> np.ndarray:
 
 
 def wanted_of(settings: dict[str, Any], labelled: int, classes: int) -> int | None:
-    """Gallery images to choose; None for all. The labelled images count towards `--total`."""
+    """Return the number of gallery images to choose; None for all. The labelled images count towards `--total`."""
     if settings["per_query"] is not None:
         return settings["per_query"] * (classes if settings["strategy"] == "text" else labelled)
     total = settings["total"]

@@ -1,4 +1,4 @@
-"""Strategies: embeddings in, chosen rows out. Pure functions; what they choose depends on their arguments alone.
+"""Selection strategies: embeddings in, chosen rows out. Pure functions, whose choice depends on their arguments only.
 
 A gallery is N embeddings; a query is a labelled image or a class name. Similarities are cosines of centred embeddings.
 """
@@ -9,16 +9,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-NEIGHBOURHOOD = 3  # `diverse` and `hard` choose from so many times the images that are wanted
-IN_A_CLUSTER = 25  # images that `diverse` would like to take from each cluster
+NEIGHBOURHOOD = 3  # `diverse` and `hard` choose from this many times the wanted number of images
+IN_A_CLUSTER = 25  # images that `diverse` aims to take from each cluster
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What a strategy chose, in the order of choice.
+    """The images that a strategy chose, in the order of choice.
 
     rows: (m,) int64 gallery rows. query: (m,) int64, -1 for none. similarity: (m,) float32 to that query, nan for none.
-    rank: (m,) int64: how many images its query had taken before; -1 for none.
+    rank: (m,) int64, number of images that the query had taken before; -1 for none.
     """
 
     rows: np.ndarray
@@ -30,12 +30,12 @@ class Choice:
         return len(self.rows)
 
     def take(self, positions: np.ndarray) -> Choice:
-        """The chosen images at these positions, in this order."""
+        """Return the chosen images at these positions, in this order."""
         return Choice(self.rows[positions], self.query[positions], self.similarity[positions], self.rank[positions])
 
 
 def without_queries(rows: np.ndarray) -> Choice:
-    """A choice that no query made."""
+    """Return a choice of these rows that involves no query."""
     none = np.full(len(rows), -1, np.int64)
     return Choice(rows, none, np.full(len(rows), np.nan, np.float32), none)
 
@@ -46,20 +46,20 @@ def all_rows(usable: np.ndarray) -> Choice:
 
 
 def random(usable: np.ndarray, wanted: int, seed: int) -> Choice:
-    """Strategy "random": rows drawn evenly, in ascending order.
+    """Strategy "random": rows drawn uniformly, in ascending order.
 
-    Which rows another seed, gallery or `usable` draws says nothing about these; but while the gallery stays, a row that becomes
-    unusable is replaced, and the others stay.
+    Draws with another seed or another size of the gallery are independent of this one; in the same gallery, a row that becomes
+    unusable is replaced and the other rows stay.
 
     Args:
-        usable: (N,) bool. wanted: how many; fewer when there are not so many.
+        usable: (N,) bool. wanted: how many; fewer if fewer are usable.
     """
     order = np.random.default_rng(seed).permutation(len(usable))
     return without_queries(np.sort(order[usable[order]][:wanted]))
 
 
 def best(similarity: np.ndarray, query: np.ndarray, wanted: int) -> Choice:
-    """Strategy "best": the rows that are most similar to any query.
+    """Strategy "best": the rows most similar to any query.
 
     Args:
         similarity: (N,) float32 of each row to its best query, -inf for rows that may not be chosen. query: (N,) int.
@@ -71,7 +71,7 @@ def best(similarity: np.ndarray, query: np.ndarray, wanted: int) -> Choice:
 
 
 def _ranks(query: np.ndarray) -> np.ndarray:
-    """(m,) how often each query stands before this place."""
+    """(m,) int64: how often the query at each place occurs before it."""
     seen: dict[int, int] = {}
     ranks = np.empty(len(query), np.int64)
     for place, one in enumerate(query.tolist()):
@@ -81,14 +81,14 @@ def _ranks(query: np.ndarray) -> np.ndarray:
 
 
 def round_robin(groups: np.ndarray, wanted: int, seed: int) -> np.ndarray:
-    """Whose turn it is: rounds over the groups, within a group one query after the other.
+    """Return whose turn it is: rounds over the groups, and within a group one query after another.
 
-    Groups that are the queries themselves give every query the same number k = floor(total / queries) - 1 of images when
-    `wanted` is total - queries, as the lists of the paper have it; the rest is one more, partial round in seeded order.
+    If every query is a group of its own and `wanted` is total - queries, every query gets the same number of images,
+    k = floor(total / queries) - 1, as in the paper; the rest is one more, partial round over groups drawn by the seed.
 
     Args:
-        groups: (Q,) int64 group of each query, every group from 0 up having one at least.
-        wanted: how many turns. seed: of the order in the last, partial round.
+        groups: (Q,) int64 group of each query; every group from 0 up has at least one query.
+        wanted: how many turns. seed: of the last, partial round.
 
     Returns:
         (wanted,) int64 queries.
@@ -105,17 +105,17 @@ def round_robin(groups: np.ndarray, wanted: int, seed: int) -> np.ndarray:
 def balanced(
     similarity: np.ndarray, rows: np.ndarray, turn: np.ndarray, barred: np.ndarray, complete: bool = False
 ) -> Choice | None:
-    """Strategy "balanced" (query-balanced): in each turn a query takes its best row that nobody has taken.
+    """Strategy "balanced" (query-balanced): in each turn a query takes its most similar row that is not yet taken.
 
     Args:
-        similarity: (Q, K) float32, best first. rows: (Q, K) int64 neighbours of each query; -1 where the gallery has no more (not where the
-            lists of an inverted file have).
+        similarity: (Q, K) float32, best first. rows: (Q, K) int64 neighbours of each query; -1 where the gallery has no more rows
+            (not merely where an inverted file's lists have no more).
         turn: (m,) int64 queries in the order of their turns.
-        barred: (N,) bool: rows that may not be taken. complete: the lists hold all rows that were ever usable; a query whose list has
-            ended lets its turn pass.
+        barred: (N,) bool: rows that may not be taken. complete: the lists hold all rows that were ever usable; a query whose list
+            has ended then skips its turn.
 
     Returns:
-        the choice: shorter than `turn` only where the whole gallery is used up; or None when a query's list ended before that:
+        the choice, shorter than `turn` only if the whole gallery is used up; or None if a query's list ended before that:
         call again with more neighbours.
     """
     taken = barred.copy()
@@ -139,7 +139,7 @@ def balanced(
 
 
 def diverse(near: Choice, embeddings: np.ndarray, wanted: int, seed: int) -> Choice:
-    """Strategy "diverse": the neighbourhood is cut into clusters, which take turns; each gives its image nearest to a query.
+    """Strategy "diverse": the neighbourhood is clustered, and clusters take turns in giving their image nearest to a query.
 
     Args:
         near: the retrieved neighbourhood, larger than `wanted`. embeddings: (len(near), D) float32, unit length.
@@ -157,18 +157,18 @@ def diverse(near: Choice, embeddings: np.ndarray, wanted: int, seed: int) -> Cho
 
 
 def hard(near: Choice, unsure: np.ndarray, wanted: int) -> Choice:
-    """Strategy "hard": of the images near each query, those of which a probe on the labels is least sure.
+    """Strategy "hard": of the images near each query, those on which a probe trained on the labels is least confident.
 
     Args:
-        near: the retrieved neighbourhood, larger than `wanted`. unsure: (len(near),) float, higher for less sure.
-        wanted: how many; every query gives its share.
+        near: the retrieved neighbourhood, larger than `wanted`. unsure: (len(near),) float, higher for less confident.
+        wanted: how many; the queries take turns.
     """
     order = np.lexsort((near.rows, -unsure))
     return near.take(order[_in_turns(near.query[order], wanted)])
 
 
 def _in_turns(group: np.ndarray, wanted: int) -> np.ndarray:
-    """Places of the first `wanted` when groups take turns, each giving its members in their order.
+    """Return the places of the first `wanted` members when groups take turns, each giving its members in their order.
 
     Args:
         group: (m,) int64.

@@ -12,7 +12,7 @@ import torch
 
 from tutelage.errors import TutelageError, shown
 
-BLOCK = 2048  # rows that are read and compared at once: 1.5 MB of a file with 384 features
+BLOCK = 2048  # rows read and compared at once: 1.5 MB of a file with 384 features
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class _Part:
     offset: int = 0
 
     def read(self, first: int, count: int, scratch: np.ndarray) -> torch.Tensor:
-        """Rows first ... first + count: (count, D) as stored; scratch: (bytes,) uint8 that they may lie in."""
+        """Return rows first ... first + count: (count, D) as stored; scratch: (bytes,) uint8 that may hold them."""
         room = scratch[: count * self.width * self.dtype.itemsize]
         stored = room.view(self.dtype).reshape(count, self.width)
         if isinstance(self.source, Path):
@@ -34,13 +34,13 @@ class _Part:
                 self._read_at(file, first, room)
         else:
             rows = self.source[first : first + count]
-            if rows.flags.c_contiguous and rows.flags.writeable:  # torch warns of arrays that it may not write to
+            if rows.flags.c_contiguous and rows.flags.writeable:  # torch warns about read-only arrays
                 return torch.from_numpy(rows)
             np.copyto(stored, rows)
         return torch.from_numpy(stored)
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        """Rows (m,) in ascending order: (m, D) as stored."""
+        """Return the rows at positions (m,), which ascend: (m, D) as stored."""
         if isinstance(self.source, np.ndarray):
             return self.source[rows]
         taken = np.empty((len(rows), self.width), dtype=self.dtype)
@@ -64,7 +64,7 @@ class _Part:
 
 
 def _part(source: np.ndarray | Path) -> _Part:
-    """What is known of an array or a .npy file without reading its rows."""
+    """Describe an array or a .npy file without reading its rows."""
     offset, fortran, name = 0, False, "an array"
     if isinstance(source, np.ndarray):
         shape, dtype = source.shape, source.dtype
@@ -90,12 +90,12 @@ def _part(source: np.ndarray | Path) -> _Part:
 
 @dataclass(frozen=True, eq=False)
 class Vectors:
-    """Embeddings of a gallery, cut into parts in any way; the rows are counted through all parts.
+    """Embeddings of a gallery, cut into parts in any way; the rows are numbered through all parts.
 
     Args:
         parts: arrays or .npy files, (n_i, D) float16 or float32 each. A file is read block by block, never mapped.
-        mean: (D,) float32 that is subtracted before every row is divided by its length; None: the rows are taken as
-            they are, at unit length already. A row that equals the mean stays zero.
+        mean: (D,) float32 that is subtracted before every row is divided by its length; None: the rows are used
+            unchanged, because they are normalised already. A row that equals the mean stays zero.
 
     Raises:
         TutelageError: a part that cannot be read or has another shape or dtype, parts or a mean of different widths.
@@ -121,7 +121,7 @@ class Vectors:
 
     @cached_property
     def _starts(self) -> np.ndarray:
-        """(parts + 1,) int64: the first row of each part, and the number of all rows."""
+        """(parts + 1,) int64: the first row of each part, then the number of all rows."""
         return np.cumsum([0, *(part.rows for part in self._parts)])
 
     @property
@@ -135,7 +135,7 @@ class Vectors:
         return self._parts[0].width
 
     def blocks(self, size: int = BLOCK) -> Iterator[tuple[int, np.ndarray]]:
-        """All rows in order: (start row, (n, D) float32 centred, unit length), n <= size; never across two parts."""
+        """Yield all rows in order: (start row, (n, D) float32 centred, unit length), n <= size; never across two parts."""
         scratch = self._scratch(size)
         for first, after in zip(self._starts[:-1].tolist(), self._starts[1:].tolist(), strict=True):
             for start in range(first, after, size):
@@ -144,10 +144,10 @@ class Vectors:
                 yield start, rows.numpy()
 
     def aligned(self, usable: np.ndarray | None) -> Iterator[tuple[int, int, torch.Tensor | None, np.ndarray | None]]:
-        """Blocks for a search: start, n <= BLOCK, (BLOCK, D) float32 of which n rows count, usable (n,) or None for all.
+        """Yield blocks for a search: start, n <= BLOCK, (BLOCK, D) float32 of which n rows count, usable (n,) or None for all.
 
-        They start at multiples of BLOCK whatever the parts, so that no cut into parts changes a product's shape. No rows
-        where none is usable, and rows that are not may be NaN. The tensor is written over by the third block after it.
+        Blocks start at multiples of BLOCK whatever the parts, so that the parts never change the shape of a product. The rows
+        are None if none is usable; unusable rows may be NaN. The tensor is overwritten by the third block after it.
         """
         scratch, buffers = self._scratch(BLOCK), torch.zeros((3, BLOCK, self.width))
         for index, start in enumerate(range(0, self.count, BLOCK)):
@@ -161,12 +161,12 @@ class Vectors:
             yield start, count, rows, None if mask is None or mask.all() else mask
 
     def rows(self, positions: np.ndarray) -> np.ndarray:
-        """The rows at `positions` (m,) int64, in any order, also twice: (m, D) float32 centred, unit length."""
+        """Return the rows at `positions` (m,) int64, in any order, also repeated: (m, D) float32 centred, unit length."""
         positions = np.asarray(positions, dtype=np.int64)
         outside = positions[(positions < 0) | (positions >= self.count)]
         if len(outside):
             raise TutelageError(f"no row {shown(outside)}: rows are 0 to {self.count - 1}")
-        order = np.argsort(positions, kind="stable")  # a disk reads forwards
+        order = np.argsort(positions, kind="stable")  # disks read forwards fastest
         rows = np.empty((len(positions), self.width), dtype=np.float32)
         cuts = np.searchsorted(positions[order], self._starts)
         for part, start, low, high in zip(self._parts, self._starts[:-1], cuts[:-1], cuts[1:], strict=True):
@@ -177,22 +177,22 @@ class Vectors:
         return rows
 
     def _scratch(self, size: int) -> np.ndarray:
-        """Bytes that `size` rows may lie in as they are stored, to be used again and again."""
+        """Return a reusable buffer for `size` rows as they are stored."""
         return np.empty(size * self.width * max(part.dtype.itemsize for part in self._parts), dtype=np.uint8)
 
     def _fill(self, start: int, rows: torch.Tensor, scratch: np.ndarray, usable: np.ndarray | None = None) -> None:
-        """Fill rows (n, D) float32 with those from row `start` on, across parts; usable: (n,) bool, others may be NaN."""
+        """Fill rows (n, D) float32 with those from row `start` on, across parts; usable: (n,) bool, other rows may be NaN."""
         filled, index = 0, int(np.searchsorted(self._starts, start, side="right")) - 1
         while filled < len(rows):
             part, first = self._parts[index], start + filled - int(self._starts[index])
             count = min(part.rows - first, len(rows) - filled)
             if count:
-                rows[filled : filled + count].copy_(part.read(first, count, scratch))  # torch: 10 times numpy's speed
+                rows[filled : filled + count].copy_(part.read(first, count, scratch))  # 10 times as fast as in numpy
             filled, index = filled + count, index + 1
         self._prepare(rows, np.arange(start, start + len(rows)), usable)
 
     def _prepare(self, rows: torch.Tensor, names: np.ndarray, usable: np.ndarray | None = None) -> None:
-        """Centre rows (n, D) and bring them to unit length, in place; refuse those without a finite length."""
+        """Centre rows (n, D) and scale them to unit length, in place; raise an error for rows without a finite length."""
         if self.mean is not None:
             rows.sub_(torch.from_numpy(np.array(self.mean, dtype=np.float32)))
         squares = np.einsum("nd,nd->n", rows.numpy(), rows.numpy())
@@ -207,7 +207,7 @@ class Vectors:
 
 
 def mean_of(parts: tuple[np.ndarray | Path, ...], sample: int = 100_000) -> np.ndarray:
-    """Mean (D,) float32 of up to `sample` rows, evenly spaced through all parts: the same rows at every call."""
+    """Return the mean (D,) float32 of up to `sample` rows, evenly spaced over all parts: the same rows at every call."""
     vectors = Vectors(parts, None)
     if not vectors.count:
         raise TutelageError("no rows to take a mean of")

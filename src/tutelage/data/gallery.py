@@ -1,4 +1,4 @@
-"""The gallery: a large pool of images without labels to choose from. Nothing is decoded."""
+"""The gallery: a large set of unlabelled images to choose from. Nothing is decoded."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from tutelage.errors import TutelageError, raise_all, shown
 
 @dataclass(frozen=True)
 class Gallery:
-    """The images of all places, each under an id of its own.
+    """The images of all paths, each with a unique id.
 
-    refs: in the order of the places, and within each as it was listed.
-    rejected: what was found but cannot be used, and why.
+    refs: in the order of the paths, and within each path as listed.
+    rejected: images that were found but cannot be used, and why.
     counts: path as given -> how many of `refs` came from it.
     """
 
@@ -28,8 +28,8 @@ class Gallery:
 def list_gallery(paths: Sequence[str | Path]) -> Gallery:
     """List the images of folders, tars, Parquet files or single images. Nothing is decoded.
 
-    The same file reached from two of the paths is listed once. When two places use one id, the ids of all places
-    get the place's name in front.
+    A file reached from two of the paths is listed once. If an id occurs under two paths, all ids are prefixed with the
+    name of their path.
 
     Raises:
         TutelageError: no path at all, a path that is missing or cannot be read, or one without images.
@@ -58,7 +58,7 @@ def list_gallery(paths: Sequence[str | Path]) -> Gallery:
 
 
 def place_names(paths: Sequence[str | Path]) -> list[str]:
-    """A name for every place: the last part of its path, with a number where that is taken."""
+    """Return a name for every path: its last part, with a number appended if that name is taken."""
     names: list[str] = []
     for path in paths:
         name = stem = clean(os.path.basename(os.path.abspath(path))) or "root"
@@ -72,7 +72,7 @@ def place_names(paths: Sequence[str | Path]) -> list[str]:
 def unique_ids(
     listed: list[tuple[list[ImageRef], list[Rejected]]], names: Sequence[str]
 ) -> list[tuple[list[ImageRef], list[Rejected]]]:
-    """Put the place's name before all ids when two places share one; otherwise leave them as they are."""
+    """Prefix all ids with the name of their path if two paths share an id; otherwise leave the ids unchanged."""
     ids = [{ref.id for ref in refs} for refs, _ in listed]
     if len(set().union(*ids)) == sum(map(len, ids)):
         return listed
@@ -83,7 +83,7 @@ def unique_ids(
 
 
 def _once(listed: list[tuple[list[ImageRef], list[Rejected]]]) -> list[tuple[list[ImageRef], list[Rejected]]]:
-    """Drop what an earlier place has already: the same bytes of the same file."""
+    """Drop images that an earlier path has listed already: the same bytes of the same file."""
     seen: set[bytes] = set()
     kept = []
     for refs, rejected in listed:

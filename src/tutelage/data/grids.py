@@ -1,4 +1,4 @@
-"""Grids over images: what is known of every place of an image is known of every place of a view of it."""
+"""Grids of values over images, such as logits or features of every place, cropped to the region that a view shows."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from tutelage.data.views import Views
 
 
 def crop_grid(values: np.ndarray, views: Views, sizes: np.ndarray) -> np.ndarray:
-    """What lies on the views' own grids: bilinear between the image's cells; beyond the outermost centres, as these.
+    """Return the values on the views' own grids, bilinear between the image's cells; beyond the outermost centres, theirs.
 
     Args:
         values: (B, D, h, w) float32 of whole images.
-        views: B of them.
+        views: B views, one for each image.
         sizes: (B, 2) integers, height and width of the images that the views' boxes are measured in.
 
     Returns:
@@ -22,7 +22,7 @@ def crop_grid(values: np.ndarray, views: Views, sizes: np.ndarray) -> np.ndarray
     from torch.nn.functional import affine_grid, grid_sample
 
     top, left, high, wide = (views.boxes / np.tile(sizes, 2)).T
-    lines = np.zeros((len(values), 2, 3), np.float32)  # places of the result, in [-1, 1], to places in the image
+    lines = np.zeros((len(values), 2, 3), np.float32)  # maps places of the result, in [-1, 1], to places in the image
     lines[:, 0, 0] = np.where(views.flips[:, 0], -wide, wide)
     lines[:, 1, 1] = np.where(views.flips[:, 1], -high, high)
     lines[:, 0, 2], lines[:, 1, 2] = 2 * left + wide - 1, 2 * top + high - 1

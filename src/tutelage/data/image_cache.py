@@ -1,10 +1,10 @@
-"""Decoded images, each decoded once for all runs, memory-mapped.
+"""Cache of decoded images, memory-mapped; each image is decoded once for all runs.
 
 `cache/images-<short side>/` holds blocks of up to 4,096 images: `<name>.pixels`, the raw RGB bytes one after another,
-and `<name>.parquet`, the index. The index is renamed into place last, so a block is whole or not there. An image is
-found by its source's fingerprint (path, size, time, position), so a rerun on the same files decodes nothing, and more
-images tomorrow cost only themselves. Images that cannot be used stand in the index with the reason; the next process
-tries them again, because rights, memory and the formats of Pillow may have changed.
+and `<name>.parquet`, the index. The index is renamed into place last, so a block is complete or absent. An image is
+found by its source's fingerprint (path, size, time, position), so a rerun on the same files decodes nothing, and only
+new images are decoded later. Images that cannot be used are in the index with the reason; the next process tries them
+again, because permissions, memory and the formats that Pillow reads may have changed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tutelage.run_folder import atomic_write
 
 BLOCK = 4096  # images in a block
 SHARE = 1.15  # short side of a stored image over the larger of the two networks' sizes
-SAMPLE = 32  # images decoded to foretell the disk that all take
+SAMPLE = 32  # images decoded to estimate the disk space of all
 
 _INDEX = pa.schema(
     [
@@ -42,7 +42,7 @@ _INDEX = pa.schema(
 
 @dataclass(frozen=True)
 class ImageCodec:
-    """What a store holds. name: of its folder. channels: of a pixel, each one byte. decode: as `decode.decode`."""
+    """What a store holds. name: of its folder. channels: bytes per pixel. decode: a function like `decode.decode`."""
 
     name: str
     channels: int
@@ -53,7 +53,7 @@ PICTURES = ImageCodec("images", 3, decode)
 
 
 def short_side(teacher_size: Size, student_size: Size) -> int:
-    """Short side in pixels of the stored images for a teacher and a student of these input sizes."""
+    """Return the short side in pixels of the stored images for a teacher and a student of these input sizes."""
     return round(SHARE * max(*sides(teacher_size), *sides(student_size)))
 
 
@@ -74,7 +74,7 @@ class Images:
         return len(self.keys)
 
     def __getitem__(self, position: int) -> np.ndarray:
-        """(H, W, 3) uint8, or (H, W) of one channel, read-only, straight from the file."""
+        """Return (H, W, 3) uint8, or (H, W) for one channel, read-only, straight from the file."""
         height, width = self.sizes[position]
         block, offset = self.places[position]
         shape = (height, width) if self.channels == 1 else (height, width, self.channels)
@@ -82,32 +82,32 @@ class Images:
 
     @property
     def seeds(self) -> np.ndarray:
-        """(n,) uint64: the first 8 bytes of each content hash, which is what a view depends on."""
+        """(n,) uint64: the first 8 bytes of each content hash, on which the image's views depend."""
         return np.ascontiguousarray(self.keys[:, :8]).view("<u8")[:, 0]
 
     def take(self, positions: np.ndarray) -> Images:
-        """The images at these positions, in this order."""
+        """Return the images at these positions, in this order."""
         places = self.places[positions]
         return Images(self.keys[positions], self.sizes[positions], places, self.blocks, self.channels)
 
 
 class Store:
-    """All decoded images of one short side, or of another kind."""
+    """All decoded images of one short side and one codec (pictures or masks)."""
 
     def __init__(self, cache: str | Path, side: int, kind: ImageCodec = PICTURES):
         self.folder = Path(cache) / f"{kind.name}-{side}"
         self.side, self.kind = side, kind
-        self._tried: set[bytes] = set()  # what this object has tried to decode
+        self._tried: set[bytes] = set()  # fingerprints that this object has tried to decode
 
     def add(self, refs: Sequence[ImageRef], advance: Callable[[int], None] = lambda n: None) -> None:
-        """Decode the images that the store does not hold yet; what cannot be used is recorded with its reason.
+        """Decode the images that the store does not hold yet; unusable images are recorded with the reason.
 
         Args:
             refs: what to decode; the same image may be named twice.
             advance: called with the number of images just decoded.
 
         Raises:
-            TutelageError: the disk would not hold them.
+            TutelageError: the disk has too little space for them.
         """
         missing = self.missing(refs)
         if missing:
@@ -117,10 +117,10 @@ class Store:
             self._add_block(missing[start : start + BLOCK], advance)
 
     def missing(self, refs: Sequence[ImageRef]) -> list[ImageRef]:
-        """Those of `refs` that are to be decoded, each once: never tried, or tried in vain by others."""
+        """Return those of `refs` that must be decoded, each once: never tried, or failed in another store object."""
         index = self._index()
         found = self._lookup(refs, index)
-        failed = np.append(np.asarray(index.column("reason").is_valid()), False)  # the last stands for row -1
+        failed = np.append(np.asarray(index.column("reason").is_valid()), False)  # the appended value serves row -1
         again = (found < 0) | failed[found]
         unique = {
             ref.fingerprint: ref
@@ -130,7 +130,7 @@ class Store:
         return list(unique.values())
 
     def find(self, refs: Sequence[ImageRef]) -> tuple[Images, np.ndarray, list[Rejected]]:
-        """Look up images that were added.
+        """Look up images that were added before.
 
         Returns:
             the usable images, in the order of `refs`; (n,) int64, their positions in `refs`; and the others with the
@@ -156,7 +156,7 @@ class Store:
         return Images(keys, sizes, places, blocks, self.kind.channels), good, bad
 
     def _index(self) -> pa.Table:
-        """All rows. `_lookup` takes the first of an image: the one that succeeded, else the newest failure."""
+        """Return all rows, ordered so that an image's first row, which `_lookup` takes, is a success, else the newest failure."""
         tables = []
         for path in sorted(self.folder.glob("*.parquet"), key=lambda path: path.stat().st_mtime_ns, reverse=True):
             table = pq.read_table(path)
@@ -169,7 +169,7 @@ class Store:
 
     @staticmethod
     def _lookup(refs: Sequence[ImageRef], index: pa.Table) -> np.ndarray:
-        """(n,) int64 row in the index, -1 where there is none."""
+        """Return (n,) int64 rows of the index, -1 where there is none."""
         asked = pa.array([ref.fingerprint for ref in refs], pa.binary(16))
         rows = pc.index_in(  # pyright: ignore[reportAttributeAccessIssue]
             asked, value_set=index.column("fingerprint").combine_chunks()
@@ -229,13 +229,13 @@ class Store:
 def decoded(
     refs: Sequence[ImageRef], side: int, pool: ThreadPoolExecutor, kind: ImageCodec = PICTURES
 ) -> Iterator[tuple[int, np.ndarray | str, bytes]]:
-    """Decode images in the pool's threads, in the order that their containers are read.
+    """Decode images in the pool's threads, in the order in which their containers are read.
 
     Args:
         side: short side in pixels, as `decode` takes it.
 
     Yields:
-        position in `refs`; pixels (H, W, 3) uint8, or why there are none; content hash (32 bytes, or none).
+        position in `refs`; pixels (H, W, 3) uint8, or why there are none; content hash (32 bytes, or empty).
     """
 
     def one(item: tuple[int, bytes | Unreadable]) -> tuple[int, np.ndarray | str, bytes]:

@@ -1,4 +1,4 @@
-"""Which labelled images are used: those within the budget, nested for one seed, and the folds that they are validated in."""
+"""Which labelled images are used: those within the label budget, nested for one seed, and their cross-validation folds."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 
 from tutelage.errors import TutelageError
 
-ENOUGH = 3  # images that show a class, below which it comes first when images are drawn by number
-FOLDS, FEW_FOLDS = 5, 2  # the latter when a class has fewer than FOLDS images or groups
+ENOUGH = 3  # classes shown by fewer chosen images take precedence when images are drawn by number
+FOLDS, FEW_FOLDS = 5, 2  # the latter if a class has fewer than FOLDS images or groups
 
 
 def draw_budget(
@@ -23,15 +23,15 @@ def draw_budget(
 ) -> np.ndarray:
     """Choose `budget` images of every class: those that come first by a hash of (seed, key).
 
-    A smaller budget's images are among a larger one's; the order of the images and the other classes do not matter.
-    With groups, a second image of a group comes only after one of every group of that class.
+    A smaller budget's images are a subset of a larger one's; the order of the images and the other classes do not matter.
+    With groups, a second image of a group comes only after one image of every group of that class.
 
     Args:
         labels: (n,) int64. keys: n content keys of 32 bytes, or (n, 32) uint8. groups: (n,) str, "" = none.
         budget: images per class, at least 1; None = all.
 
     Returns:
-        (m,) int64, sorted positions. A class with fewer images gives what it has; see `shortfalls`.
+        (m,) int64, sorted positions. Of a class with fewer images all are chosen; see `shortfalls`.
     """
     if budget is None:
         return np.arange(len(labels))
@@ -42,7 +42,7 @@ def draw_budget(
 
 
 def _hashed(labels: np.ndarray, keys: Sequence[bytes] | np.ndarray, seed: int, groups: np.ndarray | None) -> np.ndarray:
-    """(n,) int64 positions by label, turn of the group, hash of (seed, key)."""
+    """Return (n,) int64 positions sorted by label, then by turn within the group, then by hash of (seed, key)."""
     salt = f"{seed}\0".encode()
     digests = [hashlib.blake2b(salt + bytes(key), digest_size=8).digest() for key in keys]
     hashes = np.frombuffer(b"".join(digests), ">u8")
@@ -56,7 +56,7 @@ def _hashed(labels: np.ndarray, keys: Sequence[bytes] | np.ndarray, seed: int, g
 
 
 def shortfalls(labels: np.ndarray, budget: int | None, classes: Sequence[str]) -> list[str]:
-    """One message for every class with fewer images than the budget. labels: (n,) int64 of the train images."""
+    """Return one message for every class with fewer images than the budget. labels: (n,) int64 of the train images."""
     counts = np.bincount(labels, minlength=len(classes))
     return [
         f"class {name!r} has {count} train images, fewer than the budget of {budget}"
@@ -69,13 +69,13 @@ def draw(
     labels: np.ndarray | None, shows: np.ndarray, classes: Sequence[str], keys: Sequence[bytes], budget: int | None, seed: int,
     groups: np.ndarray,
 ) -> tuple[np.ndarray, list[str]]:  # fmt: skip
-    """The images within the budget, and what is to be reported: `draw_budget` by label, or `draw_images` where images have no label.
+    """Return the images within the budget and lines for the log: by `draw_budget`, or by `draw_images` if images have masks.
 
     Args:
-        labels: (n,) int64, or None for masks. shows: (n, C) bool, which classes an image shows. Others as of `draw_budget`.
+        labels: (n,) int64, or None for masks. shows: (n, C) bool, which classes an image shows. Others as for `draw_budget`.
 
     Returns:
-        (m,) int64, sorted positions; lines for the user.
+        (m,) int64, sorted positions; lines for the log.
     """
     if labels is not None:
         return draw_budget(labels, keys, budget, seed, groups), shortfalls(labels, budget, classes)
@@ -85,16 +85,16 @@ def draw(
         lines.append(f"there are {len(shows)} train images, fewer than the budget of {budget}")
     counts = zip(classes, shows[chosen].sum(axis=0).tolist(), strict=True)
     text = ", ".join(f"{name} {count}" for name, count in counts)
-    return chosen, [*lines, f"{len(chosen):,} labelled images; so many show each class: {text}"]
+    return chosen, [*lines, f"{len(chosen):,} labelled images; number of images that show each class: {text}"]
 
 
 def draw_images(
     shows: np.ndarray, keys: Sequence[bytes], budget: int | None, seed: int, groups: np.ndarray | None = None
 ) -> np.ndarray:
-    """Choose `budget` images in all, so that no class is lost: one after the other in an order that the budget does not change.
+    """Choose `budget` images in all so that no class is lost: one after another, in an order that the budget does not change.
 
     While a class is in fewer than ENOUGH chosen images, the next image is the first by a hash of (seed, key) that shows the class
-    which has fewest so far (of equals the one that fewest images show); then the first by that hash. With groups, a
+    with the fewest so far (in a tie the class that fewest images show); after that, the first by that hash. With groups, a
     second image of a group comes after one of every group.
 
     Args:
@@ -122,16 +122,16 @@ def draw_images(
 
 
 def folds(labels: np.ndarray, groups: np.ndarray | None, seed: int) -> np.ndarray:
-    """Stratified folds for cross-validation: FOLDS, or FEW_FOLDS when any class has fewer than FOLDS images or groups.
+    """Return stratified folds for cross-validation: FOLDS, or FEW_FOLDS if any class has fewer than FOLDS images or groups.
 
-    All images of a non-empty group share a fold. A class with one image or group is in one fold only, and is then
+    All images of a non-empty group share a fold. A class with one image or group is in one fold only, and is
     missing from the training part of that fold.
 
     Args:
         labels: (n,) int64. groups: (n,) str, "" = none, or None.
 
     Returns:
-        (n,) int64, the fold in which each image is validated.
+        (n,) int64, the fold in which each image is held out.
     """
     shuffled = np.random.default_rng(seed).permutation(len(labels))
     units: dict[object, list[int]] = defaultdict(list)
@@ -154,7 +154,7 @@ def folds(labels: np.ndarray, groups: np.ndarray | None, seed: int) -> np.ndarra
 
 
 def _places_in_runs(rows: np.ndarray) -> np.ndarray:
-    """(n, k) sorted rows -> (n,) int64: 0, 1, 2, ... inside every run of equal rows."""
+    """(n, k) sorted rows -> (n,) int64: 0, 1, 2, ... within every run of equal rows."""
     fresh = np.ones(len(rows), bool)
     fresh[1:] = (rows[1:] != rows[:-1]).any(axis=1)
     at = np.arange(len(rows))

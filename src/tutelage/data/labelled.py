@@ -1,7 +1,7 @@
-"""Places where images have labels, in every form that is read.
+"""Read the labelled images of a path, in every supported format.
 
-Labels stand in a folder `train|val|test` with `<class>/*` or Parquet files in each, a plain folder of classes, a list
-(CSV or Parquet with the columns path, label and optionally split, group), or Parquet shards with the image bytes
+Supported are a folder `train|val|test` with `<class>/*` or Parquet files in each, a plain folder of classes, a list
+(CSV or Parquet with the columns path, label and optionally split, group), and Parquet shards with the image bytes
 inside. Nothing is decoded.
 """
 
@@ -45,7 +45,7 @@ class LabelledRef:
 
 @dataclass
 class LabelledPlace:
-    """What one place with labels holds; `names` are the classes in the order of its metadata, or empty."""
+    """The labelled images of one path; `names` are the classes in the order of its metadata, or empty."""
 
     images: list[LabelledRef] = field(default_factory=list)
     names: tuple[str, ...] = ()
@@ -54,7 +54,7 @@ class LabelledPlace:
 
 
 def read_labelled(place: Path) -> LabelledPlace:
-    """Read one place with labels, in any of FORMS. Raises TutelageError: all that is wrong with it, reported at once."""
+    """Read the labelled images of one path, in any of FORMS. Raises TutelageError: everything wrong, reported at once."""
     listing = LabelledPlace()
     suffix = place.suffix.lower()
     if place.is_dir():
@@ -73,7 +73,7 @@ def read_labelled(place: Path) -> LabelledPlace:
 
 
 def _read_folder(place: Path) -> LabelledPlace:
-    """`train|val|test` with classes or shards in each, Parquet shards (also in `data/`), or a folder of classes."""
+    """Read `train|val|test` with classes or shards in each, Parquet shards (also in `data/`), or a folder of classes."""
     listing = LabelledPlace()
     folders = sorted(p for p in place.iterdir() if p.is_dir() and not p.name.startswith("."))
     splits = [p for p in folders if p.name.lower() in _SPLIT_WORDS]
@@ -86,7 +86,7 @@ def _read_folder(place: Path) -> LabelledPlace:
             else:
                 _add_classes(listing, folder, folder.name + "/", split)
         if others := [p.name for p in folders if p not in splits]:
-            listing.notes.append(f"{place}: not read, beside {splits[0].name}: {shown(others)}")
+            listing.notes.append(f"{place}: folders beside {splits[0].name} that are not read: {shown(others)}")
     elif shards:
         _add_shards(listing, shards, "", "")
     else:
@@ -97,12 +97,12 @@ def _read_folder(place: Path) -> LabelledPlace:
 
 
 def _add_shards(listing: LabelledPlace, shards: Sequence[Path], prefix: str, split: str) -> None:
-    """Add Parquet files with images inside; without a split, each file's name says it."""
+    """Add Parquet files with images inside; without a split, it is taken from each file's name."""
     for shard in shards:
         named = re.match(r"(train|test|validation|valid|val)(?=[-_.])", shard.name.lower())
         part = _read_shard(shard, split or (_SPLIT_WORDS[named[1]] if named else "train"))
         names = {*listing.names, *part.names}
-        if all(name.isdecimal() for name in names):  # bare numbers: each file knows only those that it holds
+        if all(name.isdecimal() for name in names):  # bare numbers: each file lists only its own classes
             part.names = tuple(sorted(names, key=int))
         elif listing.images and listing.names != part.names:
             message = f"{shard}: its class names are not those of the shards before it"
@@ -113,7 +113,7 @@ def _add_shards(listing: LabelledPlace, shards: Sequence[Path], prefix: str, spl
 
 
 def _add_classes(listing: LabelledPlace, folder: Path, prefix: str, split: str) -> None:
-    """Add `<class>/*` of one folder; what lies in no class folder is rejected."""
+    """Add `<class>/*` of one folder; images outside the class folders are rejected."""
     refs, rejected = list_images(folder)
     for ref in refs:
         label, _, rest = ref.id.partition("/")
@@ -125,7 +125,7 @@ def _add_classes(listing: LabelledPlace, folder: Path, prefix: str, split: str) 
 
 
 def _read_parquet(place: Path) -> LabelledPlace:
-    """One Parquet file: with the images inside, or a list of paths."""
+    """Read one Parquet file: with the images inside, or a list of paths."""
     schema = _schema(place)
     try:
         image_column(schema, str(place))
@@ -137,7 +137,7 @@ def _read_parquet(place: Path) -> LabelledPlace:
 
 
 def _read_shard(place: Path, split: str) -> LabelledPlace:
-    """The rows of a Parquet file with image bytes; a `split` column, where there is one, counts more than `split`."""
+    """Read the rows of a Parquet file with image bytes; a `split` column in the file overrides `split`."""
     columns, names = _parquet_columns(place)
     refs, rejected = list_images(place)
     listing = LabelledPlace(names=names, rejected=rejected)
@@ -152,7 +152,7 @@ def _read_shard(place: Path, split: str) -> LabelledPlace:
 
 
 def _read_list(place: Path, columns: dict[str, list[str]], names: tuple[str, ...]) -> LabelledPlace:
-    """Images named by a list, relative to its folder (or in a folder of their class's name there)."""
+    """Read images named by a list, relative to its folder (or to the folder of their class in it)."""
     listing = LabelledPlace(names=names)
     count = len(columns["path"])
     splits, groups = columns.get("split") or [""] * count, columns.get("group") or [""] * count
@@ -184,7 +184,7 @@ def _read_list(place: Path, columns: dict[str, list[str]], names: tuple[str, ...
         errors.append(TutelageError(message, "list every path once, with the right label and split"))
     raise_all(errors)
     if len(seen) < count:
-        listing.notes.append(f"{place}: {count - len(seen)} rows say the same as another and are counted once")
+        listing.notes.append(f"{place}: {count - len(seen)} rows repeat another row and are counted once")
     return listing
 
 
@@ -195,7 +195,7 @@ def _unknown_splits(place: Path, splits: Iterable[str]) -> list[TutelageError]:
 
 
 def _found(header: Sequence[str]) -> dict[str, int]:
-    """Our word for a column -> its place, for those that are there."""
+    """Map our name of a column to its index, for the columns that exist."""
     lower = [cell.strip().lower() for cell in header]
     found = {word: [lower.index(alias) for alias in aliases if alias in lower] for word, aliases in _COLUMNS.items()}
     return {word: places[0] for word, places in found.items() if places}
@@ -208,7 +208,7 @@ def _lacking(place: Path, header: Sequence[str], words: Iterable[str]) -> Tutela
 
 
 def _csv_columns(place: Path) -> tuple[dict[str, list[str]], tuple[str, ...]]:
-    """The columns of a text list, with a header, or without one as `file.jpg,class`."""
+    """Return the columns of a text list, with a header, or without one as `file.jpg,class`."""
     rows = text_rows(place, "path,label")
     if not rows:
         raise TutelageError(f"{place} is an empty list", "write a list with the columns path,label")
@@ -233,7 +233,7 @@ def _schema(place: Path) -> pa.Schema:
 
 
 def _parquet_columns(place: Path) -> tuple[dict[str, list[str]], tuple[str, ...]]:
-    """The columns path, label, split and group as text, and the class names in the order of the metadata (or ())."""
+    """Return the columns path, label, split and group as text, and the class names in the metadata's order (or ())."""
     schema = _schema(place)
     features = _features(schema)
     found = _found(schema.names)
@@ -256,7 +256,7 @@ def _parquet_columns(place: Path) -> tuple[dict[str, list[str]], tuple[str, ...]
 
 
 def _features(schema: pa.Schema) -> dict[str, dict]:
-    """What Hugging Face's metadata says of the columns; empty where there is none."""
+    """Return what Hugging Face's metadata says about the columns; empty if there is none."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return {name: feature for name, feature in features.items() if isinstance(feature, dict)}

@@ -1,7 +1,7 @@
-"""The manifests of a run folder: which images take part, where they come from, and what they are for.
+"""The manifests of a run folder: which images a run uses, where they come from, and their split or query.
 
-`transfer_set/manifest.parquet` lists what the student learns on, labelled images first; `target_set/manifest.parquet` the
-labelled, validation and test images with their labels. Labels beyond the budget are in neither.
+`transfer_set/manifest.parquet` lists the images that the student is trained on, labelled images first;
+`target_set/manifest.parquet` the labelled, validation and test images with their labels. Labels beyond the budget are in neither.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ class Labelled:
 
     @property
     def strata(self) -> np.ndarray:
-        """(n,) int64: what folds are to hold in equal shares: classes; nothing where every image has a mask."""
+        """(n,) int64: the classes by which folds are stratified; all 0 if the images have masks."""
         return self.labels if isinstance(self.labels, np.ndarray) else np.zeros(len(self), np.int64)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, positions: np.ndarray) -> Labelled:
-        """Those at these positions."""
+        """Return the images at these positions."""
         ids = [self.ids[i] for i in positions.tolist()]
         return Labelled(ids, self.images.take(positions), self.labels[positions], self.groups[positions])
 
@@ -52,9 +52,9 @@ class Labelled:
 class TaskData:
     """All images of one run, decoded.
 
-    train: the labelled images within the budget. val, test: None where there are none. transfer: the transfer set; its first
+    train: the labelled images within the budget. val, test: None if there are none. transfer: the transfer set; its first
     len(train) images are those of train, in the same order. side: short side of the stored images in pixels. about: the result of
-    stage 0.
+    curation.
     """
 
     task: str
@@ -69,24 +69,24 @@ class TaskData:
 
 
 def write_manifest(path: Path, refs: Sequence[ImageRef], columns: dict[str, Any]) -> None:
-    """Write one manifest: where each image is, and what else is known of it."""
+    """Write one manifest: the location of each image, and further columns."""
     rows = {name: [getattr(ref, name) for ref in refs] for name in SOURCE}
     with atomic_write(path) as temporary:
         pq.write_table(pa.table({**rows, **columns}), temporary)
 
 
 def read_manifest(path: Path) -> tuple[list[ImageRef], pa.Table]:
-    """The images of a manifest, and all of its columns."""
+    """Return the images of a manifest, and all of its columns."""
     table = pq.read_table(path)
     rows = zip(*[table.column(name).to_pylist() for name in SOURCE], strict=True)
     return [ImageRef(**dict(zip(SOURCE, row, strict=True))) for row in rows], table
 
 
 def load_task(run: Path, cache: str | Path) -> TaskData:
-    """Open the images of a run whose transfer set has been curated; decodes only what the cache has lost.
+    """Open the images of a run whose transfer set has been curated; decode only those that the cache lacks.
 
     Raises:
-        TutelageError: images are gone or are not those that were chosen.
+        TutelageError: images are gone or have changed since they were chosen.
     """
     about = read_json(run / "transfer_set" / "result.json")
     store = Store(cache, about["store_side"])
@@ -125,7 +125,7 @@ def load_task(run: Path, cache: str | Path) -> TaskData:
 
 
 def mask_refs(table: pa.Table) -> list[ImageRef]:
-    """Where the masks of a manifest are."""
+    """Return the references of a manifest's masks."""
     rows = zip(*[table.column(f"mask_{name}").to_pylist() for name in SOURCE], strict=True)
     return [ImageRef(**dict(zip(SOURCE, row, strict=True))) for row in rows]
 
@@ -133,11 +133,11 @@ def mask_refs(table: pa.Table) -> list[ImageRef]:
 def load_masks(
     cache: str | Path, refs: Sequence[ImageRef], shapes: np.ndarray, about: dict[str, Any], truths: Sequence[bytes]
 ) -> Masks:
-    """Masks from the cache, decoded into it where it has lost them.
+    """Return masks from the cache, decoding those that it lacks.
 
     Args:
-        refs: n masks. shapes: (n, 2), height and width of their stored images. about: the result of stage 0. truths: n hashes of
-            `masks.truth_of`, which they had when the images were chosen.
+        refs: n masks. shapes: (n, 2), height and width of their stored images. about: the result of curation. truths: n hashes by
+            `masks.truth_of`, as they were when the images were chosen.
 
     Raises:
         TutelageError: masks are gone, cannot be read, or have changed.
@@ -159,17 +159,17 @@ def load_masks(
 
 
 def transfer_keys(run: Path) -> list[bytes]:
-    """Content hash of each image of the transfer set, from the manifest alone: no image is opened."""
+    """Return the content hash of each image of the transfer set, from the manifest only: no image is opened."""
     return pq.read_table(run / "transfer_set" / "manifest.parquet", columns=["key"]).column("key").to_pylist()
 
 
 def _keys(table: pa.Table) -> list[bytes | None]:
-    """Content hash of each image; None where the manifest has none."""
+    """Return the content hash of each image; None where the manifest has none."""
     return table.column("key").to_pylist() if "key" in table.column_names else [None] * len(table)
 
 
 def _as_chosen(store: Store, refs: Sequence[ImageRef], keys: Sequence[bytes | None]) -> Images:
-    """The images, all of them, with the content that they had when they were chosen."""
+    """Return all images; raise an error unless they have the content that they had when they were chosen."""
     lost = {ref.fingerprint for ref in store.missing(refs)}
     refs = [_present(ref) if ref.fingerprint in lost else ref for ref in refs]
     store.add(refs)
@@ -185,7 +185,7 @@ def _as_chosen(store: Store, refs: Sequence[ImageRef], keys: Sequence[bytes | No
 
 
 def _present(ref: ImageRef) -> ImageRef:
-    """The reference as its file is now: what is decoded today is not stored as what was there on the day of choice."""
+    """Return the reference with its file's present fingerprint, so that a changed file is not cached under its former one."""
     try:
         return replace(ref, fingerprint=_prints(ref.kind, ref.container, os.stat(ref.container))(ref.position))
     except OSError:

@@ -1,7 +1,7 @@
-"""Masks: the class of every pixel, as PNG of class numbers, of a palette's numbers, or of colours that classes.txt names.
+"""Masks: the class of every pixel, as PNG of class numbers, of palette indices, or of colours that classes.txt lists.
 
-In memory a mask is (H, W) uint8: class numbers, IGNORE where no class is said. A mask is never interpolated: any other
-size is made by taking the nearest pixel.
+In memory a mask is (H, W) uint8: class numbers, IGNORE where no class is given. A mask is never interpolated: to resize
+it, the nearest pixel is taken.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Colour = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class MaskEncoding:
-    """What the values of masks mean. classes: C names. colours: C triples, given or made. coloured: masks hold these colours.
+    """Meaning of a mask's values. classes: C names. colours: C triples, given or generated. coloured: masks hold these colours.
 
     ignored: the colours that stand for no class.
     """
@@ -41,9 +41,9 @@ class MaskEncoding:
 
 @dataclass(frozen=True)
 class Values:
-    """What one mask holds, as it was read.
+    """Raw contents of one mask file.
 
-    pixels: (H, W) int32 class numbers, or (H, W, 3) uint8 colours. palette: colours by number, where the file has them.
+    pixels: (H, W) int32 class numbers, or (H, W, 3) uint8 colours. palette: colours by number, if the file has a palette.
     """
 
     pixels: np.ndarray
@@ -51,10 +51,10 @@ class Values:
 
 
 def read_coding(path: Path) -> MaskEncoding:
-    """Class names, one a line, each with three numbers behind it where the data set has colours of its own.
+    """Read class names, one per line, each followed by three numbers if the data set has colours of its own.
 
     Raises:
-        TutelageError: no such file, no names, a name twice, or colours for a part of the classes.
+        TutelageError: an unreadable file, too few or too many names, a repeated name, or colours for only some classes.
     """
     form = "one name per line, or `name red green blue`; `ignore red green blue` for a colour of no class"
     try:
@@ -82,7 +82,7 @@ def read_coding(path: Path) -> MaskEncoding:
 
 
 def made_colours(count: int) -> tuple[Colour, ...]:
-    """A colour for each class: hues a golden angle apart, light and dark in turn, so that neighbours differ."""
+    """Return a colour for each class: hues a golden angle apart, alternately light and dark, so that neighbours differ."""
     colours = []
     for number in range(count):
         light = (0.42, 0.62, 0.52)[number % 3]
@@ -92,10 +92,10 @@ def made_colours(count: int) -> tuple[Colour, ...]:
 
 
 def read_values(data: bytes) -> Values:
-    """Decode one mask as it stands in its file.
+    """Decode one mask without interpreting its values.
 
     Raises:
-        Unreadable: no image, broken, or of a kind that loses values (JPEG).
+        Unreadable: not an image, broken, or of a format that changes values (JPEG).
     """
     if not data:
         raise Unreadable("the file is empty")
@@ -117,10 +117,10 @@ def read_values(data: bytes) -> Values:
 
 
 def numbered(values: Values, coding: MaskEncoding) -> tuple[np.ndarray, dict[str, int]]:
-    """Class numbers of a mask, and what is none.
+    """Return the class numbers of a mask, and the values that are not a class.
 
     Returns:
-        (H, W) uint8, IGNORE for what is no class; value or colour as text -> pixels that have it.
+        (H, W) uint8, IGNORE where the value is not a class; such values or colours as text -> number of pixels.
     """
     classes, pixels = len(coding.classes), values.pixels
     if pixels.ndim == 2:
@@ -139,12 +139,12 @@ def numbered(values: Values, coding: MaskEncoding) -> tuple[np.ndarray, dict[str
 
 
 def truth_of(mask: np.ndarray) -> bytes:
-    """32 bytes by which masks are told apart: SHA-256 of the shape and the class numbers. mask: (H, W) uint8."""
+    """Return 32 bytes that identify a mask: SHA-256 of the shape and the class numbers. mask: (H, W) uint8."""
     return hashlib.sha256(repr(mask.shape).encode() + mask.tobytes()).digest()
 
 
 def kind_of(coding: MaskEncoding) -> ImageCodec:
-    """How the store decodes such masks."""
+    """Return the codec with which the image cache decodes such masks."""
 
     def decode(data: bytes, short_side: int | None = None) -> tuple[np.ndarray, tuple[int, int]]:
         mask = np.ascontiguousarray(numbered(read_values(data), coding)[0])
@@ -156,9 +156,9 @@ def kind_of(coding: MaskEncoding) -> ImageCodec:
 
 @dataclass(frozen=True)
 class Masks:
-    """The masks of some images, at their own size, in the order of the images; what labels are to other tasks.
+    """The masks of some images, at their own size, in the order of the images; they take the place of labels.
 
-    images: the masks. shapes: (n, 2), height and width of the stored images that they belong to. classes: C.
+    images: the masks. shapes: (n, 2), height and width of the stored images that they belong to.
     """
 
     images: Images
@@ -168,26 +168,26 @@ class Masks:
         return len(self.images)
 
     def __getitem__(self, positions: np.ndarray) -> Masks:
-        """The masks at these positions."""
+        """Return the masks at these positions."""
         return replace(self, images=self.images.take(positions), shapes=self.shapes[positions])
 
     def numbers(self, most: int = 64) -> np.ndarray:
-        """(N,) int64 class numbers of `most` x `most` pixels of each mask, those of no class left out; to count classes by."""
+        """Return (N,) int64 class numbers of `most` x `most` pixels of each mask, without IGNORE, for counting classes."""
         every = self.seen(None, (most, most)).reshape(-1)
         return every[every != IGNORE].astype(np.int64)
 
     def one(self, position: int) -> np.ndarray:
-        """(H, W) uint8."""
+        """Return one mask, (H, W) uint8."""
         return self.images[int(position)]
 
     def seen(self, drawn: views.Views | None, size: tuple[int, int]) -> np.ndarray:
-        """What views show of the masks, or, without views, all of them.
+        """Return the region of each mask that its view shows or, without views, whole masks.
 
         Args:
-            drawn: of the images, one for each mask. size: height and width of the result.
+            drawn: views of the images, one for each mask. size: height and width of the result.
 
         Returns:
-            (n, H, W) uint8: of each pixel the class at its centre.
+            (n, H, W) uint8: for each pixel the class at its centre.
         """
         out = np.empty((len(self), *size), np.uint8)
         for i in range(len(self)):
@@ -203,13 +203,13 @@ class Masks:
 
 
 def nearest(start: int, length: int, whole: int, pixels: int, size: int, flip: bool = False) -> np.ndarray:
-    """Along one side: which pixel of a mask lies at the centre of each pixel of a view.
+    """Return, along one axis, which pixel of a mask lies at the centre of each pixel of a view.
 
     nearest(0, 4, 4, 4, 2) == [1, 3]
 
     Args:
         start, length: of the view's region, in pixels of an image that is `whole` pixels long.
-        pixels: length of the mask, which shows the same. size: length of the result.
+        pixels: length of the mask, which covers the same extent. size: length of the result.
     """
     centres = (start + (np.arange(size) + 0.5) * length / size) * pixels / whole
     found = np.minimum(centres.astype(np.int64), pixels - 1)

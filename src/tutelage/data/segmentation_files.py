@@ -1,8 +1,8 @@
-"""Places where images have masks, in every form that is read. Nothing is decoded.
+"""Read the images and masks of a path, in every supported format. Nothing is decoded.
 
-Images and masks stand in `images/<split>/*` and `masks/<split>/*.png` under the same names, in a list (CSV or Parquet
-with the columns image, mask and optionally split, group), or in Parquet files with the bytes of both. `classes.txt`
-beside them names the classes.
+Supported are `images/<split>/*` and `masks/<split>/*.png` under the same names, a list (CSV or Parquet with the columns
+image, mask and optionally split, group), and Parquet files with the bytes of both. `classes.txt` beside them names the
+classes.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ _COLUMNS = {
 
 
 def read_pairs(place: Path) -> tuple[LabelledPlace, MaskEncoding]:
-    """Read one place with masks, in any of FORMS, and the classes beside it.
+    """Read the images and masks of one path, in any of FORMS, and the classes beside it.
 
     Raises:
-        TutelageError: all that is wrong with it, reported at once.
+        TutelageError: everything that is wrong with it, reported at once.
     """
     coding = read_coding((place if place.is_dir() else place.parent) / "classes.txt")
     suffix = place.suffix.lower()
@@ -63,7 +63,7 @@ def read_pairs(place: Path) -> tuple[LabelledPlace, MaskEncoding]:
 
 
 def _read_folder(place: Path) -> LabelledPlace:
-    """`images/<split>/*` and `masks/<split>/*`, matched by their names without the ending; without splits all are train."""
+    """Read `images/<split>/*` and `masks/<split>/*`, matched by name without suffix; without split folders all are train."""
     if not (place / "masks").is_dir():
         hint = "put the masks into masks/<split>/*.png, under the names of images/<split>/*"
         raise TutelageError(f"{place} has images/ but no masks/", hint)
@@ -94,7 +94,7 @@ def _read_folder(place: Path) -> LabelledPlace:
 
 
 def _read_list(place: Path, rows: Sequence[dict[str, str]]) -> LabelledPlace:
-    """Images and masks named by a list, relative to its folder."""
+    """Read images and masks named by a list, relative to its folder."""
     listing, seen = LabelledPlace(), set()
     errors = _unknown_splits(place, [row.get("split", "") for row in rows])
     without: list[str] = []
@@ -122,7 +122,7 @@ def _read_list(place: Path, rows: Sequence[dict[str, str]]) -> LabelledPlace:
 
 
 def _csv_rows(place: Path) -> list[dict[str, str]]:
-    """The rows of a text list with a header, under our words."""
+    """Return the rows of a text list with a header, under our column names."""
     rows = text_rows(place, "image,mask")
     header = rows[0] if rows else []
     found = _found(place, header)
@@ -130,7 +130,7 @@ def _csv_rows(place: Path) -> list[dict[str, str]]:
 
 
 def _parquet_rows(place: Path) -> list[dict[str, str]]:
-    """The rows of a Parquet list, under our words."""
+    """Return the rows of a Parquet list, under our column names."""
     names = _schema(place).names
     found = _found(place, names)
     table = pq.read_table(place, columns=[names[at] for at in found.values()])
@@ -142,7 +142,7 @@ def _parquet_rows(place: Path) -> list[dict[str, str]]:
 
 
 def _found(place: Path, header: Sequence[str]) -> dict[str, int]:
-    """Our word for a column -> its place, for those that are there."""
+    """Map our name of a column to its index, for the columns that exist."""
     lower = [cell.strip().lower() for cell in header]
     found = {word: [lower.index(alias) for alias in aliases if alias in lower] for word, aliases in _COLUMNS.items()}
     if not found["image"] or not found["mask"]:
@@ -153,7 +153,7 @@ def _found(place: Path, header: Sequence[str]) -> dict[str, int]:
 
 
 def _read_shard(place: Path, split: str) -> LabelledPlace:
-    """The rows of a Parquet file with the bytes of image and mask; its `split` column counts more than `split`."""
+    """Read the rows of a Parquet file with the bytes of image and mask; a `split` column in it overrides `split`."""
     schema = _schema(place)
     column = mask_column(schema)
     if not column:

@@ -1,6 +1,6 @@
-"""The target set of segmentation: images with a mask each, where each belongs, and what every mask shows.
+"""The target set of segmentation: images with a mask each, the split of each, and the classes that every mask shows.
 
-Masks are decoded here, because a value that is no class would spoil training without a sound.
+Masks are decoded here, because a value that is not a class would silently spoil training.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ CHUNK = 64  # images and masks in memory at a time
 
 @dataclass(frozen=True)
 class _Found:
-    """What one pair holds. fault: why the pair cannot be used, "" = it can. strange: values that are no class, by pixels.
+    """Findings on one pair. fault: why it cannot be used, "" = it can. strange: values that are not a class -> pixels.
 
-    sizes: (height, width) of image and mask. counts: (C,) int64 pixels of each class. truth: hash of the classes.
+    sizes: (height, width) of image and mask. counts: (C,) int64 pixels of each class. truth: hash of the class numbers.
     """
 
     fault: str = ""
@@ -46,10 +46,10 @@ def read_dense_set(
     target: str | Path, *, val: str | Path | float | None = None, test: str | Path | float | None = None,
     classes: Sequence[str] | None = None, group_by: str | None = None, size: Size = 1,
 ) -> TargetSet:  # fmt: skip
-    """Read images and masks and say to which split each belongs. Arguments and splits as of `target_set.read_target_set`.
+    """Read images and masks and assign each pair to a split. Arguments and splits as in `target_set.read_target_set`.
 
     Args:
-        size: of the student's input: images that are smaller are reported.
+        size: of the student's input; smaller images are reported.
 
     Raises:
         TutelageError: everything that is wrong, reported at once.
@@ -117,7 +117,7 @@ def read_any_dense(target: str | Path, classes: Sequence[str]) -> TargetSet:
 
 
 def _examined(images: Sequence[LabelledRef], coding: MaskEncoding) -> list[_Found]:
-    """Read every image's header and decode every mask, some at a time."""
+    """Read every image's header and decode every mask, CHUNK pairs at a time."""
     found: list[_Found] = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in range(0, len(images), CHUNK):
@@ -130,7 +130,7 @@ def _examined(images: Sequence[LabelledRef], coding: MaskEncoding) -> list[_Foun
 
 
 def _pair(pair: tuple[bytes | Unreadable, bytes | Unreadable, MaskEncoding]) -> _Found:
-    """Look at one image and its mask."""
+    """Examine one image and its mask."""
     picture, mask, coding = pair
     if isinstance(mask, Unreadable):
         return _Found(fault=f"its mask: {mask}")
@@ -147,7 +147,7 @@ def _pair(pair: tuple[bytes | Unreadable, bytes | Unreadable, MaskEncoding]) -> 
 
 
 def _size(picture: bytes | Unreadable) -> tuple[int, int] | None:
-    """Height and width of an image, turned as EXIF says; None for one that cannot be read, which is reported elsewhere."""
+    """Return height and width of an image after EXIF rotation; None if it cannot be read, which is reported elsewhere."""
     if isinstance(picture, Unreadable):
         return None
     try:
@@ -161,7 +161,7 @@ def _size(picture: bytes | Unreadable) -> tuple[int, int] | None:
 def _faults(
     images: Sequence[LabelledRef], found: Sequence[_Found], coding: MaskEncoding, target: str | Path, least: int = 1
 ) -> list[TutelageError]:
-    """What makes masks unusable: colours without names, sizes that differ, values that are no class; no train images."""
+    """Return what makes masks unusable: colours without names, other sizes, values that are not a class, no train images."""
     pairs = [(image, one) for image, one in zip(images, found, strict=True) if not one.fault]
     coloured = [image.mask.id for image, one in pairs if one.coloured and image.mask]
     errors = []
@@ -202,7 +202,7 @@ def _faults(
 def _lost(
     good: Sequence[tuple[LabelledRef, _Found]], counts: np.ndarray, coding: MaskEncoding, target: str | Path
 ) -> list[TutelageError]:
-    """Classes without a pixel in train or in test."""
+    """Return errors for classes without a pixel in train or in test."""
     errors = []
     for split in ("train", "test"):
         rows = [i for i, (image, _) in enumerate(good) if image.split == split]
@@ -215,7 +215,7 @@ def _lost(
 
 
 def _remarks(good: Sequence[tuple[LabelledRef, _Found]], counts: np.ndarray, size: tuple[int, int]) -> list[str]:
-    """Notes: masks that show one class or none, which teach little and are often a fault of the tool that wrote them; small images."""
+    """Return notes on masks with at most one class, which help little and are often a fault of the tool, and on small images."""
     plain = [image.ref.id for (image, _), few in zip(good, ((counts > 0).sum(axis=1) < 2).tolist(), strict=True) if few]
     small = [image.ref.id for image, one in good if one.sizes[0][0] < size[0] or one.sizes[0][1] < size[1]]
     notes = [f"{len(plain)} masks show one class or none: {shown(plain)}"] if plain else []
@@ -226,7 +226,7 @@ def _remarks(good: Sequence[tuple[LabelledRef, _Found]], counts: np.ndarray, siz
 
 
 def _palette(coding: MaskEncoding, found: Iterable[_Found]) -> tuple[Colour, ...]:
-    """The data set's colours: those of classes.txt, else of the first palette that names every class, else made ones."""
+    """Return the data set's colours: those of classes.txt, else of the first palette with all classes, else generated ones."""
     count = len(coding.classes)
     if coding.coloured:
         return coding.colours

@@ -1,8 +1,8 @@
-"""What an image is before it is decoded: a file, a member of a tar, or a row of a Parquet file.
+"""References to images that are not decoded yet: files, members of a tar, or rows of a Parquet file.
 
-Listing reads names and sizes only; `read_bytes` fetches the bytes, each container opened once. Nothing is ever
+Listing reads names and sizes only; `read_bytes` reads the bytes and opens each container once. Nothing is ever
 unpacked to disk. An image that cannot be used becomes a `Rejected` (while listing) or is yielded as an
-`Unreadable` (while reading): bad images are reported, never silently dropped, and never raised.
+`Unreadable` (while reading): bad images are reported, never silently dropped and never raised.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ MAX_BYTES = 1 << 30  # no image of at most decode.MAX_PIXELS needs more
 
 @dataclass(frozen=True, slots=True)
 class ImageRef:
-    """Where the bytes of one image are.
+    """Location of the bytes of one image.
 
     id: its name for people and manifests, always encodable as UTF-8.
     container: absolute path of the file, the tar or the Parquet file.
     kind: "file", "tar" or "parquet"; "mask" is the mask in a row of a Parquet file.
     position: 0, or the byte where the member's data starts (in the unpacked stream for tar.gz), or the row number.
     length: bytes; -1 for Parquet.
-    fingerprint: 16 bytes; the same as last time means the same bytes, without reading them.
+    fingerprint: 16 bytes; if they are the same as last time, so is the image, and it need not be read.
     """
 
     id: str
@@ -66,12 +66,12 @@ class Rejected:
 def list_images(root: str | Path) -> tuple[list[ImageRef], list[Rejected]]:
     """List the images under a folder, in a .tar, .tar.gz, .tgz or .parquet file, or one image file.
 
-    Folders are walked sorted by name, through links but never in circles; tars and Parquet files inside are opened
-    too; hidden names are skipped. Ids are the path under the root, for members `tarname/member`, for rows
+    Folders are walked in the order of names, following links but never in circles; tars and Parquet files inside are
+    opened too; hidden names are skipped. Ids are the path under the root, for members `tarname/member`, for rows
     `file.parquet#row`.
 
     Raises:
-        TutelageError: no such path, a kind of file that is not read, or a Parquet file without one clear image column.
+        TutelageError: no such path, an unsupported kind of file, or a Parquet file without one clear image column.
     """
     path = os.path.abspath(root)
     if not os.path.exists(path):
@@ -90,14 +90,14 @@ def list_images(root: str | Path) -> tuple[list[ImageRef], list[Rejected]]:
 
 
 def file_ref(path: str, id: str) -> ImageRef:
-    """The reference of one image file. Raises OSError when it is missing or not a regular file."""
+    """Return the reference of one image file. Raises OSError if it is missing or not a regular file."""
     path = os.path.abspath(path)
     status = _regular(path)
     return ImageRef(id, path, "file", 0, status.st_size, _prints("file", path, status)(0))
 
 
 def read_bytes(refs: Sequence[ImageRef]) -> Iterator[tuple[int, bytes | Unreadable]]:
-    """Yield (position in refs, bytes or why not) for every reference, container by container, never raising.
+    """Yield (position in refs, bytes or why they cannot be read) for every reference, by container, never raising.
 
     Memory holds one image of a file or tar, or BATCH_BYTES of a Parquet column (only the image column is read).
     """
@@ -120,7 +120,7 @@ def read_bytes(refs: Sequence[ImageRef]) -> Iterator[tuple[int, bytes | Unreadab
 
 
 def missing(path: str | Path, flag: str = "") -> TutelageError:
-    """The error for a path that does not exist, with the nearest names beside it; `flag` ("--target ") goes before it."""
+    """Return the error for a path that does not exist, with similar names beside it; `flag` ("--target ") is put first."""
     path = Path(path)
     try:
         hint = did_you_mean(path.name, os.listdir(path.absolute().parent))
@@ -130,7 +130,7 @@ def missing(path: str | Path, flag: str = "") -> TutelageError:
 
 
 def clean(name: str) -> str:
-    """A file name as a str that UTF-8 can encode; bytes that are not text become \\xNN."""
+    """Return a file name as a str that UTF-8 can encode; bytes that are not text become \\xNN."""
     try:
         return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:
@@ -138,7 +138,7 @@ def clean(name: str) -> str:
 
 
 def why(error: Exception) -> str:
-    """Why a file could not be read, in one short line."""
+    """Return why a file could not be read, in one short line."""
     if isinstance(error, OSError) and error.strerror:
         return f"cannot be read: {error.strerror}"
     return f"cannot be read: {' '.join(str(error).split())[:120] or type(error).__name__}"
@@ -165,7 +165,7 @@ def _walk(folder: str, prefix: str, above: frozenset, refs: list[ImageRef], reje
 
 
 def _add(path: str, id: str, refs: list[ImageRef], rejected: list[Rejected], alone: bool) -> None:
-    """Add what one file holds. `alone`: the user named this very file, so that a wrong kind of Parquet is an error."""
+    """Add the images of one file. `alone`: the user named this very file, so that a wrong kind of Parquet is an error."""
     name = id.lower()
     try:
         if name.endswith(TAR_SUFFIXES):
@@ -188,7 +188,7 @@ def _add(path: str, id: str, refs: list[ImageRef], rejected: list[Rejected], alo
 
 
 def _regular(path: str) -> os.stat_result:
-    """The status of a regular file; anything else would block or never end. Raises OSError."""
+    """Return the status of a regular file. Raises OSError for anything else, which would block or never end."""
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EINVAL, "not a regular file", path)
@@ -196,7 +196,7 @@ def _regular(path: str) -> os.stat_result:
 
 
 def _prints(kind: str, path: str, status: os.stat_result):
-    """A function from position to fingerprint for one container."""
+    """Return a function from position to fingerprint for one container."""
     head = f"{kind}\0".encode() + os.fsencode(path) + struct.pack("<xqq", status.st_size, status.st_mtime_ns)
     base = hashlib.blake2b(head, digest_size=16)
 
@@ -212,7 +212,7 @@ def _prints(kind: str, path: str, status: os.stat_result):
 
 
 def _open_tar(path: str) -> IO[bytes]:
-    """The plain byte stream of a tar; of a compressed one the unpacked stream, which is read forwards only."""
+    """Open the byte stream of a tar; of a compressed tar the unpacked stream, which is read forwards only."""
     with open(path, "rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
     return cast(IO[bytes], gzip.open(path, "rb")) if packed else open(path, "rb")
@@ -245,15 +245,15 @@ def _list_tar(path: str, id: str, refs: list[ImageRef], rejected: list[Rejected]
 
 
 def _members(stream: IO[bytes], size: int | None) -> Iterator[tarfile.TarInfo]:
-    """Yield the members that are whole; raise Unreadable where the tar breaks off or makes no sense.
+    """Yield the complete members; raise Unreadable where the tar breaks off or is inconsistent.
 
-    size: bytes of the stream when it is known (plain tar), None when it is only found by reading (tar.gz).
+    size: bytes of the stream if known (plain tar), None if only reading reveals it (tar.gz).
     """
     end, name = 0, ""
     try:
         with tarfile.open(fileobj=stream, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
             while (member := tar.next()) is not None:
-                tar.members.clear()  # type: ignore[attr-defined]  # it would keep all of them
+                tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep all of them
                 name, start = member.name, member.offset_data
                 if member.size < 0 or start < end:
                     raise Unreadable(f"broken at byte {end}: a member that goes backwards")
@@ -278,7 +278,7 @@ def _members(stream: IO[bytes], size: int | None) -> Iterator[tarfile.TarInfo]:
 
 
 def _reaches(stream: IO[bytes], end: int, size: int | None) -> bool:
-    """Whether the stream has at least `end` bytes."""
+    """Return whether the stream has at least `end` bytes."""
     if size is not None:
         return end <= size
     stream.seek(max(end - 1, stream.tell()))
@@ -286,7 +286,7 @@ def _reaches(stream: IO[bytes], end: int, size: int | None) -> bool:
 
 
 def _refusal(member: tarfile.TarInfo) -> str:
-    """Why a member is refused whatever it is called, or an empty text."""
+    """Return why a member is refused whatever its suffix, or an empty string."""
     if member.isdir():
         return ""
     parts = member.name.replace("\\", "/").split("/")

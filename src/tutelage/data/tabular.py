@@ -1,4 +1,4 @@
-"""Rows of lists: of text as they are; of Parquet which column holds images and masks, and their bytes."""
+"""Rows of text lists, and the columns of Parquet files that hold the bytes of images and masks."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ import pyarrow.parquet as pq
 from tutelage.errors import TutelageError, Unreadable
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "bytes")
-MASK_COLUMNS = ("mask", "annotation")  # of classes, beside the images
-BATCH_BYTES = 64 << 20  # of one Parquet column in memory at a time
+MASK_COLUMNS = ("mask", "annotation")  # masks of classes, beside the images
+BATCH_BYTES = 64 << 20  # bytes of one Parquet column in memory at a time
 
 
 def text_rows(place: Path, columns: str) -> list[list[str]]:
-    """The rows of a text list, header and all; the mark between columns is found, rows of blanks are left out.
+    """Return the rows of a text list, including the header; the delimiter is detected, blank rows are left out.
 
     Raises:
-        TutelageError: no such list. columns: that it should have, for the message.
+        TutelageError: not a readable list. columns: those it should have, for the message.
     """
     text = place.read_bytes().decode("utf-8-sig", "surrogateescape")
     first = text.lstrip().partition("\n")[0]
@@ -35,7 +35,7 @@ def text_rows(place: Path, columns: str) -> list[list[str]]:
 
 
 def image_column(schema: pa.Schema, where: str) -> str:
-    """Name of the column that holds image bytes: a struct with `bytes`, or binary with a name of IMAGE_COLUMNS.
+    """Return the name of the column with image bytes: a struct with `bytes`, or binary with a name in IMAGE_COLUMNS.
 
     Raises:
         TutelageError: none or several such columns.
@@ -56,7 +56,7 @@ def _holds_images(field: pa.Field) -> bool:
 
 
 def mask_column(schema: pa.Schema) -> str:
-    """Name of the column that holds the bytes of masks, "" where there is none."""
+    """Return the name of the column with the bytes of masks, "" if there is none."""
     fits = (f.name for f in schema if f.name.lower() in MASK_COLUMNS and (_is_binary(f.type) or _holds_images(f)))
     return next(fits, "")
 
@@ -66,9 +66,9 @@ def _is_binary(kind: pa.DataType) -> bool:
 
 
 def read_rows(refs: Sequence[Any]) -> Iterator[bytes | Unreadable]:
-    """The bytes of references (`sources.ImageRef`) to one file, in the order of rows.
+    """Yield the bytes of references (`sources.ImageRef`) to one file, in the order of rows.
 
-    Row groups without a wanted row are skipped, the others come in small batches.
+    Row groups without a wanted row are skipped, the others are read in small batches.
     """
     with pq.ParquetFile(refs[0].container, buffer_size=1 << 20) as file:
         schema, kind = file.schema_arrow, refs[0].kind
@@ -94,7 +94,7 @@ def read_rows(refs: Sequence[Any]) -> Iterator[bytes | Unreadable]:
 
 
 def _group_size(file: pq.ParquetFile, group: int, leaf: str) -> tuple[int, float]:
-    """Rows of a row group and the mean bytes of an image in it."""
+    """Return the number of rows of a row group and the mean number of bytes of an image in it."""
     meta = file.metadata.row_group(group)
     columns = (meta.column(i) for i in range(meta.num_columns))
     return meta.num_rows, sum(c.total_uncompressed_size for c in columns if c.path_in_schema == leaf) / max(

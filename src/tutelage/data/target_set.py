@@ -1,6 +1,6 @@
-"""The target set: the labelled images of the task, where each belongs (train, val or test), and which may be used.
+"""The target set: the labelled images of the task, the split of each (train, val or test), and which may be used.
 
-Nothing is decoded here. The forms that can be read are those of `labelled.read_labelled`.
+Nothing is decoded here. The supported formats are those of `labelled.read_labelled`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tutelage.data.sources import SOURCE, ImageRef, Rejected, missing
 from tutelage.errors import TutelageError, did_you_mean, raise_all, shown
 
 SPLITS = ("train", "val", "test")
-TEST_SHARE = 0.2  # held out where no test split is given
+TEST_SHARE = 0.2  # share held out if no test split is given
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,13 +29,13 @@ class TargetSet:
     """n labelled images.
 
     task: "classification" or "segmentation".
-    classes: C names; a label is a place in it. Sorted, or in the order of the file's own metadata.
+    classes: C names; a label is an index into them. Sorted, or in the order of the file's own metadata.
     refs: n references. labels: (n,) int64 in [0, C), of a mask its rarest class. splits: (n,) str, train, val or test.
-    groups: (n,) str, what must not be split (one patient, product, video); "" = none.
-    notes: what the log should say, such as how the test images were chosen.
+    groups: (n,) str, images that must stay in one split (one patient, product, video); "" = none.
+    notes: lines for the log, such as how the test images were chosen.
     rejected: files of the target set that cannot be used, and why.
-    Of masks only: masks, n references; truths, n hashes of the classes of their pixels; pixels, (n, C) int64 counts; colours, C
-    triples in [0, 255]; coloured, whether the masks hold colours instead of numbers; ignored, colours that are no class.
+    With masks only: masks, n references; truths, n hashes of the classes of their pixels; pixels, (n, C) int64 counts; colours, C
+    triples in [0, 255]; coloured, whether the masks hold colours instead of numbers; ignored, colours that are not a class.
     """
 
     task: str
@@ -54,17 +54,17 @@ class TargetSet:
     ignored: tuple[tuple[int, int, int], ...] = ()
 
     def shows(self, rows: np.ndarray) -> np.ndarray:
-        """(m, C) bool: which classes these images show."""
+        """Return (m, C) bool: which classes each of these images shows."""
         if self.pixels is None:
             return self.labels[rows][:, None] == np.arange(len(self.classes))
         return self.pixels[rows] > 0
 
     def truth(self, row: int) -> object:
-        """What is known of one image, to be compared with another's: its class, or the hash of its mask."""
+        """Return the ground truth of one image, for comparison with another's: its class, or the hash of its mask."""
         return self.truths[row] if self.truths else int(self.labels[row])
 
     def about(self, rows: np.ndarray) -> dict[str, Any]:
-        """What result.json says of these rows beside their number: of masks the colours, and images that show each class."""
+        """Return what result.json says about these rows: for masks the colours and how many images show each class, else nothing."""
         if self.pixels is None:
             return {}
         shown_by = dict(zip(self.classes, self.shows(rows).sum(axis=0).tolist(), strict=True))
@@ -72,7 +72,7 @@ class TargetSet:
         return {"colours": colours, "coloured": self.coloured, "ignored_colours": ignored, "shown_by": shown_by}
 
     def columns(self, rows: np.ndarray) -> dict[str, list[Any]]:
-        """What the manifest says of these rows: split, label, group; of masks also where they are and their hash."""
+        """Return the manifest's columns for these rows: split, label, group; for masks also their locations and hashes."""
         columns = {"split": self.splits, "label": self.labels, "group": self.groups}
         found = {name: column[rows].tolist() for name, column in columns.items()}
         if self.masks:
@@ -89,13 +89,13 @@ def read_target_set(
     classes: Sequence[str] | None = None,
     group_by: str | None = None,
 ) -> TargetSet:
-    """Read the labelled images and say to which split each belongs.
+    """Read the labelled images and assign each to a split.
 
     Args:
-        target: a path in any of the forms that `labelled.read_labelled` reads.
-        val, test: a path in any of those forms, all of whose images go to that split (instead of the target's own);
-            or a fraction in (0, 1) of the train images, by class, groups kept whole, chosen by a fixed hash of the
-            ids. Where there is no test split at all, TEST_SHARE is held out and a note says so.
+        target: a path in any format that `labelled.read_labelled` reads.
+        val, test: a path in any of those formats, all of whose images go to that split (instead of the target's own);
+            or a fraction in (0, 1) of the train images, per class, with groups kept whole, chosen by a fixed hash of the
+            ids. If there is no test split at all, TEST_SHARE is held out and a note says so.
         classes: keep these classes only.
         group_by: regular expression searched in every id; its first group (or the whole match) is the image's group.
 
@@ -128,8 +128,8 @@ def read_any(target: str | Path, classes: Sequence[str]) -> TargetSet:
     """Read all labelled images of one path, whatever their split, to score a model whose classes are known.
 
     Args:
-        target: a path in any of the forms that `labelled.read_labelled` reads; of a folder all splits are used.
-        classes: the run's C classes; a label is a place in them. Not all of them need have images.
+        target: a path in any format that `labelled.read_labelled` reads; of a folder all splits are used.
+        classes: the run's C classes; a label is an index into them. Not all of them need to have images.
 
     Raises:
         TutelageError: no such path, no labelled images, or classes that are not among those of the run.
@@ -151,7 +151,7 @@ def read_any(target: str | Path, classes: Sequence[str]) -> TargetSet:
 def _numbered(
     images: Sequence[LabelledRef], names: tuple[str, ...], notes: Sequence[str], rejected: Sequence[Rejected]
 ) -> TargetSet:
-    """Class names to numbers, rows to columns."""
+    """Build the target set: class names become numbers, rows become columns."""
     place = {name: i for i, name in enumerate(names)}
     return TargetSet(
         "classification",
@@ -169,7 +169,7 @@ def _numbered(
 
 
 def check_places(target: str | Path, given: dict[str, str | Path | float | None], group_by: str | None):
-    """Check the settings before anything is read: fractions by split, places by split ("" = target), the pattern."""
+    """Check the settings before anything is read; return fractions by split, paths by split ("" = target), the pattern."""
     shares: dict[str, float] = {}
     places: dict[str, Path] = {"": Path(target)}
     errors: list[TutelageError] = []
@@ -220,7 +220,7 @@ def _grouped(images: list[LabelledRef], pattern: re.Pattern[str]) -> list[Labell
 
 
 def _taken_twice(shares: dict[str, float], images: list[LabelledRef]) -> list[TutelageError]:
-    """A fraction for a split that is there already; one image in two splits."""
+    """Return errors for a fraction of a split that exists already, and for images in two splits."""
     counts = Counter(image.split for image in images)
     errors = [
         TutelageError(
@@ -239,7 +239,7 @@ def _taken_twice(shares: dict[str, float], images: list[LabelledRef]) -> list[Tu
 
 
 def _faults(images: list[LabelledRef], names: tuple[str, ...], target: str | Path) -> list[TutelageError]:
-    """What makes a target set unusable."""
+    """Return everything that makes a target set unusable."""
     train = Counter(image.label for image in images if image.split == "train")
     if not train:
         hint = f"check the path and the names of its folders; tutelage reads {FORMS}"
@@ -274,10 +274,10 @@ def _faults(images: list[LabelledRef], names: tuple[str, ...], target: str | Pat
 
 
 def _merge(listings: dict[str, LabelledPlace], places: dict[str, Path]):
-    """One list of images from the target ("") and the places given for val and test.
+    """Merge the images of the target ("") and of the paths given for val and test into one list.
 
-    The last result holds fingerprint -> unique id, for the end: groups and fractions go by the ids before, so that
-    another place which happens to use the same names changes neither.
+    The last result maps fingerprints to unique ids, to be applied at the end: groups and fractions depend on the original
+    ids, so that another path that happens to use the same names changes neither.
     """
     notes = [note for listing in listings.values() for note in listing.notes]
     own = Counter(image.split for image in listings[""].images)
@@ -303,10 +303,10 @@ def _merge(listings: dict[str, LabelledPlace], places: dict[str, Path]):
 
 
 def _held_out(images: list[LabelledRef], shares: dict[str, float], notes: list[str]) -> list[LabelledRef]:
-    """The images with the splits that are asked for as shares of train, and with a test split in any case; notes are added.
+    """Return the images with the splits requested as shares of train, and with a test split in any case; adds to `notes`.
 
     Raises:
-        TutelageError: a split is both there and asked for.
+        TutelageError: a split both exists and is requested.
     """
     raise_all(_taken_twice(shares, images))
     if "test" not in shares and not any(image.split == "test" for image in images):
@@ -320,7 +320,7 @@ def _held_out(images: list[LabelledRef], shares: dict[str, float], notes: list[s
 
 
 def _hold_out(images: list[LabelledRef], split: str, share: float) -> tuple[list[LabelledRef], str]:
-    """Move a share of the train images of every class to another split, whole groups only; at least 2 stay."""
+    """Move a share of the train images of every class to another split, whole groups only; at least 2 per class stay."""
     units: dict[tuple[str, str], list[int]] = defaultdict(list)
     for i, image in enumerate(images):
         if image.split == "train":
@@ -342,7 +342,7 @@ def _hold_out(images: list[LabelledRef], split: str, share: float) -> tuple[list
         nearer = sum(abs(need[name]) - abs(need[name] - m) for name, m in mine.items())
         if nearer > 0 and all(left[name] - m >= 2 for name, m in mine.items()):
             take(unit)
-    for name in sorted(aim):  # a class of few large groups: its smallest group
+    for name in sorted(aim):  # a class of few large groups gives its smallest group
         if aim[name] and need[name] == aim[name]:
             free = [u for u in order if name in counts[u] and all(left[n] - m >= 2 for n, m in counts[u].items())]
             if free:

@@ -1,14 +1,14 @@
-"""Logits of a small grid as a mask of any size: what evaluation, export and `predict` do with them. Only numpy."""
+"""Upsampling of a small grid of logits to a mask of any size, for evaluation, export and `predict`. Only numpy."""
 
 from __future__ import annotations
 
 import numpy as np
 
-ROWS = 64  # of the mask at once: memory
+ROWS = 64  # rows of the mask computed at once, to save memory
 
 
 def decided(logits: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The class of every pixel: logits enlarged bilinearly, as torch's `interpolate` without aligned corners, then the largest.
+    """Return the class of every pixel: argmax of bilinearly enlarged logits, as torch's `interpolate` with align_corners=False.
 
     Args:
         logits: (C, h, w) float32. height, width: of the mask, in pixels.
@@ -30,7 +30,7 @@ def decided(logits: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _between(given: int, wanted: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each of `wanted` places on `given` samples: the sample before, the one after, and the weight of the latter."""
+    """Return, for each of `wanted` places on `given` samples, the sample before, the one after, and the latter's weight."""
     place = np.maximum((np.arange(wanted) + 0.5) * (given / wanted) - 0.5, 0)
     before = np.minimum(place.astype(np.int64), given - 1)
     return before, np.minimum(before + 1, given - 1), (place - before).astype(np.float32)

@@ -1,1 +1,1 @@
-"""What ships: the student as ONNX files with proof, and what runs them without torch."""
+"""Export the student: ONNX files checked against PyTorch, and the code that runs them without torch."""

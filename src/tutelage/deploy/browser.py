@@ -1,7 +1,7 @@
-"""A page to try an export folder: one HTML file with the model and what runs it inside, for a double click. No torch.
+"""A page to try an exported model: one HTML file that holds the model and its runtime, opened by a double click. Loads no torch.
 
-The model runs by onnxruntime-web (onnxruntime_web/, WebAssembly, one thread). page/ holds the page: preprocess.js is
-data/decode.py's resize in JavaScript, the same bytes.
+The model runs in onnxruntime-web (onnxruntime_web/, WebAssembly, one thread). page/ holds the page's sources; preprocess.js is
+the resize of data/decode.py in JavaScript and gives the same bytes.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from tutelage.errors import TutelageError, raise_all, shown
 from tutelage.run_folder import write_text
 from tutelage.version import __version__
 
-MEGABYTES = 200  # of the model: in base 64 it has a third more, and a browser's longest text is 512 MB
-# of ONNX: the newest that onnxruntime-web 1.30 reads; torch.onnx writes 10, onnx.helper of 1.23 writes 14
+MEGABYTES = 200  # largest model: base 64 adds a third, and a browser's longest text is 512 MB
+# ONNX IR version: the newest that onnxruntime-web 1.30 reads; torch.onnx writes 10, onnx.helper of 1.23 writes 14
 IR_VERSION = 13
 GENERATOR = "Tutelage demo-page"
 LOOPBACK = "127.0.0.1"
-# Pillow from 13 on takes the passes of a resize in the other order for tall images
+# Pillow 13 and later run the two passes of a resize in the other order for tall images
 TALL_FIRST = int(PIL.__version__.partition(".")[0]) >= 13
 
 
@@ -47,7 +47,7 @@ class Output(BaseModel):
 
 
 class Preprocess(BaseModel):
-    """What preprocess.json says: how an image becomes the model's input, and its output probabilities."""
+    """Contents of preprocess.json: how an image becomes the model's input, and what the output means."""
 
     decode_short_side: int | None = Field(ge=1)
     size: int = Field(ge=1)
@@ -63,14 +63,14 @@ def write_page(folder: Path, out: Path) -> Path:
     """Write out/index.html from an export folder.
 
     Args:
-        folder: as `tutelage export` wrote it. out: made where it is not there.
+        folder: as `tutelage export` wrote it. out: a folder, created if missing.
 
     Returns:
         the path of the page.
 
     Raises:
-        TutelageError: no export folder, files changed or unusable, a model too large, or `out` cannot be written;
-            all of them in one message.
+        TutelageError: not an export folder, changed or unusable files, too large a model, or `out` cannot be written;
+            all faults in one message.
     """
     page, faults, path = "", _faults_of(out), out / "index.html"
     try:
@@ -87,7 +87,7 @@ def write_page(folder: Path, out: Path) -> Path:
 
 
 def _faults_of(out: Path) -> list[TutelageError]:
-    """What can be said of --out before anything is written."""
+    """Faults of --out that are known before anything is written."""
     nearest = next(place for place in (out, *out.absolute().parents) if place.exists())
     if not nearest.is_dir():
         return [_unwritable(out, f"{nearest} is a file")]
@@ -107,13 +107,13 @@ def _unwritable(out: Path, reason: str) -> TutelageError:
 
 
 def server_of(port: int) -> ThreadingHTTPServer:
-    """A server on this computer only; nothing is served before `serve`.
+    """Open a server that only this computer can reach; it answers nothing before `serve`.
 
     Args:
-        port: 0 takes any that is free.
+        port: 0 takes any free port.
 
     Raises:
-        TutelageError: the port is taken, or may not be used.
+        TutelageError: the port is in use, or using it is not permitted.
     """
     try:
         return ThreadingHTTPServer((LOOPBACK, port), BaseHTTPRequestHandler)
@@ -148,7 +148,7 @@ def serve(server: ThreadingHTTPServer, page: bytes) -> None:
 
 
 def _page(folder: Path) -> str:
-    """The page of an export folder.
+    """The HTML of an export folder's page.
 
     Raises:
         TutelageError: see write_page.
@@ -177,7 +177,7 @@ def _page(folder: Path) -> str:
 
 
 def _checked(folder: Path) -> tuple[str, dict[str, bytes]]:
-    """The name of the model that export.json recommends, and the bytes of the files that a page needs, as they were exported."""
+    """Return the name of the model that export.json recommends, and the bytes of the files a page needs, their hashes checked."""
     try:
         about = json.loads((folder / EXPORT).read_text(encoding="utf-8"))
         hashes, name = dict(about["files"]), str(about.get("recommended", FLOAT))
@@ -203,7 +203,7 @@ def _checked(folder: Path) -> tuple[str, dict[str, bytes]]:
             f"--export {folder}: files do not match the hashes in {EXPORT}: {shown(odd)}",
             "restore them, or export again",
         )
-    newest = bytes([IR_VERSION])  # the first field of the file is its IR version, a byte
+    newest = bytes([IR_VERSION])  # the first field of an ONNX file is its IR version, one byte
     if data[name][:1] == b"\x08" and data[name][1:2] > newest:
         raise TutelageError(
             f"--export {folder}: {name} has ONNX IR version {data[name][1]}; onnxruntime-web reads version {IR_VERSION} or less",
@@ -213,7 +213,7 @@ def _checked(folder: Path) -> tuple[str, dict[str, bytes]]:
 
 
 def _labels(folder: Path, data: bytes) -> list[str]:
-    """Class names, one a line."""
+    """Class names, one per line of labels.txt."""
     try:
         labels = data.decode("utf-8").removesuffix("\n").split("\n")
     except UnicodeDecodeError:
@@ -224,7 +224,7 @@ def _labels(folder: Path, data: bytes) -> list[str]:
 
 
 def _preprocess(folder: Path, data: bytes) -> Preprocess:
-    """What preprocess.json says."""
+    """Parse and check preprocess.json."""
     if b'"segmentation"' in data:
         raise TutelageError(
             f"{folder} holds a segmentation model, but the page needs a classifier",
@@ -239,23 +239,23 @@ def _preprocess(folder: Path, data: bytes) -> Preprocess:
 
 
 def _title(folder: Path) -> str:
-    """The name of the run, when the folder is its `export`; else the folder's own."""
+    """The name of the run if the folder is its `export`, else the folder's own name."""
     path = folder.resolve()
     return (path.parent.name if path.name == "export" else path.name) or "model"
 
 
 def _packed(data: bytes) -> str:
-    """gzip in base 64, the same text for the same bytes."""
+    """gzip in base 64; equal bytes give equal text."""
     return base64.b64encode(gzip.compress(data, 9, mtime=0)).decode("ascii")
 
 
 def _json(value: Any) -> Markup:
-    """JSON for a script element: no < in it."""
+    """JSON for a script element, every < escaped."""
     return Markup(json.dumps(value).replace("<", "\\u003c"))
 
 
 def _as_global(bundle: str) -> str:
-    """The bundle of onnxruntime-web as a script that sets `ort`: what one inline module exports, no other can import."""
+    """Turn the bundle of onnxruntime-web into a script that sets `ort`: inline modules cannot import from each other."""
     body, _, exports = bundle.rpartition("export{")
     pairs = [pair.split(" as ") for pair in exports.partition("}")[0].split(",")]
     return body + "globalThis.ort={" + ",".join(f"{name}:{own}" for own, name in pairs if name != "default") + "};"

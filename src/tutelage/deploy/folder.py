@@ -1,4 +1,4 @@
-"""The export folder: made beside its place, moved there when it is whole and proven; an old one that was changed by hand is kept."""
+"""Write an export folder: staged beside its place, moved there once complete and checked; a hand-changed old one is kept."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tutelage.run_folder import TEMPORARY, read_json, write_json
 
 @contextlib.contextmanager
 def staged(place: Path) -> Iterator[Path]:
-    """An empty folder to write an export to. Nothing of it stays, and the old export is untouched, unless `settle` is called."""
+    """Yield an empty folder to write an export to. It is deleted, and the old export untouched, unless `settle` is called."""
     folder = place.with_name(f"{place.name}.{os.getpid()}{TEMPORARY}")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -28,13 +28,13 @@ def staged(place: Path) -> Iterator[Path]:
 
 
 def settle(folder: Path, place: Path, about: dict[str, Any]) -> Path | None:
-    """Write export.json with the hash of every file, and put the folder in its place.
+    """Write export.json with the hash of every file, and move the folder to its place.
 
     Args:
         folder: from `staged`. place: where it goes. about: the rest of export.json.
 
     Returns:
-        where the old export is now, if it had been changed by hand; else it is gone.
+        the new path of the old export if it had been changed by hand; else None, and the old export is deleted.
     """
     write_json(folder / EXPORT, {"files": hashes(folder), **about})
     old = None
@@ -49,7 +49,7 @@ def settle(folder: Path, place: Path, about: dict[str, Any]) -> Path | None:
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 (hex) of each file of a folder, by name."""
+    """SHA-256 (hex) of each file of a folder but export.json, by name."""
     import hashlib
 
     paths = sorted(path for path in folder.iterdir() if path.is_file() and path.name != EXPORT)
@@ -57,7 +57,7 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 def changed_by_hand(folder: Path) -> bool:
-    """Whether an export holds anything else than what was written."""
+    """Whether an export folder differs from what was written to it."""
     try:
         about = read_json(folder / EXPORT)
         files = about["files"]

@@ -1,4 +1,4 @@
-"""Other formats than ONNX: each is run here and compared, or refused with the reason why it cannot be."""
+"""Formats other than ONNX: each file is run here and compared, or its format is refused with the reason."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FILES = {"onnx": "model.onnx", "torchscript": "model.pt", "executorch": "model.p
 
 
 def check(names: Sequence[str]) -> None:
-    """Refuse formats that cannot be written or checked on this machine, all at once.
+    """Refuse the formats that cannot be written or checked on this machine, all in one error.
 
     Raises:
         TutelageError: an unknown format, a missing extra, or a system that cannot run the file.
@@ -47,13 +47,13 @@ Program = Callable[[np.ndarray], np.ndarray]
 
 
 def write(name: str, module: Any, size: Size, baked: bool, folder: Path) -> tuple[Path, Program]:
-    """Write one file.
+    """Write the student in one format.
 
     Args:
         name: "torchscript", "executorch" or "coreml". module: in evaluation mode, fused.
 
     Returns:
-        the file, and what runs it: (n, ...) inputs -> (n, ...) float32 outputs.
+        the path of the file, and a function that runs it: (n, ...) inputs -> (n, ...) float32 outputs.
     """
     path = folder / FILES[name]
     return path, {"torchscript": _torchscript, "executorch": _executorch, "coreml": _coreml}[name](
@@ -72,7 +72,7 @@ def _torchscript(module: Any, size: Size, baked: bool, path: Path) -> Program:
 
 
 def _executorch(module: Any, size: Size, baked: bool, path: Path) -> Program:
-    """A program for XNNPACK, of batch 1 as on a phone."""
+    """A program for XNNPACK with batch size 1, as on a phone."""
     import torch
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner  # pyright: ignore[reportMissingImports]
     from executorch.exir import to_edge_transform_and_lower  # pyright: ignore[reportMissingImports]

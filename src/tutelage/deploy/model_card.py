@@ -1,4 +1,4 @@
-"""MODEL_CARD.md: what the model is for, what it was made from, what it gets right and wrong; as Hugging Face lays such cards out."""
+"""MODEL_CARD.md in the layout of Hugging Face: intended use, training data, teacher and licence, scores and known failures."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from tutelage.reporting.table import delivered_name, models_of
 
 FREE_LICENCES = ("apache-2.0", "mit", "bsd-3-clause", "bsd-2-clause", "bsd")
 NOT_USED = (
-    "The model was trained on the labels only: neither the teacher's weights nor its outputs are in what it has learnt."
+    "The model was trained on the labels only: neither the teacher's weights nor its outputs were used to train it."
 )
-CONFUSIONS = 5  # the most frequent that are named
+CONFUSIONS = 5  # the most frequent ones that are listed
 
 
 def model_card(
     run: Path, stages: dict[str, Any], settings: dict[str, Any], teacher: dict[str, Any], export: dict[str, Any]
 ) -> str:
-    """The text of the card.
+    """Return the text of the card.
 
     Args:
-        run: the run folder. stages: result of each stage, by its folder's name. settings: of the run. teacher: what settings.toml
-            says of it, or {}. export: what export.json will say.
+        run: the run folder. stages: result of each stage, by its folder's name. settings: of the run. teacher: its entry in
+            settings.toml, or {}. export: contents of export.json.
     """
     report, student = stages["report"], stages["report"]["delivered"]
     test, baseline = student.get("test"), student["what"] == "baseline"
@@ -48,22 +48,22 @@ def model_card(
 
 
 def _others(report: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """(title, scores) of the models that this one is compared with."""
+    """(title, scores) of the models shown for comparison."""
     delivered = delivered_name(report)
     return [model for name, model in models_of(report).items() if name != delivered and model[1].get("test")]
 
 
 def licence_note(licence: str) -> str:
-    """What the licence of the teacher's weights means for a student that was trained on their outputs."""
+    """State what the licence of the teacher's weights means for a student trained on their outputs."""
     name = licence.lower()
     if name.startswith(FREE_LICENCES):
         return (
-            f"The teacher's weights are under {licence}, which allows any use, also commercial. The student holds none of them, only "
-            "what it learnt from their outputs."
+            f"The teacher's weights are under {licence}, which allows any use, also commercial. The student contains none of them: "
+            "it was trained on their outputs."
         )
     if name == "unknown":
         return (
-            "The licence of the teacher's weights is not known to the program that wrote this card. Find it out before you ship: some "
+            "The licence of the teacher's weights is unknown to the program that wrote this card. Look it up before you ship: some "
             "licences forbid commercial use, or the training of other models on the outputs."
         )
     return (
@@ -73,12 +73,12 @@ def licence_note(licence: str) -> str:
 
 
 def _cell(text: str) -> str:
-    """A class name that breaks no table and opens no HTML."""
+    """Escape a class name for a Markdown table and against HTML."""
     return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "\\`")
 
 
 def _interval(test: dict[str, Any] | None) -> tuple[float, float] | None:
-    """95 % interval of the score that counts, which the choice of test images leaves: Wilson's, or 1.96 standard errors."""
+    """95 % interval of the main score due to the choice of test images: Wilson's for accuracy, else ± 1.96 standard errors."""
     if not test:
         return None
     if words_of(test).main == "accuracy":

@@ -1,4 +1,4 @@
-"""A student as an ONNX graph: in its fused form, with a free batch size, normalisation and softmax in it where that is asked for."""
+"""Export a student as an ONNX graph: branches fused, batch size free, normalisation and softmax included on request."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OPSET = 20
 
 
 class WithPreprocessing(nn.Module):
-    """A student that takes pixels as they are: (B, H, W, 3) uint8 -> (B, C) or (B, C, H, W) float32 probabilities."""
+    """A student with normalisation and softmax: (B, H, W, 3) uint8 pixels -> (B, C) or (B, C, H, W) float32 probabilities."""
 
     mean: torch.Tensor
     std: torch.Tensor
@@ -41,7 +41,7 @@ class WithPreprocessing(nn.Module):
 
 
 def fused(module: nn.Module) -> nn.Module:
-    """A copy in evaluation mode whose parallel branches are one convolution each, where the model has such (FastViT, RepVGG, RepViT)."""
+    """A copy in evaluation mode with parallel branches merged into one convolution, where a model has them (FastViT, RepVGG, RepViT)."""
     from timm.utils.model import reparameterize_model
 
     with torch.no_grad():
@@ -49,7 +49,7 @@ def fused(module: nn.Module) -> nn.Module:
 
 
 def example(size: Size, baked: bool, batch: int = 2) -> torch.Tensor:
-    """Random input of a student: (B, 3, H, W) float32, or (B, H, W, 3) uint8 where it is baked."""
+    """Random input of a student: (B, 3, H, W) float32, or (B, H, W, 3) uint8 if preprocessing is baked in."""
     height, width = sides(size)
     chance = torch.Generator().manual_seed(0)
     if baked:
@@ -58,14 +58,14 @@ def example(size: Size, baked: bool, batch: int = 2) -> torch.Tensor:
 
 
 def write_onnx(module: nn.Module, size: Size, baked: bool, path: Path) -> None:
-    """Write a module as one ONNX file with a free batch size, without the exporter's notes on every node.
+    """Write a module as one ONNX file with a free batch size, without the exporter's metadata on every node.
 
     Args:
         module: in evaluation mode; takes what `example` gives.
         size: of the input.
 
     Raises:
-        TutelageError: the exporter is not installed, or an operation cannot be exported; names the layer.
+        TutelageError: the exporter is not installed, or an operation cannot be exported; the message names the layer.
     """
     try:
         import onnx
@@ -93,7 +93,7 @@ def write_onnx(module: nn.Module, size: Size, baked: bool, path: Path) -> None:
 
 
 def _exported(module: nn.Module, images: torch.Tensor, names: tuple[str, str] | None = None) -> Any:
-    """torch's export; what it prints about its progress is kept off the user's screen."""
+    """Run torch's ONNX exporter with its progress output suppressed."""
     more: dict[str, Any] = {"input_names": [names[0]], "output_names": [names[1]]} if names else {}
     with _quiet(), torch.no_grad():
         return torch.onnx.export(
@@ -122,7 +122,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _culprit(module: nn.Module, images: torch.Tensor, error: Exception) -> tuple[str, str]:
-    """The smallest part of a module that cannot be exported by itself, and why."""
+    """Find the smallest submodule that cannot be exported by itself, and the reason."""
     name, part, given = "the student", module, images
     while True:
         inputs = _inputs_of_children(part, given)
@@ -145,7 +145,7 @@ def _culprit(module: nn.Module, images: torch.Tensor, error: Exception) -> tuple
 
 
 def _inputs_of_children(module: nn.Module, images: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What each child that takes one tensor gets in a forward pass."""
+    """The input that each child with a single tensor argument gets in a forward pass."""
     found: dict[str, torch.Tensor] = {}
     hooks = []
     for name, child in module.named_children():
@@ -172,7 +172,7 @@ def write_torchscript(module: nn.Module, size: Size, baked: bool, path: Path) ->
 
 
 def torch_outputs(module: nn.Module, inputs: np.ndarray, batch_size: int = 256) -> np.ndarray:
-    """(n, ...) model inputs -> (n, C) float32 of a module on the CPU."""
+    """Run a module on the CPU in batches: (n, ...) model inputs -> (n, C) float32."""
     with torch.inference_mode():
         parts = [
             module(torch.from_numpy(inputs[at : at + batch_size])).numpy() for at in range(0, len(inputs), batch_size)

@@ -1,4 +1,4 @@
-"""One file that runs an export folder anywhere: predict.py, put together from the code that `tutelage predict` runs."""
+"""Build predict.py, one file that runs an export folder anywhere, from the code of `tutelage predict`."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ PARTS: tuple[ModuleType, ...] = (
     runtime,
     predict_masks,
     predict_cli,
-)  # each needs only those before it
+)  # each imports only from those before it
 
 OPENING = '''"""Classify images with the model in this folder:  python predict.py IMAGES_OR_FOLDERS... --out predictions.csv
 
 Needs numpy, pillow and onnxruntime, nothing else. It is the code of `tutelage predict` {version} in one file, with the decode and
-resize that the model was trained and judged with. Copyright the authors of Tutelage, Apache-2.0.
+resize that the model was trained and evaluated with. Copyright the authors of Tutelage, Apache-2.0.
 """
 '''
 ENDING = """

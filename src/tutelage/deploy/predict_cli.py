@@ -15,7 +15,7 @@ from tutelage.errors import TutelageError, rendered
 
 @contextlib.contextmanager
 def counted(total: int) -> Iterator[Callable[[int], None]]:
-    """Count on stderr, where that is a terminal."""
+    """Show a count of images on stderr, if that is a terminal."""
     done = 0
 
     def advance(n: int) -> None:
@@ -30,13 +30,13 @@ def counted(total: int) -> Iterator[Callable[[int], None]]:
 
 
 def main(folder: Path, words: Sequence[str] | None = None) -> int:
-    """The command line of an export folder's predict.py; exit code 0, or 2 with a message."""
+    """Run the command line of an export folder's predict.py; return exit code 0, or 2 after an error message."""
     parser = argparse.ArgumentParser(description="Classify images with the model in this folder.")
     parser.add_argument("images", nargs="+", help="images, or folders of images")
-    parser.add_argument("--out", default="predictions.csv", help=".csv, or .parquet where pyarrow is")
-    parser.add_argument("--top", type=int, default=1, help="how many classes of each image")
+    parser.add_argument("--out", default="predictions.csv", help=".csv, or .parquet if pyarrow is installed")
+    parser.add_argument("--top", type=int, default=1, help="number of classes listed for each image")
     parser.add_argument("--model", choices=["auto", *NAMES], default="auto", help="auto: what the export recommends")
-    parser.add_argument("--threads", type=int, help="of onnxruntime; default: all cores")
+    parser.add_argument("--threads", type=int, help="threads of onnxruntime; default: all cores")
     given = parser.parse_args(words)
     try:
         model, paths = open_export(folder, given.model, given.threads), files_in(given.images)

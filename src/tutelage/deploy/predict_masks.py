@@ -1,4 +1,4 @@
-"""Masks of image files, by an export folder of a segmentation student. Needs onnxruntime, numpy and Pillow; loads no torch."""
+"""Predict masks of image files with an exported segmentation student. Needs onnxruntime, numpy and Pillow; loads no torch."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tutelage.errors import Unreadable
 
 @dataclass
 class MaskPredictions:
-    """paths: n of the images that could be read. masks: n paths of PNGs. shares: n times C shares of the pixels. rejected: path and
-    reason of the others."""
+    """paths: the n images that could be read. masks: n paths of PNGs. shares: for each image C shares of its pixels. rejected: path
+    and reason of the other images."""
 
     labels: list[str]
     paths: list[str] = field(default_factory=list)
@@ -39,14 +39,14 @@ class MaskPredictions:
 def predictions(
     model: Model, paths: Iterable[str], out: Path, advance: Callable[[int], None] = lambda n: None
 ) -> Predictions | MaskPredictions:
-    """What the model says of image files: classes, or masks, which go to a folder named as `out` without its ending."""
+    """Predict image files: classes, or masks, which are written to a folder named like `out` without its suffix."""
     if model.about.get("task") == "segmentation":
         return paint_images(model, paths, out.with_suffix(""), advance)
     return predict_images(model, paths, advance=advance)
 
 
 def paint_images(model: Model, paths: Iterable[str], folder: Path, advance: Callable[[int], None]) -> MaskPredictions:
-    """Write a mask of each image, at the image's own size: a PNG of class numbers in the data set's colours."""
+    """Write the mask of each image at the image's own size, as a PNG of class numbers in the data set's colours."""
     result = MaskPredictions(model.labels)
     colours = [value for colour in model.about["colours"] for value in colour]
     taken: set[str] = set()
@@ -75,7 +75,7 @@ def paint_images(model: Model, paths: Iterable[str], folder: Path, advance: Call
 
 
 def _free(stem: str, taken: set[str]) -> str:
-    """A name that no other image of this call has."""
+    """A file name that no other image of this call has."""
     name, number = stem, 1
     while name in taken:
         number += 1

@@ -1,12 +1,12 @@
-"""Eight-bit models: static quantisation by onnxruntime, its choices made by measurement on images without labels.
+"""Int8 models: static quantisation by onnxruntime, with choices made by measuring on unlabelled images.
 
-What counts is the accuracy that is expected to be lost: the mean of p(d) - p(d8), where p are the float model's probabilities, d its
-decision and d8 that of the eight-bit model. It needs no label, is zero where the decisions agree, and is what the accuracy falls
-by if the float model is calibrated. On a MobileNetV3 for CIFAR-10 it said 0.5 points where 10,000 labels say 0.8 to 1.1.
+The criterion is the expected loss of accuracy: the mean of p(d) - p(d8), where p are the float model's probabilities, d its
+decision and d8 that of the int8 model. It needs no labels, is zero where the decisions agree, and equals the drop in accuracy if
+the float model is calibrated. On a MobileNetV3 for CIFAR-10 it gave 0.5 points where 10,000 labels gave 0.8 to 1.1.
 
-Ranges by the smallest and largest value lose most of all on mobile networks, whose activations have a few far outliers; so several
-percentiles are tried, and for each tensor the range of least squared error. Layers that still lose too much stay float, those first
-that cost most error for the square root of their bytes.
+Ranges from the smallest to the largest value lose most on mobile networks, whose activations have a few far outliers; so several
+percentiles are tried, and for each tensor the range of least squared error. If the loss is still too high, layers stay float,
+those first that cause most error for the square root of their bytes.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ from tutelage.deploy.ranges import least_error
 from tutelage.deploy.runtime import session_of, softmax
 from tutelage.errors import TutelageError
 
-LEAST_CALIBRATION = 32  # images
+LEAST_CALIBRATION = 32  # fewest images to calibrate with
 LAYERS = ("Conv", "Gemm", "MatMul")
-# Ranges of the activations -> percentile of their size, where it is one
+# How ranges of the activations are chosen -> percentile of their absolute values, if it is one
 RANGES = {
     "smallest to largest value": None, "99.99 % percentile": 99.99, "99.9 % percentile": 99.9, "99.5 % percentile": 99.5,
     "least squared error": None,
 }  # fmt: skip
 LEAST_ERROR = "least squared error"
-# name -> activations unsigned, weights of 7 bits. Without VNNI the products of U8S8 are summed in pairs in 16 bits, which can overflow.
+# name -> (activations unsigned, 7-bit weights). Without VNNI, products of U8S8 are summed in pairs in 16 bits, which can overflow.
 SCHEMES = {"S8S8": (False, False), "U8S8, 7-bit weights": (True, True), "U8S8": (True, False)}
-SAFE = ("S8S8", "U8S8, 7-bit weights")  # right on every CPU
+SAFE = ("S8S8", "U8S8, 7-bit weights")  # correct on every CPU
 SENSITIVITY_IMAGES = 128
-EQUAL = 0.001  # expected losses nearer than this count as equal
+EQUAL = 0.001  # expected losses that differ by less count as equal
 
 
 @dataclass(frozen=True)
 class Quantised:
-    """scheme, ranges: that were chosen. lost: expected accuracy lost, in [0, 1]. agreement: of the decisions with the float model's.
-    layers: how many there are. kept_float: names of those that stay float. tried: what was measured of each choice.
+    """The chosen scheme and ranges. lost: expected loss of accuracy, in [0, 1]. agreement: share of decisions equal to the float
+    model's. layers: number of layers. kept_float: names of those that stay float. tried: measurements of each choice.
     """
 
     scheme: str
@@ -62,16 +62,16 @@ def quantise(
     source: Path, out: Path, calibration: np.ndarray, judged_on: np.ndarray, most_lost: float,
     logits_of: Callable[[Any], np.ndarray], say: Callable[[str], None] = lambda text: None,
 ) -> Quantised:  # fmt: skip
-    """Write an eight-bit copy of an ONNX classifier.
+    """Write an int8 copy of an ONNX classifier.
 
     Args:
         source: the float model; its one input has a free batch size. out: the file to write.
-        calibration: (n, ...) inputs that give the ranges; 300 or more are better than few. judged_on: (m, ...) other inputs.
-        most_lost: accuracy that may be expected to be lost, in [0, 1]; layers stay float until it holds.
-        logits_of: outputs of a batch -> (N, C) logits or log probabilities of what is decided on, images or pixels.
+        calibration: (n, ...) inputs that give the ranges, best 300 or more. judged_on: (m, ...) other inputs, to measure the loss.
+        most_lost: limit of the expected loss of accuracy, in [0, 1]; layers stay float until it is met.
+        logits_of: outputs of a batch -> (N, C) logits or log probabilities of the classified images or pixels.
 
     Raises:
-        TutelageError: fewer than 32 images to calibrate with, or no choice of layers holds `most_lost`.
+        TutelageError: fewer than 32 images to calibrate with, or no choice of layers meets `most_lost`.
     """
     enough(len(calibration))
     with tempfile.TemporaryDirectory(dir=out.parent, prefix="int8-") as folder:
@@ -101,7 +101,7 @@ def quantise(
 
 
 def enough(images: int) -> None:
-    """Refuse to calibrate with too few images.
+    """Check that there are enough images to calibrate with.
 
     Raises:
         TutelageError: fewer than LEAST_CALIBRATION.
@@ -114,12 +114,12 @@ def enough(images: int) -> None:
 
 
 def expected_loss(reference: np.ndarray, other: np.ndarray) -> tuple[float, float]:
-    """Accuracy that decisions are expected to lose, and the share that agree.
+    """Return the expected loss of accuracy of another model's decisions, and the share of decisions that agree.
 
-    Worked example: p = (0.6, 0.4) and the other model decides for the second class: 0.6 - 0.4 = 0.2 lost on this image.
+    Worked example: p = (0.6, 0.4) and the other model decides for the second class: 0.6 - 0.4 = 0.2 is lost on this image.
 
     Args:
-        reference, other: (n, C) logits of the model that is trusted, and of the other one.
+        reference, other: (n, C) logits of the trusted model, and of the other one.
     """
     p, rows = softmax(reference), np.arange(len(reference))
     mine, others = reference.argmax(1), other.argmax(1)
@@ -127,7 +127,7 @@ def expected_loss(reference: np.ndarray, other: np.ndarray) -> tuple[float, floa
 
 
 class _Work:
-    """Quantisation while it is chosen. layers: name of the node -> name of the weight, as in the torch module."""
+    """A search for a quantisation. layers: name of the ONNX node -> name of the layer in the torch module."""
 
     def __init__(
         self,
@@ -150,7 +150,7 @@ class _Work:
         self.reference = self.outputs(source.read_bytes(), judged_on)
 
     def outputs(self, model: bytes, inputs: np.ndarray) -> np.ndarray:
-        """(N, C) what a model decides on for these inputs."""
+        """(N, C) logits of a model for these inputs, by `logits_of`."""
         path = self.folder / "judged.onnx"
         path.write_bytes(model)
         session = session_of(path)
@@ -159,7 +159,7 @@ class _Work:
         return np.concatenate([self.logits_of(one) for one in parts])
 
     def measured(self, scheme: str, ranges: str, kept_float: Sequence[str]) -> dict[str, Any]:
-        """What one choice loses."""
+        """Expected loss, agreement and size of one choice."""
         model = self.model(scheme, ranges, kept_float)
         lost, agreement = expected_loss(self.reference, self.outputs(model, self.judged_on))
         return {
@@ -168,7 +168,7 @@ class _Work:
         }  # fmt: skip
 
     def by_sensitivity(self, scheme: str, ranges: str) -> list[str]:
-        """Layers, those first that cost most when only they are int8: squared error of the logits by the root of their size."""
+        """Layers by decreasing cost when only that layer is int8: squared error of the logits over the root of the layer's size."""
         few = self.judged_on[:SENSITIVITY_IMAGES]
 
         def cost(name: str) -> float:
@@ -179,7 +179,7 @@ class _Work:
         return sorted(self.layers, key=cost, reverse=True)
 
     def model(self, scheme: str, ranges: str, kept_float: Sequence[str]) -> bytes:
-        """The quantised model; each kind of ranges is measured once."""
+        """Bytes of the quantised model; each kind of ranges is measured only once."""
         from onnxruntime.quantization import CalibrationMethod, QuantType, quantize_static
 
         (unsigned, reduced), percentile = SCHEMES[scheme], RANGES[ranges]
@@ -197,22 +197,22 @@ class _Work:
         return _shortened(path)
 
     def measured_ranges(self, ranges: str) -> Path:
-        """Where onnxruntime keeps what it has measured, or finds what it need not measure."""
+        """Path of the cache file of measured ranges, which onnxruntime writes, or reads if it exists."""
         path = self.folder / f"{ranges.replace(' ', '-')}.json"
         if ranges == LEAST_ERROR and not path.exists():
-            widest = self.folder / f"{next(iter(RANGES)).replace(' ', '-')}.json"  # measured before
+            widest = self.folder / f"{next(iter(RANGES)).replace(' ', '-')}.json"  # measured first
             given = json.loads(widest.read_text())
             path.write_text(json.dumps(least_error(self.source, self.calibration, batch_of(self.calibration), given)))
         return path
 
 
 def batch_of(inputs: np.ndarray) -> int:
-    """Images in one pass: 64 at 64 x 64 pixels, fewer of larger ones, whose activations are all kept while ranges are measured."""
+    """Batch size: 64 at 64 x 64 pixels, smaller for larger images, since all activations are kept while ranges are measured."""
     return max(1, min(64, 64 * 64 * 64 * 3 // int(np.prod(inputs.shape[1:]))))
 
 
 class _Reader:
-    """Batches as onnxruntime's calibration asks for them, a range at a time; all of one size: percentiles cannot take others."""
+    """Batches as onnxruntime's calibration requests them, a range at a time; all of one size, which its percentiles require."""
 
     def __init__(self, name: str, inputs: np.ndarray):
         size = next(size for size in range(batch_of(inputs), 0, -1) if len(inputs) % size == 0)
@@ -242,7 +242,7 @@ def _quiet():
 
 
 def _shortened(path: Path) -> bytes:
-    """A model with short names inside: onnxruntime's are a tenth of a small file."""
+    """Bytes of the model with short internal names: onnxruntime's names take a tenth of a small file."""
     import onnx
 
     model = onnx.load(path)

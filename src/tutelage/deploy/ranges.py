@@ -1,4 +1,4 @@
-"""Ranges of activations that cost least squared error in eight bits, tensor by tensor."""
+"""Activation ranges with the least squared error in eight bits, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any
 
 import numpy as np
 
-SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)  # of the range from the smallest to the largest value
-IMAGES, VALUES = 256, 8192  # that are looked at; values of each tensor in each batch
+SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)  # tried; of the range from smallest to largest value
+IMAGES, VALUES = 256, 8192  # images that are measured; values sampled of each tensor in each batch
 LEVELS = 255
 
 
 def least_error(source: Path, inputs: np.ndarray, batch_size: int, ranges: dict[str, Any]) -> dict[str, Any]:
-    """Narrower ranges where rounding the many values better is worth cutting the few far ones.
+    """Narrow the ranges where finer rounding of the many values outweighs clipping the few far ones.
 
     Args:
-        source: the float model. inputs: (n, ...) what it takes. ranges: onnxruntime's calibration file of smallest and largest values.
+        source: the float model. inputs: (n, ...) its inputs. ranges: onnxruntime's calibration file with the smallest and largest values.
 
     Returns:
-        the same with other ends.
+        a copy of `ranges` with new bounds.
     """
     samples = _samples(source, inputs[:IMAGES], batch_size, list(ranges["data"]))
     chosen = json.loads(json.dumps(ranges))
@@ -32,9 +32,9 @@ def least_error(source: Path, inputs: np.ndarray, batch_size: int, ranges: dict[
 
 
 def rounding_error(values: np.ndarray, low: float, high: float) -> float:
-    """Mean squared error of values in 256 steps from `low` to `high`, zero among them.
+    """Mean squared error of rounding values to 256 levels from `low` to `high`, zero among them.
 
-    Worked example: 0, 1 and 10 in steps up to 5: 10 becomes 5, so (0 + 0 + 25) / 3.
+    Worked example: 0, 1 and 10 with levels up to 5: 10 becomes 5, so (0 + 0 + 25) / 3.
     """
     low, high = min(low, 0.0), max(high, 0.0)
     step = (high - low) / LEVELS or 1.0
@@ -44,7 +44,7 @@ def rounding_error(values: np.ndarray, low: float, high: float) -> float:
 
 
 def _samples(source: Path, inputs: np.ndarray, batch_size: int, names: list[str]) -> dict[str, np.ndarray]:
-    """Some values of each tensor."""
+    """A random sample of the values of each tensor."""
     import onnx
     import onnxruntime
 

@@ -1,6 +1,6 @@
 """Run an export folder: images in, classes and probabilities out. Needs onnxruntime, numpy and Pillow; loads no torch.
 
-`tutelage predict` and the predict.py of every export folder are this code (deploy/predict_bundle.py puts it together), with the
+`tutelage predict` and the predict.py of every export folder share this code (deploy/predict_bundle.py assembles it), with the
 decode and resize of data/decode.py that training and evaluation use.
 """
 
@@ -30,7 +30,7 @@ IMAGES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".avif", ".bmp", ".tif", ".t
 class Model:
     """An exported student.
 
-    session: onnxruntime's. about: what preprocess.json says. labels: C class names. file: name of the ONNX file.
+    session: of onnxruntime. about: contents of preprocess.json. labels: C class names. file: name of the ONNX file.
     """
 
     session: Any
@@ -39,7 +39,7 @@ class Model:
     file: str
 
     def pixels(self, data: bytes) -> np.ndarray:
-        """An image file's bytes -> (S, S, 3) uint8: the decode and resize of evaluation.
+        """Decode and resize an image file's bytes as in evaluation -> (S, S, 3) uint8.
 
         Raises:
             Unreadable: not an image, broken, or too large.
@@ -53,13 +53,13 @@ class Model:
         return np.asarray(output, np.float64) if self.about["output"]["kind"] == "probabilities" else softmax(output)
 
     def outputs(self, pixels: np.ndarray) -> np.ndarray:
-        """(B, S, S, 3) uint8 -> (B, C) float32: what the file gives, logits or, where it is baked, probabilities."""
+        """(B, S, S, 3) uint8 -> (B, C) float32 output of the file: logits, or probabilities if softmax is baked in."""
         return self.session.run(None, {self.about["input"]["name"]: model_input(pixels, self.about)})[0]
 
 
 @dataclass
 class Predictions:
-    """paths: n of the images that could be read. probabilities: (n, C). rejected: path and reason of the others."""
+    """paths: the n images that could be read. probabilities: (n, C). rejected: path and reason of the other images."""
 
     labels: list[str]
     unsure_below: float | None
@@ -68,7 +68,7 @@ class Predictions:
     rejected: list[tuple[str, str]] = field(default_factory=list)
 
     def columns(self, top: int) -> dict[str, list[Any]]:
-        """The table: path, class, probability, unsure, and the classes that come next, down to rank `top`."""
+        """The table: path, class, probability, unsure, then the next most likely classes down to rank `top`."""
         table = np.array(self.probabilities).reshape(len(self.paths), len(self.labels))
         order = np.argsort(-table, axis=1, kind="stable")[:, : max(1, min(top, len(self.labels)))]
         best = np.take_along_axis(table, order, axis=1)
@@ -84,7 +84,7 @@ class Predictions:
 
 
 def model_input(pixels: np.ndarray, about: dict[str, Any]) -> np.ndarray:
-    """(B, S, S, 3) uint8 -> what the model takes: the same where it is baked, else (B, 3, S, S) float32, normalised."""
+    """(B, S, S, 3) uint8 -> the model's input: the same if preprocessing is baked in, else (B, 3, S, S) float32, normalised."""
     if about["input"]["dtype"] == "uint8":
         return pixels
     images = pixels.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
@@ -100,7 +100,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def session_of(path: Path, threads: int | None = None) -> Any:
-    """onnxruntime's session on the CPU.
+    """Open an ONNX file in onnxruntime on the CPU; threads: None for its default.
 
     Raises:
         TutelageError: onnxruntime is not installed, or cannot read the file.
@@ -121,14 +121,14 @@ def session_of(path: Path, threads: int | None = None) -> Any:
 
 
 def open_export(folder: Path, which: str = "auto", threads: int | None = None) -> Model:
-    """The model of an export folder, after a check that no file was changed.
+    """Open the model of an export folder, after checking that no file was changed.
 
     Args:
         folder: as `tutelage export` wrote it. which: "float", "int8", or "auto": the one that export.json recommends.
         threads: of onnxruntime; None for its default.
 
     Raises:
-        TutelageError: no export folder, a file changed or missing, or no such model in it.
+        TutelageError: not an export folder, a file changed or missing, or the model is not in it.
     """
     about = checked(folder)
     name = about["recommended"] if which == "auto" else NAMES[which]
@@ -141,10 +141,10 @@ def open_export(folder: Path, which: str = "auto", threads: int | None = None) -
 
 
 def checked(folder: Path) -> dict[str, Any]:
-    """What export.json says, after a look whether the files are those that it names.
+    """Return the contents of export.json, after checking the hashes of the files that it lists.
 
     Raises:
-        TutelageError: there is no export.json, or files are gone or changed; names them all.
+        TutelageError: there is no valid export.json, or files are missing or changed; the message names them all.
     """
     try:
         about = json.loads((folder / EXPORT).read_text(encoding="utf-8"))
@@ -164,7 +164,7 @@ def checked(folder: Path) -> dict[str, Any]:
 
 
 def changed_files(folder: Path, files: dict[str, str]) -> list[str]:
-    """Names of the files that are gone or whose SHA-256 is another one."""
+    """Names of the files that are missing or whose SHA-256 differs."""
 
     def hash_of(path: Path) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
@@ -173,10 +173,10 @@ def changed_files(folder: Path, files: dict[str, str]) -> list[str]:
 
 
 def files_in(places: Sequence[str]) -> list[str]:
-    """Paths of the images that are named or lie in the folders, in the order given, a folder's by name.
+    """Paths of the images that are named or lie in the folders, in the order given; within a folder by name.
 
     Raises:
-        TutelageError: places that do not exist, or no image in any of them.
+        TutelageError: a place does not exist, or there is no image in any of them.
     """
     gone = [place for place in places if not os.path.exists(place)]
     if gone:
@@ -197,7 +197,7 @@ def files_in(places: Sequence[str]) -> list[str]:
 def predict_images(
     model: Model, paths: Iterable[str], batch_size: int = 32, advance: Callable[[int], None] = lambda n: None
 ) -> Predictions:
-    """Classify image files; those that cannot be read are listed, not fatal."""
+    """Classify image files; unreadable ones are listed in `rejected` and do not stop the rest."""
     result = Predictions(model.labels, model.about.get("unsure_below"))
     names: list[str] = []
     batch: list[np.ndarray] = []
@@ -225,7 +225,7 @@ def predict_images(
 
 
 def write_csv(path: Path, columns: dict[str, list[Any]]) -> None:
-    """Write a table as CSV, whole or not at all. Truth values are true and false."""
+    """Write a table as CSV, completely or not at all; booleans are written as true and false."""
 
     def text(value: Any) -> Any:
         return str(bool(value)).lower() if isinstance(value, (bool, np.bool_)) else value
@@ -240,16 +240,16 @@ def write_csv(path: Path, columns: dict[str, list[Any]]) -> None:
 
 
 def write_predictions(path: Path, result: Any, top: int) -> Path | None:
-    """Write predictions.csv, or .parquet, and beside it what was rejected.
+    """Write predictions.csv (or .parquet), and beside it a list of the rejected images.
 
     Args:
         result: Predictions, or anything with paths, rejected and columns(top).
 
     Returns:
-        the list of rejected images; None when all could be read.
+        the path of the list of rejected images; None if all could be read.
 
     Raises:
-        TutelageError: not one image could be read, or pyarrow is missing for a .parquet.
+        TutelageError: no image could be read, or a .parquet is requested without pyarrow.
     """
     if result.rejected and not result.paths:
         first = shown((f"{name} ({reason})" for name, reason in result.rejected), 3)
@@ -268,7 +268,7 @@ def write_predictions(path: Path, result: Any, top: int) -> Path | None:
 
 
 def write_parquet(path: Path, columns: dict[str, list[Any]]) -> None:
-    """Write a table as Parquet, whole or not at all."""
+    """Write a table as Parquet, completely or not at all."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq

@@ -1,4 +1,4 @@
-"""How long a forward pass takes: several programs in turn, so that a busy machine slows them alike."""
+"""Time forward passes of several programs in turn, so that a busy machine slows all of them alike."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 WARM_UP = 5
 LEAST, MOST = 20, 300  # rounds
-SECONDS = 2.0  # that all rounds of one comparison may take together, beyond the least
+SECONDS = 2.0  # after which a comparison ends, once it has had LEAST rounds
 
 
 def in_turn(programs: Mapping[str, Callable[[], Any]], seconds: float = SECONDS) -> dict[str, dict[str, float]]:
-    """Time programs, each once in every round.
+    """Time programs by calling each once per round.
 
     Returns:
         name -> median_ms and p95_ms of one call, and rounds.

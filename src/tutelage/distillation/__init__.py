@@ -1,1 +1,1 @@
-"""The student learns the targets: teacher outputs, objectives, the loop."""
+"""Distillation of the student: the teacher's outputs, the targets made from them, the objectives and the loop."""

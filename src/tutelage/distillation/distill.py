@@ -1,4 +1,4 @@
-"""The loop of the distillation: new views of a batch, their targets, one loss, one step, one update of the average."""
+"""The distillation loop: each step draws new views of a batch with their targets, then updates the weights and their average."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from tutelage.features.view_batches import view_input, view_truth
 from tutelage.image_size import sides
 from tutelage.training import batches, loop, losses
 
-LEAST_SHARE = 1e-3  # of a class, for its weight
+LEAST_SHARE = 1e-3  # a class's weight is computed as if it had at least this share
 
 
 @dataclass(frozen=True)
 class Plan(loop.Plan):
-    """The steps of a distillation, and what is distilled.
+    """The optimizer steps of a distillation, and its objective.
 
-    labelled: images of a batch that are drawn from the labelled ones, with their true labels. grid: of the student's logits, for masks.
-    features: weight of their distance beside the targets.
+    labelled: how many images of a batch are labelled images with their true labels. grid: (h, w) of the student's logits, for masks.
+    features: weight of the feature distance, which is added to the loss on the targets.
     """
 
     temperature: float = 1.0
@@ -36,24 +36,25 @@ class Plan(loop.Plan):
 
 
 def labelled_images(share: float | None, labelled: int, transfer: int, batch_size: int) -> int:
-    """How many images of a batch are drawn from the labelled ones.
+    """Return how many images of a batch are labelled images.
 
-    The rule, where no share is asked for: 4 x labelled / all images of the transfer set, at most 3/8. True labels matter where there
-    is little else, and cost where the pool is large.
+    Default share: 4 x labelled / all images of the transfer set, at most 3/8. True labels help most when the transfer set holds little
+    else; in a large transfer set, showing the labelled images this often does harm.
 
-    labelled_images(None, 100, 1000, 128) == 48; of 10,100 images: 5.
+    labelled_images(None, 100, 1000, 128) == 48; with 10,100 images instead of 1000: 5.
 
     Args:
-        share: of a batch, in [0, 1), or None for the rule. labelled, transfer: images; the latter holds the former.
+        share: of a batch, in [0, 1), or None for the default. labelled: number of labelled images. transfer: of all images, them included.
     """
     share = min(3 / 8, 4 * labelled / transfer) if share is None else share
     return min(round(share * batch_size), batch_size - 1)
 
 
 def class_weights(targets: Targets, kind: Any) -> torch.Tensor:
-    """(C,) float32 weights of the classes, (C share)^-RARE_CLASSES by the targets of some images; kind: the task.
+    """Return (C,) float32 class weights, (C x share)^-RARE_CLASSES, with each class's share estimated from the targets of some images.
 
-    For images the root: targets of a rare class are often wrong, and the inverse share itself asks for as many of them as of a common one.
+    kind: the task. Classification uses the square root (RARE_CLASSES 0.5): targets of a rare class are often wrong, and with the full
+    inverse share they would count as much in total as those of a common class.
     """
     sample = np.linspace(0, len(targets.images) - 1, min(kind.COUNTED, len(targets.images))).astype(np.int64)
     each = (np.exp(targets.log_probabilities(sample[i : i + 1])[0]) for i in range(len(sample)))
@@ -65,13 +66,13 @@ def distill(
     module: Any, student: Any, targets: Targets, plan: Plan, hardware: Any, watch: loop.Watch, *, labels: np.ndarray | Masks,
     classes: int, class_weights: torch.Tensor | None = None, **more: Any,
 ) -> None:  # fmt: skip
-    """Let a student match targets on new views of the transfer set.
+    """Train a student to match the targets on new views of the transfer set.
 
     Args:
         module: a plain student, or a `StudentWithProjector`, prepared by `hardware`; changed in place. student: its size, mean and std.
-        targets: of all images. labels: of the first images of the transfer set, the labelled ones; read only where the
-            plan draws from them, and then these images carry no soft target.
-        class_weights: (C,) float32, by what the targets take a row for.
+        targets: of all images. labels: of the labelled images, which come first in the transfer set; used only if
+            `plan.labelled` > 0, and then these images have no soft target.
+        class_weights: (C,) float32; a row weighs what its target's classes weigh on average.
         more: optimizer, average and resumable of `loop.train`.
 
     Raises:
@@ -95,17 +96,17 @@ def distill(
 def _batches(
     targets: Targets, plan: Plan, student: Any, labels: np.ndarray | Masks, classes: int, rank: int, processes: int
 ) -> Callable[[int], tuple[torch.Tensor, ...]]:
-    """step -> images, soft targets, one-hot labels, features and a queue of features, for this process."""
+    """Return a function: step -> this process's images, soft targets, one-hot labels, features and queue of features."""
     order, labelled_order = batches.seed_of(plan.seed, "order"), batches.seed_of(plan.seed, "labelled order")
     queued = plan.objective == "agnostic" and plan.agnostic_loss == "queue"
     images, views, hard = targets.images, targets.settings, plan.objective == "pseudo-label"
-    first = len(labels) if plan.labelled and len(labels) < len(images) else 0  # of those with a soft target
+    first = len(labels) if plan.labelled and len(labels) < len(images) else 0  # the first image with a soft target
 
     def make(step: int) -> tuple[torch.Tensor, ...]:
         rest, passes = batches.batch_of(step, plan.batch_size - plan.labelled, len(images) - first, order)
         known, again = batches.batch_of(step, plan.labelled, len(labels), labelled_order)
         known, again = known[rank::processes], again[rank::processes]
-        turn = (rank - plan.labelled) % processes  # so that all processes have equally many images
+        turn = (rank - plan.labelled) % processes  # so that all processes get the same number of images
         rest, passes = first + rest[turn::processes], passes[turn::processes]
         positions, numbers = np.concatenate([known, rest]), np.concatenate([again, passes])
         soft = torch.from_numpy(targets.probabilities(rest, passes, plan.temperature, hard))

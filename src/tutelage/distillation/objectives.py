@@ -1,11 +1,11 @@
-"""Objectives of the distillation: each is one function from a batch's targets and the student's outputs to a loss.
+"""Distillation objectives: functions that compute the loss from the student's outputs and a batch's targets.
 
-oriented            the committee's or the adapted teacher's probabilities (KL), task-oriented: the paper's
-agnostic            the frozen teacher's features, task-agnostic: the paper's main rival
-pseudo-label        the most likely class as if it were the label
-dino                no teacher: self-distillation between crops; its loop is in self_taught.py
+oriented            task-oriented, the paper's method: match the probabilities of the committee or the adapted teacher (KL)
+agnostic            task-agnostic, the method the paper mainly compares with: match the frozen teacher's features
+pseudo-label        train on the targets' most likely class as if it were the label
+dino                no teacher: self-distillation between crops; its loop is in self_distillation.py
 
-All but `dino` may also read labels: rows of labelled images then ask for their true class (cross-entropy).
+All but `dino` may also use labels: labelled images are then trained on their true class (cross-entropy).
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ import torch
 
 from tutelage.training import losses
 
-QUEUE = 1024  # other images' features in the loss "queue"
+QUEUE = 1024  # how many other images' features the loss "queue" compares with
 
 Output = tuple[torch.Tensor, torch.Tensor | None]  # logits and projected features of the student
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What is known of one batch.
+    """The targets of one batch.
 
     soft: (B, C) float target probabilities, rows of 0 for labelled images, or (B, 0). labels: (B, C) float one-hot, rows of 0
-    for the others, or (B, 0) where no labels are read. features: (B, d) float, the teacher's on principal axes, or (B, 0). These may have a
-    grid (h, w) behind. queue: (K, d) features of other images.
-    temperature: of the soft targets. weights: (C,) float of the classes, or None for 1. feature_weight: of the features'
-    distance beside the targets.
+    for the other images, or (B, 0) if no labels are used. features: (B, d) float, the teacher's on principal axes, or (B, 0). All three
+    may be on a grid: (B, C, h, w). queue: (K, d) features of other images.
+    temperature: of the soft targets. weights: (C,) float class weights, or None for 1. feature_weight: of the feature
+    distance, which is added to the loss on the targets.
     """
 
     soft: torch.Tensor
@@ -43,7 +43,7 @@ class Batch:
 
 
 def oriented(output: Output, batch: Batch) -> torch.Tensor:
-    """KL divergence from the targets, soft ones and the true class of labelled images, plus the weighted distance of features."""
+    """KL divergence from the targets (soft, or the true class for labelled images) plus the weighted feature distance."""
     targets = batch.soft + batch.labels if batch.labels.shape[1] else batch.soft
     loss = losses.divergence(output[0], targets, batch.temperature, batch.weights)
     if output[1] is None or not batch.features.shape[1]:
@@ -59,14 +59,14 @@ AGNOSTIC: dict[str, Callable[[torch.Tensor, Batch], torch.Tensor]] = {
 
 
 def agnostic(loss: str) -> Callable[[Output, Batch], torch.Tensor]:
-    """The distance of the features by a loss of AGNOSTIC, mixed with the labels' cross-entropy by their share of the batch."""
+    """A loss of AGNOSTIC on the features, mixed with cross-entropy on the labels in proportion to the labelled share of the batch."""
 
     def of(output: Output, batch: Batch) -> torch.Tensor:
         logits, projected = output
         assert projected is not None
         distance = AGNOSTIC[loss](projected, batch)
         if not batch.labels.shape[1]:
-            return distance + 0 * logits.sum()  # every process's head has a gradient
+            return distance + 0 * logits.sum()  # so that the head gets a gradient in every process
         share = float((batch.labels.flatten(1).sum(dim=1) > 0).float().mean())
         return (1 - share) * distance + share * losses.soft_cross_entropy(logits, batch.labels, batch.weights)
 
@@ -74,5 +74,5 @@ def agnostic(loss: str) -> Callable[[Output, Batch], torch.Tensor]:
 
 
 def objective_loss(objective: str, agnostic_loss: str) -> Callable[[Output, Batch], torch.Tensor]:
-    """The loss of an objective; pseudo-labels are targets that are one-hot already."""
+    """Return the loss function of an objective; for "pseudo-label", the targets are made one-hot beforehand."""
     return agnostic(agnostic_loss) if objective == "agnostic" else oriented

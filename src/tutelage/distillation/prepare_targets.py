@@ -1,4 +1,4 @@
-"""The targets of a run: the adapted teacher's outputs, cached or online, and the committee's where there is one."""
+"""Preparation of a run's targets from the adapted teacher's outputs, cached or online, and the committee's if there is one."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from tutelage.progress import progress, say
 from tutelage.run_folder import Clock
 
 REDUCED = 32  # images on which the error of a coarser grid is measured
-SURE, SHARPEST = 0.8, 2.0
-SAMPLE = 2048  # images whose features give the axes on which the student matches them
+SURE, SHARPEST = 0.8, 2.0  # wanted mean confidence of the targets; largest sharpness used to reach it
+SAMPLE = 2048  # images whose features determine the principal axes on which the student matches them
 
 
 def teacher_outputs(
     task: TaskData, teacher: AdaptedTeacher, settings: ViewSettings, looks: tuple[int, ...], cache_limit: float, cache_dir: Path,
     hardware: Any, clock: Clock, meter: CostMeter,
 ) -> TeacherOutputs:  # fmt: skip
-    """Compute the teacher's outputs for the transfer set, or find them in the cache.
+    """Return the teacher's outputs for the transfer set, computing those that are not in the cache.
 
     Args:
-        looks: the views of an image that the teacher is asked about. cache_limit: GiB of outputs, above which the teacher runs online.
-        clock: takes the time. meter: takes the outputs that are needed.
+        looks: the views of an image that the teacher runs on. cache_limit: GiB of outputs, above which the teacher runs online.
+        clock: measures the time. meter: counts the outputs that are needed.
     """
     network, images = teacher.network, task.transfer
     needed = gibibytes(len(images), len(looks), network.width)
@@ -57,13 +57,13 @@ def teacher_outputs(
 
 
 def projected_features(outputs: TeacherOutputs) -> Callable[[np.ndarray], np.ndarray]:
-    """The features that a student matches: the teacher's, of whole images, on their principal axes.
+    """Return a function that looks up the features a student matches: the teacher's, of whole images, on their principal axes.
 
     Returns:
-        positions (B,) -> (B, d) float32, or (B, d, h, w) where the teacher's features have a grid.
+        positions (B,) -> (B, d) float32, or (B, d, h, w) if the teacher's features have a grid.
     """
     shape = outputs.network.shape
-    few = SAMPLE // 8 if shape else SAMPLE  # a grid has many rows an image
+    few = SAMPLE // 8 if shape else SAMPLE  # a grid has many rows per image
     sample = np.sort(np.random.default_rng(0).permutation(len(outputs.images))[:few])
     mean, basis = principal_axes(as_rows(outputs.rows(sample), shape))
 
@@ -78,7 +78,7 @@ def projected_features(outputs: TeacherOutputs) -> Callable[[np.ndarray], np.nda
 class Mixture:
     """How the committee's members are mixed: p ~ (teacher^(1 - weight) students^weight)^(sharpness / temperature).
 
-    weight: of the students, in [0, 1]. temperature: calibrated on held-out labels. sharpness: beyond what is calibrated.
+    weight: of the students, in [0, 1]. temperature: calibrated on held-out labels. sharpness: 1 leaves the targets calibrated.
     """
 
     weight: float = 0.0
@@ -87,10 +87,10 @@ class Mixture:
 
     @classmethod
     def of(cls, members: dict[str, Any], committee: str, sharpness: float = 1.0) -> Mixture:
-        """The mixture that a committee's result stands for. committee: "auto", or "only" for the students alone.
+        """Return the mixture described by a committee's result. committee: "auto", or "only" for the students without the teacher.
 
         Raises:
-            TutelageError: the students alone are asked for, and there are none.
+            TutelageError: committee is "only", and there are no students.
         """
         if committee != "only":
             return cls(members["weight"], members["temperature"], sharpness)
@@ -102,16 +102,16 @@ class Mixture:
         return cls(1.0, members["students_temperature"], sharpness)
 
     def __call__(self, teacher: np.ndarray, students: np.ndarray | None) -> np.ndarray:
-        """Log probabilities (B, C) or (B, C, h, w) float32 of both -> mixed ones; without students the teacher's alone."""
+        """Mix log probabilities, (B, C) or (B, C, h, w) float32, of both; if students is None, only the teacher's count."""
         mixed = teacher if students is None else (1 - self.weight) * teacher + self.weight * students
         return log_softmax(mixed * np.float32(self.sharpness / self.temperature))
 
 
 def sharpness_of(log_probabilities: np.ndarray) -> float:
-    """How much sharper than calibrated the targets are made: until their largest probability is SURE on the mean, 1 to SHARPEST.
+    """Return the sharpness, 1 to SHARPEST, at which the mean confidence of the targets is closest to SURE.
 
-    Targets calibrated on few labels are flat where the teacher is unsure, and a student of few steps does not get from them to a
-    decision; where they are sure already, sharper ones are only learnt by heart.
+    Targets calibrated on few labels are flat where the teacher is unsure, and a student trained on them for few steps stays undecided;
+    where the targets are confident already, sharpening them further only makes the student overfit them.
 
     Args:
         log_probabilities: (n, C) float32 of some images, or (n, C, h, w).
@@ -124,10 +124,10 @@ def sharpness_of(log_probabilities: np.ndarray) -> float:
 
 
 def member_outputs(folder: Path, grid: tuple[int, int] | None) -> Callable[[np.ndarray], np.ndarray]:
-    """What the committee's students predict, as its stage left it in a folder.
+    """Return a function that looks up the predictions of the committee's students, read from the folder of the committee stage.
 
     Returns:
-        positions (B,) -> (B, C) float32 log probabilities, or (B, C, *grid) where they have a grid.
+        positions (B,) -> (B, C) float32 log probabilities, or (B, C, *grid) if they have a grid.
     """
     import torch
 
@@ -143,10 +143,10 @@ def member_outputs(folder: Path, grid: tuple[int, int] | None) -> Callable[[np.n
 
 
 def tell_reduction(whole: AdaptedTeacher, reduced: AdaptedTeacher, images: Any, settings: ViewSettings) -> float:
-    """Say by how much the loss is off when logits are kept on a coarser grid than the student's; the same is returned.
+    """Log and return the error of the loss that results from keeping logits on a coarser grid than the student's.
 
-    The mean of | KL(p | q) - KL(p' | q) | over the pixels of some images, p the teacher's probabilities, p' what is left of them on
-    the coarser grid, and q those of the next image, which is as far from p as an untrained student's.
+    The mean of | KL(p | q) - KL(p' | q) | over the pixels of some images: p are the teacher's probabilities, p' the same after storage
+    on the coarser grid, and q those of the next image, which are about as far from p as an untrained student's.
     """
     few = np.arange(min(REDUCED, len(images)))
     p, r = (
@@ -161,12 +161,12 @@ def tell_reduction(whole: AdaptedTeacher, reduced: AdaptedTeacher, images: Any, 
     shape, kept = whole.network.shape, reduced.network.shape
     say(
         f"teacher outputs are kept on a grid of {kept[1]} x {kept[2]} instead of {shape[1]} x {shape[2]} to stay within --cache-limit: "
-        f"the loss of a pixel is off by {error:.3f} on the mean, of {losses[0].mean():.3f}"
+        f"this changes the loss of a pixel by {error:.3f} on average; the loss itself is about {losses[0].mean():.3f}"
     )
     return error
 
 
 def without_labels(task: TaskData) -> TaskData:
-    """The task with its transfer set in the order of the images' content: it does not tell which of them are labelled."""
+    """Return the task with its transfer set sorted by content hash, so that the order does not reveal which images are labelled."""
     order = np.argsort(as_void(task.transfer.keys), kind="stable")
     return replace(task, transfer=task.transfer.take(order), transfer_ids=[task.transfer_ids[i] for i in order])

@@ -1,7 +1,7 @@
-"""DINO: a student learns from its own average, without teacher and without labels (Caron et al., ICCV 2021).
+"""DINO: a student learns from the moving average of itself, without teacher or labels (Caron et al., ICCV 2021).
 
-Two large crops and four small ones of each image; the averaged student looks at the large ones. Images seen are counted
-by their pixels: two crops of S x S and four of S/2 x S/2 are three images of S x S, and steps are fewer by that.
+Each image gives two large and four small crops; the averaged student sees only the large ones. Images seen are counted
+by their pixels: two crops of S x S and four of S/2 x S/2 count as three images of S x S, so there are fewer steps.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from tutelage.training import batches, loop, losses, optimization
 
 LARGE, SMALL = 2, 4  # crops of each image
 LARGE_AREA, SMALL_AREA = (0.4, 1.0), (0.05, 0.4)  # share of the image, as in the paper
-COLOUR = 0.4  # stronger than for a teacher that has to recognise what it sees
-DECAY = 0.99  # of the average: short schedules forget faster than the paper's 0.996
-CENTRE = 0.9
+COLOUR = 0.4  # colour augmentation; stronger than in distillation, where the teacher has to recognise the image
+DECAY = 0.99  # of the average: short schedules must forget faster than with the paper's 0.996
+CENTRE = 0.9  # decay of the running mean of the outputs
 
 
 def small_side(module: Any, size: int) -> int:
-    """Side of the small crops: half of the student's where it takes that, else all of it."""
+    """Side of the small crops: half of the student's input side if the student accepts that size, else the full side."""
     from tutelage.models.students import pooled_width
 
     try:
@@ -36,30 +36,30 @@ def small_side(module: Any, size: int) -> int:
 
 
 def images_in_a_step(batch_size: int, size: int, small: int) -> float:
-    """Images of size x size whose pixels a step sees."""
+    """Number of images of size x size that have as many pixels as all crops of a step."""
     return batch_size * (LARGE + SMALL * (small / size) ** 2)
 
 
 def extra_flops(module: Any, student: Any, steps_an_image: float) -> int:
-    """FLOPs of one image's pixels beyond those of training on it: the averaged network's passes, and the head's on every crop.
+    """FLOPs per image counted, beyond those of training on it: the averaged network's passes, and the head's on every crop.
 
     Args:
-        module: a `DINOStudent`. student: in it, with its size. steps_an_image: batch size over images in a step.
+        module: a `DINOStudent`. student: the student in it, for its size. steps_an_image: batch size / `images_in_a_step`.
     """
     whole, backbone = flops(module, student.size), flops(module.student, student.size)
     head = max(0, whole - backbone)
     crops = LARGE + SMALL
-    trained = 3 * head * (crops * steps_an_image - 1)  # one head a whole image is in the training pass already
+    trained = 3 * head * (crops * steps_an_image - 1)  # the training pass already counts one head per image
     return round(LARGE * steps_an_image * whole + trained)
 
 
 def crop(
     images: Images, positions: np.ndarray, numbers: np.ndarray, area: tuple[float, float], size: int, student: Any, views: ViewSettings
 ) -> torch.Tensor:  # fmt: skip
-    """One crop of each image: (B, 3, size, size) float32, normalised as the student wants it, channels_last.
+    """One crop of each image: (B, 3, size, size) float32, normalised for the student, channels_last.
 
     Args:
-        numbers: (B,) int64, which crop. area: smallest and largest share of the image. views: seed, flip, resize.
+        numbers: (B,) int64 crop numbers. area: smallest and largest share of the image. views: seed, flip, resize.
     """
     pixels = [crop_or_pad(images[int(i)], views.resize) for i in positions]
     sizes = np.array([one.shape[:2] for one in pixels])
@@ -71,11 +71,11 @@ def self_distill(
     module: Any, student: Any, small: int, images: Images, views: ViewSettings, plan: loop.Plan, hardware: Any,
     watch: loop.Watch, **more: Any,
 ) -> None:  # fmt: skip
-    """The loop of DINO.
+    """Train a student with DINO.
 
     Args:
         module: a `DINOStudent`, prepared by `hardware`. small: side of the small crops in pixels.
-        more: optimizer, resumable and average of `loop.train`: of the module, with DECAY, the network that sets the targets.
+        more: optimizer, resumable and average of `loop.train`; the average is of the module, with DECAY, and gives the targets.
     """
     rank, processes, plain = hardware.process_index, hardware.num_processes, hardware.unwrap_model(module)
     order, state = batches.seed_of(plan.seed, "order"), more["average"].state
@@ -95,7 +95,7 @@ def self_distill(
         nonlocal waiting
         waiting = step < optimization.WARM_UP * plan.steps
         with torch.no_grad(), hardware.autocast():
-            now = {name: value.clone() for name, value in state.items()}  # its BatchNorm is not to learn here
+            now = {name: value.clone() for name, value in state.items()}  # copies: its BatchNorm must not change
             targets = torch.func.functional_call(plain, now, (torch.cat(crops[:LARGE]),)).float()
         with hardware.autocast():
             outputs = [*module(torch.cat(crops[:LARGE])).chunk(LARGE), *module(torch.cat(crops[LARGE:])).chunk(SMALL)]
@@ -103,7 +103,7 @@ def self_distill(
         plain.centre.lerp_(hardware.reduce(targets.mean(dim=0, keepdim=True), "mean"), 1 - CENTRE)
         return loss
 
-    # as the paper's first epoch: prototypes wait until there is something to tell apart
+    # as in the paper's first epoch, prototypes stay fixed until the features differ between images
     hook = plain.prototypes.register_hook(lambda gradient: torch.zeros_like(gradient) if waiting else gradient)
     module.train()
     loop.train(module, plan, make, loss_of, hardware, watch, images=shown, **more)

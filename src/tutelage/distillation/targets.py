@@ -1,4 +1,4 @@
-"""What the student is to match for each image: one target an image, whatever view of it the student sees."""
+"""The targets that the student is trained to match: one per image, whatever view of it the student sees."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from tutelage.models.adapted_teacher import FeatureExtractor
 
 @dataclass(frozen=True)
 class TeacherOutputs:
-    """The adapted teacher's outputs for n images, from the cache, or, where `tables` is None, computed when they are asked for.
+    """The adapted teacher's outputs for n images: from the cache, or, if `tables` is None, computed at each request.
 
-    head: outputs (B, D) of the network -> (B, C) float32 logits, or (B, C, h, w). settings: of the views. tables: of each look.
+    head: outputs (B, D) of the network -> (B, C) float32 logits, or (B, C, h, w). settings: of the views. looks: the views that the
+    teacher runs on. tables: the cached outputs of each.
     """
 
     images: Images
@@ -36,7 +37,7 @@ class TeacherOutputs:
         return self.tables[look].rows(positions)
 
     def log_probabilities(self, positions: np.ndarray) -> np.ndarray:
-        """(B, C) float32, or (B, C, h, w) on a grid over the whole image: the mean over the looks, normalised."""
+        """(B, C) float32, or (B, C, h, w) on a grid over the whole image: the mean over `looks`, normalised."""
         found = [log_softmax(self.head(self.rows(positions, look))) for look in self.looks]
         found = [
             one[..., ::-1] if look == MIRRORED and one.ndim == 4 else one
@@ -47,11 +48,11 @@ class TeacherOutputs:
 
 @dataclass(frozen=True)
 class Targets:
-    """What the student is to match for each image: one target an image, whatever the view; a grid is cropped as the view is.
+    """The targets of all images: one per image, whatever the view; a target on a grid is cropped like the view.
 
     log_probabilities: positions (B,) -> (B, C) float32, or (B, C, h, w) over the whole image. features: positions -> (B, d) float32, or
-    (B, d, h, w); None where none are matched. settings: of the views that the student sees. sharpness: of the log
-    probabilities, beyond what is calibrated.
+    (B, d, h, w); None if no features are matched. settings: of the views that the student sees. sharpness: of the log
+    probabilities; 1 leaves them calibrated.
     """
 
     images: Images
@@ -63,14 +64,14 @@ class Targets:
     def probabilities(
         self, positions: np.ndarray, passes: np.ndarray, temperature: float = 1.0, hard: bool = False
     ) -> np.ndarray:
-        """The targets of the views that these passes show.
+        """Return the targets of the views that the student sees in these passes.
 
         Args:
             positions: (B,) int64 images. passes: (B,) int64; pass e shows view e. temperature: divides the log probabilities.
             hard: whether each row (or place of a grid) is 1 for its most likely class and 0 for the others.
 
         Returns:
-            (B, C) float32, or (B, C, h, w), sums over the classes 1; (B, 0) where no class is asked for.
+            (B, C) float32, or (B, C, h, w), summing to 1 over the classes; (B, 0) if there are no class targets.
         """
         found = self.log_probabilities(positions)
         if not found.shape[1]:
@@ -82,7 +83,7 @@ class Targets:
         return self._seen(found, positions, passes)
 
     def matched(self, positions: np.ndarray, passes: np.ndarray) -> np.ndarray:
-        """(B, d) float32 features, or (B, d, h, w) as these passes show them; d = 0 where none are matched."""
+        """Return the (B, d) float32 features, or (B, d, h, w) cropped to the views of these passes; d = 0 if none are matched."""
         if self.features is None:
             return np.zeros((len(positions), 0), np.float32)
         return self._seen(self.features(positions), positions, passes)

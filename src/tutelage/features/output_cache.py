@@ -1,9 +1,9 @@
-"""What the frozen teacher computes for an image: once, kept in the cache, the same for every run that asks.
+"""Cache of a teacher's outputs: each image's output is computed once and reused by every run that needs it.
 
-A cache folder belongs to one (encoder's weights, size, preprocessing): `about.json` in it says which. Inside, an output
-is found by the image's content hash, in blocks of up to 4,096 images. A frozen teacher stores pooled features, so that every
-head, budget and seed shares them and logits are a matrix product; a fine-tuned teacher has another weights' hash and stores
-logits.
+A cache folder belongs to one combination of encoder weights, input size and preprocessing, recorded in its `about.json`.
+Outputs are stored in blocks of up to 4,096 images and found by the image's content hash. For a frozen teacher, pooled features
+are stored, so that every head, budget and seed shares them and logits are a matrix product; a fine-tuned teacher has a
+different weights hash, and its logits are stored.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CHUNK = 64  # images in one forward pass of the teacher
 
 
 class OutputCache:
-    """Outputs of one network for whole images, float16, in blocks on disk. resize: how an image becomes a square."""
+    """Outputs of one network for whole images, float16, in blocks on disk. resize: how an image is made square."""
 
     def __init__(self, cache: str | Path, network: FeatureExtractor, resize: str, side: int):
         about = {
@@ -44,7 +44,7 @@ class OutputCache:
         return folder
 
     def table(self, images: Images, number: int) -> Outputs:
-        """Where each image's output of view `number` is; `Outputs.missing` names those that have none yet."""
+        """Return where each image's output for view `number` is stored; `Outputs.missing` lists the images without one."""
         folder = self._view(number)
         paths = sorted(folder.glob("*.keys.npy"))
         keys = [np.load(path) for path in paths]
@@ -69,7 +69,7 @@ class OutputCache:
         """Write one block: keys (n, 32) uint8, outputs (n, D).
 
         Raises:
-            TutelageError: an output is no number, or too large for float16.
+            TutelageError: an output is NaN, infinite, or too large for float16.
         """
         halves = half_precision(outputs, self.name)
         name = hashlib.sha256(keys.tobytes()).hexdigest()[:24]
@@ -82,7 +82,7 @@ class OutputCache:
 
 
 def as_void(keys: np.ndarray) -> np.ndarray:
-    """(n, 32) uint8 -> (n,) of 32-byte strings that compare, sort and search."""
+    """View (n, 32) uint8 keys as (n,) 32-byte strings, which NumPy can compare, sort and search."""
     return np.ascontiguousarray(keys).view("S32")[:, 0] if len(keys) else np.zeros(0, "S32")
 
 
@@ -97,7 +97,7 @@ class Outputs:
 
     @property
     def missing(self) -> np.ndarray:
-        """(m,) positions of the images that have no output yet."""
+        """(m,) positions of the images without an output in the cache."""
         return np.flatnonzero(self.block < 0)
 
     def rows(self, positions: np.ndarray | None = None) -> np.ndarray:
@@ -115,7 +115,7 @@ class Outputs:
 def run_network(
     network: FeatureExtractor, images: Images, positions: np.ndarray, number: int, settings: ViewSettings
 ) -> np.ndarray:
-    """(B, D) float32 outputs of one view, straight from the network."""
+    """Run the network on one view of each image, without the cache: (B, D) float32 outputs."""
     import torch
 
     parts = []
@@ -139,13 +139,13 @@ def compute_outputs(
 
     Args:
         cache: of this network and these view settings.
-        images: each computed once, however often its content appears.
+        images: images with the same content are computed once.
         numbers: views: CLEAN, MIRRORED.
         advance: called with the number of outputs just computed or found.
-        share: (rank, processes): each process does the images whose content hash falls to it.
+        share: (rank, processes): each process computes the images whose content hash modulo processes is its rank.
 
     Returns:
-        how many outputs this call computed.
+        the number of outputs that this call computed.
     """
     rank, processes = share
     computed = 0
@@ -156,7 +156,7 @@ def compute_outputs(
         advance(len(images) - len(unique))
         unique = unique[
             images.keys[unique, -1] % processes == rank
-        ]  # by content: what others have done changes no share
+        ]  # by content hash, so that what other processes have finished does not change a process's share
         for start in range(0, len(unique), BLOCK):
             positions, parts = unique[start : start + BLOCK], []
             for at in range(0, len(positions), CHUNK):
@@ -168,5 +168,5 @@ def compute_outputs(
 
 
 def gibibytes(images: int, views_each: int, width: int) -> float:
-    """GiB that cached outputs take: float16."""
+    """GiB that cached outputs take, as float16."""
     return images * views_each * width * 2 / 2**30

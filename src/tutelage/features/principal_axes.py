@@ -1,14 +1,14 @@
-"""Principal axes of embeddings: neighbours are searched on them, and students match features on them."""
+"""Principal axes of embeddings, used for the nearest-neighbour search and for the features that students match."""
 
 from __future__ import annotations
 
 import numpy as np
 
-COMPONENTS = 256  # principal components kept: neighbours are as good and the search 5 times faster
+COMPONENTS = 256  # principal components kept: the search finds equally good neighbours, 5 times faster
 
 
 def principal_axes(features: np.ndarray, components: int = COMPONENTS) -> tuple[np.ndarray, np.ndarray]:
-    """Mean (D,) and the first principal axes (D, min(D, components)) of (n, D) float32 features, the largest first."""
+    """Return the mean (D,) and the first principal axes (D, min(D, components)) of (n, D) float32 features, largest variance first."""
     from threadpoolctl import threadpool_limits
 
     mean = features.mean(axis=0)
@@ -19,7 +19,7 @@ def principal_axes(features: np.ndarray, components: int = COMPONENTS) -> tuple[
 
 
 def unit_embeddings(features: np.ndarray, components: int = COMPONENTS) -> np.ndarray:
-    """Centred features on their first principal components, at unit length.
+    """Project centred features on their first principal axes and scale each row to unit length.
 
     Args:
         features: (n, D) float32.

@@ -1,4 +1,4 @@
-"""Views of images as batches for a network: fresh random ones, the whole image, its mirror image; and what a network gives for them."""
+"""Batches of views for a network (random augmentations, the whole image, its mirror image), their labels, and network outputs."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from tutelage.device import to_device
 if TYPE_CHECKING:
     import torch
 
-CLEAN = -1  # the number of the view that shows the whole image as evaluation does
-MIRRORED = -2  # and of the one that shows it mirrored
+CLEAN = -1  # number of the view that shows the whole image, as in evaluation
+MIRRORED = -2  # number of the view that shows it mirrored
 
 
 @dataclass(frozen=True)
 class ViewSettings:
-    """What all views of a run have in common."""
+    """Settings shared by all views of a run."""
 
     seed: int = 0
     flip: str = "horizontal"
     area: float = views.CROP_AREA[0]
     colour: float = views.COLOUR
     resize: str = "squash"
-    follow: bool = False  # regions are as wide for their height as their image is
+    follow: bool = False  # aspect ratios of crops vary around the image's instead of around 1
 
     @property
     def looks(self) -> tuple[int, ...]:
-        """The views of an image whose outputs make its target: the whole image, and its mirror image where flips are on."""
+        """The views of an image whose outputs are averaged to its target: the whole image and, with flips on, its mirror image."""
         return (CLEAN,) if self.flip == "none" else (CLEAN, MIRRORED)
 
 
 def crop_or_pad(image: np.ndarray, resize: str) -> np.ndarray:
-    """The part of a stored image that views are drawn from: all of it, the centre square, or a square with grey edges.
+    """Return the part of a stored image that views are drawn from: all of it, the centre square, or the image padded square with grey.
 
     Args:
         image: (H, W, 3) uint8.
@@ -62,12 +62,12 @@ def crop_or_pad(image: np.ndarray, resize: str) -> np.ndarray:
 def view_input(
     images: Images, positions: np.ndarray, number: int | np.ndarray, settings: ViewSettings, network: Any
 ) -> torch.Tensor:
-    """One view of each image as the input of one network.
+    """Return one view of each image as input for a network.
 
     Args:
-        images: where the pixels are.
-        positions: (B,) which of them.
-        number: the view, one for all or (B,) integers; or CLEAN, or MIRRORED.
+        images: the stored images.
+        positions: (B,) of the images to use.
+        number: of the view, one for all or (B,) integers; or CLEAN, or MIRRORED.
         settings: of the views.
         network: anything with size (pixels), mean and std (3 floats each).
 
@@ -86,7 +86,7 @@ def view_input(
 
 
 def drawn_views(seeds: np.ndarray, sizes: np.ndarray, number: int | np.ndarray, settings: ViewSettings) -> views.Views:
-    """What view `number` shows of images with these seeds (B,) and sizes (B, 2), as `view_input` and `view_truth` draw it."""
+    """Return the random crops, flips and colours of view `number`, given the images' seeds (B,) and sizes (B, 2)."""
     area = (settings.area, 1.0)
     return views.draw(
         seeds, sizes, number, settings.seed, flip=settings.flip, area=area, colour=settings.colour, follow=settings.follow
@@ -97,13 +97,13 @@ def view_truth(
     images: Images, labels: np.ndarray | Masks, positions: np.ndarray, number: int | np.ndarray, settings: ViewSettings,
     size: tuple[int, int],
 ) -> torch.Tensor:  # fmt: skip
-    """The labels of one view of each image: its class, or the part of its mask that the view shows.
+    """Return the labels of one view of each image: its class, or the part of its mask that the view shows.
 
     Args:
-        labels: (n,) int64, or n masks. size: height and width of the masks' result. Others as of `view_input`.
+        labels: (n,) int64, or n masks. size: height and width of the returned masks. Other arguments as for `view_input`.
 
     Returns:
-        (B,) int64, or (B, H, W) int64 with masks.IGNORE where no class is said.
+        (B,) int64, or (B, H, W) int64 with masks.IGNORE for pixels without a label.
     """
     import torch
 
@@ -115,12 +115,12 @@ def view_truth(
 
 
 def plain_labels(labels: np.ndarray | Masks) -> np.ndarray:
-    """(N,) int64: labels, or class numbers of some pixels of masks; to count classes by."""
+    """Return (N,) int64 class numbers for counting classes: the labels, or those of a sample of the masks' pixels."""
     return labels if isinstance(labels, np.ndarray) else labels.numbers()
 
 
 def as_rows(outputs: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """(B, D) outputs as they are, or, of a grid (D, h, w), a row for each of its places: (B h w, D)."""
+    """Return (B, D) outputs unchanged; if `shape` is a grid (D, h, w), return one row per grid cell: (B h w, D)."""
     if not shape:
         return outputs
     return np.moveaxis(outputs.reshape(len(outputs), *shape), 1, -1).reshape(-1, shape[0])
@@ -130,14 +130,14 @@ def forward_batches(
     forward: Callable[[torch.Tensor], torch.Tensor], module: torch.nn.Module, network: Any, images: Images, number: int,
     settings: ViewSettings, accelerator: Any, advance: Callable[[int], None] = lambda n: None, batch_size: int = 256,
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:  # fmt: skip
-    """What `forward` makes of one view of each image, batch by batch.
+    """Yield the outputs of `forward` for one view of each image, batch by batch.
 
     Args:
-        forward: (B, 3, H, W) float32 -> (B, ...). module: that it calls; put into evaluation mode.
+        forward: (B, 3, H, W) float32 -> (B, ...). module: the one that `forward` calls; put into evaluation mode.
         network: size, mean and std of its input. number: of the view, or CLEAN.
 
     Yields:
-        (B,) positions of the images, and (B, ...) float32.
+        (B,) positions of the images, and their (B, ...) float32 outputs.
     """
     import torch
 
@@ -152,5 +152,5 @@ def forward_batches(
 
 
 def view_outputs(*given: Any, **more: Any) -> np.ndarray:
-    """(n, D) float32: what `forward_batches`, which takes the same arguments, gives, in one."""
+    """Return the outputs of `forward_batches`, which takes the same arguments, as one (n, D) float32 array."""
     return np.concatenate([output.cpu().numpy() for _, output in forward_batches(*given, **more)])

@@ -1,1 +1,1 @@
-"""Training on labels: the baseline, the students of the committee, the last stage, the whole teacher."""
+"""Training on labels: the baseline, the students of the committee, the last stage, and fine-tuning of the whole teacher."""

@@ -19,8 +19,8 @@ from tutelage.training import batches, checkpoints, loop
 
 @dataclass(frozen=True)
 class LabelsOnly:
-    """kind: the task. settings: of the run. steps, seed: of this student. positions: of the labelled images that it sees. what: for the
-    progress bar and errors.
+    """One student to train. kind: the task's functions. settings: of the run. steps, seed: of this student. positions: of the labelled
+    images that it is trained on. what: its name in the progress bar and in errors.
     """
 
     kind: Any
@@ -36,10 +36,10 @@ def train_student(
     job: LabelsOnly, hardware: Any, resumable: checkpoints.Resumable, advance: Callable[[int], object],
     log: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> tuple[Student, torch.nn.Module]:  # fmt: skip
-    """A new student after its training, and its module with the averaged weights.
+    """Train a new student; return it and its module with the averaged weights.
 
     Args:
-        resumable: where its checkpoints are. advance: called with images seen, beside the progress bar. log: takes step, loss and rate.
+        resumable: where its checkpoints are. advance: called with the images just seen, like the progress bar. log: takes step, loss, rate.
     """
     settings, classes, batch_size = job.settings, len(job.task.classes), job.settings["batch_size"]
     torch.manual_seed(batches.seed_of(job.seed, "student"))

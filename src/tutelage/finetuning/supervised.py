@@ -1,7 +1,7 @@
-"""The loop on labels: full fine-tuning of the teacher, the student alone, and the last stage share it.
+"""Supervised training, shared by the full fine-tuning of the teacher, the labels-only students and the last stage.
 
-Each pass over the images sees new views (view number = pass). Batches and views are functions of the step, so
-the loop may stop after any step and go on from a checkpoint with the same result.
+Each pass over the images uses new views (view number = pass). Batches and views are functions of the step, so
+training may stop after any step and resume from a checkpoint with the same result.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from tutelage.training import batches, checkpoints, loop, losses, optimization
 class Plan(loop.Plan):
     """How to train on labels.
 
-    backbone: whether more than the head is trained; without, the network stays in evaluation mode (its BatchNorm rests).
-    statistics: whether BatchNorm takes each batch's mean and spread and learns them; without, it uses those it has.
+    backbone: whether more than the head is trained; if not, the network stays in evaluation mode (BatchNorm frozen).
+    statistics: whether BatchNorm normalises by each batch's mean and variance and updates its own; if not, it uses its own unchanged.
     class_weight: of the loss, "none" or "balanced".
     """
 
@@ -42,7 +42,7 @@ def train_on_labels(
     Args:
         module: (B, 3, H, W) -> (B, C) logits, or (B, C, H, W) for masks; changed in place.
         network: size, mean and std of its input.
-        groups: parameter groups with their own "lr" and "lr_scale", or None for AdamW on everything that is trainable.
+        groups: parameter groups with their own "lr" and "lr_scale", or None for AdamW on all trainable parameters.
 
     Returns:
         the module, with the averaged weights, in evaluation mode.
@@ -52,7 +52,7 @@ def train_on_labels(
     """
     optimizer = torch.optim.AdamW(groups, lr=plan.rate) if groups else None
     optimizer = optimizer or optimization.optimizer_for(module, plan.rate, hardware.device)
-    optimizer = hardware.prepare_optimizer(optimizer)  # with fp16 it unscales, and skips a step that overflowed
+    optimizer = hardware.prepare_optimizer(optimizer)  # with fp16 it unscales gradients and skips steps that overflowed
     average, order = optimization.EMA(module), batches.seed_of(plan.seed, "order")
     images, labels = labelled.images, labelled.labels
     weights = losses.class_weights(torch.from_numpy(plain_labels(labels)), plan.classes, plan.class_weight)
@@ -79,5 +79,5 @@ def train_on_labels(
 
 
 def epochs_to_steps(epochs: float, images: int, batch_size: int) -> int:
-    """Optimizer steps of so many passes over the images; at least 1."""
+    """Return the optimizer steps that `epochs` passes over the images take; at least 1."""
     return max(1, round(epochs * images / batch_size))

@@ -1,1 +1,1 @@
-"""Teachers, students, their heads, and where weights come from."""
+"""Teachers, students, their heads, and the loading of weights."""

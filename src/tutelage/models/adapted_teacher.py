@@ -1,4 +1,4 @@
-"""The adapted teacher: an encoder and its task head, as one network whose outputs can be kept and reused."""
+"""The adapted teacher: an encoder and its task head, as one network whose outputs can be cached."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from tutelage.models.teachers import FrozenEncoder, build_teacher
 from tutelage.models.weights import weights_hash
 from tutelage.run_folder import atomic_write
 
-MOST = 6e4  # of a logit, which float16 still holds: softmax has long been 0 or 1 there
+MOST = 6e4  # logits are clamped to this, which fits in float16; softmax is 0 or 1 long before
 
 
 @dataclass(frozen=True)
 class FeatureExtractor:
-    """A teacher whose outputs are computed once.
+    """A frozen network whose outputs are computed once and cached.
 
     forward: (B, 3, S, S) float32, normalised, on `device` -> (B, D) float. size: S in pixels. mean, std: of the input.
     width: D. hash: of the weights. precision: of the forward pass, as accelerate names it.
-    output: "features" (a head turns them to logits) or "logits". shape: of one output before it was made a row of D, where it had
-    any: (channels, h, w).
+    output: "features" (a head turns them into logits) or "logits". shape: of one output before it was flattened to a row of D
+    numbers, (channels, h, w); () for pooled outputs.
     """
 
     forward: Callable[[torch.Tensor], torch.Tensor]
@@ -48,10 +48,10 @@ class FeatureExtractor:
 
 
 def half_precision(outputs: np.ndarray, name: str) -> np.ndarray:
-    """Outputs of a network as they are kept: (n, D) float16.
+    """Return a network's outputs as (n, D) float16, the type in which they are cached.
 
     Args:
-        outputs: (n, D) float32. name: of the network.
+        outputs: (n, D) float32. name: of the network, for the message.
 
     Raises:
         TutelageError: an output is NaN, infinite or too large for float16.
@@ -69,7 +69,7 @@ def half_precision(outputs: np.ndarray, name: str) -> np.ndarray:
 
 @dataclass(frozen=True)
 class AdaptedTeacher:
-    """network: what is run (and cached). head: (B, D) float32 outputs of the network -> (B, C) float32 logits."""
+    """network: gives the outputs that are cached. head: (B, D) float32 outputs of the network -> (B, C) float32 logits."""
 
     network: FeatureExtractor
     head: Callable[[np.ndarray], np.ndarray]
@@ -92,7 +92,7 @@ class FineTunedTeacher(nn.Module):
 
 
 def whole_teacher(backbone: nn.Module, features: int, classes: int, head: LinearHead | None) -> FineTunedTeacher:
-    """A teacher to fine-tune, from a fitted probe or from a head that starts at 0.02 normal."""
+    """Return a teacher to fine-tune, whose head is a fitted probe or, if `head` is None, normal with standard deviation 0.02."""
     module = FineTunedTeacher(backbone, features, classes)
     with torch.no_grad():
         if head is None:
@@ -105,7 +105,7 @@ def whole_teacher(backbone: nn.Module, features: int, classes: int, head: Linear
 
 
 def network_of(encoder: FrozenEncoder, accelerator: Any) -> FeatureExtractor:
-    """The frozen encoder as a network that gives pooled features."""
+    """Return the frozen encoder as a network whose outputs are pooled features."""
     module = encoder.module.eval().to(accelerator.device)
     return _network(module, encoder, accelerator, encoder.features, encoder.hash, "features")
 
@@ -133,23 +133,23 @@ def _network(
 
 
 def save_head(folder: Path, head: LinearHead) -> None:
-    """Write a probe: teacher/head.safetensors."""
+    """Write a probe to teacher/head.safetensors."""
     with atomic_write(folder / "head.safetensors") as path:
         save_arrays({"weight": head.weight, "bias": head.bias}, path)
 
 
 def save_whole(folder: Path, module: nn.Module) -> None:
-    """Write a fine-tuned teacher: teacher/weights.safetensors."""
+    """Write a fine-tuned teacher to teacher/weights.safetensors."""
     state = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
     with atomic_write(folder / "weights.safetensors") as path:
         save_file(state, path)
 
 
 def load_adapted(folder: Path, result: dict[str, Any], weights: str, accelerator: Any) -> AdaptedTeacher:
-    """Take up the teacher of a run.
+    """Load the adapted teacher of a run.
 
     Args:
-        folder: teacher/ of the run. result: its result.json. weights: where the encoder's weights come from, as given to the run.
+        folder: teacher/ of the run. result: its result.json. weights: --teacher-weights of the run.
     """
     about = result["teacher"]
     if result["mode"] == "probe":
@@ -169,7 +169,7 @@ def load_adapted(folder: Path, result: dict[str, Any], weights: str, accelerator
 
 
 def with_logits(teacher: AdaptedTeacher) -> AdaptedTeacher:
-    """The same teacher with its head inside the network: it keeps logits, which take less room than features."""
+    """Return the same teacher with its head inside the network, so that logits are cached, which take less space than features."""
     network, head = teacher.network, teacher.head
     assert isinstance(head, LinearHead)
     weight, bias = (torch.from_numpy(one).to(network.device) for one in (head.weight, head.bias))
@@ -185,7 +185,7 @@ def with_logits(teacher: AdaptedTeacher) -> AdaptedTeacher:
 
 
 def frozen(folder: Path, result: dict[str, Any], weights: str, accelerator: Any) -> AdaptedTeacher:
-    """The encoder of a run's teacher as it was before it learnt the task: its head has no class. Arguments as of `load_adapted`."""
+    """Load the unadapted encoder of a run's teacher; its head returns (B, 0), no classes. Arguments as for `load_adapted`."""
     encoder = _same_encoder(folder, result["teacher"], weights)
     network = network_of(encoder, accelerator)
     size = sum(p.numel() for p in encoder.module.parameters())

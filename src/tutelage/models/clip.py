@@ -1,8 +1,8 @@
-"""Text queries: class names as vectors in the space of a CLIP model's images. Needs the optional package open_clip_torch.
+"""Text queries: class names embedded in the image space of a CLIP model. Needs the optional package open_clip_torch.
 
-A name is open_clip's, with or without a tag ("ViT-B-16:datacomp_xl_s13b_b90k"), or one of `CLIPS`. The tag says where
-pretrained weights are, and also how their images are normalised and which activation they were trained with; so it
-counts for weights from a file too.
+A model name is open_clip's, with or without a tag ("ViT-B-16:datacomp_xl_s13b_b90k"), or one of `CLIPS`. The tag selects
+the pretrained weights, and also the image normalisation and the activation that they were trained with; so it
+matters for weights from a file too.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tutelage.models.adapted_teacher import FeatureExtractor
 from tutelage.models.aliases import weights_path
 from tutelage.models.weights import hub_fault, read_file, weights_hash, without_prefix, wrong_architecture
 
-# OpenAI's short list: on ImageNet these seven do at least as well as all eighty (Prompt_Engineering_for_ImageNet.ipynb).
+# OpenAI's short list: on ImageNet these seven are at least as good as all eighty (Prompt_Engineering_for_ImageNet.ipynb).
 TEMPLATES = (
     "itap of a {}.",
     "a bad photo of the {}.",
@@ -44,8 +44,8 @@ CLIPS = {
     "siglip2-so400m": "ViT-SO400M-14-SigLIP2:webli",
 }
 
-# Of several tags where none is named: the first that starts so. Not the last one listed: that is often a study of scale
-# (ViT-B-32 has 12 tags of sets of 13 to 128 million images, far below the others).
+# If no tag is given, the first tag with the first of these prefixes is used. Not the last one listed: that is often from a
+# scaling study (ViT-B-32 has 12 tags trained on 13 to 128 million images, far worse than the others).
 PREFERRED = ("datacomp_xl", "webli", "laion2b", "openai")
 TEXTS = 256  # prompts in one forward pass
 
@@ -54,9 +54,9 @@ TEXTS = 256  # prompts in one forward pass
 class Clip:
     """A frozen CLIP model.
 
-    network: its image side, to be run and cached as a teacher's: (B, 3, S, S) -> (B, D), not of unit length.
-    text: n prompts -> (n, D) float32, unit length; what is longer than the model's context (77 tokens) is cut.
-    weights: where they come from, for the log. hash: SHA-256 of both sides' weights, hex; network.hash is of the image side.
+    network: the image encoder, run and cached like a teacher's: (B, 3, S, S) -> (B, D), not of unit length.
+    text: n prompts -> (n, D) float32, unit length; prompts are truncated to the model's context (77 tokens).
+    weights: where they come from, for the log. hash: SHA-256 of both encoders' weights, hex; network.hash: of the image encoder's.
     """
 
     network: FeatureExtractor
@@ -66,12 +66,12 @@ class Clip:
 
 
 def class_prompts(classes: Sequence[str], templates: Sequence[str] = TEMPLATES) -> list[list[str]]:
-    """The prompts of each class: its name, underscores and hyphens as spaces, in every template.
+    """Return the prompts of each class: its name, with spaces for underscores and hyphens, in every template.
 
     class_prompts(["polar_bear"], ["a photo of a {}."]) == [["a photo of a polar bear."]]
 
     Raises:
-        TutelageError: no templates, one without {}, or a name of which nothing is left; all faults at once.
+        TutelageError: no templates, one without {}, or a name without any words; all faults at once.
     """
     hint = f"write a sentence with {{}} where the class name goes, such as {TEMPLATES[0]!r}"
     faults = [] if templates else [TutelageError("no templates for text queries", hint)]
@@ -91,13 +91,13 @@ def class_prompts(classes: Sequence[str], templates: Sequence[str] = TEMPLATES) 
 
 
 def class_embeddings(clip: Clip, classes: Sequence[str], templates: Sequence[str] = TEMPLATES) -> np.ndarray:
-    """One vector a class: the mean of its prompts' unit vectors, at unit length (Radford et al., ICML 2021, 3.1.4).
+    """Return one vector per class: the mean of its prompts' unit vectors, at unit length (Radford et al., ICML 2021, 3.1.4).
 
     Returns:
         (C, D) float32, unit length.
 
     Raises:
-        TutelageError: as class_prompts.
+        TutelageError: as for class_prompts.
     """
     prompts = class_prompts(classes, templates)
     vectors = clip.text([prompt for one in prompts for prompt in one])
@@ -109,7 +109,7 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def _open_clip() -> Any:
-    """The package, imported.
+    """Import and return the package open_clip.
 
     Raises:
         TutelageError: not installed.
@@ -125,16 +125,16 @@ def _open_clip() -> Any:
 
 
 def resolve_clip(name: str) -> tuple[str, str]:
-    """open_clip's architecture and tag for a name.
+    """Return open_clip's architecture and tag for a name.
 
     Args:
         name: "openclip-b", "ViT-B-32", "ViT-B/32" or "ViT-B-32:openai".
 
     Returns:
-        ("ViT-B-32", "openai"); an empty tag where open_clip knows no weights.
+        ("ViT-B-32", "openai"); an empty tag if open_clip has no weights for the architecture.
 
     Raises:
-        TutelageError: open_clip is not installed; unknown name or tag, with the nearest.
+        TutelageError: open_clip is not installed; unknown name or tag, with the most similar ones as a hint.
     """
     open_clip = _open_clip()
     arch, _, tag = CLIPS.get(name, name).replace("/", "-").partition(":")
@@ -154,10 +154,10 @@ def resolve_clip(name: str) -> tuple[str, str]:
 
 
 def check_clip(name: str, weights: str = "pretrained") -> None:
-    """Refuse a model, its tokenizer or its weights where they cannot be had, before anything is built.
+    """Check, before anything is built, that a model, its tokenizer and its weights are available.
 
     Raises:
-        TutelageError: as build_clip, but for what is inside a file; within five seconds.
+        TutelageError: as for build_clip, except that files are not opened; within five seconds.
     """
     arch, tag = resolve_clip(name)
     text = _open_clip().get_model_config(arch)["text_cfg"]
@@ -170,7 +170,7 @@ def check_clip(name: str, weights: str = "pretrained") -> None:
 
 
 def _check_text_side(name: str, repository: str) -> None:
-    """Whether what the text side needs besides weights is there: a tokenizer, and transformers to read it."""
+    """Check that the text encoder's tokenizer, and the package transformers to read it, are available."""
     from huggingface_hub import try_to_load_from_cache
 
     if importlib.util.find_spec("transformers") is None:
@@ -187,7 +187,7 @@ def _check_text_side(name: str, repository: str) -> None:
 
 
 def _hub_entry(name: str, arch: str, tag: str) -> tuple[str, Path | None]:
-    """The repository or address of a model's weights, and their file where the hub's cache has it."""
+    """Return the repository or address of a model's weights, and their file if it is in the hub's cache."""
     from huggingface_hub import try_to_load_from_cache
 
     cfg = _open_clip().get_pretrained_cfg(arch, tag) if tag else {}
@@ -212,7 +212,7 @@ def _no_hub(name: str, where: str, fault: str) -> TutelageError:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """open_clip speaks to the root logger, which would set up a handler there, for all packages, to print it."""
+    """Silence open_clip, which logs to the root logger; without a handler there, logging would add a printing one for all packages."""
     root, handler = logging.getLogger(), logging.NullHandler()
     root.addHandler(handler)
     try:
@@ -222,7 +222,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _file_of(name: str, arch: str, tag: str, weights: str) -> tuple[Path, str]:
-    """The file of the weights, downloaded where need be, and where it comes from."""
+    """Return the file of the weights, downloaded if necessary, and its source for the log."""
     if path := weights_path(weights, "clip"):
         return path, f"file {path}"
     where, cached = _hub_entry(name, arch, tag)
@@ -230,13 +230,13 @@ def _file_of(name: str, arch: str, tag: str, weights: str) -> tuple[Path, str]:
         open_clip = _open_clip()
         try:
             cached = Path(open_clip.download_pretrained(open_clip.get_pretrained_cfg(arch, tag)))
-        except Exception as error:  # a download ends in any exception of its client
+        except Exception as error:  # a download may raise any exception of its HTTP client
             raise _no_hub(name, where, str(error).strip().split("\n")[0] or type(error).__name__) from error
     return cached, f"hub {where.rstrip('/')}"
 
 
 def _fill(model: nn.Module, path: Path, arch: str) -> None:
-    """Load a file; open_clip converts what other trainers wrote and resizes position grids."""
+    """Load a weight file into the model; open_clip converts other training codes' formats and resizes position grids."""
     own = model.state_dict()
     state = without_prefix(read_file(path, "clip"), set(own))
     try:
@@ -249,15 +249,15 @@ def _fill(model: nn.Module, path: Path, arch: str) -> None:
 
 
 def build_clip(name: str, weights: str = "pretrained", accelerator: Any = None) -> Clip:
-    """A frozen CLIP model, both sides, in eval mode.
+    """Build a frozen CLIP model, image and text encoder, in eval mode.
 
     Args:
         name: as for `resolve_clip`.
         weights: "pretrained", "scratch" (random, but the same at every call) or the path of a file.
-        accelerator: gives the device of both sides and the precision of the image side; None for CPU and float32.
+        accelerator: sets the device of both encoders and the precision of the image encoder; None for CPU and float32.
 
     Raises:
-        TutelageError: open_clip is not installed; unknown name; weights or a tokenizer that cannot be had or do not fit.
+        TutelageError: open_clip is not installed; unknown name; weights or tokenizer unavailable, or weights that do not fit.
     """
     open_clip = _open_clip()
     check_clip(name, weights)
@@ -266,7 +266,7 @@ def build_clip(name: str, weights: str = "pretrained", accelerator: Any = None) 
     source = "scratch"
     with _quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        # Without the tag's activation, OpenAI's weights in plain ViT-B-32 load and see wrongly.
+        # Without the tag's activation, OpenAI's weights load into plain ViT-B-32 but give wrong outputs.
         quick = bool(cfg.get("quick_gelu"))
         model = open_clip.create_model(arch, pretrained_image=False, pretrained_text=False, force_quick_gelu=quick)
         tokenizer = open_clip.get_tokenizer(arch)
@@ -289,7 +289,7 @@ def build_clip(name: str, weights: str = "pretrained", accelerator: Any = None) 
 
 
 def _image_side(model: Any, name: str, cfg: dict[str, Any], accelerator: Any) -> FeatureExtractor:
-    """The image side as a network that gives features. `cfg`: open_clip's entry of the tag; empty for CLIP's own."""
+    """Return the image encoder as a FeatureExtractor. `cfg`: open_clip's entry for the tag; if empty, CLIP's normalisation is used."""
     open_clip = _open_clip()
     (m1, m2, m3) = cfg.get("mean", open_clip.OPENAI_DATASET_MEAN)
     (s1, s2, s3) = cfg.get("std", open_clip.OPENAI_DATASET_STD)

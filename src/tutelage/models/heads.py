@@ -1,7 +1,7 @@
-"""Task heads on a teacher's pooled features: the probe, and its strength by cross-validation.
+"""Task heads on a teacher's pooled features: the probe, and the choice of its strength by cross-validation.
 
-The probe is multinomial logistic regression (scikit-learn, L2, L-BFGS) on standardised features. It is kept as one
-matrix and one bias on the raw features, so that logits are a matrix product wherever the features are.
+The probe is multinomial logistic regression (scikit-learn, L2, L-BFGS) on standardised features. It is stored as one
+matrix and one bias for the raw features, so that logits of cached features are a single matrix product.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import numpy as np
 
 from tutelage.metrics import softmax
 
-# Inverse strength of the L2 penalty on standardised features, as scikit-learn's C. With 10 labels per class and 1,280
-# features the best is near 1e-3; ten times more or less costs about a point.
+# Inverse strength of the L2 penalty on standardised features, like scikit-learn's C. With 10 labels per class and 1,280
+# features the best is near 1e-3; ten times more or less costs about one point of accuracy.
 STRENGTHS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 1e-1)
-UNJUDGED = {"strength": 1e-3, "temperature": 0.25}  # where no label can be held out: what 10 labels per class chose
-NEVER = -30.0  # logit of a class without an image
+UNJUDGED = {"strength": 1e-3, "temperature": 0.25}  # if no label can be held out: chosen with 10 labels per class
+NEVER = -30.0  # logit of a class without a labelled image
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,14 @@ def fit_probe(
     scale: tuple[np.ndarray, np.ndarray],
     class_weight: str = "none",
 ) -> LinearHead:
-    """Fit the probe.
+    """Fit the probe on features of labelled images.
 
     Args:
         features: (B, D) float32, raw.
         labels: (B,) int64 in [0, classes).
-        classes: C; a class without an image gets a logit that no image reaches.
+        classes: C; a class without an image gets the constant logit NEVER.
         strength: inverse strength of the penalty, > 0.
-        scale: mean (D,) and standard deviation (D,) used to standardise: of the transfer set rather than of the few
+        scale: mean (D,) and standard deviation (D,) used to standardise; of the transfer set rather than of the few
             labelled images.
         class_weight: "none" or "balanced".
     """
@@ -57,14 +57,14 @@ def fit_probe(
     full_weight = np.zeros((classes, features.shape[1]))
     full_bias = np.full(classes, NEVER)
     present = np.unique(labels)
-    if len(present) == 1:  # a fold may leave one class, which scikit-learn refuses
+    if len(present) == 1:  # a fold may leave a single class, which scikit-learn refuses
         full_bias[present] = 0
         return LinearHead(full_weight.astype(np.float32), full_bias.astype(np.float32))
     model = LogisticRegression(C=strength, max_iter=2000, class_weight=None if class_weight == "none" else "balanced")
-    with threadpool_limits(1):  # two waiting BLAS threads beside another busy process were 100 times slower than one
+    with threadpool_limits(1):  # next to a busy process, two BLAS threads (busy-waiting) took 100 times as long
         model.fit((features - mean) / std, labels)
     weight, bias = model.coef_, model.intercept_
-    if len(model.classes_) == 2:  # scikit-learn keeps one row for two classes
+    if len(model.classes_) == 2:  # scikit-learn stores one row for two classes
         weight, bias = np.concatenate([-weight / 2, weight / 2]), np.concatenate([-bias / 2, bias / 2])
     full_weight[model.classes_] = weight / std
     full_bias[model.classes_] = bias - (weight / std) @ mean
@@ -72,12 +72,12 @@ def fit_probe(
 
 
 def calibrated(head: LinearHead, temperature: float) -> LinearHead:
-    """The head with its logits divided by a temperature."""
+    """Return the head with its logits divided by a temperature."""
     return LinearHead(head.weight / np.float32(temperature), head.bias / np.float32(temperature))
 
 
 def scale_of(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each feature: two (D,) float32, the second never 0."""
+    """Return mean and standard deviation of each feature: two (D,) float32, the second never 0."""
     std = features.std(axis=0)
     return features.mean(axis=0), np.where(std > 1e-6, std, 1.0).astype(np.float32)
 
@@ -86,10 +86,10 @@ def cross_validate(
     features: np.ndarray, labels: np.ndarray, folds: np.ndarray, classes: int, strength: float,
     scale: tuple[np.ndarray, np.ndarray], class_weight: str = "none",
 ) -> np.ndarray:  # fmt: skip
-    """Logits of every labelled image from a probe that has not seen it.
+    """Return the logits of every labelled image from a probe fitted without it.
 
     Args:
-        features: (V, B, D) float32: V views of each image, the clean one first. All views train, the clean one is judged.
+        features: (V, B, D) float32: V views of each image, the clean one first. All views are fitted, the clean one is predicted.
         labels: (B,) int64. folds: (B,) int64 fold of each image.
 
     Returns:
@@ -106,7 +106,7 @@ def cross_validate(
 def best_probe(
     features: np.ndarray, labels: np.ndarray, folds: np.ndarray, classes: int, scale: tuple[np.ndarray, np.ndarray]
 ) -> LinearHead:
-    """A probe on all labelled images, of the strength with the smallest cross-validated log loss.
+    """Fit a probe on all labelled images with the strength that has the smallest cross-validated log loss.
 
     Args:
         features: (B, D) float32. labels: (B,) int64. folds: (B,) int64 fold of each image.
@@ -118,7 +118,7 @@ def best_probe(
 def best_strength(
     features: np.ndarray, labels: np.ndarray, folds: np.ndarray, classes: int, scale: tuple[np.ndarray, np.ndarray]
 ) -> float:
-    """The strength with the smallest cross-validated log loss. Arguments as of `cross_validate`."""
+    """Return the strength with the smallest cross-validated log loss. Arguments as for `cross_validate`."""
     fair = judgeable(labels, folds)
     if not fair.any():
         return UNJUDGED["strength"]
@@ -130,7 +130,7 @@ def best_strength(
 
 
 def judgeable(labels: np.ndarray, folds: np.ndarray) -> np.ndarray:
-    """Whether a fold's training part has an image of the held-out image's class: without one, nothing can be learnt of it.
+    """Return for each image whether its class has an image outside its fold; without one, its prediction cannot be judged.
 
     Args:
         labels, folds: (B,) int64.
@@ -144,7 +144,7 @@ def judgeable(labels: np.ndarray, folds: np.ndarray) -> np.ndarray:
 
 
 def stacked(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(V, B, D) features and (B,) labels as (V B, D) and (V B,)."""
+    """Reshape (V, B, D) features to (V B, D), and repeat (B,) labels to (V B,)."""
     return features.reshape(-1, features.shape[-1]), np.tile(labels, len(features))
 
 
@@ -154,6 +154,6 @@ def log_loss(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def best_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The T among 1/16 to 8 for which softmax(logits / T) has the smallest log loss (Guo et al., ICML 2017)."""
+    """Return the T, from 1/16 to 8, for which softmax(logits / T) has the smallest log loss (Guo et al., ICML 2017)."""
     candidates = 2.0 ** np.arange(-4, 3.01, 0.25)
     return float(min(candidates, key=lambda t: log_loss(logits / t, labels).mean()))

@@ -1,8 +1,8 @@
-"""What every dense network here shares: the levels of an encoder, and grids that lie over one another.
+"""Code shared by all dense networks: the levels of an encoder, and resampling between grids.
 
-Any timm encoder with `forward_intermediates` will do. A ViT gives one level, its patch tokens without class and register
-tokens; a CNN gives one for each stride. Rows and columns of all grids divide the same image: what lies at a place in the
-image lies at the same share of height and width in every grid.
+Any timm encoder with `forward_intermediates` works. A ViT gives one level, its patch tokens without class and register
+tokens; a CNN gives one level per stride. All grids cover the same image: a point of the image is at the same fraction
+of height and width in every grid.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from torch.nn import functional as F
 from tutelage.errors import TutelageError, shown
 from tutelage.image_size import Size, sides
 
-FINEST = 4  # stride; what is finer costs most and says least
+FINEST = 4  # smallest stride used; finer features cost the most and carry the least information
 
 
 @dataclass(frozen=True)
 class Level:
-    """One kind of features of an encoder. index: for `forward_intermediates`. stride: pixels of the image in one of them."""
+    """Features of an encoder at one stride. index: for `forward_intermediates`. stride: pixels of the image per grid cell."""
 
     index: int
     channels: int
@@ -33,13 +33,13 @@ class Level:
 
 
 def levels_of(module: Any, name: str, size: Size, kind: str = "teacher") -> list[Level]:
-    """The deepest features of each stride from FINEST on, fine ones first, found by one pass.
+    """Return the level of the deepest features at each stride >= FINEST, finest first, determined by one forward pass.
 
     Args:
-        module: a timm model; left in the mode it was in. name: timm's. size: of its input.
+        module: a timm model; its train or eval mode is kept. name: timm's. size: of its input.
 
     Raises:
-        TutelageError: a model without features by layer.
+        TutelageError: the model gives no features of intermediate layers.
     """
     was, device = module.training, next(module.parameters()).device
     height, width = (-(-side // 32) * 32 if "patch" not in name else side for side in sides(size))
@@ -65,14 +65,14 @@ def levels_of(module: Any, name: str, size: Size, kind: str = "teacher") -> list
 
 
 class Pyramid(nn.Module):
-    """An encoder that gives features by level: (B, 3, H, W) -> one (B, C, h, w) each, fine ones first."""
+    """An encoder that gives its features at each level: (B, 3, H, W) -> one (B, C, h, w) per level, finest first."""
 
     def __init__(self, encoder: nn.Module, levels: list[Level], prune: bool = False):
         super().__init__()
         self.encoder, self.levels = encoder, levels
         self._indices = [level.index for level in levels]
         one: Any = encoder
-        if prune:  # layers that no level needs, and the classifier
+        if prune:  # removes layers that no level needs, and the classifier
             one.prune_intermediate_layers(self._indices, prune_norm=False, prune_head=True)
         known = inspect.signature(one.forward_intermediates).parameters
         self._options = {"norm": True} if "norm" in known and len(levels) == 1 else {}
@@ -83,10 +83,10 @@ class Pyramid(nn.Module):
 
 
 class Windows(Pyramid):
-    """A pyramid over windows that overlap by half or more, for inputs larger than the encoder was made for.
+    """A pyramid over windows that overlap by half or more, for inputs larger than the encoder was built for.
 
-    Where windows overlap their features are averaged. They begin at multiples of the largest stride, so that every level's cells lie on
-    one grid; sides of inputs and windows must be multiples of it, as `check_windows` has it.
+    Features of overlapping windows are averaged. Windows begin at multiples of the largest stride, so that their cells coincide at
+    every level; sides of inputs and windows must be multiples of it, which `check_windows` verifies.
     """
 
     def __init__(self, encoder: nn.Module, levels: list[Level], window: tuple[int, int]):
@@ -117,13 +117,13 @@ class Windows(Pyramid):
 
 
 def check_windows(encoder: nn.Module, levels: list[Level], window: Size, size: Size) -> None:
-    """Refuse a window, or an input, that the cells of an encoder's deepest level do not fill.
+    """Check that window and input are whole numbers of cells of the encoder's deepest level.
 
-    The stride that timm states counts too: inputs are padded inside, so a window of 96 px has two rows of a stride of 64, which looks
-    like 48.
+    The stride that timm states counts too: encoders pad their inputs, so at stride 64 a window of 96 px gives two rows, from which the
+    stride would be measured as 48.
 
     Raises:
-        TutelageError: a side that is no multiple of the deepest stride.
+        TutelageError: a side is not a multiple of the deepest stride.
     """
     stated: Any = getattr(encoder, "feature_info", None) or []
     unit = max([levels[-1].stride, *(one.get("reduction", 1) for one in stated)])
@@ -137,12 +137,12 @@ def check_windows(encoder: nn.Module, levels: list[Level], window: Size, size: S
 
 
 def window_starts(side: int, window: int, unit: int) -> list[int]:
-    """Where windows begin along a side: at multiples of `unit`, from 0 to side - window, at most half a window apart.
+    """Return where windows begin along a side: at multiples of `unit`, from 0 to side - window, at most half a window apart.
 
     window_starts(512, 256, 32) == [0, 128, 256]
 
     Args:
-        side, window: pixels, multiples of unit; a window that is not smaller than the side gives [0].
+        side, window: pixels, multiples of unit; if the window is as long as the side or longer, the result is [0].
     """
     if window >= side:
         return [0]
@@ -152,7 +152,7 @@ def window_starts(side: int, window: int, unit: int) -> list[int]:
 
 
 def regrid(values: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """(B, C, h, w) on another grid over the same image: means where it is coarser, bilinear where it is finer."""
+    """Resample (B, C, h, w) to another grid over the same image: by means if it is coarser, bilinearly if it is finer."""
     if values.shape[-2:] == grid:
         return values
     if values.shape[-2] >= grid[0] and values.shape[-1] >= grid[1]:
@@ -161,16 +161,16 @@ def regrid(values: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
 
 
 def padded(images: torch.Tensor, multiple: int) -> torch.Tensor:
-    """(B, 3, H, W) with grey edges below and on the right, so that both sides are multiples; the images themselves if they are."""
+    """Pad (B, 3, H, W) with grey at the bottom and right until both sides are multiples of `multiple`."""
     height, width = images.shape[-2:]
     low, right = -height % multiple, -width % multiple
     return F.pad(images, (0, right, 0, low)) if low or right else images
 
 
 class DenseNetwork(nn.Module):
-    """An encoder by level and a head: (B, 3, H, W) -> (B, C, H, W) logits, divided by a calibrated temperature.
+    """A pyramid encoder and a head: (B, 3, H, W) -> (B, C, H, W) logits, divided by a calibrated temperature.
 
-    Inputs are padded to `multiple` pixels inside; what the edges get is cut off before anybody sees it.
+    Inputs are padded internally to multiples of `multiple` pixels; outputs for the padding are cut off.
     """
 
     def __init__(self, pyramid: Pyramid, head: nn.Module, multiple: int):
@@ -192,7 +192,7 @@ class DenseNetwork(nn.Module):
         return self._inside(self.head(self.pyramid(inside)) / self.temperature, inside, images, grid)
 
     def features(self, images: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-        """(B, 3, H, W) -> (B, D, *grid): the deepest level."""
+        """(B, 3, H, W) -> (B, D, *grid) features of the deepest level."""
         inside = padded(images, self.multiple)
         return self._inside(self.pyramid(inside)[-1], inside, images, grid)
 
@@ -208,7 +208,7 @@ class DenseNetwork(nn.Module):
     def _inside(
         self, values: torch.Tensor, inside: torch.Tensor, images: torch.Tensor, grid: tuple[int, int]
     ) -> torch.Tensor:
-        """Values over padded images on a grid over the images themselves."""
+        """Resample values that cover the padded images to a grid that covers only the images."""
         height, width = images.shape[-2:]
         if inside.shape != images.shape:
             values = F.interpolate(values, inside.shape[-2:], mode="bilinear", align_corners=False)
@@ -217,16 +217,16 @@ class DenseNetwork(nn.Module):
 
 
 def grid_of(size: Size, stride: int) -> tuple[int, int]:
-    """Rows and columns of a grid of this stride over an input."""
+    """Return rows and columns of the grid of a stride over an input."""
     height, width = sides(size)
     return -(-height // stride), -(-width // stride)
 
 
 def needed_level(levels: list[Level], stride: int, name: str, decoder: str) -> Level:
-    """The level of a stride.
+    """Return the level with this stride.
 
     Raises:
-        TutelageError: the encoder has none.
+        TutelageError: the encoder has no such level.
     """
     for level in levels:
         if level.stride == stride:

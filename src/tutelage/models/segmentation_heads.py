@@ -1,7 +1,7 @@
 """Task heads on a teacher's dense features: linear on the patch tokens of a ViT, a small decoder on the levels of a CNN.
 
-Both are fitted on features of the whole labelled images that are computed once, and their number of steps is chosen on
-held-out masks, under the names that models/heads.py has for labels of whole images.
+Both are fitted on features of the whole labelled images, which are computed once; their number of steps is chosen on
+held-out masks. The functions have the same names as those in models/heads.py, which are for classification.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from torch.nn import functional as F
 from tutelage.data.masks import Masks
 from tutelage.training import batches, loop, losses, optimization
 
-STRENGTHS = (100, 300)  # steps: on 20 street scenes the second is better, on 5 the first
+STRENGTHS = (100, 300)  # numbers of steps to choose from: 300 is better on 20 street scenes, 100 on 5
 UNJUDGED = {"strength": 100, "temperature": 1.0}
 WIDTH = 64  # channels of the decoder
 BATCH = 8
-RATE = 4e-3  # peak, of AdamW
-ROW = 4096  # pixels of a mask at most, when a class is counted
+RATE = 4e-3  # peak learning rate of AdamW
+ROW = 4096  # largest number of pixels of a mask used to count classes
 
 Layout = tuple[tuple[int, int, int], ...]  # (channels, h, w) of each level
 
@@ -41,7 +41,7 @@ class LinearMask(nn.Module):
 
 
 class PyramidMask(nn.Module):
-    """All levels by 1x1 convolutions on the finest grid, summed, two more layers: [(B, D, h, w), ...] -> (B, C, h, w)."""
+    """1x1 convolutions on all levels, summed on the finest grid, then two more layers: [(B, D, h, w), ...] -> (B, C, h, w)."""
 
     def __init__(self, channels: Sequence[int], classes: int):
         super().__init__()
@@ -64,21 +64,21 @@ class PyramidMask(nn.Module):
 
 
 def new_head(layout: Layout, classes: int) -> nn.Module:
-    """The head that fits the levels: linear for one, a decoder for several."""
+    """Return a new head for these levels: linear for one level, a decoder for several."""
     channels = [one[0] for one in layout]
     return (LinearMask if len(layout) == 1 else PyramidMask)(channels, classes)
 
 
 @dataclass(frozen=True)
 class DenseHead:
-    """A fitted head. module: levels -> (B, C, h, w) logits. layout: of the rows of features that it takes."""
+    """A fitted head. module: levels -> (B, C, h, w) logits. layout: shapes of the levels in a row of features."""
 
     module: nn.Module
     layout: Layout
     temperature: float = 1.0
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
-        """(B, D) rows of all levels -> (B, C, h, w) float32 logits on the finest level's grid."""
+        """(B, D) features, all levels in a row -> (B, C, h, w) float32 logits on the finest level's grid."""
         parts = [np.zeros((0, 0, 1, 1), np.float32)]
         self.module.eval()
         with torch.inference_mode():
@@ -89,13 +89,13 @@ class DenseHead:
 
 
 def unfolded(rows: torch.Tensor, layout: Layout) -> list[torch.Tensor]:
-    """(B, D) rows -> the levels that they were made of."""
+    """Split (B, D) rows of features into their levels, each (B, c, h, w)."""
     parts = rows.split([c * h * w for c, h, w in layout], dim=1)
     return [part.reshape(len(rows), *shape) for part, shape in zip(parts, layout, strict=True)]
 
 
 def truth_of(labels: Masks, layout: Layout) -> np.ndarray:
-    """(n, h, w) int64: the masks of whole images on the finest level's grid."""
+    """Return (n, h, w) int64 masks of the whole images on the finest level's grid."""
     return labels.seen(None, layout[0][1:]).astype(np.int64)
 
 
@@ -105,8 +105,8 @@ def fit_probe(
     """Train a head on features.
 
     Args:
-        features: (B, D) float32 rows of all levels. labels: (B, h, w) int64, IGNORE for no class, of the finest level.
-        strength: steps. scale: shapes of the levels.
+        features: (B, D) float32, all levels in a row. labels: (B, h, w) int64 on the finest level's grid, IGNORE for no class.
+        strength: number of steps. scale: shapes of the levels.
     """
     steps = int(strength)
     with torch.random.fork_rng(devices=[]):
@@ -137,7 +137,7 @@ def cross_validate(
     features: np.ndarray, labels: np.ndarray, folds: np.ndarray, classes: int, strength: float, scale: Layout,
     class_weight: str = "none",
 ) -> np.ndarray:  # fmt: skip
-    """(B, C, h, w) float32 logits of every labelled image from a head that has not seen it; `heads.cross_validate` for masks."""
+    """Return (B, C, h, w) float32 logits of every labelled image from a head fitted without it, like `heads.cross_validate`."""
     out = np.zeros((len(labels), classes, *labels.shape[1:]), np.float32)
     for fold in np.unique(folds):
         rest, held = folds != fold, folds == fold
@@ -147,12 +147,12 @@ def cross_validate(
 
 
 def calibrated(head: DenseHead, temperature: float) -> DenseHead:
-    """The head with its logits divided by a temperature."""
+    """Return the head with its logits divided by a temperature."""
     return DenseHead(head.module, head.layout, temperature)
 
 
 def judgeable(labels: np.ndarray, folds: np.ndarray) -> np.ndarray:
-    """(B, h, w) bool: pixels whose class some image outside the fold shows too."""
+    """Return (B, h, w) bool: the pixels whose class also occurs in an image outside the fold."""
     fair = np.zeros(labels.shape, bool)
     for fold in np.unique(folds):
         there = np.unique(labels[folds != fold])
@@ -162,5 +162,5 @@ def judgeable(labels: np.ndarray, folds: np.ndarray) -> np.ndarray:
 
 
 def state_of(head: DenseHead) -> dict[str, Any]:
-    """The tensors of a head."""
+    """Return the tensors of a head, its temperature included."""
     return {**head.module.state_dict(), "temperature": torch.tensor(float(head.temperature))}

@@ -1,4 +1,4 @@
-"""Students of masks: a small timm encoder and a decoder of torchvision's or segmentation-models-pytorch's."""
+"""Segmentation students: a small timm encoder with a decoder from torchvision or segmentation-models-pytorch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DEEPEST = 32  # stride of the grid on which features are matched
 
 
 class LRASPP(nn.Module):
-    """torchvision's head on the levels of stride 8 and of the largest stride (Howard et al., ICCV 2019)."""
+    """torchvision's LR-ASPP head on the levels at stride 8 and at the largest stride (Howard et al., ICCV 2019)."""
 
     def __init__(self, levels: list[Level], classes: int, name: str):
         super().__init__()
@@ -33,7 +33,7 @@ class LRASPP(nn.Module):
 
 
 class FPN(nn.Module):
-    """A feature pyramid on strides 4 to 32 (Kirillov et al., CVPR 2019), of segmentation-models-pytorch."""
+    """A feature pyramid on strides 4 to 32 (Kirillov et al., CVPR 2019), from segmentation-models-pytorch."""
 
     def __init__(self, levels: list[Level], classes: int, name: str):
         super().__init__()
@@ -52,7 +52,7 @@ class FPN(nn.Module):
 
 
 class DeepLabV3Plus(nn.Module):
-    """Atrous pyramid at stride 16 and details at stride 4 (Chen et al., ECCV 2018), of segmentation-models-pytorch."""
+    """Atrous pyramid at stride 16 and details at stride 4 (Chen et al., ECCV 2018), from segmentation-models-pytorch."""
 
     def __init__(self, levels: list[Level], classes: int, name: str):
         super().__init__()
@@ -75,13 +75,13 @@ DECODERS = {"lraspp": LRASPP, "fpn": FPN, "deeplabv3plus": DeepLabV3Plus}
 def build_student(
     name: str, classes: int, weights: str = "scratch", size: Size | None = None, decoder: str = "lraspp"
 ) -> Student:
-    """A student of masks, its decoder always newly initialised; arguments and seeding as of `students.build_student`.
+    """Build a segmentation student, its decoder always newly initialised; arguments and seeding as for `students.build_student`.
 
     Args:
         decoder: a name of DECODERS.
 
     Raises:
-        TutelageError: also an encoder that cannot give what the decoder needs.
+        TutelageError: as `students.build_student`; also if the encoder lacks features that the decoder needs.
     """
     name = resolve(name, "student")
     size = default_size(name) if size is None else size
@@ -112,10 +112,10 @@ def head_of(module: Any) -> nn.Module:
 
 
 class SegmentationStudentWithProjector(nn.Module):
-    """A student with what only the transfer needs beside it.
+    """A student with a projection of its features, which only the distillation needs.
 
-    forward: (B, 3, H, W) -> (B, C, *grid) logits; with a width, (B, D, *matched) projected features of the deepest level (else
-    None).
+    forward: (B, 3, H, W) -> (B, C, *grid) logits and (B, D, *matched) projected features of the deepest level, D = width; None
+    instead of the features if width is 0.
     """
 
     def __init__(self, student: DenseNetwork, grid: tuple[int, int], width: int = 0, matched: tuple[int, int] = (1, 1)):

@@ -1,6 +1,6 @@
-"""The adapted teacher of masks: an encoder by level and a head, whose logits on a grid are kept and reused.
+"""The adapted segmentation teacher: an encoder with features at several levels and a head, whose logits on a grid are cached.
 
-Same functions as models/adapted_teacher.py has for labels of whole images.
+It has the same functions as models/adapted_teacher.py, which is for classification.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ __all__ = ["frozen", "load_adapted", "network_of", "save_head", "save_whole", "w
 
 
 def pyramid_of(encoder: FrozenEncoder) -> Pyramid:
-    """The encoder by level."""
+    """Return the encoder as a module that gives its features at each level."""
     return _pyramid(encoder, encoder.module)
 
 
 def _pyramid(encoder: FrozenEncoder, module: torch.nn.Module) -> Pyramid:
-    """The levels of a module that is the encoder's, or a copy of it."""
+    """Return `pyramid_of` for `module`, which is the encoder's own module or a copy of it."""
     levels = levels_of(module, encoder.name, encoder.at_once)
     if encoder.window is None:
         return Pyramid(module, levels)
@@ -40,7 +40,7 @@ def _pyramid(encoder: FrozenEncoder, module: torch.nn.Module) -> Pyramid:
 
 
 def layout_of(encoder: FrozenEncoder, pyramid: Pyramid) -> Layout:
-    """(channels, h, w) of each level at the encoder's size."""
+    """Return (channels, h, w) of each level at the encoder's input size."""
     height, width = sides(encoder.size)
     with torch.no_grad():
         images = torch.zeros(1, 3, height, width, device=next(encoder.module.parameters()).device)
@@ -48,12 +48,12 @@ def layout_of(encoder: FrozenEncoder, pyramid: Pyramid) -> Layout:
 
 
 def multiple_of(encoder: FrozenEncoder) -> int:
-    """Pixels that the sides of an input are padded to; a ViT's size is a multiple of its patch already."""
+    """Return the number of pixels to whose multiples inputs are padded; 1 for a ViT, whose size is a multiple of its patch."""
     return 1 if "patch" in encoder.name else 32
 
 
 def network_of(encoder: FrozenEncoder, accelerator: Any) -> FeatureExtractor:
-    """The frozen encoder as a network that gives all levels in one row."""
+    """Return the frozen encoder as a network that gives the features of all levels, flattened to one row per image."""
     encoder.module.eval().to(accelerator.device)
     pyramid = pyramid_of(encoder)
     layout = layout_of(encoder, pyramid)
@@ -66,7 +66,7 @@ def network_of(encoder: FrozenEncoder, accelerator: Any) -> FeatureExtractor:
 
 
 def _digest(encoder: FrozenEncoder, *parts: str) -> str:
-    """Hash of what the outputs depend on beside the input's size; a window is part of it."""
+    """Hash everything that the outputs depend on, including the window; the input size is recorded elsewhere."""
     return hash_of([*parts, *([f"window {encoder.window}"] if encoder.window else [])])
 
 
@@ -88,7 +88,7 @@ def _network(
 def whole_teacher(
     encoder: FrozenEncoder, module: torch.nn.Module, classes: int, head: DenseHead | None
 ) -> DenseNetwork:
-    """A teacher to fine-tune, from a fitted head or a new one. module: a copy of the encoder's."""
+    """Return a teacher to fine-tune, with a fitted head or, if `head` is None, a new one. module: a copy of the encoder's."""
     pyramid = _pyramid(encoder, module)
     layout = tuple((level.channels, 0, 0) for level in pyramid.levels)
     network = DenseNetwork(pyramid, new_head(layout, classes), multiple_of(encoder))
@@ -99,7 +99,7 @@ def whole_teacher(
 
 
 def save_head(folder: Path, head: DenseHead) -> None:
-    """Write a head: teacher/head.safetensors."""
+    """Write a head to teacher/head.safetensors."""
     with atomic_write(folder / "head.safetensors") as path:
         save_file({name: value.contiguous() for name, value in state_of(head).items()}, path)
 
@@ -107,7 +107,7 @@ def save_head(folder: Path, head: DenseHead) -> None:
 def load_module(
     folder: Path, result: dict[str, Any], weights: str, accelerator: Any
 ) -> tuple[FrozenEncoder, DenseNetwork, str]:
-    """The teacher of a run: its encoder, the whole network, and the hash of its weights. Arguments as of `adapted.load_adapted`."""
+    """Load a run's teacher: its encoder, the whole network, a hash of the weights. Arguments as for `adapted_teacher.load_adapted`."""
     about, classes = result["teacher"], result["classes"]
     if result["mode"] == "probe":
         encoder = _same_encoder(folder, about, weights)
@@ -130,10 +130,10 @@ def load_module(
 def load_adapted(
     folder: Path, result: dict[str, Any], weights: str, accelerator: Any, grid: tuple[int, int], kept: tuple[int, int] | None = None
 ) -> AdaptedTeacher:  # fmt: skip
-    """Take up the teacher of a run, for logits on a grid.
+    """Load the adapted teacher of a run, to give logits on a grid.
 
     Args:
-        grid: rows and columns of the logits. kept: of those that are kept, where that is fewer; None = the same.
+        grid: rows and columns of the logits. kept: rows and columns of the cached logits, if coarser; None = the same.
     """
     encoder, module, digest = load_module(folder, result, weights, accelerator)
     kept, classes = kept or grid, result["classes"]
@@ -153,7 +153,7 @@ def load_adapted(
 def frozen(
     folder: Path, result: dict[str, Any], weights: str, accelerator: Any, grid: tuple[int, int]
 ) -> AdaptedTeacher:
-    """The encoder of a run's teacher as it was before it learnt the task: the features of its deepest level on a grid."""
+    """Load the unadapted encoder of a run's teacher, to give the features of its deepest level on a grid."""
     encoder = _same_encoder(folder, result["teacher"], weights)
     module = whole_teacher(encoder, encoder.module, 1, None).requires_grad_(False).eval().to(accelerator.device)
     shape = (module.pyramid.levels[-1].channels, *grid)

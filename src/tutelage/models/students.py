@@ -1,4 +1,4 @@
-"""Students: the small models to ship."""
+"""Students: the small models that are trained for deployment."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tutelage.models.teachers import build, default_size, input_statistics, reso
 
 @dataclass(frozen=True)
 class Student:
-    """A small model and what it needs to be trained and shipped.
+    """A small model with the data needed to train and export it.
 
     module: (B, 3, S, S) float32, normalised with mean and std -> (B, C) float32 logits; in train mode.
     name: timm's. size: S in pixels. mean, std: per channel, for images in [0, 1]. parameters: count. classes: C.
     initialisation: "scratch", or where the weights come from. channels_last: whether to train in that memory format.
-    decoder: of masks; "" for a classifier.
+    decoder: its name, for segmentation; "" for a classifier.
     """
 
     module: nn.Module
@@ -35,15 +35,15 @@ class Student:
     decoder: str = ""
 
     def about(self) -> dict[str, Any]:
-        """What result.json says of the student: enough to build it again."""
+        """Return the student's entry in result.json, from which it can be built again."""
         names = ("name", "size", "mean", "std", "parameters", "initialisation", "channels_last")
         return {name: getattr(self, name) for name in (*names, *(("decoder",) if self.decoder else ()))}
 
 
 def build_student(name: str, classes: int, weights: str = "scratch", size: Size | None = None) -> Student:
-    """A student with a head of `classes` classes, always newly initialised.
+    """Build a student with a newly initialised head of `classes` classes.
 
-    Seeding is the caller's business: `torch.manual_seed(seed)` right before this call fixes the random weights.
+    The caller sets the seed: `torch.manual_seed(seed)` right before this call makes the random weights reproducible.
 
     Args:
         name: alias or any name of timm's.
@@ -52,7 +52,7 @@ def build_student(name: str, classes: int, weights: str = "scratch", size: Size 
         size: of the input; None for the model's own.
 
     Raises:
-        TutelageError: unknown name, size that the model cannot take, or weights that cannot be had or do not fit.
+        TutelageError: unknown name, a size that the model does not accept, or weights that are unavailable or do not fit.
     """
     name = resolve(name, "student")
     if classes < 1:
@@ -66,9 +66,9 @@ def build_student(name: str, classes: int, weights: str = "scratch", size: Size 
 
 
 class StudentWithProjector(nn.Module):
-    """A student with a projection of its features that is thrown away after the distillation.
+    """A student with a projection of its features that is discarded after the distillation.
 
-    forward: (B, 3, S, S) -> (B, C) logits, the student's own, and (B, D) projected features.
+    forward: (B, 3, S, S) -> (B, C) logits of the student and (B, D) projected features.
     """
 
     def __init__(self, student: nn.Module, width: int, size: int):
@@ -82,7 +82,7 @@ class StudentWithProjector(nn.Module):
 
     @staticmethod
     def possible(student: nn.Module, size: int) -> bool:
-        """Whether the student's head is one layer on pooled features, as in most of timm (not: several heads)."""
+        """Return whether the student has a single head on pooled features, as most timm models do."""
         was, images = student.training, torch.linspace(0, 1, 6 * size * size).reshape(2, 3, size, size)
         student.eval()
         try:
@@ -99,10 +99,10 @@ class StudentWithProjector(nn.Module):
 class DINOStudent(nn.Module):
     """A student with DINO's head: (B, 3, S, S) -> (B, K) outputs, to be compared with those of another crop.
 
-    Two hidden layers with GELU, a bottleneck at unit length, and K prototypes at unit length (Caron et al., ICCV 2021). A student
-    with BatchNorm has it in the head too: features of a new CNN are nearly the same for all images, and without it every image
-    had the same prototype after 13 steps (loss 0.002, a probe on it at chance). `centre` (1, K) is the running mean of the averaged
-    network's outputs.
+    Two hidden layers with GELU, a bottleneck at unit length, and K prototypes at unit length (Caron et al., ICCV 2021). If the student
+    has BatchNorm, so has the head: features of an untrained CNN are nearly the same for all images, and without BatchNorm every image
+    had the same prototype after 13 steps (loss 0.002, a probe on the features at chance). `centre` (1, K) is the running mean of the
+    averaged network's outputs.
     """
 
     HIDDEN, BOTTLENECK, PROTOTYPES = 512, 128, 1024
@@ -110,7 +110,7 @@ class DINOStudent(nn.Module):
     def __init__(self, student: nn.Module, size: int):
         super().__init__()
         self.student = student
-        student.get_classifier().requires_grad_(False)  # pyright: ignore[reportCallIssue]  # it takes no part
+        student.get_classifier().requires_grad_(False)  # pyright: ignore[reportCallIssue]  # unused
         normed = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in student.modules())
         layers: list[nn.Module] = []
         for width in (pooled_width(student, size), self.HIDDEN):
@@ -130,12 +130,12 @@ class DINOStudent(nn.Module):
 
 
 def pooled(student: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """(B, 3, S, S) -> (B, D): the features that the student's classifier reads."""
+    """(B, 3, S, S) -> (B, D): the pooled features that the student's classifier takes."""
     return student.forward_head(student.forward_features(images), pre_logits=True)  # pyright: ignore[reportCallIssue]
 
 
 def pooled_width(student: nn.Module, size: int) -> int:
-    """D of `pooled`, found by one pass; the student stays as it was, its BatchNorm too."""
+    """Return D of `pooled`, measured by one forward pass that leaves the student and its BatchNorm unchanged."""
     was, device = student.training, next(student.parameters()).device
     student.eval()
     try:
@@ -146,15 +146,15 @@ def pooled_width(student: nn.Module, size: int) -> int:
 
 
 def channels_last(module: nn.Module) -> bool:
-    """Whether to train a model in the channels_last memory format.
+    """Return whether to train a model in the channels_last memory format.
 
-    It pays for most CNNs (one step on 2 cores, 16 images at 96 px: tf_efficientnet_lite0 370 ms instead of 554,
+    It speeds up most CNNs (one step on 2 cores, 16 images at 96 px: tf_efficientnet_lite0 370 ms instead of 554,
     mobilenetv4_hybrid_medium 647 instead of 1065). The exceptions:
 
-    - a strided 1x1 convolution that reads the image itself: its backward pass on CPU writes out of bounds and kills the
-      process (torch 2.14.1). Found in the stems of FastViT, MobileCLIP, MobileOne and RepVGG;
-    - MobileViT v2 is slower for it (534 ms instead of 406);
-    - transformers: but for the patch embedding they have no convolution.
+    - models with a strided 1x1 convolution on the image itself: its backward pass on CPU writes out of bounds and kills
+      the process (torch 2.14.1). The stems of FastViT, MobileCLIP, MobileOne and RepVGG have one;
+    - MobileViT v2, which gets slower (534 ms instead of 406);
+    - transformers, whose only convolution is the patch embedding.
     """
     convolutions = [m for m in module.modules() if isinstance(m, nn.Conv2d)]
     crashes = any(c.in_channels <= 4 and c.kernel_size == (1, 1) and c.stride != (1, 1) for c in convolutions)
@@ -163,11 +163,11 @@ def channels_last(module: nn.Module) -> bool:
 
 
 def plain_head(module: nn.Module, size: int) -> bool:
-    """Whether the student's head is one linear layer on pooled features, which can be fitted, copied and mixed."""
+    """Return whether the student's head is one linear layer on pooled features, which can be fitted, copied and mixed."""
     return StudentWithProjector.possible(module, size) and isinstance(module.get_classifier(), nn.Linear)  # pyright: ignore[reportCallIssue]
 
 
 def head_of(module: nn.Module) -> nn.Module:
-    """The classifier of a timm model; a ModuleList where it has several (LeViT, EfficientFormer)."""
+    """Return the classifier of a timm model; a ModuleList if it has several (LeViT, EfficientFormer)."""
     head = module.get_classifier()  # pyright: ignore[reportCallIssue]
     return nn.ModuleList(head) if isinstance(head, (tuple, list)) else head

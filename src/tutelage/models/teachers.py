@@ -1,4 +1,4 @@
-"""Teachers: a vision foundation model as a frozen encoder, and the learning rates when it is not frozen."""
+"""Teachers: a vision foundation model as a frozen encoder, and its learning rates per layer for fine-tuning."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tutelage.models.weights import WeightSource, create, weights_hash
 
 @dataclass(frozen=True)
 class FrozenEncoder:
-    """A frozen encoder and what it needs to be used and named.
+    """A frozen encoder with the data needed to run and identify it.
 
     module: (B, 3, S, S) float32, normalised with mean and std -> (B, D) float32 pooled features; in eval mode.
     name: timm's. size: S in pixels. mean, std: per channel, for images in [0, 1]. features: D.
-    licence: of the weights. weights: where they come from, for the log. hash: SHA-256 of the weights, hex. window: what the module
-    takes at once, where that is less than `size`.
+    licence: of the weights. weights: where they come from, for the log. hash: SHA-256 of the weights, hex. window: input size of the
+    module, if it is smaller than `size` and runs window by window.
     """
 
     module: nn.Module
@@ -37,19 +37,19 @@ class FrozenEncoder:
 
     @property
     def at_once(self) -> Size:
-        """The size of the module's own input."""
+        """The input size of the module: the window, if there is one."""
         return self.window or self.size
 
 
 def resolve(name: str, kind: str = "teacher") -> str:
-    """timm's name for an alias or for a name of timm's, with or without a tag.
+    """Return timm's name for an alias, or a name of timm's unchanged, with or without a tag.
 
     Args:
         name: "dinov2-s", "vit_small_patch14_dinov2" or "vit_small_patch14_dinov2.lvd142m".
-        kind: "teacher" or "student": whose aliases come first, and the flag in the message.
+        kind: "teacher" or "student": whose aliases are searched first, and the flag in the message.
 
     Raises:
-        TutelageError: unknown, with the nearest names.
+        TutelageError: unknown name; the hint gives the most similar ones.
     """
     if full := full_name(name, kind):
         return full
@@ -72,7 +72,7 @@ def resolve(name: str, kind: str = "teacher") -> str:
 
 
 def default_size(name: str) -> int:
-    """The input side in pixels that a model was trained for, without building it. `name`: alias or timm's."""
+    """Return the input side in pixels that a model was trained at, without building it. `name`: alias or timm's."""
     return int(_cfg(resolve(name)).input_size[-1])
 
 
@@ -91,7 +91,7 @@ def input_statistics(name: str) -> tuple[tuple[float, float, float], tuple[float
 
 
 def unusual_size(name: str, size: Size) -> bool:
-    """Whether an architecture of fixed size is asked for another size. `name`: timm's."""
+    """Return whether an architecture of fixed input size, other than a ViT, is to be used at another size. `name`: timm's."""
     cfg = _cfg(name)
     return bool(cfg.fixed_input_size and size != cfg.input_size[-1] and "patch" not in name)
 
@@ -99,18 +99,18 @@ def unusual_size(name: str, size: Size) -> bool:
 def build(
     name: str, weights: str, classes: int, size: Size, kind: str, output_stride: int | None = None
 ) -> tuple[nn.Module, WeightSource]:
-    """`weights.create`, and the news that an architecture of fixed size gives at another size.
+    """Build a model by `weights.create` after checking its size; failures of the architecture become TutelageErrors.
 
     Args: as there; `size` is required.
 
     Raises:
-        TutelageError: the architecture cannot take the size, or weights that cannot be had or do not fit.
+        TutelageError: the architecture does not accept the size, or the weights are unavailable or do not fit.
     """
     check_size(name, size, kind)
     cfg, unusual = _cfg(name), unusual_size(name, size)
     try:
         module, source = create(name, weights, classes, size, kind, output_stride)
-        if unusual:  # some say only in the forward pass that they cannot
+        if unusual:  # some architectures fail only in the forward pass
             with torch.no_grad():
                 module.eval()(torch.zeros(1, 3, *sides(size)))
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
@@ -123,16 +123,16 @@ def build(
 def build_teacher(
     name: str, weights: str = "pretrained", size: Size | None = None, window: Size | None = None
 ) -> FrozenEncoder:
-    """A frozen encoder in eval mode.
+    """Build a frozen encoder in eval mode.
 
     Args:
         name: alias or any name of timm's.
-        weights: "pretrained", "scratch" (random, but the same at every call: a teacher's outputs are kept) or the path
-            of a file.
-        size: of the input; None for the model's own. window: for which the module is built, where that is another.
+        weights: "pretrained", "scratch" (random, but the same at every call, because a teacher's outputs are cached) or
+            the path of a file.
+        size: of the input; None for the model's own. window: input size of the module, if smaller than `size`.
 
     Raises:
-        TutelageError: unknown name, size that the model cannot take, or weights that cannot be had or do not fit.
+        TutelageError: unknown name, a size that the model does not accept, or weights that are unavailable or do not fit.
     """
     name = resolve(name)
     size = default_size(name) if size is None else size
@@ -149,11 +149,11 @@ def build_teacher(
 def decayed_parameter_groups(
     module: nn.Module, lr: float, weight_decay: float, layer_decay: float
 ) -> list[dict[str, Any]]:
-    """Optimizer groups whose learning rate shrinks by `layer_decay` per layer from the output side to the input side.
+    """Return optimizer groups whose learning rate shrinks by `layer_decay` per layer from the output to the input side.
 
-    Only parameters that require a gradient: call `module.requires_grad_(True)` on a frozen encoder first. Biases, norms
-    and what the model itself exempts (position embeddings) get no weight decay. timm's layer-wise decay; Bao et al.,
-    BEiT, ICLR 2022.
+    Only parameters that require a gradient are included: call `module.requires_grad_(True)` on a frozen encoder first.
+    Biases, norms and parameters that the model exempts (position embeddings) get no weight decay. timm's layer-wise
+    decay; Bao et al., BEiT, ICLR 2022.
 
     Returns:
         Groups with `params`, `lr` (lr x lr_scale), `lr_scale` in (0, 1] and `weight_decay`.
@@ -165,6 +165,6 @@ def decayed_parameter_groups(
 
 
 def undecayed(module: nn.Module) -> set[str]:
-    """Names of the parameters that a timm model exempts from weight decay."""
+    """Return the names of the parameters that a timm model exempts from weight decay."""
     exempt: Any = getattr(module, "no_weight_decay", None)
     return set(exempt()) if exempt else set()

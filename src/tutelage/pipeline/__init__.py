@@ -1,1 +1,1 @@
-"""What all stages of a run share: checks before anything starts, the run folder held, the pilot."""
+"""What all stages of a run share: checks before the start, the lock on the run folder, the pilot."""

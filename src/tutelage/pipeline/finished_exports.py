@@ -1,4 +1,4 @@
-"""Where the export of a run is, and whether the run is ready for one."""
+"""Find the export of a run, and check whether the run is ready to be exported."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from tutelage.run_folder import Run
 
 
 def export_folder(place: str) -> Path:
-    """The export folder that is meant: the folder itself, or export/ in a run."""
+    """Return the export folder at a place: the folder itself, or its export/ if it is a run folder."""
     folder = Path(place)
     return folder / "export" if (folder / "export").is_dir() and not (folder / "export.json").exists() else folder
 
 
 def finished(run: Path) -> dict[str, Any]:
-    """Result of each stage of a run that has been evaluated.
+    """Return the result of each stage of a run that has been evaluated.
 
     Raises:
-        TutelageError: the folder is not a run's, or the run is not finished.
+        TutelageError: the folder is not a run folder, or the run has not been finished and evaluated.
     """
     if not (run / "settings.toml").exists():
         hint = f"use a folder that `tutelage run` has written, or run `tutelage run --out {run} ...` first"

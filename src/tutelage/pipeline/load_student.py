@@ -1,4 +1,4 @@
-"""The student of a run, taken up again from its folder."""
+"""Load a student from the folder of a run."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from tutelage.tasks import rebuilt
 
 
 def load_student(folder: Path, about: dict[str, Any], classes: int, name: str = "weights") -> Student:
-    """A student with the weights that a stage left in `folder`/`name`.safetensors.
+    """Return a student in evaluation mode, with the weights that a stage saved in `folder`/`name`.safetensors.
 
     Args:
-        folder: transfer/, student/, alone/ or committee/ of a run. about: "student" of the stage's result.json. classes: C.
+        folder: transfer/, student/, alone/ or committee/ of a run. about: "student" of the stage's result.json. classes: their number.
     """
     student = rebuilt(about, classes)
     student.module.load_state_dict(load_file(folder / f"{name}.safetensors"))

@@ -1,8 +1,8 @@
-"""Which student to deliver where there is no validation split: for each fold of the labels a run of its own, whose test images it is.
+"""Choose the student to deliver without a validation split: for each fold of the labels, do a whole run that is tested on that fold.
 
-What a fold's students learn from knows nothing of the fold: its images are in no label, no target and no transfer set, copies of
-them neither, and teacher's head and committee are chosen without it. So the scores of all folds, paired by image, compare the
-distilled student with the baseline at the run's full steps.
+The students of such a run have no access to its fold: the fold's images, and copies of them, are in no label, no target and no
+transfer set, and the teacher's head and the committee are chosen without them. So the scores of all folds, paired by image,
+compare the distilled student with the baseline, both trained for the run's full number of steps.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ STAGES = ("curate", "adapt", "committee", "transfer", "alone")
 def pilot(
     run: Run, settings: dict[str, Any], walk: Callable[[Run, Sequence[str], dict[str, Any]], Any]
 ) -> dict[str, Any]:
-    """Judge the baseline against the distilled student, fold by fold; killed, it goes on where it was.
+    """Compare the baseline with the distilled student, fold by fold; a killed pilot resumes where it stopped.
 
     Args:
-        run: curated, and held. settings: all of `run`. walk: does these stages in a run folder.
+        run: curated, its lock held. settings: all settings of `run`. walk: function that runs the named stages in a run folder.
 
     Returns:
         {"images", "distilled", "baseline": accuracies, "gain" of the baseline over the distilled student, "standard_error", "seconds"}.
@@ -57,7 +57,7 @@ def pilot(
         )
     numbers, students = np.unique(fold).tolist(), 2 if settings["committee"] == "none" else 3
     say(
-        f"pilot: {len(numbers)} runs on parts of the labels, each as long as this one: {students * len(numbers)} times its student's steps"
+        f"pilot: {len(numbers)} runs on parts of the labels, each as long as this one: {students * len(numbers)} times its training steps"
     )
     right: dict[str, list[np.ndarray]] = {"distilled": [], "baseline": []}
     for number in numbers:
@@ -85,7 +85,7 @@ def pilot(
 
 
 def write_fold(place: Path, refs: list[Any], labels: np.ndarray, splits: np.ndarray, classes: list[str]) -> None:
-    """The labelled images as Parquet shards of train and test, as Hugging Face writes them. labels, splits: of each image."""
+    """Write the labelled images as Parquet shards of train and test, in Hugging Face's format. labels, splits: one per image."""
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     found = dict(read_bytes(refs))
     names = {"info": {"features": {"label": {"names": classes, "_type": "ClassLabel"}}}}

@@ -1,8 +1,8 @@
-"""Before anything is read or written: every setting that cannot work, reported at once.
+"""Check all settings before anything is read or written, and report every one that cannot work in one message.
 
-What needs neither torch nor timm comes first, so that a mistyped path is reported in a second; a name that is not in our
-own table needs timm's list (5 s) and is reported in the same message. Weights from the hub are asked for, and weights in
-files are loaded once on trial, before the first image is decoded.
+Checks that need neither torch nor timm come first, so a mistyped path is reported within a second; a model name that is not
+in our own table needs timm's list (5 s) and is reported in the same message. The hub is asked whether it has the weights, and
+weight files are loaded once on trial, before the first image is decoded.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from tutelage.run_folder import Run
 from tutelage.settings import flag
 from tutelage.tasks import task_of
 
-WITHOUT_TARGETS = ("agnostic", "dino")  # objectives that ask for no class probabilities: there is no committee then
+WITHOUT_TARGETS = ("agnostic", "dino")  # objectives that use no class probabilities, and so no committee
 KINDS = ("teacher", "student")
-FIXED = ("patch", "efficientvit_m")  # in the names of those of our own table whose size is part of the architecture
+FIXED = ("patch", "efficientvit_m")  # in names of our own table: the input size is part of the architecture
 
 
 def preflight(settings: dict[str, Any], cache: Path) -> None:
-    """Check the settings of `run` or of one stage; those that are not there are not looked at.
+    """Check the settings of `run` or of one stage; settings that are not present are not checked.
 
     Args:
         settings: by name. cache: the folder that will hold decoded images and teacher outputs.
 
     Raises:
-        TutelageError: everything that cannot work, in one message.
+        TutelageError: all faults found, in one message.
     """
     task = settings.get("task")
     if "target" not in settings:  # a later stage
@@ -68,7 +68,7 @@ def preflight(settings: dict[str, Any], cache: Path) -> None:
 
 
 def _try(faults: list[TutelageError], check: Callable[[], object]) -> None:
-    """Run one check and keep what it finds."""
+    """Run one check and collect the faults that it raises."""
     try:
         check()
     except SeveralErrors as several:
@@ -78,7 +78,7 @@ def _try(faults: list[TutelageError], check: Callable[[], object]) -> None:
 
 
 def _contradictions(settings: dict[str, Any]) -> list[TutelageError]:
-    """Settings that are each possible, and not together."""
+    """Return the faults of settings that are valid one by one but not together."""
     faults: list[TutelageError] = []
     faults += _of_the_choice(settings)
     epochs, steps = settings.get("epochs"), settings.get("steps")
@@ -103,7 +103,7 @@ def _contradictions(settings: dict[str, Any]) -> list[TutelageError]:
 
 
 def _of_the_choice(settings: dict[str, Any]) -> list[TutelageError]:
-    """How many images a strategy is to choose, and whose turn it is."""
+    """Return the faults in how gallery images are to be chosen: strategy, total, per_query, embeddings, shard."""
     faults: list[TutelageError] = []
     strategy, total, per_query = (settings.get(name) for name in ("strategy", "total", "per_query"))
     if strategy not in ("auto", "all", None) and total is None and per_query is None:
@@ -127,14 +127,14 @@ def _of_the_choice(settings: dict[str, Any]) -> list[TutelageError]:
 
 
 def strategy_of(settings: dict[str, Any]) -> str:
-    """The strategy that settings ask for: "auto" stands for `balanced` where a number is given, else for `all`."""
+    """Return the strategy that the settings ask for: "auto" means `balanced` where a number is given, else `all`."""
     if settings["strategy"] != "auto":
         return settings["strategy"]
     return "all" if settings["total"] is None and settings["per_query"] is None else "balanced"
 
 
 def _of_words(settings: dict[str, Any]) -> list[TutelageError]:
-    """Vectors made elsewhere, and queries of words."""
+    """Return the faults in the settings of precomputed embeddings and of text queries."""
     if "embeddings" not in settings:
         return []
     strategy, given = strategy_of(settings), settings["embeddings"]
@@ -166,12 +166,12 @@ def _of_words(settings: dict[str, Any]) -> list[TutelageError]:
 
 
 def _embeds_otherwise(settings: dict[str, Any]) -> bool:
-    """Whether these are settings of `curate` alone, and the teacher is not the one who embeds."""
+    """Whether these are settings of the `curate` command in which another model than the teacher embeds the gallery."""
     return "student_weights" not in settings and bool(settings.get("embeddings") or settings.get("strategy") == "text")
 
 
 def share_of(shard: str) -> tuple[int, int]:
-    """ "i/n", or "env" for RANK and WORLD_SIZE, to (i, n)."""
+    """Return (i, n) for "i/n", or for "env" from the variables RANK and WORLD_SIZE."""
     text = shard
     if shard == "env":
         text = f"{os.environ.get('RANK', '?')}/{os.environ.get('WORLD_SIZE', '?')}"
@@ -199,7 +199,7 @@ def _check_folders(settings: dict[str, Any], cache: Path) -> None:
 
 
 def _not_writable(folder: Path) -> str:
-    """Why a folder can neither be made nor written to; an empty text when it can."""
+    """Return why a folder cannot be created or written to; an empty text if it can."""
     folder = folder.absolute()
     there = next(place for place in (folder, *folder.parents) if place.exists() or place.is_symlink())
     if not there.is_dir():
@@ -214,7 +214,7 @@ def _not_writable(folder: Path) -> str:
 
 
 def _others(out: Path) -> list[str]:
-    """What lies in a folder that is not a run's; nothing for a run's folder, an empty one and one that is not there."""
+    """Return the files in a folder that is not a run folder; an empty list for a run folder, an empty and a missing folder."""
     if not out.is_dir() or (out / ".lock").exists() or (out / "transfer_set").is_dir():
         return []
     return sorted(name for name in os.listdir(out) if not name.startswith("."))
@@ -234,14 +234,14 @@ def _check_data(settings: dict[str, Any]) -> None:
 
 
 def _check_package(name: str, value: str) -> None:
-    """Whether the package of a tracker or an engine is installed, which is called as the setting's value is."""
+    """Check that the package of a tracker or an engine is installed; its name is the setting's value."""
     if value not in ("none", "local") and importlib.util.find_spec(value) is None:
         hint = f"run pip install 'tutelage[{value}]', or use another --{name}"
         raise TutelageError(f"--{name} {value}: the package is not installed", hint)
 
 
 def _check_cluster(settings: dict[str, Any]) -> None:
-    """Whether something listens at RAY_ADDRESS: Ray itself would end the process without a word that helps."""
+    """Check that something listens at RAY_ADDRESS: Ray itself would end the process without a helpful message."""
     address = os.environ.get("RAY_ADDRESS", "").removeprefix("ray://")
     host, _, port = address.rpartition(":")
     if settings.get("engine") != "ray" or not (host and port.isdigit()):
@@ -272,12 +272,12 @@ def _check_alias_size(name: str | None, size: int | None, kind: str) -> None:
 
 
 def _check_model(settings: dict[str, Any], kind: str, hub: bool) -> None:
-    """Name, size and, with `hub`, whether pretrained weights can be had."""
+    """Check name, size and, with `hub`, that pretrained weights can be obtained."""
     name, weights, size = settings[kind], settings.get(f"{kind}_weights", "scratch"), settings.get(f"{kind}_size")
     full = full_name(name, kind)
     _check_alias_size(full, size, kind)
     if full and size is not None and weights != "pretrained" and not any(word in full for word in FIXED):
-        return  # no need of timm
+        return  # timm is not needed
     from tutelage.models.teachers import build, resolve, unusual_size
     from tutelage.models.weights import check_within_reach
 

@@ -1,4 +1,4 @@
-"""What all stages do at their beginning: open the run folder, hold its lock, claim its settings, find the cache."""
+"""What every stage does at its start: open the run folder, take its lock, claim its settings, find the cache."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from tutelage.progress import main_process, processes, say
 from tutelage.run_folder import Run, atomic_write, read_json, write_text
 from tutelage.tasks import task_of
 
-HELD_OUT_LOGITS = "validation.npz"  # of the teacher, calibrated, for labelled images that its head had not met
-HELD_OUT = "held_out.npz"  # beside the student's weights: how sure it was of images it had not been fine-tuned on
+HELD_OUT_LOGITS = "validation.npz"  # teacher's calibrated logits of images that its head was not trained on
+HELD_OUT = "held_out.npz"  # beside the student's weights: its confidence on images that it was not fine-tuned on
 
-# What the baseline shares with the distilled student: another value of these makes it another baseline.
+# Settings that the baseline shares with the distilled student: another value of any of them makes another baseline.
 _BASELINE = frozenset((
     "student", "student_weights", "student_size", "decoder", "epochs", "steps", "batch_size", "lr", "class_weight", "resize",
     "flip", "crop_area", "view_seed", "seed",
 ))  # fmt: skip
 _ANY: frozenset[str] = frozenset()
-# setting that only this stage has -> what --overwrite moves aside: its folder and those of the stages after it
+# setting that only this stage has -> what --overwrite moves aside: the stage's folder and those of later stages
 _LATER = {
     "adapt": {
         "teacher": _ANY,
@@ -41,27 +41,27 @@ _LATER = {
     "cache_limit": {"committee": _ANY, "transfer": _ANY, "student": _ANY, "alone": _BASELINE, "report": _ANY},
     "student": {"alone": _ANY, "student": _ANY, "report": _ANY},
 }
-_HELD: dict[Path, Run] = {}  # run folders that this process holds already: `run` calls the stages inside its own lock
+_HELD: dict[Path, Run] = {}  # folders that this process has locked: `run` calls the stages inside its own lock
 
 
 @contextlib.contextmanager
 def open_run(
     out: str, cache: str | None, settings: dict[str, Any], overwrite: bool, together: bool = False
 ) -> Iterator[tuple[Run, Path]]:
-    """Hold a run folder for the length of a stage.
+    """Hold the lock of a run folder for the duration of a stage.
 
     Args:
-        out: the folder. cache: of decoded images and teacher outputs; None means cache/ beside the run folder.
-        settings: of the stage, by name; all that cannot work is reported before anything is read or written. Refused when
-            the folder holds a run with other ones.
-        overwrite: move a run with other settings aside; a later stage moves its own results and those that follow.
-        together: whether several processes may do this, one of which holds the folder.
+        out: the run folder. cache: folder of decoded images and teacher outputs; None means cache/ beside the run folder.
+        settings: of the stage, by name; all faults are reported before anything is read or written. Refused when the
+            folder holds a run with different ones.
+        overwrite: move a run with different settings aside; a later stage moves only its own results and later ones.
+        together: whether several processes may run this stage, one of which holds the lock.
 
     Yields:
         the run, and the cache folder.
 
     Raises:
-        TutelageError: several processes where one is wanted, or that cannot find each other, and all that cannot work.
+        TutelageError: several processes where only one is supported, or that cannot reach each other; settings that cannot work.
     """
     path = Path(out).absolute()
     if processes() > 1 and not together and path not in _HELD:
@@ -79,7 +79,7 @@ def open_run(
         preflight({**settings, "out": out}, cache_dir)
     with Run(path) as run:
         if old := run.claim(_used(run, settings), overwrite, _moved_by(settings)):
-            say(f"the run that was in {out}, or the part that is made anew, is now in {old}")
+            say(f"the previous run in {out}, or the part of it that is redone, is now in {old}")
         _HELD[path] = run
         try:
             yield run, cache_dir
@@ -88,21 +88,21 @@ def open_run(
 
 
 def _moved_by(settings: dict[str, Any]) -> dict[str, frozenset[str]] | None:
-    """The folders that a stage makes anew, as `Run.claim` takes them; None for `run` and `curate`: all."""
+    """Return the folders that a stage redoes, in the form that `Run.claim` takes; None (all folders) for `run` and `curate`."""
     if "target" in settings:
         return None
     return next((folders for name, folders in _LATER.items() if name in settings), {})
 
 
 def _used(run: Run, settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings that change something in a stage, by the folder's task: the others are not compared with another stage's."""
+    """Return the settings that the folder's task uses; the others are not compared with those of earlier stages."""
     result = read_json(run.path / "transfer_set" / "result.json") or {}
     kind = task_of(settings.get("task") or result.get("task", "classification"))
     return {name: value for name, value in settings.items() if name not in kind.UNUSED}
 
 
 def judged_by(run: Run) -> dict[str, Any]:
-    """What `--pilot` has found; empty where it has not run, or for another transfer set."""
+    """Return the result of `--pilot`; empty if it has not run, or ran on another transfer set."""
     found = read_json(run.path / "pilot" / "result.json") or {}
     return {} if run.outdated(found) else found
 
@@ -116,12 +116,12 @@ def save_weights(path, state) -> None:
 
 
 def file_hash(path) -> str:
-    """SHA-256 (hex) of a file."""
+    """Return the SHA-256 (hex) of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 class MetricsLog:
-    """metrics.jsonl, and a tracker of accelerate's when one is asked for. Only the main process writes."""
+    """Writer of metrics.jsonl, and of one of accelerate's trackers if asked for. Only the main process writes."""
 
     def __init__(self, path, start: int, tracker: str, run_path, hardware):
         self.last: float | None = None
@@ -138,7 +138,7 @@ class MetricsLog:
             hardware.init_trackers(f"{run_path.name}-{path.parent.name}")
 
     def write(self, row: dict[str, Any]) -> None:
-        """Add one row of numbers."""
+        """Append one row of numbers."""
         self.last = row["loss"]
         if self._hardware.is_main_process:
             with self._path.open("a") as file:
@@ -147,7 +147,7 @@ class MetricsLog:
             self._hardware.log({k: v for k, v in row.items() if k != "step"}, step=row["step"])
 
     def close(self) -> None:
-        """End the tracker."""
+        """Close the tracker."""
         if self._tracker != "none":  # accelerate's end_training would end the process group too
             for one in self._hardware.trackers:
                 one.finish()
@@ -155,10 +155,10 @@ class MetricsLog:
 
 
 def write_metrics(run: Run, stage: str, rows: Sequence[dict[str, Any]], tracker: str, hardware: Any) -> None:
-    """metrics.jsonl of a stage that begins anew after a stop, and the tracker's; none where nothing was trained in steps.
+    """Write metrics.jsonl, and the tracker's log, of a stage that restarts from its beginning; nothing where no steps were trained.
 
     Args:
-        stage: its folder. rows: with step, loss and rate.
+        stage: name of its folder. rows: dicts with step, loss and rate.
     """
     path = run.path / stage / "metrics.jsonl"
     path.unlink(missing_ok=True)
@@ -170,7 +170,7 @@ def write_metrics(run: Run, stage: str, rows: Sequence[dict[str, Any]], tracker:
 
 
 def _step_of(row: str) -> float:
-    """The step of one row; infinity for what is no whole row: a full disk leaves half a line."""
+    """Return the step of one row; infinity for an incomplete row: a full disk leaves half a line."""
     try:
         return json.loads(row)["step"]
     except (ValueError, TypeError, KeyError):
@@ -178,32 +178,32 @@ def _step_of(row: str) -> float:
 
 
 def default_epochs(count: int, images: int) -> int:
-    """Passes over a transfer set of `count` images where nothing is asked for: `images` in all, at least 4 passes, at most 100."""
+    """Return the default passes over a transfer set of `count` images: enough to show about `images` images, at least 4, at most 100."""
     return int(min(100, max(4, round(images / count))))
 
 
 def training_steps(settings: dict[str, Any], count: int, images: int) -> int:
-    """Optimizer steps on a transfer set of `count` images: as asked for, or as many as the passes over it take; at least 1.
+    """Return the optimizer steps on a transfer set of `count` images: as set, or as many as its passes take; at least 1.
 
     Args:
-        settings: steps, epochs, batch_size. images: that are seen where neither steps nor passes are asked for; the task says how many.
+        settings: steps, epochs, batch_size. images: number of images shown where neither steps nor epochs are set; each task defines it.
     """
     steps, epochs, batch_size = (settings[name] for name in ("steps", "epochs", "batch_size"))
     return steps or max(1, round((epochs or default_epochs(count, images)) * count / batch_size))
 
 
 def needed(names: Sequence[str], settings: dict[str, Any]) -> list[str]:
-    """These stages without the committee, where nothing asks for one."""
+    """Return these stages, without the committee if the objective or --committee needs none."""
     without = settings["objective"] in WITHOUT_TARGETS or settings["committee"] == "none"
     return [name for name in names if name != "committee" or not without]
 
 
 def settings_of(stage: Callable[..., Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """The part of a run's settings that a stage takes; they are checked already, so without the file they may come from."""
+    """Return the part of a run's settings that a stage takes; they are already checked, so the config file is left out."""
     names = inspect.signature(stage).parameters
     return {name: settings[name] for name in names if name in settings and name != "config"}
 
 
 def checkpoint_steps(steps: int, batch_size: int) -> int:
-    """Steps between two checkpoints: an eighth of the way, and at most 60,000 images (a minute or two on a CPU)."""
+    """Return the steps between two checkpoints: an eighth of all, and at most 60,000 images (a minute or two on a CPU)."""
     return max(1, min(steps // 8, 60_000 // batch_size))

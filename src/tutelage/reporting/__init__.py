@@ -1,1 +1,1 @@
-"""Results for people: tables in a terminal and the page of a run. No torch."""
+"""Results for people: tables in the terminal and the page of a run. Loads no torch."""

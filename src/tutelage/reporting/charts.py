@@ -1,4 +1,4 @@
-"""Charts as SVG, in the page's own colours: each with a title and a description for those who cannot see it."""
+"""SVG charts in the page's colours, each with a title and a description for screen readers."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from markupsafe import Markup, escape
 
-WIDTH = 400  # units; the page shows them at 340 to 600 pixels
-NAMES = {  # of the models in the order of the legend; CSS classes of the same names
+WIDTH = 400  # units of a drawing, which the page shows 340 to 600 pixels wide
+NAMES = {  # of the models, in the order of the legend; the CSS classes have the same names
     "delivered": "delivered", "distilled": "distilled", "baseline": "baseline", "teacher": "teacher", "committee": "committee",
 }  # fmt: skip
-CLASSES_SHOWN = 40  # in a chart with a line for each class
-CELLS_SHOWN = 25  # classes in a confusion matrix; of more, the pairs that are confused most
-MOST_WRITTEN = 999  # in a cell of the matrix; larger counts are shares
-PAIRS_SHOWN = 20
-LEGEND = 17  # letters of a name in the legend: three of that length fit, or all of NAMES
+CLASSES_SHOWN = 40  # most classes in a chart with a row for each class
+CELLS_SHOWN = 25  # most classes in a confusion matrix; with more, the most frequent confusions are listed
+MOST_WRITTEN = 999  # largest count written in a cell of the matrix; beyond it all cells show shares
+PAIRS_SHOWN = 20  # confusions in that list
+LEGEND = 17  # letters of a name in the legend: three names of that length fit, or all of NAMES
 OUTLINES = {
     "teacher": "l5 5l-5 5l-5 -5z",
     "committee": "m-4 1h8v8h-8z",
     "delivered": "l5 9h-10z",
-}  # of signs, from their top
-FEWEST = 5  # images in a bin of the calibration that is shown
+}  # SVG paths of the markers, from their top
+FEWEST = 5  # fewest images in a calibration bin that is shown
 
 
 def svg(height: float, title: str, description: str, parts: Sequence[str]) -> Markup:
-    """One drawing."""
+    """An SVG drawing of the page's width."""
     return Markup(
         f'<svg viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{escape(title)}"><title>{escape(title)}</title>'
         f"<desc>{escape(description)}</desc>{''.join(parts)}</svg>"
@@ -33,24 +33,24 @@ def svg(height: float, title: str, description: str, parts: Sequence[str]) -> Ma
 
 
 def text(x: float, y: float, words: object, kind: str = "", anchor: str = "start") -> str:
-    """Words at a place."""
+    """An SVG text at a position."""
     return f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}" text-anchor="{anchor}">{escape(str(words))}</text>'
 
 
 def line(x1: float, y1: float, x2: float, y2: float, kind: str = "grid") -> str:
-    """A straight line."""
+    """A straight SVG line."""
     return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{kind}"/>'
 
 
 def mark(x: float, y: float, model: str) -> str:
-    """The sign of a model: a disc, a ring, a diamond, a square, a triangle; never told by colour alone."""
+    """The marker of a model: disc, ring, diamond, square or triangle, so that shape and colour both distinguish models."""
     if outline := OUTLINES.get(model):
         return f'<path d="M{x:.1f} {y - 5:.1f}{outline}" class="{model} mark"/>'
     return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" class="{model} mark"/>'
 
 
 def legend(models: Sequence[str], y: float, names: Mapping[str, str] = NAMES) -> list[str]:
-    """Signs and names in one line."""
+    """Markers and names in one row."""
     parts, x = [], 4.0
     for model in models:
         name = short(names[model], LEGEND)
@@ -60,7 +60,7 @@ def legend(models: Sequence[str], y: float, names: Mapping[str, str] = NAMES) ->
 
 
 def short(name: str, most: int = 12) -> str:
-    """A name that fits into a margin, cut in the middle: beginnings and endings tell names apart."""
+    """Shorten a name to `most` letters by cutting its middle: names differ most at their beginning and end."""
     return name if len(name) <= most else f"{name[: (most - 1) // 2]}…{name[-(most // 2) :]}"
 
 
@@ -68,10 +68,10 @@ def per_class(
     classes: Sequence[str], recall: dict[str, Sequence[float | None]], title: str = "Recall of each class",
     names: Mapping[str, str] = NAMES,
 ) -> Markup:  # fmt: skip
-    """Recall (or another score) of each class by each model, the first model's weakest first.
+    """Draw recall (or another score) of each class by each model, the weakest classes of the first model first.
 
     Args:
-        recall: for each model C numbers in [0, 1], None where a class has no test image. names: of the models, in their order.
+        recall: for each model C numbers in [0, 1], None for a class without test images. names: of the models, in their order.
     """
     models = [model for model in names if model in recall]
     student = recall[models[0]]
@@ -109,10 +109,10 @@ def matrix(
     shares: bool = False,
     names: Mapping[str, str] = NAMES,
 ) -> Markup:
-    """A confusion matrix: rows are what the images show, columns what the model says; shades are shares of a row.
+    """Draw a confusion matrix: rows are true classes, columns predicted ones; the shade is the share of the row.
 
     Args:
-        shares: write per cents of a row instead of counts.
+        shares: write percentages of the row instead of counts.
     """
     table = np.array(counts)
     size, left, top = len(classes), 110, 92
@@ -151,18 +151,18 @@ def confusions(
     classes: Sequence[str], counts: Sequence[Sequence[int]], model: str, shares: bool = False,
     names: Mapping[str, str] = NAMES, more: str = "",
 ) -> dict[str, object]:  # fmt: skip
-    """A chart of the page: the confusion matrix, or, of many classes, the pairs that are confused most.
+    """The page's chart of confusions: the matrix, or with many classes a list of the most frequent confusions.
 
     Args:
-        counts, shares: as of `matrix`. more: what the note ends with.
+        counts, shares: as in `matrix`. more: text appended to the note.
 
     Returns:
         {"title", "svg", "note"}.
     """
-    title = f"What {names[model]} takes for what"
+    title = f"Confusions of {names[model]}"
     if len(classes) <= CELLS_SHOWN:
         shares = shares or int(np.max(counts)) > MOST_WRITTEN
-        note = f"Rows: what the images show. Columns: what the model says{', in per cent of the row' if shares else ''}.{more}"
+        note = f"Rows: true classes. Columns: predicted classes{', in percent of the row' if shares else ''}.{more}"
         return {"title": title, "svg": matrix(classes, counts, model, shares, names), "note": note}
     table, pairs = np.array(counts), []
     for row, column in zip(*np.nonzero(table * (1 - np.eye(len(classes), dtype=int))), strict=True):
@@ -171,21 +171,21 @@ def confusions(
         f"<li>{escape(a)} taken for {escape(b)}: {n:,} of {total:,}</li>"
         for n, a, b, total in sorted(pairs, key=lambda pair: -pair[0])[:PAIRS_SHOWN]
     ]
-    return {"title": title, "svg": Markup(f"<ol>{''.join(lines)}</ol>"), "note": f"What is confused most often.{more}"}
+    return {"title": title, "svg": Markup(f"<ol>{''.join(lines)}</ol>"), "note": f"The most frequent confusions.{more}"}
 
 
 def pooled(evaluations: Sequence[Mapping[str, Sequence[Sequence[float]]]]) -> dict[str, np.ndarray]:
-    """Bins of `metrics.reliability` of several evaluations, added up by model; of models that are in all of them."""
+    """Sum the bins of `metrics.reliability` of several evaluations by model, for models that are in all of them."""
     first = evaluations[0] if evaluations else {}
     models = [model for model in first if all(model in one for one in evaluations)]
     return {model: np.sum([one[model] for one in evaluations], axis=0) for model in models}
 
 
 def calibration(bins: Mapping[str, np.ndarray], names: Mapping[str, str] = NAMES) -> Markup:
-    """How often a model is right, against how sure it is.
+    """Draw the accuracy of each model against its confidence.
 
     Args:
-        bins: (b, 3) float of each model, as of `metrics.reliability`. names: of the models, in their order.
+        bins: (b, 3) float for each model, as from `metrics.reliability`. names: of the models, in their order.
     """
     models = [model for model in names if model in bins]
     left, top, side = 56, 34, 300
@@ -200,10 +200,10 @@ def calibration(bins: Mapping[str, np.ndarray], names: Mapping[str, str] = NAMES
         parts += [text(left - 6, y + 4, name, "small", "end"), text(x, top + side + 14, name, "small", "middle")]
     parts += [
         line(*place(0, 0), *place(1, 1), "ideal"),
-        text(left + side / 2, top + side + 32, "how sure it is", "", "middle"),
+        text(left + side / 2, top + side + 32, "confidence", "", "middle"),
     ]
     parts.append(
-        f'<g transform="translate(14 {top + side / 2:.0f}) rotate(-90)">{text(0, 0, "how often it is right", "", "middle")}</g>'
+        f'<g transform="translate(14 {top + side / 2:.0f}) rotate(-90)">{text(0, 0, "accuracy", "", "middle")}</g>'
     )
     words = []
     for model in models:
@@ -213,22 +213,22 @@ def calibration(bins: Mapping[str, np.ndarray], names: Mapping[str, str] = NAMES
         parts.append(f'<polyline points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in points)}" class="{model} path"/>')
         parts += [mark(x, y, model) for x, y in points]
         shares = 100 * sure.sum() / count.sum(), 100 * right.sum() / count.sum()
-        words.append(f"{names[model]} is {shares[0]:.0f} % sure on the mean and right in {shares[1]:.0f} %")
+        words.append(f"{names[model]}: mean confidence {shares[0]:.0f} %, accuracy {shares[1]:.0f} %")
     return svg(top + side + 40, "Calibration", "; ".join(words), parts)
 
 
 def calibrations(bins: Mapping[str, np.ndarray], names: Mapping[str, str] = NAMES, more: str = "") -> dict[str, object]:
-    """A chart of the page. bins, names: as of `calibration`. more: what the note ends with.
+    """The page's calibration chart. bins, names: as in `calibration`. more: text appended to the note.
 
     Returns:
         {"title", "svg", "note"}.
     """
-    note = f"On the dashed line a model is as often right as it is sure; bins with fewer than {FEWEST} images are left out.{more}"
+    note = f"On the dashed line, accuracy equals confidence; bins with fewer than {FEWEST} images are left out.{more}"
     return {"title": "Calibration", "svg": calibration(bins, names), "note": note}
 
 
 def curve(steps: Sequence[float], values: Sequence[float], title: str, across: str) -> Markup:
-    """One quantity over the course of training, smoothed a little where there are many points."""
+    """Draw one quantity over the course of training, smoothed (mean of 9 points) if there are more than 60."""
     left, right, top, bottom = 50, WIDTH - 14, 16, 200
     y = np.asarray(values, float)
     if len(y) > 60:

@@ -1,4 +1,4 @@
-"""What a run has chosen, in words: which student is delivered and why, how good it is, and how the committee is mixed. No torch."""
+"""A run's decisions in words: which student is delivered and why, how good it is, how the committee is weighted. Loads no torch."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ ONE_SEED = "One run: another seed would give other numbers."
 
 
 def answer(results: dict[str, Any], stages: dict[str, Any], settings: dict[str, Any] | None = None) -> str:
-    """What came out, in a few sentences: what is delivered and why, then its scores on test images.
+    """Summarise a run in a few sentences: which student is delivered and why, then its scores on the test images.
 
     Args:
-        results: of the evaluation. stages: result of each stage by its folder's name; missing ones may be left out. settings: of the run.
+        results: of the evaluation. stages: result of each stage by its folder's name; some may be missing. settings: of the run.
     """
     if "delivered" in results:
         return f"{delivery(stages, settings)} {_on_test(results, stages)}"
@@ -28,21 +28,22 @@ def answer(results: dict[str, Any], stages: dict[str, Any], settings: dict[str, 
 
 
 def delivery(stages: dict[str, Any], settings: dict[str, Any] | None = None) -> str:
-    """Which student is delivered, and what decided it: a sentence.
+    """State in a sentence which student is delivered, and what decided it.
 
     Args:
-        stages, settings: as of `answer`.
+        stages, settings: as in `answer`.
     """
     student = stages.get("student") or {}
     what, validation = student.get("delivered", "distilled"), student.get("validation") or {}
-    title, as_it_is = title_of(what).removesuffix(" (labels only)"), " as it is" if what == "distilled" else ""
+    title = title_of(what).removesuffix(" (labels only)")
+    unchanged = " without fine-tuning" if what == "distilled" else ""
     if not validation:
-        return f"The {title} is delivered{as_it_is}{_unjudged(what, (settings or {}).get('finetune', 'auto'))}"
+        return f"The {title} is delivered{unchanged}{_unjudged(what, (settings or {}).get('finetune', 'auto'))}"
     where = f"{'in' if student['judged_on'] == 'cross-validation' else 'on'} {student['judged_on']}"
     reference, one = _reference(validation, what), validation[what]
     if reference == what:
         rivals = ", ".join(name for name in validation if name != what)
-        return f"The {title} is delivered{as_it_is}: {where} nothing else ({rivals}) was better by more than a standard error."
+        return f"The {title} is delivered{unchanged}: {where} nothing else ({rivals}) was better by more than a standard error."
     return (
         f"The {title} is delivered: {where} it was better than the "
         f"{title_of(reference)} by {100 * one['gain']:.1f} ± {100 * one['standard_error']:.1f} points (± one standard error)."
@@ -50,7 +51,7 @@ def delivery(stages: dict[str, Any], settings: dict[str, Any] | None = None) -> 
 
 
 def _reference(validation: dict[str, Any], what: str) -> str:
-    """What a student's gain was measured against: the first that was judged; for the baseline the best of the others."""
+    """The student that a gain was measured against: the first that was judged; for the baseline the best of the others."""
     best = next(iter(validation))
     if what != "baseline":
         return best
@@ -61,24 +62,24 @@ def _reference(validation: dict[str, Any], what: str) -> str:
 
 
 def _unjudged(what: str, finetune: str) -> str:
-    """Why a student is delivered that no image has judged. finetune: the setting."""
+    """Why a student is delivered that was not judged on any images. finetune: the setting."""
     if what == "distilled" and finetune == "auto":
-        return ", and nothing judged it: there are no validation images (--val)."
+        return ", not compared with any other: there are no validation images (--val)."
     chosen = finetune if finetune != "auto" else {"distilled": "keep"}.get(what, what)
     return f", as --finetune {chosen} asks."
 
 
 def _scored(subject: str, model: dict[str, Any]) -> str:
-    """The main score of a model in a sentence."""
+    """State the main score of a model in a sentence."""
     test = model.get("test")
     if not test:
-        return "There are no test images to say how good it is: give --test."
+        return "How good it is cannot be measured: there are no test images (--test)."
     words = words_of(test)
     return f"{subject} {words.says.format(100 * main_score(test))} {words.over} {test['images']:,} test images."
 
 
 def _on_test(results: dict[str, Any], stages: dict[str, Any]) -> str:
-    """The score of what is delivered, against its rival and the teacher."""
+    """State the score of the delivered student, compared with its rival and the teacher."""
     delivered, test = results["delivered"], results["delivered"].get("test")
     said = _scored("It", delivered)
     if not test:
@@ -95,7 +96,7 @@ def _on_test(results: dict[str, Any], stages: dict[str, Any]) -> str:
             f"the baseline, the same student trained on {trained}" if rival == "baseline" else "the distilled student"
         )
         said += f", {abs(100 * gained[0]):.1f} points {'more' if gained[0] >= 0 else 'fewer'} than {other}"
-        said += "" if sure else f" (± {100 * NOISE * gained[1]:.1f}: so few test images do not tell that from nothing)"
+        said += "" if sure else f" (± {100 * NOISE * gained[1]:.1f}: with so few test images, that may be chance)"
     if teacher := (results.get("teacher") or {}).get("test"):
         times = results["teacher"]["parameters"] / max(1, delivered["parameters"])
         says = words.says.format(100 * main_score(teacher))
@@ -104,29 +105,29 @@ def _on_test(results: dict[str, Any], stages: dict[str, Any]) -> str:
 
 
 def committee(stages: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """What the targets come from.
+    """Describe where the student's targets come from.
 
     Args:
-        stages, settings: as of `answer`.
+        stages, settings: as in `answer`.
 
     Returns:
-        {"said": sentences, "head": titles, "rows": cells of the members' scores on held-out labels}; empty in a run without committee.
+        {"said": sentences, "head": titles, "rows": the members' scores on held-out labels}; empty for a run without a committee.
     """
     found = stages.get("committee") or {}
     if not found:
         return {}
     if not (found.get("held_out") or {}).get("teacher"):
-        said = "No class has labels to hold out, so nothing could be weighed: the targets are the adapted teacher's probabilities alone."
+        said = "No class has labels to hold out, so no weights could be chosen: the targets are the adapted teacher's probabilities alone."
         return {"said": said, "head": [], "rows": []}
     said = (
-        f"The student's targets are class probabilities, mixed from those of the adapted teacher and of {found['folds']} students that "
-        f"were trained on the labels only, each without a part of them, for {found['steps']:,} steps. "
+        f"The student's targets are class probabilities: a mixture of those of the adapted teacher and of {found['folds']} students that "
+        f"were trained on the labels only, each without one fold of them, for {found['steps']:,} steps. "
     )
     if settings.get("committee") == "only":
-        said += "As --committee only asks, the targets are those of the students alone."
+        said += "As --committee only asks, the targets come from the students alone."
     elif found["weight"]:
         said += (
-            f"The students have weight {found['weight']:.1f}: so mixed, the log loss on held-out labels is lower by {found['gain']:.3f} ± "
+            f"The students have weight {found['weight']:.1f}: with it, the log loss on held-out labels is lower by {found['gain']:.3f} ± "
             f"{found['standard_error']:.3f} (± one standard error) than the teacher's."
         )
     else:

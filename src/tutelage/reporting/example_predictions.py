@@ -1,4 +1,4 @@
-"""What the page shows of single test images: every model's probabilities, and where student and teacher disagree."""
+"""Files that hold what the page shows of single test images: each model's probabilities, and where student and teacher disagree."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from PIL import Image
 
 from tutelage.run_folder import atomic_write, read_json, write_json
 
-SHOWN = 24  # images on which student and teacher disagree most
-SIDE = 96  # pixels of their thumbnails
-COUNTS = "counts "  # before a model's name: its pixels of each class on each image, where that is no decision
-STUDENTS = ("delivered", "distilled", "baseline")  # whose test images are shown: the first of them that a run has
-DECIDED = "decided "  # before a model's name: its decisions, which halves of probabilities would not tell exactly
+SHOWN = 24  # images shown, those on which student and teacher disagree most
+SIDE = 96  # largest side of their thumbnails in pixels
+COUNTS = "counts "  # prefix of a model's name in predictions.npz: its pixel counts on each image (masks)
+STUDENTS = ("delivered", "distilled", "baseline")  # the first that a run has is the one whose test images are shown
+DECIDED = "decided "  # prefix of a model's name: its decisions, which float16 probabilities may not give exactly
 
 
 def write_evidence(
@@ -26,7 +26,7 @@ def write_evidence(
     """Write predictions.npz and disagreements.json into a report folder.
 
     Args:
-        labels: (n,) int64. ids: n names. image: number -> (H, W, 3) uint8. probabilities: (n, C) float of each model.
+        labels: (n,) int64. ids: n names. image: row -> (H, W, 3) uint8. probabilities: (n, C) float for each model.
     """
     with atomic_write(folder / "predictions.npz") as path, path.open("wb") as file:
         halves = {name: one.astype(np.float16) for name, one in probabilities.items()}
@@ -42,19 +42,19 @@ def write_evidence(
 
 
 def shown_student(models: Iterable[str]) -> str | None:
-    """Which student's test images are shown: what is delivered, where that is a model of its own, else the distilled student."""
+    """The student whose test images are shown: the delivered one if it is a separate model, else the distilled one, else the baseline."""
     there = set(models)
     return next((name for name in STUDENTS if name in there), None)
 
 
 def disagreements(student: np.ndarray, teacher: np.ndarray, most: int = SHOWN) -> np.ndarray:
-    """Images that two models decide differently, the surest of each other's error first.
+    """Return the images that two models decide differently, the most confident disagreements first.
 
     Args:
         student, teacher: (n, C) float probabilities.
 
     Returns:
-        (m,) int64, m <= most: by the product of both largest probabilities.
+        (m,) int64 rows, m <= most, by decreasing product of both models' confidence.
     """
     apart = np.flatnonzero(student.argmax(axis=1) != teacher.argmax(axis=1))
     sure = student[apart].max(axis=1) * teacher[apart].max(axis=1)
@@ -62,7 +62,7 @@ def disagreements(student: np.ndarray, teacher: np.ndarray, most: int = SHOWN) -
 
 
 def thumbnail(image: np.ndarray) -> str:
-    """A small JPEG, as text in base 64."""
+    """A small JPEG as base-64 text."""
     picture = Image.fromarray(image)
     if max(picture.size) > SIDE:
         picture.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC)
@@ -72,15 +72,15 @@ def thumbnail(image: np.ndarray) -> str:
 
 
 def remove_evidence(folder: Path) -> None:
-    """Take away what an earlier evaluation kept."""
+    """Delete the files that an earlier evaluation wrote."""
     for name in ("predictions.npz", "disagreements.json", "pictures.json"):
         (folder / name).unlink(missing_ok=True)
 
 
 def read_evidence(folder: Path) -> tuple[np.ndarray, dict[str, np.ndarray], list[dict[str, Any]]]:
-    """Labels (n,), probabilities (n, C) float32 of each model, and the disagreements; all empty in a run that kept none.
+    """Labels (n,), probabilities (n, C) float32 of each model, and the disagreements; all empty if the run kept none.
 
-    What is delivered has those of the model that it is, under both names.
+    If the delivered student is one of the other models, the probabilities stand under both names.
     """
     path = folder / "predictions.npz"
     if not path.exists() or (folder / "pictures.json").exists():
@@ -98,14 +98,14 @@ def read_evidence(folder: Path) -> tuple[np.ndarray, dict[str, np.ndarray], list
 
 
 def _kept_as(folder: Path) -> str:
-    """The name under which predictions.npz keeps what is delivered."""
+    """The name under which predictions.npz keeps the delivered student."""
     delivered = (read_json(folder / "result.json") or {}).get("delivered") or {}
     return delivered.get("what", "delivered")
 
 
 def read_counts(path: Path, model: str) -> np.ndarray:
-    """What a model does on each of n test images, of a predictions.npz: (n,) bool, whether it is right; or (n, C, 3) int32 of
-    `metrics.pixel_counts`. What is delivered is looked up as the model that it is."""
+    """Read a model's result on each of n test images from predictions.npz: (n,) bool, whether it is right; or (n, C, 3) int32 of
+    `metrics.pixel_counts`. A delivered student that is one of the other models is looked up under that model's name."""
     with np.load(path, allow_pickle=False) as kept:
         if not {f"{COUNTS}{model}", f"{DECIDED}{model}"} & set(kept.files):
             model = _kept_as(path.parent) if model == "delivered" else model
@@ -115,7 +115,7 @@ def read_counts(path: Path, model: str) -> np.ndarray:
 
 
 def read_pictures(folder: Path, classes: Sequence[str]) -> dict[str, Any]:
-    """Pictures of test images with masks, and the colour of each class; empty in a run without."""
+    """Pictures of test images with masks, and the colour of each class; empty for a run without masks."""
     found = read_json(folder / "pictures.json")
     if not found:
         return {}

@@ -1,4 +1,4 @@
-"""The bill of a run from its ledger, and what sharing stages has saved a study. No torch."""
+"""The cost of a run from its ledger, and what sharing stages saved a study. Loads no torch."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-ENOUGH = 256  # teacher outputs computed at once from which their time is told
+ENOUGH = 256  # fewest teacher outputs computed at once for a valid time per output
 
 
 def bill(record: dict[str, Any]) -> dict[str, float]:
-    """What a run cost, as if nothing had been shared: FLOPs in all and of the teacher, images trained on, seconds, MiB, bytes."""
+    """Cost of a run as if nothing had been shared: FLOPs in total and of the teacher, images trained on, seconds, MiB, bytes."""
     entries = record["ledger"].values()
     teacher = sum(entry["teacher"]["flops"] for entry in entries)
     return {
@@ -23,10 +23,10 @@ def bill(record: dict[str, Any]) -> dict[str, float]:
 
 
 def shares(records: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """What the study computed, against its runs one by one.
+    """Compare what the study computed with the cost of its runs one by one.
 
-    A stage taken over from another run cost nothing; teacher outputs found in the cache cost nothing. One by one, each run is
-    charged for both; the time of outputs that were found is that of as many computed ones.
+    Stages taken over from another run and teacher outputs found in the cache cost the study nothing. One by one, each run is
+    charged for both; outputs that were found are charged the time it takes to compute as many.
 
     Returns:
         {"flops", "flops_alone", "flops_share", "seconds", "seconds_alone", "seconds_share"}.
@@ -43,7 +43,7 @@ def shares(records: Sequence[dict[str, Any]]) -> dict[str, float]:
     for entry in [*entries, *beside]:
         teacher = entry["teacher"]
         found = max(0, teacher["outputs"] - teacher["computed"])
-        if entry not in beside:  # no run needs it, but it was done
+        if entry not in beside:  # a stage beside was computed, but its run does not need it
             alone["flops"] += entry["flops"] + teacher["flops"]
             alone["seconds"] += entry["seconds"] + teacher["seconds"] + found * each
         if not entry["taken_from"]:

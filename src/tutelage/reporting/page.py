@@ -1,4 +1,4 @@
-"""The page of a run: one self-contained HTML file that says what came out, why, and how to make it again. No torch."""
+"""The page of a run: one self-contained HTML file with the results, the reasons and how to repeat it. Loads no torch."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ STAGES = {
     "transfer_set": "curate", "teacher": "adapt", "committee": "committee", "transfer": "distill", "alone": "baseline",
     "student": "finetune", "report": "evaluate",
 }  # fmt: skip
-LOSS = "Loss of the distillation"
-MONTAGE = 1_600_000  # bytes of the montage, above which it is made smaller: the page stays below 3 MiB
+LOSS = "Distillation loss"
+MONTAGE = 1_600_000  # bytes of the montage above which it is shrunk, so that the page stays below 3 MiB
 
 
 def write_page(run: Path) -> Path:
@@ -41,7 +41,7 @@ def write_page(run: Path) -> Path:
         the path of the page.
 
     Raises:
-        TutelageError: the folder holds no run, or one without scores.
+        TutelageError: the folder holds no run, or a run without scores.
     """
     stages = Run(run).results()
     results = stages["report"] or None
@@ -71,7 +71,7 @@ def write_page(run: Path) -> Path:
 
 
 def table(results: dict[str, Any]) -> dict[str, Any]:
-    """Head, rows and note of the scores."""
+    """Head, rows and note of the table of scores."""
     models = list(models_of(results).values())
     rows: list[list[dict[str, Any]]] = [[{"text": title, "best": False}] for title, _ in models]
     words = words_of_results(results)
@@ -91,7 +91,7 @@ def table(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def command(settings: dict[str, Any]) -> str:
-    """The command that makes the run again, with every setting that is not a default of all runs."""
+    """The command that repeats the run, with every setting that differs from the defaults."""
     words = ["tutelage", "run"]
     for name, value in settings.items():
         flag = "--" + name.replace("_", "-")
@@ -104,7 +104,7 @@ def command(settings: dict[str, Any]) -> str:
 def _charts(
     run: Path, results: dict[str, Any], labels: np.ndarray, probabilities: dict[str, np.ndarray]
 ) -> list[dict[str, Any]]:
-    """The charts that this run has the numbers for."""
+    """The charts for which this run has the numbers."""
     classes, found = results["classes"], []
     tests = {name: one["test"] for name, (_, one) in models_of(results).items() if one.get("test")}
     if tests:
@@ -133,7 +133,7 @@ def _charts(
             {
                 "title": LOSS,
                 "svg": picture,
-                "note": "Where it still falls at the end, more --epochs may help.",
+                "note": "If the loss still falls at the end, more --epochs may help.",
             }
         )
     return found
@@ -144,7 +144,7 @@ def _metrics(path: Path) -> list[dict[str, Any]]:
     for row in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
             rows.append(json.loads(row))
-        except ValueError:  # a line that a full disk has cut
+        except ValueError:  # a line cut short by a full disk
             continue
     return [row for row in rows if isinstance(row.get("loss"), float) and np.isfinite(row["loss"])]
 
@@ -166,7 +166,7 @@ def disagreement(one: dict[str, Any], classes: list[str]) -> dict[str, str]:
 
 
 def montage(path: Path) -> str:
-    """The montage in base 64, smaller where it is large; empty when there is none."""
+    """The montage as base-64 text, shrunk if it is large; empty if there is none."""
     if not path.exists():
         return ""
     data = path.read_bytes()
@@ -182,24 +182,24 @@ def montage(path: Path) -> str:
 
 
 def transfer_set(curated: dict[str, Any]) -> str:
-    """The choice in a sentence."""
+    """Describe how the transfer set was chosen in a few sentences."""
     images = curated.get("images", {})
     said = f"{images.get('transfer', 0):,} images, {images.get('train', 0):,} of them labelled, by strategy {curated.get('strategy')} "
     said += f"from a gallery of {curated.get('gallery', 0):,}. Kept out: {curated.get('leaks', 0):,} copies of validation or test images, "
     said += f"{curated.get('duplicates', 0):,} identical and {curated.get('near_duplicates', 0):,} near duplicates; "
     said += f"{curated.get('rejected', 0):,} images cannot be used."
     if recall := curated.get("recall"):
-        said += f" The search by an inverted file finds {100 * recall:.1f} % of the true nearest images."
+        said += f" The approximate search (inverted file) finds {100 * recall:.1f} % of the true nearest images."
     if similarity := curated.get("similarity"):
         asked = "words" if curated.get("strategy") == "text" else "labelled image"
-        said += f" Similarity to the {asked} that brought it: median {similarity['50 %']:.2f}, 5 % below {similarity['5 %']:.2f}."
+        said += f" Similarity to the {asked} each was chosen for: median {similarity['50 %']:.2f}, 5 % below {similarity['5 %']:.2f}."
     if distance := curated.get("distance"):
         said += f" Distance to the labelled images (MMD²): {distance['transfer_set']:.3f}, of the whole gallery {distance['gallery']:.3f}."
     return said
 
 
 def _costs(stages: dict[str, Any]) -> list[tuple[str, str]]:
-    """Time of each stage."""
+    """Rows (name, value): the time of each stage, and images seen in the distillation."""
     took = [(title, stages[name]["seconds"]) for name, title in STAGES.items() if "seconds" in stages[name]]
     if "target_seconds" in stages["transfer"]:
         took.insert(
@@ -213,7 +213,7 @@ def _costs(stages: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _facts(settings: dict[str, Any], stages: dict[str, Any]) -> list[tuple[str, Any]]:
-    """Models, data and settings."""
+    """Rows (name, value) of models, data and settings."""
     teacher, student = stages["teacher"].get("teacher", {}), stages["transfer"].get("student", {})
     rows: list[tuple[str, Any]] = []
     if teacher:
@@ -237,7 +237,7 @@ def _facts(settings: dict[str, Any], stages: dict[str, Any]) -> list[tuple[str, 
 
 
 def _made_with(stages: dict[str, Any]) -> list[tuple[str, str]]:
-    """Versions and threads, by which equal runs may differ in bits: a row, or one for those stages that had the same."""
+    """Versions and threads, which may change the last bits of results: one row, or one for each group of stages that share them."""
     found: dict[str, list[str]] = {}
     for name, title in STAGES.items():
         if made := stages[name].get("made_with"):
@@ -248,7 +248,7 @@ def _made_with(stages: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _csv(results: dict[str, Any]) -> str:
-    """Every score of every model, a line each."""
+    """Every score of every model, one per line."""
     out = io.StringIO()
     writer = csv.writer(out)
     writer.writerow(("model", "score", "class", "value"))

@@ -1,4 +1,4 @@
-"""Which scores a task is judged by, and how people say them. No torch."""
+"""The scores of each task, and how reports word them. Loads no torch."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from tutelage.metrics import mean_iou
 
 @dataclass(frozen=True)
 class MetricSpec:
-    """main: the score that counts. title: its name. says: "is right for {} %", a model's main score in a sentence. over: the word
-    before "N test images". labels: what a budget counts. table: (title, score) of the columns. each: (title, score) of the chart
-    by class. score: the main score by the mean counts of some test images. best_low: scores of which less is better.
+    """A task's scores. main: key of the main score. title: its name. says: phrase for a model's main score, "is right for {} %".
+    over: the preposition before "N test images". labels: unit of a label budget. table: (title, score) of the columns. each: (title,
+    score) of the chart by class. score: main score from the mean counts of some test images. best_low: scores where lower is better.
     """
 
     main: str
@@ -47,22 +47,22 @@ MASKS = MetricSpec(
 
 
 def words_of(test: dict[str, Any] | None) -> MetricSpec:
-    """The words for a model's scores on test images."""
+    """The scores and wording that fit a model's test results; those of classification without any."""
     return MASKS if test and "miou" in test else CLASSES
 
 
 def words_of_results(results: dict[str, Any]) -> MetricSpec:
-    """The words for an evaluation: those of the first model that has scores."""
+    """The scores and wording that fit an evaluation: those of the first model with test results."""
     tests = [one["test"] for one in results.values() if isinstance(one, dict) and "test" in one]
     return words_of(tests[0] if tests else None)
 
 
 def main_score(test: dict[str, Any]) -> float:
-    """The score that counts, in [0, 1]."""
+    """The task's main score, in [0, 1]."""
     return test[words_of(test).main]
 
 
 def variance(test: dict[str, Any]) -> float:
-    """The square of the error that the choice of test images leaves in the main score."""
+    """Squared standard error of the main score due to the choice of test images."""
     share = main_score(test)
     return test["standard_error"] ** 2 if "miou" in test else share * (1 - share) / max(test["images"], 1)

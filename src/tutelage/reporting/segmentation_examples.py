@@ -1,4 +1,4 @@
-"""What the page shows of single test images with masks: pictures in the data set's colours, and every image's pixels. No torch."""
+"""Files that hold what the page shows of test images with masks: coloured pictures and pixel counts. Loads no torch."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from tutelage.reporting.table import TITLES
 from tutelage.run_folder import atomic_write, write_json
 
 SHOWN = 10  # test images, evenly spaced from the student's worst to its best
-SIDE = 200  # pixels of a picture
+SIDE = 200  # largest side of a picture in pixels
 
 
 def write_dense_evidence(
     folder: Path, test: Any, said: dict[str, list[np.ndarray]], counts: dict[str, np.ndarray], colours: Sequence[Colour]
 ) -> None:
-    """Write predictions.npz (every image's pixels of each class by each model) and pictures.json into a report folder.
+    """Write predictions.npz (pixel counts by model, image and class) and pictures.json into a report folder.
 
     Args:
-        test: images with their names and masks. said: (H, W) uint8 class numbers of every image, by model.
+        test: images with their names and masks. said: for each model the predicted (H, W) uint8 class numbers of every image.
         counts: (n, C, 3) of `metrics.pixel_counts` for each model. colours: C triples.
     """
     scores = {name: mean_iou(one) for name, one in counts.items()}
@@ -48,7 +48,7 @@ def write_dense_evidence(
 
 
 def jpeg(image: np.ndarray) -> str:
-    """A small JPEG of an image, as a data address."""
+    """A small JPEG of an image as a data URL."""
     picture = Image.fromarray(np.ascontiguousarray(image))
     picture.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC)
     data = io.BytesIO()
@@ -57,7 +57,7 @@ def jpeg(image: np.ndarray) -> str:
 
 
 def png(mask: np.ndarray, colours: Sequence[Colour]) -> str:
-    """A small PNG of a mask in its classes' colours, black where it has none, as a data address."""
+    """A small PNG of a mask in its classes' colours, black for pixels without a class, as a data URL."""
     share = min(1.0, SIDE / max(mask.shape))
     size = (max(1, round(mask.shape[1] * share)), max(1, round(mask.shape[0] * share)))
     small = np.array(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))

@@ -1,4 +1,4 @@
-"""Results as a table in a terminal."""
+"""Results as text tables for the terminal."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ TITLES = {  # of the models of an evaluation, in the order of tables and legends
 
 
 def delivered_name(results: dict[str, Any]) -> str | None:
-    """The model of an evaluation that is delivered: "distilled" or "baseline" where it is one of these, else "delivered".
+    """Name of the delivered model in an evaluation: "distilled" or "baseline" if it is one of these, else "delivered".
 
     Returns:
-        None where no student has been delivered.
+        None if no student has been delivered.
     """
     if "delivered" not in results:
         return None
@@ -25,14 +25,14 @@ def delivered_name(results: dict[str, Any]) -> str | None:
 
 
 def title_of(what: str) -> str:
-    """What a student is called. what: distilled, baseline, or a way of fine-tuning: head, full, long, steep."""
+    """Title of a student. what: distilled, baseline, or a method of fine-tuning: head, full, long, steep."""
     return TITLES.get(what, f"fine-tuned student ({what})")
 
 
 def models_of(results: dict[str, Any]) -> dict[str, tuple[str, dict[str, Any]]]:
-    """The distinct models of an evaluation: name -> title and scores; the title says which of them is delivered.
+    """The distinct models of an evaluation: name -> title and scores; the title marks the delivered one.
 
-    A committee whose students have weight 0 is its teacher, and is left out.
+    A committee whose students have weight 0 equals its teacher, and is left out.
     """
     delivered, found = delivered_name(results), {}
     for name, title in TITLES.items():
@@ -46,7 +46,7 @@ def models_of(results: dict[str, Any]) -> dict[str, tuple[str, dict[str, Any]]]:
 
 
 def scores_table(rows: list[tuple[str, dict[str, Any]]]) -> str:
-    """One line a model, columns aligned.
+    """Format one line per model, with aligned columns.
 
     Args:
         rows: title and scores: {"test": {"accuracy", ...}, "parameters", "latency_ms"}; a dash for what is missing.
@@ -63,7 +63,7 @@ def scores_table(rows: list[tuple[str, dict[str, Any]]]) -> str:
 
 
 def _aligned(cells: list[tuple[str, ...]]) -> str:
-    """Rows of cells, the first of them titles, the first column to the left and the others to the right."""
+    """Align rows of cells, the first of them titles: the first column to the left, the others to the right."""
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     lines = [
         "  ".join(
@@ -75,7 +75,7 @@ def _aligned(cells: list[tuple[str, ...]]) -> str:
 
 
 def study_table(result: dict[str, Any]) -> str:
-    """Arms by budget: mean and spread in percent, seeds, points behind the best and their interval, TFLOPs; then what failed."""
+    """One line per arm and budget: mean and spread in percent, seeds, points behind the best, interval, TFLOPs; then failed runs."""
     rows = result["table"]
     score = words_of(rows[0]).title
     cells: list[tuple[str, ...]] = [("arm", "budget", f"{score} %", "seeds", "behind", "95 % interval", "p", "TFLOPs")]
@@ -97,7 +97,7 @@ def study_table(result: dict[str, Any]) -> str:
 
 
 def times_table(result: dict[str, Any]) -> str:
-    """What `bench` measured: one line a model, number of threads and batch size."""
+    """What `bench` measured: one line per model, number of threads and batch size."""
     machine = result["machine"]
     lines = [
         f"{machine['cpu']}, {machine['cores']} cores, {', '.join(machine['instruction_sets']) or 'instruction sets unknown'}"
@@ -109,12 +109,12 @@ def times_table(result: dict[str, Any]) -> str:
             f"{row['model']:<18}{where:>8}{row['batch']:>7}{row['median_ms']:>11.2f}{row['p95_ms']:>9.2f}{row['times_as_fast']:>9.2f}"
         )
     for name, one in result["files"].items():
-        lines.append(f"{name:<18} {one['bytes']:>12,} bytes on disk, {one['peak_mib']:,.0f} MiB at most in memory")
+        lines.append(f"{name:<18} {one['bytes']:>12,} bytes on disk, {one['peak_mib']:,.0f} MiB peak memory")
     return "\n".join(lines)
 
 
 def export_text(result: dict[str, Any]) -> str:
-    """What `export` wrote, one line a file, the one to take marked."""
+    """What `export` wrote: one line per file, the recommended one marked."""
     lines = [f"in {result['export']}:"]
     for name, one in result["proof"]["files"].items():
         time = f", {result['latency'][name]['median_ms']:.2f} ms" if name in result["latency"] else ""
@@ -127,7 +127,7 @@ def export_text(result: dict[str, Any]) -> str:
 
 
 def text_of(command: str, result: dict[str, Any]) -> str:
-    """What a command prints on stdout when nobody asked for JSON."""
+    """What a command prints on stdout without --json."""
     if command in ("run", "evaluate"):
         return scores_table(list(models_of(result).values()))
     if command == "compare" and "table" in result:
@@ -139,7 +139,7 @@ def text_of(command: str, result: dict[str, Any]) -> str:
     if command == "export":
         return export_text(result)
     if command in ("doctor", "cache"):
-        return ""  # they print as they go
+        return ""  # they print while they run
     return "\n".join(
         f"{name}: {value}"
         for name, value in result.items()

@@ -1,1 +1,1 @@
-"""A study: methods compared over budgets and seeds, its records, its cost beforehand, its page."""
+"""Studies, which compare methods over label budgets and seeds: arms, cost estimate, records of finished runs and page."""

@@ -1,4 +1,4 @@
-"""The arms of a comparison: each is a way of getting the same student, as stages and settings of a run."""
+"""The arms of a study: each is one method of training the same student, given as stages and settings of a run."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 from tutelage.errors import TutelageError, did_you_mean, raise_all, shown
 from tutelage.presets import PRESETS
 
-CLIP_TAGS = ("clip", "openai", "laion", "datacomp", "siglip", "dfn", "metaclip")  # in timm's names of weights
+CLIP_TAGS = ("clip", "openai", "laion", "datacomp", "siglip", "dfn", "metaclip")  # in timm's tags of CLIP-like weights
 
 
 @dataclass(frozen=True)
 class Way:
-    """stages: of the pipeline. settings: that make the arm what it is. model: of the evaluation that is the arm's student.
-    charged: folders of the stages that its compute is the sum of; the others only serve reference numbers. says: for the page.
-    times: steps of its training, as a multiple of what is asked for.
+    """How an arm trains its student. stages: of the pipeline. settings: those that define the arm. model: name of the arm's student
+    in the evaluation. charged: folders of the stages whose compute adds up to the arm's cost; other stages only give reference
+    numbers. says: description on the page. times: its training steps as a multiple of the requested number.
     """
 
     stages: tuple[str, ...]
@@ -40,34 +40,34 @@ def _distilled(objective: str, says: str, charged: tuple[str, ...] = _ALL, **set
 
 ARMS = {
     "scratch": Way(_ALONE, {"student_weights": "scratch"}, "baseline", ("alone",), "random weights, labels only"),
-    "imagenet": Way(_ALONE, {"student_weights": "pretrained"}, "baseline", ("alone",), "pretrained weights, then the labels"),
-    "clip": Way(_ALONE, {"student_weights": "pretrained"}, "baseline", ("alone",), "CLIP weights, then the labels"),
-    "baseline-plus": Way(_ALONE, {}, "baseline", ("alone",), "labels only, the images that a committee sees added", times=2),
+    "imagenet": Way(_ALONE, {"student_weights": "pretrained"}, "baseline", ("alone",), "pretrained weights, labels only"),
+    "clip": Way(_ALONE, {"student_weights": "pretrained"}, "baseline", ("alone",), "CLIP weights, labels only"),
+    "baseline-plus": Way(_ALONE, {}, "baseline", ("alone",), "labels only, for the steps of student and committee", times=2),
     "dino": Way(
         ("curate", "transfer", "finetune"), {"objective": "dino", "student_weights": "scratch"}, "delivered", ("transfer", "student"),
-        "self-distillation on the transfer set, then the labels",
+        "self-distillation on the transfer set, then fine-tuning on the labels",
     ),
-    "agnostic": _distilled("agnostic", "the frozen teacher's features, and the labels", ("transfer", "student")),
-    "oriented": _distilled("oriented", "the committee's class probabilities, and the labels"),
-    "pseudo-label": _distilled("pseudo-label", "the committee's most likely class as the label"),
+    "agnostic": _distilled("agnostic", "targets: the frozen teacher's features, and the labels", ("transfer", "student")),
+    "oriented": _distilled("oriented", "targets: the committee's class probabilities, and the labels"),
+    "pseudo-label": _distilled("pseudo-label", "targets: the committee's most likely class, as a hard label"),
     "teacher-only": _distilled(
-        "oriented", "the adapted teacher's class probabilities without a committee, and the labels", ("teacher", "transfer", "student"),
+        "oriented", "targets: the adapted teacher's class probabilities, no committee, and the labels", ("teacher", "transfer", "student"),
         committee="none",
     ),
     "self-training": _distilled(
-        "oriented", "class probabilities of labels-only students without a teacher, and the labels", ("committee", "transfer", "student"),
+        "oriented", "targets: labels-only students' class probabilities, no teacher, and the labels", ("committee", "transfer", "student"),
         committee="only",
     ),
     "paper": Way(
         _DISTILLED, {"preset": "paper", **PRESETS["paper"]}, "delivered", ("teacher", "transfer", "student"),
-        "KL to the adapted teacher alone, then full fine-tuning",
+        "KL divergence to the adapted teacher only, then full fine-tuning",
     ),
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Arm:
-    """name: as given, ARM or ARM:LABEL. way: what it does. own: settings of this arm alone."""
+    """One arm of a study. name: as given, ARM or ARM:LABEL. way: how it trains. own: settings that only this arm has."""
 
     name: str
     way: Way
@@ -75,15 +75,15 @@ class Arm:
 
 
 def listed(values: Sequence[str]) -> list[str]:
-    """Values given with commas or one by one; none twice."""
+    """Split values that were given with commas or one by one; keep the order and drop repeats."""
     return list(dict.fromkeys(part.strip() for value in values for part in value.split(",") if part.strip()))
 
 
 def numbers(values: Sequence[str], flag: str, least: int) -> list[int]:
-    """Whole numbers of a list.
+    """Parse a list of whole numbers, each at least `least`; flag: the option's name, for the error message.
 
     Raises:
-        TutelageError: there is none, or one is not a whole number or too small.
+        TutelageError: the list is empty, or a value is too small or not a whole number.
     """
     found = listed(values)
     if not found:
@@ -96,14 +96,14 @@ def numbers(values: Sequence[str], flag: str, least: int) -> list[int]:
 
 
 def arms_of(names: Sequence[str], overrides: Sequence[str], known: Sequence[str]) -> list[Arm]:
-    """The arms of a study with their own settings.
+    """Return the arms of a study, each with its own settings.
 
     Args:
-        names: ARM or ARM:LABEL. overrides: ARM.SETTING=VALUE or ARM:LABEL.SETTING=VALUE; those of ARM hold for its variants too.
-        known: names of the settings that an arm may have.
+        names: ARM or ARM:LABEL. overrides: ARM.SETTING=VALUE or ARM:LABEL.SETTING=VALUE; those of ARM apply to its variants too.
+        known: names of the settings that an arm may override.
 
     Raises:
-        TutelageError: unknown arms and settings, all at once.
+        TutelageError: unknown arms or settings; all of them in one error.
     """
     faults, found = [], listed(names)
     if not found:
@@ -156,10 +156,10 @@ def _override(text: str, names: Sequence[str], known: Sequence[str]) -> tuple[st
 
 
 def clip_weights(student: str) -> str:
-    """timm's name of the student with CLIP weights, not fine-tuned on the labels of ImageNet since.
+    """Return timm's name of the student with CLIP weights that were not fine-tuned on ImageNet's labels.
 
     Raises:
-        TutelageError: timm has none; names relatives that have.
+        TutelageError: timm has none; the hint names related models that have CLIP weights.
     """
     import timm
 

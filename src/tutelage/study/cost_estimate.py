@@ -1,4 +1,4 @@
-"""What a study will take, from a few measured passes of its models: hours, disk, and steps of equal compute."""
+"""Estimate the time and disk space of a study from a few timed passes of its models, and find steps of equal compute."""
 
 from __future__ import annotations
 
@@ -16,55 +16,55 @@ from tutelage.study.arms import Arm
 from tutelage.tasks import task_of
 
 REPEATS = 3
-PROPORTION = 4 / 3  # long side over short side of the images that a gallery holds
-THUMB = 1200  # bytes beside an image's vector: thumbnail, layout, name
-DINO_EXTRA = 1.25  # FLOPs of a step over those of training on as many pixels: the averaged network's pass
+PROPORTION = 4 / 3  # assumed long side over short side of gallery images
+THUMB = 1200  # bytes stored beside an image's vector: thumbnail, layout, name
+DINO_EXTRA = 1.25  # FLOPs of a DINO step over those of a plain step: the averaged network's pass
 
 
 def images_to_see(settings: dict[str, Any], count: int) -> int:
-    """Images that the student sees in training on a transfer set of `count` images."""
+    """Number of images, repeats included, that the student is trained on with a transfer set of `count` images."""
     return training_steps(settings, count, task_of(settings["task"]).IMAGES) * settings["batch_size"]
 
 
 def steps_of(arm: Arm, settings: dict[str, Any], count: int, match: str) -> int:
-    """Steps of an arm on a transfer set of `count` images: as many as are asked for, or those of `matched_steps`."""
+    """Training steps of an arm on a transfer set of `count` images: the requested number, or that of `matched_steps`."""
     if match == "flops":
         return matched_steps(arm, settings, count)
     return arm.way.times * images_to_see(settings, count) // settings["batch_size"]
 
 
 def matched_steps(arm: Arm, settings: dict[str, Any], count: int) -> int:
-    """Steps of an arm that cost as many FLOPs as `oriented` with the given steps, teacher's outputs and committee included in both.
+    """Return the steps that cost an arm the FLOPs of `oriented` with the requested steps; teacher outputs and committee count in both.
 
-    The teacher's adaptation and the last stage are some thousand images and left out here; the ledger counts them.
+    The teacher's adaptation and the last stage process some thousand images and are left out here; the ledger counts them.
 
     Args:
-        settings: of the arm's run. count: images of the transfer set.
+        settings: of the arm's run. count: images in the transfer set.
     """
     seen = images_to_see(settings, count)
     kind = task_of(settings["task"])
     student = tuple(settings[name] for name in ("student", "student_size", "decoder"))
-    each, told = _student_flops(settings["task"], *student), _teacher_flops(settings["task"], *_model(settings))
+    each, teacher = _student_flops(settings["task"], *student), _teacher_flops(settings["task"], *_model(settings))
     looks = len(kind.views(settings).looks)
-    alone = "committee" not in arm.way.settings and settings["committee"] == "none"  # so is `oriented` then
+    alone = "committee" not in arm.way.settings and settings["committee"] == "none"  # then `oriented` has none either
     budget = (
-        count * looks * told + (1 if alone else 2) * seen * each
-    )  # the committee's students see as many images as the student
+        count * looks * teacher + (1 if alone else 2) * seen * each
+    )  # the committee's students together see as many images as the student
     objective, committee = settings["objective"], has_committee(arm, settings)
     asked = 1 if objective == "agnostic" else looks if "teacher" in arm.way.charged else 0
-    own = count * asked * told
+    own = count * asked * teacher
     share = DINO_EXTRA if objective == "dino" and "transfer" in arm.way.stages else 2.0 if committee else 1.0
     return max(1, round((budget - own) / (each * share) / settings["batch_size"]))
 
 
 def has_committee(arm: Arm, settings: dict[str, Any]) -> bool:
-    """Whether a run of this arm trains labels-only students, which see as many images in all as the student."""
+    """Whether a run of this arm trains the committee's labels-only students, which together see as many images as the student."""
     return "committee" in arm.way.stages and "committee" in needed(arm.way.stages, settings)
 
 
 @lru_cache
 def _teacher_flops(task: str, *model: Any) -> int:
-    """Of one forward pass of the teacher. model: as of `_model`."""
+    """FLOPs of the teacher for one image. model: as from `_model`."""
     from tutelage.models.teachers import build_teacher
 
     return task_of(task).flops_of(build_teacher(*model))
@@ -72,7 +72,7 @@ def _teacher_flops(task: str, *model: Any) -> int:
 
 @lru_cache
 def _student_flops(task: str, student: str, size: Any, decoder: str) -> int:
-    """Of one training step of the student for one image."""
+    """FLOPs of one training step of the student for one image."""
     from tutelage.device import training_flops
 
     settings = {"student": student, "student_size": size, "decoder": decoder, "student_weights": "scratch"}
@@ -82,7 +82,7 @@ def _student_flops(task: str, student: str, size: Any, decoder: str) -> int:
 
 @dataclass(frozen=True)
 class Sizes:
-    """images: of the transfer set. gallery: images of the gallery. classes: of the task."""
+    """Sizes of a run's data. images: in the transfer set. gallery: images in the gallery. classes: of the task."""
 
     images: int
     gallery: int
@@ -90,14 +90,14 @@ class Sizes:
 
 
 class Data:
-    """Sizes of the data of runs, as far as they can be told before a gallery image is decoded; each place is read once."""
+    """Sizes of the data of runs, as far as they are known before a gallery image is decoded; each source is read once."""
 
     def __init__(self):
         self._galleries: dict[tuple[str, ...], int] = {}
         self._targets: dict[tuple[Any, ...], tuple[int, int]] = {}
 
     def of(self, settings: dict[str, Any]) -> Sizes:
-        """Sizes of one run. settings: all of it, its budget among them."""
+        """Sizes of one run's data. settings: all settings of the run, including its budget."""
         from tutelage.curation.selection import wanted_of
 
         gallery = self._gallery(settings)
@@ -123,10 +123,10 @@ class Data:
 
 
 def estimate(study: Any, todo: list[tuple[Arm, int, int]], impossible: dict[str, str]) -> dict[str, Any]:
-    """Time and disk of the runs that are left, told and returned; what the cache holds already is not taken off.
+    """Log and return the time and disk space of the runs that are left; what the cache already holds is not subtracted.
 
     Returns:
-        {"runs", "hours", "gibibytes" in all, "outputs_gibibytes" of them for the teachers' outputs, "plan": one line each}.
+        {"runs", "hours", "gibibytes": in total, "outputs_gibibytes": those of teacher outputs, "plan": one line per item and run}.
     """
     todo = [one for one in todo if one[0].name not in impossible]
     if not todo:
@@ -164,7 +164,7 @@ def estimate(study: Any, todo: list[tuple[Arm, int, int]], impossible: dict[str,
 
 
 def _embeddings(runs: list[tuple[dict[str, Any], Sizes]]) -> tuple[float, float]:
-    """Seconds and GiB of `_embedding`, once for each gallery and teacher, with the largest set that is chosen from it."""
+    """Seconds and GiB of `_embedding`, summed over galleries and teachers, each with the largest set chosen from it."""
     largest: dict[tuple[Any, ...], tuple[dict[str, Any], Sizes]] = {}
     for settings, sizes in runs:
         key = (*settings["gallery"], settings["strategy"], *_model(settings))
@@ -175,7 +175,7 @@ def _embeddings(runs: list[tuple[dict[str, Any], Sizes]]) -> tuple[float, float]
 
 
 def _embedding(settings: dict[str, Any], count: int, gallery: int) -> tuple[float, float]:
-    """Seconds of embedding the gallery by the teacher, and GiB of its vectors and of `count` decoded images."""
+    """Seconds to embed the gallery with the teacher, and GiB of the vectors and of `count` decoded images."""
     from tutelage.data.image_cache import short_side
     from tutelage.models.teachers import build_teacher, default_size, resolve
 
@@ -191,9 +191,9 @@ def _embedding(settings: dict[str, Any], count: int, gallery: int) -> tuple[floa
 
 
 def _teachers(runs: list[tuple[Arm, int, int, dict[str, Any], Sizes]]) -> tuple[float, float, int]:
-    """Seconds and GiB of the outputs that are kept, and of how many teachers.
+    """Seconds and GiB of the teacher outputs that are cached, and the number of distinct teachers.
 
-    Frozen features are shared by all heads; a teacher that was adapted as a whole, or keeps logits only, is another for each draw.
+    All heads share the frozen features; a teacher that was fine-tuned, or whose logits only are kept, differs for each draw of labels.
     """
     from tutelage.device import flops
     from tutelage.features.output_cache import gibibytes
@@ -216,18 +216,18 @@ def _teachers(runs: list[tuple[Arm, int, int, dict[str, Any], Sizes]]) -> tuple[
         views = tuple(mine[name] for name in ("flip", "resize"))
         draw = None if frozen else (mine["adapt"], mine["class_weight"], budget, seed)
         key = (*model, *views, width, draw, *mine["gallery"], mine["strategy"])
-        count, before = sizes.images, kept.get(key, (0.0, 0.0))  # sets of one draw lie in one another
+        count, before = sizes.images, kept.get(key, (0.0, 0.0))  # the transfer sets of one draw are nested
         kept[key] = max(before[0], count * each * encoders[model][1]), max(before[1], gibibytes(count, each, width))
     return sum(one for one, _ in kept.values()), sum(one for _, one in kept.values()), len(kept)
 
 
 def _model(settings: dict[str, Any]) -> tuple[Any, ...]:
-    """What `build_teacher` takes."""
+    """Arguments of `build_teacher`: name, weights, size, window."""
     return tuple(settings[f"teacher{more}"] for more in ("", "_weights", "_size", "_window"))
 
 
 def _seconds_of(encoder: Any, settings: dict[str, Any]) -> float:
-    """Seconds of one forward pass for one image, or one window of it, in batches of 16."""
+    """Seconds per image (or per window of it) of a forward pass in batches of 16."""
     import torch
 
     from tutelage.device import accelerator
@@ -240,7 +240,7 @@ def _seconds_of(encoder: Any, settings: dict[str, Any]) -> float:
 
 
 def _step_seconds(settings: dict[str, Any]) -> float:
-    """Seconds of one training step for one image, at the study's batch size."""
+    """Seconds per image of a training step at the study's batch size."""
     import torch
 
     from tutelage.device import accelerator
@@ -255,7 +255,7 @@ def _step_seconds(settings: dict[str, Any]) -> float:
 
 
 def _median(work: Callable[[], object], device: Any) -> float:
-    """Seconds of a piece of work, after one that does not count."""
+    """Median seconds of REPEATS calls of `work`, after a first call that is not counted."""
     import torch
 
     times = []

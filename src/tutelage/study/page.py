@@ -1,4 +1,4 @@
-"""The page of a study, from the records of its runs: which arm, on how many labels, for what compute. No torch."""
+"""The page of a study, from the records of its runs: scores by arm, label budget and compute. Loads no torch."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ from tutelage.version import __version__
 
 
 def write_study(folder: Path) -> dict[str, Any]:
-    """Write report/index.html, results.json and results.csv of a study.
+    """Write report/index.html, results.json and results.csv of a study, and return the summary.
 
     Returns:
         {"study", "page", "runs", "failed", "missing", "table", "teachers", "shared"}.
 
     Raises:
-        TutelageError: no study, or none of its runs is finished.
+        TutelageError: the folder holds no study, or none of its runs is finished.
     """
     about = _read_study(folder)
     study, report = about["study"], folder / "report"
@@ -84,7 +84,7 @@ def write_study(folder: Path) -> dict[str, Any]:
 
 
 def _read_study(folder: Path) -> dict[str, Any]:
-    """What study.toml holds."""
+    """Contents of study.toml."""
     path = folder / STUDY
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
@@ -97,22 +97,22 @@ def _read_study(folder: Path) -> dict[str, Any]:
 
 
 def _lines(table: list[dict[str, Any]], teachers: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The table's rows, each budget's teacher after its arms."""
+    """Rows of the table, each budget's teacher after its arms."""
     return sorted([*table, *({**row, "reference": True} for row in teachers)], key=lambda row: row["budget"])
 
 
 def _arm_failed(name: str, failed: dict[str, str]) -> bool:
-    """Whether a planned run is of an arm that could not be begun at all."""
+    """Whether a planned run belongs to an arm that could not be started at all."""
     return any(name.startswith(f"{folder_name(arm)}-budget-") for arm in failed)
 
 
 def _parts(why: str) -> list[str]:
-    """A reason by its parts: message and hint."""
+    """Split the reason of a failure into message and hint."""
     return re.split(r" (?=hint: )", why)
 
 
 def answer(cells: list[Cell], budget: int, best: Cell, references: dict[int, Reference]) -> str:
-    """What came out, in a sentence."""
+    """Summarise the study in a sentence: the best arm, its lead over scratch and over the next arm, and the teacher."""
     mean, deviation = best.accuracy
     words, alone = best.words, _scratch(cells, budget, best)
     said = f"With {budget} {words.labels}, {best.arm} {words.says.format(100 * mean)}"
@@ -129,41 +129,41 @@ def answer(cells: list[Cell], budget: int, best: Cell, references: dict[int, Ref
 
 
 def sureness(cells: list[Cell], budget: int, best: Cell) -> str:
-    """How sure the answer is: seeds, intervals and tests of its differences."""
+    """State how certain the answer is: number of seeds, and intervals and p-values of its differences."""
     count = len(best.records)
     said = [f"Mean of {count} seeds, ± one standard deviation" if count > 1 else "One seed: no spread"]
     alone, second = _scratch(cells, budget, best), _second(cells, budget, best)
     for other in (alone, None if second is alone else second):
         if other is not None and (gain := compared(best, other)):
-            said.append(f"before {other.arm} by {_sureness(gain)}")
+            said.append(f"ahead of {other.arm} by {_sureness(gain)}")
     return "; ".join(said) + "."
 
 
 def _second(cells: list[Cell], budget: int, best: Cell) -> Cell | None:
-    """The arm next to the best of this budget."""
+    """The second-best arm of this budget, where `best` is the best."""
     others = [cell for cell in cells if cell.budget == budget and cell is not best]
     return max(others, key=lambda cell: cell.accuracy[0], default=None)
 
 
 def _scratch(cells: list[Cell], budget: int, best: Cell) -> Cell | None:
-    """The labels-only student at this budget, to be compared with the best; not a variant, which may be another student."""
+    """The labels-only student at this budget, to compare with the best arm; no variant, as that may be a different student."""
     return next((cell for cell in cells if cell.budget == budget and cell.arm == "scratch" and cell is not best), None)
 
 
 def _main(test: dict[str, Any]) -> dict[str, float]:
-    """Accuracy, or the score that counts beside it."""
+    """The main score, and the accuracy where that is another score."""
     words = words_of(test)
     return {name: test[name] for name in dict.fromkeys((words.main, "accuracy"))}
 
 
 def _sureness(gain: Difference) -> str:
-    """The interval and the test in words."""
+    """The interval and the p-value of a difference, in words."""
     said = f"{100 * gain.low:.1f} to {100 * gain.high:.1f} points (95 % interval over test images"
     return said + (f"; p = {gain.p:.2g} over {gain.seeds} seeds)" if gain.p is not None else ")")
 
 
 def _charts(cells: list[Cell], budget: int, best: Cell, references: dict[int, Reference]) -> list[dict[str, Any]]:
-    """The charts that the records have the numbers for."""
+    """The charts for which the records hold the numbers."""
     words, arms = best.words, list(dict.fromkeys(cell.arm for cell in cells))
     name, found = words.title.capitalize() if words.title.islower() else words.title, []
     if len({cell.budget for cell in cells}) > 1:
@@ -176,14 +176,14 @@ def _charts(cells: list[Cell], budget: int, best: Cell, references: dict[int, Re
     if len(costs) > 1:
         reference = references[budget].accuracy[0] if budget in references else None
         picture = study_charts.against_compute(costs, arms, reference, words.title)
-        note = f"{budget} {words.labels}; bars are one standard deviation over seeds. Training alone: forward and backward, the "
-        note += "teacher's adaptation and outputs counted."
+        note = f"{budget} {words.labels}; bars are one standard deviation over seeds. Training only: forward and backward, "
+        note += "including the teacher's adaptation and outputs."
         found.append({"title": f"{name} against compute", "svg": picture, "note": note})
     return found + _class_charts(cells, budget, best, references)
 
 
 def _class_charts(cells: list[Cell], budget: int, best: Cell, references: dict[int, Reference]) -> list[dict[str, Any]]:
-    """Scores by class and confusion matrices, of the best arm, the labels-only student and the teacher."""
+    """Charts of scores by class, confusions and calibration, for the best arm, the labels-only student and the teacher."""
     classes, (title, score) = next(iter(best.records.values()))["classes"], best.words.each
     names = {"student": best.arm, "baseline": "scratch", "teacher": TITLES["teacher"]}
     alone = _scratch(cells, budget, best)
@@ -208,13 +208,13 @@ def _class_charts(cells: list[Cell], budget: int, best: Cell, references: dict[i
 
 
 def _bill_row(cell: Cell) -> dict[str, Any]:
-    """What one arm cost, mean over seeds."""
+    """Cost of one arm, mean over seeds."""
     bills = [bill(record) for record in cell.records.values()]
     return {"arm": cell.arm, **{name: float(np.mean([one[name] for one in bills])) for name in bills[0]}}
 
 
 def _of_a_run(folder: Path, best: Cell) -> dict[str, Any]:
-    """What the page shows of the best arm's first run: what its record holds, and pictures where its folder is still there."""
+    """What the page shows of the best arm's first seed: its record's findings, and pictures if its run folder still exists."""
     seed = min(best.records)
     run = folder / folder_name(best.arm) / f"budget-{best.budget}" / f"seed-{seed}"
     found: dict[str, Any] = {
@@ -234,7 +234,7 @@ def _of_a_run(folder: Path, best: Cell) -> dict[str, Any]:
 
 
 def _command(about: dict[str, Any]) -> str:
-    """The command that makes the study again."""
+    """The command that repeats the study."""
     words = ["tutelage", "compare"]
     study = {name: about["study"][name] for name in ("arms", "budgets", "seeds", "set", "match")}
     study["results"] = about["study"]["results"] or []
@@ -248,7 +248,7 @@ def _command(about: dict[str, Any]) -> str:
 
 
 def _facts(about: dict[str, Any], records: list[Record]) -> list[tuple[str, Any]]:
-    """Models, data, versions."""
+    """Rows (name, value) of models, data, versions and settings."""
     found: list[tuple[str, Any]] = []
     for one in {one["hash"]: one for record in records if (one := record.get("teacher_weights"))}.values():
         size = "x".join(map(str, one["size"])) if isinstance(one["size"], list) else one["size"]
@@ -276,7 +276,7 @@ def _facts(about: dict[str, Any], records: list[Record]) -> list[tuple[str, Any]
 
 
 def _csv(summary: dict[str, Any], records: list[Record]) -> str:
-    """Every number of the study, a line each: of the table (no seed), and of every run its scores, bill and ledger."""
+    """Every number of the study, one per line: the table (no seed), then the scores, bill and ledger of each run."""
     out = io.StringIO()
     writer = csv.writer(out)
     writer.writerow(("arm", "budget", "seed", "model", "score", "class", "value"))
@@ -291,7 +291,7 @@ def _csv(summary: dict[str, Any], records: list[Record]) -> str:
 
 
 def _numbers(record: Record) -> Iterator[tuple[Any, ...]]:
-    """(model or stage, score, class, value) of one run."""
+    """Yield (model or stage, score, class, value) of one run."""
     classes = record["classes"]
     for model in ("student", "teacher"):
         one = record[model] or {}

@@ -1,4 +1,4 @@
-"""A finished run as one JSON: all that the page of a study says of it, so that no run folder is needed later."""
+"""Records: a finished run as one JSON file that holds all the study page needs, so the run folder may be deleted."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from tutelage.study.results_table import Record, read_record, record_name
 from tutelage.tasks import task_of
 from tutelage.version import __version__
 
-# where data lie, and how a run looked while it ran: another value is the same run
-DATA = ("task", "target", "val", "test", "classes", "group_by", "gallery")  # settings that say which images and labels
+DATA = ("task", "target", "val", "test", "classes", "group_by", "gallery")  # settings that choose the images and labels
+# Two runs that differ only in these (locations of the data, identity in the study) or in FREE count as the same run
 PLACES = {"target", "gallery", "smoke", "seed", "budget"}
 
 
 def kept_record(folder: Path, arm: str, budget: int, seed: int, settings: dict[str, Any]) -> Record | None:
-    """The record of a run that has been finished, here or elsewhere; None where there is none.
+    """Return the record of a run that was finished here or elsewhere; None if there is none.
 
     Raises:
-        TutelageError: there is one, made with other settings, or one that cannot be read.
+        TutelageError: the record was made with other settings, or cannot be read.
     """
     path = folder / f"{record_name(arm, budget, seed)}.json"
     record = read_record(path)
@@ -52,21 +52,21 @@ def kept_record(folder: Path, arm: str, budget: int, seed: int, settings: dict[s
 
 
 def compared(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings by which two runs are the same run."""
+    """The settings that identify a run: two runs with equal ones count as the same run."""
     kept = {name: value for name, value in sorted(settings.items()) if name not in FREE | PLACES}
-    places = ("val", "test", "teacher_weights", "student_weights")  # a word, a share, or a path, which may differ
+    places = ("val", "test", "teacher_weights", "student_weights")  # a keyword, a share or a path; paths may differ
     return {name: "a file" if name in places and Path(str(value)).exists() else value for name, value in kept.items()}
 
 
 def check_data(folder: Path, finished: Sequence[tuple[Record, dict[str, Any]]]) -> None:
-    """Finished runs are of the data as they are now.
+    """Check that finished runs were made from the data as they are now.
 
     Args:
-        folder: of the results. finished: records, each with the settings of its run as the study has them; those that do not say what
-            they were given are not looked at.
+        folder: of the results. finished: records, each with the settings of its run as the study has them; records without hashes of
+            their data ("given") are skipped.
 
     Raises:
-        TutelageError: data that cannot be read, or others than those that a run was given.
+        TutelageError: data cannot be read, or differ from those that a run was made from.
     """
     now: dict[str, dict[str, str]] = {}
     for record, settings in finished:
@@ -84,7 +84,7 @@ def check_data(folder: Path, finished: Sequence[tuple[Record, dict[str, Any]]]) 
 
 
 def _data_now(settings: dict[str, Any]) -> dict[str, str]:
-    """What these settings give a run now."""
+    """Hashes of the data that these settings give a run now."""
     from tutelage.curation.labelled_set import data_of
     from tutelage.data.gallery import list_gallery
 
@@ -92,7 +92,7 @@ def _data_now(settings: dict[str, Any]) -> dict[str, str]:
 
 
 def write_record(folder: Path, run: Run, way: Way, identity: tuple[str, int, int, dict[str, Any]]) -> Record:
-    """Write the record of a run that has just been evaluated.
+    """Write and return the record of a run that has just been evaluated.
 
     Args:
         folder: of the results. way: of the arm. identity: arm, budget, seed, settings.
@@ -100,7 +100,7 @@ def write_record(folder: Path, run: Run, way: Way, identity: tuple[str, int, int
     arm, budget, seed, settings = identity
     charged = [
         name for name in way.charged if (run.path / name / "result.json").exists()
-    ]  # the committee may be left out
+    ]  # a run may have no committee
     stages = {name: read_json(run.path / name / "result.json") or {} for name in ("transfer_set", *charged, "report")}
     scores, counts = stages["report"], read_counts(run.path / "report" / "predictions.npz", way.model)
     record: Record = {
@@ -120,7 +120,7 @@ def write_record(folder: Path, run: Run, way: Way, identity: tuple[str, int, int
             "scores": scores.get("committee"),
             **{k: stages["committee"][k] for k in ("weight", "held_out")},
         }
-    if "adapt" in way.stages and "teacher" not in charged:  # it was done in this run all the same
+    if "adapt" in way.stages and "teacher" not in charged:  # done in this run, though the arm is not charged for it
         adapted = read_json(run.path / "teacher" / "result.json")
         record["beside"] = {"teacher": {**adapted["ledger"], "taken_from": adapted.get("taken_from")}}
     if "teacher" in charged:
@@ -133,14 +133,14 @@ def write_record(folder: Path, run: Run, way: Way, identity: tuple[str, int, int
 
 
 def _calibration(run: Run, model: str) -> dict[str, list[list[float]]]:
-    """Sums of `metrics.reliability`, of the arm's student (`model` in the evaluation) and its teacher; of masks there are none."""
+    """Bins of `metrics.reliability` for the arm's student (`model` in the evaluation) and its teacher; empty for masks."""
     labels, probabilities, _ = read_evidence(run.path / "report")
     names = {model: "student", "teacher": "teacher"}
     return {names[name]: reliability(one, labels).tolist() for name, one in probabilities.items() if name in names}
 
 
 def _test_images(run: Run) -> str:
-    """Hash of the test images and their labels: records of other ones are not compared."""
+    """Hash of the test images and their labels; only records with equal hashes are compared."""
     from tutelage.data.manifest import read_manifest
 
     table = read_manifest(run.path / "target_set" / "manifest.parquet")[1]
@@ -156,7 +156,7 @@ def _versions() -> dict[str, str]:
 
 
 def _written(counts: np.ndarray) -> dict[str, str]:
-    """Counts of each test image as text, as `reporting.study.counts_in` reads them."""
+    """Encode the counts of each test image as text; `results_table.counts_in` decodes it."""
     if counts.dtype == bool:
         return {"right": base64.b64encode(np.packbits(counts).tobytes()).decode("ascii")}
     return {"pixels": base64.b64encode(zlib.compress(counts.astype(np.int32).tobytes(), 9)).decode("ascii")}

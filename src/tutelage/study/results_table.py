@@ -1,4 +1,4 @@
-"""A study's records as a table: arms by budget, means over seeds, and what is better than what, how surely. No torch."""
+"""A study's records as a table: arms by budget, means over seeds, differences and their certainty. Loads no torch."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """All seeds of one arm at one budget. records: by seed. counts: (S, n, ...) of `counts_in`, in the order of the seeds.
-    drawn: (R, S, ...), their means over test images that were drawn again.
+    """All seeds of one arm at one budget. records: by seed. counts: (S, n, ...) of `counts_in`, seeds ascending.
+    drawn: (R, S, ...), mean counts over R resamplings of the test images.
     """
 
     arm: str
@@ -39,18 +39,18 @@ class Cell:
 
     @property
     def flops(self) -> float:
-        """Mean FLOPs of a run, the teacher's counted."""
+        """Mean FLOPs of a run, including the teacher's."""
         return float(np.mean([bill(record)["flops"] for record in self.records.values()]))
 
     @property
     def words(self) -> MetricSpec:
-        """How its scores are said."""
+        """The metric of its scores and how reports word it."""
         return words_of(next(iter(self.records.values()))["student"]["test"])
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The adapted teachers of one budget, for reference. tests: their scores, one for each seed and set of weights."""
+    """The adapted teachers of one budget, shown for reference. tests: test scores, one for each seed and set of weights."""
 
     budget: int
     tests: list[dict[str, Any]]
@@ -62,15 +62,15 @@ class Reference:
 
 
 def record_name(arm: str, budget: int, seed: int) -> str:
-    """The name of a run's record: ARM-budget-N-seed-N."""
+    """Name of a run's record: ARM-budget-N-seed-N."""
     return f"{folder_name(arm)}-budget-{budget}-seed-{seed}"
 
 
 def read_records(folder: Path, plan: list[str]) -> list[Record]:
-    """The records of the planned runs that are finished.
+    """Read the records of the planned runs that are finished.
 
     Raises:
-        TutelageError: one cannot be read, or they were not scored on the same test images.
+        TutelageError: a record cannot be read, or runs were scored on different test images.
     """
     found = [record for name in plan if (record := read_record(folder / f"{name}.json"))]
     if len({record["test"] for record in found}) > 1:
@@ -81,10 +81,10 @@ def read_records(folder: Path, plan: list[str]) -> list[Record]:
 
 
 def read_record(path: Path) -> Record | None:
-    """The record of a finished run; None where there is none.
+    """Read the record of a finished run; None if there is none.
 
     Raises:
-        TutelageError: it is broken, or of a version that did not keep what arms are compared by.
+        TutelageError: it is not valid JSON, or of a version that did not keep the results by test image.
     """
     try:
         record = read_json(path)
@@ -100,7 +100,7 @@ def read_record(path: Path) -> Record | None:
 
 
 def cells_of(records: Iterable[Record], arms: list[str]) -> list[Cell]:
-    """Records by arm and budget."""
+    """Group records by arm and budget; sorted by budget, then in the order of `arms`."""
     sorted_in: dict[tuple[str, int], dict[int, Record]] = {}
     for record in records:
         sorted_in.setdefault((record["arm"], record["budget"]), {})[record["seed"]] = record
@@ -111,10 +111,10 @@ def cells_of(records: Iterable[Record], arms: list[str]) -> list[Cell]:
 
 
 def counts_in(record: Record) -> np.ndarray:
-    """What the run's student does on each of n test images.
+    """Decode the result of the run's student on each of n test images.
 
     Returns:
-        (n,) bool, whether it is right; or (n, C, 3) int32, pixels labelled as a class, decided for it, and both.
+        (n,) bool, whether it is right; or (n, C, 3) int32, pixels labelled as a class, predicted as it, and both.
     """
     if "pixels" in record:
         numbers = np.frombuffer(zlib.decompress(base64.b64decode(record["pixels"])), np.int32)
@@ -124,7 +124,7 @@ def counts_in(record: Record) -> np.ndarray:
 
 
 def references_of(cells: Iterable[Cell]) -> dict[int, Reference]:
-    """The teachers by budget, whichever arms they taught: one for each seed and set of weights."""
+    """The adapted teachers of all arms by budget: one for each seed and set of weights."""
     found: dict[int, dict[tuple[int, str], dict[str, Any]]] = {}
     for cell in cells:
         for seed, record in cell.records.items():
@@ -134,13 +134,13 @@ def references_of(cells: Iterable[Cell]) -> dict[int, Reference]:
 
 
 def main_budget(cells: list[Cell]) -> int:
-    """The budget with most arms; of several the smallest."""
+    """The budget with the most arms; of several such budgets the smallest."""
     budgets = [cell.budget for cell in cells]
     return max(sorted(set(budgets)), key=budgets.count)
 
 
 def compared(first: Cell, second: Cell) -> Difference | None:
-    """The difference of two arms over the seeds that both have; None where there is none."""
+    """The difference of two arms over the seeds that both have; None if they share no seed."""
     seeds = [seed for seed in sorted(first.records) if seed in second.records]
     if not seeds:
         return None
@@ -150,7 +150,7 @@ def compared(first: Cell, second: Cell) -> Difference | None:
 
 
 def rows(cells: list[Cell], budget: int) -> tuple[list[dict[str, Any]], Cell]:
-    """The table, a row for each arm and budget, and the best arm of the main budget."""
+    """Return the table, a row for each arm and budget, and the best arm of the main budget `budget`."""
     found, winner = [], None
     for amount in sorted({cell.budget for cell in cells}):
         mine = [cell for cell in cells if cell.budget == amount]
@@ -173,7 +173,7 @@ def rows(cells: list[Cell], budget: int) -> tuple[list[dict[str, Any]], Cell]:
 
 
 def reference_rows(references: dict[int, Reference]) -> list[dict[str, Any]]:
-    """The teachers' lines of the table."""
+    """Rows of the table for the adapted teachers."""
     return [
         {"budget": budget, "seeds": len(one.tests), "score": one.accuracy[0], "spread": one.accuracy[1], **means_beside(one.tests)}
         for budget, one in references.items()
@@ -181,16 +181,16 @@ def reference_rows(references: dict[int, Reference]) -> list[dict[str, Any]]:
 
 
 def beside(test: dict[str, Any]) -> tuple[tuple[str, str], ...]:
-    """(title, score) of two columns beside the main score."""
+    """(title, score) of the two columns shown beside the main score."""
     every = words_of(test).table
     return (every[1], every[3]) if words_of(test) is CLASSES else every[2:4]
 
 
 def means_beside(tests: list[dict[str, Any]]) -> dict[str, float]:
-    """Means of the scores of `beside`."""
+    """Mean of each score of `beside`."""
     return {name: spread([test[name] for test in tests])[0] for _, name in beside(tests[0])}
 
 
 def mean_of_each(tests: list[dict[str, Any]], score: str) -> list[float | None]:
-    """A score of each class, mean over several evaluations; None where a class has no test image."""
+    """Mean of a per-class score over several evaluations; None for a class without test images."""
     return [None if of[0] is None else float(np.mean(of)) for of in zip(*(test[score] for test in tests), strict=True)]

@@ -1,4 +1,4 @@
-"""Means, spreads and differences that the page of a study speaks of. Pure numpy, tested against scipy."""
+"""Means, spreads and differences for the page of a study. Numpy and one function of scipy; tested against scipy."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import numpy as np
 
 from tutelage.metrics import resampled
 
-SURE = 0.95  # share of the resamplings that an interval holds
+SURE = 0.95  # confidence level: share of the resamplings inside an interval
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How much better one arm is than another on the same test images, in shares of 1.
+    """How much better one arm is than another on the same test images, as a fraction of 1.
 
-    mean: over seeds. low, high: what 95 % of the resamplings of the test images lie between. p: two-sided paired t-test over
-    seeds, None with fewer than 2. seeds: how many pairs.
+    mean: over seeds. low, high: bounds of 95 % of the resamplings of the test images. p: two-sided paired t-test over seeds,
+    None where `paired_p` is undefined. seeds: number of pairs.
     """
 
     mean: float
@@ -28,19 +28,19 @@ class Difference:
 
     @property
     def sure(self) -> bool:
-        """Neither the test images nor (where there are several) the seeds leave it open which is better."""
+        """Whether it is certain which arm is better: the interval excludes 0, and p (where there is one) is below 0.05."""
         return not self.low <= 0 <= self.high and (self.p is None or self.p < 1 - SURE)
 
 
 def spread(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and standard deviation (n - 1); None for the latter with one value: no spread is invented."""
+    """Mean and standard deviation (n - 1); the latter is None for a single value."""
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
 def paired_p(differences: Sequence[float]) -> float | None:
     """Two-sided p of a paired t-test: t = mean / (sd / sqrt(n)) with n - 1 degrees of freedom.
 
-    None where there is none to tell: fewer than 2 differences, or all of them equal, which few test images make likely by chance.
+    None where it is undefined: fewer than 2 differences, or all of them equal, which happens by chance with few test images.
     """
     mean, deviation = spread(differences)
     if not deviation:
@@ -54,13 +54,13 @@ def difference(
     first: np.ndarray, second: np.ndarray, score: Callable[[np.ndarray], np.ndarray] = np.asarray,
     drawn: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Difference:  # fmt: skip
-    """Compare two arms.
+    """Return how much better the first arm is than the second.
 
     Args:
-        first, second: (S, n, ...) counts of n test images by each of S seeds; rows of one seed stand together. Such as bool, which
-            images it gets right.
-        score: what an arm is worth by the mean counts (..., *rest) of some images; by default that mean itself.
-        drawn: (R, S, ...) of `redrawn` of each, where they are known.
+        first, second: (S, n, ...) counts of n test images for each of S seeds, the same seeds in both; for example bool, whether an
+            image is classified correctly.
+        score: computes an arm's score from the mean counts (..., *rest) of some images; by default that mean itself.
+        drawn: (R, S, ...) of `redrawn` for each arm, if already computed.
     """
     one, other = drawn or redrawn([first, second])
     gains = score(first.mean(axis=1)) - score(second.mean(axis=1))
@@ -70,13 +70,13 @@ def difference(
 
 
 def redrawn(arms: Sequence[np.ndarray], seed: int = 0) -> list[np.ndarray]:
-    """Mean counts of test images that are drawn again and again (`metrics.resampled`), the same images for all arms and their seeds.
+    """Mean counts over resamplings of the test images (`metrics.resampled`), the same resamplings for all arms and seeds.
 
     Args:
-        arms: (S, n, ...) counts each.
+        arms: (S, n, ...) counts of each arm.
 
     Returns:
-        (R, S, ...) float64 each.
+        (R, S, ...) float64 for each arm.
     """
     together = np.concatenate([np.moveaxis(counts, 1, 0) for counts in arms], axis=1)
     return np.split(resampled(together, seed), np.cumsum([len(counts) for counts in arms])[:-1], axis=1)

@@ -1,4 +1,4 @@
-"""Charts of a study: the score against labels, and against compute."""
+"""SVG charts of a study: score against labels, and score against compute."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from markupsafe import Markup, escape
 
 from tutelage.reporting.charts import WIDTH, line, short, svg, text
 
-LEFT, TOP, RIGHT, BOTTOM = 44, 16, WIDTH - 122, 250  # names stand at the right of the lines
-ROOM = 1.3  # times the smallest and the largest cost that the axis shows
-STEP = 14  # least distance of two names
-NAME = 17  # letters of a name that fit there
+LEFT, TOP, RIGHT, BOTTOM = 44, 16, WIDTH - 122, 250  # the names stand to the right of the lines
+ROOM = 1.3  # factor by which the axis extends beyond the smallest and the largest cost
+STEP = 14  # least vertical distance of two names
+NAME = 17  # letters of a name that fit in the right margin
 
 
 def against_labels(
     arms: dict[str, dict[int, tuple[float, float | None]]], teacher: dict[int, tuple[float, float | None]],
     across: str = "labels per class", score: str = "accuracy",
 ) -> Markup:  # fmt: skip
-    """A line for each arm, with a band of one standard deviation over seeds.
+    """Draw a line for each arm, with a band of one standard deviation over seeds.
 
     Args:
-        arms: name -> budget -> mean and spread of the accuracy, in [0, 1]. teacher: budget -> the same.
-        across: what a budget counts. score: what a mean is of.
+        arms: name -> budget -> mean and spread of the score, in [0, 1]. teacher: budget -> the same.
+        across: unit of a budget, the title of the axis. score: name of the score.
     """
     every = {**arms, **({"teacher": teacher} if teacher else {})}
     budgets = sorted({budget for of in every.values() for budget in of})
@@ -63,10 +63,10 @@ def against_labels(
 def against_compute(
     arms: dict[str, tuple[float, float, float | None]], order: Sequence[str], teacher: float | None = None, score: str = "accuracy"
 ) -> Markup:  # fmt: skip
-    """A disc for each arm: its score, and the FLOPs of everything it took, on a logarithmic axis; the teacher as a line.
+    """Draw a disc for each arm, its score against all its FLOPs on a logarithmic axis, and the teacher as a line.
 
     Args:
-        arms: name -> FLOPs, mean and spread of the score. order: names in the order of their colours. teacher: its mean score.
+        arms: name -> FLOPs, mean and spread of the score. order: arm names in the order of their colours. teacher: its mean score.
     """
     known = [
         *([] if teacher is None else [teacher]),
@@ -85,7 +85,7 @@ def against_compute(
     parts = _levels(low, high, y)
     for tick in _ticks(first, last):
         parts += [line(x(tick), TOP, x(tick), BOTTOM), text(x(tick), BOTTOM + 15, _amount(tick), "small", "middle")]
-    parts.append(text((LEFT + RIGHT) / 2, BOTTOM + 32, "FLOPs of training, the teacher's counted", "", "middle"))
+    parts.append(text((LEFT + RIGHT) / 2, BOTTOM + 32, "FLOPs of training, including the teacher's", "", "middle"))
     kinds = {name: _kind(name, list(order).index(name)) for name in arms}
     places = {name: (x(cost), y(mean)) for name, (cost, mean, _) in arms.items()}
     if teacher is not None:
@@ -102,7 +102,7 @@ def against_compute(
 
 
 def _ticks(first: float, last: float) -> list[float]:
-    """Round FLOPs between two powers of ten: powers alone where they are enough, or 1, 2 and 5 of each."""
+    """Round numbers between 10**first and 10**last: powers of ten if there are at least two, else finer steps."""
     powers = range(math.floor(first), math.ceil(last) + 1)
     for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7)):
         found = [
@@ -114,7 +114,7 @@ def _ticks(first: float, last: float) -> list[float]:
 
 
 def _amount(flops: float) -> str:
-    """1e12 -> "1 T"."""
+    """A number with an SI prefix: 1e12 -> "1 T"."""
     for power, sign in ((18, "E"), (15, "P"), (12, "T"), (9, "G"), (6, "M")):
         if flops >= 10**power:
             return f"{flops / 10**power:.3g} {sign}"
@@ -126,7 +126,7 @@ def _kind(name: str, number: int) -> str:
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
-    """A little more than the values take, in steps of 5 points, or of 10 where they lie far apart."""
+    """Axis limits around the values, in steps of 5 points, or of 10 where the values lie far apart."""
     step = _step(max(values) - min(values))
     low, high = math.floor(min(values) / step) * step, math.ceil(max(values) / step) * step
     return max(0.0, low), min(1.0, max(high, low + step))
@@ -137,7 +137,7 @@ def _step(range_: float) -> float:
 
 
 def _levels(low: float, high: float, y) -> list[str]:
-    """Horizontal lines at whole fives or tens of points."""
+    """Labelled horizontal lines at every 5 or 10 points."""
     step = _step(high - low - 0.05)
     levels = [round(low + step * i, 2) for i in range(round((high - low) / step) + 1)]
     return [part for level in levels for part in (
@@ -150,13 +150,13 @@ def _points(points: Sequence[tuple[float, float]]) -> str:
 
 
 def _names(places: dict[str, tuple[float, float]], kinds: dict[str, str]) -> list[str]:
-    """Names at the right edge, pushed apart, each with a line to its place."""
+    """Names at the right edge, moved apart so that none overlap, each with a line to its point."""
     order = sorted(places, key=lambda name: places[name][1])
     heights: list[float] = []
     for name in order:
         heights.append(max(places[name][1], heights[-1] + STEP if heights else TOP))
     over = (heights[-1] if heights else 0) - BOTTOM
-    if over > 0:  # from below: none lower than the axis
+    if over > 0:  # move up from the bottom, so that none lies below the axis
         for i in range(len(heights) - 1, -1, -1):
             heights[i] = min(heights[i], BOTTOM - STEP * (len(heights) - 1 - i))
     parts = []

@@ -1,4 +1,4 @@
-"""Tasks: what a stage asks of the kind of labels. One file a task, all with the same functions; the commands know no other difference."""
+"""Tasks: everything that differs between classification and segmentation, in one file per task with the same functions."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ TASKS = {"classification": "tutelage.tasks.classification", "segmentation": "tut
 
 
 def task_of(name: str) -> ModuleType:
-    """The functions of a task, by its name in the settings or in the result of stage 0."""
+    """Return the module of a task, by its name in the settings or in the result of stage 0."""
     return importlib.import_module(TASKS[name])
 
 
 def class_names(settings: dict[str, Any]) -> list[str] | None:
-    """The names that --classes asks for; None for all that there are."""
+    """Return the class names given by --classes; None for all classes."""
     return [name.strip() for name in settings["classes"].split(",")] if settings["classes"] else None
 
 
 def rebuilt(about: dict[str, Any], classes: int) -> Any:
-    """A student as a result describes it, its weights random. about: "student" of the result. classes: C."""
+    """Build a student as described in a result, with random weights. about: "student" of the result. classes: C."""
     return task_of("segmentation" if "decoder" in about else "classification").rebuilt(about, classes)
 
 
 def peak_rate(settings: dict[str, Any], kind: Any) -> float:
-    """The peak learning rate of a student: as asked for, or the task's by the origin of its weights, scaled to the batch.
+    """Return a student's peak learning rate: --lr, or the task's default for random or pretrained weights, scaled to the batch size.
 
     Args:
-        settings: lr, student_weights, batch_size. kind: the task.
+        settings: lr, student_weights, batch_size. kind: the task's module.
     """
     from tutelage.training.optimization import scaled_rate
 

@@ -1,4 +1,4 @@
-"""One class an image: pooled features, logistic regression, a linear classifier, accuracy."""
+"""Classification, one class per image: pooled features, logistic regression, a linear classifier, accuracy."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ import numpy as np
 from tutelage.errors import TutelageError
 from tutelage.tasks import class_names
 
-SCALE_SAMPLE = 2048  # gallery images whose features give the probe's scale
-PASSES = {"head": 15, "full": 15, "long": 30}  # of the last stage, over the labelled images
-RATES = {"head": 1e-3, "full": 1e-4, "long": 5e-4}  # at batch 128
-FROM_LOGITS = ("distilled", "head", "full", "long")  # of the last stage, that are judged
-FROM_FEATURES = ("head", "full", "long")  # of a student that was distilled without labels
-SCRATCH_RATE, PRETRAINED_RATE = 8e-3, 2e-3  # of students, at batch 128, by where their weights come from
-IMAGES = 400_000  # that a student sees where neither --steps nor --epochs is given
+SCALE_SAMPLE = 2048  # gallery images whose features determine the scale used to standardise the probe's features
+PASSES = {"head": 15, "full": 15, "long": 30}  # over the labelled images, for each way to run the last stage
+RATES = {"head": 1e-3, "full": 1e-4, "long": 5e-4}  # learning rates of the last stage, at batch 128
+FROM_LOGITS = ("distilled", "head", "full", "long")  # candidates of the last stage for a student distilled from logits
+FROM_FEATURES = ("head", "full", "long")  # candidates for a student distilled from features, without labels
+SCRATCH_RATE, PRETRAINED_RATE = 8e-3, 2e-3  # learning rates at batch 128 of students from random and pretrained weights
+IMAGES = 400_000  # that a student sees if neither --steps nor --epochs is given
 BATCH = 64
 FULL_BATCH = 32  # of the teacher's fine-tuning
-AT_ONCE = 256  # images in one pass of an evaluation
-SCORE = "accuracy"  # of `image_scores`, on the mean
-MAIN = "accuracy"  # of `judged`
-POOLED = True  # features of whole images, on which a head may be fitted
-GRID = False  # one target for the whole image
-UNUSED = ("decoder", "agnostic_features")  # settings that change nothing
+AT_ONCE = 256  # images in one forward pass of an evaluation
+SCORE = "accuracy"  # name of the mean of `image_scores`
+MAIN = "accuracy"  # the main score of `judged`
+POOLED = True  # features are of whole images, and a head can be fitted on them
+GRID = False  # targets are of whole images, not on a grid
+UNUSED = ("decoder", "agnostic_features")  # settings without effect
 EACH = "accuracy"  # the mean of `image_scores`
-COUNTED = 1024  # images in which the classes of the targets are counted
-RARE_CLASSES = 0.5  # a class weighs (C share) to the minus this in the distillation, where --class-weight balanced asks
+COUNTED = 1024  # images whose targets are used to estimate the share of each class
+RARE_CLASSES = 0.5  # with --class-weight balanced, a class weighs (C x share)^-RARE_CLASSES in the distillation
 
 
 def models() -> tuple[Any, Any]:
-    """The files of the teacher and of its head."""
+    """Return the modules of the teacher and of its head."""
     from tutelage.models import adapted_teacher, heads
 
     return adapted_teacher, heads
 
 
 def check(settings: dict[str, Any]) -> list[TutelageError]:
-    """Settings that this task cannot have."""
+    """Return one fault for each setting that this task does not support."""
     task, other, faults = "with --task classification", "or use --task segmentation", []
     for kind in ("teacher", "student"):
         if _oblong(settings, kind):
@@ -56,7 +56,7 @@ def _oblong(settings: dict[str, Any], kind: str) -> bool:
 
 
 def read(settings: dict[str, Any]) -> Any:
-    """The target set."""
+    """Read the target set."""
     from tutelage.data.target_set import read_target_set
 
     return read_target_set(
@@ -66,48 +66,48 @@ def read(settings: dict[str, Any]) -> Any:
 
 
 def read_any(target: str, classes: tuple[str, ...]) -> Any:
-    """All labelled images of one path, whatever their split."""
+    """Read all labelled images of one path, whatever their split."""
     from tutelage.data.target_set import read_any
 
     return read_any(target, classes)
 
 
 def labels_of(found: Any, good: np.ndarray, images: Any, cache: Path) -> Any:
-    """The labels of these rows of a target set."""
+    """Return the labels of the rows `good` of a target set."""
     return found.labels[good]
 
 
 def views(settings: dict[str, Any]) -> Any:
-    """Views of a run with these settings."""
+    """Return the view settings of a run."""
     from tutelage.features.view_batches import ViewSettings
 
     return ViewSettings(settings["view_seed"], settings["flip"], settings["crop_area"], resize=settings["resize"])
 
 
 def scale(network: Any, features: Callable[[int], np.ndarray]) -> Any:
-    """What a head needs to know of the features beforehand: their mean and spread. features: of so many gallery images."""
+    """Return the features' mean and standard deviation, which a head needs. features: number of gallery images -> their features."""
     from tutelage.models import heads
 
     return heads.scale_of(features(SCALE_SAMPLE))
 
 
 def forward_of(module: Any, network: Any) -> Any:
-    """What gives a whole teacher's logits as its head gives them."""
+    """Return the forward function of a whole teacher whose logits have the shape of its head's."""
     return module
 
 
 def head_truth(labels: Any, network: Any) -> Any:
-    """Labels as a head takes them."""
+    """Return the labels in the form that a head is fitted on."""
     return labels
 
 
 def extra_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Scores of held-out rows (N, C) with labels (N,), beside accuracy and log loss."""
+    """Return scores of held-out rows (N, C) with labels (N,) in addition to accuracy and log loss: none."""
     return {}
 
 
 def whole_teacher(encoder: Any, module: Any, classes: int, head: Any) -> tuple[Any, Any, Any]:
-    """A teacher to fine-tune; its encoder and its head. module: a copy of the encoder's."""
+    """Return a teacher to fine-tune, its encoder and its head. module: a copy of the encoder's."""
     from tutelage.models import adapted_teacher
 
     teacher = adapted_teacher.whole_teacher(module, encoder.features, classes, head)
@@ -115,24 +115,24 @@ def whole_teacher(encoder: Any, module: Any, classes: int, head: Any) -> tuple[A
 
 
 def of_teacher(encoder: Any, network: Any, mode: str, classes: int) -> dict[str, Any]:
-    """What a result says of the teacher: numbers that it gives for a view, pooled features, or logits once it is fine-tuned."""
+    """Return the teacher's entries in a result. width: numbers per view, of pooled features or, if it is fine-tuned, of logits."""
     return {"width": encoder.features if mode == "probe" else classes}
 
 
 def grid(settings: dict[str, Any]) -> None:
-    """Rows and columns of the student's logits in the distillation: none."""
+    """Return the grid of the student's logits in the distillation; None, because they are of whole images."""
     return None
 
 
 def member_grid(settings: dict[str, Any], images: int, classes: int) -> None:
-    """Rows and columns of what a student of the committee predicts for each of so many images: none."""
+    """Return the grid of the predictions of the committee's students; None, because they are of whole images."""
     return None
 
 
 def member_truth(labels: np.ndarray, grid: None, fold: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Labels (n,) of held-out images, and (n,) bool whether they can be judged.
+    """Return the labels (n,) of held-out images, and (n,) bool whether they can be judged.
 
-    fold: (n,) of labelled images; None for validation images.
+    fold: (n,) of labelled images; None for validation images, all of which can be judged.
     """
     from tutelage.models.heads import judgeable
 
@@ -142,7 +142,7 @@ def member_truth(labels: np.ndarray, grid: None, fold: np.ndarray | None) -> tup
 def log_probabilities(
     module: Any, network: Any, images: Any, views: Any, accelerator: Any, grid: None, advance: Any
 ) -> np.ndarray:
-    """(n, C) float16: a student's log probabilities of whole images, the mean over the looks of `views`."""
+    """Return (n, C) float16 log probabilities of a student for whole images, averaged over `views.looks`."""
     from tutelage.features.view_batches import view_outputs
     from tutelage.metrics import LEAST_LOG, log_softmax
 
@@ -154,19 +154,19 @@ def log_probabilities(
 
 
 def flops_of(encoder: Any) -> int:
-    """FLOPs of the frozen encoder for one image."""
+    """Return the FLOPs of the frozen encoder for one image."""
     from tutelage.device import flops
 
     return flops(encoder.module, encoder.size)
 
 
 def largest_outputs(encoder: Any, settings: dict[str, Any], classes: int) -> tuple[int, int]:
-    """Before a run: numbers that are kept of a view, and of how many views of an image."""
+    """Return, before a run, the largest number of values to be cached per view, and the number of views per image."""
     return encoder.features, 1 if settings["objective"] == "agnostic" else len(views(settings).looks)
 
 
 def widths(result: dict[str, Any], settings: dict[str, Any]) -> list[int]:
-    """Numbers that are kept of each view, most first: features, or the classes' logits. result: of the teacher's stage."""
+    """Return how many values per view may be cached, largest first: features, or logits. result: of the teacher's stage."""
     features = result["teacher"]["features"]
     return (
         [features]
@@ -178,7 +178,7 @@ def widths(result: dict[str, Any], settings: dict[str, Any]) -> list[int]:
 def teacher_for_distillation(
     folder: Path, result: dict[str, Any], settings: dict[str, Any], accelerator: Any, level: int
 ) -> Any:
-    """The teacher as the transfer needs it: adapted, or frozen as it was. level: which of `widths`."""
+    """Load the teacher for the distillation: adapted, or frozen for the agnostic objective. level: index into `widths`."""
     from tutelage.models import adapted_teacher
 
     load = adapted_teacher.frozen if settings["objective"] == "agnostic" else adapted_teacher.load_adapted
@@ -187,55 +187,55 @@ def teacher_for_distillation(
 
 
 def student(settings: dict[str, Any], classes: int) -> Any:
-    """A new student."""
+    """Build a new student."""
     from tutelage.models.students import build_student
 
     return build_student(settings["student"], classes, settings["student_weights"], settings["student_size"])
 
 
 def rebuilt(about: dict[str, Any], classes: int) -> Any:
-    """A student as a result describes it, its weights random."""
+    """Build a student as described in a result, with random weights."""
     from tutelage.models.students import build_student
 
     return build_student(about["name"], classes, "scratch", about["size"])
 
 
 def distillation_module(module: Any, features: int, settings: dict[str, Any]) -> Any:
-    """The student with what only the transfer needs beside it; None: `transfer` sees to it. features: to be matched."""
+    """Return the student with its projector for the distillation; None, because `transfer` adds it. features: width to match."""
     return None
 
 
 def adapted(folder: Path, result: dict[str, Any], weights: str, accelerator: Any) -> Any:
-    """The teacher of a run, as evaluation needs it."""
+    """Load the teacher of a run for evaluation."""
     from tutelage.models import adapted_teacher
 
     return adapted_teacher.load_adapted(folder, result, weights, accelerator)
 
 
 def head_of(module: Any) -> Any:
-    """The part of a student that only this task has."""
+    """Return the part of a student that is specific to this task, its classifier."""
     from tutelage.models.students import head_of
 
     return head_of(module)
 
 
 def image_scores(said: np.ndarray | list[np.ndarray], labels: np.ndarray) -> np.ndarray:
-    """(n,) bool: which images are classified rightly."""
+    """Return (n,) bool: whether each image is classified correctly."""
     return np.asarray(said).argmax(1) == labels
 
 
 def predictions_of(outputs: np.ndarray, labels: Any, positions: np.ndarray) -> list[np.ndarray]:
-    """What an exported model's outputs (n, C) of these images say: as `student_predictions`."""
+    """Return an exported model's outputs (n, C) for these images in the form of `student_predictions`."""
     return list(outputs)
 
 
 def rows_of(outputs: np.ndarray) -> np.ndarray:
-    """(n, C) -> (N, C): what is decided on."""
+    """Return outputs (n, C) as (N, C), one row per decision."""
     return outputs
 
 
 def confidence(said: np.ndarray | list[np.ndarray], labels: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """(n,) float32 largest probability of each image, and (n,) bool whether it is right; None where a task has no such thing."""
+    """Return (n,) float32 confidence of each image and (n,) bool whether it is classified correctly; None if a task has neither."""
     from tutelage.metrics import softmax
 
     return softmax(np.asarray(said)).max(1).astype(np.float32), image_scores(said, labels)
@@ -244,7 +244,7 @@ def confidence(said: np.ndarray | list[np.ndarray], labels: np.ndarray) -> tuple
 def student_predictions(
     module: Any, network: Any, images: Any, labels: Any, settings: Any, accelerator: Any, advance: Any
 ) -> np.ndarray:
-    """(n, C) float32 logits of whole images. module: trained, of the student or of a whole teacher."""
+    """Return (n, C) float32 logits of whole images. module: a trained student or a whole teacher."""
     from tutelage.features.view_batches import CLEAN, view_outputs
 
     return view_outputs(module, module, network, images, CLEAN, settings, accelerator, advance, AT_ONCE)
@@ -253,7 +253,7 @@ def student_predictions(
 def teacher_predictions(
     adapted: Any, cache: Any, images: Any, labels: Any, settings: Any, accelerator: Any, advance: Any
 ) -> np.ndarray:
-    """(n, C) float32 logits of whole images, from the cache of outputs or computed into it."""
+    """Return (n, C) float32 logits of whole images; missing outputs are computed and added to the cache."""
     from tutelage.features.output_cache import compute_outputs
     from tutelage.features.view_batches import CLEAN
 
@@ -262,19 +262,19 @@ def teacher_predictions(
 
 
 def agreement(one: np.ndarray, other: np.ndarray) -> float:
-    """Share of images on which two (n, C) logits decide alike."""
+    """Return the share of images for which two models' logits (n, C) predict the same class."""
     return float((one.argmax(axis=1) == other.argmax(axis=1)).mean())
 
 
 def judged(said: np.ndarray, labels: np.ndarray, classes: int) -> dict[str, Any]:
-    """All scores."""
+    """Return all scores."""
     from tutelage.metrics import classification
 
     return classification(np.asarray(said), labels)
 
 
 def keep_evidence(folder: Path, test: Any, said: dict[str, np.ndarray], about: dict[str, Any]) -> None:
-    """What the page shows of single test images."""
+    """Write what the report page shows of single test images."""
     from tutelage.metrics import softmax
     from tutelage.reporting.example_predictions import write_evidence
 

@@ -1,4 +1,4 @@
-"""One class a pixel: features by level, a dense head, a decoder on the student, mIoU. The functions of `classification`."""
+"""Segmentation, one class per pixel: features by level, a dense head, a student with decoder, mIoU. Functions as in `classification`."""
 
 from __future__ import annotations
 
@@ -15,39 +15,39 @@ from tutelage.tasks import class_names
 PASSES = {"head": 40, "full": 40, "long": 200, "steep": 200}
 RATES = {"head": 4e-3, "full": 1e-3, "long": 8e-3, "steep": 2e-2}  # at batch 128
 FROM_LOGITS = ("distilled", "head", "full", "long")
-FROM_FEATURES = ("long", "steep")  # a decoder from random weights
+FROM_FEATURES = ("long", "steep")  # these start with a decoder of random weights
 SCRATCH_RATE, PRETRAINED_RATE = 2e-2, 5e-3
 IMAGES = 8_000
 BATCH = 8
 FULL_BATCH = 8
 AT_ONCE = 16
 SCORE = "mean IoU"
-MAIN = "miou"  # of `judged`
+MAIN = "miou"  # the main score of `judged`
 POOLED = False
 GRID = True
 EACH = "miou_of_images"  # the mean of `image_scores`
 UNUSED = ()
-LEVELS = 3  # logits are kept at the student's stride, at two and at four times as much
-COUNTED = 64  # images in which the classes of the targets are counted
-RARE_CLASSES = 1.0  # a class weighs (C share) to the minus this in the distillation, where --class-weight balanced asks
+LEVELS = 3  # logits may be cached at the student's stride, at twice or at four times that stride
+COUNTED = 64  # images whose targets are used to estimate the share of each class
+RARE_CLASSES = 1.0  # with --class-weight balanced, a class weighs (C x share)^-RARE_CLASSES in the distillation
 
 
 def models() -> tuple[Any, Any]:
-    """The files of the teacher and of its head."""
+    """Return the modules of the teacher and of its head."""
     from tutelage.models import segmentation_heads, segmentation_teachers
 
     return segmentation_teachers, segmentation_heads
 
 
 def check(settings: dict[str, Any]) -> list[TutelageError]:
-    """Settings that this task cannot have, checked before anything is read."""
+    """Return one fault for each setting that this task does not support, before anything is read."""
     from tutelage.tasks.segmentation_settings import faults_of
 
     return faults_of(settings)
 
 
 def read(settings: dict[str, Any]) -> Any:
-    """The target set, its masks looked at."""
+    """Read the target set and check its masks."""
     from tutelage.data.segmentation_set import read_dense_set
     from tutelage.models.teachers import default_size, resolve
 
@@ -59,14 +59,14 @@ def read(settings: dict[str, Any]) -> Any:
 
 
 def read_any(target: str, classes: tuple[str, ...]) -> Any:
-    """All images and masks of one path, whatever their split."""
+    """Read all images and masks of one path, whatever their split."""
     from tutelage.data.segmentation_set import read_any_dense
 
     return read_any_dense(target, classes)
 
 
 def labels_of(found: Any, good: np.ndarray, images: Any, cache: Path) -> Any:
-    """The masks of these rows of a target set."""
+    """Return the masks of the rows `good` of a target set."""
     from tutelage.data.manifest import load_masks
 
     rows = np.arange(len(found.refs))[good]
@@ -75,31 +75,31 @@ def labels_of(found: Any, good: np.ndarray, images: Any, cache: Path) -> Any:
 
 
 def views(settings: dict[str, Any]) -> Any:
-    """Views of a run with these settings: regions in the images' own proportions."""
+    """Return the view settings of a run; aspect ratios of crops vary around the image's."""
     from tutelage.features.view_batches import ViewSettings
 
     return ViewSettings(settings["view_seed"], settings["flip"], settings["crop_area"], resize="squash", follow=True)
 
 
 def scale(network: Any, features: Callable[[int], np.ndarray]) -> Any:
-    """What a head needs to know of the features beforehand: the shapes of their levels."""
+    """Return the shapes of the features' levels, which a head needs."""
     return network.shape
 
 
 def forward_of(module: Any, network: Any) -> Any:
-    """What gives a whole teacher's logits as its head gives them: on the finest level's grid."""
+    """Return the forward function of a whole teacher whose logits have the shape of its head's, the finest level's grid."""
     return lambda images: module.on_grid(images, network.shape[0][1:])
 
 
 def head_truth(labels: Any, network: Any) -> Any:
-    """Masks on the grid of a head's logits."""
+    """Return the masks on the grid of a head's logits."""
     from tutelage.models.segmentation_heads import truth_of
 
     return truth_of(labels, network.shape)
 
 
 def extra_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Mean IoU of held-out pixels (N, C) with classes (N,), beside accuracy and log loss."""
+    """Return the mean IoU of held-out pixels (N, C) with labels (N,), in addition to accuracy and log loss."""
     from tutelage.metrics import confusion, intersection_over_union
 
     table = confusion(labels, logits.argmax(axis=1), logits.shape[1])
@@ -107,7 +107,7 @@ def extra_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 
 def whole_teacher(encoder: Any, module: Any, classes: int, head: Any) -> tuple[Any, Any, Any]:
-    """A teacher to fine-tune; its encoder and its head. module: a copy of the encoder's."""
+    """Return a teacher to fine-tune, its encoder and its head. module: a copy of the encoder's."""
     from tutelage.models import segmentation_teachers
 
     teacher = segmentation_teachers.whole_teacher(encoder, module, classes, head)
@@ -115,12 +115,12 @@ def whole_teacher(encoder: Any, module: Any, classes: int, head: Any) -> tuple[A
 
 
 def of_teacher(encoder: Any, network: Any, mode: str, classes: int) -> dict[str, Any]:
-    """What a result says of the teacher: channels of its logits and of its deepest level."""
+    """Return the teacher's entries in a result: the channels of its logits and of its deepest level."""
     return {"width": classes, "deepest": network.shape[-1][0]}
 
 
 def grids(settings: dict[str, Any]) -> list[tuple[int, int]]:
-    """Grids on which logits may be kept, the student's own first."""
+    """Return the grids on which logits may be cached, the student's own first."""
     from tutelage.models.segmentation_grids import grid_of
     from tutelage.models.segmentation_students import STRIDES
     from tutelage.models.teachers import default_size, resolve
@@ -130,7 +130,7 @@ def grids(settings: dict[str, Any]) -> list[tuple[int, int]]:
 
 
 def matched(settings: dict[str, Any]) -> tuple[int, int]:
-    """The grid on which features are compared: of the deepest level, or one for the whole image."""
+    """Return the grid on which features are matched: the deepest level's, or (1, 1) for the whole image."""
     from tutelage.models.segmentation_grids import grid_of
     from tutelage.models.segmentation_students import DEEPEST
     from tutelage.models.teachers import default_size, resolve
@@ -140,12 +140,12 @@ def matched(settings: dict[str, Any]) -> tuple[int, int]:
 
 
 def grid(settings: dict[str, Any]) -> tuple[int, int]:
-    """Rows and columns of the student's logits in the distillation."""
+    """Return rows and columns of the student's logits in the distillation."""
     return grids(settings)[0]
 
 
 def member_grid(settings: dict[str, Any], images: int, classes: int) -> tuple[int, int]:
-    """Rows and columns of what a student of the committee predicts for each of so many images: the finest that --cache-limit allows."""
+    """Return the grid of the predictions of the committee's students: the finest for which `images` of them fit into --cache-limit."""
     from tutelage.features.output_cache import gibibytes
 
     every = grids(settings)
@@ -154,9 +154,9 @@ def member_grid(settings: dict[str, Any], images: int, classes: int) -> tuple[in
 
 
 def member_truth(labels: Any, grid: tuple[int, int], fold: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """(n, h, w) int64 classes of held-out images on a grid, and bool which of them can be judged.
+    """Return (n, h, w) int64 masks of held-out images on a grid, and (n, h, w) bool: which pixels can be judged.
 
-    fold: (n,) of labelled images; None for validation images.
+    fold: (n,) of labelled images; None for validation images, where all labelled pixels can be judged.
     """
     from tutelage.data.masks import IGNORE
     from tutelage.models.segmentation_heads import judgeable
@@ -168,7 +168,7 @@ def member_truth(labels: Any, grid: tuple[int, int], fold: np.ndarray | None) ->
 def log_probabilities(
     module: Any, network: Any, images: Any, views: Any, accelerator: Any, grid: tuple[int, int], advance: Any
 ) -> np.ndarray:
-    """(n, C, h, w) float16: a student's log probabilities of whole images on a grid, the mean over the looks of `views`."""
+    """Return (n, C, h, w) float16 log probabilities of a student for whole images on a grid, averaged over `views.looks`."""
     from tutelage.features.view_batches import MIRRORED, view_outputs
     from tutelage.metrics import LEAST_LOG, log_softmax
 
@@ -183,7 +183,7 @@ def log_probabilities(
 
 
 def flops_of(encoder: Any) -> int:
-    """FLOPs of the frozen encoder for one image, in all its windows."""
+    """Return the FLOPs of the frozen encoder for one image, summed over its windows."""
     from tutelage.device import flops
     from tutelage.models.segmentation_grids import window_starts
     from tutelage.models.segmentation_teachers import pyramid_of
@@ -194,7 +194,7 @@ def flops_of(encoder: Any) -> int:
 
 
 def largest_outputs(encoder: Any, settings: dict[str, Any], classes: int) -> tuple[int, int]:
-    """Before a run: numbers that are kept of a view, where --cache-limit allows, and of how many views of an image."""
+    """Return, before a run, the number of values to be cached per view if --cache-limit allows, and the number of views per image."""
     if settings["objective"] == "agnostic":
         from tutelage.models.segmentation_teachers import pyramid_of
 
@@ -205,7 +205,7 @@ def largest_outputs(encoder: Any, settings: dict[str, Any], classes: int) -> tup
 
 
 def widths(result: dict[str, Any], settings: dict[str, Any]) -> list[int]:
-    """Numbers that are kept of each view, most first."""
+    """Return how many values per view may be cached, largest first."""
     if settings["objective"] == "agnostic":
         rows, columns = matched(settings)
         return [result["deepest"] * rows * columns]
@@ -215,7 +215,7 @@ def widths(result: dict[str, Any], settings: dict[str, Any]) -> list[int]:
 def teacher_for_distillation(
     folder: Path, result: dict[str, Any], settings: dict[str, Any], accelerator: Any, level: int
 ) -> Any:
-    """The teacher as the transfer needs it: logits on the student's grid, or the frozen encoder's features on a grid."""
+    """Load the teacher for the distillation: with logits on the student's grid, or the frozen encoder with features on a grid."""
     from tutelage.models import segmentation_teachers
 
     weights = settings["teacher_weights"]
@@ -226,7 +226,7 @@ def teacher_for_distillation(
 
 
 def student(settings: dict[str, Any], classes: int) -> Any:
-    """A new student."""
+    """Build a new student."""
     from tutelage.models.segmentation_students import build_student
 
     return build_student(
@@ -235,59 +235,59 @@ def student(settings: dict[str, Any], classes: int) -> Any:
 
 
 def rebuilt(about: dict[str, Any], classes: int) -> Any:
-    """A student as a result describes it, its weights random."""
+    """Build a student as described in a result, with random weights."""
     from tutelage.models.segmentation_students import build_student
 
     return build_student(about["name"], classes, "scratch", about["size"], about["decoder"])
 
 
 def distillation_module(module: Any, features: int, settings: dict[str, Any]) -> Any:
-    """The student with what only the transfer needs beside it. features: to be matched, 0 = none."""
+    """Return the student with its projector for the distillation. features: width of those to match, 0 = none."""
     from tutelage.models.segmentation_students import SegmentationStudentWithProjector
 
     return SegmentationStudentWithProjector(module, grids(settings)[0], features, matched(settings))
 
 
 def adapted(folder: Path, result: dict[str, Any], weights: str, accelerator: Any) -> Any:
-    """The teacher of a run, as evaluation needs it."""
+    """Load the teacher of a run for evaluation."""
     from tutelage.models import segmentation_teachers
 
     return segmentation_teachers.load_adapted(folder, result, weights, accelerator, (1, 1))
 
 
 def head_of(module: Any) -> Any:
-    """The part of a student that only this task has."""
+    """Return the part of a student that is specific to this task, its decoder."""
     return module.head
 
 
 def image_scores(said: list[np.ndarray], labels: Any) -> np.ndarray:
-    """(n,) float64: mean IoU of each image over the classes that it or the decision shows."""
+    """Return (n,) float64 mean IoU of each image over the classes that are labelled or predicted in it."""
     from tutelage.metrics import mean_iou, pixel_counts
 
     return mean_iou(pixel_counts(_tables(said, labels, int(max(one.max() for one in said)) + 1)))
 
 
 def predictions_of(outputs: np.ndarray, labels: Any, positions: np.ndarray) -> list[np.ndarray]:
-    """What an exported model's logits (n, C, H, W) of these images say: as `student_predictions`."""
+    """Return an exported model's logits (n, C, H, W) for these images in the form of `student_predictions`."""
     from tutelage.data.upsample import decided
 
     return [decided(one, *labels.one(place).shape) for place, one in zip(positions.tolist(), outputs, strict=True)]
 
 
 def rows_of(outputs: np.ndarray) -> np.ndarray:
-    """(n, C, H, W) -> (N, C) of every fourth pixel in both directions: what is decided on."""
+    """Return outputs (n, C, H, W) as (N, C), one row per decision, of every fourth pixel in both directions."""
     return np.moveaxis(outputs[:, :, ::4, ::4], 1, -1).reshape(-1, outputs.shape[1])
 
 
 def confidence(said: list[np.ndarray], labels: Any) -> None:
-    """No image is right or wrong as a whole."""
+    """Return None: an image as a whole is neither right nor wrong."""
     return None
 
 
 def student_predictions(
     module: Any, network: Any, images: Any, labels: Any, settings: Any, accelerator: Any, advance: Any
 ) -> list[np.ndarray]:
-    """The decided class of every pixel: (H, W) uint8 for each image, at its mask's own size, or, without masks, at the input's."""
+    """Return the predicted class of every pixel, (H, W) uint8 for each image, at the size of its mask, or of the input without masks."""
     from torch.nn.functional import interpolate
 
     from tutelage.features.view_batches import CLEAN, forward_batches
@@ -305,12 +305,12 @@ def student_predictions(
 def teacher_predictions(
     adapted: Any, cache: Any, images: Any, labels: Any, settings: Any, accelerator: Any, advance: Any
 ) -> list[np.ndarray]:
-    """As `student_predictions`, of the teacher at its own resolution."""
+    """Return the teacher's predictions like `student_predictions`, with the teacher at its own input size."""
     return student_predictions(adapted.module, adapted.network, images, labels, settings, accelerator, advance)
 
 
 def agreement(one: list[np.ndarray], other: list[np.ndarray]) -> float:
-    """Share of pixels on which two models decide alike, mean over images; the teacher's are looked up at the student's pixels."""
+    """Return the share of pixels with the same predicted class, averaged over images; `other` is sampled at the pixels of `one`."""
     from tutelage.data.masks import nearest
 
     shares = []
@@ -321,7 +321,7 @@ def agreement(one: list[np.ndarray], other: list[np.ndarray]) -> float:
 
 
 def _tables(said: list[np.ndarray], labels: Any, classes: int) -> np.ndarray:
-    """(n, C, C) counts of the pixels of each image."""
+    """Return (n, C, C) pixel counts of (label, prediction) for each image."""
     from tutelage.metrics import pixel_confusion
 
     least = max([classes, *(int(one[one < 255].max(initial=0)) + 1 for one in map(labels.one, range(len(labels))))])
@@ -329,7 +329,7 @@ def _tables(said: list[np.ndarray], labels: Any, classes: int) -> np.ndarray:
 
 
 def judged(said: list[np.ndarray], labels: Any, classes: int) -> dict[str, Any]:
-    """All scores, at the masks' own size."""
+    """Return all scores, computed at the masks' own size."""
     from tutelage.metrics import boundary_f1, segmentation
 
     outlines = np.array([boundary_f1(labels.one(i), one, classes) for i, one in enumerate(said)])
@@ -337,7 +337,7 @@ def judged(said: list[np.ndarray], labels: Any, classes: int) -> dict[str, Any]:
 
 
 def keep_evidence(folder: Path, test: Any, said: dict[str, list[np.ndarray]], about: dict[str, Any]) -> None:
-    """What the page shows of single test images: pictures in the data set's colours, and every image's pixels by each model."""
+    """Write what the report page shows of single test images: masks in the data set's colours, and each model's pixel counts."""
     from tutelage.metrics import pixel_counts
     from tutelage.reporting.segmentation_examples import write_dense_evidence
 

@@ -1,4 +1,4 @@
-"""Settings that segmentation cannot have: objectives, windows, shapes and decoders, checked before anything is read."""
+"""Checks for settings that segmentation does not support (objectives, windows, shapes, decoders), before anything is read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COMPARISONS = ("contrastive", "cosine")
 
 
 def faults_of(settings: dict[str, Any]) -> list[TutelageError]:
-    """One fault for each setting, or pair of settings, that segmentation cannot have."""
+    """Return one fault for each setting, or pair of settings, that segmentation does not support."""
     faults, task = [], "with --task segmentation is not supported"
     objective, comparison = settings.get("objective", "oriented"), settings.get("agnostic_loss", "contrastive")
     if objective not in OBJECTIVES:
@@ -40,7 +40,7 @@ def faults_of(settings: dict[str, Any]) -> list[TutelageError]:
 
 
 def _window_faults(settings: dict[str, Any]) -> list[TutelageError]:
-    """A window that the teacher cannot take, or that does not lie in its input."""
+    """Return the fault of a window that the teacher does not accept, or that is larger than its input."""
     from tutelage.models.aliases import check_size
     from tutelage.models.teachers import default_size, resolve
 
@@ -51,14 +51,14 @@ def _window_faults(settings: dict[str, Any]) -> list[TutelageError]:
         name = resolve(settings["teacher"])
         check_size(name, window)
     except TutelageError as error:
-        reason = error.message.removeprefix("--teacher-size ")  # the check takes a window for a size
+        reason = error.message.removeprefix("--teacher-size ")  # the check's message calls it a size
         message = f"--teacher-window {window} does not fit --teacher {settings['teacher']}: {reason}"
         return [TutelageError(message, error.hint.replace("--teacher-size", "--teacher-window"))]
     size = settings["teacher_size"] or default_size(name)
     both = f"--teacher-window {window} with --teacher-size {size}"
     if any(one > whole for one, whole in zip(sides(window), sides(size), strict=True)):
         return [TutelageError(f"{both} must be at most {size}", "use a smaller window, or a larger --teacher-size")]
-    plain = re.search(r"patch(1[0-9]|[89]|32)", name)  # one level, whose stride is the patch
+    plain = re.search(r"patch(1[0-9]|[89]|32)", name)  # a ViT has one level, whose stride is its patch
     if not plain and any(one % 32 for one in (*sides(window), *sides(size))):
         return [TutelageError(f"{both}: both must be multiples of 32 px", "round the window and the size")]
     return []

@@ -1,1 +1,1 @@
-"""What all training shares: losses, batches by step, optimizer, average of the weights, checkpoints, the loop."""
+"""Code shared by all training: losses, batches by step, optimizer, moving average of the weights, checkpoints, the loop."""

@@ -1,7 +1,7 @@
-"""Batches as a function of the step: seeds, the order of images, and batches made ahead in threads.
+"""Batches as a function of the step: seeds, the order of images, and batches prefetched in threads.
 
-Randomness is a function of (seed, purpose, step), never of what ran before, so a run that was killed goes on as if
-nothing had happened: the checkpoint holds weights and optimizer state, and no generator.
+Randomness depends only on (seed, purpose, step), never on what ran before, so a run that was killed resumes with
+identical results: checkpoints hold weights and optimizer state, and need no state of a random generator.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ T = TypeVar("T")
 
 
 def seed_of(*parts: object) -> int:
-    """A seed in [0, 2**63) for a purpose: seed_of(run_seed, "transfer", step)."""
+    """Return a seed in [0, 2**63) derived from the parts: seed_of(run_seed, "transfer", step)."""
     text = "/".join(str(part) for part in parts).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
 
 
 def batch_of(step: int, batch_size: int, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which images a step sees: the stream of reshuffled passes over the data, cut into batches.
+    """Return the images of a step's batch: the data is reshuffled for each pass, and the passes in a row are cut into batches.
 
     No image is dropped: a batch may hold the end of one pass and the beginning of the next.
 
     Args:
-        step: from 0.
+        step: counted from 0.
         batch_size: B, over all processes.
         count: number of images n.
         seed: of the order.
 
     Returns:
-        positions (B,) int64 in [0, n) and the pass (epoch) of each, (B,) int64.
+        positions (B,) int64 in [0, n) and the pass (epoch) that each belongs to, (B,) int64.
     """
     stream = np.arange(step * batch_size, (step + 1) * batch_size)
     epochs = stream // count
@@ -49,16 +49,16 @@ def batch_of(step: int, batch_size: int, count: int, seed: int) -> tuple[np.ndar
 
 
 def prefetch(make: Callable[[int], T], steps: range, workers: int = 1, depth: int = 2) -> Iterator[tuple[int, T]]:
-    """Make the batches of the coming steps in threads while the present one is used; in order.
+    """Yield (step, batch) in order; threads prepare the batches of the next steps while the current one is used.
 
     Args:
-        make: step -> batch; called from threads, must depend on the step alone.
-        steps: which.
-        workers: threads.
-        depth: batches made ahead per worker.
+        make: step -> batch; called from threads, must depend on nothing but the step.
+        steps: the steps to make batches for.
+        workers: number of threads.
+        depth: batches prepared ahead per worker.
     """
     waiting: deque = deque()
-    # NumPy's BLAS threads wait actively: beside a training step on 2 cores they halved the images per second
+    # NumPy's BLAS threads busy-wait: running next to a training step on 2 cores, they halved the images per second
     with ThreadPoolExecutor(workers) as pool, threadpool_limits(1, user_api="blas"):
         upcoming = iter(steps)
         try:

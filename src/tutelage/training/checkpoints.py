@@ -1,4 +1,4 @@
-"""Checkpoints: plain safetensors, the last two of the stage under way."""
+"""Checkpoints as plain safetensors files; the last two of the current stage are kept."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tutelage.training.optimization import EMA
 
 @dataclass(frozen=True)
 class Resumable:
-    """Where a loop keeps its checkpoints. every: steps between two of them."""
+    """Where a training loop keeps its checkpoints. inputs: identifies what it was started from. every: steps between checkpoints."""
 
     folder: Path
     stage: str
@@ -24,7 +24,7 @@ class Resumable:
 
     @property
     def start(self) -> int:
-        """The steps that are done already."""
+        """Number of steps done, according to the newest checkpoint."""
         return newest_step(self.folder, self.stage, self.inputs)
 
 
@@ -37,7 +37,7 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     average: EMA,
 ) -> None:
-    """Write weights, average and optimizer state after `step` steps; older ones than the last two go."""
+    """Write weights, average and optimizer state after `step` steps; delete all but the last two checkpoints."""
     tensors = {f"model.{name}": value for name, value in module.state_dict().items()}
     tensors |= {f"average.{name}": value for name, value in average.state.items()}
     for index, state in optimizer.state_dict()["state"].items():
@@ -52,10 +52,10 @@ def save_checkpoint(
 def load_checkpoint(
     folder: Path, stage: str, inputs: str, module: nn.Module, optimizer: torch.optim.Optimizer, average: EMA
 ) -> int:
-    """Take up the newest checkpoint of this stage that was made from these inputs.
+    """Load the newest checkpoint of this stage that was made from the same inputs.
 
     Returns:
-        the number of steps that are done; 0 where there is no checkpoint.
+        the number of steps done; 0 if there is no checkpoint.
     """
     path, step = _newest(folder, stage, inputs)
     if path is None:
@@ -73,7 +73,7 @@ def load_checkpoint(
         weight = weights[int(index)]
         if (
             value.shape == weight.shape
-        ):  # fused AdamW reads the raw memory: it must lie as the weight's does (channels_last)
+        ):  # fused AdamW reads raw memory, so the state must have the weight's memory format (channels_last)
             value = torch.empty_like(weight).copy_(value)
         layout["state"].setdefault(int(index), {})[field] = value
     optimizer.load_state_dict(layout)
@@ -81,7 +81,7 @@ def load_checkpoint(
 
 
 def newest_step(folder: Path, stage: str, inputs: str) -> int:
-    """Steps that are done according to the newest checkpoint made from these inputs; 0 without one."""
+    """Return the number of steps done, according to the newest checkpoint made from these inputs; 0 without one."""
     return _newest(folder, stage, inputs)[1]
 
 

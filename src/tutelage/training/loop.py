@@ -1,4 +1,4 @@
-"""The loop that all training of networks is."""
+"""The loop with which all networks are trained."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tutelage.training.checkpoints import Resumable, load_checkpoint, save_check
 from tutelage.training.optimization import EMA, learning_rate
 
 CLIP = 1.0  # largest norm of the gradient
-LOGGED = 200  # rows of a loop's log, about
+LOGGED = 200  # approximate number of rows in a loop's log
 
 
 @dataclass(frozen=True)
 class Plan:
     """The optimizer steps of one loop.
 
-    steps: how many. batch_size: images of a batch, over all processes. rate: peak learning rate, already scaled to the batch.
+    steps: their number. batch_size: images per batch, over all processes. rate: peak learning rate, already scaled to the batch size.
     """
 
     steps: int
@@ -35,9 +35,9 @@ class Plan:
 
 @dataclass(frozen=True)
 class Watch:
-    """What a loop reports while it runs, and to whom.
+    """Callbacks through which a loop reports its progress.
 
-    what: the loop's name in errors. log: takes step, loss, rate and images, about LOGGED times. advance: takes images seen.
+    what: the loop's name in errors. log: takes step, loss, rate and images, about LOGGED times. advance: takes the images of each step.
     """
 
     what: str
@@ -49,15 +49,15 @@ def train(
     module: nn.Module, plan: Plan, make: Callable[[int], Iterable[torch.Tensor]], loss_of: Callable[..., torch.Tensor], hardware: Any,
     watch: Watch, *, optimizer: Any, average: EMA, resumable: Resumable | None = None, images: int | None = None,
 ) -> None:  # fmt: skip
-    """The loop that all training of networks is: a batch, its loss, a step, an update of the average.
+    """Train a network: each step makes a batch, computes its loss, updates the weights and their moving average.
 
     Args:
         module: prepared by `hardware`; changed in place.
-        make: step -> tensors of this process's batch, on the CPU; called ahead in threads, must depend on the step alone.
+        make: step -> tensors of this process's batch, on the CPU; called ahead in threads, must depend on nothing but the step.
         loss_of: step and those tensors, on the device -> scalar loss.
         optimizer: its groups may have an "lr_scale". average: of the plain module's weights.
-        resumable: where checkpoints are kept, and one of before is taken up; None: nothing is kept.
-        images: that a step shows, where these are not those of the batch.
+        resumable: where checkpoints are kept and from where training resumes; None: no checkpoints.
+        images: number of images that a step counts as, if other than the batch size.
 
     Raises:
         TutelageError: the loss is NaN or infinite.
@@ -83,27 +83,27 @@ def train(
         due = done % every == 0 and done < plan.steps
         if due or done % max(1, plan.steps // LOGGED) == 0 or done == plan.steps:
             watch.log({"step": done, "loss": seen.mean(), "rate": rate, "images": done * shown})
-        if due and kept and hardware.is_main_process:  # after the losses were looked at: a checkpoint never holds NaN
+        if due and kept and hardware.is_main_process:  # after the loss check above: no checkpoint holds NaN
             save_checkpoint(kept.folder, kept.stage, done, kept.inputs, plain, optimizer, average)
         watch.advance(shown)
 
 
 class LossLog:
-    """Losses since the last look, kept on the device so that no step waits for them."""
+    """Losses since the last call of `mean`, kept on the device so that no step waits for a transfer."""
 
     def __init__(self, what: str):
         self._what = what
         self._seen: list[tuple[int, torch.Tensor]] = []
 
     def add(self, step: int, loss: torch.Tensor) -> None:
-        """Take the loss of one step."""
+        """Add the loss of one step."""
         self._seen.append((step, loss.detach()))
 
     def mean(self) -> float:
         """Mean loss since the last call.
 
         Raises:
-            TutelageError: a loss is NaN or infinite; names the first such step.
+            TutelageError: a loss is NaN or infinite; the message names the first such step.
         """
         values = torch.stack([loss for _, loss in self._seen]).tolist()
         for (step, _), value in zip(self._seen, values, strict=True):

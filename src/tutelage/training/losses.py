@@ -1,11 +1,11 @@
-"""Losses: pure functions of tensors, each with its formula, its source and one worked example under test."""
+"""Losses: pure functions of tensors, each with its formula, its source and a worked example that a test checks."""
 
 from __future__ import annotations
 
 import torch
 from torch.nn import functional as F
 
-MOST_ROWS = 4096  # compared with each other at once: 64 MiB of similarities
+MOST_ROWS = 4096  # largest number of rows compared with each other: 64 MiB of similarities
 
 
 def distillation(
@@ -15,14 +15,14 @@ def distillation(
 
     L = T^2 sum_i a_i sum_c p_ic (log p_ic - log q_ic) / sum_i a_i,  p = softmax(teacher / T), q = softmax(student / T),
     a_i = sum_c p_ic w_c, or 1 without weights
-    (Hinton et al., arXiv 1503.02531: T^2 keeps the gradient's size when T changes. The weights are ours: rows that the teacher
-    takes for rare classes count more, and still ask for the teacher's own probabilities.)
+    (Hinton et al., arXiv 1503.02531: T^2 keeps the gradient's size when T changes. The weights are ours: rows for which the teacher
+    predicts rare classes count more, while their targets stay the teacher's probabilities.)
 
     Worked example: teacher logits (0, ln 3), student logits (0, 0), T = 1: p = (1/4, 3/4), q = (1/2, 1/2),
-    L = 1/4 ln(1/2) + 3/4 ln(3/2) = 0.1308; of a single row whatever the weights.
+    L = 1/4 ln(1/2) + 3/4 ln(3/2) = 0.1308; for a single row the weights change nothing.
 
     Args:
-        student: (B, C) float logits, or (B, C, h, w): the mean is over pixels then.
+        student: (B, C) float logits, or (B, C, h, w), then the mean is over pixels.
         teacher: float logits of the same shape, or log probabilities (the same up to a constant per row).
         temperature: T > 0. weights: (C,) float > 0.
 
@@ -35,17 +35,17 @@ def distillation(
 def divergence(
     student: torch.Tensor, target: torch.Tensor, temperature: float = 1.0, weights: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """`distillation` from probabilities instead of logits; of a one-hot row it is the cross-entropy with that class at T = 1.
+    """`distillation` with target probabilities instead of teacher logits; for a one-hot row at T = 1, the cross-entropy of its class.
 
     Worked example: target (1/4, 3/4), student logits (0, 0), T = 1: L = 0.1308; target (0, 1): L = ln 2 = 0.6931.
 
     Args:
-        student: (B, C) float logits, or (B, C, h, w). target: probabilities of the same shape, softened alike; a row, or a pixel, that is
-            0 throughout counts for nothing.
+        student: (B, C) float logits, or (B, C, h, w). target: probabilities of the same shape, softened with the same T; a row, or a
+            pixel, that is all 0 is ignored.
         temperature: T > 0. weights: (C,) float > 0.
 
     Returns:
-        scalar float32, at least 0; 0 where nothing counts.
+        scalar float32, at least 0; 0 if every row is ignored.
     """
     p, log_q = rows(target).float(), F.log_softmax(rows(student).float() / temperature, dim=1)
     each = (torch.xlogy(p, p) - p * log_q).sum(dim=1)
@@ -61,7 +61,7 @@ def feature_distance(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tens
     Worked example: z = (1, 0), t = (1, 1): L = 1 - 1/sqrt(2) = 0.2929.
 
     Args:
-        student, teacher: (B, D) float, or (B, D, h, w): the mean is over pixels then.
+        student, teacher: (B, D) float, or (B, D, h, w), then the mean is over pixels.
 
     Returns:
         scalar float32 in [0, 2].
@@ -72,7 +72,7 @@ def feature_distance(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tens
 def soft_cross_entropy(
     logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Cross-entropy with probabilities as targets, classes weighted.
+    """Cross-entropy with probabilities as targets and weighted classes.
 
     L = - sum_i sum_c w_c t_ic log q_ic / sum_i sum_c w_c t_ic,  q = softmax(logits)
 
@@ -80,19 +80,19 @@ def soft_cross_entropy(
 
     Args:
         logits: (B, C) float, or (B, C, h, w).
-        targets: (B, C) float, rows sum to 1 or (B, C, h, w), where a pixel of no class is 0 throughout
-            and counts for nothing.
+        targets: (B, C) float, rows sum to 1, or (B, C, h, w); a row or pixel without a class is all 0
+            and is ignored.
         weights: (C,) float > 0, or None for 1.
 
     Returns:
-        scalar float32; 0 where no pixel has a class.
+        scalar float32; 0 if no row or pixel has a class.
     """
     weighted = targets if weights is None else targets * weights.reshape(-1, *[1] * (targets.ndim - 2))
     return -(weighted * F.log_softmax(logits.float(), dim=1)).sum() / weighted.sum().clamp(min=1e-8)
 
 
 def one_hot(labels: torch.Tensor, classes: int) -> torch.Tensor:
-    """Class numbers as probabilities; what is no class becomes 0 throughout.
+    """Return class numbers as one-hot probabilities; a number that is not a class gives all 0.
 
     one_hot([1, 255], 2) == [[0, 1], [0, 0]]
 
@@ -107,12 +107,12 @@ def one_hot(labels: torch.Tensor, classes: int) -> torch.Tensor:
 
 
 def rows(values: torch.Tensor) -> torch.Tensor:
-    """(B, C) as it is; (B, C, h, w) as (B h w, C): a row for every pixel."""
+    """Return (B, C) unchanged, and (B, C, h, w) as (B h w, C): one row per pixel."""
     return values if values.ndim == 2 else values.movedim(1, -1).reshape(-1, values.shape[1])
 
 
 def class_weights(labels: torch.Tensor, classes: int, how: str) -> torch.Tensor | None:
-    """Weights of the classes: None, or n / (C n_c) as scikit-learn's "balanced".
+    """Return the class weights: None, or n / (C n_c) like scikit-learn's "balanced".
 
     Args:
         labels: (B,) int64 in [0, classes).
@@ -129,7 +129,7 @@ def class_weights(labels: torch.Tensor, classes: int, how: str) -> torch.Tensor 
 
 
 def contrastive(student: torch.Tensor, teacher: torch.Tensor, temperature: float = 0.07) -> torch.Tensor:
-    """Each student feature is to be nearest to the teacher's feature of the same view, among those of the batch.
+    """Contrastive loss: each student feature should be closest to the teacher's feature of the same view, among those of the batch.
 
     L = -1/B sum_i log( exp(z_i . t_i / tau) / sum_j exp(z_i . t_j / tau) ),  z and t at unit length
     (InfoNCE, van den Oord et al., arXiv 1807.03748; one direction, from student to teacher.)
@@ -137,7 +137,7 @@ def contrastive(student: torch.Tensor, teacher: torch.Tensor, temperature: float
     Worked example: z = t = ((1, 0), (0, 1)), tau = 1: L = log(1 + e^-1) = 0.3133.
 
     Args:
-        student, teacher: (B, D) float, or (B, D, h, w): every pixel is a row, MOST_ROWS of them at most, evenly spaced.
+        student, teacher: (B, D) float, or (B, D, h, w), then each pixel is a row; at most MOST_ROWS rows are used, evenly spaced.
         temperature: tau > 0.
 
     Returns:
@@ -152,7 +152,7 @@ def contrastive(student: torch.Tensor, teacher: torch.Tensor, temperature: float
 def queue_similarity(
     student: torch.Tensor, teacher: torch.Tensor, queue: torch.Tensor, temperature: float = 0.07
 ) -> torch.Tensor:
-    """The student is to lie among other images' teacher features as the teacher's own feature does.
+    """Relational loss: the student's similarities to the teacher features of other images should match the teacher's.
 
     L = 1/B sum_i KL(p_i || q_i),  p_i = softmax_k(t_i . u_k / tau),  q_i = softmax_k(z_i . u_k / tau), all at unit length
     (Fang et al., SEED, ICLR 2021.)
@@ -173,7 +173,7 @@ def queue_similarity(
 def self_distillation(
     student: list[torch.Tensor], teacher: list[torch.Tensor], centre: torch.Tensor, tau_s: float = 0.1, tau_t: float = 0.04
 ) -> torch.Tensor:  # fmt: skip
-    """DINO: the student's output on one crop is to match the averaged student's output on another crop of the same image.
+    """DINO: the student's output on one crop should match the averaged student's output on another crop of the same image.
 
     L = mean over pairs (g, v), v another crop than g, of  - 1/B sum_i sum_k p_ik log q_ik,
     p = softmax((teacher_g - centre) / tau_t), q = softmax(student_v / tau_s)  (Caron et al., ICCV 2021.)

@@ -14,7 +14,7 @@ REFERENCE_BATCH = 128
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Linear warm-up over the first 6 % of the steps, then a cosine to 0.
+    """Return the learning rate of a step: linear warm-up over the first 6 % of the steps, then a cosine to 0.
 
     Worked example: step 0 of 100 at peak 1: 1/6; step 5: 1; step 53: 0.5.
     """
@@ -25,7 +25,7 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
 
 
 def scaled_rate(rate: float, batch_size: int) -> float:
-    """Learning rate at this batch size: scaled by the square root of batch / 128."""
+    """Scale a learning rate for batch 128 to this batch size, by the square root of batch / 128."""
     return rate * math.sqrt(batch_size / REFERENCE_BATCH)
 
 
@@ -41,8 +41,8 @@ def optimizer_for(module: nn.Module, rate: float, device: torch.device | str) ->
 class EMA:
     """Exponential moving average of a module's weights and buffers.
 
-    a <- d a + (1 - d) w with d = min(decay, (1 + t) / (10 + t)) after step t, so that early weights are forgotten; steady:
-    d = decay from the first step on.
+    a <- d a + (1 - d) w with d = min(decay, (1 + t) / (10 + t)) after step t, so that early weights are soon forgotten;
+    steady: d = decay from the first step on.
     """
 
     def __init__(self, module: nn.Module, decay: float = EMA_DECAY, steady: bool = False):
@@ -50,7 +50,7 @@ class EMA:
         self.state = {name: value.detach().clone() for name, value in module.state_dict().items()}
 
     def update(self, module: nn.Module) -> None:
-        """Take in the weights after one more step."""
+        """Update the average with the weights after one more step."""
         decay = self.decay if self.steady else min(self.decay, (1 + self.step) / (10 + self.step))
         self.step += 1
         now = module.state_dict()

@@ -1,6 +1,6 @@
-// The page itself: take images, run the model on them one after another, say what it sees. Nothing is fetched or sent.
+// The page itself: takes images, runs the model on one after another and shows the predictions. Nothing is fetched or sent.
 
-const SHOWN = 5; // classes of each image
+const SHOWN = 5; // classes shown for each image
 const STRIP = 512; // rows read from the canvas at a time: browsers limit its area
 const KINDS = "JPEG, PNG, GIF, WebP, AVIF or BMP";
 
@@ -8,30 +8,30 @@ const about = JSON.parse(document.getElementById("about").textContent);
 const status = document.getElementById("status");
 const results = document.getElementById("results");
 const clear = document.getElementById("clear");
-let waiting = 0, given = 0, unread = 0; // images to go; of this batch: all, and those that could not be read
+let waiting = 0, given = 0, unread = 0; // images left; in this batch: all images, and unreadable ones
 let queue = load().catch((error) => {
   say(`The model cannot be used: ${error.message}`, true);
   return null;
 });
 
-/** One line for everyone, screen readers too. */
+/** Show a status line; screen readers announce it. */
 function say(text, bad = false) {
   status.textContent = text;
   status.classList.toggle("bad", bad);
 }
 
-/** The bytes of a part of this page: gzip in base 64. */
+/** The bytes that an element of this page holds as gzip in base 64. */
 async function unpacked(id) {
   const element = document.getElementById(id);
   const text = atob(element.textContent.trim());
-  element.remove(); // its memory is not needed twice
+  element.remove(); // frees the memory of its text
   const bytes = new Uint8Array(text.length);
   for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
-/** The model, ready to run; run once, since the first time is slow. */
+/** Load the model and run it once, since the first run is slow. */
 async function load() {
   if (typeof DecompressionStream === "undefined" || typeof WebAssembly === "undefined") {
     throw new Error("this browser is too old (Chrome or Edge 91, Firefox 113, Safari 16.4 or later will do)");
@@ -46,7 +46,7 @@ async function load() {
   return session;
 }
 
-/** One image -> {values: a probability for each class, milliseconds of the model}. */
+/** One image -> {values: a probability for each class, milliseconds: time of the model}. */
 async function probabilities(session, image) {
   const { input, output } = about.preprocess;
   const { data, shape } = modelInput(image, about.preprocess, about.tall_first);
@@ -60,7 +60,7 @@ async function probabilities(session, image) {
   return { values: output.kind === "logits" ? softmax(found) : Array.from(found), milliseconds };
 }
 
-/** A file -> {data, width, height} in RGB, turned as its EXIF block says, transparency on white, colours as stored. */
+/** A file -> {data, width, height} in RGB: rotated as its EXIF block says, transparency on white, colours as stored. */
 async function decoded(file) {
   if (!file.size) throw new Error("the file is empty");
   let bitmap;
@@ -99,7 +99,7 @@ function pixels(bitmap) {
   return { data, width, height };
 }
 
-/** An element with a class and a text; names of files and classes are only ever text. */
+/** An element with a class and a text; names of files and classes are set as text, never as HTML. */
 function make(tag, name = "", text = "") {
   const element = document.createElement(tag);
   if (name) element.className = name;
@@ -111,7 +111,7 @@ function percent(share) {
   return `${(100 * share).toFixed(1)} %`;
 }
 
-/** Fill an image's place in the list with what the model says of it. */
+/** Show the prediction in the image's entry of the list, and return it as a line. */
 function show(place, image, { values, milliseconds }) {
   const order = Array.from(values.keys()).sort((a, b) => values[b] - values[a] || a - b);
   const best = values[order[0]], bound = about.preprocess.unsure_below;
@@ -137,7 +137,7 @@ function show(place, image, { values, milliseconds }) {
   return `${about.labels[order[0]]}, ${percent(best)}${unsure ? ", unsure" : ""}`;
 }
 
-/** A place in the list, before the model has said anything. */
+/** A new entry of the list, before the model has run. */
 function placeFor(file, name) {
   const item = make("li"), picture = make("div", "picture"), said = make("div", "said"), heading = make("h2", "", name);
   said.append(heading, make("p", "faint", "waiting…"));
@@ -145,7 +145,7 @@ function placeFor(file, name) {
   return { item, picture, said, name: heading };
 }
 
-/** The picture, once it is known to be one. */
+/** Add the picture to its entry, once the file has been decoded. */
 function picture(place, file, name) {
   const image = make("img");
   image.alt = name;
@@ -153,7 +153,7 @@ function picture(place, file, name) {
   place.picture.append(image);
 }
 
-/** One image from file to answer, returned in a line; a fault is told in its place and stops no other. */
+/** Classify one file and return the answer as a line; an error is shown in its entry and does not stop the others. */
 async function classify(session, file, name, place) {
   if (!session) {
     place.said.replaceChildren(place.name, make("p", "bad", "the model cannot be used"));
@@ -172,14 +172,14 @@ async function classify(session, file, name, place) {
   }
 }
 
-/** Where things stand, after an image: what it is when it was given alone, else how many there are. */
+/** Update the status after an image: its answer if it was the only one, else the number of images. */
 function report(last) {
   const kept = unread ? `, ${unread} of them could not be read` : "";
   if (waiting) say(`${waiting} to go`);
   else say(given === 1 ? last : `${given} images${kept}.`, unread > 0);
 }
 
-/** Images in, in the order given; the newest come first in the list. */
+/** Queue images in the order given; the newest come first in the list. */
 function take(files, fallback = "") {
   const list = Array.from(files);
   const places = list.map((file) => placeFor(file, fallback || file.name));
@@ -190,7 +190,7 @@ function take(files, fallback = "") {
   given += list.length;
   list.forEach((file, i) => {
     queue = queue.then(async (session) => {
-      await new Promise((resume) => setTimeout(resume)); // the page stays alive between two images
+      await new Promise((resume) => setTimeout(resume)); // the page can respond between two images
       const said = await classify(session, file, fallback || file.name, places[i]);
       waiting -= 1;
       if (session) report(said);
@@ -204,7 +204,7 @@ document.getElementById("files").addEventListener("change", (event) => {
   event.target.value = ""; // so that the same file can be chosen again
 });
 
-let inside = 0; // dragenter less dragleave: both come for every element on the way
+let inside = 0; // dragenter minus dragleave events: both fire for every element that is crossed
 const over = (on) => document.body.classList.toggle("over", on);
 addEventListener("dragenter", () => over(++inside > 0));
 addEventListener("dragleave", () => over(--inside > 0));

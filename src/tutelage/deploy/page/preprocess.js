@@ -1,7 +1,7 @@
-// Image to model input, the same bytes as data/decode.py gives: Pillow's antialiased bilinear resize, written from its
-// definition, and the three ways to make a square. An image is {data, width, height}, data: height * width * 3 bytes, RGB.
+// Image to model input, byte for byte as data/decode.py: Pillow's antialiased bilinear resize, written from its definition,
+// and the three ways to make an image square. An image is {data, width, height}, data: height * width * 3 bytes, RGB.
 
-const BITS = 22; // fixed point of the weights: 32 bits, less 8 of a pixel and 2 to spare
+const BITS = 22; // fractional bits of the fixed-point weights: 32 bits, less 8 for a pixel and 2 spare
 const PAD_GREY = 128;
 
 /** Python's round(): halves go to the even neighbour. */
@@ -11,8 +11,8 @@ function rounded(value) {
 }
 
 /**
- * What each of `to` outputs takes from `from` inputs: a triangle around its centre, as wide as the scale when shrinking, of
- * half-width 1 when enlarging. Returns {first, count, weights, most}: first input, how many, their weights * 2^22 (`most` an output).
+ * Weights of `from` inputs for each of `to` outputs: a triangle around the output's centre, whose half-width is the scale when
+ * shrinking, 1 when enlarging. Returns {first, count, weights, most}: first input, number of inputs, weights * 2^22 (`most` per output).
  */
 function triangles(from, to) {
   const scale = from / to, reach = Math.max(scale, 1), squeeze = 1 / reach;
@@ -37,7 +37,7 @@ function triangles(from, to) {
   return { first, count, weights, most };
 }
 
-/** One pass: `lines` lines of `from` pixels to lines of `to`; a pixel is `step` bytes from the next, a line `line` bytes. */
+/** One pass: resize `lines` lines from `from` to `to` pixels; pixels are `step` bytes apart, lines `line` bytes. */
 function pass(data, out, from, to, lines, step, line, outStep, outLine) {
   const { first, count, weights, most } = triangles(from, to);
   for (let y = 0; y < lines; y++) {
@@ -71,8 +71,8 @@ function down({ data, width, height }, to) {
 }
 
 /**
- * An image in another size, rounded to bytes after each of the two passes. Pillow goes across first; from version 13 on (`tall`)
- * it goes down first when that takes away more than twice as many rows as columns, which makes a difference of 1 here and there.
+ * Resize an image, rounding to bytes after each of the two passes. Pillow resizes horizontally first; version 13 and later (`tall`)
+ * vertically first if that removes more than twice as many rows as columns, which changes a few values by 1.
  */
 export function resize(image, width, height, tall) {
   const rows = image.height - height, columns = image.width - width;
@@ -80,7 +80,7 @@ export function resize(image, width, height, tall) {
   return down(across(image, width), height);
 }
 
-/** The part of an image that begins at (left, top). */
+/** Crop an image at (left, top) to width x height. */
 function cut(image, left, top, width, height) {
   const data = new Uint8ClampedArray(width * height * 3);
   for (let y = 0; y < height; y++) {
@@ -90,7 +90,7 @@ function cut(image, left, top, width, height) {
   return { data, width, height };
 }
 
-/** Shrunk so that the short side has `side` pixels; what is smaller stays, and null keeps all. */
+/** Shrink an image to a short side of `side` pixels; smaller images stay unchanged, with null all of them. */
 export function shrink(image, side, tall) {
   const short = Math.min(image.width, image.height);
   if (side === null || short <= side) return image;
@@ -98,7 +98,7 @@ export function shrink(image, side, tall) {
   return resize(image, Math.max(side, rounded(image.width * scale)), Math.max(side, rounded(image.height * scale)), tall);
 }
 
-/** A square of `size` pixels by "squash", "crop" or "pad". */
+/** Make an image a square of `size` pixels by "squash", "crop" or "pad". */
 export function fit(image, size, how, tall) {
   const { width, height } = image;
   if (how === "squash") return resize(image, size, size, tall);
@@ -116,7 +116,7 @@ export function fit(image, size, how, tall) {
   return { data, width: size, height: size };
 }
 
-/** What the model takes, from an image of any size: {data, shape} as preprocess.json says; tall: see resize. */
+/** The model's input for an image of any size: {data, shape} as preprocess.json specifies; tall: see resize. */
 export function modelInput(image, about, tall) {
   const size = about.size;
   const square = fit(shrink(image, about.decode_short_side, tall), size, about.resize, tall).data;
