@@ -89,7 +89,7 @@ def test_vectors_of_two_widths(tutelage, task):
     words = by_vectors(task, gallery_vectors())
     at = words.index("--embeddings") + 2
     text = refused(tutelage(*words[:at], str(other), *words[at:]))
-    assert "--embeddings: vectors with 7, 12 features" in text
+    assert "different numbers of features: 7, 12" in text
     assert "one encoder" in text
     assert task.files() == BEGUN
 

@@ -152,7 +152,7 @@ def test_an_inverted_file_that_memory_does_not_hold(data, go, tutelage, tmp_path
         index = json.loads((out / "transfer_set" / "result.json").read_text()).get("index")
         assert index == ("ivf" if name == "held" else None)
         assert ("inverted file over 373 images: finds" in done.stderr) == (name == "held")
-        assert ("GiB of memory, of which there are 4.0" in done.stderr) == (name == "too-large")
+        assert ("GiB of memory, but the limit is 4.0 GiB" in done.stderr) == (name == "too-large")
         assert done.stderr.count("the search is exact, and takes longer") == (name == "too-large")
         monkeypatch.setattr("tutelage.curation.ivf.OVERHEAD", 2**33)
     done = tutelage(*words(data, tmp_path / "asked", "--memory", "4", "--index", "ivf"))

@@ -203,7 +203,7 @@ def test_a_failed_run_leaves_the_others(task, tmp_path, capsys):
     assert call(words(task, *own, arms="self-training:one,scratch", budgets="2", out=tmp_path / "study")) == 0
     assert "self-training+one-budget-1-seed-0 has failed, the others go on" in capsys.readouterr().err
     page = (tmp_path / "study" / "report" / "index.html").read_text()
-    assert "no class has labels to hold out, so that there is no committee" in page
+    assert "no class has labels to hold out, so there is no committee" in page
     assert "scratch is right for" in page
 
 
