@@ -62,18 +62,18 @@ def test_two_processes_agree_without_batchnorm(data):
         assert not tracked or list((run / "trackers" / f"{run.name}-transfer").rglob("events.out.tfevents*"))
     worst = max(float(abs(one[name] - two[name]).max()) for name in one)
     moved = max(float(abs(one[name]).max()) for name in one)
-    assert 0 <= worst < 2e-4 < moved, f"the weights differ by {worst}"
+    assert 0 <= worst < 1e-3 < moved, f"the weights differ by {worst}"  # a wrong mean of gradients: 1e-2 and more
 
 
 def test_two_processes_agree_with_batchnorm(tmp_path):
     """With BatchNorm, two processes see equally many images and score within 1 point of one on 300 test images."""
-    write_textures(tmp_path, train=16, test=100, gallery=300, size=48)
+    write_textures(tmp_path, train=16, test=100, gallery=600, size=64)
     settings = (
-        "--teacher-size", "48", "--student-size", "48", "--batch-size", "64", "--committee", "none",
+        "--teacher-size", "64", "--student-size", "64", "--batch-size", "64", "--lr", "4e-3", "--committee", "none",
     )  # fmt: skip
     scores = []
     for processes in (1, 2):
-        out = train(tmp_path, f"cnn-{processes}", "mobilenetv3_small_050", processes, 60, *settings)
+        out = train(tmp_path, f"cnn-{processes}", "mobilenetv3_small_050", processes, 130, *settings)
         scores.append(json.loads((out / "report" / "results.json").read_text())["distilled"]["test"]["accuracy"])
     assert abs(scores[0] - scores[1]) <= 0.01 + 1e-9, scores
     assert min(scores) > 0.9, "far above the chance of 1 in 3, or the comparison means nothing"
