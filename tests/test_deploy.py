@@ -117,7 +117,7 @@ def test_expected_loss():
     ("licence", "says"),
     [
         ("Apache-2.0", "any use"),
-        ("unknown", "Find it out"),
+        ("unknown", "Look it up"),
         ("CC-BY-NC-4.0", "may limit"),
         ("DINOv3 License", "may limit"),
     ],

