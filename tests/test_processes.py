@@ -51,7 +51,8 @@ def test_two_processes_agree_without_batchnorm(data):
 
     A tracker beside them ends with the stage it follows, and leaves the processes together for those that come.
     """
-    settings = ("--teacher-size", "32", "--student-size", "32", "--batch-size", "16", "--budget", "2")
+    sizes = ("--teacher-size", "32", "--student-size", "32", "--batch-size", "16")
+    settings = (*sizes, "--budget", "2", "--sharpness", "2")
     tracked = ("--tracker", "tensorboard") if importlib.util.find_spec("tensorboard") else ()
     runs = [train(data, f"vit-{n}", "vit_tiny_patch16_224", n, 6, *settings, *tracked) for n in (1, 2)]
     one, two = (load_file(run / "student" / "weights.safetensors") for run in runs)
@@ -62,7 +63,7 @@ def test_two_processes_agree_without_batchnorm(data):
         assert not tracked or list((run / "trackers" / f"{run.name}-transfer").rglob("events.out.tfevents*"))
     worst = max(float(abs(one[name] - two[name]).max()) for name in one)
     moved = max(float(abs(one[name]).max()) for name in one)
-    assert 0 <= worst < 1e-3 < moved, f"the weights differ by {worst}"  # a wrong mean of gradients: 1e-2 and more
+    assert 0 <= worst < 2e-4 < moved, f"the weights differ by {worst}"
 
 
 def test_two_processes_agree_with_batchnorm(tmp_path):

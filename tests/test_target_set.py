@@ -18,7 +18,7 @@ from PIL import Image
 from tutelage.data.label_budget import draw_budget, folds, shortfalls
 from tutelage.data.sources import read_bytes
 from tutelage.data.target_set import TargetSet, read_any, read_target_set
-from tutelage.errors import TutelageError
+from tutelage.errors import TutelageError, rendered
 
 DATA = Path(os.environ.get("TUTELAGE_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -78,8 +78,7 @@ def ids(found: TargetSet, split: str) -> set[str]:
 def message(*args, **kwargs) -> str:
     with pytest.raises(TutelageError) as caught:
         read_target_set(*args, **kwargs)
-    text = str(caught.value)
-    return text
+    return rendered(caught.value)
 
 
 def test_split_folders(tmp_path: Path):
@@ -286,7 +285,7 @@ def test_settings_are_checked_before_anything_is_read(tmp_path: Path):
     assert "val 1.5" in text
     assert "test 0" in text
     assert "--group-by '(': missing )" in text
-    assert text.count("\n") >= 3
+    assert text.count("error: ") == 4
     assert "tset: no such file" in message(tmp_path / "pets", test=str(tmp_path / "tset"))
     for bad in (1, 0.0, -0.2, float("nan"), "1e9"):
         assert "a fraction above 0 and below 1" in message(tmp_path / "pets", test=bad)

@@ -107,7 +107,7 @@ class _Work:
         some = np.random.default_rng(0).permutation(len(self.task.transfer))[:LEARNT_ON]
         self.learnt_on = self.task.transfer.take(np.sort(some))
         self.times: dict[str, float] = {}  # architecture -> milliseconds; each is timed once
-        self.taught: Any = None  # the teacher's predictions for `learnt_on`
+        self.teacher_on_transfer: Any = None  # the teacher's predictions for `learnt_on`
 
     def scores(self) -> dict[str, Any]:
         """Return the scores of all models that the run has."""
@@ -177,7 +177,7 @@ class _Work:
             with progress(f"teacher on {what} images", len(images)) as advance:
                 return self.kind.teacher_predictions(adapted, cache, images, labels, self.views, self.hardware, advance)
 
-        self.taught = predictions_of(self.learnt_on, None, "transfer")
+        self.teacher_on_transfer = predictions_of(self.learnt_on, None, "transfer")
         if self.test is None:
             return about
         self.said["teacher"] = predictions_of(self.test.images, self.test.labels, "test")
@@ -198,9 +198,9 @@ class _Work:
             "latency_ms": self.times[architecture], "initialisation": student.initialisation,
         }  # fmt: skip
         module = student.module.to(self.hardware.device)
-        if self.taught is not None:
+        if self.teacher_on_transfer is not None:
             said = self.says(module, student, self.learnt_on, None)
-            about["agreement_on_transfer"] = self.kind.agreement(said, self.taught)
+            about["agreement_on_transfer"] = self.kind.agreement(said, self.teacher_on_transfer)
         if name == "distilled" and "agreement_with_targets" in self.stages[stage]:
             about["agreement_with_targets"] = self.stages[stage]["agreement_with_targets"]
         if self.test is None:

@@ -23,7 +23,6 @@ UNJUDGED = {"strength": 100, "temperature": 1.0}
 WIDTH = 64  # channels of the decoder
 BATCH = 8
 RATE = 4e-3  # peak learning rate of AdamW
-ROW = 4096  # largest number of pixels of a mask used to count classes
 
 Layout = tuple[tuple[int, int, int], ...]  # (channels, h, w) of each level
 
