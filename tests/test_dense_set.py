@@ -301,15 +301,15 @@ def test_settings_that_segmentation_cannot_have(tutelage, place):
 
 def test_a_size_that_is_none():
     """What is no size is told with an example of one."""
-    from tutelage.commands.curate import curate
     from tutelage.settings import resolve
+    from tutelage.settings.commands import CurateSettings
 
     settings = {"target": "t", "gallery": ["g"], "out": "o"}
     for wrong in ("32by64", "8x64", "0", "x", "4000"):
         with pytest.raises(TutelageError, match="HEIGHTxWIDTH, such as 256x320"):
-            resolve(curate.__wrapped__, {**settings, "student_size": wrong})
+            resolve(CurateSettings, {**settings, "student_size": wrong})
     for given, kept in (("64x64", 64), (64, 64), ("64", 64), ("64x96", "64x96"), (None, None)):
-        assert resolve(curate.__wrapped__, {**settings, "student_size": given})["student_size"] == kept
+        assert resolve(CurateSettings, {**settings, "student_size": given}).student_size == kept
 
 
 def test_what_only_deserves_a_word(tutelage, place):

@@ -29,15 +29,14 @@ def test_cli_page_is_generated():
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.toml")), ids=lambda path: path.name)
 def test_examples_resolve(path):
     """Every example TOML opens with its command and resolves to settings of that command."""
-    from tutelage.commands.compare import compare
-    from tutelage.commands.run import run
     from tutelage.settings import resolve
+    from tutelage.settings.commands import CompareSettings, RunSettings
 
     text = path.read_text(encoding="utf-8")
     study = text.startswith(f"# tutelage compare examples/{path.name} ")
     assert study or text.startswith(f"# tutelage run --config examples/{path.name} "), "the first line is the command"
-    function = (compare if study else run).__wrapped__
-    settings = resolve(function, {"config": str(path), "target": "t", "gallery": ["g"], "out": "o"})
+    known = CompareSettings if study else RunSettings
+    settings = vars(resolve(known, {"config": str(path), "target": "t", "gallery": ["g"], "out": "o"}))
     for name, value in tomllib.loads(text).items():
         assert settings[name.replace("-", "_")] == ([str(one) for one in value] if isinstance(value, list) else value)
 
@@ -57,7 +56,7 @@ def test_readme_commands_have_these_flags(line):
 
     function, given = _parsed(shlex.split(line)[1:])
     assert function is not None
-    assert resolve(function.__wrapped__, given)
+    assert resolve(function.settings, given)
 
 
 def test_readme_demo_runs(tmp_path):

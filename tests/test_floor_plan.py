@@ -33,7 +33,6 @@ ROOMS = (
     "metrics",
     "device",
     "settings",
-    "presets",
     "progress",
     "run_folder",
     "errors",

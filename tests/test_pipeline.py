@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import inspect
 import json
 import shutil
 import tomllib
@@ -25,7 +24,7 @@ from tutelage.errors import TutelageError
 from tutelage.finetuning import supervised
 from tutelage.metrics import log_softmax
 from tutelage.pipeline.stage import HELD_OUT_LOGITS
-from tutelage.settings import resolve
+from tutelage.settings import declared, resolve
 
 SMALL = {
     "teacher": "tf_efficientnet_lite0", "teacher_size": 32, "student": "mobilenetv3_small_050",
@@ -228,21 +227,22 @@ def test_preset_paper(data, tmp_path):
 @pytest.mark.parametrize("command", ["run", "transfer", "finetune"])
 def test_a_preset_reaches_every_command_that_has_its_settings(command, tmp_path):
     """What a preset sets is checked like any value, known to the stages that take it, and no preset changes nothing."""
-    function, known = function_of(command), inspect.signature(function_of(command)).parameters
+    settings = function_of(command).settings
+    known = declared(settings)
     needed = {"target": "t", "gallery": ["g"], "out": str(tmp_path)}
     needed = {name: value for name, value in needed.items() if name in known}
-    defaults = resolve(function, needed)
+    defaults = vars(resolve(settings, needed))
     if "preset" not in known:
         assert not known.keys() & {"committee", "label_share"}, "nothing that the preset is about but the last stage"
         return
-    assert resolve(function, {**needed, "preset": "none"}) == defaults
-    found = resolve(function, {**needed, "preset": "paper"})
+    assert vars(resolve(settings, {**needed, "preset": "none"})) == defaults
+    found = vars(resolve(settings, {**needed, "preset": "paper"}))
     whole = {**PAPER, "finetune": "full"}
     assert {name: found[name] for name in whole if name in known} == {n: v for n, v in whole.items() if n in known}
     assert {n for n in known if found[n] != defaults[n]} <= {*whole, "preset"}
-    assert resolve(function, {**needed, "preset": "paper", "sharpness": 3.0})["sharpness"] == 3.0
+    assert resolve(settings, {**needed, "preset": "paper", "sharpness": 3.0}).sharpness == 3.0
     with pytest.raises(TutelageError, match="--preset papr"):
-        resolve(function, {**needed, "preset": "papr"})
+        resolve(settings, {**needed, "preset": "papr"})
 
 
 def test_online_teacher_gives_the_same_student(data):

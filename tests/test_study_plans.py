@@ -15,8 +15,8 @@ from tutelage.device import flops, training_flops
 from tutelage.errors import TutelageError
 from tutelage.models.students import build_student
 from tutelage.models.teachers import build_teacher
-from tutelage.presets import PRESETS
 from tutelage.run_folder import read_json
+from tutelage.settings.presets import PRESETS
 from tutelage.study.arms import ARMS, arms_of, clip_weights
 from tutelage.study.cost_estimate import Data, has_committee, matched_steps, steps_of
 

@@ -168,8 +168,7 @@ def _as_text(function: Callable[..., Any]) -> Callable[..., Any]:
 
     def words(**given: Any) -> None: ...
 
-    hints = typing.get_type_hints(function, include_extras=True)
-    hints.pop("return", None)
+    hints = dict(function.__annotations__)
     parameters = []
     for parameter in inspect.signature(function).parameters.values():
         hint = hints[parameter.name]

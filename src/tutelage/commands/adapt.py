@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from tutelage import settings as c
 from tutelage.pipeline.stage import HELD_OUT_LOGITS, open_run, write_metrics
 from tutelage.progress import progress, say
 from tutelage.run_folder import atomic_write, hash_of
 from tutelage.settings import command
+from tutelage.settings.commands import AdaptSettings
 
 JUDGED = {"accuracy": "accuracy", "miou": "mean IoU", "log_loss": "log loss"}
 PIXELS = 2**16  # held-out pixels, evenly spaced over all masks, on which a head is scored
@@ -27,30 +27,23 @@ FULL_RATE = 3e-4  # learning rate of the head at batch 128; earlier layers times
 LAYER_DECAY = 0.75
 
 
-@command
-def adapt(
-    *, out: c.Out = "", teacher: c.Teacher = "dinov2-s", teacher_weights: c.TeacherWeights = "pretrained",
-    teacher_size: c.TeacherSize = None, teacher_window: c.TeacherWindow = None,
-    adapt: c.Adapt = "probe", class_weight: c.ClassWeight = "none",
-    resize: c.Resize = "squash", flip: c.Flip = "horizontal", crop_area: c.CropArea = 0.8, view_seed: c.ViewSeed = 0,
-    seed: c.Seed = 0, device: c.Device = "auto", precision: c.Precision = "auto",
-    tracker: c.Tracker = "none", cache: c.Cache = None, overwrite: c.Overwrite = False, config: c.Config = None,
-) -> dict[str, Any]:  # fmt: skip
+@command(AdaptSettings)
+def adapt(s: AdaptSettings) -> dict[str, Any]:
     """Adapt the teacher to the task: fit a head on the labelled images, or fine-tune the whole network.
 
     Returns:
         result of the stage: mode, validation scores, strength, temperature, seconds.
     """
-    settings = dict(locals())
+    settings = dict(vars(s))
     from tutelage.data.manifest import load_task
     from tutelage.device import accelerator
     from tutelage.models.adapted_teacher import MOST
     from tutelage.models.teachers import build_teacher
     from tutelage.tasks import task_of
 
-    with open_run(out, cache, settings, overwrite) as (run, cache_dir):
+    with open_run(s.out, s.cache, settings, s.overwrite) as (run, cache_dir):
         curated = run.result("transfer_set", "adapt")
-        encoder = build_teacher(teacher, teacher_weights, teacher_size, teacher_window)
+        encoder = build_teacher(s.teacher, s.teacher_weights, s.teacher_size, s.teacher_window)
         seen_at = [encoder.size, encoder.window] if encoder.window else encoder.size
         inputs = hash_of(["adapt", curated["outputs"], encoder.hash, seen_at, {
             k: settings[k] for k in ("adapt", "class_weight", "resize", "flip", "crop_area", "view_seed", "seed")
@@ -58,16 +51,16 @@ def adapt(
         if done := run.done("teacher", inputs):
             return {**done, "reused": True}
         clock, task = run.clock("teacher"), load_task(run.path, cache_dir)
-        hardware, kind = accelerator(device, precision), task_of(task.task)
+        hardware, kind = accelerator(s.device, s.precision), task_of(task.task)
         work = _Work(kind, task, encoder, cache_dir, settings, hardware, clock)
         found: dict[str, dict[str, Any]] = {}
-        if adapt != "full":
+        if s.adapt != "full":
             found["probe"] = work.probe()
-        if adapt in ("full", "auto"):
+        if s.adapt in ("full", "auto"):
             found["full"] = work.full(None)
-        if adapt in ("probe-then-full", "auto"):
+        if s.adapt in ("probe-then-full", "auto"):
             found["probe-then-full"] = work.full(found["probe"])
-        mode = min(found, key=lambda name: found[name]["log_loss"]) if adapt == "auto" else adapt
+        mode = min(found, key=lambda name: found[name]["log_loss"]) if s.adapt == "auto" else s.adapt
         best = found[mode]
         for name, one in found.items():
             scores = ", ".join(f"{title} {one[key]:.3f}" for key, title in JUDGED.items() if key in one)
@@ -82,7 +75,7 @@ def adapt(
             work.adapted.save_head(run.path / "teacher", best["head"])
         else:
             work.adapted.save_whole(run.path / "teacher", best["module"])
-        write_metrics(run, "teacher", best.get("rows", ()), tracker, hardware)
+        write_metrics(run, "teacher", best.get("rows", ()), s.tracker, hardware)
         with atomic_write(run.path / "teacher" / HELD_OUT_LOGITS) as path, path.open("wb") as file:
             np.savez(
                 file, logits=best["logits"].clip(-MOST, MOST).astype(np.float16), labels=work.judged, fair=work.fair

@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tutelage import settings as c
 from tutelage.image_size import sides
 from tutelage.pipeline.finished_exports import export_folder, finished
 from tutelage.run_folder import read_json, write_json
 from tutelage.settings import command
+from tutelage.settings.commands import BenchmarkSettings
 
 BATCHES = (1, 32)
 EAGER = "PyTorch eager"
@@ -44,8 +44,8 @@ torch.set_grad_enabled(False)
 """
 
 
-@command
-def bench(*, run: c.Out = "", json: c.Json = False) -> dict[str, Any]:
+@command(BenchmarkSettings)
+def bench(s: BenchmarkSettings) -> dict[str, Any]:
     """Time the student of an exported run: batch sizes 1 and 32, one thread and all, PyTorch against the exported files.
 
     Returns:
@@ -58,7 +58,7 @@ def bench(*, run: c.Out = "", json: c.Json = False) -> dict[str, Any]:
     from tutelage.device import cpu
     from tutelage.pipeline.load_student import load_student
 
-    place = Path(run).parent if (Path(run) / runtime.EXPORT).exists() else Path(run)
+    place = Path(s.run).parent if (Path(s.run) / runtime.EXPORT).exists() else Path(s.run)
     stages = finished(place)
     folder = export_folder(str(place))
     about = runtime.checked(folder)

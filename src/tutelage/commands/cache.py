@@ -7,14 +7,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tutelage import settings as c
 from tutelage.errors import TutelageError
 from tutelage.run_folder import read_json
 from tutelage.settings import command
+from tutelage.settings.commands import CacheSettings
 
 
-@command
-def cache(*, cache: c.Cache = "cache", prune: c.Prune = None, json: c.Json = False) -> dict[str, Any]:
+@command(CacheSettings)
+def cache(s: CacheSettings) -> dict[str, Any]:
     """List what the cache holds: decoded images, teacher outputs, embeddings; `--prune DAYS` removes those unused for so many days.
 
     Nothing is lost for good: a run recomputes what is missing.
@@ -22,7 +22,7 @@ def cache(*, cache: c.Cache = "cache", prune: c.Prune = None, json: c.Json = Fal
     Returns:
         {"cache", "entries": [{"name", "what", "gib", "days"}], "gib", "removed"}.
     """
-    folder = Path(cache or "cache")
+    folder = Path(s.cache or "cache")
     if not folder.is_dir():
         raise TutelageError(f"--cache {folder} is not a folder", "use the cache folder (cache/ beside the run folders)")
     entries, removed = [], []
@@ -44,10 +44,10 @@ def cache(*, cache: c.Cache = "cache", prune: c.Prune = None, json: c.Json = Fal
             else f"decoded images, short side {path.name[7:]}"
         )
         entries.append({"name": path.name, "what": what, "gib": sum(s.st_size for s in files) / 2**30, "days": days})
-        if prune is not None and days >= prune:
+        if s.prune is not None and days >= s.prune:
             shutil.rmtree(path)
             removed.append(path.name)
-    if not json:
+    if not s.json:
         for entry in entries:
             gone = "  removed" if entry["name"] in removed else ""
             print(

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from tutelage import settings as c
 from tutelage.compute_cost import CostMeter
 from tutelage.data.manifest import TaskData
 from tutelage.metrics import log_softmax, paired_gain
@@ -30,6 +29,7 @@ from tutelage.pipeline.stage import (
 from tutelage.progress import say
 from tutelage.run_folder import FREE, Clock, Run, atomic_write, hash_of
 from tutelage.settings import command
+from tutelage.settings.commands import CommitteeSettings
 
 WEIGHTS = np.linspace(0, 1, 11)  # of the students in the mixture, all tried
 UNJUDGED = {  # where no label can be held out: the teacher only
@@ -38,28 +38,20 @@ UNJUDGED = {  # where no label can be held out: the teacher only
 ROWS = 2**14  # held-out pixels, evenly spaced, on which the weight is chosen
 
 
-@command
-def committee(
-    *, out: c.Out = "", student: c.Student = "mobilenetv4-s", student_weights: c.StudentWeights = "pretrained",
-    student_size: c.StudentSize = None, decoder: c.Decoder = "lraspp", cache_limit: c.CacheLimit = 20.0,
-    epochs: c.Epochs = None, steps: c.Steps = None, batch_size: c.BatchSize = 128,
-    lr: c.LearningRate = None, class_weight: c.ClassWeight = "none", resize: c.Resize = "squash",
-    flip: c.Flip = "horizontal", crop_area: c.CropArea = 0.8, view_seed: c.ViewSeed = 0, seed: c.Seed = 0,
-    device: c.Device = "auto", precision: c.Precision = "auto", tracker: c.Tracker = "none", cache: c.Cache = None,
-    overwrite: c.Overwrite = False, config: c.Config = None,
-) -> dict[str, Any]:  # fmt: skip
+@command(CommitteeSettings)
+def committee(s: CommitteeSettings) -> dict[str, Any]:
     """Train students on parts of the labels, and choose their weight beside the adapted teacher.
 
     Returns:
         result of the stage: weight of the students, temperature, held-out scores of each member and of the mixture, seconds.
     """
-    settings = dict(locals())
+    settings = dict(vars(s))
     from tutelage.data.label_budget import folds
     from tutelage.data.manifest import load_task
     from tutelage.device import accelerator
     from tutelage.tasks import task_of
 
-    with open_run(out, cache, settings, overwrite) as (run, cache_dir):
+    with open_run(s.out, s.cache, settings, s.overwrite) as (run, cache_dir):
         curated, adapted = run.result("transfer_set", "committee"), run.result("teacher", "committee")
         kind: Any = task_of(curated["task"])
         grid = kind.member_grid(settings, curated["images"]["transfer"], len(curated["classes"]))
@@ -67,8 +59,12 @@ def committee(
         inputs = hash_of(["committee", curated["outputs"], adapted["outputs"], grid, used])
         if done := run.done("committee", inputs):
             return {**done, "reused": True}
-        clock, task, hardware = run.clock("committee"), load_task(run.path, cache_dir), accelerator(device, precision)
-        fold, meter = folds(task.train.strata, task.train.groups, seed), CostMeter()
+        clock, task, hardware = (
+            run.clock("committee"),
+            load_task(run.path, cache_dir),
+            accelerator(s.device, s.precision),
+        )
+        fold, meter = folds(task.train.strata, task.train.groups, s.seed), CostMeter()
         numbers = np.unique(fold).tolist()
         total = max(1, training_steps(settings, len(task.transfer), kind.IMAGES) // len(numbers))
         work = _Members(run, kind, task, settings, hardware, clock, meter, inputs, total, grid)

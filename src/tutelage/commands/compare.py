@@ -7,20 +7,18 @@ from these files only, so a study may be spread over days and machines.
 from __future__ import annotations
 
 import errno
-import inspect
 import time
 from pathlib import Path
 from typing import Any
 
-from tutelage import settings as c
 from tutelage.commands.curate import curate
-from tutelage.commands.run import run as whole_run
 from tutelage.commands.run import walk
 from tutelage.errors import TutelageError
 from tutelage.pipeline.stage import open_run, settings_of
 from tutelage.progress import duration, processes, say
 from tutelage.run_folder import DEFAULT, STUDY, folder_name, toml, write_text
-from tutelage.settings import command
+from tutelage.settings import command, declared, resolve
+from tutelage.settings.commands import CompareSettings, RunSettings
 from tutelage.study.arms import Arm, arms_of, clip_weights, numbers
 from tutelage.study.records import check_data, kept_record, write_record
 from tutelage.study.results_table import Record, record_name
@@ -42,28 +40,8 @@ NOT_AN_ARMS = (
 )
 
 
-@command
-def compare(
-    *, task: c.Task = "classification",
-    target: c.Target = "", gallery: c.Paths = [], out: c.StudyOut = "", arms: c.Arms = ["scratch", "agnostic", "oriented"],  # noqa: B006
-    budgets: c.Budgets = ["10"], seeds: c.Seeds = ["0", "1", "2"], set: c.Set = [], match: c.Match = "images",  # noqa: B006
-    results: c.Results = None, dry_run: c.DryRun = False,
-    val: c.Val = None, test: c.Test = None, classes: c.Classes = None, group_by: c.GroupBy = None, strategy: c.Strategy = "auto",
-    total: c.Total = None, per_query: c.PerQuery = None, balance: c.Balance = "query", dedup: c.Dedup = "candidates",
-    max_rejected: c.MaxRejected = 0.05, resize: c.Resize = "squash", flip: c.Flip = "horizontal",
-    crop_area: c.CropArea = 0.8,
-    teacher: c.Teacher = "dinov2-s", teacher_weights: c.TeacherWeights = "pretrained",
-    teacher_size: c.TeacherSize = None, teacher_window: c.TeacherWindow = None,
-    adapt: c.Adapt = "probe", class_weight: c.ClassWeight = "none",
-    student: c.Student = "mobilenetv4-s", student_weights: c.StudentWeights = "scratch", student_size: c.StudentSize = None,
-    decoder: c.Decoder = "lraspp", agnostic_loss: c.AgnosticLoss = "contrastive", agnostic_features: c.AgnosticFeatures = "patches",
-    committee: c.Committee = "auto", sharpness: c.Sharpness = None, label_share: c.LabelShare = None,
-    view_seed: c.ViewSeed = 0, cache_limit: c.CacheLimit = 20.0,
-    epochs: c.Epochs = None, steps: c.Steps = None, batch_size: c.BatchSize = 128, lr: c.LearningRate = None,
-    temperature: c.Temperature = 1.0, feature_weight: c.FeatureWeight = 2.0,
-    finetune: c.Finetune = "auto", device: c.Device = "auto", precision: c.Precision = "auto",
-    cache: c.Cache = None, json: c.Json = False, config: c.Config = None,
-) -> dict[str, Any]:  # fmt: skip
+@command(CompareSettings)
+def compare(s: CompareSettings) -> dict[str, Any]:
     """Compare arms, label budgets and seeds on your own data, with all compute counted, and write one page of results.
 
     After an interruption the same command resumes. A failed arm does not stop the others.
@@ -71,11 +49,12 @@ def compare(
     Returns:
         {"study", "page", "runs": one row each, "failed": {run: reason}, "table": means and spreads}.
     """
-    settings = {name: value for name, value in locals().items() if name in inspect.signature(whole_run).parameters}
-    started, folder = time.monotonic(), Path(out)
-    known = [name for name in inspect.signature(whole_run).parameters if name not in NOT_AN_ARMS]
-    chosen = arms_of(arms, set, known)
-    amounts, draws = numbers(budgets, "--budgets", 1), numbers(seeds, "--seeds", 0)
+    of_runs = declared(RunSettings)
+    settings = {name: value for name, value in vars(s).items() if name in of_runs}
+    started, folder = time.monotonic(), Path(s.out)
+    known = [name for name in of_runs if name not in NOT_AN_ARMS]
+    chosen = arms_of(s.arms, s.set, known)
+    amounts, draws = numbers(s.budgets, "--budgets", 1), numbers(s.seeds, "--seeds", 0)
     if processes() > 1:
         message = "`tutelage compare` cannot run in several processes of one group"
         raise TutelageError(message, "use one process, or start several commands with the same --out")
@@ -87,11 +66,11 @@ def compare(
         for arm in chosen
         if budget in arm.own.get("budget", amounts)
     ]
-    kept = Path(results) if results else folder / "results"
+    kept = Path(s.results) if s.results else folder / "results"
     if folder.is_dir() and any(folder.iterdir()) and not (folder / STUDY).exists():
         hint = f"use a new folder, such as --out {folder / 'study'}, or the folder of a study"
         raise TutelageError(f"--out {folder} contains other files", hint)
-    work = _Study(folder, kept, settings, match)
+    work = _Study(folder, kept, settings, s.match)
     done = [kept_record(kept, *work.identity(*one)) for one in plan]
     check_data(kept, [(record, work.identity(*one)[3]) for record, one in zip(done, plan, strict=True) if record])
     todo = [one for one, record in zip(plan, done, strict=True) if record is None]
@@ -99,12 +78,15 @@ def compare(
         f"{len(plan)} runs: {len(chosen)} arms x {len(amounts)} budgets x {len(draws)} seeds; {len(plan) - len(todo)} are done"
     )
     impossible = work.impossible({one[0].name: one for one in reversed(todo)}, alone=len(todo) == len(plan))
-    if dry_run:
+    if s.dry_run:
         from tutelage.study.cost_estimate import estimate
 
         return estimate(work, todo, impossible)
-    about = {"arms": [arm.name for arm in chosen], "budgets": amounts, "seeds": draws, "set": list(set), "match": match,
-             "results": str(kept.absolute()) if results else "", "plan": [record_name(a.name, b, s) for a, b, s in plan]}  # fmt: skip
+    about = {
+        "arms": [arm.name for arm in chosen], "budgets": amounts, "seeds": draws, "set": s.set, "match": s.match,
+        "results": str(kept.absolute()) if s.results else "",
+        "plan": [record_name(arm.name, *others) for arm, *others in plan],
+    }  # fmt: skip
     failed = dict(impossible)
     work.say_what_it_is(about, failed)
     for number, (arm, budget, seed) in enumerate(todo, 1):
@@ -140,9 +122,8 @@ class _Study:
 
     def __init__(self, folder: Path, kept: Path, settings: dict[str, Any], match: str):
         self.folder, self.kept, self.match, self.given = folder, kept, match, settings
-        defaults = {n: p.default for n, p in inspect.signature(whole_run).parameters.items()}
         self.settings = {
-            **defaults,
+            **vars(RunSettings()),
             **settings,
             "no_baseline": True,
             "config": None,
@@ -189,7 +170,7 @@ class _Study:
         faults: dict[str, TutelageError] = {}
         for name, one in first.items():
             try:
-                settings = c.resolve(whole_run, self.of(*one))
+                settings = vars(resolve(RunSettings, self.of(*one)))
                 preflight(settings, Path(settings["cache"]))
             except TutelageError as error:
                 faults[name] = error
@@ -201,7 +182,7 @@ class _Study:
 
     def one(self, arm: Arm, budget: int, seed: int) -> Record:
         """Do one run, and write its record."""
-        settings = c.resolve(whole_run, self.of(arm, budget, seed))
+        settings = vars(resolve(RunSettings, self.of(arm, budget, seed)))
         # overwrite: a run that failed with other settings is moved aside
         with open_run(settings["out"], settings["cache"], settings, overwrite=True) as (run, _):
             if self.match == "flops" or arm.way.times > 1:

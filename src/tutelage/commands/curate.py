@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from tutelage import settings as c
 from tutelage.errors import TutelageError
 from tutelage.pipeline.preflight import strategy_of
 from tutelage.pipeline.stage import open_run
 from tutelage.progress import progress, say
 from tutelage.run_folder import Run, hash_of
 from tutelage.settings import command
+from tutelage.settings.commands import CurateSettings
 
 SPARE = 1.25  # `random` first looks at this many times the wanted number of images, since some will be duplicates
 SMOKE_PART = 512  # gallery images that --smoke looks at
@@ -27,26 +27,14 @@ RULES = 2  # version of the selection rules: a new number where the same inputs 
 _OF_THE_CHOICE = ("budget", "strategy", "total", "per_query", "balance", "dedup", "index", "seed", "resize", "smoke")
 
 
-@command
-def curate(
-    *, task: c.Task = "classification",
-    target: c.Target = "", gallery: c.Paths = [], out: c.Out = "", val: c.Val = None, test: c.Test = None,  # noqa: B006
-    classes: c.Classes = None, budget: c.Budget = None, group_by: c.GroupBy = None, strategy: c.Strategy = "auto",
-    total: c.Total = None, per_query: c.PerQuery = None, balance: c.Balance = "query", dedup: c.Dedup = "candidates",
-    index: c.Index = "auto", memory: c.Memory = None, embeddings: c.Embeddings = [], text_embeddings: c.TextEmbeddings = None,  # noqa: B006
-    clip: c.Clip = "openclip-b", clip_weights: c.ClipWeights = "pretrained", templates: c.Templates = [],  # noqa: B006
-    engine: c.Engine = "local", shard: c.Shard = None, max_rejected: c.MaxRejected = 0.05,
-    teacher: c.Teacher = "dinov2-s", teacher_weights: c.TeacherWeights = "pretrained", teacher_size: c.TeacherSize = None,
-    teacher_window: c.TeacherWindow = None, student: c.Student = "mobilenetv4-s", student_size: c.StudentSize = None,
-    resize: c.Resize = "squash", seed: c.Seed = 0, device: c.Device = "auto", precision: c.Precision = "auto",
-    cache: c.Cache = None, overwrite: c.Overwrite = False, smoke: c.Smoke = False, config: c.Config = None,
-) -> dict[str, Any]:  # fmt: skip
+@command(CurateSettings)
+def curate(s: CurateSettings) -> dict[str, Any]:
     """Choose the transfer set that the student is trained on: the labelled images, and gallery images near them.
 
     Returns:
         result of the stage: classes, counts, similarities, duplicates and leaks, distances, hashes, seconds.
     """
-    settings = dict(locals())
+    settings = dict(vars(s))
     settings["strategy"] = strategy_of(settings)
     from tutelage.curation.candidates import fill_pool, nothing_left
     from tutelage.curation.curation_outputs import log_transfer_set
@@ -56,11 +44,11 @@ def curate(
     from tutelage.data.gallery import list_gallery
     from tutelage.data.image_cache import Store
 
-    if shard is not None:
-        return embed_share(shard, settings)
-    with open_run(out, cache, dict(settings, strategy=strategy), overwrite) as (run, cache_dir):
+    if s.shard is not None:
+        return embed_share(s.shard, settings)
+    with open_run(s.out, s.cache, dict(settings, strategy=s.strategy), s.overwrite) as (run, cache_dir):
         labelled = read_labels(run, settings)
-        listed = list_gallery(gallery)
+        listed = list_gallery(s.gallery)
         encoder = GalleryEmbedder.of(settings, cache_dir)
         inputs = hash_of([
             "curate", RULES, encoder.side, encoder.identity, [settings[k] for k in _OF_THE_CHOICE], labelled.classes,
@@ -81,7 +69,7 @@ def curate(
         images, rows, bad = store.find(labelled.refs)
         bad = [("target", one) for one in [*labelled.rejected, *bad]]
         list_rejected(run, bad)  # now, for errors about labels point there; --max-rejected counts all images
-        admitted = admit(labelled, images, rows, budget, seed)
+        admitted = admit(labelled, images, rows, s.budget, s.seed)
         wanted = wanted_of(settings, len(admitted.drawn), len(labelled.classes))
         spare = SPARE
         while True:
@@ -99,7 +87,7 @@ def curate(
                 raise nothing_left(pool, leaks.leaks, known)
             say("the gallery holds nothing but the labelled images: the student is trained on these only")
         bad += [("gallery", one) for one in [*listed.rejected, *unreadable]]
-        reject(run, bad, len(labelled.refs) + len(refs) + len(labelled.rejected) + len(listed.rejected), max_rejected)
+        reject(run, bad, len(labelled.refs) + len(refs) + len(labelled.rejected) + len(listed.rejected), s.max_rejected)
         if len(chosen.choice):
             log_transfer_set(len(chosen.choice), chosen.wanted, leaks.looked_at, leaks.near)
         return chosen.finish(inputs, store, leaks.leaks, twice, len(bad), len(listed.refs))

@@ -11,11 +11,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tutelage import settings as c
 from tutelage.commands.run import run
 from tutelage.progress import duration, progress, say
 from tutelage.reporting.table import models_of, scores_table
 from tutelage.settings import command
+from tutelage.settings.commands import DemoSettings
 
 BUDGET = 10
 SETTINGS: dict[str, Any] = {
@@ -24,10 +24,8 @@ SETTINGS: dict[str, Any] = {
 }  # fmt: skip
 
 
-@command
-def demo(
-    *, out: c.Out = "tutelage-demo", seed: c.Seed = 0, smoke: c.Smoke = False, json: c.Json = False
-) -> dict[str, Any]:
+@command(DemoSettings)
+def demo(s: DemoSettings) -> dict[str, Any]:
     """Run the main job on emoji: 10 labels in each of 9 categories, 500 test images, the rest unlabelled.
 
     Returns:
@@ -35,16 +33,18 @@ def demo(
     """
     from tutelage.data.emoji import draw_emoji
 
-    started, folder = time.monotonic(), Path(out)
-    drawn = draw_emoji(folder / ("data-smoke" if smoke else "data"), per_class=20 if smoke else None, progress=progress)
+    started, folder = time.monotonic(), Path(s.out)
+    drawn = draw_emoji(
+        folder / ("data-smoke" if s.smoke else "data"), per_class=20 if s.smoke else None, progress=progress
+    )
     say(
         f"emoji of OpenMoji ({drawn.licence}), {drawn.source}: "
         f"{drawn.train} drawings to label, {drawn.test} test, {drawn.unlabelled} others"
     )
     say(f"{BUDGET} labels in each of {len(drawn.classes)} classes; all other drawings are used without labels")
     result = run(
-        target=str(drawn.target), gallery=[str(drawn.gallery), str(drawn.target / "train")], budget=BUDGET, seed=seed,
-        out=str(folder / f"run-{'smoke-' if smoke else ''}{seed}"), cache=str(folder / "cache"), smoke=smoke, **SETTINGS,
+        target=str(drawn.target), gallery=[str(drawn.gallery), str(drawn.target / "train")], budget=BUDGET, seed=s.seed,
+        out=str(folder / f"run-{'smoke-' if s.smoke else ''}{s.seed}"), cache=str(folder / "cache"), smoke=s.smoke, **SETTINGS,
     )  # fmt: skip
     result["pixels"] = pixels_and_logistic_regression(Path(result["run"]), folder / "cache")
     models = models_of(result)

@@ -5,16 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tutelage import settings as c
 from tutelage.pipeline.finished_exports import export_folder
 from tutelage.progress import say
 from tutelage.settings import command
+from tutelage.settings.commands import DemoPageSettings
 
 
-@command
-def demo_page(
-    *, export: c.Export = "", out: c.PageOut = "", serve: c.Serve = False, port: c.Port = 8000
-) -> dict[str, Any]:
+@command(DemoPageSettings)
+def demo_page(s: DemoPageSettings) -> dict[str, Any]:
     """Write OUT/index.html, which classifies images dropped on it: model, labels and runtime are inside, nothing is downloaded.
 
     Returns:
@@ -22,9 +20,9 @@ def demo_page(
     """
     from tutelage.deploy import browser
 
-    server = browser.server_of(port) if serve else None  # a port in use is reported before the work starts
+    server = browser.server_of(s.port) if s.serve else None  # a port in use is reported before the work starts
     try:
-        page = browser.write_page(export_folder(export), Path(out))
+        page = browser.write_page(export_folder(s.export), Path(s.out))
     except BaseException:
         if server is not None:
             server.server_close()

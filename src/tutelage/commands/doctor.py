@@ -11,9 +11,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from tutelage import settings as c
 from tutelage.device import cpu, free_memory
 from tutelage.settings import command
+from tutelage.settings.commands import DoctorSettings
 
 PACKAGES = ("tutelage", "torch", "torchvision", "timm", "accelerate", "faiss-cpu", "numpy", "pillow")
 EXTRAS = ("onnx", "onnxruntime", "tensorboard", "wandb", "mlflow", "ray", "segmentation_models_pytorch")
@@ -21,13 +21,9 @@ GIB = 2**30
 DISK_GIB, MEMORY_GIB = 10, 4  # below these, a warning: 50,000 images at 224 px take 7 GiB decoded
 
 
-@command
-def doctor(*, cache: c.Cache = "cache", json: c.Json = False) -> dict[str, Any]:
+@command(DoctorSettings)
+def doctor(s: DoctorSettings) -> dict[str, Any]:
     """Check this machine and say what to change.
-
-    Args:
-        json: print nothing; the command prints the returned dict.
-        cache: folder of the cache; it need not exist.
 
     Returns:
         `python`, `versions` (name -> text or None), `devices`, `threads`, `disk_gib` (free GiB of "cache" and "here"),
@@ -45,7 +41,7 @@ def doctor(*, cache: c.Cache = "cache", json: c.Json = False) -> dict[str, Any]:
         "versions": {name: _version(name) for name in PACKAGES},
         "devices": _devices(),
         "threads": _threads(policy_of_user),
-        "disk_gib": {"cache": _free_disk(Path(cache or "cache")), "here": _free_disk(Path.cwd())},
+        "disk_gib": {"cache": _free_disk(Path(s.cache or "cache")), "here": _free_disk(Path.cwd())},
         "memory_gib": None if (free := free_memory()) is None else free / GIB,
         "extras": {name: importlib.util.find_spec(name) is not None for name in EXTRAS},
     }
@@ -53,7 +49,7 @@ def doctor(*, cache: c.Cache = "cache", json: c.Json = False) -> dict[str, Any]:
     asking.join(5)
     found["weights"] = {"hub": faults[0] if faults else "no answer in 5 seconds", "packages": installed}
     found["advice"] = advice(found)
-    if not json:
+    if not s.json:
         _print(found)
     return found
 

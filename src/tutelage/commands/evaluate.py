@@ -8,12 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tutelage import settings as c
 from tutelage.errors import TutelageError, shown
 from tutelage.pipeline.stage import open_run
 from tutelage.progress import progress, say
 from tutelage.run_folder import COMMANDS, Run, hash_of, read_json
 from tutelage.settings import command
+from tutelage.settings.commands import EvaluateSettings
 
 TIMED_FLOPS = 1e12  # for one image, about half a minute on one thread; a larger teacher is not timed
 LEARNT_ON = 1000  # images of the transfer set on which student and teacher are compared
@@ -21,17 +21,9 @@ STUDENTS = {"distilled": "transfer", "baseline": "alone", "delivered": "student"
 NAMED = 20  # largest number of unusable images that a message names
 
 
-@command
-def evaluate(
-    *, run: c.Out = "", target: c.NewTarget = None, teacher_weights: c.OtherWeights = None,
-    device: c.Device = "auto", precision: c.Precision = "auto", cache: c.Cache = None, json: c.Json = False,
-) -> dict[str, Any]:  # fmt: skip
+@command(EvaluateSettings)
+def evaluate(s: EvaluateSettings) -> dict[str, Any]:
     """Score the models of a run on its test images, or on the images of another target set.
-
-    Args:
-        run: the run folder.
-        target: new labelled images (all splits are used); None for the run's own test images.
-        teacher_weights: None for those that the run used.
 
     Returns:
         {"distilled": {"test": scores, "parameters", "flops", "latency_ms", "agreement"}, "baseline", "delivered" (with "what" it is),
@@ -41,24 +33,24 @@ def evaluate(
     from tutelage.device import accelerator
     from tutelage.reporting.page import write_page
 
-    if not (Path(run) / "settings.toml").exists():
-        hint = f"use a folder that `tutelage run` has written, or run `tutelage run --out {run} ...` first"
-        raise TutelageError(f"{run} is not a run folder", hint)
-    with open_run(run, cache, {}, False) as (folder, cache_dir):
+    if not (Path(s.run) / "settings.toml").exists():
+        hint = f"use a folder that `tutelage run` has written, or run `tutelage run --out {s.run} ...` first"
+        raise TutelageError(f"{s.run} is not a run folder", hint)
+    with open_run(s.run, s.cache, {}, False) as (folder, cache_dir):
         kept = folder.settings()["settings"]
         resize = kept.get("resize", "squash")
-        weights: str = teacher_weights or kept.get("teacher_weights", "pretrained")
-        hardware = accelerator(device, precision)
+        weights: str = s.teacher_weights or kept.get("teacher_weights", "pretrained")
+        hardware = accelerator(s.device, s.precision)
         stages = _results(folder)
         inputs = hash_of(["evaluate", resize, {name: one and one["outputs"] for name, one in stages.items()}])
-        if target is None and (done := folder.done("report", inputs)):
+        if s.target is None and (done := folder.done("report", inputs)):
             write_page(folder.path)
             return {**done, "reused": True}
         clock = folder.clock("report")
-        work = _Work(folder, stages, cache_dir, resize, weights, hardware, target)
+        work = _Work(folder, stages, cache_dir, resize, weights, hardware, s.target)
         result: dict[str, Any] = work.scores()
-        if target is not None:
-            return {"run": str(folder.path), "target": target, **result}
+        if s.target is not None:
+            return {"run": str(folder.path), "target": s.target, **result}
         work.keep_evidence()
         result["seconds"] = clock.stop()
         finished = folder.finish("report", inputs, result)

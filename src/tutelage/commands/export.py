@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from tutelage import settings as c
 from tutelage.errors import TutelageError
 from tutelage.pipeline.finished_exports import finished
 from tutelage.pipeline.stage import HELD_OUT, open_run
 from tutelage.progress import say
 from tutelage.run_folder import hash_of, write_json, write_text
 from tutelage.settings import command
+from tutelage.settings.commands import ExportSettings
 from tutelage.version import __version__
 
 PROVED_ON = 1000  # images on which torch and onnxruntime are compared
@@ -25,12 +25,8 @@ MEMORY = 2**29  # bytes of inputs and outputs held at once; where images are lar
 VERSIONS = ("torch", "timm", "onnx", "onnxruntime", "numpy", "pillow")  # Pillow 13 resizes tall images in another order
 
 
-@command
-def export(
-    *, run: c.Out = "", format: c.Formats = ["onnx"], bake_preprocess: c.Bake = False, no_int8: c.NoInt8 = False,  # noqa: B006
-    int8_loss: c.Int8Loss = 0.01, calibration: c.Calibration = 512, tolerance: c.Tolerance = 1e-4,
-    cache: c.Cache = None, json: c.Json = False, config: c.Config = None,
-) -> dict[str, Any]:  # fmt: skip
+@command(ExportSettings)
+def export(s: ExportSettings) -> dict[str, Any]:
     """Write RUN/export: model.onnx, model.int8.onnx, labels.txt, preprocess.json, predict.py, MODEL_CARD.md, export.json.
 
     Every file is run on test images and compared with the student; if one differs too much (int8 may), the old export is kept.
@@ -42,18 +38,18 @@ def export(
     from tutelage.deploy.folder import settle, staged
     from tutelage.deploy.quantise import enough
 
-    formats.check(format)
-    stages = finished(Path(run))
-    with open_run(run, cache, {}, False) as (folder, cache_dir):
-        if not no_int8:
-            enough(min(calibration, stages["transfer_set"]["images"]["transfer"]))
-        work = _Work(folder, stages, cache_dir, bake_preprocess, tolerance)
+    formats.check(s.format)
+    stages = finished(Path(s.run))
+    with open_run(s.run, s.cache, {}, False) as (folder, cache_dir):
+        if not s.no_int8:
+            enough(min(s.calibration, stages["transfer_set"]["images"]["transfer"]))
+        work = _Work(folder, stages, cache_dir, s.bake_preprocess, s.tolerance)
         place = folder.path / "export"
         with staged(place) as new:
             work.write_float(new)
-            if not no_int8:
-                work.write_int8(new, calibration, int8_loss)
-            for name in format:
+            if not s.no_int8:
+                work.write_int8(new, s.calibration, s.int8_loss)
+            for name in s.format:
                 if name != "onnx":
                     work.write_other(new, name)
             about = work.about(new)

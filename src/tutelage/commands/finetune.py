@@ -17,56 +17,51 @@ from typing import Any
 
 import numpy as np
 
-from tutelage import settings as c
 from tutelage.metrics import paired_gain
 from tutelage.pipeline.stage import HELD_OUT, file_hash, judged_by, open_run, save_weights, write_metrics
 from tutelage.progress import progress, say
 from tutelage.run_folder import atomic_write, hash_of
 from tutelage.settings import command
+from tutelage.settings.commands import FinetuneSettings
 
 HEAD_VIEWS = 4  # of each labelled image, besides the whole image, on which a head is fitted
 SCALE_SAMPLE = 1024  # images of the transfer set from which the scale of the features is estimated
 
 
-@command
-def finetune(
-    *, out: c.Out = "", finetune: c.Finetune = "auto", class_weight: c.ClassWeight = "none", resize: c.Resize = "squash",
-    flip: c.Flip = "horizontal", crop_area: c.CropArea = 0.8, view_seed: c.ViewSeed = 0, seed: c.Seed = 0,
-    device: c.Device = "auto", precision: c.Precision = "auto", tracker: c.Tracker = "none", cache: c.Cache = None,
-    overwrite: c.Overwrite = False, config: c.Config = None,
-) -> dict[str, Any]:  # fmt: skip
+@command(FinetuneSettings)
+def finetune(s: FinetuneSettings) -> dict[str, Any]:
     """Fine-tune the distilled student on the labelled images where that helps, and choose the student to deliver.
 
     Returns:
         result of the stage: what is delivered (distilled, head, full, long, steep or baseline), the scores on held-out labels, seconds.
     """
-    settings = dict(locals())
+    settings = dict(vars(s))
     from tutelage.data.manifest import load_task
     from tutelage.device import accelerator
     from tutelage.pipeline.load_student import load_student
     from tutelage.tasks import task_of
 
-    with open_run(out, cache, settings, overwrite) as (run, cache_dir):
+    with open_run(s.out, s.cache, settings, s.overwrite) as (run, cache_dir):
         curated, distilled = run.result("transfer_set", "finetune"), run.result("transfer", "finetune")
-        piloted = judged_by(run) if finetune == "auto" else {}
-        judges = (curated["images"]["val"] > 0 or piloted) and finetune == "auto"
+        piloted = judged_by(run) if s.finetune == "auto" else {}
+        judges = (curated["images"]["val"] > 0 or piloted) and s.finetune == "auto"
         baseline = run.results()["alone"] if judges else {}
         inputs = hash_of(["finetune", curated["outputs"], distilled["outputs"], baseline.get("outputs"), piloted.get("outputs"), {
             k: settings[k] for k in ("finetune", "class_weight", "resize", "flip", "crop_area", "view_seed", "seed")
         }])  # fmt: skip
         if done := run.done("student", inputs):
             return {**done, "reused": True}
-        clock, task, hardware = run.clock("student"), load_task(run.path, cache_dir), accelerator(device, precision)
+        clock, task, hardware = run.clock("student"), load_task(run.path, cache_dir), accelerator(s.device, s.precision)
         student = load_student(run.path / "transfer", distilled["student"], len(task.classes))
         other = load_student(run.path / "alone", baseline["student"], len(task.classes)) if baseline else None
         work = _Work(task_of(task.task), task, student, settings, hardware, clock, headless=not distilled["head"])
         if piloted:
             delivered, validation, judged_on = _of_pilot(piloted)
         else:
-            delivered, validation = _choice(work, finetune, other, run.path / "student" / HELD_OUT)
+            delivered, validation = _choice(work, s.finetune, other, run.path / "student" / HELD_OUT)
             judged_on = _judged_on(work, validation)
         module, rows = (other.module, []) if other and delivered == "baseline" else work.on_all(delivered)
-        write_metrics(run, "student", rows, tracker, hardware)
+        write_metrics(run, "student", rows, s.tracker, hardware)
         save_weights(run.path / "student" / "weights.safetensors", module.state_dict())
         seconds = clock.stop()
         result = {

@@ -5,18 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tutelage import settings as c
 from tutelage.errors import shown
 from tutelage.pipeline.finished_exports import export_folder
 from tutelage.progress import progress, say
 from tutelage.settings import command
+from tutelage.settings.commands import PredictSettings
 
 
-@command
-def predict(
-    *, export: c.Export = "", images: c.ImagePaths = [], out: c.PredictionsOut = "predictions.csv", top: c.Top = 1,  # noqa: B006
-    model: c.Which = "auto", threads: c.Threads = None, json: c.Json = False,
-) -> dict[str, Any]:  # fmt: skip
+@command(PredictSettings)
+def predict(s: PredictSettings) -> dict[str, Any]:
     """Classify images with an exported student, or paint their masks.
 
     Writes path, class, probability, unsure (below the threshold of the export) and, with --top, the next classes; for a segmentation
@@ -29,16 +26,16 @@ def predict(
     from tutelage.deploy import runtime
     from tutelage.deploy.predict_masks import predictions
 
-    opened = runtime.open_export(export_folder(export), model, threads)
-    paths = runtime.files_in(images)
+    opened = runtime.open_export(export_folder(s.export), s.model, s.threads)
+    paths = runtime.files_in(s.images)
     with progress("predict", len(paths)) as advance:
-        result = predictions(opened, paths, Path(out), advance)
-    listed = runtime.write_predictions(Path(out), result, top)
+        result = predictions(opened, paths, Path(s.out), advance)
+    listed = runtime.write_predictions(Path(s.out), result, s.top)
     if listed:
         first = shown((f"{name} ({reason})" for name, reason in result.rejected), 3)
         say(f"{len(result.rejected):,} of {len(paths):,} images cannot be read, see {listed}: {first}")
     columns = result.columns(1)
     return {
-        "predictions": out, "images": len(result.paths), "rejected": len(result.rejected), "model": opened.file,
-        **({"unsure": sum(columns["unsure"])} if "unsure" in columns else {"masks": str(Path(out).with_suffix(""))}),
+        "predictions": s.out, "images": len(result.paths), "rejected": len(result.rejected), "model": opened.file,
+        **({"unsure": sum(columns["unsure"])} if "unsure" in columns else {"masks": str(Path(s.out).with_suffix(""))}),
     }  # fmt: skip

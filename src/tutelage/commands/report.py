@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tutelage import settings as c
 from tutelage.progress import say
 from tutelage.settings import command
+from tutelage.settings.commands import ReportSettings
 
 
-@command
-def report(*, run: c.Out = "") -> dict[str, Any]:
+@command(ReportSettings)
+def report(s: ReportSettings) -> dict[str, Any]:
     """Write report/index.html of a run or a study: scores, what limits them, charts, and the command to reproduce it.
 
     Returns:
@@ -20,11 +20,11 @@ def report(*, run: c.Out = "") -> dict[str, Any]:
     from tutelage.reporting.page import write_page
     from tutelage.run_folder import STUDY
 
-    if (Path(run) / STUDY).exists():
+    if (Path(s.run) / STUDY).exists():
         from tutelage.study.page import write_study
 
-        page = write_study(Path(run))["page"]
+        page = write_study(Path(s.run))["page"]
     else:
-        page = write_page(Path(run))
+        page = write_page(Path(s.run))
     say(f"open {page}")
     return {"page": str(page)}

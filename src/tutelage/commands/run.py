@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tutelage import settings as c
 from tutelage.commands.adapt import adapt as adapt_stage
 from tutelage.commands.alone import alone
 from tutelage.commands.committee import committee as committee_stage
@@ -19,6 +18,7 @@ from tutelage.pipeline.stage import needed, open_run, settings_of
 from tutelage.progress import duration, main_process, processes, say
 from tutelage.run_folder import DEFAULT, Run, read_json
 from tutelage.settings import command
+from tutelage.settings.commands import RunSettings
 
 SMOKE = {"per_query": None, "epochs": None, "steps": 24, "batch_size": 32}
 SMOKE_TOTAL, SMOKE_BUDGET = 512, 10  # upper limits; `curate` also looks at only a part of the gallery
@@ -33,31 +33,8 @@ STAGES: dict[str, tuple[Callable[..., Any], str]] = {
 MODELS = ("distilled", "baseline", "delivered", "teacher", "committee")  # in the result of an evaluation
 
 
-@command
-def run(
-    *, task: c.Task = "classification",
-    target: c.Target = "", gallery: c.Paths = [], out: c.Out = "", val: c.Val = None, test: c.Test = None,  # noqa: B006
-    classes: c.Classes = None, budget: c.Budget = None, group_by: c.GroupBy = None, strategy: c.Strategy = "auto",
-    total: c.Total = None, per_query: c.PerQuery = None, balance: c.Balance = "query", dedup: c.Dedup = "candidates",
-    index: c.Index = "auto", memory: c.Memory = None, embeddings: c.Embeddings = [], text_embeddings: c.TextEmbeddings = None,  # noqa: B006
-    clip: c.Clip = "openclip-b", clip_weights: c.ClipWeights = "pretrained", templates: c.Templates = [],  # noqa: B006
-    engine: c.Engine = "local", max_rejected: c.MaxRejected = 0.05, resize: c.Resize = "squash", flip: c.Flip = "horizontal",
-    crop_area: c.CropArea = 0.8,
-    teacher: c.Teacher = "dinov2-s", teacher_weights: c.TeacherWeights = "pretrained",
-    teacher_size: c.TeacherSize = None, teacher_window: c.TeacherWindow = None,
-    adapt: c.Adapt = "probe", class_weight: c.ClassWeight = "none",
-    student: c.Student = "mobilenetv4-s", student_weights: c.StudentWeights = "pretrained", student_size: c.StudentSize = None,
-    decoder: c.Decoder = "lraspp", objective: c.Objective = "oriented", agnostic_loss: c.AgnosticLoss = "contrastive",
-    agnostic_features: c.AgnosticFeatures = "patches",
-    committee: c.Committee = "auto", sharpness: c.Sharpness = None, label_share: c.LabelShare = None,
-    view_seed: c.ViewSeed = 0, cache_limit: c.CacheLimit = 20.0,
-    epochs: c.Epochs = None, steps: c.Steps = None, batch_size: c.BatchSize = 128, lr: c.LearningRate = None,
-    temperature: c.Temperature = 1.0, feature_weight: c.FeatureWeight = 2.0,
-    finetune: c.Finetune = "auto", no_baseline: c.NoBaseline = False, pilot: c.Pilot = False,
-    seed: c.Seed = 0, device: c.Device = "auto", precision: c.Precision = "auto", tracker: c.Tracker = "none",
-    cache: c.Cache = None, overwrite: c.Overwrite = False,
-    smoke: c.Smoke = False, preset: c.Preset = "none", json: c.Json = False, config: c.Config = None,
-) -> dict[str, Any]:  # fmt: skip
+@command(RunSettings)
+def run(s: RunSettings) -> dict[str, Any]:
     """Turn a few labelled images and a gallery of unlabelled ones into a small trained model.
 
     Curates the transfer set, adapts the teacher, forms the committee, distils it into the student, trains the same student on the
@@ -66,13 +43,13 @@ def run(
     Returns:
         the object that `--json` prints: run, distilled, baseline, delivered, teacher, committee, seconds, reused.
     """
-    settings = dict(locals())
-    if smoke:
+    settings = dict(vars(s))
+    if s.smoke:
         settings |= cut_down(settings)
     started = time.monotonic()
-    names = [name for name in STAGES if name != "alone" or not no_baseline]
-    with open_run(out, cache, settings, overwrite, together=True) as (folder, _):
-        if pilot:
+    names = [name for name in STAGES if name != "alone" or not s.no_baseline]
+    with open_run(s.out, s.cache, settings, s.overwrite, together=True) as (folder, _):
+        if s.pilot:
             _one(folder, *STAGES["curate"], settings)
             judge(folder, settings, walk)
         summary = walk(folder, names, settings)

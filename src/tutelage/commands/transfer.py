@@ -13,7 +13,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tutelage import settings as c
 from tutelage.errors import TutelageError
 from tutelage.pipeline.preflight import WITHOUT_TARGETS
 from tutelage.pipeline.stage import (
@@ -27,6 +26,7 @@ from tutelage.pipeline.stage import (
 from tutelage.progress import progress, say
 from tutelage.run_folder import FREE, Clock, Run, hash_of
 from tutelage.settings import command
+from tutelage.settings.commands import DistillSettings
 from tutelage.tasks import peak_rate
 
 if TYPE_CHECKING:
@@ -36,32 +36,19 @@ if TYPE_CHECKING:
 LEARNT_ON = 1000  # images of the transfer set on which student and targets are compared
 
 
-@command
-def transfer(
-    *, out: c.Out = "", student: c.Student = "mobilenetv4-s", student_weights: c.StudentWeights = "pretrained",
-    student_size: c.StudentSize = None, decoder: c.Decoder = "lraspp",
-    teacher_weights: c.TeacherWeights = "pretrained",
-    objective: c.Objective = "oriented", agnostic_loss: c.AgnosticLoss = "contrastive",
-    agnostic_features: c.AgnosticFeatures = "patches", committee: c.Committee = "auto", sharpness: c.Sharpness = None,
-    label_share: c.LabelShare = None,
-    cache_limit: c.CacheLimit = 20.0, epochs: c.Epochs = None, steps: c.Steps = None,
-    batch_size: c.BatchSize = 128, lr: c.LearningRate = None, temperature: c.Temperature = 1.0, feature_weight: c.FeatureWeight = 2.0,
-    class_weight: c.ClassWeight = "none",
-    resize: c.Resize = "squash", flip: c.Flip = "horizontal", crop_area: c.CropArea = 0.8, view_seed: c.ViewSeed = 0,
-    seed: c.Seed = 0, device: c.Device = "auto", precision: c.Precision = "auto", tracker: c.Tracker = "none",
-    cache: c.Cache = None, overwrite: c.Overwrite = False, preset: c.Preset = "none", config: c.Config = None,
-) -> dict[str, Any]:  # fmt: skip
+@command(DistillSettings)
+def transfer(s: DistillSettings) -> dict[str, Any]:
     """Distil the targets into the student, on the transfer set.
 
     Returns:
         result of the stage: steps, images seen, labelled images in a batch, loss, seconds for the targets and for training.
     """
-    settings = dict(locals())
+    settings = dict(vars(s))
     from tutelage.device import accelerator
 
-    with open_run(out, cache, settings, overwrite, together=True) as (run, cache_dir):
+    with open_run(s.out, s.cache, settings, s.overwrite, together=True) as (run, cache_dir):
         job = _Job(run, cache_dir, settings)
-        hardware = accelerator(device, precision)
+        hardware = accelerator(s.device, s.precision)
         with hardware.main_process_first():  # it may copy the stage from another run of a study
             done = run.done("transfer", job.inputs)
         return {**done, "reused": True} if done else job.run_stage(hardware)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tutelage.errors import TutelageError, did_you_mean, raise_all, shown
-from tutelage.presets import PRESETS
+from tutelage.settings.presets import PRESETS
 
 CLIP_TAGS = ("clip", "openai", "laion", "datacomp", "siglip", "dfn", "metaclip")  # in timm's tags of CLIP-like weights
 

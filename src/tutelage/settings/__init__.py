@@ -1,0 +1,8 @@
+"""Settings: what they are, and the check of a call.
+
+Each setting is declared once, in `groups` or, where only one command has it, in `commands`: its name, type, default, help text and range.
+"""
+
+from tutelage.settings.checking import command, declared, flag, resolve
+
+__all__ = ["command", "declared", "flag", "resolve"]

@@ -1,0 +1,184 @@
+"""Check the settings of a call: explicit arguments override `config`, which overrides the defaults; all faults are reported at once."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+import tomllib
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import MISSING, Field, fields
+from pathlib import Path
+from typing import Annotated, Any, ParamSpec, TypeVar
+
+import pydantic
+from cyclopts import Parameter
+from pydantic import BeforeValidator, TypeAdapter, ValidationError
+
+from tutelage.errors import TutelageError, did_you_mean, raise_all
+from tutelage.settings import presets
+from tutelage.settings.groups import Group
+
+P = ParamSpec("P")
+S = TypeVar("S", bound=Group)
+R = TypeVar("R")
+
+
+def command(settings: Callable[P, S]) -> Callable[[Callable[[S], R]], Callable[P, R]]:
+    """Return a decorator that makes a function of one group of settings a command: a function of keyword arguments, checked first.
+
+    If `config` is among the settings, it names a TOML file with values for arguments that were not given.
+
+    Args:
+        settings: the class of the command's settings; the command has its names, types and defaults.
+    """
+
+    def decorate(function: Callable[[S], R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def checked(*args: P.args, **given: P.kwargs) -> R:
+            return function(resolve(settings, given))
+
+        made: Any = checked
+        del made.__wrapped__
+        hints, own = hints_of(settings), declared(settings)
+        made.settings, made.__annotations__ = settings, hints
+        made.__signature__ = inspect.Signature([
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default_of(one), annotation=_base(hints[name]))
+            for name, one in own.items()
+        ])  # fmt: skip
+        lines = [f"    {name} ({one.type}, {default_of(one)!r}): {one.metadata['help']}" for name, one in own.items()]
+        made.__doc__ = f"{inspect.getdoc(function)}\n\nArgs:\n" + "\n".join(lines)
+        return checked
+
+    return decorate
+
+
+def declared(settings: Any) -> dict[str, Field[Any]]:
+    """Return the declarations of a class of settings by name, in the order of its groups, its own last."""
+    names: dict[str, None] = {}
+    for base in settings.__bases__:
+        names |= dict.fromkeys(declared(base)) if issubclass(base, Group) and base is not Group else {}
+    names |= dict.fromkeys(inspect.get_annotations(settings))
+    found = {one.name: one for one in fields(settings)}
+    return {name: found[name] for name in names}
+
+
+def default_of(one: Field[Any]) -> Any:
+    """Return the default value of a setting."""
+    return one.default if one.default_factory is MISSING else one.default_factory()
+
+
+def hints_of(settings: Any) -> dict[str, Any]:
+    """Return the type of each setting, annotated with its limits for pydantic and its help text for cyclopts."""
+    found, types_of = {}, typing.get_type_hints(settings)
+    for name, one in declared(settings).items():
+        base, notes = types_of[name], one.metadata
+        parameter = Parameter(
+            help=notes["help"],
+            consume_multiple=True if base == list[str] else None,
+            negative=() if base in (bool, list[str]) else None,
+        )
+        checks: list[Any] = [pydantic.Field(**notes["limits"])] if notes["limits"] else []
+        checks += [BeforeValidator(notes["reads"])] if notes["reads"] else []
+        found[name] = Annotated[base, parameter, *checks]
+    return found
+
+
+def resolve(settings: Callable[..., S], given: dict[str, Any]) -> S:
+    """Return the checked settings of one call: explicit arguments over the file over defaults.
+
+    Args:
+        settings: the class of settings.
+        given: explicit arguments; values of the task and of --preset are used for what neither they nor the file give.
+
+    Raises:
+        TutelageError: unknown, missing or impossible settings, all of them in one message.
+    """
+    known = declared(settings)
+    errors = [_unknown(name, known, "argument") for name in given if name not in known]
+    values = {name: value for name, value in given.items() if name in known}
+    if "config" in known and values.get("config"):
+        from_file, faults = _read_toml(Path(values["config"]), known)
+        errors += faults
+        if faults and not from_file:
+            raise_all(errors)
+        values = {**from_file, **values}
+    values = {**{name: value for name, value in presets.of(values).items() if name in known}, **values}
+    checked, faults = _validate(settings, values)
+    raise_all(errors + faults)
+    return settings(**checked)
+
+
+def flag(name: str) -> str:
+    """Return the flag of a setting: `teacher_size` -> `--teacher-size`."""
+    return "--" + name.replace("_", "-")
+
+
+def _unknown(name: str, known: Any, kind: str) -> TutelageError:
+    hint = did_you_mean(name, known) or f"use one of {', '.join(known)}"
+    return TutelageError(f"{kind} {name!r} is unknown", hint)
+
+
+def _read_toml(path: Path, known: Any) -> tuple[dict[str, Any], list[TutelageError]]:
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = did_you_mean(path.name, [p.name for p in path.parent.glob("*.toml")] if path.parent.is_dir() else [])
+        return {}, [TutelageError(f"--config {path} does not exist", near or "name a TOML file of settings")]
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        return {}, [TutelageError(f"--config {path}: {error}", "name a TOML file of settings, such as budget = 10")]
+    values = {name.replace("-", "_"): value for name, value in raw.items()}
+    errors = [_unknown(name, known, f"{path}: setting") for name in values if name not in known]
+    return {name: value for name, value in values.items() if name in known}, errors
+
+
+def _validate(settings: Any, values: dict[str, Any]) -> tuple[dict[str, Any], list[TutelageError]]:
+    hints = hints_of(settings)
+    for name, value in values.items():  # accept any sequence or a single item for a list, and a Path for text
+        if isinstance(value, (tuple, list)):
+            values[name] = [str(item) for item in value]
+        elif isinstance(value, bool) or not isinstance(value, (str, Path, int, float)):
+            continue
+        elif _base(hints[name]) == list[str]:
+            values[name] = [str(value)] if value != "" else []
+        elif isinstance(value, Path) or _takes_text(hints[name]):
+            values[name] = str(value)
+    checked: dict[str, Any] = {}
+    errors: list[TutelageError] = []
+    for name, one in declared(settings).items():
+        value = values.get(name, default_of(one))
+        if isinstance(value, bool) and not isinstance(one.default, bool):  # otherwise true would count as 1
+            hint = f"give a value: {_help(hints[name])}"
+            errors.append(TutelageError(f"{flag(name)} {value} must not be a boolean", hint))
+            continue
+        try:
+            checked[name] = TypeAdapter(hints[name]).validate_python(value)
+        except ValidationError as error:
+            errors.append(_fault(name, value, error.errors()[0], hints[name]))
+    return checked, errors
+
+
+def _takes_text(hint: Any) -> bool:
+    base = _base(hint)
+    return base is str or (isinstance(base, types.UnionType) and str in typing.get_args(base))
+
+
+def _base(hint: Any) -> Any:
+    return typing.get_args(hint)[0]
+
+
+def _fault(name: str, value: Any, fault: Any, hint: Any) -> TutelageError:
+    if value in ("", [], ()):
+        message = f"no {flag(name)} was given ({_help(hint)})"
+        return TutelageError(message, f"add {flag(name)} to the command or the TOML file")
+    said = fault["msg"].partition(", unable to")[0]
+    message = re.sub(r": (Input should be|Value error,) ", " must be ", f"{flag(name)} {value}: {said}", count=1)
+    choices = typing.get_args(typing.get_args(hint)[0]) if fault["type"] == "literal_error" else ()
+    return TutelageError(message, did_you_mean(str(value), [str(c) for c in choices]))
+
+
+def _help(hint: Any) -> str:
+    """Return the help text of a setting."""
+    return str(next(note for note in typing.get_args(hint) if isinstance(note, Parameter)).help)

@@ -1,0 +1,179 @@
+"""The settings of each command: groups that commands share, and what is its own."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from tutelage.settings import groups as g
+from tutelage.settings.groups import setting
+
+
+class Curation(g.Labelled, g.Gallery, g.Search, g.Teacher, g.StudentInput, g.Resize, g.Stage):
+    """Settings of `curate` that `run` has too."""
+
+    budget: int | None = setting(None, "number of labels per class to use, or of masks in total; default: all", ge=1)
+    smoke: bool = setting(False, "run the real command, reduced to a minute on a CPU")
+
+
+class CurateSettings(Curation):
+    """Settings of `curate`."""
+
+    shard: str | None = setting(
+        None,
+        "embed only part i of n of the gallery: i/n, i from 0; env: from RANK and WORLD_SIZE (torchrun, job arrays)",
+        free=True,
+    )
+
+
+class AdaptSettings(g.Teacher, g.Adaptation, g.TrainingStage):
+    """Settings of `adapt`."""
+
+
+class BaselineSettings(g.Student, g.Schedule, g.TrainingStage):
+    """Settings of `alone`."""
+
+
+class CommitteeSettings(BaselineSettings, g.TeacherCache):
+    """Settings of `committee`: those of the baseline, since its students are trained like it."""
+
+
+class DistillSettings(g.TeacherWeights, BaselineSettings, g.Distillation):
+    """Settings of `transfer`."""
+
+    objective: Literal["oriented", "agnostic", "pseudo-label", "dino"] = setting(
+        "oriented",
+        "distillation objective: match class probabilities (oriented), features (agnostic), or a rival method",
+    )
+    preset: Literal["none", "paper"] = setting(
+        "none",
+        "defaults to start from, which flags override; paper: KL to the adapted teacher only, then --finetune full",
+        free=True,
+    )
+
+
+class FinetuneSettings(g.LastStage, g.TrainingStage):
+    """Settings of `finetune`."""
+
+
+class RunSettings(Curation, g.Adaptation, DistillSettings, g.LastStage, g.Json):
+    """Settings of `run`: those of its stages."""
+
+    pilot: bool = setting(
+        False, "without --val: compare with the baseline by one run per label fold; 10 to 15 times as long"
+    )
+    no_baseline: bool = setting(False, "do not train the baseline, the same student on the labels only", free=True)
+
+
+class CompareSettings(
+    g.Labelled,
+    g.Gallery,
+    g.Teacher,
+    g.Adaptation,
+    g.Student,
+    g.Distillation,
+    g.Schedule,
+    g.Training,
+    g.LastStage,
+    g.Machine,
+    g.ConfigFile,
+    g.Json,
+):
+    """Settings of `compare`."""
+
+    out: str = setting("", "folder of the study, with its runs in ARM/budget-N/seed-N", min_length=1, free=True)
+    student_weights: str = setting("scratch", "pretrained, scratch, or a file", min_length=1)
+    arms: list[str] = setting(
+        ("scratch", "agnostic", "oriented"),
+        "arms, separated by commas or spaces: scratch imagenet clip dino agnostic oriented pseudo-label teacher-only "
+        "self-training paper baseline-plus; NAME:LABEL is a variant with its own settings",
+        min_length=1,
+    )
+    budgets: list[str] = setting(("10",), "labels per class, or masks in total; one or several values", min_length=1)
+    seeds: list[str] = setting(("0", "1", "2"), "seeds of random draws and training; one or several", min_length=1)
+    set: list[str] = setting((), "settings of one arm, as ARM.SETTING=VALUE: agnostic.lr=3e-3")
+    match: Literal["images", "flops"] = setting(
+        "images", "training budget that is equal for all arms: images seen, or FLOPs, the teacher's included"
+    )
+    results: str | None = setting(
+        None, "folder with results of finished runs, not repeated; default: results/ in --out"
+    )
+    dry_run: bool = setting(False, "print the plan with estimated time and disk, and stop")
+
+
+class EvaluateSettings(g.FinishedRun, g.Machine, g.Json):
+    """Settings of `evaluate`."""
+
+    target: str | None = setting(None, "other labelled images to evaluate the models on")
+    teacher_weights: str | None = setting(None, "the teacher's weights; default: those of the run", min_length=1)
+
+
+class ReportSettings(g.FinishedRun):
+    """Settings of `report`."""
+
+
+class ExportSettings(g.FinishedRun, g.Cache, g.Json, g.ConfigFile):
+    """Settings of `export`."""
+
+    format: list[str] = setting(
+        ("onnx",), "formats to export besides model.onnx: torchscript, executorch, coreml", min_length=1
+    )
+    bake_preprocess: bool = setting(False, "put normalisation and softmax into the graph: pixels in, probabilities out")
+    no_int8: bool = setting(False, "do not make an int8 model")
+    int8_loss: float = setting(0.01, "largest accuracy loss of int8; layers stay float until it is met", gt=0, le=1)
+    calibration: int = setting(512, "images of the transfer set to calibrate int8 with", ge=1)
+    tolerance: float = setting(
+        1e-4, "largest difference from the student, as a share of its largest output", gt=0, le=1
+    )
+
+
+class BenchmarkSettings(g.FinishedRun, g.Json):
+    """Settings of `bench`."""
+
+
+class PredictSettings(g.Json):
+    """Settings of `predict`."""
+
+    export: str = setting("", "folder written by `tutelage export`, or its run", min_length=1)
+    images: list[str] = setting((), "images, or folders of images", min_length=1)
+    out: str = setting("predictions.csv", "file for the predictions: .csv or .parquet", min_length=1, free=True)
+    top: int = setting(1, "number of classes per image, the most likely first", ge=1)
+    model: Literal["auto", "float", "int8"] = setting("auto", "model to use; auto: the one that the export recommends")
+    threads: int | None = setting(None, "threads of onnxruntime; default: all cores", ge=1)
+
+
+class DemoSettings(g.Json):
+    """Settings of `demo`."""
+
+    seed: int = setting(0, "seed of random draws, initialisation and image order", ge=0, lt=2**63)
+    smoke: bool = setting(False, "run the real command, reduced to a minute on a CPU")
+    out: str = setting("tutelage-demo", "run folder", min_length=1, free=True)
+
+
+class DemoPageSettings(g.Group):
+    """Settings of `demo-page`."""
+
+    export: str = setting("", "folder written by `tutelage export`, or its run", min_length=1)
+    out: str = setting("", "folder for the page, index.html", min_length=1, free=True)
+    serve: bool = setting(False, "serve the page on this computer until Ctrl-C")
+    port: int = setting(8000, "port for --serve; 0: any free port", ge=0, le=65535)
+
+
+class CacheSettings(g.Json):
+    """Settings of `cache`."""
+
+    cache: str | None = setting(
+        "cache",
+        "folder of decoded images and teacher outputs, shared by runs; default: cache/ beside the run",
+        free=True,
+    )
+    prune: float | None = setting(None, "remove entries not used for this many days", ge=0)
+
+
+class DoctorSettings(g.Json):
+    """Settings of `doctor`."""
+
+    cache: str | None = setting(
+        "cache",
+        "folder of decoded images and teacher outputs, shared by runs; default: cache/ beside the run",
+        free=True,
+    )
