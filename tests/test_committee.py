@@ -17,6 +17,7 @@ from tutelage.distillation.prepare_targets import Mixture, sharpness_of
 from tutelage.errors import TutelageError
 from tutelage.finetuning import supervised
 from tutelage.metrics import log_softmax, softmax
+from tutelage.settings.groups import Views
 from tutelage.tasks import classification, segmentation
 
 TINY = {
@@ -176,7 +177,7 @@ def test_a_mirrored_network_gives_mirrored_grids(monkeypatch):
             ByPlace(),
             None,
             None,
-            segmentation.views({"view_seed": 0, "flip": flip, "crop_area": 1.0}),
+            segmentation.views(Views(flip=flip, crop_area=1.0)),
             None,
             (4, 6),
             None,

@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from tutelage.finetuning import supervised
 from tutelage.metrics import log_softmax
 from tutelage.pipeline.stage import HELD_OUT_LOGITS
 from tutelage.settings import declared, resolve
+from tutelage.settings.commands import CurateSettings
 
 SMALL = {
     "teacher": "tf_efficientnet_lite0", "teacher_size": 32, "student": "mobilenetv3_small_050",
@@ -336,13 +338,13 @@ def test_smoke_keeps_vectors_made_elsewhere(data, tmp_path):
 def test_looked_at():
     """--smoke looks at a seeded part of a large gallery, the same in every process, larger where it did not suffice."""
     refs = list(range(5000))
-    settings = {"strategy": "balanced", "smoke": True, "seed": 3}
+    settings = CurateSettings(strategy="balanced", smoke=True, seed=3)
     part = gallery_sample(refs, settings, 100, SPARE)
     assert len(part) == len(set(part)) == 2 * SMOKE_PART
     assert part == sorted(part) == gallery_sample(refs, settings, 100, SPARE)
     assert set(part) < set(gallery_sample(refs, settings, 100, 2 * SPARE))
-    assert part != gallery_sample(refs, {**settings, "seed": 4}, 100, SPARE)
-    assert gallery_sample(refs, {**settings, "smoke": False}, 100, SPARE) == refs
+    assert part != gallery_sample(refs, replace(settings, seed=4), 100, SPARE)
+    assert gallery_sample(refs, replace(settings, smoke=False), 100, SPARE) == refs
 
 
 def test_tracker(data, monkeypatch):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from tutelage.errors import TutelageError
 from tutelage.models.students import build_student
 from tutelage.models.teachers import build_teacher
 from tutelage.run_folder import read_json
+from tutelage.settings.commands import RunSettings
 from tutelage.settings.presets import PRESETS
 from tutelage.study.arms import ARMS, arms_of, clip_weights
 from tutelage.study.cost_estimate import Data, has_committee, matched_steps, steps_of
@@ -58,12 +59,9 @@ def test_results_of_other_data_are_refused(task, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def settings() -> dict[str, Any]:
+def settings() -> RunSettings:
     """All settings of a run of 50 steps of 16 images."""
-    from tutelage.commands.run import run
-
-    known = {name: parameter.default for name, parameter in inspect.signature(run).parameters.items()}
-    return {**known, **GIVEN, "steps": 50, "batch_size": 16}
+    return RunSettings(**GIVEN, steps=50, batch_size=16)
 
 
 def test_steps_of_equal_compute(settings):
@@ -74,25 +72,26 @@ def test_steps_of_equal_compute(settings):
     whole = (
         200 * told + 2 * 50 * 16 * each
     )  # 100 images and their mirror images; the committee's students train as long as the student
-    own = {
+    costs = {
         "scratch": (0, 1.0), "baseline-plus": (0, 1.0), "agnostic": (100, 1.0), "oriented": (200, 2.0), "pseudo-label": (200, 2.0),
         "teacher-only": (200, 1.0), "paper": (200, 1.0), "self-training": (0, 2.0), "dino": (0, 1.25),
     }  # fmt: skip
-    for arm in arms_of(list(own), [], []):
-        steps = matched_steps(arm, {**settings, **arm.way.settings}, 100)
-        outputs, share = own[arm.name]
+    for arm in arms_of(list(costs), [], []):
+        own = replace(settings, **arm.way.settings)
+        steps = matched_steps(arm, own, 100)
+        outputs, share = costs[arm.name]
         assert outputs * told + steps * 16 * each * share == pytest.approx(whole, abs=16 * each * share), arm.name
-        assert steps == steps_of(arm, {**settings, **arm.way.settings}, 100, "flops")
-        assert (steps == 50) == (own[arm.name] == (200, 2.0))
+        assert steps == steps_of(arm, own, 100, "flops")
+        assert (steps == 50) == (costs[arm.name] == (200, 2.0))
 
 
 def test_steps_of_equal_images(settings):
     """With --match images every arm takes the steps that are asked for, but the stronger baseline: what a committee sees is added."""
     for arm in arms_of(list(ARMS), [], []):
-        own = {**settings, **arm.way.settings}
+        own = replace(settings, **arm.way.settings)
         times = 2 if arm.name == "baseline-plus" else 1
         assert steps_of(arm, own, 100, "images") == 50 * times, arm.name
-        passes = {**own, "steps": None, "epochs": 8, "batch_size": 20}
+        passes = replace(own, steps=None, epochs=8, batch_size=20)
         assert steps_of(arm, passes, 100, "images") == 40 * times
 
 
@@ -112,18 +111,15 @@ def test_what_the_arms_are():
             continue
         charged, committee = distilled[arm.name]
         assert (arm.way.model, arm.way.charged) == ("delivered", charged), arm.name
-        assert has_committee(arm, {"committee": "auto", **arm.way.settings}) == committee, arm.name
+        assert has_committee(arm, RunSettings(**arm.way.settings)) == committee, arm.name
         assert ("committee" in charged) == committee
-    assert not has_committee(arms_of(["oriented"], [], [])[0], {"objective": "oriented", "committee": "none"})
+    assert not has_committee(arms_of(["oriented"], [], [])[0], RunSettings(committee="none"))
     assert {**PRESETS["paper"], "preset": "paper"} == ARMS["paper"].settings
 
 
 def test_sizes_before_anything_is_decoded(task, tmp_path):
     """--per-query and --total bound the set that a plan counts; a gallery of less gives what it has; an arm's own gallery is its own."""
-    settings = {
-        "task": "classification", "target": str(task.target), "gallery": [str(task.gallery)], "val": None, "test": None, "budget": 2,
-        "classes": None, "group_by": None, "per_query": None, "total": None, "strategy": "balanced",
-    }  # fmt: skip
+    settings = RunSettings(target=str(task.target), gallery=[str(task.gallery)], budget=2, strategy="balanced")
     one = tmp_path / "one"
     one.mkdir()
     shutil.copy(next(task.gallery.iterdir()), one)
@@ -132,7 +128,7 @@ def test_sizes_before_anything_is_decoded(task, tmp_path):
         ({}, 6 + 24), ({"budget": 4}, 12 + 24), ({"budget": None}, 18 + 24), ({"per_query": 3}, 6 + 18), ({"total": 10}, 10),
         ({"total": 100}, 6 + 24), ({"gallery": [str(one)]}, 6 + 1),
     ):  # fmt: skip
-        assert data.of({**settings, **more}).images == images, more
+        assert data.of(replace(settings, **more)).images == images, more
 
 
 def test_an_arm_with_a_gallery_of_its_own(task, tmp_path):

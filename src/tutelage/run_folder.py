@@ -22,6 +22,7 @@ from typing import Any, Self
 
 from tutelage.environment import threads, versions
 from tutelage.errors import TutelageError, shown
+from tutelage.settings.commands import FREE
 
 SETTINGS = "settings.toml"
 DEFAULT = "default"  # stands for None in settings.toml, since TOML has no null
@@ -38,11 +39,6 @@ STAGES = (*COMMANDS, "report")  # folders with a result.json
 STUDY = "study.toml"  # marks the folder of a study, whose runs (ARM/budget-N/seed-N) share stages with the same inputs
 BESIDE = {"transfer_set": ("target_set", "rejected.csv")}  # stage -> what it writes outside its own folder
 TABLES = {"teacher": "teacher", "transfer_set": "data"}  # stage -> its table in settings.toml, about model or data
-# Settings that change where or how fast a run computes, not its result; a finished run may be repeated with others.
-FREE = {
-    "out", "cache", "device", "json", "overwrite", "config", "tracker", "no_baseline", "max_rejected", "cache_limit",
-    "memory", "shard", "engine", "preset",
-}  # fmt: skip
 # Free until this stage is finished: a student is not bit-identical if its teacher ran online, not from the cache.
 HELD = {"cache_limit": "transfer"}
 

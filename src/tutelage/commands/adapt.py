@@ -17,7 +17,7 @@ import numpy as np
 from tutelage.pipeline.stage import HELD_OUT_LOGITS, open_run, write_metrics
 from tutelage.progress import progress, say
 from tutelage.run_folder import atomic_write, hash_of
-from tutelage.settings import command
+from tutelage.settings import command, identity
 from tutelage.settings.commands import AdaptSettings
 
 JUDGED = {"accuracy": "accuracy", "miou": "mean IoU", "log_loss": "log loss"}
@@ -25,42 +25,42 @@ PIXELS = 2**16  # held-out pixels, evenly spaced over all masks, on which a head
 FULL_PASSES = 24  # largest number of passes of full fine-tuning
 FULL_RATE = 3e-4  # learning rate of the head at batch 128; earlier layers times LAYER_DECAY per group
 LAYER_DECAY = 0.75
+THE_TEACHER = ("teacher", "teacher_weights", "teacher_size", "teacher_window")  # known by the encoder's hash and sizes
 
 
 @command(AdaptSettings)
-def adapt(s: AdaptSettings) -> dict[str, Any]:
+def adapt(settings: AdaptSettings) -> dict[str, Any]:
     """Adapt the teacher to the task: fit a head on the labelled images, or fine-tune the whole network.
 
     Returns:
         result of the stage: mode, validation scores, strength, temperature, seconds.
     """
-    settings = dict(vars(s))
     from tutelage.data.manifest import load_task
     from tutelage.device import accelerator
     from tutelage.models.adapted_teacher import MOST
     from tutelage.models.teachers import build_teacher
     from tutelage.tasks import task_of
 
-    with open_run(s.out, s.cache, settings, s.overwrite) as (run, cache_dir):
+    with open_run(settings.out, settings.cache, settings) as (run, cache_dir):
         curated = run.result("transfer_set", "adapt")
-        encoder = build_teacher(s.teacher, s.teacher_weights, s.teacher_size, s.teacher_window)
+        encoder = build_teacher(
+            settings.teacher, settings.teacher_weights, settings.teacher_size, settings.teacher_window
+        )
         seen_at = [encoder.size, encoder.window] if encoder.window else encoder.size
-        inputs = hash_of(["adapt", curated["outputs"], encoder.hash, seen_at, {
-            k: settings[k] for k in ("adapt", "class_weight", "resize", "flip", "crop_area", "view_seed", "seed")
-        }])  # fmt: skip
+        inputs = hash_of(["adapt", curated["outputs"], encoder.hash, seen_at, identity(settings, THE_TEACHER)])
         if done := run.done("teacher", inputs):
             return {**done, "reused": True}
         clock, task = run.clock("teacher"), load_task(run.path, cache_dir)
-        hardware, kind = accelerator(s.device, s.precision), task_of(task.task)
+        hardware, kind = accelerator(settings.device, settings.precision), task_of(task.task)
         work = _Work(kind, task, encoder, cache_dir, settings, hardware, clock)
         found: dict[str, dict[str, Any]] = {}
-        if s.adapt != "full":
+        if settings.adapt != "full":
             found["probe"] = work.probe()
-        if s.adapt in ("full", "auto"):
+        if settings.adapt in ("full", "auto"):
             found["full"] = work.full(None)
-        if s.adapt in ("probe-then-full", "auto"):
+        if settings.adapt in ("probe-then-full", "auto"):
             found["probe-then-full"] = work.full(found["probe"])
-        mode = min(found, key=lambda name: found[name]["log_loss"]) if s.adapt == "auto" else s.adapt
+        mode = min(found, key=lambda name: found[name]["log_loss"]) if settings.adapt == "auto" else settings.adapt
         best = found[mode]
         for name, one in found.items():
             scores = ", ".join(f"{title} {one[key]:.3f}" for key, title in JUDGED.items() if key in one)
@@ -75,7 +75,7 @@ def adapt(s: AdaptSettings) -> dict[str, Any]:
             work.adapted.save_head(run.path / "teacher", best["head"])
         else:
             work.adapted.save_whole(run.path / "teacher", best["module"])
-        write_metrics(run, "teacher", best.get("rows", ()), s.tracker, hardware)
+        write_metrics(run, "teacher", best.get("rows", ()), settings.tracker, hardware)
         with atomic_write(run.path / "teacher" / HELD_OUT_LOGITS) as path, path.open("wb") as file:
             np.savez(
                 file, logits=best["logits"].clip(-MOST, MOST).astype(np.float16), labels=work.judged, fair=work.fair
@@ -113,7 +113,7 @@ class _Work:
         self.meter.teacher_flops, self.meter.output_bytes = kind.flops_of(encoder), 2 * self.network.width  # float16
         self.cache = OutputCache(cache_dir, self.network, self.views.resize, task.side)
         train = task.train
-        self.folds = None if task.val else folds(train.strata, train.groups, settings["seed"])
+        self.folds = None if task.val else folds(train.strata, train.groups, settings.seed)
         self.truth = kind.head_truth(train.labels, self.network)
         self.judged = kind.head_truth(task.val.labels, self.network) if task.val else self.truth
         self.fair = self.judged < len(task.classes)
@@ -137,7 +137,7 @@ class _Work:
         train, classes, heads = self.task.train, len(self.task.classes), self.heads
         features = self.features(train.images)
         scale = self.scale()
-        weight = self.settings["class_weight"]
+        weight = self.settings.class_weight
         tried = {}
         for strength in heads.STRENGTHS:  # takes a second or two on 100 images
             if self.folds is None:
@@ -154,7 +154,7 @@ class _Work:
     def fitted(self, positions: np.ndarray, strength: float, temperature: float):
         """Return a calibrated probe fitted on the labelled images at these positions."""
         features, truth = self.features(self.task.train.images)[positions], self.truth[positions]
-        classes, weight = len(self.task.classes), self.settings["class_weight"]
+        classes, weight = len(self.task.classes), self.settings.class_weight
         head = self.heads.fit_probe(features, truth, classes, strength, self.scale(), weight)
         return self.heads.calibrated(head, temperature)
 
@@ -228,7 +228,7 @@ class _Work:
         from tutelage.models.teachers import decayed_parameter_groups
         from tutelage.training import batches, loop, optimization
 
-        train, seed, batch = self.task.train, self.settings["seed"], max(2, min(self.kind.FULL_BATCH, len(positions)))
+        train, seed, batch = self.task.train, self.settings.seed, max(2, min(self.kind.FULL_BATCH, len(positions)))
         torch.manual_seed(batches.seed_of(seed, "teacher head"))
         classes, backbone = len(self.task.classes), copy.deepcopy(self.encoder.module)
         module, backbone, last = self.kind.whole_teacher(self.encoder, backbone, classes, head)
@@ -240,7 +240,7 @@ class _Work:
         self.meter.trained += steps * batch
         self.meter.train_flops = self.meter.train_flops or training_flops(module, self.encoder.size)
         # BatchNorm keeps its pretrained statistics: with those of batches of a few labels a perfect probe fell to 0.71
-        plan = supervised.Plan(steps, batch, rate, seed, classes, self.settings["class_weight"], statistics=False)
+        plan = supervised.Plan(steps, batch, rate, seed, classes, self.settings.class_weight, statistics=False)
         with progress(f"fine-tune teacher, {passes} passes", steps * batch) as advance:
             watch = loop.Watch("fine-tuning the teacher", log, self.clock.ticking(advance))
             return supervised.train_on_labels(

@@ -15,18 +15,17 @@ from tutelage.pipeline.stage import (
     training_steps,
 )
 from tutelage.run_folder import hash_of
-from tutelage.settings import command
+from tutelage.settings import command, identity
 from tutelage.settings.commands import BaselineSettings
 
 
 @command(BaselineSettings)
-def alone(s: BaselineSettings) -> dict[str, Any]:
+def alone(settings: BaselineSettings) -> dict[str, Any]:
     """Train the baseline: the same student on the labels only, for as many steps as the distilled student.
 
     Returns:
         result of the stage: steps, images seen, seconds.
     """
-    settings = dict(vars(s))
     from tutelage.compute_cost import CostMeter
     from tutelage.data.manifest import load_task
     from tutelage.device import accelerator, training_flops
@@ -34,29 +33,34 @@ def alone(s: BaselineSettings) -> dict[str, Any]:
     from tutelage.tasks import task_of
     from tutelage.training import checkpoints
 
-    with open_run(s.out, s.cache, settings, s.overwrite) as (run, cache_dir):
+    with open_run(settings.out, settings.cache, settings) as (run, cache_dir):
         curated = run.result("transfer_set", "alone")
         kind = task_of(curated["task"])
-        free = ("out", "cache", "device", "tracker", "overwrite", "config", *kind.UNUSED)
-        inputs = hash_of(["alone", curated["outputs"], {k: v for k, v in settings.items() if k not in free}])
+        inputs = hash_of(["alone", curated["outputs"], identity(settings, kind.UNUSED)])
         if done := run.done("alone", inputs):
             return {**done, "reused": True}
-        clock, task, hardware = run.clock("alone"), load_task(run.path, cache_dir), accelerator(s.device, s.precision)
+        clock, task, hardware = (
+            run.clock("alone"),
+            load_task(run.path, cache_dir),
+            accelerator(settings.device, settings.precision),
+        )
         total, meter = training_steps(settings, len(task.transfer), kind.IMAGES), CostMeter()
         resumable = checkpoints.Resumable(
-            run.path / "checkpoints", "alone", inputs, checkpoint_steps(total, s.batch_size)
+            run.path / "checkpoints", "alone", inputs, checkpoint_steps(total, settings.batch_size)
         )
-        metrics = MetricsLog(run.path / "alone" / "metrics.jsonl", resumable.start, s.tracker, run.path, hardware)
-        job = LabelsOnly(kind, task, settings, total, s.seed, np.arange(len(task.train)), "baseline")
+        metrics = MetricsLog(
+            run.path / "alone" / "metrics.jsonl", resumable.start, settings.tracker, run.path, hardware
+        )
+        job = LabelsOnly(kind, task, settings, total, settings.seed, np.arange(len(task.train)), "baseline")
         built, module = train_student(job, hardware, resumable, lambda count: clock.tick(), metrics.write)
         metrics.close()
-        meter.trained, meter.train_flops = total * s.batch_size, training_flops(module, built.size)
+        meter.trained, meter.train_flops = total * settings.batch_size, training_flops(module, built.size)
         save_weights(run.path / "alone" / "weights.safetensors", module.state_dict())
         seconds = clock.stop()
         result = {
             "outputs": file_hash(run.path / "alone" / "weights.safetensors"), "curated": curated["outputs"],
             "student": built.about(), "steps": total,
-            "images_seen": total * s.batch_size, "loss": metrics.last, "seconds": seconds,
+            "images_seen": total * settings.batch_size, "loss": metrics.last, "seconds": seconds,
             "ledger": meter.entry(run.path / "alone", seconds),
         }  # fmt: skip
         return run.finish("alone", inputs, result)

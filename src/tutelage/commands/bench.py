@@ -45,7 +45,7 @@ torch.set_grad_enabled(False)
 
 
 @command(BenchmarkSettings)
-def bench(s: BenchmarkSettings) -> dict[str, Any]:
+def bench(settings: BenchmarkSettings) -> dict[str, Any]:
     """Time the student of an exported run: batch sizes 1 and 32, one thread and all, PyTorch against the exported files.
 
     Returns:
@@ -58,7 +58,7 @@ def bench(s: BenchmarkSettings) -> dict[str, Any]:
     from tutelage.device import cpu
     from tutelage.pipeline.load_student import load_student
 
-    place = Path(s.run).parent if (Path(s.run) / runtime.EXPORT).exists() else Path(s.run)
+    place = Path(settings.run).parent if (Path(settings.run) / runtime.EXPORT).exists() else Path(settings.run)
     stages = finished(place)
     folder = export_folder(str(place))
     about = runtime.checked(folder)

@@ -14,7 +14,7 @@ from tutelage.settings.commands import CacheSettings
 
 
 @command(CacheSettings)
-def cache(s: CacheSettings) -> dict[str, Any]:
+def cache(settings: CacheSettings) -> dict[str, Any]:
     """List what the cache holds: decoded images, teacher outputs, embeddings; `--prune DAYS` removes those unused for so many days.
 
     Nothing is lost for good: a run recomputes what is missing.
@@ -22,7 +22,7 @@ def cache(s: CacheSettings) -> dict[str, Any]:
     Returns:
         {"cache", "entries": [{"name", "what", "gib", "days"}], "gib", "removed"}.
     """
-    folder = Path(s.cache or "cache")
+    folder = Path(settings.cache or "cache")
     if not folder.is_dir():
         raise TutelageError(f"--cache {folder} is not a folder", "use the cache folder (cache/ beside the run folders)")
     entries, removed = [], []
@@ -44,10 +44,10 @@ def cache(s: CacheSettings) -> dict[str, Any]:
             else f"decoded images, short side {path.name[7:]}"
         )
         entries.append({"name": path.name, "what": what, "gib": sum(s.st_size for s in files) / 2**30, "days": days})
-        if s.prune is not None and days >= s.prune:
+        if settings.prune is not None and days >= settings.prune:
             shutil.rmtree(path)
             removed.append(path.name)
-    if not s.json:
+    if not settings.json:
         for entry in entries:
             gone = "  removed" if entry["name"] in removed else ""
             print(

@@ -27,8 +27,8 @@ from tutelage.pipeline.stage import (
     training_steps,
 )
 from tutelage.progress import say
-from tutelage.run_folder import FREE, Clock, Run, atomic_write, hash_of
-from tutelage.settings import command
+from tutelage.run_folder import Clock, Run, atomic_write, hash_of
+from tutelage.settings import command, identity
 from tutelage.settings.commands import CommitteeSettings
 
 WEIGHTS = np.linspace(0, 1, 11)  # of the students in the mixture, all tried
@@ -39,32 +39,30 @@ ROWS = 2**14  # held-out pixels, evenly spaced, on which the weight is chosen
 
 
 @command(CommitteeSettings)
-def committee(s: CommitteeSettings) -> dict[str, Any]:
+def committee(settings: CommitteeSettings) -> dict[str, Any]:
     """Train students on parts of the labels, and choose their weight beside the adapted teacher.
 
     Returns:
         result of the stage: weight of the students, temperature, held-out scores of each member and of the mixture, seconds.
     """
-    settings = dict(vars(s))
     from tutelage.data.label_budget import folds
     from tutelage.data.manifest import load_task
     from tutelage.device import accelerator
     from tutelage.tasks import task_of
 
-    with open_run(s.out, s.cache, settings, s.overwrite) as (run, cache_dir):
+    with open_run(settings.out, settings.cache, settings) as (run, cache_dir):
         curated, adapted = run.result("transfer_set", "committee"), run.result("teacher", "committee")
         kind: Any = task_of(curated["task"])
         grid = kind.member_grid(settings, curated["images"]["transfer"], len(curated["classes"]))
-        used = {name: value for name, value in settings.items() if name not in {*FREE, *kind.UNUSED}}
-        inputs = hash_of(["committee", curated["outputs"], adapted["outputs"], grid, used])
+        inputs = hash_of(["committee", curated["outputs"], adapted["outputs"], grid, identity(settings, kind.UNUSED)])
         if done := run.done("committee", inputs):
             return {**done, "reused": True}
         clock, task, hardware = (
             run.clock("committee"),
             load_task(run.path, cache_dir),
-            accelerator(s.device, s.precision),
+            accelerator(settings.device, settings.precision),
         )
-        fold, meter = folds(task.train.strata, task.train.groups, s.seed), CostMeter()
+        fold, meter = folds(task.train.strata, task.train.groups, settings.seed), CostMeter()
         numbers = np.unique(fold).tolist()
         total = max(1, training_steps(settings, len(task.transfer), kind.IMAGES) // len(numbers))
         work = _Members(run, kind, task, settings, hardware, clock, meter, inputs, total, grid)
@@ -100,7 +98,7 @@ class _Members:
     run: Run
     kind: Any
     task: TaskData
-    settings: dict[str, Any]
+    settings: CommitteeSettings
     hardware: Any
     clock: Clock
     meter: CostMeter
@@ -121,13 +119,13 @@ class _Members:
         from tutelage.training.checkpoints import Resumable
 
         path = self.run.path / "committee" / f"fold-{number}.npz"
-        rest, batch_size = np.flatnonzero(fold != number), self.settings["batch_size"]
+        rest, batch_size = np.flatnonzero(fold != number), self.settings.batch_size
         self.meter.trained += self.steps * batch_size
         if path.exists():
             with np.load(path) as kept:
                 if str(kept["inputs"]) == self.inputs:
                     return dict(kept)
-        seed, what = seed_of(self.settings["seed"], "committee", number), f"committee, student {number + 1}"
+        seed, what = seed_of(self.settings.seed, "committee", number), f"committee, student {number + 1}"
         job = LabelsOnly(self.kind, self.task, self.settings, self.steps, seed, rest, what)
         every = checkpoint_steps(self.steps, batch_size)
         resumable = Resumable(self.run.path / "checkpoints", f"committee-{number}", self.inputs, every)

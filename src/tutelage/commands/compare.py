@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ NOT_AN_ARMS = (
 
 
 @command(CompareSettings)
-def compare(s: CompareSettings) -> dict[str, Any]:
+def compare(settings: CompareSettings) -> dict[str, Any]:
     """Compare arms, label budgets and seeds on your own data, with all compute counted, and write one page of results.
 
     After an interruption the same command resumes. A failed arm does not stop the others.
@@ -50,11 +51,10 @@ def compare(s: CompareSettings) -> dict[str, Any]:
         {"study", "page", "runs": one row each, "failed": {run: reason}, "table": means and spreads}.
     """
     of_runs = declared(RunSettings)
-    settings = {name: value for name, value in vars(s).items() if name in of_runs}
-    started, folder = time.monotonic(), Path(s.out)
+    started, folder = time.monotonic(), Path(settings.out)
     known = [name for name in of_runs if name not in NOT_AN_ARMS]
-    chosen = arms_of(s.arms, s.set, known)
-    amounts, draws = numbers(s.budgets, "--budgets", 1), numbers(s.seeds, "--seeds", 0)
+    chosen = arms_of(settings.arms, settings.set, known)
+    amounts, draws = numbers(settings.budgets, "--budgets", 1), numbers(settings.seeds, "--seeds", 0)
     if processes() > 1:
         message = "`tutelage compare` cannot run in several processes of one group"
         raise TutelageError(message, "use one process, or start several commands with the same --out")
@@ -66,11 +66,12 @@ def compare(s: CompareSettings) -> dict[str, Any]:
         for arm in chosen
         if budget in arm.own.get("budget", amounts)
     ]
-    kept = Path(s.results) if s.results else folder / "results"
+    kept = Path(settings.results) if settings.results else folder / "results"
     if folder.is_dir() and any(folder.iterdir()) and not (folder / STUDY).exists():
         hint = f"use a new folder, such as --out {folder / 'study'}, or the folder of a study"
         raise TutelageError(f"--out {folder} contains other files", hint)
-    work = _Study(folder, kept, settings, s.match)
+    of_all = {name: value for name, value in vars(settings).items() if name in of_runs}
+    work = _Study(folder, kept, of_all, settings.match)
     done = [kept_record(kept, *work.identity(*one)) for one in plan]
     check_data(kept, [(record, work.identity(*one)[3]) for record, one in zip(done, plan, strict=True) if record])
     todo = [one for one, record in zip(plan, done, strict=True) if record is None]
@@ -78,13 +79,13 @@ def compare(s: CompareSettings) -> dict[str, Any]:
         f"{len(plan)} runs: {len(chosen)} arms x {len(amounts)} budgets x {len(draws)} seeds; {len(plan) - len(todo)} are done"
     )
     impossible = work.impossible({one[0].name: one for one in reversed(todo)}, alone=len(todo) == len(plan))
-    if s.dry_run:
+    if settings.dry_run:
         from tutelage.study.cost_estimate import estimate
 
         return estimate(work, todo, impossible)
     about = {
-        "arms": [arm.name for arm in chosen], "budgets": amounts, "seeds": draws, "set": s.set, "match": s.match,
-        "results": str(kept.absolute()) if s.results else "",
+        "arms": [arm.name for arm in chosen], "budgets": amounts, "seeds": draws, "set": settings.set, "match": settings.match,
+        "results": str(kept.absolute()) if settings.results else "",
         "plan": [record_name(arm.name, *others) for arm, *others in plan],
     }  # fmt: skip
     failed = dict(impossible)
@@ -122,12 +123,13 @@ class _Study:
 
     def __init__(self, folder: Path, kept: Path, settings: dict[str, Any], match: str):
         self.folder, self.kept, self.match, self.given = folder, kept, match, settings
+        self.cache = Path(settings["cache"] or folder / "cache")
         self.settings = {
             **vars(RunSettings()),
             **settings,
             "no_baseline": True,
             "config": None,
-            "cache": settings["cache"] or str(folder / "cache"),
+            "cache": str(self.cache),
         }
         self._clip: dict[str, str] = {}  # student -> its name with CLIP weights
 
@@ -147,6 +149,10 @@ class _Study:
                 self._clip[settings["student"]] = clip_weights(settings["student"])
             settings["student"] = self._clip[settings["student"]]
         return settings
+
+    def resolved(self, arm: Arm, budget: int, seed: int) -> RunSettings:
+        """Return the checked settings of one run."""
+        return resolve(RunSettings, self.of(arm, budget, seed))
 
     def identity(self, arm: Arm, budget: int, seed: int) -> tuple[str, int, int, dict[str, Any]]:
         """Return the arm, budget, seed and settings that a kept result must match."""
@@ -170,8 +176,7 @@ class _Study:
         faults: dict[str, TutelageError] = {}
         for name, one in first.items():
             try:
-                settings = vars(resolve(RunSettings, self.of(*one)))
-                preflight(settings, Path(settings["cache"]))
+                preflight(self.resolved(*one), self.cache)
             except TutelageError as error:
                 faults[name] = error
         if alone and faults and len(faults) == len(first):
@@ -182,13 +187,14 @@ class _Study:
 
     def one(self, arm: Arm, budget: int, seed: int) -> Record:
         """Do one run, and write its record."""
-        settings = vars(resolve(RunSettings, self.of(arm, budget, seed)))
-        # overwrite: a run that failed with other settings is moved aside
-        with open_run(settings["out"], settings["cache"], settings, overwrite=True) as (run, _):
+        settings = replace(
+            self.resolved(arm, budget, seed), overwrite=True
+        )  # what failed with other settings is moved aside
+        with open_run(settings.out, settings.cache, settings) as (run, _):
             if self.match == "flops" or arm.way.times > 1:
                 from tutelage.study.cost_estimate import steps_of
 
                 count = curate(**settings_of(curate, settings))["images"]["transfer"]
-                settings = {**settings, "epochs": None, "steps": steps_of(arm, settings, count, self.match)}
+                settings = replace(settings, epochs=None, steps=steps_of(arm, settings, count, self.match))
             walk(run, arm.way.stages, settings)
             return write_record(self.kept, run, arm.way, self.identity(arm, budget, seed))

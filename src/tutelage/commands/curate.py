@@ -8,6 +8,7 @@ chooses the images that the student is trained on. Only these are decoded into t
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +19,25 @@ from tutelage.pipeline.preflight import strategy_of
 from tutelage.pipeline.stage import open_run
 from tutelage.progress import progress, say
 from tutelage.run_folder import Run, hash_of
-from tutelage.settings import command
+from tutelage.settings import command, identity
 from tutelage.settings.commands import CurateSettings
 
 SPARE = 1.25  # `random` first looks at this many times the wanted number of images, since some will be duplicates
 SMOKE_PART = 512  # gallery images that --smoke looks at
 RULES = 2  # version of the selection rules: a new number where the same inputs now give another choice
-_OF_THE_CHOICE = ("budget", "strategy", "total", "per_query", "balance", "dedup", "index", "seed", "resize", "smoke")
+KNOWN_BY_CONTENT = {  # settings that hashes of the images, the labels and the embedder stand for
+    "task", "target", "gallery", "val", "test", "classes", "group_by", "embeddings", "text_embeddings", "clip", "clip_weights", "templates",
+    "teacher", "teacher_weights", "teacher_size", "teacher_window", "student", "student_size", "precision",
+}  # fmt: skip
 
 
 @command(CurateSettings)
-def curate(s: CurateSettings) -> dict[str, Any]:
+def curate(settings: CurateSettings) -> dict[str, Any]:
     """Choose the transfer set that the student is trained on: the labelled images, and gallery images near them.
 
     Returns:
         result of the stage: classes, counts, similarities, duplicates and leaks, distances, hashes, seconds.
     """
-    settings = dict(vars(s))
-    settings["strategy"] = strategy_of(settings)
     from tutelage.curation.candidates import fill_pool, nothing_left
     from tutelage.curation.curation_outputs import log_transfer_set
     from tutelage.curation.embedders import GalleryEmbedder
@@ -44,14 +46,15 @@ def curate(s: CurateSettings) -> dict[str, Any]:
     from tutelage.data.gallery import list_gallery
     from tutelage.data.image_cache import Store
 
-    if s.shard is not None:
-        return embed_share(s.shard, settings)
-    with open_run(s.out, s.cache, dict(settings, strategy=s.strategy), s.overwrite) as (run, cache_dir):
+    if settings.shard is not None:
+        return embed_share(settings.shard, settings)
+    with open_run(settings.out, settings.cache, settings) as (run, cache_dir):
+        settings = replace(settings, strategy=strategy_of(settings))
         labelled = read_labels(run, settings)
-        listed = list_gallery(s.gallery)
+        listed = list_gallery(settings.gallery)
         encoder = GalleryEmbedder.of(settings, cache_dir)
         inputs = hash_of([
-            "curate", RULES, encoder.side, encoder.identity, [settings[k] for k in _OF_THE_CHOICE], labelled.classes,
+            "curate", RULES, encoder.side, encoder.identity, identity(settings, KNOWN_BY_CONTENT), labelled.classes,
             hash_of([[ref.id, ref.fingerprint.hex()] for ref in [*labelled.refs, *labelled.masks, *listed.refs]]),
             labelled.splits.tolist(), labelled.labels.tolist(), labelled.groups.tolist(),
         ])  # fmt: skip
@@ -69,7 +72,7 @@ def curate(s: CurateSettings) -> dict[str, Any]:
         images, rows, bad = store.find(labelled.refs)
         bad = [("target", one) for one in [*labelled.rejected, *bad]]
         list_rejected(run, bad)  # now, for errors about labels point there; --max-rejected counts all images
-        admitted = admit(labelled, images, rows, s.budget, s.seed)
+        admitted = admit(labelled, images, rows, settings.budget, settings.seed)
         wanted = wanted_of(settings, len(admitted.drawn), len(labelled.classes))
         spare = SPARE
         while True:
@@ -87,24 +90,29 @@ def curate(s: CurateSettings) -> dict[str, Any]:
                 raise nothing_left(pool, leaks.leaks, known)
             say("the gallery holds nothing but the labelled images: the student is trained on these only")
         bad += [("gallery", one) for one in [*listed.rejected, *unreadable]]
-        reject(run, bad, len(labelled.refs) + len(refs) + len(labelled.rejected) + len(listed.rejected), s.max_rejected)
+        reject(
+            run,
+            bad,
+            len(labelled.refs) + len(refs) + len(labelled.rejected) + len(listed.rejected),
+            settings.max_rejected,
+        )
         if len(chosen.choice):
             log_transfer_set(len(chosen.choice), chosen.wanted, leaks.looked_at, leaks.near)
         return chosen.finish(inputs, store, leaks.leaks, twice, len(bad), len(listed.refs))
 
 
-def gallery_sample(refs: list, settings: dict[str, Any], wanted: int | None, spare: float) -> list:
+def gallery_sample(refs: list, settings: CurateSettings, wanted: int | None, spare: float) -> list:
     """Return the part of the gallery to embed: all of it, except for `random` a seeded part of `spare` times the wanted number, and
     with --smoke a seeded part for every strategy, twice as large where it searches."""
-    if settings["strategy"] == "random" and wanted is not None:
+    if settings.strategy == "random" and wanted is not None:
         most = int(spare * wanted) + 64
-    elif settings["smoke"]:
+    elif settings.smoke:
         most = int(SMOKE_PART * spare / SPARE) * (1 if wanted is None else 2)
     else:
         return refs
-    if settings["smoke"] and most < len(refs):
+    if settings.smoke and most < len(refs):
         say(f"--smoke looks at {most:,} of {len(refs):,} gallery images")
-    order = np.random.default_rng(settings["seed"]).permutation(len(refs))
+    order = np.random.default_rng(settings.seed).permutation(len(refs))
     return [refs[i] for i in np.sort(order[:most])]
 
 
@@ -124,17 +132,17 @@ class _Chosen:
         queries = self.encoder.queries(admitted, self.pool.vectors.mean)
         free = int(self.pool.usable.sum())
         if wanted is not None and wanted > free > 0:
-            if not settings["smoke"]:
+            if not settings.smoke:
                 raise TutelageError(
-                    f"--total {settings['total'] or wanted + len(labels)} is more than the {free + len(labels):,} images "
+                    f"--total {settings.total or wanted + len(labels)} is more than the {free + len(labels):,} images "
                     f"that can be used: {len(labels):,} labelled and {free:,} of the gallery's own",
                     "lower --total, or add another --gallery",
                 )
             wanted = free
-        groups = queries.labels if settings["balance"] == "class" else np.arange(len(queries.labels))
+        groups = queries.labels if settings.balance == "class" else np.arange(len(queries.labels))
         wish = SelectionRequest(
-            settings["strategy"], free if wanted is None else wanted, groups, settings["seed"], settings["dedup"],
-            lambda embeddings: unsure(queries.vectors, labels, related, embeddings, settings["seed"]),
+            settings.strategy, free if wanted is None else wanted, groups, settings.seed, settings.dedup,
+            lambda embeddings: unsure(queries.vectors, labels, related, embeddings, settings.seed),
         )  # fmt: skip
         self.choice, self.passed = choose(self.pool, queries.vectors, wish, leaks)
         self.queries, self.wanted = queries, wish.wanted if wanted is not None else 0
@@ -159,7 +167,7 @@ class _Chosen:
             )
         if self.encoder.is_teacher:
             self.encoder.hand_on(images, Vectors(embedded.parts, None).rows(choice.rows))
-        written.write_manifests(self.run, admitted, refs, choice, embedded, self.settings["strategy"], queries.names)
+        written.write_manifests(self.run, admitted, refs, choice, embedded, self.settings.strategy, queries.names)
         leak_refs = [self.refs[embedded.positions[leak.row]] for leak in leaks]
         written.write_leaks(self.run, admitted, leak_refs, leaks)
         kept_out = written.pairs(store, admitted, leak_refs, leaks)
@@ -176,7 +184,7 @@ class _Chosen:
         )
         result = {
             "outputs": written.identity(admitted, refs, embedded, choice), "given": self.given, "task": admitted.target.task,
-            "classes": list(admitted.target.classes), "store_side": self.encoder.side, "strategy": self.settings["strategy"],
+            "classes": list(admitted.target.classes), "store_side": self.encoder.side, "strategy": self.settings.strategy,
             "images": {**counts, "transfer": chosen + len(admitted.drawn)}, "gallery": listed, "leaks": len(leaks),
             "duplicates": twice, "near_duplicates": self.passed, "rejected": rejected, **summary,
             **admitted.target.about(admitted.drawn), "seconds": self.clock.stop(),
@@ -205,7 +213,7 @@ def unsure(
     return -(probabilities * np.log(np.maximum(probabilities, 1e-12))).sum(axis=1)
 
 
-def embed_share(shard: str, settings: dict[str, Any]) -> dict[str, Any]:
+def embed_share(shard: str, settings: CurateSettings) -> dict[str, Any]:
     """Embed one share of the gallery into the cache; the run folder is left unchanged.
 
     The processes of a job array need not know each other: no process group is started, and each prints what it does.
@@ -219,15 +227,15 @@ def embed_share(shard: str, settings: dict[str, Any]) -> dict[str, Any]:
     from tutelage.pipeline.preflight import preflight, share_of
 
     share, start, done = share_of(shard), time.monotonic(), [0]
-    out = Path(settings["out"]).absolute()
-    cache = Path(settings["cache"]) if settings["cache"] else out.parent / "cache"
+    out = Path(settings.out).absolute()
+    cache = Path(settings.cache) if settings.cache else out.parent / "cache"
 
     def tick(count: int) -> None:
         done[0] += count
 
     with on_a_device_of_its_own():
-        preflight({**settings, "out": str(out), "shard": f"{share[0]}/{share[1]}"}, cache)
-        refs = list_gallery(settings["gallery"]).refs
+        preflight(replace(settings, out=str(out), shard=f"{share[0]}/{share[1]}"), cache)
+        refs = list_gallery(settings.gallery).refs
         _, pieces = GalleryEmbedder.of(settings, cache).embedded(refs, tick, settings, share)
         mine = sum(len(piece.refs) for piece in pieces[share[0] :: share[1]])
         say(f"share {share[0]} of {share[1]}: {mine:,} of {len(refs):,} images, {done[0]:,} of them embedded now")

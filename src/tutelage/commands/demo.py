@@ -25,7 +25,7 @@ SETTINGS: dict[str, Any] = {
 
 
 @command(DemoSettings)
-def demo(s: DemoSettings) -> dict[str, Any]:
+def demo(settings: DemoSettings) -> dict[str, Any]:
     """Run the main job on emoji: 10 labels in each of 9 categories, 500 test images, the rest unlabelled.
 
     Returns:
@@ -33,9 +33,11 @@ def demo(s: DemoSettings) -> dict[str, Any]:
     """
     from tutelage.data.emoji import draw_emoji
 
-    started, folder = time.monotonic(), Path(s.out)
+    started, folder = time.monotonic(), Path(settings.out)
     drawn = draw_emoji(
-        folder / ("data-smoke" if s.smoke else "data"), per_class=20 if s.smoke else None, progress=progress
+        folder / ("data-smoke" if settings.smoke else "data"),
+        per_class=20 if settings.smoke else None,
+        progress=progress,
     )
     say(
         f"emoji of OpenMoji ({drawn.licence}), {drawn.source}: "
@@ -43,8 +45,9 @@ def demo(s: DemoSettings) -> dict[str, Any]:
     )
     say(f"{BUDGET} labels in each of {len(drawn.classes)} classes; all other drawings are used without labels")
     result = run(
-        target=str(drawn.target), gallery=[str(drawn.gallery), str(drawn.target / "train")], budget=BUDGET, seed=s.seed,
-        out=str(folder / f"run-{'smoke-' if s.smoke else ''}{s.seed}"), cache=str(folder / "cache"), smoke=s.smoke, **SETTINGS,
+        target=str(drawn.target), gallery=[str(drawn.gallery), str(drawn.target / "train")], budget=BUDGET,
+        out=str(folder / f"run-{'smoke-' if settings.smoke else ''}{settings.seed}"), cache=str(folder / "cache"),
+        seed=settings.seed, smoke=settings.smoke, **SETTINGS,
     )  # fmt: skip
     result["pixels"] = pixels_and_logistic_regression(Path(result["run"]), folder / "cache")
     models = models_of(result)

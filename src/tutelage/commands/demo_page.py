@@ -12,7 +12,7 @@ from tutelage.settings.commands import DemoPageSettings
 
 
 @command(DemoPageSettings)
-def demo_page(s: DemoPageSettings) -> dict[str, Any]:
+def demo_page(settings: DemoPageSettings) -> dict[str, Any]:
     """Write OUT/index.html, which classifies images dropped on it: model, labels and runtime are inside, nothing is downloaded.
 
     Returns:
@@ -20,9 +20,11 @@ def demo_page(s: DemoPageSettings) -> dict[str, Any]:
     """
     from tutelage.deploy import browser
 
-    server = browser.server_of(s.port) if s.serve else None  # a port in use is reported before the work starts
+    server = (
+        browser.server_of(settings.port) if settings.serve else None
+    )  # a port in use is reported before the work starts
     try:
-        page = browser.write_page(export_folder(s.export), Path(s.out))
+        page = browser.write_page(export_folder(settings.export), Path(settings.out))
     except BaseException:
         if server is not None:
             server.server_close()

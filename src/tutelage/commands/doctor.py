@@ -22,7 +22,7 @@ DISK_GIB, MEMORY_GIB = 10, 4  # below these, a warning: 50,000 images at 224 px 
 
 
 @command(DoctorSettings)
-def doctor(s: DoctorSettings) -> dict[str, Any]:
+def doctor(settings: DoctorSettings) -> dict[str, Any]:
     """Check this machine and say what to change.
 
     Returns:
@@ -41,7 +41,7 @@ def doctor(s: DoctorSettings) -> dict[str, Any]:
         "versions": {name: _version(name) for name in PACKAGES},
         "devices": _devices(),
         "threads": _threads(policy_of_user),
-        "disk_gib": {"cache": _free_disk(Path(s.cache or "cache")), "here": _free_disk(Path.cwd())},
+        "disk_gib": {"cache": _free_disk(Path(settings.cache or "cache")), "here": _free_disk(Path.cwd())},
         "memory_gib": None if (free := free_memory()) is None else free / GIB,
         "extras": {name: importlib.util.find_spec(name) is not None for name in EXTRAS},
     }
@@ -49,7 +49,7 @@ def doctor(s: DoctorSettings) -> dict[str, Any]:
     asking.join(5)
     found["weights"] = {"hub": faults[0] if faults else "no answer in 5 seconds", "packages": installed}
     found["advice"] = advice(found)
-    if not s.json:
+    if not settings.json:
         _print(found)
     return found
 

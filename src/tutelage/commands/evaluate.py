@@ -12,8 +12,9 @@ from tutelage.errors import TutelageError, shown
 from tutelage.pipeline.stage import open_run
 from tutelage.progress import progress, say
 from tutelage.run_folder import COMMANDS, Run, hash_of, read_json
-from tutelage.settings import command
+from tutelage.settings import command, declared
 from tutelage.settings.commands import EvaluateSettings
+from tutelage.settings.groups import Views
 
 TIMED_FLOPS = 1e12  # for one image, about half a minute on one thread; a larger teacher is not timed
 LEARNT_ON = 1000  # images of the transfer set on which student and teacher are compared
@@ -22,7 +23,7 @@ NAMED = 20  # largest number of unusable images that a message names
 
 
 @command(EvaluateSettings)
-def evaluate(s: EvaluateSettings) -> dict[str, Any]:
+def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     """Score the models of a run on its test images, or on the images of another target set.
 
     Returns:
@@ -33,24 +34,24 @@ def evaluate(s: EvaluateSettings) -> dict[str, Any]:
     from tutelage.device import accelerator
     from tutelage.reporting.page import write_page
 
-    if not (Path(s.run) / "settings.toml").exists():
-        hint = f"use a folder that `tutelage run` has written, or run `tutelage run --out {s.run} ...` first"
-        raise TutelageError(f"{s.run} is not a run folder", hint)
-    with open_run(s.run, s.cache, {}, False) as (folder, cache_dir):
+    if not (Path(settings.run) / "settings.toml").exists():
+        hint = f"use a folder that `tutelage run` has written, or run `tutelage run --out {settings.run} ...` first"
+        raise TutelageError(f"{settings.run} is not a run folder", hint)
+    with open_run(settings.run, settings.cache) as (folder, cache_dir):
         kept = folder.settings()["settings"]
         resize = kept.get("resize", "squash")
-        weights: str = s.teacher_weights or kept.get("teacher_weights", "pretrained")
-        hardware = accelerator(s.device, s.precision)
+        weights: str = settings.teacher_weights or kept.get("teacher_weights", "pretrained")
+        hardware = accelerator(settings.device, settings.precision)
         stages = _results(folder)
         inputs = hash_of(["evaluate", resize, {name: one and one["outputs"] for name, one in stages.items()}])
-        if s.target is None and (done := folder.done("report", inputs)):
+        if settings.target is None and (done := folder.done("report", inputs)):
             write_page(folder.path)
             return {**done, "reused": True}
         clock = folder.clock("report")
-        work = _Work(folder, stages, cache_dir, resize, weights, hardware, s.target)
+        work = _Work(folder, stages, cache_dir, resize, weights, hardware, settings.target)
         result: dict[str, Any] = work.scores()
-        if s.target is not None:
-            return {"run": str(folder.path), "target": s.target, **result}
+        if settings.target is not None:
+            return {"run": str(folder.path), "target": settings.target, **result}
         work.keep_evidence()
         result["seconds"] = clock.stop()
         finished = folder.finish("report", inputs, result)
@@ -92,8 +93,8 @@ class _Work:
         run.result("transfer_set", "evaluate")
         self.task = load_task(run.path, cache_dir)
         self.kind: Any = task_of(self.task.task)
-        kept = {"view_seed": 0, "flip": "horizontal", "crop_area": 0.8, **run.settings()["settings"]}
-        self.views = self.kind.views({**kept, "resize": resize})
+        kept = {name: one for name, one in run.settings()["settings"].items() if name in declared(Views)}
+        self.views = self.kind.views(Views(**{**kept, "resize": resize}))
         self.test = _new_images(target, self.task, cache_dir) if target else self.task.test
         self.said: dict[str, Any] = {}  # model -> predictions for the test images: logits or decisions
         some = np.random.default_rng(0).permutation(len(self.task.transfer))[:LEARNT_ON]

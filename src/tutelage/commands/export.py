@@ -26,7 +26,7 @@ VERSIONS = ("torch", "timm", "onnx", "onnxruntime", "numpy", "pillow")  # Pillow
 
 
 @command(ExportSettings)
-def export(s: ExportSettings) -> dict[str, Any]:
+def export(settings: ExportSettings) -> dict[str, Any]:
     """Write RUN/export: model.onnx, model.int8.onnx, labels.txt, preprocess.json, predict.py, MODEL_CARD.md, export.json.
 
     Every file is run on test images and compared with the student; if one differs too much (int8 may), the old export is kept.
@@ -38,18 +38,18 @@ def export(s: ExportSettings) -> dict[str, Any]:
     from tutelage.deploy.folder import settle, staged
     from tutelage.deploy.quantise import enough
 
-    formats.check(s.format)
-    stages = finished(Path(s.run))
-    with open_run(s.run, s.cache, {}, False) as (folder, cache_dir):
-        if not s.no_int8:
-            enough(min(s.calibration, stages["transfer_set"]["images"]["transfer"]))
-        work = _Work(folder, stages, cache_dir, s.bake_preprocess, s.tolerance)
+    formats.check(settings.format)
+    stages = finished(Path(settings.run))
+    with open_run(settings.run, settings.cache) as (folder, cache_dir):
+        if not settings.no_int8:
+            enough(min(settings.calibration, stages["transfer_set"]["images"]["transfer"]))
+        work = _Work(folder, stages, cache_dir, settings.bake_preprocess, settings.tolerance)
         place = folder.path / "export"
         with staged(place) as new:
             work.write_float(new)
-            if not s.no_int8:
-                work.write_int8(new, s.calibration, s.int8_loss)
-            for name in s.format:
+            if not settings.no_int8:
+                work.write_int8(new, settings.calibration, settings.int8_loss)
+            for name in settings.format:
                 if name != "onnx":
                     work.write_other(new, name)
             about = work.about(new)

@@ -21,7 +21,7 @@ from tutelage.metrics import paired_gain
 from tutelage.pipeline.stage import HELD_OUT, file_hash, judged_by, open_run, save_weights, write_metrics
 from tutelage.progress import progress, say
 from tutelage.run_folder import atomic_write, hash_of
-from tutelage.settings import command
+from tutelage.settings import command, identity
 from tutelage.settings.commands import FinetuneSettings
 
 HEAD_VIEWS = 4  # of each labelled image, besides the whole image, on which a head is fitted
@@ -29,39 +29,49 @@ SCALE_SAMPLE = 1024  # images of the transfer set from which the scale of the fe
 
 
 @command(FinetuneSettings)
-def finetune(s: FinetuneSettings) -> dict[str, Any]:
+def finetune(settings: FinetuneSettings) -> dict[str, Any]:
     """Fine-tune the distilled student on the labelled images where that helps, and choose the student to deliver.
 
     Returns:
         result of the stage: what is delivered (distilled, head, full, long, steep or baseline), the scores on held-out labels, seconds.
     """
-    settings = dict(vars(s))
     from tutelage.data.manifest import load_task
     from tutelage.device import accelerator
     from tutelage.pipeline.load_student import load_student
     from tutelage.tasks import task_of
 
-    with open_run(s.out, s.cache, settings, s.overwrite) as (run, cache_dir):
+    with open_run(settings.out, settings.cache, settings) as (run, cache_dir):
         curated, distilled = run.result("transfer_set", "finetune"), run.result("transfer", "finetune")
-        piloted = judged_by(run) if s.finetune == "auto" else {}
-        judges = (curated["images"]["val"] > 0 or piloted) and s.finetune == "auto"
+        piloted = judged_by(run) if settings.finetune == "auto" else {}
+        judges = (curated["images"]["val"] > 0 or piloted) and settings.finetune == "auto"
         baseline = run.results()["alone"] if judges else {}
-        inputs = hash_of(["finetune", curated["outputs"], distilled["outputs"], baseline.get("outputs"), piloted.get("outputs"), {
-            k: settings[k] for k in ("finetune", "class_weight", "resize", "flip", "crop_area", "view_seed", "seed")
-        }])  # fmt: skip
+        inputs = hash_of(
+            [
+                "finetune",
+                curated["outputs"],
+                distilled["outputs"],
+                baseline.get("outputs"),
+                piloted.get("outputs"),
+                identity(settings),
+            ]
+        )
         if done := run.done("student", inputs):
             return {**done, "reused": True}
-        clock, task, hardware = run.clock("student"), load_task(run.path, cache_dir), accelerator(s.device, s.precision)
+        clock, task, hardware = (
+            run.clock("student"),
+            load_task(run.path, cache_dir),
+            accelerator(settings.device, settings.precision),
+        )
         student = load_student(run.path / "transfer", distilled["student"], len(task.classes))
         other = load_student(run.path / "alone", baseline["student"], len(task.classes)) if baseline else None
         work = _Work(task_of(task.task), task, student, settings, hardware, clock, headless=not distilled["head"])
         if piloted:
             delivered, validation, judged_on = _of_pilot(piloted)
         else:
-            delivered, validation = _choice(work, s.finetune, other, run.path / "student" / HELD_OUT)
+            delivered, validation = _choice(work, settings.finetune, other, run.path / "student" / HELD_OUT)
             judged_on = _judged_on(work, validation)
         module, rows = (other.module, []) if other and delivered == "baseline" else work.on_all(delivered)
-        write_metrics(run, "student", rows, s.tracker, hardware)
+        write_metrics(run, "student", rows, settings.tracker, hardware)
         save_weights(run.path / "student" / "weights.safetensors", module.state_dict())
         seconds = clock.stop()
         result = {
@@ -156,7 +166,7 @@ class _Work:
         train = self.task.train
         if self.task.val:
             return list(self.says(self.on_all(how)[0], self.task.val.images, self.task.val.labels))
-        fold = folds(train.strata, train.groups, self.settings["seed"])
+        fold = folds(train.strata, train.groups, self.settings.seed)
         said: list[Any] = [None] * len(train)
         for number in np.unique(fold):
             held = np.flatnonzero(fold == number)
@@ -192,7 +202,7 @@ class _Work:
         self.meter.trained += steps * batch
         rate = optimization.scaled_rate(kind.RATES[how], batch)
         classes, labelled = len(self.task.classes), self.task.train.take(positions)
-        plan = supervised.Plan(steps, batch, rate, s["seed"], classes, s["class_weight"], backbone=how != "head")
+        plan = supervised.Plan(steps, batch, rate, s.seed, classes, s.class_weight, backbone=how != "head")
         with progress(f"last stage, {how}", steps * batch) as advance:
             watch = loop.Watch("fine-tuning the student", log, self.clock.ticking(advance))
             return supervised.train_on_labels(module, self.student, labelled, plan, self.views, self.hardware, watch)
@@ -206,7 +216,7 @@ class _Work:
 
         features, scale, strength = self.features()
         mine = heads.stacked(features[:, positions], self.task.train.labels[positions])
-        head = heads.fit_probe(*mine, len(self.task.classes), strength, scale, self.settings["class_weight"])
+        head = heads.fit_probe(*mine, len(self.task.classes), strength, scale, self.settings.class_weight)
         layer: Any = head_of(module)
         with torch.no_grad():
             for parameter, value in ((layer.weight, head.weight), (layer.bias, head.bias)):
@@ -225,7 +235,7 @@ class _Work:
             of = [self.pooled(module, images, number) for number in (CLEAN, *range(HEAD_VIEWS))]
             scale = scale_of(self.pooled(module, self.task.transfer.take(sample), CLEAN))
             train, classes = self.task.train, len(self.task.classes)
-            fold = folds(train.labels, train.groups, self.settings["seed"])
+            fold = folds(train.labels, train.groups, self.settings.seed)
             strength = best_strength(np.stack(of), train.labels, fold, classes, scale)
             self._features = np.stack(of), scale, strength
         return self._features

@@ -13,7 +13,7 @@ from tutelage.settings.commands import PredictSettings
 
 
 @command(PredictSettings)
-def predict(s: PredictSettings) -> dict[str, Any]:
+def predict(settings: PredictSettings) -> dict[str, Any]:
     """Classify images with an exported student, or paint their masks.
 
     Writes path, class, probability, unsure (below the threshold of the export) and, with --top, the next classes; for a segmentation
@@ -26,16 +26,16 @@ def predict(s: PredictSettings) -> dict[str, Any]:
     from tutelage.deploy import runtime
     from tutelage.deploy.predict_masks import predictions
 
-    opened = runtime.open_export(export_folder(s.export), s.model, s.threads)
-    paths = runtime.files_in(s.images)
+    opened = runtime.open_export(export_folder(settings.export), settings.model, settings.threads)
+    paths = runtime.files_in(settings.images)
     with progress("predict", len(paths)) as advance:
-        result = predictions(opened, paths, Path(s.out), advance)
-    listed = runtime.write_predictions(Path(s.out), result, s.top)
+        result = predictions(opened, paths, Path(settings.out), advance)
+    listed = runtime.write_predictions(Path(settings.out), result, settings.top)
     if listed:
         first = shown((f"{name} ({reason})" for name, reason in result.rejected), 3)
         say(f"{len(result.rejected):,} of {len(paths):,} images cannot be read, see {listed}: {first}")
     columns = result.columns(1)
     return {
-        "predictions": s.out, "images": len(result.paths), "rejected": len(result.rejected), "model": opened.file,
-        **({"unsure": sum(columns["unsure"])} if "unsure" in columns else {"masks": str(Path(s.out).with_suffix(""))}),
+        "predictions": settings.out, "images": len(result.paths), "rejected": len(result.rejected), "model": opened.file,
+        **({"unsure": sum(columns["unsure"])} if "unsure" in columns else {"masks": str(Path(settings.out).with_suffix(""))}),
     }  # fmt: skip

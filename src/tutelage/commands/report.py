@@ -11,7 +11,7 @@ from tutelage.settings.commands import ReportSettings
 
 
 @command(ReportSettings)
-def report(s: ReportSettings) -> dict[str, Any]:
+def report(settings: ReportSettings) -> dict[str, Any]:
     """Write report/index.html of a run or a study: scores, what limits them, charts, and the command to reproduce it.
 
     Returns:
@@ -20,11 +20,11 @@ def report(s: ReportSettings) -> dict[str, Any]:
     from tutelage.reporting.page import write_page
     from tutelage.run_folder import STUDY
 
-    if (Path(s.run) / STUDY).exists():
+    if (Path(settings.run) / STUDY).exists():
         from tutelage.study.page import write_study
 
-        page = write_study(Path(s.run))["page"]
+        page = write_study(Path(settings.run))["page"]
     else:
-        page = write_page(Path(s.run))
+        page = write_page(Path(settings.run))
     say(f"open {page}")
     return {"page": str(page)}

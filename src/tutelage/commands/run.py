@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from tutelage.commands.adapt import adapt as adapt_stage
@@ -34,7 +35,7 @@ MODELS = ("distilled", "baseline", "delivered", "teacher", "committee")  # in th
 
 
 @command(RunSettings)
-def run(s: RunSettings) -> dict[str, Any]:
+def run(settings: RunSettings) -> dict[str, Any]:
     """Turn a few labelled images and a gallery of unlabelled ones into a small trained model.
 
     Curates the transfer set, adapts the teacher, forms the committee, distils it into the student, trains the same student on the
@@ -43,14 +44,13 @@ def run(s: RunSettings) -> dict[str, Any]:
     Returns:
         the object that `--json` prints: run, distilled, baseline, delivered, teacher, committee, seconds, reused.
     """
-    settings = dict(vars(s))
-    if s.smoke:
-        settings |= cut_down(settings)
+    if settings.smoke:
+        settings = replace(settings, **cut_down(settings))
     started = time.monotonic()
-    names = [name for name in STAGES if name != "alone" or not s.no_baseline]
-    with open_run(s.out, s.cache, settings, s.overwrite, together=True) as (folder, _):
-        if s.pilot:
-            _one(folder, *STAGES["curate"], settings)
+    names = [name for name in STAGES if name != "alone" or not settings.no_baseline]
+    with open_run(settings.out, settings.cache, settings, together=True) as (folder, _):
+        if settings.pilot:
+            _one(folder, *STAGES["curate"], settings_of(curate, settings))
             judge(folder, settings, walk)
         summary = walk(folder, names, settings)
     say(f"report: {folder.path / 'report' / 'index.html'}")
@@ -58,45 +58,41 @@ def run(s: RunSettings) -> dict[str, Any]:
     return summary
 
 
-def cut_down(settings: dict[str, Any]) -> dict[str, Any]:
+def cut_down(settings: RunSettings) -> dict[str, Any]:
     """Return the settings that --smoke reduces, and print them. A strategy that was set stays; by default the images are
     chosen at random."""
-    cut: dict[str, Any] = {**SMOKE, "budget": min(settings["budget"] or SMOKE_BUDGET, SMOKE_BUDGET)}
-    number = settings["total"] or (settings["per_query"] and SMOKE_TOTAL)
-    if settings["strategy"] == "auto" and number is None and not settings["embeddings"]:
+    cut: dict[str, Any] = {**SMOKE, "budget": min(settings.budget or SMOKE_BUDGET, SMOKE_BUDGET)}
+    number = settings.total or (settings.per_query and SMOKE_TOTAL)
+    if settings.strategy == "auto" and number is None and not settings.embeddings:
         cut["strategy"], number = "random", SMOKE_TOTAL
     cut["total"] = None if number is None else min(number, SMOKE_TOTAL)
-    words = {name: DEFAULT if settings[name] is None else settings[name] for name in sorted(cut)}
-    said = [f"{name} {words[name]} -> {cut[name] or DEFAULT}" for name in words if settings[name] != cut[name]]
+    words = {name: DEFAULT if getattr(settings, name) is None else getattr(settings, name) for name in sorted(cut)}
+    said = [f"{name} {words[name]} -> {cut[name] or DEFAULT}" for name in words if getattr(settings, name) != cut[name]]
     say(f"--smoke cuts down: {', '.join(said) or 'no setting'}")
     return cut
 
 
-def walk(folder: Run, names: Sequence[str], settings: dict[str, Any]) -> dict[str, Any]:
+def walk(folder: Run, names: Sequence[str], settings: RunSettings) -> dict[str, Any]:
     """Run these stages of STAGES in order, then the evaluation, in a run folder whose lock is held.
-
-    Args:
-        settings: all settings of `run`.
 
     Returns:
         what `run` returns.
     """
-    results = {name: _one(folder, *STAGES[name], settings) for name in needed(names, settings)}
-    results["evaluate"] = _one(folder, evaluate, "report", {**settings, "run": settings["out"], "target": None})
+    stages = {name: STAGES[name] for name in needed(names, settings)}
+    results = {name: _one(folder, *one, settings_of(one[0], settings)) for name, one in stages.items()}
+    own = settings_of(evaluate, settings)
+    results["evaluate"] = _one(folder, evaluate, "report", {**own, "run": settings.out, "target": None})
     return _summary(folder, results)
 
 
-def _one(run: Run, stage: Callable[..., Any], place: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """Run one stage with its part of the settings. Only `transfer` uses several processes; in other stages they wait for the first."""
-    mine = settings_of(stage, settings)
-    if stage is transfer:
-        return transfer(**mine)
-    if processes() == 1:
-        return stage(**mine)
+def _one(run: Run, stage: Callable[..., Any], place: str, own: dict[str, Any]) -> dict[str, Any]:
+    """Run one stage with its settings. Only `transfer` uses several processes; in other stages they wait for the first."""
+    if stage is transfer or processes() == 1:
+        return stage(**own)
     from tutelage.device import accelerator
 
-    hardware = accelerator(settings["device"], settings["precision"])
-    result = stage(**mine) if main_process() else None
+    hardware = accelerator(own["device"], own["precision"])
+    result = stage(**own) if main_process() else None
     hardware.wait_for_everyone()
     return result or read_json(run.path / place / "result.json")
 

@@ -24,8 +24,8 @@ from tutelage.pipeline.stage import (
     training_steps,
 )
 from tutelage.progress import progress, say
-from tutelage.run_folder import FREE, Clock, Run, hash_of
-from tutelage.settings import command
+from tutelage.run_folder import Clock, Run, hash_of
+from tutelage.settings import command, identity
 from tutelage.settings.commands import DistillSettings
 from tutelage.tasks import peak_rate
 
@@ -37,18 +37,17 @@ LEARNT_ON = 1000  # images of the transfer set on which student and targets are 
 
 
 @command(DistillSettings)
-def transfer(s: DistillSettings) -> dict[str, Any]:
+def transfer(settings: DistillSettings) -> dict[str, Any]:
     """Distil the targets into the student, on the transfer set.
 
     Returns:
         result of the stage: steps, images seen, labelled images in a batch, loss, seconds for the targets and for training.
     """
-    settings = dict(vars(s))
     from tutelage.device import accelerator
 
-    with open_run(s.out, s.cache, settings, s.overwrite, together=True) as (run, cache_dir):
+    with open_run(settings.out, settings.cache, settings, together=True) as (run, cache_dir):
         job = _Job(run, cache_dir, settings)
-        hardware = accelerator(s.device, s.precision)
+        hardware = accelerator(settings.device, settings.precision)
         with hardware.main_process_first():  # it may copy the stage from another run of a study
             done = run.done("transfer", job.inputs)
         return {**done, "reused": True} if done else job.run_stage(hardware)
@@ -69,7 +68,7 @@ class _Job:
 
     run: Run
     cache_dir: Path
-    settings: dict[str, Any]
+    settings: DistillSettings
 
     @cached_property
     def curated(self) -> dict[str, Any]:
@@ -83,12 +82,12 @@ class _Job:
 
     @cached_property
     def adapted(self) -> dict[str, Any] | None:
-        return None if self.settings["objective"] == "dino" else self.run.result("teacher", "transfer")
+        return None if self.settings.objective == "dino" else self.run.result("teacher", "transfer")
 
     @cached_property
     def members(self) -> dict[str, Any] | None:
         """The committee's result; None where the targets do not come from a committee."""
-        used = self.settings["objective"] not in WITHOUT_TARGETS and self.settings["committee"] != "none"
+        used = self.settings.objective not in WITHOUT_TARGETS and self.settings.committee != "none"
         return self.run.result("committee", "transfer") if used else None
 
     @cached_property
@@ -96,15 +95,15 @@ class _Job:
         """Number of labelled images in a batch."""
         from tutelage.distillation.distill import labelled_images
 
-        images, share = self.curated["images"], self.settings["label_share"]
-        if self.settings["objective"] == "dino":
+        images, share = self.curated["images"], self.settings.label_share
+        if self.settings.objective == "dino":
             return 0
-        return labelled_images(share, images["train"], images["transfer"], self.settings["batch_size"])
+        return labelled_images(share, images["train"], images["transfer"], self.settings.batch_size)
 
     @cached_property
     def label_free(self) -> bool:
         """Whether the student learns nothing from the labels."""
-        return self.settings["objective"] in WITHOUT_TARGETS and not self.labelled
+        return self.settings.objective in WITHOUT_TARGETS and not self.labelled
 
     @cached_property
     def task(self) -> Any:
@@ -122,7 +121,7 @@ class _Job:
     @cached_property
     def looks(self) -> tuple[int, ...]:
         """The views of an image on which the teacher is run; for `agnostic`, which matches features, only the whole image."""
-        return self.views.looks[:1] if self.settings["objective"] == "agnostic" else self.views.looks
+        return self.views.looks[:1] if self.settings.objective == "agnostic" else self.views.looks
 
     @cached_property
     def level(self) -> int | None:
@@ -131,7 +130,7 @@ class _Job:
 
         if self.adapted is None:
             return 0
-        count, limit = self.curated["images"]["transfer"], self.settings["cache_limit"]
+        count, limit = self.curated["images"]["transfer"], self.settings.cache_limit
         widths = self.kind.widths(self.adapted, self.settings)
         fits = (i for i, width in enumerate(widths) if gibibytes(count, len(self.looks), width) <= limit)
         return next(fits, None)
@@ -148,9 +147,8 @@ class _Job:
             about = teacher["teacher"]
             window = [about["window"]] if about.get("window") else []
             frozen = [about["hash"], about["size"], *window]
-            teacher = frozen if self.settings["objective"] == "agnostic" else teacher["outputs"]
-        free = {*FREE, *self.kind.UNUSED}
-        used = {name: value for name, value in self.settings.items() if name not in free}
+            teacher = frozen if self.settings.objective == "agnostic" else teacher["outputs"]
+        used = identity(self.settings, self.kind.UNUSED)
         if self.label_free:  # no class label is used
             used["class_weight"] = "none"
         members = self.members and self.members["outputs"]
@@ -165,11 +163,11 @@ class _Job:
 
         if self.adapted is None:
             return None, 0.0
-        s, agnostic = self.settings, self.settings["objective"] == "agnostic"
+        s, agnostic = self.settings, self.settings.objective == "agnostic"
         clock = Clock(self.run.path / "transfer" / "target_seconds.json")
-        mixture, students, outputs = Mixture(sharpness=s["sharpness"] or 1.0), None, None
+        mixture, students, outputs = Mixture(sharpness=s.sharpness or 1.0), None, None
         if self.members:
-            mixture = Mixture.of(self.members, s["committee"], s["sharpness"] or 1.0)
+            mixture = Mixture.of(self.members, s.committee, s.sharpness or 1.0)
             students = member_outputs(self.run.path / "committee", self.kind.grid(s)) if mixture.weight > 0 else None
         if mixture.weight < 1:
             outputs = self.teacher_outputs(agnostic, hardware, clock, meter)
@@ -183,7 +181,7 @@ class _Job:
             assert outputs is not None
             return mixture(outputs.log_probabilities(positions), of_students)
 
-        if s["sharpness"] is None and not agnostic:
+        if s.sharpness is None and not agnostic:
             some = np.linspace(0, len(self.task.transfer) - 1, self.kind.COUNTED).astype(np.int64)
             mixture = replace(mixture, sharpness=sharpness_of(log_probabilities(np.unique(some))))
         features = projected_features(outputs) if outputs and (agnostic or self.matches_features(outputs)) else None
@@ -192,7 +190,7 @@ class _Job:
 
     def matches_features(self, outputs: Any) -> bool:
         """Whether the student also matches the teacher's pooled features: where this is asked for and they are kept."""
-        asked = self.settings["feature_weight"] > 0 and self.settings["objective"] == "oriented" and self.kind.POOLED
+        asked = self.settings.feature_weight > 0 and self.settings.objective == "oriented" and self.kind.POOLED
         if asked and outputs.network.output != "features":
             say(
                 "only the teacher's logits are kept (fine-tuned, or beyond --cache-limit): its features are not matched"
@@ -208,7 +206,7 @@ class _Job:
         teacher = self.kind.teacher_for_distillation(folder, self.adapted, s, hardware, self.level or 0)
         if needs_features and teacher.network.output != "features":
             raise TutelageError(
-                f"--objective {s['objective']} needs the features of a frozen teacher, but only logits are kept "
+                f"--objective {s.objective} needs the features of a frozen teacher, but only logits are kept "
                 "(fine-tuned, or beyond --cache-limit)",
                 "use --objective oriented, --adapt probe, or a larger --cache-limit",
             )
@@ -217,7 +215,7 @@ class _Job:
             tell_reduction(whole, teacher, self.task.transfer, self.views)
         meter.teacher_flops = flops(teacher.module, teacher.network.size)
         return teacher_outputs(
-            self.task, teacher, self.views, self.looks, s["cache_limit"], self.cache_dir, hardware, clock, meter
+            self.task, teacher, self.views, self.looks, s.cache_limit, self.cache_dir, hardware, clock, meter
         )
 
     def student(self, width: int, hardware: Any) -> tuple[Any, Any]:
@@ -228,14 +226,14 @@ class _Job:
         from tutelage.training import batches
 
         s = self.settings
-        torch.manual_seed(batches.seed_of(s["seed"], "student"))
+        torch.manual_seed(batches.seed_of(s.seed, "student"))
         built = self.kind.student(s, len(self.task.classes))
         module = self.kind.distillation_module(built.module, width, s)
         if module is None:
-            strict = s["objective"] in WITHOUT_TARGETS
+            strict = s.objective in WITHOUT_TARGETS
             if strict and not plain_head(built.module, built.size):
                 raise TutelageError(
-                    f"--objective {s['objective']} does not support --student {built.name}, "
+                    f"--objective {s.objective} does not support --student {built.name}, "
                     "whose head is not one linear layer on pooled features",
                     "use --objective oriented or pseudo-label, or another student",
                 )
@@ -254,17 +252,17 @@ class _Job:
         from tutelage.device import training_flops
         from tutelage.distillation import self_distillation
 
-        s, batch_size = self.settings, self.settings["batch_size"]
+        s, batch_size = self.settings, self.settings.batch_size
         steps = training_steps(s, len(self.task.transfer), self.kind.IMAGES)
         shown, small, extra = float(batch_size), built.size, 0
-        if s["objective"] == "dino":  # as many pixels as with the other objectives
+        if s.objective == "dino":  # as many pixels as with the other objectives
             small = self_distillation.small_side(built.module, built.size)
             shown = self_distillation.images_in_a_step(batch_size, built.size, small)
             steps = max(1, round(steps * batch_size / shown))
             # the averaged network processes the large crops, and the head crops of every size
             extra = self_distillation.extra_flops(module, built, batch_size / shown)
         meter.trained, meter.train_flops = steps * shown, training_flops(module, built.size) + extra
-        if self.level is None and self.settings["committee"] != "only":  # the teacher runs at every step
+        if self.level is None and self.settings.committee != "only":  # the teacher runs at every step
             asked = steps * batch_size * len(self.looks)
             meter.asked(0, b"online", asked, asked)
         return _Schedule(steps, shown, small)
@@ -277,7 +275,7 @@ class _Job:
         from tutelage.distillation.distill import Plan, class_weights, distill
         from tutelage.training import checkpoints, loop, optimization
 
-        s, run, main, dino = self.settings, self.run, hardware.is_main_process, self.settings["objective"] == "dino"
+        s, run, main, dino = self.settings, self.run, hardware.is_main_process, self.settings.objective == "dino"
         rate, steps, shown = peak_rate(s, self.kind), schedule.steps, schedule.shown
         optimizer = optimization.optimizer_for(module, rate, hardware.device)
         # `dino` takes its targets from the average, which must not follow the first steps too quickly
@@ -289,10 +287,10 @@ class _Job:
             say(f"transfer goes on after step {start:,} of {steps:,}")
         hardware.wait_for_everyone()
         module, optimizer = hardware.prepare(module, optimizer)
-        metrics = MetricsLog(run.path / "transfer" / "metrics.jsonl", start, s["tracker"], run.path, hardware)
+        metrics = MetricsLog(run.path / "transfer" / "metrics.jsonl", start, s.tracker, run.path, hardware)
         plan = Plan(
-            steps, s["batch_size"], rate, s["seed"], s["temperature"], s["objective"], s["agnostic_loss"], self.labelled,
-            self.kind.grid(s), s["feature_weight"],
+            steps, s.batch_size, rate, s.seed, s.temperature, s.objective, s.agnostic_loss, self.labelled,
+            self.kind.grid(s), s.feature_weight,
         )  # fmt: skip
         more: dict[str, Any] = {"optimizer": optimizer, "average": average, "resumable": resumable}
         with progress("transfer", round(steps * shown), round(start * shown)) as advance:
@@ -303,7 +301,7 @@ class _Job:
                     module, built, schedule.small, images, views, plan, hardware, watch, **more
                 )
             else:
-                weighted = s["class_weight"] == "balanced" and s["objective"] != "agnostic"
+                weighted = s.class_weight == "balanced" and s.objective != "agnostic"
                 more["class_weights"] = class_weights(targets, self.kind) if weighted else None
                 more |= {"labels": self.task.train.labels, "classes": len(self.task.classes)}
                 distill(module, built, targets, plan, hardware, watch, **more)
@@ -351,7 +349,7 @@ class _Job:
             seconds = clock.stop()
             result = {
                 "outputs": hash_of([self.inputs, file_hash(path)]), "student": built.about(), "curated": self.curated["outputs"], **learnt,
-                "objective": self.settings["objective"], "head": not self.label_free, "steps": schedule.steps,
+                "objective": self.settings.objective, "head": not self.label_free, "steps": schedule.steps,
                 "images_seen": round(schedule.steps * schedule.shown), "labelled_in_batch": self.labelled,
                 "processes": hardware.num_processes, "loss": loss, "online": self.level is None, "seconds": seconds,
                 "target_seconds": target_seconds, "ledger": meter.entry(run.path / "transfer", seconds, target_seconds),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from tutelage.device import free_memory
 from tutelage.errors import TutelageError
 from tutelage.features.output_cache import as_void
 from tutelage.progress import progress
+from tutelage.settings.commands import Curation
 
 CROWDED = COPIES // 2  # a search that finds this many copies of one image may have missed further ones
 # Most neighbours searched for a held-out image: their thumbnails and crops take 50 MB for each image being compared.
@@ -31,7 +31,7 @@ def fill_pool(
     encoder: GalleryEmbedder,
     refs: Sequence[ImageRef],
     admitted: LabelledSplit,
-    settings: dict[str, Any],
+    settings: Curation,
     tick: Callable[[int], None],
 ) -> tuple[Pool, LeakCheck, int, int, list[Rejected]]:
     """Embed a gallery and bar images that are known already: labelled images, held-out images, exact duplicates.
@@ -49,12 +49,12 @@ def fill_pool(
     if encoder.words is not None:
         mean = np.zeros_like(mean)
     vectors = Vectors(embedded.parts, mean)
-    memory = settings["memory"] * 2**30 if settings["memory"] else (free_memory() or 2 * MEMORY) / 2
+    memory = settings.memory * 2**30 if settings.memory else (free_memory() or 2 * MEMORY) / 2
     usable = np.ones(len(embedded), dtype=bool)
-    pool = Pool(embedded, vectors, usable, settings["index"], int(memory))
+    pool = Pool(embedded, vectors, usable, settings.index, int(memory))
     leaks, labelled, twice = _same_pixels(pool, admitted)
     check = LeakCheck(pool, admitted, encoder, leaks)
-    if settings["dedup"] == "gallery":
+    if settings.dedup == "gallery":
         check_memory(pool, int(usable.sum()), "gallery")  # before the search for leaks, which may take hours
         check()
     return pool, check, labelled, twice, embedded.rejected

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from tutelage.features.output_cache import OutputCache, as_void, compute_outputs
 from tutelage.features.view_batches import CLEAN, ViewSettings
 from tutelage.models.adapted_teacher import FeatureExtractor
 from tutelage.progress import progress, say
+from tutelage.settings.commands import Curation
 
 
 @dataclass(frozen=True)
@@ -57,19 +58,20 @@ class GalleryEmbedder:
     is_teacher: bool = False
 
     @classmethod
-    def of(cls, settings: dict[str, Any], cache: Path) -> GalleryEmbedder:
+    def of(cls, settings: Curation, cache: Path) -> GalleryEmbedder:
         """Build the embedder that the settings of `curate` name."""
         from tutelage.data.image_cache import short_side
         from tutelage.models.teachers import default_size, resolve
 
         sizes = [
-            settings[f"{kind}_size"] or default_size(resolve(settings[kind], kind)) for kind in ("teacher", "student")
+            getattr(settings, f"{kind}_size") or default_size(resolve(getattr(settings, kind), kind))
+            for kind in ("teacher", "student")
         ]
-        place = {"side": short_side(*sizes), "cache": cache, "resize": settings["resize"]}
-        if settings["embeddings"]:
-            given, words = PrecomputedEmbeddings(settings["embeddings"]), None
-            if settings["text_embeddings"]:
-                words = PrecomputedEmbeddings([settings["text_embeddings"]], "--text-embeddings")
+        place = {"side": short_side(*sizes), "cache": cache, "resize": settings.resize}
+        if settings.embeddings:
+            given, words = PrecomputedEmbeddings(settings.embeddings), None
+            if settings.text_embeddings:
+                words = PrecomputedEmbeddings([settings.text_embeddings], "--text-embeddings")
                 if words.width != given.width:
                     raise TutelageError(
                         f"--text-embeddings with {words.width} features, --embeddings with {given.width}: "
@@ -81,23 +83,23 @@ class GalleryEmbedder:
         return cls._of_network(settings, place, sizes)
 
     @classmethod
-    def _of_network(cls, settings: dict[str, Any], place: dict[str, Any], sizes: list[int]) -> GalleryEmbedder:
+    def _of_network(cls, settings: Curation, place: dict[str, Any], sizes: list[int]) -> GalleryEmbedder:
         from tutelage.data.image_cache import short_side
         from tutelage.device import accelerator
         from tutelage.models.adapted_teacher import network_of
         from tutelage.models.teachers import build_teacher
 
-        hardware = accelerator(settings["device"], settings["precision"])
-        if settings["strategy"] == "text":
+        hardware = accelerator(settings.device, settings.precision)
+        if settings.strategy == "text":
             from tutelage.models.clip import TEMPLATES, build_clip, class_embeddings
 
-            clip = build_clip(settings["clip"], settings["clip_weights"], hardware)
-            templates = tuple(settings["templates"]) or TEMPLATES
+            clip = build_clip(settings.clip, settings.clip_weights, hardware)
+            templates = tuple(settings.templates) or TEMPLATES
             words = lambda classes: class_embeddings(clip, classes, templates)  # noqa: E731
             place["side"] = short_side(max(sizes), clip.network.size)  # or it would see enlarged images
             return cls(**place, network=clip.network, words=words, about_words=[clip.hash, templates])
-        size = settings["teacher_window"] or settings["teacher_size"]  # embed whole images at the size of one window
-        teacher = build_teacher(settings["teacher"], settings["teacher_weights"], size)
+        size = settings.teacher_window or settings.teacher_size  # embed whole images at the size of one window
+        teacher = build_teacher(settings.teacher, settings.teacher_weights, size)
         return cls(**place, network=network_of(teacher, hardware), is_teacher=True)
 
     @property
@@ -173,7 +175,7 @@ class GalleryEmbedder:
         return EmbeddingCache(self.cache, source, self.side)
 
     def embedded(
-        self, refs: Sequence[ImageRef], tick: Callable[[int], None], settings: dict[str, Any], share: tuple[int, int] = (0, 1)
+        self, refs: Sequence[ImageRef], tick: Callable[[int], None], settings: Curation, share: tuple[int, int] = (0, 1)
     ) -> tuple[EmbeddingCache, list[Piece]]:  # fmt: skip
         """Embed the missing pieces of this share, here or on a cluster, as the settings say; return the cache and all pieces."""
         if self.given is not None and (found := self.given.find(refs, "gallery images")).max(initial=-1) < 0:
@@ -185,11 +187,9 @@ class GalleryEmbedder:
         rank, count = share
         missing = [piece for piece in pieces[rank::count] if not cache.has(piece)]
         with progress("embed the gallery", sum(len(piece.refs) for piece in missing)) as advance:
-            if missing and settings["engine"] == "ray":
+            if missing and settings.engine == "ray":
                 make = partial(_cache_of, _everywhere(settings), self.cache.absolute())
-                embed_on_ray(
-                    make, cache.folder.name, missing, settings["device"] in ("auto", "cuda"), both(advance, tick)
-                )
+                embed_on_ray(make, cache.folder.name, missing, settings.device in ("auto", "cuda"), both(advance, tick))
             else:
                 for piece in missing:
                     cache.embed(piece, both(advance, tick))
@@ -206,19 +206,19 @@ class GalleryEmbedder:
         return unit(features, mean)
 
 
-def _everywhere(settings: dict[str, Any]) -> dict[str, Any]:
+def _everywhere(settings: Curation) -> Curation:
     """Return the settings with absolute paths, for workers that run in other folders."""
 
     def whole(value: str) -> str:
         return str(Path(value).absolute()) if Path(value).exists() else value
 
-    given = [whole(place) for place in settings["embeddings"]]
-    words = settings["text_embeddings"] and whole(settings["text_embeddings"])
-    weights = {name: whole(settings[name]) for name in ("teacher_weights", "clip_weights")}
-    return {**settings, "embeddings": given, "text_embeddings": words, **weights}
+    given = [whole(place) for place in settings.embeddings]
+    words = settings.text_embeddings and whole(settings.text_embeddings)
+    weights = {name: whole(getattr(settings, name)) for name in ("teacher_weights", "clip_weights")}
+    return replace(settings, embeddings=given, text_embeddings=words, **weights)
 
 
-def _cache_of(settings: dict[str, Any], cache: Path) -> EmbeddingCache:
+def _cache_of(settings: Curation, cache: Path) -> EmbeddingCache:
     """Build the encoder and return the cache of its vectors."""
     return GalleryEmbedder.of(settings, cache).cache_of_vectors()
 

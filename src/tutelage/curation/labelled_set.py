@@ -17,6 +17,7 @@ from tutelage.data.target_set import TargetSet
 from tutelage.errors import MOST_NAMED, FilesMissing, TutelageError, raise_all, shown, single
 from tutelage.progress import say
 from tutelage.run_folder import COMMANDS, Run, hash_of, read_json, write_text
+from tutelage.settings.commands import Curation
 from tutelage.tasks import task_of
 
 
@@ -56,14 +57,14 @@ class LabelledSplit:
         return np.searchsorted(self.rows, rows)
 
 
-def read_labels(run: Run, settings: dict[str, Any]) -> TargetSet:
+def read_labels(run: Run, settings: Curation) -> TargetSet:
     """Read the target set of a run.
 
     Raises:
         TutelageError: everything that is wrong with it. Missing files too numerous for the message are all in rejected.csv.
     """
     try:
-        return task_of(settings["task"]).read(settings)
+        return task_of(settings.task).read(settings)
     except TutelageError as error:
         many = [one for one in single(error) if isinstance(one, FilesMissing) and len(one.names) > MOST_NAMED]
         if many:

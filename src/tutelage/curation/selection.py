@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from tutelage.curation.strategies import Choice
 from tutelage.curation.vectors import Vectors
 from tutelage.errors import TutelageError, shown
 from tutelage.progress import progress, say
+from tutelage.settings.groups import Gallery
 
 EXACT = 5_000_000  # above this many vectors --index auto uses an inverted file
 NEAR = 0.5  # a similarity that counts as near whatever chance finds: in a gallery of similar images, chance finds much
@@ -272,11 +272,11 @@ def _meaningless(pool: Pool) -> np.ndarray:
     return search(pool.vectors, null, 1, usable=others, memory=pool.memory)[0][:, 0]
 
 
-def wanted_of(settings: dict[str, Any], labelled: int, classes: int) -> int | None:
+def wanted_of(settings: Gallery, labelled: int, classes: int) -> int | None:
     """Return the number of gallery images to choose; None for all. The labelled images count towards `--total`."""
-    if settings["per_query"] is not None:
-        return settings["per_query"] * (classes if settings["strategy"] == "text" else labelled)
-    total = settings["total"]
+    if settings.per_query is not None:
+        return settings.per_query * (classes if settings.strategy == "text" else labelled)
+    total = settings.total
     if total is not None and total <= labelled:
         raise TutelageError(
             f"--total {total} with {labelled:,} labelled images, which count towards it, leaves none for the gallery",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -168,7 +168,7 @@ def _numbered(
 # Settings and checks
 
 
-def check_places(target: str | Path, given: dict[str, str | Path | float | None], group_by: str | None):
+def check_places(target: str | Path, given: Mapping[str, str | Path | float | None], group_by: str | None):
     """Check the settings before anything is read; return fractions by split, paths by split ("" = target), the pattern."""
     shares: dict[str, float] = {}
     places: dict[str, Path] = {"": Path(target)}

@@ -13,6 +13,7 @@ from tutelage.data.manifest import TaskData
 from tutelage.finetuning import supervised
 from tutelage.models.students import Student
 from tutelage.progress import progress
+from tutelage.settings.commands import BaselineSettings
 from tutelage.tasks import peak_rate
 from tutelage.training import batches, checkpoints, loop
 
@@ -25,7 +26,7 @@ class LabelsOnly:
 
     kind: Any
     task: TaskData
-    settings: dict[str, Any]
+    settings: BaselineSettings
     steps: int
     seed: int
     positions: np.ndarray
@@ -41,13 +42,13 @@ def train_student(
     Args:
         resumable: where its checkpoints are. advance: called with the images just seen, like the progress bar. log: takes step, loss, rate.
     """
-    settings, classes, batch_size = job.settings, len(job.task.classes), job.settings["batch_size"]
+    settings, classes, batch_size = job.settings, len(job.task.classes), job.settings.batch_size
     torch.manual_seed(batches.seed_of(job.seed, "student"))
     student = job.kind.student(settings, classes)
     module = student.module.to(hardware.device)
     module = module.to(memory_format=torch.channels_last) if student.channels_last else module
     rate, views, labelled = peak_rate(settings, job.kind), job.kind.views(settings), job.task.train.take(job.positions)
-    plan = supervised.Plan(job.steps, batch_size, rate, job.seed, classes, settings["class_weight"])
+    plan = supervised.Plan(job.steps, batch_size, rate, job.seed, classes, settings.class_weight)
     with progress(job.what, job.steps * batch_size, resumable.start * batch_size) as shown:
         watch = loop.Watch(job.what, log, lambda count: (shown(count), advance(count)))
         return student, supervised.train_on_labels(

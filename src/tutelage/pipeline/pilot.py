@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,13 @@ from tutelage.pipeline.stage import open_run
 from tutelage.progress import say
 from tutelage.reporting.example_predictions import read_counts
 from tutelage.run_folder import Run, atomic_write, hash_of
+from tutelage.settings import identity
+from tutelage.settings.commands import RunSettings
 
 STAGES = ("curate", "adapt", "committee", "transfer", "alone")
 
 
-def pilot(
-    run: Run, settings: dict[str, Any], walk: Callable[[Run, Sequence[str], dict[str, Any]], Any]
-) -> dict[str, Any]:
+def pilot(run: Run, settings: RunSettings, walk: Callable[[Run, Sequence[str], RunSettings], Any]) -> dict[str, Any]:
     """Compare the baseline with the distilled student, fold by fold; a killed pilot resumes where it stopped.
 
     Args:
@@ -41,21 +42,21 @@ def pilot(
         {"images", "distilled", "baseline": accuracies, "gain" of the baseline over the distilled student, "standard_error", "seconds"}.
     """
     curated = run.result("transfer_set", "--pilot")
-    inputs = hash_of(["pilot", curated["outputs"], {k: settings[k] for k in settings if k not in ("out", "cache")}])
+    inputs = hash_of(["pilot", curated["outputs"], identity(settings)])
     if done := run.done("pilot", inputs):
         return {**done, "reused": True}
     clock = run.clock("pilot")
     refs, table = read_manifest(run.path / "target_set" / "manifest.parquet")
     rows = np.flatnonzero(np.array(table.column("split").to_pylist()) == "train")
     labels = np.array(table.column("label").to_pylist())[rows]
-    fold = folds(labels, np.array(table.column("group").to_pylist())[rows], settings["seed"])
+    fold = folds(labels, np.array(table.column("group").to_pylist())[rows], settings.seed)
     left = [np.bincount(labels[fold != number], minlength=len(curated["classes"])).min() for number in np.unique(fold)]
     if min(left) < 2:
         raise TutelageError(
             "--pilot needs at least 4 labels per class: a class keeps fewer than 2 labels when a fold is left out",
             "label more images, or leave --pilot out",
         )
-    numbers, students = np.unique(fold).tolist(), 2 if settings["committee"] == "none" else 3
+    numbers, students = np.unique(fold).tolist(), 2 if settings.committee == "none" else 3
     say(
         f"pilot: {len(numbers)} runs on parts of the labels, each as long as this one: {students * len(numbers)} times its training steps"
     )
@@ -64,10 +65,15 @@ def pilot(
         place = run.path / "pilot" / f"fold-{number}"
         splits = np.where(fold == number, "test", "train")
         write_fold(place.with_name(f"labels-{number}"), [refs[i] for i in rows], labels, splits, curated["classes"])
-        own = {"target": str(place.with_name(f"labels-{number}")), "out": str(place), "pilot": False}
-        own |= {"cache": settings["cache"] or str(run.path.parent / "cache")}
-        mine = {**settings, **own, **dict.fromkeys(("budget", "val", "test", "classes"))}
-        with open_run(mine["out"], mine["cache"], mine, overwrite=False) as (folder, _):
+        own = {
+            "target": str(place.with_name(f"labels-{number}")),
+            "out": str(place),
+            "pilot": False,
+            "overwrite": False,
+        }
+        own |= {"cache": settings.cache or str(run.path.parent / "cache")}
+        mine = replace(settings, **own, budget=None, val=None, test=None, classes=None)
+        with open_run(mine.out, mine.cache, mine) as (folder, _):
             walk(folder, STAGES, mine)
         for name, found in right.items():
             found.append(read_counts(place / "report" / "predictions.npz", name))

@@ -20,6 +20,8 @@ from tutelage.models.aliases import check_size, full_name, weights_path
 from tutelage.progress import processes
 from tutelage.run_folder import Run
 from tutelage.settings import flag
+from tutelage.settings import groups as g
+from tutelage.settings.commands import Curation
 from tutelage.tasks import task_of
 
 WITHOUT_TARGETS = ("agnostic", "dino")  # objectives that use no class probabilities, and so no committee
@@ -27,30 +29,31 @@ KINDS = ("teacher", "student")
 FIXED = ("patch", "efficientvit_m")  # in names of our own table: the input size is part of the architecture
 
 
-def preflight(settings: dict[str, Any], cache: Path) -> None:
-    """Check the settings of `run` or of one stage; settings that are not present are not checked.
+def preflight(settings: g.Stage, cache: Path) -> None:
+    """Check the settings of `run` or of one stage; a stage's own are checked, and no others.
 
     Args:
-        settings: by name. cache: the folder that will hold decoded images and teacher outputs.
+        cache: the folder that will hold decoded images and teacher outputs.
 
     Raises:
         TutelageError: all faults found, in one message.
     """
-    task = settings.get("task")
-    if "target" not in settings:  # a later stage
-        task = Run(settings["out"]).result("transfer_set", "this stage").get("task", "classification")
+    if isinstance(settings, g.Labelled):
+        task = settings.task
+    else:  # a later stage
+        task = Run(settings.out).result("transfer_set", "this stage").get("task", "classification")
     faults: list[TutelageError] = []
     faults += _contradictions(settings)
     _try(faults, lambda: _check_folders(settings, cache))
     _try(faults, lambda: _check_data(settings))
-    _try(faults, lambda: _check_package("tracker", settings.get("tracker", "none")))
-    _try(faults, lambda: _check_package("engine", settings.get("engine", "local")))
+    _try(faults, lambda: _check_package("tracker", getattr(settings, "tracker", "none")))
+    _try(faults, lambda: _check_package("engine", getattr(settings, "engine", "local")))
     _try(faults, lambda: _check_cluster(settings))
     for kind in KINDS:
-        if f"{kind}_weights" in settings:
-            _try(faults, lambda kind=kind: weights_path(settings[f"{kind}_weights"], kind))
-    named = [kind for kind in KINDS if kind in settings]
-    ours = {kind: full_name(settings[kind], kind) for kind in named}
+        if hasattr(settings, f"{kind}_weights"):
+            _try(faults, lambda kind=kind: weights_path(getattr(settings, f"{kind}_weights"), kind))
+    named = [kind for kind in KINDS if hasattr(settings, kind)]
+    ours = {kind: full_name(getattr(settings, kind), kind) for kind in named}
     if not faults or not all(ours.values()):
         _check_machine(faults, settings)
         for kind in named:
@@ -58,8 +61,8 @@ def preflight(settings: dict[str, Any], cache: Path) -> None:
             _try(faults, lambda kind=kind, hub=hub: _check_model(settings, kind, hub=hub))
     else:
         for kind in named:
-            _try(faults, lambda kind=kind: _check_alias_size(ours[kind], settings.get(f"{kind}_size"), kind))
-    if task and not any(f"--{kind} {settings[kind]}" in fault.message for kind in named for fault in faults):
+            _try(faults, lambda kind=kind: _check_alias_size(ours[kind], getattr(settings, f"{kind}_size", None), kind))
+    if task and not any(f"--{kind} {getattr(settings, kind)}" in fault.message for kind in named for fault in faults):
         faults += task_of(task).check(settings)
     raise_all(faults)
     for kind in named:
@@ -77,24 +80,24 @@ def _try(faults: list[TutelageError], check: Callable[[], object]) -> None:
         faults.append(error)
 
 
-def _contradictions(settings: dict[str, Any]) -> list[TutelageError]:
+def _contradictions(settings: Any) -> list[TutelageError]:
     """Return the faults of settings that are valid one by one but not together."""
     faults: list[TutelageError] = []
     faults += _of_the_choice(settings)
-    epochs, steps = settings.get("epochs"), settings.get("steps")
+    epochs, steps = getattr(settings, "epochs", None), getattr(settings, "steps", None)
     if epochs is not None and steps is not None:
         message = f"--epochs {epochs} and --steps {steps} cannot be used together"
         faults.append(TutelageError(message, "leave one of them out"))
-    if settings.get("pilot"):
-        against = {name: settings[name] for name in ("val", "no_baseline")}
-        against |= {"finetune": settings["finetune"] != "auto", "task": settings["task"] != "classification"}
-        against["objective"] = settings["objective"] in WITHOUT_TARGETS
+    if getattr(settings, "pilot", None):
+        against = {name: getattr(settings, name) for name in ("val", "no_baseline")}
+        against |= {"finetune": settings.finetune != "auto", "task": settings.task != "classification"}
+        against["objective"] = settings.objective in WITHOUT_TARGETS
         wrong = [flag(name) for name, one in against.items() if one] + ["several processes"] * (processes() > 1)
         if wrong:
             needs = "class labels, --objective oriented or pseudo-label, no --val, a baseline, --finetune auto and one process"
             message = f"--pilot with {', '.join(wrong)} is not possible: it needs {needs}"
             faults.append(TutelageError(message, "leave --pilot out (with --val the validation images judge)"))
-    count, batch = processes(), settings.get("batch_size", 0)
+    count, batch = processes(), getattr(settings, "batch_size", 0)
     if batch % count:
         near = max(2, batch // count) * count
         message = f"--batch-size {batch} on {count} processes is not a multiple of {count}"
@@ -102,10 +105,10 @@ def _contradictions(settings: dict[str, Any]) -> list[TutelageError]:
     return faults
 
 
-def _of_the_choice(settings: dict[str, Any]) -> list[TutelageError]:
+def _of_the_choice(settings: Any) -> list[TutelageError]:
     """Return the faults in how gallery images are to be chosen: strategy, total, per_query, embeddings, shard."""
     faults: list[TutelageError] = []
-    strategy, total, per_query = (settings.get(name) for name in ("strategy", "total", "per_query"))
+    strategy, total, per_query = (getattr(settings, name, None) for name in ("strategy", "total", "per_query"))
     if strategy not in ("auto", "all", None) and total is None and per_query is None:
         message = f"--strategy {strategy} without --total does not say how many images to choose"
         faults.append(TutelageError(message, "add --total N"))
@@ -121,24 +124,24 @@ def _of_the_choice(settings: dict[str, Any]) -> list[TutelageError]:
         message = f"--per-query {per_query} with --strategy {strategy} is not possible: queries take no turns there"
         faults.append(TutelageError(message, "use --total N instead, or --strategy balanced"))
     faults += _of_words(settings)
-    if settings.get("shard") is not None:
-        _try(faults, lambda: share_of(settings["shard"]))
+    if getattr(settings, "shard", None) is not None:
+        _try(faults, lambda: share_of(settings.shard))
     return faults
 
 
-def strategy_of(settings: dict[str, Any]) -> str:
+def strategy_of(settings: Any) -> str:
     """Return the strategy that the settings ask for: "auto" means `balanced` where a number is given, else `all`."""
-    if settings["strategy"] != "auto":
-        return settings["strategy"]
-    return "all" if settings["total"] is None and settings["per_query"] is None else "balanced"
+    if settings.strategy != "auto":
+        return settings.strategy
+    return "all" if settings.total is None and settings.per_query is None else "balanced"
 
 
-def _of_words(settings: dict[str, Any]) -> list[TutelageError]:
+def _of_words(settings: Any) -> list[TutelageError]:
     """Return the faults in the settings of precomputed embeddings and of text queries."""
-    if "embeddings" not in settings:
+    if not isinstance(settings, g.Search):
         return []
-    strategy, given = strategy_of(settings), settings["embeddings"]
-    words, templates = settings["text_embeddings"], settings["templates"]
+    strategy, given = strategy_of(settings), settings.embeddings
+    words, templates = settings.text_embeddings, settings.templates
     faults: list[TutelageError] = []
     if given and strategy in ("all", "random"):
         message = f"--embeddings with --strategy {strategy} is not possible: it does not search"
@@ -161,13 +164,15 @@ def _of_words(settings: dict[str, Any]) -> list[TutelageError]:
         return faults
     from tutelage.models.clip import check_clip
 
-    _try(faults, lambda: check_clip(settings["clip"], settings["clip_weights"]))
+    _try(faults, lambda: check_clip(settings.clip, settings.clip_weights))
     return faults
 
 
-def _embeds_otherwise(settings: dict[str, Any]) -> bool:
+def _embeds_otherwise(settings: Any) -> bool:
     """Whether these are settings of the `curate` command in which another model than the teacher embeds the gallery."""
-    return "student_weights" not in settings and bool(settings.get("embeddings") or settings.get("strategy") == "text")
+    return not isinstance(settings, g.Student) and bool(
+        getattr(settings, "embeddings", None) or getattr(settings, "strategy", None) == "text"
+    )
 
 
 def share_of(shard: str) -> tuple[int, int]:
@@ -185,12 +190,14 @@ def share_of(shard: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def _check_folders(settings: dict[str, Any], cache: Path) -> None:
+def _check_folders(settings: Any, cache: Path) -> None:
     faults: list[TutelageError] = []
-    out = Path(settings["out"])
+    out = Path(settings.out)
     for name, folder in (("out", out), ("cache", cache)):
         if why := _not_writable(folder):
-            hint = f"use a writable --{name}" if name == "out" or settings.get("cache") else "add --cache DIR"
+            hint = (
+                f"use a writable --{name}" if name == "out" or getattr(settings, "cache", None) else "add --cache DIR"
+            )
             faults.append(TutelageError(f"--{name} {folder}: {why}", hint))
     if not faults and (others := _others(out)):
         hint = f"use a new or empty folder, such as --out {out / 'run'}, or the folder of a run"
@@ -220,16 +227,16 @@ def _others(out: Path) -> list[str]:
     return sorted(name for name in os.listdir(out) if not name.startswith("."))
 
 
-def _check_data(settings: dict[str, Any]) -> None:
-    if "target" not in settings:
+def _check_data(settings: Any) -> None:
+    if not isinstance(settings, Curation):
         return
     from tutelage.data.sources import missing
     from tutelage.data.target_set import check_places
 
     faults: list[TutelageError] = []
-    splits = {name: settings[name] for name in ("val", "test")}
-    _try(faults, lambda: check_places(settings["target"], splits, settings["group_by"]))
-    faults += [missing(place, "--gallery ") for place in settings["gallery"] if not Path(place).exists()]
+    splits = {"val": settings.val, "test": settings.test}
+    _try(faults, lambda: check_places(settings.target, splits, settings.group_by))
+    faults += [missing(place, "--gallery ") for place in settings.gallery if not Path(place).exists()]
     raise_all(faults)
 
 
@@ -240,11 +247,11 @@ def _check_package(name: str, value: str) -> None:
         raise TutelageError(f"--{name} {value}: the package is not installed", hint)
 
 
-def _check_cluster(settings: dict[str, Any]) -> None:
+def _check_cluster(settings: Any) -> None:
     """Check that something listens at RAY_ADDRESS: Ray itself would end the process without a helpful message."""
     address = os.environ.get("RAY_ADDRESS", "").removeprefix("ray://")
     host, _, port = address.rpartition(":")
-    if settings.get("engine") != "ray" or not (host and port.isdigit()):
+    if getattr(settings, "engine", None) != "ray" or not (host and port.isdigit()):
         return
     try:
         socket.create_connection((host, int(port)), timeout=5).close()
@@ -255,8 +262,8 @@ def _check_cluster(settings: dict[str, Any]) -> None:
         ) from error
 
 
-def _check_machine(faults: list[TutelageError], settings: dict[str, Any]) -> None:
-    device, precision = settings.get("device", "auto"), settings.get("precision", "auto")
+def _check_machine(faults: list[TutelageError], settings: Any) -> None:
+    device, precision = getattr(settings, "device", "auto"), getattr(settings, "precision", "auto")
     if device in ("auto", "cpu") and precision != "fp16":
         return
     from tutelage.device import check_hardware
@@ -271,9 +278,13 @@ def _check_alias_size(name: str | None, size: int | None, kind: str) -> None:
         check_size(name, size, kind)
 
 
-def _check_model(settings: dict[str, Any], kind: str, hub: bool) -> None:
+def _check_model(settings: Any, kind: str, hub: bool) -> None:
     """Check name, size and, with `hub`, that pretrained weights can be obtained."""
-    name, weights, size = settings[kind], settings.get(f"{kind}_weights", "scratch"), settings.get(f"{kind}_size")
+    name, weights, size = (
+        getattr(settings, kind),
+        getattr(settings, f"{kind}_weights", "scratch"),
+        getattr(settings, f"{kind}_size", None),
+    )
     full = full_name(name, kind)
     _check_alias_size(full, size, kind)
     if full and size is not None and weights != "pretrained" and not any(word in full for word in FIXED):
@@ -290,12 +301,12 @@ def _check_model(settings: dict[str, Any], kind: str, hub: bool) -> None:
         check_within_reach(full, kind)
 
 
-def _try_file(settings: dict[str, Any], kind: str) -> None:
-    weights = settings.get(f"{kind}_weights", "scratch")
+def _try_file(settings: Any, kind: str) -> None:
+    weights = getattr(settings, f"{kind}_weights", "scratch")
     if weights_path(weights, kind) is None:
         return
     from tutelage.models.teachers import default_size, resolve
     from tutelage.models.weights import create
 
-    name = resolve(settings[kind], kind)
-    create(name, weights, 0, settings.get(f"{kind}_size") or default_size(name), kind)
+    name = resolve(getattr(settings, kind), kind)
+    create(name, weights, 0, getattr(settings, f"{kind}_size", None) or default_size(name), kind)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import inspect
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,9 @@ from tutelage.errors import TutelageError
 from tutelage.pipeline.preflight import WITHOUT_TARGETS, preflight
 from tutelage.progress import main_process, processes, say
 from tutelage.run_folder import Run, atomic_write, read_json, write_text
+from tutelage.settings import declared
+from tutelage.settings.commands import Curation, DistillSettings
+from tutelage.settings.groups import Group, Schedule, Stage
 from tutelage.tasks import task_of
 
 HELD_OUT_LOGITS = "validation.npz"  # teacher's calibrated logits of images that its head was not trained on
@@ -46,15 +48,15 @@ _HELD: dict[Path, Run] = {}  # folders that this process has locked: `run` calls
 
 @contextlib.contextmanager
 def open_run(
-    out: str, cache: str | None, settings: dict[str, Any], overwrite: bool, together: bool = False
+    out: str, cache: str | None, settings: Stage | None = None, together: bool = False
 ) -> Iterator[tuple[Run, Path]]:
     """Hold the lock of a run folder for the duration of a stage.
 
     Args:
         out: the run folder. cache: folder of decoded images and teacher outputs; None means cache/ beside the run folder.
-        settings: of the stage, by name; all faults are reported before anything is read or written. Refused when the
-            folder holds a run with different ones.
-        overwrite: move a run with different settings aside; a later stage moves only its own results and later ones.
+        settings: of the stage; all faults are reported before anything is read or written. Refused when the folder holds a run with
+            different ones, unless `overwrite` is among them: a run is then moved aside, by a later stage only its own results and later
+            ones. None for what only reads a finished run.
         together: whether several processes may run this stage, one of which holds the lock.
 
     Yields:
@@ -76,9 +78,9 @@ def open_run(
         yield _HELD.get(path) or Run(path), cache_dir
         return
     if settings:
-        preflight({**settings, "out": out}, cache_dir)
+        preflight(settings, cache_dir)
     with Run(path) as run:
-        if old := run.claim(_used(run, settings), overwrite, _moved_by(settings)):
+        if settings and (old := run.claim(_used(run, settings), settings.overwrite, _moved_by(settings))):
             say(f"the previous run in {out}, or the part of it that is redone, is now in {old}")
         _HELD[path] = run
         try:
@@ -87,18 +89,18 @@ def open_run(
             del _HELD[path]
 
 
-def _moved_by(settings: dict[str, Any]) -> dict[str, frozenset[str]] | None:
+def _moved_by(settings: Stage) -> dict[str, frozenset[str]] | None:
     """Return the folders that a stage redoes, in the form that `Run.claim` takes; None (all folders) for `run` and `curate`."""
-    if "target" in settings:
+    if isinstance(settings, Curation):
         return None
-    return next((folders for name, folders in _LATER.items() if name in settings), {})
+    return next((folders for name, folders in _LATER.items() if hasattr(settings, name)), {})
 
 
-def _used(run: Run, settings: dict[str, Any]) -> dict[str, Any]:
+def _used(run: Run, settings: Stage) -> dict[str, Any]:
     """Return the settings that the folder's task uses; the others are not compared with those of earlier stages."""
     result = read_json(run.path / "transfer_set" / "result.json") or {}
-    kind = task_of(settings.get("task") or result.get("task", "classification"))
-    return {name: value for name, value in settings.items() if name not in kind.UNUSED}
+    kind = task_of(getattr(settings, "task", None) or result.get("task", "classification"))
+    return {name: value for name, value in vars(settings).items() if name not in kind.UNUSED}
 
 
 def judged_by(run: Run) -> dict[str, Any]:
@@ -182,26 +184,25 @@ def default_epochs(count: int, images: int) -> int:
     return int(min(100, max(4, round(images / count))))
 
 
-def training_steps(settings: dict[str, Any], count: int, images: int) -> int:
+def training_steps(settings: Schedule, count: int, images: int) -> int:
     """Return the optimizer steps on a transfer set of `count` images: as set, or as many as its passes take; at least 1.
 
     Args:
-        settings: steps, epochs, batch_size. images: number of images shown where neither steps nor epochs are set; each task defines it.
+        images: number of images shown where neither steps nor epochs are set; each task defines it.
     """
-    steps, epochs, batch_size = (settings[name] for name in ("steps", "epochs", "batch_size"))
-    return steps or max(1, round((epochs or default_epochs(count, images)) * count / batch_size))
+    epochs = settings.epochs or default_epochs(count, images)
+    return settings.steps or max(1, round(epochs * count / settings.batch_size))
 
 
-def needed(names: Sequence[str], settings: dict[str, Any]) -> list[str]:
+def needed(names: Sequence[str], settings: DistillSettings) -> list[str]:
     """Return these stages, without the committee if the objective or --committee needs none."""
-    without = settings["objective"] in WITHOUT_TARGETS or settings["committee"] == "none"
+    without = settings.objective in WITHOUT_TARGETS or settings.committee == "none"
     return [name for name in names if name != "committee" or not without]
 
 
-def settings_of(stage: Callable[..., Any], settings: dict[str, Any]) -> dict[str, Any]:
+def settings_of(stage: Any, settings: Group) -> dict[str, Any]:
     """Return the part of a run's settings that a stage takes; they are already checked, so the config file is left out."""
-    names = inspect.signature(stage).parameters
-    return {name: settings[name] for name in names if name in settings and name != "config"}
+    return {name: one for name, one in vars(settings).items() if name in declared(stage.settings) and name != "config"}
 
 
 def checkpoint_steps(steps: int, batch_size: int) -> int:

@@ -3,6 +3,7 @@
 Each setting is declared once, in `groups` or, where only one command has it, in `commands`: its name, type, default, help text and range.
 """
 
-from tutelage.settings.checking import command, declared, flag, resolve
+from tutelage.settings.checking import command, flag, identity, resolve
+from tutelage.settings.groups import declared
 
-__all__ = ["command", "declared", "flag", "resolve"]
+__all__ = ["command", "declared", "flag", "identity", "resolve"]

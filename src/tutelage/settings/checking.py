@@ -8,8 +8,7 @@ import re
 import tomllib
 import types
 import typing
-from collections.abc import Callable
-from dataclasses import MISSING, Field, fields
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TypeVar
 
@@ -19,7 +18,7 @@ from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
 from tutelage.errors import TutelageError, did_you_mean, raise_all
 from tutelage.settings import presets
-from tutelage.settings.groups import Group
+from tutelage.settings.groups import Group, declared, default_of
 
 P = ParamSpec("P")
 S = TypeVar("S", bound=Group)
@@ -55,19 +54,17 @@ def command(settings: Callable[P, S]) -> Callable[[Callable[[S], R]], Callable[P
     return decorate
 
 
-def declared(settings: Any) -> dict[str, Field[Any]]:
-    """Return the declarations of a class of settings by name, in the order of its groups, its own last."""
-    names: dict[str, None] = {}
-    for base in settings.__bases__:
-        names |= dict.fromkeys(declared(base)) if issubclass(base, Group) and base is not Group else {}
-    names |= dict.fromkeys(inspect.get_annotations(settings))
-    found = {one.name: one for one in fields(settings)}
-    return {name: found[name] for name in names}
+def identity(settings: Group, known_otherwise: Collection[str] = ()) -> dict[str, Any]:
+    """Return the settings that determine a stage's results: all but the free ones.
 
-
-def default_of(one: Field[Any]) -> Any:
-    """Return the default value of a setting."""
-    return one.default if one.default_factory is MISSING else one.default_factory()
+    Args:
+        known_otherwise: settings left out too: without effect on this task, or represented by a hash of what they refer to.
+    """
+    return {
+        name: getattr(settings, name)
+        for name, one in declared(type(settings)).items()
+        if not one.metadata["free"] and name not in known_otherwise
+    }
 
 
 def hints_of(settings: Any) -> dict[str, Any]:

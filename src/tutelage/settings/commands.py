@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from tutelage.settings import groups as g
-from tutelage.settings.groups import setting
+from tutelage.settings.groups import declared, setting
 
 
 class Curation(g.Labelled, g.Gallery, g.Search, g.Teacher, g.StudentInput, g.Resize, g.Stage):
@@ -177,3 +177,11 @@ class DoctorSettings(g.Json):
         "folder of decoded images and teacher outputs, shared by runs; default: cache/ beside the run",
         free=True,
     )
+
+
+FREE = frozenset(
+    name
+    for settings in (RunSettings, CompareSettings, CurateSettings)
+    for name, one in declared(settings).items()
+    if one.metadata["free"]
+)

@@ -6,9 +6,10 @@ The name is the flag (`--teacher-size`), the key in a TOML file (`teacher-size` 
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Literal, dataclass_transform
 
 from tutelage.image_size import sides
@@ -46,6 +47,21 @@ def size(value: Any) -> Any:
     if min(both) < 16 or max(both) > 2048:
         raise ValueError("16 to 2048 pixels, such as 224, or HEIGHTxWIDTH, such as 256x320")
     return both[0] if both[0] == both[1] else f"{both[0]}x{both[1]}"
+
+
+def declared(settings: Any) -> dict[str, Field[Any]]:
+    """Return the declarations of a class of settings by name, in the order of its groups, its own last."""
+    names: dict[str, None] = {}
+    for base in settings.__bases__:
+        names |= dict.fromkeys(declared(base)) if issubclass(base, Group) and base is not Group else {}
+    names |= dict.fromkeys(inspect.get_annotations(settings))
+    found = {one.name: one for one in fields(settings)}
+    return {name: found[name] for name in names}
+
+
+def default_of(one: Field[Any]) -> Any:
+    """Return the default value of a setting."""
+    return one.default if one.default_factory is MISSING else one.default_factory()
 
 
 class Labelled(Group):

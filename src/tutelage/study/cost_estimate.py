@@ -5,13 +5,14 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 from tutelage.pipeline.preflight import WITHOUT_TARGETS
 from tutelage.pipeline.stage import needed, training_steps
 from tutelage.progress import duration, say
+from tutelage.settings.commands import RunSettings
 from tutelage.study.arms import Arm
 from tutelage.tasks import task_of
 
@@ -21,19 +22,19 @@ THUMB = 1200  # bytes stored beside an image's vector: thumbnail, layout, name
 DINO_EXTRA = 1.25  # FLOPs of a DINO step over those of a plain step: the averaged network's pass
 
 
-def images_to_see(settings: dict[str, Any], count: int) -> int:
+def images_to_see(settings: RunSettings, count: int) -> int:
     """Number of images, repeats included, that the student is trained on with a transfer set of `count` images."""
-    return training_steps(settings, count, task_of(settings["task"]).IMAGES) * settings["batch_size"]
+    return training_steps(settings, count, task_of(settings.task).IMAGES) * settings.batch_size
 
 
-def steps_of(arm: Arm, settings: dict[str, Any], count: int, match: str) -> int:
+def steps_of(arm: Arm, settings: RunSettings, count: int, match: str) -> int:
     """Training steps of an arm on a transfer set of `count` images: the requested number, or that of `matched_steps`."""
     if match == "flops":
         return matched_steps(arm, settings, count)
-    return arm.way.times * images_to_see(settings, count) // settings["batch_size"]
+    return arm.way.times * images_to_see(settings, count) // settings.batch_size
 
 
-def matched_steps(arm: Arm, settings: dict[str, Any], count: int) -> int:
+def matched_steps(arm: Arm, settings: RunSettings, count: int) -> int:
     """Return the steps that cost an arm the FLOPs of `oriented` with the requested steps; teacher outputs and committee count in both.
 
     The teacher's adaptation and the last stage process some thousand images and are left out here; the ledger counts them.
@@ -42,22 +43,22 @@ def matched_steps(arm: Arm, settings: dict[str, Any], count: int) -> int:
         settings: of the arm's run. count: images in the transfer set.
     """
     seen = images_to_see(settings, count)
-    kind = task_of(settings["task"])
-    student = tuple(settings[name] for name in ("student", "student_size", "decoder"))
-    each, teacher = _student_flops(settings["task"], *student), _teacher_flops(settings["task"], *_model(settings))
+    kind = task_of(settings.task)
+    student = (settings.student, settings.student_size, settings.decoder)
+    each, teacher = _student_flops(settings.task, *student), _teacher_flops(settings.task, *_model(settings))
     looks = len(kind.views(settings).looks)
-    alone = "committee" not in arm.way.settings and settings["committee"] == "none"  # then `oriented` has none either
+    alone = "committee" not in arm.way.settings and settings.committee == "none"  # then `oriented` has none either
     budget = (
         count * looks * teacher + (1 if alone else 2) * seen * each
     )  # the committee's students together see as many images as the student
-    objective, committee = settings["objective"], has_committee(arm, settings)
+    objective, committee = settings.objective, has_committee(arm, settings)
     asked = 1 if objective == "agnostic" else looks if "teacher" in arm.way.charged else 0
     own = count * asked * teacher
     share = DINO_EXTRA if objective == "dino" and "transfer" in arm.way.stages else 2.0 if committee else 1.0
-    return max(1, round((budget - own) / (each * share) / settings["batch_size"]))
+    return max(1, round((budget - own) / (each * share) / settings.batch_size))
 
 
-def has_committee(arm: Arm, settings: dict[str, Any]) -> bool:
+def has_committee(arm: Arm, settings: RunSettings) -> bool:
     """Whether a run of this arm trains the committee's labels-only students, which together see as many images as the student."""
     return "committee" in arm.way.stages and "committee" in needed(arm.way.stages, settings)
 
@@ -96,28 +97,28 @@ class Data:
         self._galleries: dict[tuple[str, ...], int] = {}
         self._targets: dict[tuple[Any, ...], tuple[int, int]] = {}
 
-    def of(self, settings: dict[str, Any]) -> Sizes:
+    def of(self, settings: RunSettings) -> Sizes:
         """Sizes of one run's data. settings: all settings of the run, including its budget."""
         from tutelage.curation.selection import wanted_of
 
         gallery = self._gallery(settings)
         train, classes = self._target(settings)
-        each = classes if task_of(settings["task"]).POOLED else 1
-        labelled = train if settings["budget"] is None else min(train, settings["budget"] * each)
+        each = classes if task_of(settings.task).POOLED else 1
+        labelled = train if settings.budget is None else min(train, settings.budget * each)
         wanted = wanted_of(settings, labelled, classes)
         return Sizes(labelled + (gallery if wanted is None else min(wanted, gallery)), gallery, classes)
 
-    def _gallery(self, settings: dict[str, Any]) -> int:
+    def _gallery(self, settings: RunSettings) -> int:
         from tutelage.data.gallery import list_gallery
 
-        if (key := tuple(settings["gallery"])) not in self._galleries:
-            self._galleries[key] = len(list_gallery(settings["gallery"]).refs)
+        if (key := tuple(settings.gallery)) not in self._galleries:
+            self._galleries[key] = len(list_gallery(settings.gallery).refs)
         return self._galleries[key]
 
-    def _target(self, settings: dict[str, Any]) -> tuple[int, int]:
-        key = tuple(settings[name] for name in ("task", "target", "val", "test", "classes", "group_by"))
+    def _target(self, settings: RunSettings) -> tuple[int, int]:
+        key = tuple(getattr(settings, name) for name in ("task", "target", "val", "test", "classes", "group_by"))
         if key not in self._targets:
-            target = task_of(settings["task"]).read(settings)
+            target = task_of(settings.task).read(settings)
             self._targets[key] = int((target.splits == "train").sum()), len(target.classes)
         return self._targets[key]
 
@@ -133,7 +134,9 @@ def estimate(study: Any, todo: list[tuple[Arm, int, int]], impossible: dict[str,
         return {"runs": 0, "hours": 0.0, "gibibytes": 0.0, "outputs_gibibytes": 0.0, "plan": []}
     data = Data()
     runs = [
-        (arm, budget, seed, mine, data.of(mine)) for arm, budget, seed in todo for mine in [study.of(arm, budget, seed)]
+        (arm, budget, seed, mine, data.of(mine))
+        for arm, budget, seed in todo
+        for mine in [study.resolved(arm, budget, seed)]
     ]
     per_image: dict[Any, float] = {}
     seen_stages: set[tuple[str, Any, int]] = set()
@@ -145,13 +148,13 @@ def estimate(study: Any, todo: list[tuple[Arm, int, int]], impossible: dict[str,
     ]
     seconds = embedded + outputs
     for arm, budget, seed, mine, sizes in runs:
-        key = (mine["student"], mine["student_size"])
+        key = (mine.student, mine.student_size)
         if key not in per_image:
             per_image[key] = _step_seconds(mine)
-        free = mine["objective"] in WITHOUT_TARGETS and mine["label_share"] == 0 and "transfer" in arm.way.stages
+        free = mine.objective in WITHOUT_TARGETS and mine.label_share == 0 and "transfer" in arm.way.stages
         stage = (arm.name, None if free else budget, seed)
         steps = steps_of(arm, mine, sizes.images, study.match)
-        seen = steps * mine["batch_size"] * (2 if has_committee(arm, mine) else 1)
+        seen = steps * mine.batch_size * (2 if has_committee(arm, mine) else 1)
         took = 0.0 if stage in seen_stages else seen * per_image[key]
         seen_stages.add(stage)
         seconds += took
@@ -163,34 +166,37 @@ def estimate(study: Any, todo: list[tuple[Arm, int, int]], impossible: dict[str,
     return {"runs": len(todo), "hours": 1.2 * seconds / 3600, **disk, "plan": plan}
 
 
-def _embeddings(runs: list[tuple[dict[str, Any], Sizes]]) -> tuple[float, float]:
+def _embeddings(runs: list[tuple[RunSettings, Sizes]]) -> tuple[float, float]:
     """Seconds and GiB of `_embedding`, summed over galleries and teachers, each with the largest set chosen from it."""
-    largest: dict[tuple[Any, ...], tuple[dict[str, Any], Sizes]] = {}
+    largest: dict[tuple[Any, ...], tuple[RunSettings, Sizes]] = {}
     for settings, sizes in runs:
-        key = (*settings["gallery"], settings["strategy"], *_model(settings))
+        key = (*settings.gallery, settings.strategy, *_model(settings))
         if key not in largest or largest[key][1].images < sizes.images:
             largest[key] = settings, sizes
     found = [_embedding(settings, sizes.images, sizes.gallery) for settings, sizes in largest.values()]
     return sum(one for one, _ in found), sum(one for _, one in found)
 
 
-def _embedding(settings: dict[str, Any], count: int, gallery: int) -> tuple[float, float]:
+def _embedding(settings: RunSettings, count: int, gallery: int) -> tuple[float, float]:
     """Seconds to embed the gallery with the teacher, and GiB of the vectors and of `count` decoded images."""
     from tutelage.data.image_cache import short_side
     from tutelage.models.teachers import build_teacher, default_size, resolve
 
-    sizes = [settings[f"{kind}_size"] or default_size(resolve(settings[kind], kind)) for kind in ("teacher", "student")]
+    sizes = [
+        getattr(settings, f"{kind}_size") or default_size(resolve(getattr(settings, kind), kind))
+        for kind in ("teacher", "student")
+    ]
     pixels = count * 3 * short_side(*sizes) ** 2 * PROPORTION
-    if settings["embeddings"]:
+    if settings.embeddings:
         return 0.0, pixels / 2**30
     name, weights, size, window = _model(settings)
     encoder = build_teacher(name, weights, window or size)
-    looked_at = count if settings["strategy"] == "random" else gallery
+    looked_at = count if settings.strategy == "random" else gallery
     vectors = looked_at * (2 * encoder.features + THUMB)
     return looked_at * _seconds_of(encoder, settings), (pixels + vectors) / 2**30
 
 
-def _teachers(runs: list[tuple[Arm, int, int, dict[str, Any], Sizes]]) -> tuple[float, float, int]:
+def _teachers(runs: list[tuple[Arm, int, int, RunSettings, Sizes]]) -> tuple[float, float, int]:
     """Seconds and GiB of the teacher outputs that are cached, and the number of distinct teachers.
 
     All heads share the frozen features; a teacher that was fine-tuned, or whose logits only are kept, differs for each draw of labels.
@@ -202,54 +208,54 @@ def _teachers(runs: list[tuple[Arm, int, int, dict[str, Any], Sizes]]) -> tuple[
     kept: dict[tuple[Any, ...], tuple[float, float]] = {}
     encoders: dict[tuple[Any, ...], tuple[Any, float]] = {}
     for arm, budget, seed, mine, sizes in runs:
-        if mine["objective"] == "dino" or "transfer" not in arm.way.stages:
+        if mine.objective == "dino" or "transfer" not in arm.way.stages:
             continue
-        kind, model = task_of(mine["task"]), _model(mine)
+        kind, model = task_of(mine.task), _model(mine)
         if model not in encoders:
             encoder = build_teacher(*model)
             encoders[model] = (
                 encoder,
                 _seconds_of(encoder, mine) * kind.flops_of(encoder) / flops(encoder.module, encoder.at_once),
             )
-        frozen = mine["objective"] == "agnostic" or (kind.POOLED and mine["adapt"] == "probe")
+        frozen = mine.objective == "agnostic" or (kind.POOLED and mine.adapt == "probe")
         width, each = kind.largest_outputs(encoders[model][0], mine, sizes.classes)
-        views = tuple(mine[name] for name in ("flip", "resize"))
-        draw = None if frozen else (mine["adapt"], mine["class_weight"], budget, seed)
-        key = (*model, *views, width, draw, *mine["gallery"], mine["strategy"])
+        views = (mine.flip, mine.resize)
+        draw = None if frozen else (mine.adapt, mine.class_weight, budget, seed)
+        key = (*model, *views, width, draw, *mine.gallery, mine.strategy)
         count, before = sizes.images, kept.get(key, (0.0, 0.0))  # the transfer sets of one draw are nested
         kept[key] = max(before[0], count * each * encoders[model][1]), max(before[1], gibibytes(count, each, width))
     return sum(one for one, _ in kept.values()), sum(one for _, one in kept.values()), len(kept)
 
 
-def _model(settings: dict[str, Any]) -> tuple[Any, ...]:
+def _model(settings: RunSettings) -> tuple[Any, ...]:
     """Arguments of `build_teacher`: name, weights, size, window."""
-    return tuple(settings[f"teacher{more}"] for more in ("", "_weights", "_size", "_window"))
+    return settings.teacher, settings.teacher_weights, settings.teacher_size, settings.teacher_window
 
 
-def _seconds_of(encoder: Any, settings: dict[str, Any]) -> float:
+def _seconds_of(encoder: Any, settings: RunSettings) -> float:
     """Seconds per image (or per window of it) of a forward pass in batches of 16."""
     import torch
 
     from tutelage.device import accelerator
     from tutelage.image_size import sides
 
-    device = accelerator(settings["device"], settings["precision"]).device
+    device = accelerator(settings.device, settings.precision).device
     images, module = torch.zeros(16, 3, *sides(encoder.at_once), device=device), encoder.module.to(device)
     with torch.inference_mode():
         return _median(lambda: module(images), device) / len(images)
 
 
-def _step_seconds(settings: dict[str, Any]) -> float:
+def _step_seconds(settings: RunSettings) -> float:
     """Seconds per image of a training step at the study's batch size."""
     import torch
 
     from tutelage.device import accelerator
     from tutelage.image_size import sides
 
-    device = accelerator(settings["device"], settings["precision"]).device
-    student = task_of(settings["task"]).student({**settings, "student_weights": "scratch"}, 2)
+    device = accelerator(settings.device, settings.precision).device
+    student = task_of(settings.task).student(replace(settings, student_weights="scratch"), 2)
     module = student.module.to(memory_format=torch.channels_last) if student.channels_last else student.module
-    images = torch.randn(settings["batch_size"], 3, *sides(student.size), device=device)
+    images = torch.randn(settings.batch_size, 3, *sides(student.size), device=device)
     module = module.to(device)
     return _median(lambda: module(images).sum().backward(), device) / len(images)
 

@@ -15,7 +15,8 @@ from tutelage.errors import TutelageError, shown
 from tutelage.metrics import reliability
 from tutelage.reporting.diagnosis import diagnose
 from tutelage.reporting.example_predictions import read_counts, read_evidence
-from tutelage.run_folder import FREE, Run, hash_of, read_json, write_json
+from tutelage.run_folder import Run, hash_of, read_json, write_json
+from tutelage.settings.commands import FREE, RunSettings
 from tutelage.study.arms import Way
 from tutelage.study.results_table import Record, read_record, record_name
 from tutelage.tasks import task_of
@@ -88,7 +89,8 @@ def _data_now(settings: dict[str, Any]) -> dict[str, str]:
     from tutelage.curation.labelled_set import data_of
     from tutelage.data.gallery import list_gallery
 
-    return data_of(task_of(settings["task"]).read(settings), list_gallery(settings["gallery"]).refs)
+    of_run = RunSettings(**{name: value for name, value in settings.items() if name in DATA})
+    return data_of(task_of(of_run.task).read(of_run), list_gallery(of_run.gallery).refs)
 
 
 def write_record(folder: Path, run: Run, way: Way, identity: tuple[str, int, int, dict[str, Any]]) -> Record:

@@ -6,6 +6,9 @@ import importlib
 from types import ModuleType
 from typing import Any
 
+from tutelage.settings import groups as g
+from tutelage.settings.commands import BaselineSettings
+
 TASKS = {"classification": "tutelage.tasks.classification", "segmentation": "tutelage.tasks.segmentation"}
 
 
@@ -14,9 +17,9 @@ def task_of(name: str) -> ModuleType:
     return importlib.import_module(TASKS[name])
 
 
-def class_names(settings: dict[str, Any]) -> list[str] | None:
+def class_names(settings: g.Labelled) -> list[str] | None:
     """Return the class names given by --classes; None for all classes."""
-    return [name.strip() for name in settings["classes"].split(",")] if settings["classes"] else None
+    return [name.strip() for name in settings.classes.split(",")] if settings.classes else None
 
 
 def rebuilt(about: dict[str, Any], classes: int) -> Any:
@@ -24,13 +27,13 @@ def rebuilt(about: dict[str, Any], classes: int) -> Any:
     return task_of("segmentation" if "decoder" in about else "classification").rebuilt(about, classes)
 
 
-def peak_rate(settings: dict[str, Any], kind: Any) -> float:
+def peak_rate(settings: BaselineSettings, kind: Any) -> float:
     """Return a student's peak learning rate: --lr, or the task's default for random or pretrained weights, scaled to the batch size.
 
     Args:
-        settings: lr, student_weights, batch_size. kind: the task's module.
+        kind: the task's module.
     """
     from tutelage.training.optimization import scaled_rate
 
-    default = kind.SCRATCH_RATE if settings["student_weights"] == "scratch" else kind.PRETRAINED_RATE
-    return scaled_rate(settings["lr"] or default, settings["batch_size"])
+    default = kind.SCRATCH_RATE if settings.student_weights == "scratch" else kind.PRETRAINED_RATE
+    return scaled_rate(settings.lr or default, settings.batch_size)

@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 
 from tutelage.errors import TutelageError
+from tutelage.settings import groups as g
+from tutelage.settings.commands import CommitteeSettings, Curation, DistillSettings, RunSettings
+from tutelage.settings.groups import Group
 from tutelage.tasks import class_names
 
 SCALE_SAMPLE = 2048  # gallery images whose features determine the scale used to standardise the probe's features
@@ -38,30 +41,30 @@ def models() -> tuple[Any, Any]:
     return adapted_teacher, heads
 
 
-def check(settings: dict[str, Any]) -> list[TutelageError]:
+def check(settings: Group) -> list[TutelageError]:
     """Return one fault for each setting that this task does not support."""
     task, other, faults = "with --task classification", "or use --task segmentation", []
     for kind in ("teacher", "student"):
         if _oblong(settings, kind):
-            message = f"--{kind}-size {settings[f'{kind}_size']} {task} must be one number, for a square"
+            message = f"--{kind}-size {getattr(settings, f'{kind}_size')} {task} must be one number, for a square"
             faults.append(TutelageError(message, f"give one number, {other}"))
-    if settings.get("teacher_window") is not None:
-        message = f"--teacher-window {settings['teacher_window']} {task} is not supported"
+    if isinstance(settings, g.Teacher) and settings.teacher_window is not None:
+        message = f"--teacher-window {settings.teacher_window} {task} is not supported"
         faults.append(TutelageError(message, f"leave it out, {other}"))
     return faults
 
 
-def _oblong(settings: dict[str, Any], kind: str) -> bool:
-    return isinstance(settings.get(f"{kind}_size"), str)
+def _oblong(settings: Group, kind: str) -> bool:
+    return isinstance(getattr(settings, f"{kind}_size", None), str)
 
 
-def read(settings: dict[str, Any]) -> Any:
+def read(settings: Curation) -> Any:
     """Read the target set."""
     from tutelage.data.target_set import read_target_set
 
     return read_target_set(
-        settings["target"], val=settings["val"], test=settings["test"], classes=class_names(settings),
-        group_by=settings["group_by"],
+        settings.target, val=settings.val, test=settings.test, classes=class_names(settings),
+        group_by=settings.group_by,
     )  # fmt: skip
 
 
@@ -77,11 +80,11 @@ def labels_of(found: Any, good: np.ndarray, images: Any, cache: Path) -> Any:
     return found.labels[good]
 
 
-def views(settings: dict[str, Any]) -> Any:
+def views(settings: g.Views) -> Any:
     """Return the view settings of a run."""
     from tutelage.features.view_batches import ViewSettings
 
-    return ViewSettings(settings["view_seed"], settings["flip"], settings["crop_area"], resize=settings["resize"])
+    return ViewSettings(settings.view_seed, settings.flip, settings.crop_area, resize=settings.resize)
 
 
 def scale(network: Any, features: Callable[[int], np.ndarray]) -> Any:
@@ -119,12 +122,12 @@ def of_teacher(encoder: Any, network: Any, mode: str, classes: int) -> dict[str,
     return {"width": encoder.features if mode == "probe" else classes}
 
 
-def grid(settings: dict[str, Any]) -> None:
+def grid(settings: g.Student) -> None:
     """Return the grid of the student's logits in the distillation; None, because they are of whole images."""
     return None
 
 
-def member_grid(settings: dict[str, Any], images: int, classes: int) -> None:
+def member_grid(settings: CommitteeSettings, images: int, classes: int) -> None:
     """Return the grid of the predictions of the committee's students; None, because they are of whole images."""
     return None
 
@@ -160,37 +163,35 @@ def flops_of(encoder: Any) -> int:
     return flops(encoder.module, encoder.size)
 
 
-def largest_outputs(encoder: Any, settings: dict[str, Any], classes: int) -> tuple[int, int]:
+def largest_outputs(encoder: Any, settings: RunSettings, classes: int) -> tuple[int, int]:
     """Return, before a run, the largest number of values to be cached per view, and the number of views per image."""
-    return encoder.features, 1 if settings["objective"] == "agnostic" else len(views(settings).looks)
+    return encoder.features, 1 if settings.objective == "agnostic" else len(views(settings).looks)
 
 
-def widths(result: dict[str, Any], settings: dict[str, Any]) -> list[int]:
+def widths(result: dict[str, Any], settings: DistillSettings) -> list[int]:
     """Return how many values per view may be cached, largest first: features, or logits. result: of the teacher's stage."""
     features = result["teacher"]["features"]
     return (
-        [features]
-        if settings["objective"] == "agnostic"
-        else sorted({result["width"], result["classes"]}, reverse=True)
+        [features] if settings.objective == "agnostic" else sorted({result["width"], result["classes"]}, reverse=True)
     )
 
 
 def teacher_for_distillation(
-    folder: Path, result: dict[str, Any], settings: dict[str, Any], accelerator: Any, level: int
+    folder: Path, result: dict[str, Any], settings: DistillSettings, accelerator: Any, level: int
 ) -> Any:
     """Load the teacher for the distillation: adapted, or frozen for the agnostic objective. level: index into `widths`."""
     from tutelage.models import adapted_teacher
 
-    load = adapted_teacher.frozen if settings["objective"] == "agnostic" else adapted_teacher.load_adapted
-    teacher = load(folder, result, settings["teacher_weights"], accelerator)
+    load = adapted_teacher.frozen if settings.objective == "agnostic" else adapted_teacher.load_adapted
+    teacher = load(folder, result, settings.teacher_weights, accelerator)
     return adapted_teacher.with_logits(teacher) if level else teacher
 
 
-def student(settings: dict[str, Any], classes: int) -> Any:
+def student(settings: g.Student, classes: int) -> Any:
     """Build a new student."""
     from tutelage.models.students import build_student
 
-    return build_student(settings["student"], classes, settings["student_weights"], settings["student_size"])
+    return build_student(settings.student, classes, settings.student_weights, settings.student_size)
 
 
 def rebuilt(about: dict[str, Any], classes: int) -> Any:
@@ -200,7 +201,7 @@ def rebuilt(about: dict[str, Any], classes: int) -> Any:
     return build_student(about["name"], classes, "scratch", about["size"])
 
 
-def distillation_module(module: Any, features: int, settings: dict[str, Any]) -> Any:
+def distillation_module(module: Any, features: int, settings: DistillSettings) -> Any:
     """Return the student with its projector for the distillation; None, because `transfer` adds it. features: width to match."""
     return None
 

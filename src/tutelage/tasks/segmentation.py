@@ -10,6 +10,9 @@ import numpy as np
 
 from tutelage.errors import TutelageError
 from tutelage.image_size import sides
+from tutelage.settings import groups as g
+from tutelage.settings.commands import CommitteeSettings, Curation, DistillSettings, RunSettings
+from tutelage.settings.groups import Group
 from tutelage.tasks import class_names
 
 PASSES = {"head": 40, "full": 40, "long": 200, "steep": 200}
@@ -39,22 +42,22 @@ def models() -> tuple[Any, Any]:
     return segmentation_teachers, segmentation_heads
 
 
-def check(settings: dict[str, Any]) -> list[TutelageError]:
+def check(settings: Group) -> list[TutelageError]:
     """Return one fault for each setting that this task does not support, before anything is read."""
     from tutelage.tasks.segmentation_settings import faults_of
 
     return faults_of(settings)
 
 
-def read(settings: dict[str, Any]) -> Any:
+def read(settings: Curation) -> Any:
     """Read the target set and check its masks."""
     from tutelage.data.segmentation_set import read_dense_set
     from tutelage.models.teachers import default_size, resolve
 
-    size = settings["student_size"] or default_size(resolve(settings["student"], "student"))
+    size = settings.student_size or default_size(resolve(settings.student, "student"))
     return read_dense_set(
-        settings["target"], val=settings["val"], test=settings["test"], classes=class_names(settings),
-        group_by=settings["group_by"], size=size,
+        settings.target, val=settings.val, test=settings.test, classes=class_names(settings),
+        group_by=settings.group_by, size=size,
     )  # fmt: skip
 
 
@@ -74,11 +77,11 @@ def labels_of(found: Any, good: np.ndarray, images: Any, cache: Path) -> Any:
     return load_masks(cache, [found.masks[i] for i in rows], images.sizes, of, [found.truths[i] for i in rows])
 
 
-def views(settings: dict[str, Any]) -> Any:
+def views(settings: g.Views) -> Any:
     """Return the view settings of a run; aspect ratios of crops vary around the image's."""
     from tutelage.features.view_batches import ViewSettings
 
-    return ViewSettings(settings["view_seed"], settings["flip"], settings["crop_area"], resize="squash", follow=True)
+    return ViewSettings(settings.view_seed, settings.flip, settings.crop_area, resize="squash", follow=True)
 
 
 def scale(network: Any, features: Callable[[int], np.ndarray]) -> Any:
@@ -119,37 +122,37 @@ def of_teacher(encoder: Any, network: Any, mode: str, classes: int) -> dict[str,
     return {"width": classes, "deepest": network.shape[-1][0]}
 
 
-def grids(settings: dict[str, Any]) -> list[tuple[int, int]]:
+def grids(settings: g.Student) -> list[tuple[int, int]]:
     """Return the grids on which logits may be cached, the student's own first."""
     from tutelage.models.segmentation_grids import grid_of
     from tutelage.models.segmentation_students import STRIDES
     from tutelage.models.teachers import default_size, resolve
 
-    size = settings["student_size"] or default_size(resolve(settings["student"], "student"))
-    return [grid_of(size, STRIDES[settings["decoder"]] * 2**level) for level in range(LEVELS)]
+    size = settings.student_size or default_size(resolve(settings.student, "student"))
+    return [grid_of(size, STRIDES[settings.decoder] * 2**level) for level in range(LEVELS)]
 
 
-def matched(settings: dict[str, Any]) -> tuple[int, int]:
+def matched(settings: DistillSettings) -> tuple[int, int]:
     """Return the grid on which features are matched: the deepest level's, or (1, 1) for the whole image."""
     from tutelage.models.segmentation_grids import grid_of
     from tutelage.models.segmentation_students import DEEPEST
     from tutelage.models.teachers import default_size, resolve
 
-    size = settings["student_size"] or default_size(resolve(settings["student"], "student"))
-    return (1, 1) if settings["agnostic_features"] == "global" else grid_of(size, DEEPEST)
+    size = settings.student_size or default_size(resolve(settings.student, "student"))
+    return (1, 1) if settings.agnostic_features == "global" else grid_of(size, DEEPEST)
 
 
-def grid(settings: dict[str, Any]) -> tuple[int, int]:
+def grid(settings: g.Student) -> tuple[int, int]:
     """Return rows and columns of the student's logits in the distillation."""
     return grids(settings)[0]
 
 
-def member_grid(settings: dict[str, Any], images: int, classes: int) -> tuple[int, int]:
+def member_grid(settings: CommitteeSettings, images: int, classes: int) -> tuple[int, int]:
     """Return the grid of the predictions of the committee's students: the finest for which `images` of them fit into --cache-limit."""
     from tutelage.features.output_cache import gibibytes
 
     every = grids(settings)
-    fits = (one for one in every if gibibytes(images, 1, classes * one[0] * one[1]) <= settings["cache_limit"])
+    fits = (one for one in every if gibibytes(images, 1, classes * one[0] * one[1]) <= settings.cache_limit)
     return next(fits, every[-1])
 
 
@@ -193,9 +196,9 @@ def flops_of(encoder: Any) -> int:
     return len(along[0]) * len(along[1]) * flops(encoder.module, encoder.at_once)
 
 
-def largest_outputs(encoder: Any, settings: dict[str, Any], classes: int) -> tuple[int, int]:
+def largest_outputs(encoder: Any, settings: RunSettings, classes: int) -> tuple[int, int]:
     """Return, before a run, the number of values to be cached per view if --cache-limit allows, and the number of views per image."""
-    if settings["objective"] == "agnostic":
+    if settings.objective == "agnostic":
         from tutelage.models.segmentation_teachers import pyramid_of
 
         rows, columns = matched(settings)
@@ -204,34 +207,32 @@ def largest_outputs(encoder: Any, settings: dict[str, Any], classes: int) -> tup
     return classes * rows * columns, len(views(settings).looks)
 
 
-def widths(result: dict[str, Any], settings: dict[str, Any]) -> list[int]:
+def widths(result: dict[str, Any], settings: DistillSettings) -> list[int]:
     """Return how many values per view may be cached, largest first."""
-    if settings["objective"] == "agnostic":
+    if settings.objective == "agnostic":
         rows, columns = matched(settings)
         return [result["deepest"] * rows * columns]
     return [result["width"] * rows * columns for rows, columns in grids(settings)]
 
 
 def teacher_for_distillation(
-    folder: Path, result: dict[str, Any], settings: dict[str, Any], accelerator: Any, level: int
+    folder: Path, result: dict[str, Any], settings: DistillSettings, accelerator: Any, level: int
 ) -> Any:
     """Load the teacher for the distillation: with logits on the student's grid, or the frozen encoder with features on a grid."""
     from tutelage.models import segmentation_teachers
 
-    weights = settings["teacher_weights"]
-    if settings["objective"] == "agnostic":
+    weights = settings.teacher_weights
+    if settings.objective == "agnostic":
         return segmentation_teachers.frozen(folder, result, weights, accelerator, matched(settings))
     every = grids(settings)
     return segmentation_teachers.load_adapted(folder, result, weights, accelerator, every[0], every[level])
 
 
-def student(settings: dict[str, Any], classes: int) -> Any:
+def student(settings: g.Student, classes: int) -> Any:
     """Build a new student."""
     from tutelage.models.segmentation_students import build_student
 
-    return build_student(
-        settings["student"], classes, settings["student_weights"], settings["student_size"], settings["decoder"]
-    )
+    return build_student(settings.student, classes, settings.student_weights, settings.student_size, settings.decoder)
 
 
 def rebuilt(about: dict[str, Any], classes: int) -> Any:
@@ -241,7 +242,7 @@ def rebuilt(about: dict[str, Any], classes: int) -> Any:
     return build_student(about["name"], classes, "scratch", about["size"], about["decoder"])
 
 
-def distillation_module(module: Any, features: int, settings: dict[str, Any]) -> Any:
+def distillation_module(module: Any, features: int, settings: DistillSettings) -> Any:
     """Return the student with its projector for the distillation. features: width of those to match, 0 = none."""
     from tutelage.models.segmentation_students import SegmentationStudentWithProjector
 

@@ -4,57 +4,62 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from typing import Any
 
 from tutelage.errors import TutelageError
 from tutelage.image_size import sides
+from tutelage.settings.commands import DistillSettings
+from tutelage.settings.groups import Group, Resize, Student, Teacher
 
 OBJECTIVES = ("oriented", "pseudo-label", "agnostic")
 COMPARISONS = ("contrastive", "cosine")
 
 
-def faults_of(settings: dict[str, Any]) -> list[TutelageError]:
+def faults_of(settings: Group) -> list[TutelageError]:
     """Return one fault for each setting, or pair of settings, that segmentation does not support."""
     faults, task = [], "with --task segmentation is not supported"
-    objective, comparison = settings.get("objective", "oriented"), settings.get("agnostic_loss", "contrastive")
-    if objective not in OBJECTIVES:
-        faults.append(TutelageError(f"--objective {objective} {task}", f"use one of {', '.join(OBJECTIVES)}"))
-    if objective == "agnostic" and comparison not in COMPARISONS:
-        faults.append(TutelageError(f"--agnostic-loss {comparison} {task}", f"use one of {', '.join(COMPARISONS)}"))
-    faults += _window_faults(settings)
-    if settings.get("resize", "squash") != "squash":
+    if isinstance(settings, DistillSettings):
+        objective, comparison = settings.objective, settings.agnostic_loss
+        if objective not in OBJECTIVES:
+            faults.append(TutelageError(f"--objective {objective} {task}", f"use one of {', '.join(OBJECTIVES)}"))
+        if objective == "agnostic" and comparison not in COMPARISONS:
+            faults.append(TutelageError(f"--agnostic-loss {comparison} {task}", f"use one of {', '.join(COMPARISONS)}"))
+    if isinstance(settings, Teacher):
+        faults += _window_faults(settings)
+    if isinstance(settings, Resize) and settings.resize != "squash":
         hint = "use --resize squash, and --student-size HxW in the images' aspect ratio"
-        faults.append(TutelageError(f"--resize {settings['resize']} {task}", hint))
-    decoder = settings.get("decoder")
+        faults.append(TutelageError(f"--resize {settings.resize} {task}", hint))
+    if not isinstance(settings, Student):
+        return faults
+    decoder = settings.decoder
     if decoder in ("fpn", "deeplabv3plus") and importlib.util.find_spec("segmentation_models_pytorch") is None:
         message = f"--decoder {decoder}: segmentation-models-pytorch is not installed"
         faults.append(TutelageError(message, "run `pip install 'tutelage[segmentation]'`, or use --decoder lraspp"))
-    elif decoder and "student_weights" in settings and not faults:
+    elif not faults:
         from tutelage.models.segmentation_students import build_student
 
         try:
-            build_student(settings["student"], 2, "scratch", settings["student_size"], decoder)
+            build_student(settings.student, 2, "scratch", settings.student_size, decoder)
         except TutelageError as error:
             faults.append(error)
     return faults
 
 
-def _window_faults(settings: dict[str, Any]) -> list[TutelageError]:
+def _window_faults(settings: Teacher) -> list[TutelageError]:
     """Return the fault of a window that the teacher does not accept, or that is larger than its input."""
     from tutelage.models.aliases import check_size
     from tutelage.models.teachers import default_size, resolve
 
-    window = settings.get("teacher_window")
+    window = settings.teacher_window
     if window is None:
         return []
     try:
-        name = resolve(settings["teacher"])
+        name = resolve(settings.teacher)
         check_size(name, window)
     except TutelageError as error:
         reason = error.message.removeprefix("--teacher-size ")  # the check's message calls it a size
-        message = f"--teacher-window {window} does not fit --teacher {settings['teacher']}: {reason}"
+        message = f"--teacher-window {window} does not fit --teacher {settings.teacher}: {reason}"
         return [TutelageError(message, error.hint.replace("--teacher-size", "--teacher-window"))]
-    size = settings["teacher_size"] or default_size(name)
+    size = settings.teacher_size or default_size(name)
     both = f"--teacher-window {window} with --teacher-size {size}"
     if any(one > whole for one, whole in zip(sides(window), sides(size), strict=True)):
         return [TutelageError(f"{both} must be at most {size}", "use a smaller window, or a larger --teacher-size")]
