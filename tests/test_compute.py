@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -106,6 +107,26 @@ def held(size: int) -> Iterator[None]:
         block[start] = 1
     yield
     block.close()
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "cache", "expected"),
+    [
+        ("5000", "4000", "700", 1700),
+        ("5000", "4000", "0", 1000),
+        ("max", "4000", "700", None),
+        (str(2**60), "0", "0", None),
+    ],
+)
+def test_free_memory_of_a_container(tmp_path, monkeypatch, limit, used, cache, expected):
+    """A container's limit counts, its page cache does not count as used, and without a limit it is the machine's memory."""
+    machine = 2**40
+    monkeypatch.setattr(device.psutil, "virtual_memory", lambda: SimpleNamespace(available=machine))
+    assert device.free_memory(tmp_path) == machine, "no files of a container"
+    (tmp_path / "memory.max").write_text(f"{limit}\n")
+    (tmp_path / "memory.current").write_text(f"{used}\n")
+    (tmp_path / "memory.stat").write_text(f"anon 12\nactive_file 90\ninactive_file {cache}\ninactive_anon 3\n")
+    assert device.free_memory(tmp_path) == (expected or machine)
 
 
 class Waits(nn.Module):

@@ -12,6 +12,7 @@ from tutelage.metrics import (
     classification,
     confusion,
     expected_calibration_error,
+    log_softmax,
     softmax,
     unsure_threshold,
     wilson,
@@ -124,6 +125,14 @@ def test_softmax_of_large_logits():
     np.testing.assert_allclose(p, [[[0.5, 0.5, 0.0]], [[0.0, 0.5, 0.5]]])
 
 
+def test_log_softmax_keeps_what_it_is_given():
+    """float32 stays float32, over the classes of rows and of grids; without classes, as of a frozen teacher, nothing happens."""
+    grid = log_softmax(np.array([[[[1e4]], [[1e4]]]], dtype=np.float32))
+    assert grid.dtype == np.float32
+    np.testing.assert_allclose(grid.ravel(), np.log([0.5, 0.5]), rtol=1e-6)
+    assert log_softmax(np.zeros((3, 0), dtype=np.float32)).shape == (3, 0)
+
+
 def test_scores_are_plain_json():
     """Every score is of a type that JSON writes."""
     import json
@@ -137,6 +146,9 @@ def test_unsure_threshold_by_hand():
     found = unsure_threshold(np.array([0.9, 0.8, 0.6, 0.5]), np.array([True, True, False, True]))
     assert found == {"threshold": 0.8, "sure": 0.5, "accuracy_sure": 1.0, "accuracy_unsure": 0.5}
     assert unsure_threshold(np.array([0.9, 0.8]), np.array([True, True])) is None
+    tied = unsure_threshold(np.array([0.9, 0.8, 0.6, 0.5]), np.array([True, False, True, False]))
+    assert tied is not None
+    assert tied["threshold"] == 0.6, "0.9 is as good: the smallest of them"
 
 
 def test_wilson_by_hand():

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from tutelage.cli import call
 from tutelage.errors import TutelageError
 from tutelage.reporting.ledger import bill
 from tutelage.reporting.table import TITLES
-from tutelage.run_folder import Run
+from tutelage.run_folder import Run, toml
 from tutelage.study.arms import ARMS, arms_of, listed, numbers
 from tutelage.study.page import answer, sureness, write_study
 from tutelage.study.results_table import cells_of, main_budget, read_records, references_of
@@ -217,10 +218,9 @@ def many(task, tmp_path_factory) -> Path:
             one["seed"] = seed
             one["student"]["test"]["accuracy"] += 0.01 * seed
             path.with_name(path.name.replace("seed-0", f"seed-{seed}")).write_text(json.dumps(one))
-    about = (folder / "study.toml").read_text()
-    plan = [path.stem for path in sorted((folder / "results").glob("*.json"))]
-    about = "\n".join(f"plan = {json.dumps(plan)}" if row.startswith("plan = ") else row for row in about.splitlines())
-    (folder / "study.toml").write_text(about)
+    about = tomllib.loads((folder / "study.toml").read_text())
+    about["study"]["plan"] = [path.stem for path in sorted((folder / "results").glob("*.json"))]
+    (folder / "study.toml").write_text(toml(about))
     write_study(folder)
     return folder
 

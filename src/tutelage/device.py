@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import resource
 import statistics
 import sys
 import time
@@ -13,6 +12,8 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import psutil
 
 from tutelage.errors import TutelageError
 from tutelage.image_size import Size, sides
@@ -33,12 +34,10 @@ def prepare_process() -> None:
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # corrupt EXIF and the like do not matter
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if sys.platform == "linux" and "MALLOC_TRIM_THRESHOLD_" not in os.environ:
-        try:
+        with contextlib.suppress(OSError, AttributeError):  # a C library other than glibc
             libc = ctypes.CDLL("libc.so.6")
             libc.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
             libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-        except (OSError, AttributeError):  # a C library other than glibc
-            pass
 
 
 def accelerator(device: str, precision: str) -> Any:
@@ -61,9 +60,7 @@ def accelerator(device: str, precision: str) -> Any:
     if processes() == 1:  # accelerate's state is global, but a second run in this process may need another device
         AcceleratorState._reset_state(reset_partial_state=True)
     patient = InitProcessGroupKwargs(timeout=timedelta(days=7))  # the other processes wait while one decodes
-    on_cpu = device == "cpu" or (
-        device == "auto" and not (torch.cuda.is_available() or torch.backends.mps.is_available())
-    )
+    on_cpu = device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
     hardware = Accelerator(cpu=on_cpu, mixed_precision=mixed, kwargs_handlers=[patient])
     assert hardware.num_processes == processes(), "accelerate sees other processes than torch.distributed.run started"
     return hardware
@@ -122,9 +119,8 @@ def flops(module: nn.Module, size: Size) -> int:
     import torch
 
     was_training = module.training
-    module.eval()
     with torch.no_grad():
-        counted = _counted(module, size, 1)
+        counted = _counted(module.eval(), size, 1)
     module.train(was_training)
     return counted
 
@@ -193,12 +189,10 @@ def latency_ms(module: nn.Module, size: Size, repeats: int = 50, seconds: float 
     try:
         times = []
         with torch.inference_mode():
-            for _ in range(repeats + 5):
+            while not times or (len(times) < repeats + 5 and sum(times) < seconds):
                 start = time.perf_counter()
                 module(image)
                 times.append(time.perf_counter() - start)
-                if sum(times) >= seconds:
-                    break
     finally:
         torch.set_num_threads(threads)
     return 1000 * statistics.median(times[5:] or times[-1:])
@@ -223,45 +217,39 @@ class PeakMemory:
         import torch
 
         device = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0
-        try:
-            lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-            host = int(lines["VmHWM"].split()[0]) / 2**10
-        except (OSError, KeyError, ValueError):
-            host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-        return max(host, device)
+        return max(_peak_bytes() / 2**20, device)
+
+
+def _peak_bytes() -> int:
+    """Return the peak resident memory of this process in bytes."""
+    with contextlib.suppress(OSError, IndexError):  # other than Linux
+        return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 2**10
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
+    import resource  # psutil knows no peak on macOS
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 2**10)
 
 
 INSTRUCTION_SETS = (
-    "avx2",
-    "avx512f",
-    "avx_vnni",
-    "avx512_vnni",
-    "avx512_bf16",
-    "amx_int8",
-    "neon",
-    "asimddp",
-    "i8mm",
-    "sve",
-)
+    "avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "neon", "asimddp", "i8mm", "sve",
+)  # fmt: skip
 
 
 def cpu() -> dict[str, Any]:
     """Return cpu: name of the processor; instruction_sets: the available ones of INSTRUCTION_SETS; cores: usable by this process."""
     import platform
 
-    name, flags = "", set()
+    about: dict[str, str] = {}
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                name = value.strip()
-            elif key.strip() in ("flags", "Features"):
-                flags = set(value.split())
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+        lines = (line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines())
+        about = {key.strip(): value.strip() for key, _, value in lines}
+    flags = (about.get("flags") or about.get("Features") or "").split()
     return {
-        "cpu": name or platform.processor() or platform.machine(), "cores": cores,
+        "cpu": about.get("model name") or platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1,
         "instruction_sets": [one for one in INSTRUCTION_SETS if one in flags],
-    }  # fmt: skip
+    }
 
 
 def to_device(batch: torch.Tensor, device: Any) -> torch.Tensor:
@@ -271,16 +259,14 @@ def to_device(batch: torch.Tensor, device: Any) -> torch.Tensor:
     return batch.to(device)
 
 
-def free_memory() -> int | None:
-    """Return the available memory in bytes, within a container's limit if there is one; None if it cannot be determined."""
-    try:
-        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        free = int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return None
-    try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        free = min(free, limit - int(Path("/sys/fs/cgroup/memory.current").read_text()))
-    except (OSError, ValueError):
-        pass  # no limit
+def free_memory(container: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return the available memory in bytes, within the limit of a container (cgroup v2) if there is one.
+
+    A container's memory.current counts its page cache too; the inactive part of that is given back as soon as memory is needed.
+    """
+    free = psutil.virtual_memory().available
+    with contextlib.suppress(OSError, ValueError):  # no cgroup v2, or no limit ("max")
+        limit, used = (int((container / f"memory.{name}").read_text()) for name in ("max", "current"))
+        stat = dict(line.split() for line in (container / "memory.stat").read_text().splitlines())
+        free = min(free, limit - used + int(stat.get("inactive_file", 0)))
     return free

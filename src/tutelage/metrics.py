@@ -1,11 +1,13 @@
-"""Scores of classification and segmentation, and their uncertainty from the choice of test images: pure numpy, tested against
-scikit-learn and torchmetrics."""
+"""Scores of classification and segmentation, and their uncertainty from the choice of test images: numpy and scipy, tested
+against scikit-learn and torchmetrics."""
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
+from scipy import ndimage, special
 
 ECE_BINS = 15
 RESAMPLES, RESAMPLED_AT_ONCE = 2000, 100
@@ -14,18 +16,13 @@ LEAST_LOG = -1e4  # lower clip of stored log probabilities: it fits in float16, 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
     """(..., C) float logits -> (..., C) float64 probabilities."""
-    shifted = np.asarray(logits, dtype=np.float64)
-    shifted = shifted - shifted.max(axis=-1, keepdims=True)
-    exp = np.exp(shifted)
-    return exp / exp.sum(axis=-1, keepdims=True)
+    return special.softmax(np.asarray(logits, dtype=np.float64), axis=-1)
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     """(B, C) or (B, C, h, w) float32 logits -> log probabilities over the classes, same shape; C = 0 gives an empty array."""
-    if not logits.shape[1]:  # outputs of a frozen teacher, which has no classes
-        return logits
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    # C = 0: outputs of a frozen teacher, which has no classes
+    return special.log_softmax(logits, axis=1) if logits.shape[1] else logits
 
 
 def confusion(labels: np.ndarray, decisions: np.ndarray, classes: int) -> np.ndarray:
@@ -91,17 +88,17 @@ def unsure_threshold(confidence: np.ndarray, right: np.ndarray) -> dict[str, flo
     Returns:
         threshold; sure: the share of sure images; accuracy_sure and accuracy_unsure. None if all images are right or all are wrong.
     """
+    from sklearn.metrics import roc_curve
+
     right = np.asarray(right, bool)
     if right.all() or not right.any():
         return None
-    thresholds = np.unique(confidence)
-    sure = confidence[None] >= thresholds[:, None]
-    gain = sure[:, right].mean(1) - sure[:, ~right].mean(1)
-    best = int(gain.argmax())
-    those = sure[best]
+    of_wrong, of_right, thresholds = (one[::-1] for one in roc_curve(right, confidence, drop_intermediate=False))
+    threshold = thresholds[np.argmax(of_right - of_wrong)]
+    sure = confidence >= threshold
     return {
-        "threshold": float(thresholds[best]), "sure": float(those.mean()), "accuracy_sure": float(right[those].mean()),
-        "accuracy_unsure": float(right[~those].mean()) if not those.all() else float("nan"),
+        "threshold": float(threshold), "sure": float(sure.mean()), "accuracy_sure": float(right[sure].mean()),
+        "accuracy_unsure": float(right[~sure].mean()) if not sure.all() else float("nan"),
     }  # fmt: skip
 
 
@@ -172,8 +169,8 @@ def intersection_over_union(table: np.ndarray) -> np.ndarray:
         (C,) float64, NaN for a class that is neither labelled nor predicted.
     """
     labelled, decided, hits = np.moveaxis(pixel_counts(table), -1, 0)
-    union = labelled + decided - hits
-    return np.where(union > 0, hits / np.maximum(union, 1), np.nan)
+    with np.errstate(invalid="ignore"):  # 0 / 0
+        return hits / (labelled + decided - hits)
 
 
 def pixel_counts(tables: np.ndarray) -> np.ndarray:
@@ -228,49 +225,21 @@ def boundary_f1(labels: np.ndarray, decisions: np.ndarray, classes: int, toleran
         float in [0, 1], NaN if no class has an outline.
     """
     near = max(1, round(0.0075 * float(np.hypot(*labels.shape)))) if tolerance is None else tolerance
+    widened = functools.partial(ndimage.maximum_filter, size=2 * near + 1, mode="constant")
     known, scores = labels < classes, []
-    for number in np.union1d(np.unique(labels[known]), np.unique(decisions[known])):
+    for number in np.union1d(labels[known], decisions[known]):
         true, said = (_outline(part == number, known) for part in (labels, decisions))
         if not true.any() and not said.any():
             continue
-        precision = (said & _widened(true, near)).sum() / max(said.sum(), 1)
-        recall = (true & _widened(said, near)).sum() / max(true.sum(), 1)
+        precision = (said & widened(true)).sum() / max(said.sum(), 1)
+        recall = (true & widened(said)).sum() / max(true.sum(), 1)
         scores.append(2 * precision * recall / max(precision + recall, 1e-12))
     return float(np.mean(scores)) if scores else float("nan")
 
 
 def _outline(inside: np.ndarray, known: np.ndarray) -> np.ndarray:
     """Return (H, W) bool: the pixels of a class next to a labelled pixel of another class."""
-    out = np.zeros_like(inside)
-    inside = inside & known
-    for axis in (0, 1):
-        before, after = (_part(inside, axis, end) for end in (0, 1))
-        other = (before != after) & _part(known, axis, 0) & _part(known, axis, 1)
-        for end, part in ((0, before), (1, after)):
-            _part(out, axis, end)[other & part] = True
-    return out
-
-
-def _part(array: np.ndarray, axis: int, end: int) -> np.ndarray:
-    """Return all rows (axis 0) or columns (1) except the last (end 0) or the first (1)."""
-    cut = slice(None, -1) if end == 0 else slice(1, None)
-    return array[cut] if axis == 0 else array[:, cut]
-
-
-def _widened(marks: np.ndarray, distance: int) -> np.ndarray:
-    """Return (H, W) bool: the pixels with a mark at most `distance` rows and columns away."""
-    for axis in (0, 1):
-        total = marks.copy()
-        for step in range(1, distance + 1):
-            ahead, behind = np.roll(marks, step, axis), np.roll(marks, -step, axis)
-            edge = [slice(None), slice(None)]
-            edge[axis] = slice(0, step)
-            ahead[tuple(edge)] = False
-            edge[axis] = slice(-step, None)
-            behind[tuple(edge)] = False
-            total |= ahead | behind
-        marks = total
-    return marks
+    return np.logical_and(inside & known, ndimage.binary_dilation(known & ~inside))
 
 
 def segmentation(tables: np.ndarray, outlines: np.ndarray) -> dict[str, Any]:

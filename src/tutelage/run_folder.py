@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -20,6 +19,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
 
+import filelock
+import tomli_w
+
 from tutelage.environment import threads, versions
 from tutelage.errors import TutelageError, shown
 from tutelage.settings.commands import FREE
@@ -28,13 +30,8 @@ SETTINGS = "settings.toml"
 DEFAULT = "default"  # stands for None in settings.toml, since TOML has no null
 TEMPORARY = ".partial"  # suffix of files being written
 COMMANDS = {
-    "transfer_set": "curate",
-    "teacher": "adapt",
-    "committee": "committee",
-    "transfer": "transfer",
-    "alone": "alone",
-    "student": "finetune",
-}
+    "transfer_set": "curate", "teacher": "adapt", "committee": "committee", "transfer": "transfer", "alone": "alone", "student": "finetune",
+}  # fmt: skip
 STAGES = (*COMMANDS, "report")  # folders with a result.json
 STUDY = "study.toml"  # marks the folder of a study, whose runs (ARM/budget-N/seed-N) share stages with the same inputs
 BESIDE = {"transfer_set": ("target_set", "rejected.csv")}  # stage -> what it writes outside its own folder
@@ -93,18 +90,17 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """Return the content of a JSON file; None if it does not exist."""
-    try:
+    with contextlib.suppress(FileNotFoundError):
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
 
 
 def toml(tables: dict[str, Any]) -> str:
     """Return nested dicts of text, numbers, booleans and lists as TOML; None values are left out."""
-    plain = [f"{k} = {json.dumps(v, ensure_ascii=False)}" for k, v in tables.items() if not isinstance(v, dict | None)]
-    blocks = ["\n".join(plain)] if plain else []
-    blocks += [f"[{k}]\n{toml(v).rstrip()}" for k, v in tables.items() if isinstance(v, dict)]
-    return "\n\n".join(blocks) + "\n"
+
+    def kept(value: Any) -> Any:
+        return {k: kept(v) for k, v in value.items() if v is not None} if isinstance(value, dict) else value
+
+    return tomli_w.dumps(kept(tables))
 
 
 def remove_partial(folder: Path) -> None:
@@ -121,48 +117,35 @@ class Run:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self._lock: int | None = None
+        self._lock = filelock.FileLock(self.path / ".lock", preserve_lock_file=True)
 
     def __enter__(self) -> Self:
-        self.open()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def open(self) -> None:
-        """Create the folder and take its lock (flock: the system releases the lock of a killed process).
+        """Create the folder and take its lock, which the system releases when the process is killed.
 
         Raises:
             TutelageError: the folder cannot be written, or another process holds the lock.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+            self._lock.acquire(blocking=False)
+        except filelock.Timeout as error:
+            holder = ""
+            with contextlib.suppress(OSError):  # Windows lets nobody else read it
+                holder = (self.path / ".lock").read_text()
+            message = f"--out {self.path} is in use by process {holder or 'unknown'}"
+            raise TutelageError(message, "wait until it ends, or choose another --out") from error
         except OSError as error:
             if _no_room(error, self.path):
                 raise
             message = f"--out {self.path} is not a writable folder: {error.strerror}"
             raise TutelageError(message, "choose another --out") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = os.pread(self._lock, 20, 0).decode() or "unknown"
-            os.close(self._lock)
-            self._lock = None
-            raise TutelageError(
-                f"--out {self.path} is in use by process {holder}", "wait until it ends, or choose another --out"
-            ) from error
-        os.ftruncate(self._lock, 0)
         with contextlib.suppress(OSError):  # the process id only informs people; a full disk must not stop the run here
-            os.pwrite(self._lock, str(os.getpid()).encode(), 0)
+            (self.path / ".lock").write_text(str(os.getpid()))
         remove_partial(self.path)
+        return self
 
-    def close(self) -> None:
-        """Release the lock."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
 
     # Settings
 
@@ -173,9 +156,8 @@ class Run:
         except FileNotFoundError:
             return {}
         except tomllib.TOMLDecodeError as error:
-            raise TutelageError(
-                f"{self.path / SETTINGS} is not as tutelage wrote it: {error}", "restore it, or use --overwrite"
-            ) from error
+            message = f"{self.path / SETTINGS} is not as tutelage wrote it: {error}"
+            raise TutelageError(message, "restore it, or use --overwrite") from error
 
     def claim(
         self, settings: dict[str, Any], overwrite: bool, stages: dict[str, frozenset[str]] | None = None
@@ -210,12 +192,12 @@ class Run:
         if differing and not self._begun():
             before, differing = {}, {}
         if differing and not overwrite:
+            way = "another --out, or --overwrite to move the old run aside"
+            if stages is not None:
+                way = f"--overwrite to move {', '.join(stages)} aside and redo them, or curate in another --out"
             raise TutelageError(
                 f"--out {self.path} holds a run with other settings: {shown(differing.values(), 12)}",
-                "use the same settings to resume or reuse it, another --out, or --overwrite to move the old run aside"
-                if stages is None
-                else "use the same settings to resume or reuse it, "
-                f"--overwrite to move {', '.join(stages)} aside and redo them, or curate in another --out",
+                f"use the same settings to resume or reuse it, {way}",
             )
         if differing and stages is None:
             old, before = self.move_aside(), {}
@@ -240,19 +222,18 @@ class Run:
         Returns:
             the folder that now holds them, with a copy of their settings; None when there was nothing to move.
         """
-        moved = [item for item in self.path.iterdir() if item.name in names] if names is not None else None
-        if moved == []:
+        moved = [item for item in self.path.iterdir() if item.name != ".lock" and (names is None or item.name in names)]
+        if names is not None and not moved:
             return None
         name, number = f"{self.path.name}.old-{datetime.now():%Y%m%d-%H%M%S}", 2
         old = self.path.with_name(name)
         while old.exists():
             old, number = self.path.with_name(f"{name}-{number}"), number + 1
         old.mkdir()
-        if moved is not None and (self.path / SETTINGS).exists():
+        if names is not None and (self.path / SETTINGS).exists():
             shutil.copy(self.path / SETTINGS, old)
-        for item in list(self.path.iterdir()) if moved is None else moved:
-            if item.name != ".lock":
-                item.rename(old / item.name)
+        for item in moved:
+            item.rename(old / item.name)
         return old
 
     def _free(self, name: str) -> bool:
@@ -270,7 +251,7 @@ class Run:
         result = read_json(self.path / stage / "result.json")
         if result and result.get("inputs") == inputs:
             if self.outdated(result):  # made without labels: valid for the same images with other labels too
-                result["curated"] = (read_json(self.path / "transfer_set" / "result.json") or {}).get("outputs")
+                result["curated"] = self._transfer_set()
                 write_json(self.path / stage / "result.json", result)
             return result
         return self._taken_over(stage, inputs) if stage in COMMANDS else None
@@ -291,8 +272,9 @@ class Run:
             shutil.rmtree(copy, ignore_errors=True)
             if (other / name).is_dir():
                 shutil.copytree(other / name, copy)
-                if name == stage:
-                    result = self._as_own(result, other)
+                if name == stage:  # says where it is from, and belongs to this run's transfer set
+                    own = {"curated": self._transfer_set()} if "curated" in result else {}
+                    result = {**result, "taken_from": result.get("taken_from", "/".join(other.parts[-3:])), **own}
                     write_json(copy / "result.json", result)
                 shutil.rmtree(self.path / name, ignore_errors=True)
                 copy.rename(self.path / name)
@@ -302,16 +284,6 @@ class Run:
             self.update_settings({TABLES[stage]: about})
         return result
 
-    def _as_own(self, result: dict[str, Any], other: Path) -> dict[str, Any]:
-        """Return a result of another run, marked as taken from there and assigned to this run's transfer set."""
-        taken = {
-            **result,
-            "taken_from": result.get("taken_from", f"{other.parent.parent.name}/{other.parent.name}/{other.name}"),
-        }
-        if "curated" in result:
-            taken["curated"] = (read_json(self.path / "transfer_set" / "result.json") or {}).get("outputs")
-        return taken
-
     def result(self, stage: str, needed_by: str) -> dict[str, Any]:
         """Return the result of an earlier stage.
 
@@ -319,17 +291,13 @@ class Run:
             TutelageError: the stage is not finished in this folder, or was made from another transfer set.
         """
         result = read_json(self.path / stage / "result.json")
-        before = COMMANDS[stage]
-        if result is not None and self.outdated(result):
-            raise TutelageError(
-                f"{self.path / stage}, which {needed_by} needs, was made from another transfer set than the folder now holds",
-                f"run `tutelage {before} --out {self.path} ...` again",
-            )
+        way = f"run `tutelage {COMMANDS[stage]} --out {self.path} ...`"
         if result is None:
-            raise TutelageError(
-                f"{self.path} has no {stage}/result.json, which {needed_by} needs",
-                f"run `tutelage {before} --out {self.path} ...` first, or `tutelage run`, which does all stages",
-            )
+            message = f"{self.path} has no {stage}/result.json, which {needed_by} needs"
+            raise TutelageError(message, f"{way} first, or `tutelage run`, which does all stages")
+        if self.outdated(result):
+            message = f"{self.path / stage}, which {needed_by} needs, was made from another transfer set than the folder now holds"
+            raise TutelageError(message, f"{way} again")
         return result
 
     def results(self) -> dict[str, dict[str, Any]]:
@@ -339,8 +307,12 @@ class Run:
 
     def outdated(self, result: dict[str, Any]) -> bool:
         """Whether a stage's result was made from another transfer set than the folder holds now."""
-        now = (read_json(self.path / "transfer_set" / "result.json") or {}).get("outputs")
+        now = self._transfer_set()
         return result.get("curated", now) != now
+
+    def _transfer_set(self) -> str | None:
+        """Return the hash of the transfer set that the folder holds now; None without one."""
+        return (read_json(self.path / "transfer_set" / "result.json") or {}).get("outputs")
 
     def finish(self, stage: str, inputs: str, result: dict[str, Any]) -> dict[str, Any]:
         """Write a stage's result.json, which marks the stage as done, and remove its checkpoints."""

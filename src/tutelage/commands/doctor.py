@@ -27,7 +27,7 @@ def doctor(settings: DoctorSettings) -> dict[str, Any]:
 
     Returns:
         `python`, `versions` (name -> text or None), `devices`, `threads`, `disk_gib` (free GiB of "cache" and "here"),
-        `memory_gib` (available GiB or None), `weights` (`hub`: "" or why it cannot be reached; `packages`: name ->
+        `memory_gib` (available GiB), `weights` (`hub`: "" or why it cannot be reached; `packages`: name ->
         installed), `extras` (name -> installed), `advice` (list of lines; empty when all is well).
     """
     policy_of_user = os.environ.get("OMP_WAIT_POLICY")
@@ -42,7 +42,7 @@ def doctor(settings: DoctorSettings) -> dict[str, Any]:
         "devices": _devices(),
         "threads": _threads(policy_of_user),
         "disk_gib": {"cache": _free_disk(Path(settings.cache or "cache")), "here": _free_disk(Path.cwd())},
-        "memory_gib": None if (free := free_memory()) is None else free / GIB,
+        "memory_gib": free_memory() / GIB,
         "extras": {name: importlib.util.find_spec(name) is not None for name in EXTRAS},
     }
     installed = {package: weights.package_file(package) is not None for package in weights.PACKAGES.values()}
@@ -70,7 +70,7 @@ def advice(found: dict[str, Any]) -> list[str]:
             what = "give --cache a folder on another disk" if place == "cache" else "run where more is free"
             lines.append(f"only {free:.1f} GiB free on the disk of {place}: {what}")
     memory = found["memory_gib"]
-    if memory is not None and memory < MEMORY_GIB:
+    if memory < MEMORY_GIB:
         lines.append(f"only {memory:.1f} GiB of memory available: close programs, or use a smaller teacher")
     if found["weights"]["hub"]:
         ready = [name for name, there in found["weights"]["packages"].items() if there]
@@ -130,8 +130,7 @@ def _print(found: dict[str, Any]) -> None:
     table.add_row("gpu", ", ".join(devices["cuda"]) or ("Apple MPS" if devices["mps"] else "none"))
     table.add_row("threads", f"{threads['torch']}; OMP_WAIT_POLICY {threads['omp_wait_policy']}")
     table.add_row("free disk", ", ".join(f"{k} {v:.0f} GiB" for k, v in found["disk_gib"].items()))
-    memory = found["memory_gib"]
-    table.add_row("free memory", "unknown" if memory is None else f"{memory:.1f} GiB")
+    table.add_row("free memory", f"{found['memory_gib']:.1f} GiB")
     table.add_row("hub", _hub(found["weights"]["hub"]))
     table.add_row("packages", ", ".join(f"{k}: {_yes(v)}" for k, v in found["weights"]["packages"].items()))
     table.add_row("extras", ", ".join(f"{k}: {_yes(v)}" for k, v in found["extras"].items()))

@@ -24,7 +24,6 @@ from tutelage.settings.commands import Curation
 CROWDED = COPIES // 2  # a search that finds this many copies of one image may have missed further ones
 # Most neighbours searched for a held-out image: their thumbnails and crops take 50 MB for each image being compared.
 DEEPEST = 4096
-MEMORY = 2**30  # bytes for the search if the free memory is unknown
 
 
 def fill_pool(
@@ -49,7 +48,7 @@ def fill_pool(
     if encoder.words is not None:
         mean = np.zeros_like(mean)
     vectors = Vectors(embedded.parts, mean)
-    memory = settings.memory * 2**30 if settings.memory else (free_memory() or 2 * MEMORY) / 2
+    memory = settings.memory * 2**30 if settings.memory else free_memory() / 2
     usable = np.ones(len(embedded), dtype=bool)
     pool = Pool(embedded, vectors, usable, settings.index, int(memory))
     leaks, labelled, twice = _same_pixels(pool, admitted)

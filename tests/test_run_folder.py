@@ -1,0 +1,71 @@
+"""What the run folder promises by itself: its lock, and settings that read back as they were written."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tutelage.errors import TutelageError
+from tutelage.run_folder import Run, toml
+
+HOLD = """
+import os, sys, time
+from tutelage.run_folder import Run
+with Run(sys.argv[1]):
+    if os.fork() == 0:  # as the workers that load images
+        os.close(1)
+    else:
+        print("held", flush=True)
+    time.sleep(10)
+"""
+
+
+def test_a_killed_process_gives_the_lock_back(tmp_path: Path):
+    """However often others ask, the message names the process that holds the folder; killed, it holds nothing, and no file was replaced."""
+    words = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        file = (tmp_path / ".lock").stat().st_ino
+        for _ in range(2):
+            with (
+                pytest.raises(TutelageError, match=f"--out {tmp_path} is in use by process {holder.pid}"),
+                Run(tmp_path),
+            ):
+                pass
+        holder.kill()
+    run = Run(tmp_path)
+    for _ in range(2):
+        with run:
+            assert (tmp_path / ".lock").read_text() == str(os.getpid())
+        assert (tmp_path / ".lock").stat().st_ino == file
+
+
+def test_settings_read_back():
+    """Text of any kind, numbers, lists and tables in tables are read as they were written; None is left out."""
+    tables = {
+        "study": {"arms": ["a:b", 'ä "quoted" \\ \n\x7f'], "shares": [0.1, 1e-9, 2], "none": [], "failed": True},
+        "settings": {
+            "teacher.size": 224,
+            "größe": -1,
+            "way": {"ema": 0.999, "deep": {"on": False}},
+            "wide": float("inf"),
+        },
+    }
+    written = toml({**tables, "settings": {**tables["settings"], "gone": None}, "absent": None})
+    assert tomllib.loads(written) == tables
+    assert '\n\n[settings]\n"teacher.size" = 224\n' in written
+
+
+def test_files_of_other_systems():
+    """Device and run folder can be imported where Unix's own modules are missing, as on Windows."""
+    code = (
+        "import sys, psutil; sys.modules['fcntl'] = sys.modules['resource'] = None; "
+        "import tutelage.device, tutelage.run_folder"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
