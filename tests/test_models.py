@@ -212,6 +212,24 @@ def test_missing_tensor_is_told(tmp_path):
         teachers.build_teacher(SMALL, str(file))
 
 
+def test_names_of_another_training_code(tmp_path, capfd):
+    """timm's filter converts names; what is missing then is told, nothing is printed, and torch is left as it was."""
+    plain, theirs = torch.nn.Module.load_state_dict, {"stem.": "downsample_layers.0.", "head.": "", "fc.": "head."}
+    _, state = saved(tmp_path, "convnext_atto")
+    for ours, other in theirs.items():
+        state = {k.replace(ours, other, 1) if k.startswith(ours) else k: v for k, v in state.items()}
+    file = tmp_path / "theirs.safetensors"
+    save_file({**state, "projector.weight": torch.ones(3)}, file)
+    found = teachers.build_teacher("convnext_atto", str(file)).module.state_dict()
+    assert torch.equal(found["stem.0.weight"], state["downsample_layers.0.0.weight"])
+    assert torch.equal(found["head.norm.weight"], state["norm.weight"])
+    save_file({k: v for k, v in state.items() if k != "norm.bias"}, file)
+    with pytest.raises(TutelageError, match=r"1 missing, 0 unexpected\)\n.*head.norm.bias: none in the file"):
+        teachers.build_teacher("convnext_atto", str(file))
+    assert capfd.readouterr().err == ""
+    assert torch.nn.Module.load_state_dict is plain
+
+
 def test_pickle_is_refused(tmp_path):
     """A file with a pickled object is refused and its code never runs."""
     mark = tmp_path / "ran"

@@ -58,10 +58,10 @@ def half_precision(outputs: np.ndarray, name: str) -> np.ndarray:
     """
     with np.errstate(over="ignore"):
         halves = outputs.astype(np.float16)
-    if not np.isfinite(halves).all():
+    bad = ~np.isfinite(halves).all(axis=1)
+    if bad.any():
         raise TutelageError(
-            f"the teacher, {name}, gives outputs that are NaN, infinite or beyond 65,504 for "
-            f"{int((~np.isfinite(halves)).any(axis=1).sum())} of {len(outputs)} images",
+            f"the teacher, {name}, gives outputs that are NaN, infinite or beyond 65,504 for {bad.sum()} of {len(halves)} images",
             "use --precision fp32, or another teacher",
         )
     return halves
@@ -94,42 +94,33 @@ class FineTunedTeacher(nn.Module):
 def whole_teacher(backbone: nn.Module, features: int, classes: int, head: LinearHead | None) -> FineTunedTeacher:
     """Return a teacher to fine-tune, whose head is a fitted probe or, if `head` is None, normal with standard deviation 0.02."""
     module = FineTunedTeacher(backbone, features, classes)
-    with torch.no_grad():
-        if head is None:
-            nn.init.trunc_normal_(module.head.weight, std=0.02)
-            nn.init.zeros_(module.head.bias)
-        else:
-            module.head.weight.copy_(torch.from_numpy(head.weight))
-            module.head.bias.copy_(torch.from_numpy(head.bias))
+    if head is None:
+        nn.init.trunc_normal_(module.head.weight, std=0.02)
+        nn.init.zeros_(module.head.bias)
+    else:
+        module.head.load_state_dict({"weight": torch.from_numpy(head.weight), "bias": torch.from_numpy(head.bias)})
     return module
 
 
 def network_of(encoder: FrozenEncoder, accelerator: Any) -> FeatureExtractor:
     """Return the frozen encoder as a network whose outputs are pooled features."""
-    module = encoder.module.eval().to(accelerator.device)
-    return _network(module, encoder, accelerator, encoder.features, encoder.hash, "features")
+    return _network(encoder.module, encoder, accelerator, encoder.features, encoder.hash, "features")
 
 
 def _network(
     module: nn.Module, encoder: FrozenEncoder, accelerator: Any, width: int, digest: str, output: str
 ) -> FeatureExtractor:
+    module.eval().to(accelerator.device)
+
     def forward(images: torch.Tensor) -> torch.Tensor:
         with accelerator.autocast():
             found = module(images)
         return found.clamp(-MOST, MOST) if output == "logits" else found
 
     return FeatureExtractor(
-        forward,
-        encoder.size,
-        encoder.mean,
-        encoder.std,
-        width,
-        digest,
-        output,
-        encoder.name,
-        str(accelerator.device),
+        forward, encoder.size, encoder.mean, encoder.std, width, digest, output, encoder.name, str(accelerator.device),
         accelerator.mixed_precision,
-    )
+    )  # fmt: skip
 
 
 def save_head(folder: Path, head: LinearHead) -> None:
@@ -140,9 +131,8 @@ def save_head(folder: Path, head: LinearHead) -> None:
 
 def save_whole(folder: Path, module: nn.Module) -> None:
     """Write a fine-tuned teacher to teacher/weights.safetensors."""
-    state = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
     with atomic_write(folder / "weights.safetensors") as path:
-        save_file(state, path)
+        save_file({name: value.contiguous() for name, value in module.state_dict().items()}, path)
 
 
 def load_adapted(folder: Path, result: dict[str, Any], weights: str, accelerator: Any) -> AdaptedTeacher:
@@ -155,17 +145,19 @@ def load_adapted(folder: Path, result: dict[str, Any], weights: str, accelerator
     if result["mode"] == "probe":
         encoder = _same_encoder(folder, about, weights)
         head = LinearHead(**load_arrays(folder / "head.safetensors"))
-        network = network_of(encoder, accelerator)
-        size = sum(p.numel() for p in encoder.module.parameters()) + head.weight.size + head.bias.size
-        return AdaptedTeacher(network, head, encoder.module, size)
+        size = _count(encoder.module) + head.weight.size + head.bias.size
+        return AdaptedTeacher(network_of(encoder, accelerator), head, encoder.module, size)
     encoder = build_teacher(about["name"], "scratch", about["size"])
     encoder = replace(encoder, mean=tuple(about["mean"]), std=tuple(about["std"]))
     state = load_file(folder / "weights.safetensors")
     module = FineTunedTeacher(encoder.module, encoder.features, result["classes"])
     module.load_state_dict(state)
-    module.eval().to(accelerator.device)
     network = _network(module, encoder, accelerator, result["classes"], weights_hash(state), "logits")
-    return AdaptedTeacher(network, lambda logits: logits, module, sum(p.numel() for p in module.parameters()))
+    return AdaptedTeacher(network, lambda logits: logits, module, _count(module))
+
+
+def _count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
 
 
 def with_logits(teacher: AdaptedTeacher) -> AdaptedTeacher:
@@ -187,8 +179,7 @@ def with_logits(teacher: AdaptedTeacher) -> AdaptedTeacher:
 def frozen(folder: Path, result: dict[str, Any], weights: str, accelerator: Any) -> AdaptedTeacher:
     """Load the unadapted encoder of a run's teacher; its head returns (B, 0), no classes. Arguments as for `load_adapted`."""
     encoder = _same_encoder(folder, result["teacher"], weights)
-    network = network_of(encoder, accelerator)
-    size = sum(p.numel() for p in encoder.module.parameters())
+    network, size = network_of(encoder, accelerator), _count(encoder.module)
     return AdaptedTeacher(network, lambda features: np.zeros((len(features), 0), np.float32), encoder.module, size)
 
 

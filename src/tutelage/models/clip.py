@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,18 @@ from torch import nn
 from tutelage.errors import TutelageError, did_you_mean, raise_all, shown
 from tutelage.models.adapted_teacher import FeatureExtractor
 from tutelage.models.aliases import weights_path
-from tutelage.models.weights import hub_fault, read_file, weights_hash, without_prefix, wrong_architecture
+from tutelage.models.weights import (
+    UNFIT,
+    cached_file,
+    first_line,
+    hub_fault,
+    no_download,
+    read_file,
+    shapes_of,
+    weights_hash,
+    without_prefix,
+    wrong_architecture,
+)  # fmt: skip
 
 # OpenAI's short list: on ImageNet these seven are at least as good as all eighty (Prompt_Engineering_for_ImageNet.ipynb).
 TEMPLATES = (
@@ -74,12 +86,9 @@ def class_prompts(classes: Sequence[str], templates: Sequence[str] = TEMPLATES) 
         TutelageError: no templates, one without {}, or a name without any words; all faults at once.
     """
     hint = f"write a sentence with {{}} where the class name goes, such as {TEMPLATES[0]!r}"
-    faults = [] if templates else [TutelageError("no templates for text queries", hint)]
-    faults += [
-        TutelageError(f"template {template!r} has no {{}} in it", hint)
-        for template in templates
-        if "{}" not in template
-    ]
+    faults = [TutelageError(f"template {one!r} has no {{}} in it", hint) for one in templates if "{}" not in one]
+    if not templates:
+        faults.append(TutelageError("no templates for text queries", hint))
     names = [" ".join(name.replace("_", " ").replace("-", " ").split()) for name in classes]
     faults += [
         TutelageError(f"class {label!r} has no words to search with", "give it a name that says what is in the image")
@@ -149,12 +158,15 @@ def resolve_clip(name: str) -> tuple[str, str]:
     if tag and tag not in tags:
         message = f"--clip {name}: no weights with that tag ({arch} has {shown(tags, 30) or 'none'})"
         raise TutelageError(message, did_you_mean(tag, tags))
-    preferred = [t for start in PREFERRED for t in tags if t.startswith(start)]
-    return arch, tag or next(iter([*preferred, *tags]), "")
+    preferred = (t for start in (*PREFERRED, "") for t in tags if t.startswith(start))
+    return arch, tag or next(preferred, "")
 
 
-def check_clip(name: str, weights: str = "pretrained") -> None:
+def check_clip(name: str, weights: str = "pretrained") -> tuple[Path | None, str]:
     """Check, before anything is built, that a model, its tokenizer and its weights are available.
+
+    Returns:
+        The file of the weights, None if they are random or must be downloaded; their source, for the log.
 
     Raises:
         TutelageError: as for build_clip, except that files are not opened; within five seconds.
@@ -162,52 +174,38 @@ def check_clip(name: str, weights: str = "pretrained") -> None:
     arch, tag = resolve_clip(name)
     text = _open_clip().get_model_config(arch)["text_cfg"]
     for repository in {text.get("hf_model_name"), text.get("hf_tokenizer_name")} - {None, ""}:
-        _check_text_side(name, repository)
-    if weights_path(weights, "clip") is None and weights == "pretrained":
-        where, cached = _hub_entry(name, arch, tag)
-        if not cached and (fault := hub_fault(where if where.startswith("http") else None)):
-            raise _no_hub(name, where, fault)
+        _check_tokenizer(name, repository)
+    if file := weights_path(weights, "clip"):
+        return file, f"file {file}"
+    if weights == "scratch":
+        return None, "scratch"
+    entry = _open_clip().get_pretrained_cfg(arch, tag) if tag else {}
+    where = entry.get("hf_hub") or entry.get("url")
+    if not where:
+        hint = "use --clip-weights FILE or --clip-weights scratch"
+        raise TutelageError(f"--clip {name}: open_clip has no weights for it", hint)
+    repository, _, file = where.rpartition("/")
+    usual = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+    files = (f"{file.rpartition('.')[0]}.safetensors", file) if file else usual
+    cached = cached_file(repository, files) if entry.get("hf_hub") else None
+    if not cached and (fault := hub_fault(where if where.startswith("http") else None)):
+        raise no_download("clip", name, where, fault)
+    return cached, f"hub {where.rstrip('/')}"
 
 
-def _check_text_side(name: str, repository: str) -> None:
+def _check_tokenizer(name: str, repository: str) -> None:
     """Check that the text encoder's tokenizer, and the package transformers to read it, are available."""
-    from huggingface_hub import try_to_load_from_cache
-
     if importlib.util.find_spec("transformers") is None:
         raise TutelageError(
             f"--clip {name} needs the package transformers for its tokenizer",
             "pip install transformers sentencepiece, or use --clip openclip-b, which has CLIP's own tokenizer",
         )
     files = ("tokenizer.json", "tokenizer_config.json")
-    if not any(isinstance(try_to_load_from_cache(repository, file), str) for file in files) and (fault := hub_fault()):
+    if not cached_file(repository, files) and (fault := hub_fault()):
         raise TutelageError(
             f"--clip {name}: its tokenizer is not in the hub's cache and cannot be downloaded ({repository}): {fault}",
             "use --clip openclip-b, whose tokenizer comes with open_clip",
         )
-
-
-def _hub_entry(name: str, arch: str, tag: str) -> tuple[str, Path | None]:
-    """Return the repository or address of a model's weights, and their file if it is in the hub's cache."""
-    from huggingface_hub import try_to_load_from_cache
-
-    cfg = _open_clip().get_pretrained_cfg(arch, tag) if tag else {}
-    where = cfg.get("hf_hub") or cfg.get("url")
-    if not where:
-        raise TutelageError(
-            f"--clip {name}: open_clip has no weights for it", "use --clip-weights FILE or --clip-weights scratch"
-        )
-    repository, _, file = where.rpartition("/")
-    usual = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-    files = (f"{file.rpartition('.')[0]}.safetensors", file) if file else usual
-    found = [try_to_load_from_cache(repository, f) for f in files] if cfg.get("hf_hub") else []
-    return where, next((Path(f) for f in found if isinstance(f, str)), None)
-
-
-def _no_hub(name: str, where: str, fault: str) -> TutelageError:
-    return TutelageError(
-        f"--clip {name}: its weights cannot be downloaded from the hub ({where}): {fault}",
-        "use --clip-weights FILE (.safetensors or .pth, downloaded elsewhere)",
-    )
 
 
 @contextmanager
@@ -221,30 +219,16 @@ def _quiet() -> Iterator[None]:
         root.removeHandler(handler)
 
 
-def _file_of(name: str, arch: str, tag: str, weights: str) -> tuple[Path, str]:
-    """Return the file of the weights, downloaded if necessary, and its source for the log."""
-    if path := weights_path(weights, "clip"):
-        return path, f"file {path}"
-    where, cached = _hub_entry(name, arch, tag)
-    if cached is None:
-        open_clip = _open_clip()
-        try:
-            cached = Path(open_clip.download_pretrained(open_clip.get_pretrained_cfg(arch, tag)))
-        except Exception as error:  # a download may raise any exception of its HTTP client
-            raise _no_hub(name, where, str(error).strip().split("\n")[0] or type(error).__name__) from error
-    return cached, f"hub {where.rstrip('/')}"
-
-
 def _fill(model: nn.Module, path: Path, arch: str) -> None:
     """Load a weight file into the model; open_clip converts other training codes' formats and resizes position grids."""
     own = model.state_dict()
     state = without_prefix(read_file(path, "clip"), set(own))
     try:
-        if {k: v.shape for k, v in state.items()} == {k: v.shape for k, v in own.items()}:
+        if shapes_of(state) == shapes_of(own):
             model.load_state_dict(state)
         else:
             _open_clip().load_checkpoint(model, str(path))
-    except (RuntimeError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+    except UNFIT as error:
         raise wrong_architecture(f"--clip-weights {path}", f"open_clip's {arch}", state, own) from error
 
 
@@ -260,50 +244,47 @@ def build_clip(name: str, weights: str = "pretrained", accelerator: Any = None) 
         TutelageError: open_clip is not installed; unknown name; weights or tokenizer unavailable, or weights that do not fit.
     """
     open_clip = _open_clip()
-    check_clip(name, weights)
+    file, source = check_clip(name, weights)
     arch, tag = resolve_clip(name)
     cfg = open_clip.get_pretrained_cfg(arch, tag) if tag else {}
-    source = "scratch"
+    hardware = accelerator or SimpleNamespace(device="cpu", mixed_precision="no", autocast=nullcontext)
     with _quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         # Without the tag's activation, OpenAI's weights load into plain ViT-B-32 but give wrong outputs.
         quick = bool(cfg.get("quick_gelu"))
         model = open_clip.create_model(arch, pretrained_image=False, pretrained_text=False, force_quick_gelu=quick)
         tokenizer = open_clip.get_tokenizer(arch)
-        if weights != "scratch":
-            path, source = _file_of(name, arch, tag, weights)
-            _fill(model, path, arch)
-    device = torch.device("cpu") if accelerator is None else accelerator.device
-    model = model.eval().requires_grad_(False).to(device)
-    network = _image_side(model, f"{arch}:{tag}" if tag else arch, cfg, accelerator)
+        if source.startswith("hub") and file is None:
+            try:
+                file = Path(open_clip.download_pretrained(cfg))
+            except Exception as error:  # a download may raise any exception of its HTTP client
+                raise no_download("clip", name, source.removeprefix("hub "), first_line(error)) from error
+        if file:
+            _fill(model, file, arch)
+    model = model.eval().requires_grad_(False).to(hardware.device)
+    network = _image_side(model, f"{arch}:{tag}" if tag else arch, cfg, hardware)
 
+    @torch.inference_mode()
     def text(prompts: list[str]) -> np.ndarray:
-        parts = [np.zeros((0, network.width), np.float32)]
-        for start in range(0, len(prompts), TEXTS):
-            with torch.inference_mode():
-                tokens = tokenizer(prompts[start : start + TEXTS]).to(device)
-                parts.append(_unit(model.encode_text(tokens).float().cpu().numpy()))
-        return np.concatenate(parts)
+        batches = (
+            tokenizer(prompts[start : start + TEXTS]).to(hardware.device) for start in range(0, len(prompts), TEXTS)
+        )
+        parts = [_unit(model.encode_text(tokens).float().cpu().numpy()) for tokens in batches]
+        return np.concatenate([np.zeros((0, network.width), np.float32), *parts])
 
     return Clip(network, text, source, weights_hash(model.state_dict()))
 
 
-def _image_side(model: Any, name: str, cfg: dict[str, Any], accelerator: Any) -> FeatureExtractor:
+def _image_side(model: Any, name: str, cfg: dict[str, Any], hardware: Any) -> FeatureExtractor:
     """Return the image encoder as a FeatureExtractor. `cfg`: open_clip's entry for the tag; if empty, CLIP's normalisation is used."""
-    open_clip = _open_clip()
-    (m1, m2, m3) = cfg.get("mean", open_clip.OPENAI_DATASET_MEAN)
-    (s1, s2, s3) = cfg.get("std", open_clip.OPENAI_DATASET_STD)
-    side = model.visual.image_size
+    open_clip, side = _open_clip(), model.visual.image_size
     size = int(side if isinstance(side, int) else side[0])
+    mean, std = cfg.get("mean", open_clip.OPENAI_DATASET_MEAN), cfg.get("std", open_clip.OPENAI_DATASET_STD)
     width = int(open_clip.get_model_config(name.partition(":")[0])["embed_dim"])
 
     def forward(images: torch.Tensor) -> torch.Tensor:
-        with nullcontext() if accelerator is None else accelerator.autocast():
+        with hardware.autocast():
             return model.encode_image(images, normalize=False)
 
-    digest = weights_hash(model.visual.state_dict())
-    device = "cpu" if accelerator is None else str(accelerator.device)
-    precision = "no" if accelerator is None else accelerator.mixed_precision
-    return FeatureExtractor(
-        forward, size, (m1, m2, m3), (s1, s2, s3), width, digest, "features", name, device, precision
-    )
+    digest, device = weights_hash(model.visual.state_dict()), str(hardware.device)
+    return FeatureExtractor(forward, size, mean, std, width, digest, "features", name, device, hardware.mixed_precision)

@@ -56,9 +56,8 @@ class PyramidMask(nn.Module):
 
     def forward(self, levels: list[torch.Tensor]) -> torch.Tensor:
         total = self.lateral[0](levels[0])
-        for one, level in zip(list(self.lateral)[1:], levels[1:], strict=True):
-            up = F.interpolate(one(level), total.shape[-2:], mode="bilinear", align_corners=False)
-            total = total + up
+        for one, level in zip(self.lateral[1:], levels[1:], strict=True):
+            total = total + F.interpolate(one(level), total.shape[-2:], mode="bilinear", align_corners=False)
         return self.classify(self.mix(total))
 
 
@@ -78,13 +77,11 @@ class DenseHead:
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
         """(B, D) features, all levels in a row -> (B, C, h, w) float32 logits on the finest level's grid."""
-        parts = [np.zeros((0, 0, 1, 1), np.float32)]
+        rows = torch.from_numpy(features)
         self.module.eval()
         with torch.inference_mode():
-            for start in range(0, len(features), BATCH):
-                levels = unfolded(torch.from_numpy(features[start : start + BATCH]), self.layout)
-                parts.append((self.module(levels) / self.temperature).numpy())
-        return np.concatenate(parts[1:]) if len(parts) > 1 else parts[0]
+            parts = [self.module(unfolded(part, self.layout)) / self.temperature for part in rows.split(BATCH)]
+        return torch.cat(parts).numpy()
 
 
 def unfolded(rows: torch.Tensor, layout: Layout) -> list[torch.Tensor]:
@@ -112,8 +109,7 @@ def fit_probe(
         torch.manual_seed(0)
         head = new_head(scale, classes)
         truth, optimizer = torch.from_numpy(labels), optimization.optimizer_for(head, RATE, "cpu")
-        seen = truth[truth < classes]
-        weights = losses.class_weights(seen, classes, class_weight)
+        weights = losses.class_weights(truth[truth < classes], classes, class_weight)
         size = max(2, min(BATCH, len(features)))
         head.train()
         for step in range(steps):
@@ -154,8 +150,7 @@ def judgeable(labels: np.ndarray, folds: np.ndarray) -> np.ndarray:
     """Return (B, h, w) bool: the pixels whose class also occurs in an image outside the fold."""
     fair = np.zeros(labels.shape, bool)
     for fold in np.unique(folds):
-        there = np.unique(labels[folds != fold])
-        held = folds == fold
+        there, held = np.unique(labels[folds != fold]), folds == fold
         fair[held] = np.isin(labels[held], there[there < 255])
     return fair
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 
@@ -32,44 +30,38 @@ class LRASPP(nn.Module):
         return self.head({"low": levels[self.place], "high": levels[-1]})
 
 
-class FPN(nn.Module):
-    """A feature pyramid on strides 4 to 32 (Kirillov et al., CVPR 2019), from segmentation-models-pytorch."""
+class LibraryDecoder(nn.Module):
+    """A decoder of segmentation-models-pytorch on the levels at `places`, and a 1x1 convolution from its channels to C classes."""
 
-    def __init__(self, levels: list[Level], classes: int, name: str):
+    def __init__(self, decoder: nn.Module, places: list[int], channels: int, classes: int):
         super().__init__()
-        from segmentation_models_pytorch.decoders.fpn.decoder import FPNDecoder
-
-        used = [needed_level(levels, stride, name, "fpn") for stride in (4, 8, 16, 32)]
-        self.places = [levels.index(level) for level in used]
-        channels = [level.channels for level in used]
-        self.decoder = FPNDecoder(
-            [3, channels[0], *channels], pyramid_channels=96, segmentation_channels=64, dropout=0.1
-        )
-        self.classify = nn.Conv2d(self.decoder.out_channels, classes, 1)
+        self.decoder, self.places = decoder, places
+        self.classify = nn.Conv2d(channels, classes, 1)
 
     def forward(self, levels: list[torch.Tensor]) -> torch.Tensor:
         return self.classify(self.decoder([levels[place] for place in self.places]))
 
 
-class DeepLabV3Plus(nn.Module):
-    """Atrous pyramid at stride 16 and details at stride 4 (Chen et al., ECCV 2018), from segmentation-models-pytorch."""
+def fpn(levels: list[Level], classes: int, name: str) -> LibraryDecoder:
+    """Return a feature pyramid on strides 4 to 32 (Kirillov et al., CVPR 2019)."""
+    from segmentation_models_pytorch.decoders.fpn.decoder import FPNDecoder
 
-    def __init__(self, levels: list[Level], classes: int, name: str):
-        super().__init__()
-        from segmentation_models_pytorch.decoders.deeplabv3.decoder import DeepLabV3PlusDecoder
-
-        fine = needed_level(levels, 4, name, "deeplabv3plus")
-        self.place = levels.index(fine)
-        channels = [3, 0, fine.channels, levels[-1].channels]
-        self.decoder = DeepLabV3PlusDecoder(channels, 5, 128, (6, 12, 18), 16, True, 0.1)
-        self.classify = nn.Conv2d(128, classes, 1)
-
-    def forward(self, levels: list[torch.Tensor]) -> torch.Tensor:
-        fine = levels[self.place]
-        return self.classify(self.decoder([fine, fine, fine, levels[-1]]))
+    used = [needed_level(levels, stride, name, "fpn") for stride in (4, 8, 16, 32)]
+    channels = [3, used[0].channels, *(level.channels for level in used)]
+    decoder = FPNDecoder(channels, pyramid_channels=96, segmentation_channels=64, dropout=0.1)
+    return LibraryDecoder(decoder, [levels.index(level) for level in used], decoder.out_channels, classes)
 
 
-DECODERS = {"lraspp": LRASPP, "fpn": FPN, "deeplabv3plus": DeepLabV3Plus}
+def deeplabv3plus(levels: list[Level], classes: int, name: str) -> LibraryDecoder:
+    """Return an atrous pyramid at stride 16 with details at stride 4 (Chen et al., ECCV 2018)."""
+    from segmentation_models_pytorch.decoders.deeplabv3.decoder import DeepLabV3PlusDecoder
+
+    fine = needed_level(levels, 4, name, "deeplabv3plus")
+    decoder = DeepLabV3PlusDecoder([3, 0, fine.channels, levels[-1].channels], 5, 128, (6, 12, 18), 16, True, 0.1)
+    return LibraryDecoder(decoder, [levels.index(fine)] * 3 + [-1], 128, classes)
+
+
+DECODERS = {"lraspp": LRASPP, "fpn": fpn, "deeplabv3plus": deeplabv3plus}
 
 
 def build_student(
@@ -98,17 +90,10 @@ def build_student(
     levels = levels_of(encoder, name, size, "student")
     head = DECODERS[decoder](levels, classes, name)
     module = DenseNetwork(Pyramid(encoder, levels, prune=True), head, 32)
-    module.train()
-    mean, std = input_statistics(name)
     count = sum(p.numel() for p in module.parameters())
     return Student(
-        module, name, size, mean, std, count, classes, source.text, channels_last(encoder), decoder
+        module.train(), name, size, *input_statistics(name), count, classes, source.text, channels_last(encoder), decoder
     )  # fmt: skip
-
-
-def head_of(module: Any) -> nn.Module:
-    """The decoder."""
-    return module.head
 
 
 class SegmentationStudentWithProjector(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,10 +60,10 @@ def build_student(name: str, classes: int, weights: str = "scratch", size: Size 
         raise TutelageError(f"{classes} classes for the student {name}: at least one is needed")
     size = default_size(name) if size is None else size
     module, source = build(name, weights, classes, size, "student")
-    module.train()
-    mean, std = input_statistics(name)
     count = sum(p.numel() for p in module.parameters())
-    return Student(module, name, size, mean, std, count, classes, source.text, channels_last(module))
+    return Student(
+        module.train(), name, size, *input_statistics(name), count, classes, source.text, channels_last(module)
+    )
 
 
 class StudentWithProjector(nn.Module):
@@ -83,17 +84,14 @@ class StudentWithProjector(nn.Module):
     @staticmethod
     def possible(student: nn.Module, size: int) -> bool:
         """Return whether the student has a single head on pooled features, as most timm models do."""
-        was, images = student.training, torch.linspace(0, 1, 6 * size * size).reshape(2, 3, size, size)
-        student.eval()
+        module, images = copy.deepcopy(student).eval(), torch.linspace(0, 1, 6 * size * size).reshape(2, 3, size, size)
         try:
             with torch.no_grad():
-                features = pooled(student, images)
-                again = student.get_classifier()(features)  # pyright: ignore[reportCallIssue]
-                return features.ndim == 2 and torch.allclose(again, student(images), atol=1e-5)
+                features = pooled(module, images)
+                again = module.get_classifier()(features)  # pyright: ignore[reportCallIssue]
+                return features.ndim == 2 and torch.allclose(again, module(images), atol=1e-5)
         except (AttributeError, TypeError, RuntimeError):
             return False
-        finally:
-            student.train(was)
 
 
 class DINOStudent(nn.Module):
@@ -135,14 +133,10 @@ def pooled(student: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 
 def pooled_width(student: nn.Module, size: int) -> int:
-    """Return D of `pooled`, measured by one forward pass that leaves the student and its BatchNorm unchanged."""
-    was, device = student.training, next(student.parameters()).device
-    student.eval()
-    try:
-        with torch.no_grad():
-            return pooled(student, torch.zeros(1, 3, size, size, device=device)).shape[1]
-    finally:
-        student.train(was)
+    """Return D of `pooled`, measured by one forward pass of a copy, so that the student and its BatchNorm are unchanged."""
+    images = torch.zeros(1, 3, size, size, device=next(student.parameters()).device)
+    with torch.no_grad():
+        return pooled(copy.deepcopy(student).eval(), images).shape[1]
 
 
 def channels_last(module: nn.Module) -> bool:

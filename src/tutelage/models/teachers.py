@@ -11,7 +11,7 @@ from torch import nn
 from tutelage.errors import TutelageError, did_you_mean, shown
 from tutelage.image_size import Size, sides
 from tutelage.models.aliases import STUDENTS, TEACHERS, check_size, full_name
-from tutelage.models.weights import WeightSource, create, weights_hash
+from tutelage.models.weights import WeightSource, create, first_line, timm_entry, weights_hash
 
 
 @dataclass(frozen=True)
@@ -73,27 +73,19 @@ def resolve(name: str, kind: str = "teacher") -> str:
 
 def default_size(name: str) -> int:
     """Return the input side in pixels that a model was trained at, without building it. `name`: alias or timm's."""
-    return int(_cfg(resolve(name)).input_size[-1])
-
-
-def _cfg(name: str) -> Any:
-    from timm.models import get_pretrained_cfg
-    from timm.models._pretrained import PretrainedCfg
-
-    return get_pretrained_cfg(name) or PretrainedCfg()
+    return int(timm_entry(resolve(name)).input_size[-1])
 
 
 def input_statistics(name: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """Mean and standard deviation per channel of a timm model's input, for images in [0, 1]."""
-    cfg = _cfg(name)
-    (m1, m2, m3), (s1, s2, s3) = cfg.mean, cfg.std
-    return (m1, m2, m3), (s1, s2, s3)
+    entry = timm_entry(name)
+    return entry.mean, entry.std
 
 
 def unusual_size(name: str, size: Size) -> bool:
     """Return whether an architecture of fixed input size, other than a ViT, is to be used at another size. `name`: timm's."""
-    cfg = _cfg(name)
-    return bool(cfg.fixed_input_size and size != cfg.input_size[-1] and "patch" not in name)
+    entry = timm_entry(name)
+    return bool(entry.fixed_input_size and size != entry.input_size[-1] and "patch" not in name)
 
 
 def build(
@@ -107,16 +99,15 @@ def build(
         TutelageError: the architecture does not accept the size, or the weights are unavailable or do not fit.
     """
     check_size(name, size, kind)
-    cfg, unusual = _cfg(name), unusual_size(name, size)
+    unusual = unusual_size(name, size)
     try:
         module, source = create(name, weights, classes, size, kind, output_stride)
         if unusual:  # some architectures fail only in the forward pass
             with torch.no_grad():
                 module.eval()(torch.zeros(1, 3, *sides(size)))
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-        said = str(error).strip().split("\n")[0] or type(error).__name__
-        hint = f"use {cfg.input_size[-1]} px" if unusual else ""
-        raise TutelageError(f"--{kind} {name} cannot be built at {size} px: {said}", hint) from error
+        hint = f"use {timm_entry(name).input_size[-1]} px" if unusual else ""
+        raise TutelageError(f"--{kind} {name} cannot be built at {size} px: {first_line(error)}", hint) from error
     return module, source
 
 
@@ -140,10 +131,11 @@ def build_teacher(
         torch.manual_seed(0)
         module, source = build(name, weights, 0, window or size, "teacher")
     module.eval().requires_grad_(False)
-    mean, std = input_statistics(name)
     features = int(getattr(module, "head_hidden_size", None) or getattr(module, "num_features"))  # noqa: B009
     digest = weights_hash(module.state_dict())
-    return FrozenEncoder(module, name, size, mean, std, features, source.licence, source.text, digest, window)
+    return FrozenEncoder(
+        module, name, size, *input_statistics(name), features, source.licence, source.text, digest, window
+    )
 
 
 def decayed_parameter_groups(
@@ -160,11 +152,6 @@ def decayed_parameter_groups(
     """
     from timm.optim import param_groups_layer_decay  # pyright: ignore[reportPrivateImportUsage]
 
-    groups = param_groups_layer_decay(module, weight_decay, undecayed(module), layer_decay=layer_decay)
+    exempt: Any = getattr(module, "no_weight_decay", set)  # a method of timm's models
+    groups = param_groups_layer_decay(module, weight_decay, exempt(), layer_decay=layer_decay)
     return [{**group, "lr": lr * group["lr_scale"]} for group in groups]
-
-
-def undecayed(module: nn.Module) -> set[str]:
-    """Return the names of the parameters that a timm model exempts from weight decay."""
-    exempt: Any = getattr(module, "no_weight_decay", None)
-    return set(exempt()) if exempt else set()
