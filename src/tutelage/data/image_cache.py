@@ -10,6 +10,7 @@ again, because permissions, memory and the formats that Pillow reads may have ch
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -119,13 +120,12 @@ class Store:
     def missing(self, refs: Sequence[ImageRef]) -> list[ImageRef]:
         """Return those of `refs` that must be decoded, each once: never tried, or failed in another store object."""
         index = self._index()
-        found = self._lookup(refs, index)
-        failed = np.append(np.asarray(index.column("reason").is_valid()), False)  # the appended value serves row -1
-        again = (found < 0) | failed[found]
+        rows = self._lookup(refs, index)
+        failed = np.asarray(index.column("reason").is_valid())
         unique = {
             ref.fingerprint: ref
-            for ref, row, due in zip(refs, found, again, strict=True)
-            if due and (row < 0 or ref.fingerprint not in self._tried)
+            for ref, row in zip(refs, rows, strict=True)
+            if row < 0 or (failed[row] and ref.fingerprint not in self._tried)
         }
         return list(unique.values())
 
@@ -141,18 +141,14 @@ class Store:
         assert (rows >= 0).all(), "add() comes before find()"
         taken = index.take(pa.array(rows))
         reasons = taken.column("reason")
-        good = np.flatnonzero(np.asarray(reasons.is_null()))
-        bad = [
-            Rejected(refs[i].id, reasons[i].as_py()) for i in np.flatnonzero(np.asarray(reasons.is_valid())).tolist()
-        ]
+        bad = [Rejected(refs[i].id, reasons[i].as_py()) for i in np.flatnonzero(reasons.is_valid()).tolist()]
+        good = np.flatnonzero(reasons.is_null())
         taken = taken.take(pa.array(good))
         keys = np.frombuffer(b"".join(taken.column("key").to_pylist()), dtype=np.uint8).reshape(-1, 32)
         sizes = np.stack([taken.column("height").to_numpy(), taken.column("width").to_numpy()], axis=1)
-        names = taken.column("block").to_pylist()
-        used = sorted(set(names))
-        number = {name: i for i, name in enumerate(used)}
-        places = np.stack([np.array([number[n] for n in names], dtype=np.int64), taken.column("offset").to_numpy()], 1)
-        blocks = tuple(np.memmap(self.folder / f"{name}.pixels", dtype=np.uint8, mode="r") for name in used)
+        names, numbers = np.unique(taken.column("block").to_numpy(), return_inverse=True)
+        places = np.stack([numbers, taken.column("offset").to_numpy()], axis=1)
+        blocks = tuple(np.memmap(self.folder / f"{name}.pixels", dtype=np.uint8, mode="r") for name in names)
         return Images(keys, sizes, places, blocks, self.kind.channels), good, bad
 
     def _index(self) -> pa.Table:
@@ -162,23 +158,20 @@ class Store:
             table = pq.read_table(path)
             tables.append(table.append_column("block", pa.array([path.stem] * len(table), pa.string())))
         empty = _INDEX.append(pa.field("block", pa.string())).empty_table()
-        index = pa.concat_tables([empty, *tables]).combine_chunks()
-        good = index.column("reason").is_null()
-        failed = index.column("reason").is_valid()
-        return pa.concat_tables([index.filter(good), index.filter(failed)]).combine_chunks()
+        index = pa.concat_tables([empty, *tables])
+        return index.take(pa.array(np.argsort(index.column("reason").is_valid(), kind="stable"))).combine_chunks()
 
     @staticmethod
     def _lookup(refs: Sequence[ImageRef], index: pa.Table) -> np.ndarray:
         """Return (n,) int64 rows of the index, -1 where there is none."""
         asked = pa.array([ref.fingerprint for ref in refs], pa.binary(16))
-        rows = pc.index_in(  # pyright: ignore[reportAttributeAccessIssue]
-            asked, value_set=index.column("fingerprint").combine_chunks()
-        )
+        known = index.column("fingerprint").combine_chunks()
+        rows = pc.index_in(asked, value_set=known)  # pyright: ignore[reportAttributeAccessIssue]
         return rows.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
 
     def _add_block(self, refs: Sequence[ImageRef], advance: Callable[[int], None]) -> None:
         name = hashlib.sha256(b"".join(ref.fingerprint for ref in refs)).hexdigest()[:24]
-        rows: dict[str, list] = {field: [] for field in _INDEX.names}
+        rows: list[dict[str, object]] = []
         offset = 0
         with (
             atomic_write(self.folder / f"{name}.pixels") as path,
@@ -186,34 +179,24 @@ class Store:
             path.open("wb") as file,
         ):
             for position, rgb, key in decoded(refs, self.side, pool, self.kind):
-                good = isinstance(rgb, np.ndarray)
-                height, width = rgb.shape[:2] if good else (0, 0)
-                row = (
-                    refs[position].fingerprint,
-                    key if good else None,
-                    height,
-                    width,
-                    offset,
-                    None if good else rgb,
-                )
-                for field, value in zip(rows, row, strict=True):
-                    rows[field].append(value)
-                if good:
+                row = {"fingerprint": refs[position].fingerprint, "height": 0, "width": 0, "offset": offset}
+                if isinstance(rgb, str):
+                    rows.append({**row, "reason": rgb})
+                else:
+                    rows.append({**row, "key": key, "height": rgb.shape[0], "width": rgb.shape[1]})
                     file.write(rgb.data)
                     offset += rgb.nbytes
                 advance(1)
             if not offset:
                 file.write(b"\0")  # an empty file cannot be mapped
         with atomic_write(self.folder / f"{name}.parquet") as path:
-            pq.write_table(pa.table(rows, _INDEX), path)
+            pq.write_table(pa.Table.from_pylist(rows, _INDEX), path)
 
     def _check_disk(self, refs: Sequence[ImageRef]) -> None:
-        step = max(1, len(refs) // SAMPLE)
-        sizes = []
+        sample = refs[:: max(1, len(refs) // SAMPLE)][:SAMPLE]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for _, rgb, _ in decoded(refs[::step][:SAMPLE], self.side, pool, self.kind):
-                if isinstance(rgb, np.ndarray):
-                    sizes.append(rgb.nbytes)
+            found = decoded(sample, self.side, pool, self.kind)
+            sizes = [rgb.nbytes for _, rgb, _ in found if isinstance(rgb, np.ndarray)]
         needed = float(np.mean(sizes)) * len(refs) if sizes else 0.0
         self.folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.folder).free
@@ -248,10 +231,6 @@ def decoded(
             return position, str(reason), b""
         return position, rgb, content_key(rgb, original)
 
-    waiting: list[tuple[int, bytes | Unreadable]] = []
-    for item in read_bytes(refs):
-        waiting.append(item)
-        if len(waiting) == 256:
-            yield from pool.map(one, waiting)
-            waiting = []
-    yield from pool.map(one, waiting)
+    read = read_bytes(refs)
+    while some := list(itertools.islice(read, 256)):
+        yield from pool.map(one, some)

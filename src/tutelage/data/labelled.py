@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -55,7 +55,6 @@ class LabelledPlace:
 
 def read_labelled(place: Path) -> LabelledPlace:
     """Read the labelled images of one path, in any of FORMS. Raises TutelageError: everything wrong, reported at once."""
-    listing = LabelledPlace()
     suffix = place.suffix.lower()
     if place.is_dir():
         listing = _read_folder(place)
@@ -77,17 +76,16 @@ def _read_folder(place: Path) -> LabelledPlace:
     listing = LabelledPlace()
     folders = sorted(p for p in place.iterdir() if p.is_dir() and not p.name.startswith("."))
     splits = [p for p in folders if p.name.lower() in _SPLIT_WORDS]
-    shards = sorted(place.glob("[!.]*.parquet")) or sorted(place.glob("data/[!.]*.parquet"))
     if splits:
         for folder in splits:
             split, inside = _SPLIT_WORDS[folder.name.lower()], sorted(folder.glob("[!.]*.parquet"))
             if inside and not any(p.is_dir() and not p.name.startswith(".") for p in folder.iterdir()):
-                _add_shards(listing, inside, folder.name + "/", split)
+                _add_shards(listing, inside, clean(folder.name) + "/", split)
             else:
-                _add_classes(listing, folder, folder.name + "/", split)
+                _add_classes(listing, folder, clean(folder.name) + "/", split)
         if others := [p.name for p in folders if p not in splits]:
             listing.notes.append(f"{place}: folders beside {splits[0].name} that are not read: {shown(others)}")
-    elif shards:
+    elif shards := _shards(place):
         _add_shards(listing, shards, "", "")
     else:
         _add_classes(listing, place, "", "train")
@@ -96,11 +94,21 @@ def _read_folder(place: Path) -> LabelledPlace:
     return listing
 
 
+def _shards(place: Path) -> list[Path]:
+    """Return the Parquet files of a folder, or of `data/` in it."""
+    return sorted(place.glob("[!.]*.parquet")) or sorted(place.glob("data/[!.]*.parquet"))
+
+
+def _split_of(shard: Path) -> str:
+    """Return the split that the name of a Parquet file begins with, or train."""
+    named = re.match(r"(train|test|validation|valid|val)(?=[-_.])", shard.name.lower())
+    return _SPLIT_WORDS[named[1]] if named else "train"
+
+
 def _add_shards(listing: LabelledPlace, shards: Sequence[Path], prefix: str, split: str) -> None:
     """Add Parquet files with images inside; without a split, it is taken from each file's name."""
     for shard in shards:
-        named = re.match(r"(train|test|validation|valid|val)(?=[-_.])", shard.name.lower())
-        part = _read_shard(shard, split or (_SPLIT_WORDS[named[1]] if named else "train"))
+        part = _read_shard(shard, split or _split_of(shard))
         names = {*listing.names, *part.names}
         if all(name.isdecimal() for name in names):  # bare numbers: each file lists only its own classes
             part.names = tuple(sorted(names, key=int))
@@ -108,8 +116,8 @@ def _add_shards(listing: LabelledPlace, shards: Sequence[Path], prefix: str, spl
             message = f"{shard}: its class names are not those of the shards before it"
             raise TutelageError(message, "write all shards again with the same list of class names")
         listing.names = part.names
-        listing.images += [replace(i, ref=replace(i.ref, id=clean(prefix) + i.ref.id)) for i in part.images]
-        listing.rejected += [Rejected(clean(prefix) + bad.id, bad.reason) for bad in part.rejected]
+        listing.images += [replace(i, ref=replace(i.ref, id=prefix + i.ref.id)) for i in part.images]
+        listing.rejected += [Rejected(prefix + bad.id, bad.reason) for bad in part.rejected]
 
 
 def _add_classes(listing: LabelledPlace, folder: Path, prefix: str, split: str) -> None:
@@ -118,10 +126,10 @@ def _add_classes(listing: LabelledPlace, folder: Path, prefix: str, split: str) 
     for ref in refs:
         label, _, rest = ref.id.partition("/")
         if rest:
-            listing.images.append(LabelledRef(replace(ref, id=clean(prefix) + ref.id), label, split))
+            listing.images.append(LabelledRef(replace(ref, id=prefix + ref.id), label, split))
         else:
-            listing.rejected.append(Rejected(clean(prefix) + ref.id, "lies in no class folder"))
-    listing.rejected += [Rejected(clean(prefix) + bad.id, bad.reason) for bad in rejected]
+            listing.rejected.append(Rejected(prefix + ref.id, "lies in no class folder"))
+    listing.rejected += [Rejected(prefix + bad.id, bad.reason) for bad in rejected]
 
 
 def _read_parquet(place: Path) -> LabelledPlace:
@@ -130,7 +138,7 @@ def _read_parquet(place: Path) -> LabelledPlace:
     try:
         image_column(schema, str(place))
     except TutelageError:
-        if "path" not in _found(schema.names):
+        if "path" not in _found(schema.names, _COLUMNS):
             raise
         return _read_list(place, *_parquet_columns(place))
     return _read_shard(place, "train")
@@ -194,11 +202,22 @@ def _unknown_splits(place: Path, splits: Iterable[str]) -> list[TutelageError]:
     return [TutelageError(message, "rename these splits, or drop the column")] if unknown else []
 
 
-def _found(header: Sequence[str]) -> dict[str, int]:
-    """Map our name of a column to its index, for the columns that exist."""
+def _found(header: Sequence[str], columns: Mapping[str, Sequence[str]]) -> dict[str, int]:
+    """Map our name of a column to its index, for the columns that exist. columns: our names, each with its aliases."""
     lower = [cell.strip().lower() for cell in header]
-    found = {word: [lower.index(alias) for alias in aliases if alias in lower] for word, aliases in _COLUMNS.items()}
+    found = {word: [lower.index(alias) for alias in aliases if alias in lower] for word, aliases in columns.items()}
     return {word: places[0] for word, places in found.items() if places}
+
+
+def _cells(rows: Sequence[Sequence[str]], found: Mapping[str, int]) -> dict[str, list[str]]:
+    """Return the columns of a text list, by our names; "" where a row is too short."""
+    return {word: [row[at].strip() if at < len(row) else "" for row in rows] for word, at in found.items()}
+
+
+def _texts(place: Path, names: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return columns of a Parquet file as text, by our names; "" for null. names: our name -> the column's."""
+    table = pq.read_table(place, columns=sorted(set(names.values())))
+    return {word: [clean("" if v is None else str(v)) for v in table[name].to_pylist()] for word, name in names.items()}
 
 
 def _lacking(place: Path, header: Sequence[str], words: Iterable[str]) -> TutelageError:
@@ -217,11 +236,10 @@ def _csv_columns(place: Path) -> tuple[dict[str, list[str]], tuple[str, ...]]:
         header = ["path", "label"][: len(header)]
     else:
         rows = rows[1:]
-    found = _found(header)
+    found = _found(header, _COLUMNS)
     if lacking := [word for word in ("path", "label") if word not in found]:
         raise _lacking(place, header, lacking)
-    columns = {word: [row[at].strip() if at < len(row) else "" for row in rows] for word, at in found.items()}
-    return columns, ()
+    return _cells(rows, found), ()
 
 
 def _schema(place: Path) -> pa.Schema:
@@ -236,7 +254,7 @@ def _parquet_columns(place: Path) -> tuple[dict[str, list[str]], tuple[str, ...]
     """Return the columns path, label, split and group as text, and the class names in the metadata's order (or ())."""
     schema = _schema(place)
     features = _features(schema)
-    found = _found(schema.names)
+    found = _found(schema.names, _COLUMNS)
     named = [schema.get_field_index(name) for name, feature in features.items() if feature.get("_type") == "ClassLabel"]
     if "label" not in found and len(named) == 1:
         found["label"] = named[0]
@@ -244,8 +262,7 @@ def _parquet_columns(place: Path) -> tuple[dict[str, list[str]], tuple[str, ...]
         raise _lacking(place, schema.names, ["label"])
     flat = {word: schema.names[at] for word, at in found.items() if not pa.types.is_nested(schema.field(at).type)}
     flat = {word: name for word, name in flat.items() if not pa.types.is_binary(schema.field(name).type)}
-    table = pq.read_table(place, columns=sorted(set(flat.values())))
-    columns = {w: [clean("" if v is None else str(v)) for v in table[name].to_pylist()] for w, name in flat.items()}
+    columns = _texts(place, flat)
     names = tuple(str(name) for name in features.get(flat["label"], {}).get("names") or ())
     if pa.types.is_integer(schema.field(flat["label"]).type):
         if names:

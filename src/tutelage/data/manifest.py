@@ -78,8 +78,13 @@ def write_manifest(path: Path, refs: Sequence[ImageRef], columns: dict[str, Any]
 def read_manifest(path: Path) -> tuple[list[ImageRef], pa.Table]:
     """Return the images of a manifest, and all of its columns."""
     table = pq.read_table(path)
-    rows = zip(*[table.column(name).to_pylist() for name in SOURCE], strict=True)
-    return [ImageRef(**dict(zip(SOURCE, row, strict=True))) for row in rows], table
+    return _refs(table), table
+
+
+def _refs(table: pa.Table, prefix: str = "") -> list[ImageRef]:
+    """Return the references in the columns `prefix` + id, container, ...; "mask_" for a manifest's masks."""
+    columns = [table.column(f"{prefix}{name}").to_pylist() for name in SOURCE]
+    return [ImageRef(*row) for row in zip(*columns, strict=True)]
 
 
 def load_task(run: Path, cache: str | Path) -> TaskData:
@@ -96,9 +101,8 @@ def load_task(run: Path, cache: str | Path) -> TaskData:
     splits = np.array(table.column("split").to_pylist(), dtype=str)
     labels: Any = np.array(table.column("label").to_pylist(), dtype=np.int64)
     if "mask_truth" in table.column_names:
-        labels = load_masks(
-            cache, mask_refs(table), images.sizes[: len(refs)], about, table.column("mask_truth").to_pylist()
-        )
+        truths = table.column("mask_truth").to_pylist()
+        labels = load_masks(cache, _refs(table, "mask_"), images.sizes[: len(refs)], about, truths)
     groups = np.array(table.column("group").to_pylist(), dtype=str)
 
     def part(split: str) -> Labelled | None:
@@ -109,25 +113,11 @@ def load_task(run: Path, cache: str | Path) -> TaskData:
 
     train = part("train")
     assert train is not None
-    ids = transfer.column("id").to_pylist()
     chosen = images.take(np.arange(len(refs), len(images)))
     return TaskData(
-        about["task"],
-        tuple(about["classes"]),
-        train,
-        part("val"),
-        part("test"),
-        chosen,
-        ids,
-        about["store_side"],
-        about,
-    )
-
-
-def mask_refs(table: pa.Table) -> list[ImageRef]:
-    """Return the references of a manifest's masks."""
-    rows = zip(*[table.column(f"mask_{name}").to_pylist() for name in SOURCE], strict=True)
-    return [ImageRef(**dict(zip(SOURCE, row, strict=True))) for row in rows]
+        about["task"], tuple(about["classes"]), train, part("val"), part("test"),
+        chosen, [ref.id for ref in extra], about["store_side"], about,
+    )  # fmt: skip
 
 
 def load_masks(
@@ -145,16 +135,11 @@ def load_masks(
     colours = tuple((r, g, b) for r, g, b in about["colours"])
     ignored = tuple((r, g, b) for r, g, b in about["ignored_colours"])
     store = Store(cache, 0, kind_of(MaskEncoding(tuple(about["classes"]), colours, about["coloured"], ignored)))
-    lost = {ref.fingerprint for ref in store.missing(refs)}
-    now = [_present(ref) if ref.fingerprint in lost else ref for ref in refs]
-    store.add(now)
-    masks, good, bad = store.find(now)
-    wrong = [f"{one.id} ({one.reason})" for one in bad]
-    for place, position in enumerate(good.tolist()):
-        if refs[position].fingerprint in lost and truth_of(masks[place]) != truths[position]:
-            wrong.append(f"{refs[position].id} (another mask now)")
-    if wrong:
-        raise TutelageError(f"{len(wrong):,} masks of the run are gone or have changed: {shown(wrong)}", _RESTORE)
+    masks, good, wrong, read = _found(store, refs)
+    for place, i in enumerate(good):
+        if i in read and truth_of(masks[place]) != truths[i]:
+            wrong.append(f"{refs[i].id} (another mask now)")
+    _refuse("masks", wrong)
     return Masks(masks, shapes)
 
 
@@ -170,18 +155,28 @@ def _keys(table: pa.Table) -> list[bytes | None]:
 
 def _as_chosen(store: Store, refs: Sequence[ImageRef], keys: Sequence[bytes | None]) -> Images:
     """Return all images; raise an error unless they have the content that they had when they were chosen."""
+    images, good, wrong, _ = _found(store, refs)
+    for i, key in zip(good, images.keys, strict=True):
+        if keys[i] not in (None, key.tobytes()):
+            wrong.append(f"{refs[i].id} (another image now)")
+    _refuse("images", list(dict.fromkeys(wrong)))
+    return images
+
+
+def _found(store: Store, refs: Sequence[ImageRef]) -> tuple[Images, list[int], list[str], set[int]]:
+    """Return the usable images and their positions in `refs`, the others in words, and which positions the cache lacked."""
     lost = {ref.fingerprint for ref in store.missing(refs)}
-    refs = [_present(ref) if ref.fingerprint in lost else ref for ref in refs]
+    read = {i for i, ref in enumerate(refs) if ref.fingerprint in lost}
+    refs = [_present(ref) if i in read else ref for i, ref in enumerate(refs)]
     store.add(refs)
     images, good, bad = store.find(refs)
-    wrong = [f"{one.id} ({one.reason})" for one in bad]
-    for position, key in zip(good.tolist(), images.keys, strict=True):
-        if keys[position] not in (None, key.tobytes()):
-            wrong.append(f"{refs[position].id} (another image now)")
+    return images, good.tolist(), [f"{one.id} ({one.reason})" for one in bad], read
+
+
+def _refuse(what: str, wrong: list[str]) -> None:
+    """Raise an error if there is anything wrong."""
     if wrong:
-        wrong = list(dict.fromkeys(wrong))
-        raise TutelageError(f"{len(wrong):,} images of the run are gone or have changed: {shown(wrong)}", _RESTORE)
-    return images
+        raise TutelageError(f"{len(wrong):,} {what} of the run are gone or have changed: {shown(wrong)}", _RESTORE)
 
 
 def _present(ref: ImageRef) -> ImageRef:

@@ -97,8 +97,6 @@ def read_values(data: bytes) -> Values:
     Raises:
         Unreadable: not an image, broken, or of a format that changes values (JPEG).
     """
-    if not data:
-        raise Unreadable("the file is empty")
     try:
         image = _open(data)
         if image.format == "JPEG":

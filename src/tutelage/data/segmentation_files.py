@@ -8,13 +8,24 @@ classes.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from tutelage.data.labelled import _SPLIT_WORDS, LabelledPlace, LabelledRef, _schema, _unknown_splits
+from tutelage.data.labelled import (
+    _SPLIT_WORDS,
+    LabelledPlace,
+    LabelledRef,
+    _cells,
+    _found,
+    _schema,
+    _shards,
+    _split_of,
+    _texts,
+    _unknown_splits,
+)
 from tutelage.data.masks import MaskEncoding, read_coding
 from tutelage.data.sources import ImageRef, Rejected, _prints, clean, file_ref, list_images
 from tutelage.data.tabular import MASK_COLUMNS, mask_column, text_rows
@@ -42,17 +53,12 @@ def read_pairs(place: Path) -> tuple[LabelledPlace, MaskEncoding]:
     suffix = place.suffix.lower()
     if place.is_dir() and (place / "images").is_dir():
         listing = _read_folder(place)
-    elif place.is_dir() and (shards := sorted(place.glob("[!.]*.parquet")) or sorted(place.glob("data/[!.]*.parquet"))):
-        listing = LabelledPlace()
-        for shard in shards:
-            named = re.match(r"(train|test|validation|valid|val)(?=[-_.])", shard.name.lower())
-            listing.images += _read_shard(shard, _SPLIT_WORDS[named[1]] if named else "train").images
-    elif suffix == ".parquet":
-        listing = (
-            _read_shard(place, "train") if mask_column(_schema(place)) else _read_list(place, _parquet_rows(place))
-        )
-    elif suffix in (".csv", ".txt", ".tsv"):
-        listing = _read_list(place, _csv_rows(place))
+    elif place.is_dir() and (shards := _shards(place)):
+        listing = LabelledPlace([image for shard in shards for image in _read_shard(shard, _split_of(shard)).images])
+    elif suffix == ".parquet" and mask_column(_schema(place)):
+        listing = _read_shard(place, "train")
+    elif suffix in (".parquet", ".csv", ".txt", ".tsv"):
+        listing = _read_list(place, _columns(place))
     else:
         hint = f"put the images into images/ and the masks into masks/; tutelage reads {FORMS}"
         raise TutelageError(f"{place} has no images with masks", hint)
@@ -93,63 +99,48 @@ def _read_folder(place: Path) -> LabelledPlace:
     return listing
 
 
-def _read_list(place: Path, rows: Sequence[dict[str, str]]) -> LabelledPlace:
+def _read_list(place: Path, columns: dict[str, list[str]]) -> LabelledPlace:
     """Read images and masks named by a list, relative to its folder."""
     listing, seen = LabelledPlace(), set()
-    errors = _unknown_splits(place, [row.get("split", "") for row in rows])
-    without: list[str] = []
-    lost: list[str] = []
-    for row in rows:
-        paths = {kind: os.path.join(place.parent, row.get(kind, "")) for kind in ("image", "mask")}
-        if not row.get("image") or not row.get("mask"):
-            without.append(clean(row.get("image") or row.get("mask") or "an empty row"))
+    splits, groups = (columns.get(word) or [""] * len(columns["image"]) for word in ("split", "group"))
+    errors = _unknown_splits(place, splits)
+    path_of, without, lost = partial(os.path.join, place.parent), [], []
+    for image, mask, split, group in zip(columns["image"], columns["mask"], splits, groups, strict=True):
+        if not image or not mask:
+            without.append(clean(image or mask or "an empty row"))
             continue
-        gone = [row[kind] for kind, path in paths.items() if not os.path.isfile(path)]
-        lost += [clean(name) for name in gone]
-        if gone or paths["image"] in seen:
-            continue
-        seen.add(paths["image"])
-        image, mask = (file_ref(paths[kind], clean(row[kind].removeprefix("./"))) for kind in ("image", "mask"))
-        split = _SPLIT_WORDS.get(row.get("split", "").lower(), "train")
-        listing.images.append(LabelledRef(image, "", split, clean(row.get("group", "")), mask))
+        gone = [clean(name) for name in (image, mask) if not os.path.isfile(path_of(name))]
+        lost += gone
+        if not gone and path_of(image) not in seen:
+            seen.add(path_of(image))
+            refs = [file_ref(path_of(name), clean(name.removeprefix("./"))) for name in (image, mask)]
+            split = _SPLIT_WORDS.get(split.lower(), "train")
+            listing.images.append(LabelledRef(refs[0], "", split, clean(group), refs[1]))
     if without:
-        message = f"{place} has {len(without)} rows without an image or without a mask: {shown(without, 20)}"
-        errors.append(TutelageError(message, "give both in every row; images without labels belong in --gallery"))
+        errors.append(_unpaired(f"{place} has {len(without)} rows without an image or without a mask", without))
     if lost:
         errors.append(FilesMissing(place, lost, f"relative to {place.parent}"))
     raise_all(errors)
     return listing
 
 
-def _csv_rows(place: Path) -> list[dict[str, str]]:
-    """Return the rows of a text list with a header, under our column names."""
-    rows = text_rows(place, "image,mask")
+def _unpaired(message: str, names: Sequence[str]) -> TutelageError:
+    hint = "give both in every row; images without labels belong in --gallery"
+    return TutelageError(f"{message}: {shown(names, 20)}", hint)
+
+
+def _columns(place: Path) -> dict[str, list[str]]:
+    """Return the columns of a list, a text file with a header or Parquet, by our names."""
+    rows = [_schema(place).names] if place.suffix.lower() == ".parquet" else text_rows(place, "image,mask")
     header = rows[0] if rows else []
-    found = _found(place, header)
-    return [{word: row[at].strip() if at < len(row) else "" for word, at in found.items()} for row in rows[1:]]
-
-
-def _parquet_rows(place: Path) -> list[dict[str, str]]:
-    """Return the rows of a Parquet list, under our column names."""
-    names = _schema(place).names
-    found = _found(place, names)
-    table = pq.read_table(place, columns=[names[at] for at in found.values()])
-    columns = {word: table.column(names[at]).to_pylist() for word, at in found.items()}
-    return [
-        {word: "" if values[i] is None else str(values[i]) for word, values in columns.items()}
-        for i in range(table.num_rows)
-    ]
-
-
-def _found(place: Path, header: Sequence[str]) -> dict[str, int]:
-    """Map our name of a column to its index, for the columns that exist."""
-    lower = [cell.strip().lower() for cell in header]
-    found = {word: [lower.index(alias) for alias in aliases if alias in lower] for word, aliases in _COLUMNS.items()}
-    if not found["image"] or not found["mask"]:
+    found = _found(header, _COLUMNS)
+    if "image" not in found or "mask" not in found:
         message = f"{place} has no image and mask columns (columns: {shown(header, 20) or 'none'})"
         hint = "name columns image and mask (and optionally split and group), in a text list in its first line"
         raise TutelageError(message, hint)
-    return {word: places[0] for word, places in found.items() if places}
+    if place.suffix.lower() == ".parquet":
+        return _texts(place, {word: header[at] for word, at in found.items()})
+    return _cells(rows[1:], found)
 
 
 def _read_shard(place: Path, split: str) -> LabelledPlace:
@@ -161,24 +152,15 @@ def _read_shard(place: Path, split: str) -> LabelledPlace:
         raise TutelageError(message, f"name the column with the masks' bytes {' or '.join(MASK_COLUMNS)}")
     refs, rejected = list_images(place)
     listing = LabelledPlace(rejected=rejected)
-    named = {word: next((n for n in schema.names if n.lower() == word), "") for word in ("split", "group")}
-    table = pq.read_table(place, columns=[name for name in named.values() if name])
-    texts = {
-        word: [clean("" if v is None else str(v)) for v in table.column(name).to_pylist()] if name else [""] * len(refs)
-        for word, name in named.items()
-    }
+    texts = _texts(place, {n.lower(): n for n in reversed(schema.names) if n.lower() in ("split", "group")})
+    splits, groups = (texts.get(word) or [""] * len(refs) for word in ("split", "group"))
     empty = pq.read_table(place, columns=[column]).column(column).is_null().to_pylist()
-    errors = _unknown_splits(place, texts["split"])
-    if any(empty):
-        without = [ref.id for ref, none in zip(refs, empty, strict=True) if none]
-        message = f"{place} has {len(without)} images without a mask: {shown(without, 20)}"
-        errors.append(TutelageError(message, "give both in every row; images without labels belong in --gallery"))
+    errors = _unknown_splits(place, splits)
+    if without := [ref.id for ref, none in zip(refs, empty, strict=True) if none]:
+        errors.append(_unpaired(f"{place} has {len(without)} images without a mask", without))
     raise_all(errors)
     fingerprint = _prints("mask", os.path.abspath(place), os.stat(place))
-    for row, ref in enumerate(refs):
+    for row, (ref, own, group) in enumerate(zip(refs, splits, groups, strict=True)):
         mask = ImageRef(f"{ref.id} (mask)", ref.container, "mask", ref.position, -1, fingerprint(row))
-        own = texts["split"][row]
-        listing.images.append(
-            LabelledRef(ref, "", _SPLIT_WORDS[own.lower()] if own else split, texts["group"][row], mask)
-        )
+        listing.images.append(LabelledRef(ref, "", _SPLIT_WORDS[own.lower()] if own else split, group, mask))
     return listing

@@ -16,7 +16,7 @@ import numpy as np
 
 from tutelage.data.decode import _open, _orientation
 from tutelage.data.labelled import LabelledRef
-from tutelage.data.masks import IGNORE, Colour, MaskEncoding, Values, numbered, read_values, truth_of
+from tutelage.data.masks import IGNORE, Colour, MaskEncoding, numbered, read_values, truth_of
 from tutelage.data.segmentation_files import FORMS, read_pairs
 from tutelage.data.sources import Rejected, missing, read_bytes
 from tutelage.data.target_set import TargetSet, _grouped, _held_out, _merge, check_places
@@ -79,19 +79,9 @@ def read_dense_set(
     images = [replace(i, ref=replace(i.ref, id=ids[i.ref.fingerprint])) for i in images]
     found = _examined(images, coding)
     raise_all(_faults(images, found, coding, target))
-    bad = [Rejected(i.ref.id, one.fault) for i, one in zip(images, found, strict=True) if one.fault]
-    good = [(i, one) for i, one in zip(images, found, strict=True) if not one.fault]
-    counts = np.array([one.counts for _, one in good], np.int64).reshape(len(good), len(coding.classes))
-    raise_all(_lost(good, counts, coding, target))
-    notes += _remarks(good, counts, sides(size))
-    rarity = counts.sum(axis=0)
-    labels = np.where(counts > 0, np.where(rarity > 0, rarity, 1), np.iinfo(np.int64).max).argmin(axis=1)
-    return TargetSet(
-        "segmentation", coding.classes, [i.ref for i, _ in good], labels.astype(np.int64),
-        np.array([i.split for i, _ in good], np.str_), np.array([i.group for i, _ in good], np.str_), tuple(notes),
-        (*rejected, *bad), tuple(i.mask for i, _ in good if i.mask), tuple(one.truth for _, one in good), counts,
-        _palette(coding, found), coding.coloured and any(one.coloured for one in found), coding.ignored,
-    )  # fmt: skip
+    made = _numbered(images, found, coding, rejected)
+    raise_all(_lost(made, target))
+    return replace(made, notes=(*notes, *_remarks(made, found, sides(size))))
 
 
 def read_any_dense(target: str | Path, classes: Sequence[str]) -> TargetSet:
@@ -104,15 +94,24 @@ def read_any_dense(target: str | Path, classes: Sequence[str]) -> TargetSet:
         raise TutelageError(message, "use the classes.txt of the run's target set")
     found = _examined(listing.images, coding)
     raise_all(_faults(listing.images, found, coding, target, least=0))
-    good = [(i, one) for i, one in zip(listing.images, found, strict=True) if not one.fault]
-    counts = np.array([one.counts for _, one in good], np.int64).reshape(len(good), len(classes))
-    bad = [Rejected(i.ref.id, one.fault) for i, one in zip(listing.images, found, strict=True) if one.fault]
+    return replace(_numbered(listing.images, found, coding, listing.rejected), notes=tuple(listing.notes))
+
+
+def _numbered(
+    images: Sequence[LabelledRef], found: Sequence[_Found], coding: MaskEncoding, rejected: Sequence[Rejected]
+) -> TargetSet:
+    """Build the target set: pairs with a usable mask become rows, the others are rejected."""
+    good = [(i, one) for i, one in zip(images, found, strict=True) if not one.fault]
+    bad = [Rejected(i.ref.id, one.fault) for i, one in zip(images, found, strict=True) if one.fault]
+    counts = np.array([one.counts for _, one in good], np.int64).reshape(len(good), len(coding.classes))
+    rarity = np.maximum(counts.sum(axis=0), 1)
     return TargetSet(
-        "segmentation", coding.classes, [i.ref for i, _ in good], np.zeros(len(good), np.int64),
-        np.array([i.split for i, _ in good], np.str_), np.array([i.group for i, _ in good], np.str_),
-        tuple(listing.notes), (*listing.rejected, *bad), tuple(i.mask for i, _ in good if i.mask),
-        tuple(one.truth for _, one in good), counts, _palette(coding, found),
-        coding.coloured and any(one.coloured for one in found), coding.ignored,
+        "segmentation", coding.classes, [i.ref for i, _ in good],
+        labels=np.where(counts > 0, rarity, np.iinfo(np.int64).max).argmin(axis=1).astype(np.int64),
+        splits=np.array([i.split for i, _ in good], np.str_), groups=np.array([i.group for i, _ in good], np.str_),
+        rejected=(*rejected, *bad), masks=tuple(i.mask for i, _ in good if i.mask),
+        truths=tuple(one.truth for _, one in good), pixels=counts, colours=_palette(coding, found),
+        coloured=coding.coloured and any(one.coloured for one in found), ignored=coding.ignored,
     )  # fmt: skip
 
 
@@ -125,25 +124,23 @@ def _examined(images: Sequence[LabelledRef], coding: MaskEncoding) -> list[_Foun
             pictures = dict(read_bytes([image.ref for image in part]))
             masks = dict(read_bytes([image.mask for image in part if image.mask]))
             pairs = [(pictures[i], masks[i], coding) for i in range(len(part))]
-            found += pool.map(_pair, pairs)
+            found += pool.map(lambda pair: _pair(*pair), pairs)
     return found
 
 
-def _pair(pair: tuple[bytes | Unreadable, bytes | Unreadable, MaskEncoding]) -> _Found:
+def _pair(picture: bytes | Unreadable, mask: bytes | Unreadable, coding: MaskEncoding) -> _Found:
     """Examine one image and its mask."""
-    picture, mask, coding = pair
-    if isinstance(mask, Unreadable):
-        return _Found(fault=f"its mask: {mask}")
     try:
-        values: Values = read_values(mask)
+        if isinstance(mask, Unreadable):
+            raise mask
+        values = read_values(mask)
     except Unreadable as reason:
         return _Found(fault=f"its mask: {reason}")
     kept, strange = numbered(values, coding)
     counts = np.bincount(kept.reshape(-1), minlength=IGNORE + 1)[: len(coding.classes)]
-    truth = truth_of(kept)
-    size = _size(picture) or kept.shape
-    sizes = ((size[0], size[1]), (kept.shape[0], kept.shape[1]))
-    return _Found("", strange, values.pixels.ndim == 3, sizes, counts, truth, values.palette)
+    height, width = kept.shape
+    sizes = _size(picture) or (height, width), (height, width)
+    return _Found("", strange, values.pixels.ndim == 3, sizes, counts, truth_of(kept), values.palette)
 
 
 def _size(picture: bytes | Unreadable) -> tuple[int, int] | None:
@@ -199,25 +196,25 @@ def _faults(
     return errors
 
 
-def _lost(
-    good: Sequence[tuple[LabelledRef, _Found]], counts: np.ndarray, coding: MaskEncoding, target: str | Path
-) -> list[TutelageError]:
+def _lost(made: TargetSet, target: str | Path) -> list[TutelageError]:
     """Return errors for classes without a pixel in train or in test."""
     errors = []
     for split in ("train", "test"):
-        rows = [i for i, (image, _) in enumerate(good) if image.split == split]
-        lost = [name for name, seen in zip(coding.classes, counts[rows].sum(axis=0), strict=True) if not seen]
-        if rows and lost:
+        rows = np.flatnonzero(made.splits == split)
+        lost = [name for name, seen in zip(made.classes, made.shows(rows).sum(axis=0), strict=True) if not seen]
+        if len(rows) and lost:
             which = f"{len(lost)} classes in the {len(rows)} {split} images: {shown(lost, 10)}"
             hint = "add images so that train and test show every class, give another --test, or remove the class"
             errors.append(TutelageError(f"{target} has no pixel of {which}", hint))
     return errors
 
 
-def _remarks(good: Sequence[tuple[LabelledRef, _Found]], counts: np.ndarray, size: tuple[int, int]) -> list[str]:
+def _remarks(made: TargetSet, found: Sequence[_Found], size: tuple[int, int]) -> list[str]:
     """Return notes on masks with at most one class, which help little and are often a fault of the tool, and on small images."""
-    plain = [image.ref.id for (image, _), few in zip(good, ((counts > 0).sum(axis=1) < 2).tolist(), strict=True) if few]
-    small = [image.ref.id for image, one in good if one.sizes[0][0] < size[0] or one.sizes[0][1] < size[1]]
+    few = made.shows(np.arange(len(made.refs))).sum(axis=1) < 2
+    plain = [ref.id for ref, one in zip(made.refs, few, strict=True) if one]
+    sizes = [one.sizes[0] for one in found if not one.fault]
+    small = [ref.id for ref, own in zip(made.refs, sizes, strict=True) if own[0] < size[0] or own[1] < size[1]]
     notes = [f"{len(plain)} masks show one class or none: {shown(plain)}"] if plain else []
     if small:
         text = f"{len(small)} images are smaller than the student's {size[0]} x {size[1]} pixels and are enlarged"

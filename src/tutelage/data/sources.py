@@ -10,12 +10,12 @@ from __future__ import annotations
 import errno
 import gzip
 import hashlib
-import itertools
 import os
 import re
 import stat
 import struct
 import tarfile
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ from tutelage.errors import TutelageError, Unreadable, did_you_mean
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif", ".ppm", ".pgm")
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
-PARQUET_SUFFIXES = (".parquet",)
+SUFFIXES = (*IMAGE_SUFFIXES, *TAR_SUFFIXES, ".parquet")
 MAX_BYTES = 1 << 30  # no image of at most decode.MAX_PIXELS needs more
 
 
@@ -76,17 +76,15 @@ def list_images(root: str | Path) -> tuple[list[ImageRef], list[Rejected]]:
     path = os.path.abspath(root)
     if not os.path.exists(path):
         raise missing(root)
-    refs: list[ImageRef] = []
-    rejected: list[Rejected] = []
-    if os.path.isdir(path):
-        _walk(path, "", frozenset(), refs, rejected)
-        return refs, rejected
     name = os.path.basename(path)
-    if not name.lower().endswith(IMAGE_SUFFIXES + TAR_SUFFIXES + PARQUET_SUFFIXES):
+    if os.path.isdir(path):
+        found = list(_walk(path, "", frozenset()))
+    elif name.lower().endswith(SUFFIXES):
+        found = _inside(path, clean(name), alone=True)
+    else:
         hint = f"use a folder, a .tar, .tar.gz, .tgz or .parquet file, or an image ({' '.join(IMAGE_SUFFIXES)})"
         raise TutelageError(f"{root} is not a kind of file that tutelage reads", hint)
-    _add(path, clean(name), refs, rejected, alone=True)
-    return refs, rejected
+    return [one for one in found if isinstance(one, ImageRef)], [one for one in found if isinstance(one, Rejected)]
 
 
 def file_ref(path: str, id: str) -> ImageRef:
@@ -101,21 +99,19 @@ def read_bytes(refs: Sequence[ImageRef]) -> Iterator[tuple[int, bytes | Unreadab
 
     Memory holds one image of a file or tar, or BATCH_BYTES of a Parquet column (only the image column is read).
     """
-    rank: dict[str, int] = {}
-    for ref in refs:
-        rank.setdefault(ref.container, len(rank))
-    order = sorted(range(len(refs)), key=lambda i: (rank[refs[i].container], refs[i].position))
-    for _, group in itertools.groupby(order, key=lambda i: refs[i].container):
-        wanted, done = list(group), 0
+    positions: dict[str, list[int]] = defaultdict(list)
+    for i, ref in enumerate(refs):
+        positions[ref.container].append(i)
+    for wanted in positions.values():
+        wanted.sort(key=lambda i: refs[i].position)
         reader = {"file": _read_file, "tar": _read_tar, "parquet": read_rows, "mask": read_rows}[refs[wanted[0]].kind]
+        left, reason = iter(wanted), "the container ends before this image"
         try:
             for data in reader([refs[i] for i in wanted]):
-                done += 1
-                yield wanted[done - 1], data
-            reason = "the container ends before this image"
+                yield next(left), data
         except Exception as error:  # the readers of broken files raise almost anything
             reason = why(error)
-        for i in wanted[done:]:
+        for i in left:
             yield i, Unreadable(reason)
 
 
@@ -144,13 +140,13 @@ def why(error: Exception) -> str:
     return f"cannot be read: {' '.join(str(error).split())[:120] or type(error).__name__}"
 
 
-def _walk(folder: str, prefix: str, above: frozenset, refs: list[ImageRef], rejected: list[Rejected]) -> None:
-    """Add all images under one folder; `above` holds (device, inode) of the folders that lead here."""
+def _walk(folder: str, prefix: str, above: frozenset) -> Iterator[ImageRef | Rejected]:
+    """Yield all images under one folder; `above` holds (device, inode) of the folders that lead here."""
     try:
         status = os.stat(folder)
         names = sorted(os.listdir(folder))
     except OSError as error:
-        rejected.append(Rejected(clean(prefix) or clean(folder), why(error)))
+        yield Rejected(clean(prefix) or clean(folder), why(error))
         return
     if (key := (status.st_dev, status.st_ino)) in above:  # a link back up
         return
@@ -159,32 +155,30 @@ def _walk(folder: str, prefix: str, above: frozenset, refs: list[ImageRef], reje
         if name.startswith("."):
             continue
         if os.path.isdir(path):
-            _walk(path, prefix + name + "/", above | {key}, refs, rejected)
-        elif name.lower().endswith(IMAGE_SUFFIXES + TAR_SUFFIXES + PARQUET_SUFFIXES):
-            _add(path, clean(prefix + name), refs, rejected, alone=False)
+            yield from _walk(path, prefix + name + "/", above | {key})
+        elif name.lower().endswith(SUFFIXES):
+            yield from _inside(path, clean(prefix + name), alone=False)
 
 
-def _add(path: str, id: str, refs: list[ImageRef], rejected: list[Rejected], alone: bool) -> None:
-    """Add the images of one file. `alone`: the user named this very file, so that a wrong kind of Parquet is an error."""
+def _inside(path: str, id: str, alone: bool) -> Sequence[ImageRef | Rejected]:
+    """Return the images of one file. `alone`: the user named this very file, so that a wrong kind of Parquet is an error."""
     name = id.lower()
     try:
         if name.endswith(TAR_SUFFIXES):
-            _list_tar(path, id, refs, rejected)
-        elif name.endswith(PARQUET_SUFFIXES):
-            _list_parquet(path, id, refs)
-        else:
-            refs.append(file_ref(path, id))
+            return _list_tar(path, id)
+        return _list_parquet(path, id) if name.endswith(".parquet") else [file_ref(path, id)]
     except FileNotFoundError:
-        rejected.append(Rejected(id, "a link to nothing" if os.path.islink(path) else "the file is gone"))
+        reason = "a link to nothing" if os.path.islink(path) else "the file is gone"
     except TutelageError as error:
         if alone or "no image column" not in error.message:
             raise
-        rejected.append(Rejected(id, error.message.removeprefix(f"{path}: ")))  # such as a manifest among images
+        reason = error.message.removeprefix(f"{path}: ")  # such as a manifest among images
     except Exception as error:  # the readers of broken files raise almost anything
-        if alone and name.endswith(PARQUET_SUFFIXES):
+        reason = why(error)
+        if alone and name.endswith(".parquet"):
             hint = "check that it is a whole Parquet file, or copy it again"
-            raise TutelageError(f"{path} {why(error)}", hint) from error
-        rejected.append(Rejected(id, why(error)))
+            raise TutelageError(f"{path} {reason}", hint) from error
+    return [Rejected(id, reason)]
 
 
 def _regular(path: str) -> os.stat_result:
@@ -218,30 +212,30 @@ def _open_tar(path: str) -> IO[bytes]:
     return cast(IO[bytes], gzip.open(path, "rb")) if packed else open(path, "rb")
 
 
-def _list_tar(path: str, id: str, refs: list[ImageRef], rejected: list[Rejected]) -> None:
-    """Add the images of a tar. Of members with the same name the last one counts, as when unpacked."""
+def _list_tar(path: str, id: str) -> list[ImageRef | Rejected]:
+    """Return the images of a tar. Of members with the same name the last one counts, as when unpacked."""
     status = _regular(path)
     fingerprint = _prints("tar", path, status)
     last: dict[str, ImageRef] = {}
+    rejected: list[Rejected] = []
     with _open_tar(path) as stream:
         size = None if isinstance(stream, gzip.GzipFile) else status.st_size
         try:
             for member in _members(stream, size):
                 name = clean(member.name).removeprefix("./")
                 member_id = f"{id}/{name}"
-                reason = _refusal(member)
-                if reason:
+                if reason := _refusal(member):
                     rejected.append(Rejected(member_id, reason))
                 elif name.lower().endswith(IMAGE_SUFFIXES) and "/." not in f"/{name}":
                     if member_id in last:
-                        rejected.append(
-                            Rejected(member_id, "this name comes again later in the tar; the last one counts")
-                        )
+                        reason = "this name comes again later in the tar; the last one counts"
+                        rejected.append(Rejected(member_id, reason))
                     at = member.offset_data
                     last[member_id] = ImageRef(member_id, path, "tar", at, member.size, fingerprint(at))
         except Unreadable as error:
             rejected.append(Rejected(id, f"{error}; images before that are used"))
-    refs.extend(sorted(last.values(), key=lambda ref: ref.position))
+    refs = sorted(last.values(), key=lambda ref: ref.position)
+    return [*refs, *rejected]
 
 
 def _members(stream: IO[bytes], size: int | None) -> Iterator[tarfile.TarInfo]:
@@ -322,9 +316,9 @@ def _read_file(refs: list[ImageRef]) -> Iterator[bytes | Unreadable]:
 # Parquet
 
 
-def _list_parquet(path: str, id: str, refs: list[ImageRef]) -> None:
+def _list_parquet(path: str, id: str) -> list[ImageRef]:
     fingerprint = _prints("parquet", path, _regular(path))
     with pq.ParquetFile(path) as file:
         image_column(file.schema_arrow, path)
         rows = file.metadata.num_rows
-    refs.extend(ImageRef(f"{id}#{row}", path, "parquet", row, -1, fingerprint(row)) for row in range(rows))
+    return [ImageRef(f"{id}#{row}", path, "parquet", row, -1, fingerprint(row)) for row in range(rows)]

@@ -97,6 +97,5 @@ def _group_size(file: pq.ParquetFile, group: int, leaf: str) -> tuple[int, float
     """Return the number of rows of a row group and the mean number of bytes of an image in it."""
     meta = file.metadata.row_group(group)
     columns = (meta.column(i) for i in range(meta.num_columns))
-    return meta.num_rows, sum(c.total_uncompressed_size for c in columns if c.path_in_schema == leaf) / max(
-        meta.num_rows, 1
-    )
+    size = sum(column.total_uncompressed_size for column in columns if column.path_in_schema == leaf)
+    return meta.num_rows, size / max(meta.num_rows, 1)

@@ -20,7 +20,6 @@ from tutelage.data.labelled import FORMS, LabelledPlace, LabelledRef, read_label
 from tutelage.data.sources import SOURCE, ImageRef, Rejected, missing
 from tutelage.errors import TutelageError, did_you_mean, raise_all, shown
 
-SPLITS = ("train", "val", "test")
 TEST_SHARE = 0.2  # share held out if no test split is given
 
 
@@ -281,25 +280,20 @@ def _merge(listings: dict[str, LabelledPlace], places: dict[str, Path]):
     """
     notes = [note for listing in listings.values() for note in listing.notes]
     own = Counter(image.split for image in listings[""].images)
-    parts = []
+    images, listed = [], []
     for split, listing in listings.items():
-        if split:
-            part = [replace(image, split=split) for image in listing.images]
-            if own[split]:
-                notes.append(f"the target set's own {own[split]} {split} images are left out: {places[split]} is given")
-        else:
-            part = [image for image in listing.images if image.split not in listings]
-        parts.append(part)
-    bad = [listing.rejected for listing in listings.values()]
-    raise_all(_taken_twice({}, [image for part in parts for image in part]))
-    refs = [([image.ref for image in part], bads) for part, bads in zip(parts, bad, strict=True)]
-    renamed = unique_ids(refs, place_names(list(places.values())))
-    ids = {
-        old.fingerprint: new.id
-        for (before, _), (after, _) in zip(refs, renamed, strict=True)
-        for old, new in zip(before, after, strict=True)
-    }
-    return [image for part in parts for image in part], [b for _, bads in renamed for b in bads], notes, ids
+        part = [replace(image, split=split or image.split) for image in listing.images]
+        if not split:
+            part = [image for image in part if image.split not in listings]
+        elif own[split]:
+            notes.append(f"the target set's own {own[split]} {split} images are left out: {places[split]} is given")
+        images += part
+        listed.append(([image.ref for image in part], listing.rejected))
+    raise_all(_taken_twice({}, images))
+    renamed = unique_ids(listed, place_names(list(places.values())))
+    new = [ref.id for refs, _ in renamed for ref in refs]
+    ids = {image.ref.fingerprint: id for image, id in zip(images, new, strict=True)}
+    return images, [bad for _, rejected in renamed for bad in rejected], notes, ids
 
 
 def _held_out(images: list[LabelledRef], shares: dict[str, float], notes: list[str]) -> list[LabelledRef]:

@@ -21,7 +21,7 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 from pydantic import BaseModel, Field, ValidationError
 
-from tutelage.deploy.runtime import ABOUT, EXPORT, FLOAT, LABELS
+from tutelage.deploy.runtime import ABOUT, EXPORT, FLOAT, LABELS, listed
 from tutelage.errors import TutelageError, raise_all, shown
 from tutelage.run_folder import write_text
 from tutelage.version import __version__
@@ -93,12 +93,8 @@ def _faults_of(out: Path) -> list[TutelageError]:
         return [_unwritable(out, f"{nearest} is a file")]
     path = out / "index.html"
     if path.exists() and (path.is_dir() or GENERATOR not in path.read_bytes()[:1000].decode(errors="replace")):
-        return [
-            TutelageError(
-                f"--out {out}: its index.html was not written by tutelage demo-page",
-                "choose another --out: a new folder, or one with such a page",
-            )
-        ]
+        hint = "choose another --out: a new folder, or one with such a page"
+        return [TutelageError(f"--out {out}: its index.html was not written by tutelage demo-page", hint)]
     return []
 
 
@@ -158,17 +154,16 @@ def _page(folder: Path) -> str:
     about = _preprocess(folder, data[ABOUT])
     package = files("tutelage")
     runtime = package / "deploy" / "onnxruntime_web"
-    texts = {
-        part: (package / "deploy" / "page" / part).read_text(encoding="utf-8")
-        for part in ("page.css", "preprocess.js", "page.js")
-    }
+    sources = ("page.css", "preprocess.js", "page.js")
+    texts = {name: (package / "deploy" / "page" / name).read_text(encoding="utf-8") for name in sources}
+    everything = json.dumps({"labels": labels, "preprocess": about.model_dump(), "tall_first": TALL_FIRST})
     environment = Environment(loader=PackageLoader("tutelage", "deploy/page"), autoescape=True)
     return environment.get_template("index.html.j2").render(
         generator=f"{GENERATOR} {__version__}", title=_title(folder), labels=labels, version=__version__, file=name,
         megabytes=len(data[name]) / 1e6, size=about.size, resize=about.resize, unsure_below=about.unsure_below,
         style=Markup((package / "reporting" / "style.css").read_text(encoding="utf-8") + texts["page.css"]),
         wasm=Markup(_packed(lzma.decompress((runtime / "ort-wasm-simd-threaded.wasm.xz").read_bytes()))),
-        model=Markup(_packed(data[name])), about=_json({"labels": labels, "preprocess": about.model_dump(), "tall_first": TALL_FIRST}),
+        model=Markup(_packed(data[name])), about=Markup(everything.replace("<", "\\u003c")),
         runtime=(runtime / "VERSION").read_text(encoding="utf-8").partition(",")[0],
         licence=Markup((runtime / "LICENSE").read_text(encoding="utf-8")),
         ort=Markup(_as_global((runtime / "ort.wasm.bundle.min.mjs").read_text(encoding="utf-8"))),
@@ -178,37 +173,26 @@ def _page(folder: Path) -> str:
 
 def _checked(folder: Path) -> tuple[str, dict[str, bytes]]:
     """Return the name of the model that export.json recommends, and the bytes of the files a page needs, their hashes checked."""
-    try:
-        about = json.loads((folder / EXPORT).read_text(encoding="utf-8"))
-        hashes, name = dict(about["files"]), str(about.get("recommended", FLOAT))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = getattr(error, "strerror", None) or "cannot be read"
-        raise TutelageError(
-            f"--export {folder} is not an export folder ({EXPORT}: {reason})",
-            "create one with `tutelage export RUN`, which writes RUN/export",
-        ) from None
+    export = listed(folder, "--export ")
+    name = str(export.get("recommended", FLOAT))
     if (folder / name).is_file() and (large := (folder / name).stat().st_size) > MEGABYTES * 1e6:
-        raise TutelageError(
-            f"--export {folder}: {name} is {large / 1e6:,.0f} MB, but browsers can open models of at most {MEGABYTES} MB",
-            "use a smaller student, or `tutelage predict`, which has no such limit",
-        )
+        message = f"{name} is {large / 1e6:,.0f} MB, but browsers can open models of at most {MEGABYTES} MB"
+        hint = "use a smaller student, or `tutelage predict`, which has no such limit"
+        raise TutelageError(f"--export {folder}: {message}", hint)
     data = {one: (folder / one).read_bytes() for one in (name, LABELS, ABOUT) if (folder / one).is_file()}
     odd = [
         f"{one} ({'changed' if one in data else 'missing'})"
         for one in (name, LABELS, ABOUT)
-        if one not in data or hashlib.sha256(data[one]).hexdigest() != hashes.get(one)
+        if one not in data or hashlib.sha256(data[one]).hexdigest() != export["files"].get(one)
     ]
     if odd:
-        raise TutelageError(
-            f"--export {folder}: files do not match the hashes in {EXPORT}: {shown(odd)}",
-            "restore them, or export again",
-        )
-    newest = bytes([IR_VERSION])  # the first field of an ONNX file is its IR version, one byte
-    if data[name][:1] == b"\x08" and data[name][1:2] > newest:
-        raise TutelageError(
-            f"--export {folder}: {name} has ONNX IR version {data[name][1]}; onnxruntime-web reads version {IR_VERSION} or less",
-            f"export again with tutelage {__version__}, or lower the model's ir_version",
-        )
+        message = f"--export {folder}: files do not match the hashes in {EXPORT}: {shown(odd)}"
+        raise TutelageError(message, "restore them, or export again")
+    field, version = data[name][:1], data[name][1:2]  # the first field of an ONNX file is its IR version, one byte
+    if field == b"\x08" and version > bytes([IR_VERSION]):
+        message = f"{name} has ONNX IR version {version[0]}; onnxruntime-web reads version {IR_VERSION} or less"
+        hint = f"export again with tutelage {__version__}, or lower the model's ir_version"
+        raise TutelageError(f"--export {folder}: {message}", hint)
     return name, data
 
 
@@ -226,10 +210,8 @@ def _labels(folder: Path, data: bytes) -> list[str]:
 def _preprocess(folder: Path, data: bytes) -> Preprocess:
     """Parse and check preprocess.json."""
     if b'"segmentation"' in data:
-        raise TutelageError(
-            f"{folder} holds a segmentation model, but the page needs a classifier",
-            "use `tutelage predict`, which writes masks",
-        )
+        message = f"{folder} holds a segmentation model, but the page needs a classifier"
+        raise TutelageError(message, "use `tutelage predict`, which writes masks")
     try:
         return Preprocess.model_validate_json(data)
     except ValidationError as error:
@@ -247,11 +229,6 @@ def _title(folder: Path) -> str:
 def _packed(data: bytes) -> str:
     """gzip in base 64; equal bytes give equal text."""
     return base64.b64encode(gzip.compress(data, 9, mtime=0)).decode("ascii")
-
-
-def _json(value: Any) -> Markup:
-    """JSON for a script element, every < escaped."""
-    return Markup(json.dumps(value).replace("<", "\\u003c"))
 
 
 def _as_global(bundle: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -11,8 +10,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from tutelage.deploy.runtime import EXPORT, changed_files
-from tutelage.run_folder import TEMPORARY, read_json, write_json
+from tutelage.deploy.runtime import EXPORT, changed_files, file_hash, listed
+from tutelage.errors import TutelageError
+from tutelage.run_folder import TEMPORARY, write_json
 
 
 @contextlib.contextmanager
@@ -50,18 +50,15 @@ def settle(folder: Path, place: Path, about: dict[str, Any]) -> Path | None:
 
 def hashes(folder: Path) -> dict[str, str]:
     """SHA-256 (hex) of each file of a folder but export.json, by name."""
-    import hashlib
-
     paths = sorted(path for path in folder.iterdir() if path.is_file() and path.name != EXPORT)
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    return {path.name: file_hash(path) for path in paths}
 
 
 def changed_by_hand(folder: Path) -> bool:
     """Whether an export folder differs from what was written to it."""
     try:
-        about = read_json(folder / EXPORT)
-        files = about["files"]
-    except (json.JSONDecodeError, TypeError, KeyError):
+        about = listed(folder)
+    except TutelageError:
         return True
-    more = {path.name for path in folder.iterdir()} - {*files, *about.get("added", ()), EXPORT}
-    return bool(changed_files(folder, files) or more)
+    more = {path.name for path in folder.iterdir()} - {*about["files"], *about.get("added", ()), EXPORT}
+    return bool(changed_files(folder, about["files"]) or more)

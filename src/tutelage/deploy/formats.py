@@ -32,12 +32,10 @@ def check(names: Sequence[str]) -> None:
         if name == "executorch" and importlib.util.find_spec("executorch") is None:
             faults.append(TutelageError("--format executorch: it is not installed", "run `pip install executorch`"))
         if name == "coreml" and sys.platform != "darwin":
-            faults.append(
-                TutelageError(
-                    "--format coreml needs macOS: every export is verified by running it, and Core ML files run only there",
-                    "export on a Mac, or convert model.onnx there",
-                )
+            message = (
+                "--format coreml needs macOS: every export is verified by running it, and Core ML files run only there"
             )
+            faults.append(TutelageError(message, "export on a Mac, or convert model.onnx there"))
         elif name == "coreml" and importlib.util.find_spec("coremltools") is None:
             faults.append(TutelageError("--format coreml: coremltools is missing", "run `pip install coremltools`"))
     raise_all(faults)
@@ -56,9 +54,8 @@ def write(name: str, module: Any, size: Size, baked: bool, folder: Path) -> tupl
         the path of the file, and a function that runs it: (n, ...) inputs -> (n, ...) float32 outputs.
     """
     path = folder / FILES[name]
-    return path, {"torchscript": _torchscript, "executorch": _executorch, "coreml": _coreml}[name](
-        module, size, baked, path
-    )
+    writers = {"torchscript": _torchscript, "executorch": _executorch, "coreml": _coreml}
+    return path, writers[name](module, size, baked, path)
 
 
 def _torchscript(module: Any, size: Size, baked: bool, path: Path) -> Program:
@@ -96,12 +93,8 @@ def _coreml(module: Any, size: Size, baked: bool, path: Path) -> Program:
 
     images = example(size, baked, 1)
     traced = torch.jit.trace(module, (images,), check_trace=False)
-    kind = np.uint8 if baked else np.float32
-    model = coremltools.convert(
-        traced,
-        inputs=[coremltools.TensorType("images", images.shape, kind)],
-        compute_precision=coremltools.precision.FLOAT32,
-    )
+    inputs = [coremltools.TensorType("images", images.shape, np.uint8 if baked else np.float32)]
+    model = coremltools.convert(traced, inputs=inputs, compute_precision=coremltools.precision.FLOAT32)
     model.save(str(path))
     return lambda inputs: np.concatenate(
         [next(iter(model.predict({"images": inputs[i : i + 1]}).values())) for i in range(len(inputs))]

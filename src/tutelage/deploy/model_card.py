@@ -32,9 +32,8 @@ def model_card(
     """
     report, student = stages["report"], stages["report"]["delivered"]
     test, baseline = student.get("test"), student["what"] == "baseline"
-    environment = Environment(
-        loader=PackageLoader("tutelage", "deploy"), trim_blocks=True, lstrip_blocks=True, autoescape=False
-    )
+    templates = PackageLoader("tutelage", "deploy")
+    environment = Environment(loader=templates, trim_blocks=True, lstrip_blocks=True, autoescape=False)
     classes = [_cell(name) for name in report["classes"]]
     return environment.get_template("model_card.md.j2").render(
         name=run.resolve().name, classes=classes, kind=f"image-{stages['transfer_set']['task']}",
@@ -42,7 +41,7 @@ def model_card(
         judged_on=stages["student"]["judged_on"], words=words_of(test), interval=_interval(test),
         rows=_per_class(classes, test), confusions=_confusions(classes, test), teacher={**report.get("teacher", {}), **teacher},
         licence=NOT_USED if baseline else licence_note(teacher.get("licence", "unknown")),
-        set=stages["transfer_set"], settings=settings, command=command(settings), export=export,
+        set=stages["transfer_set"], settings=settings, command=command("run", settings), export=export,
         findings=diagnose(report, {name: one or {} for name, one in stages.items()}), low=_lowest(classes, test),
     )  # fmt: skip
 
@@ -115,9 +114,7 @@ def _confusions(classes: list[str], test: dict[str, Any] | None) -> list[dict[st
 
 
 def _lowest(classes: list[str], test: dict[str, Any] | None) -> list[tuple[str, float]]:
-    there = [
-        (name, recall)
-        for name, recall in zip(classes, (test or {}).get("recall", []), strict=False)
-        if recall is not None
-    ]
+    if not test:
+        return []
+    there = [(name, recall) for name, recall in zip(classes, test["recall"], strict=True) if recall is not None]
     return sorted(there, key=lambda one: one[1])[:3]

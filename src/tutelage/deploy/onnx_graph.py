@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import io
+import functools
 import logging
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from tutelage.deploy.quiet import quiet
 from tutelage.errors import TutelageError
 from tutelage.image_size import Size, sides
 
@@ -71,17 +70,16 @@ def write_onnx(module: nn.Module, size: Size, baked: bool, path: Path) -> None:
         import onnx
         import onnxscript  # noqa: F401  # torch's exporter needs it
     except ImportError:
-        message = "onnx and onnxscript are not installed"
-        raise TutelageError(message, "run `pip install 'tutelage[export]'`") from None
+        hint = "run `pip install 'tutelage[export]'`"
+        raise TutelageError("onnx and onnxscript are not installed", hint) from None
 
     images = example(size, baked)
     try:
         program = _exported(module, images, names=(BAKED_INPUT, BAKED_OUTPUT) if baked else (INPUT, OUTPUT))
     except Exception as error:
         name, reason = _culprit(module, images, error)
-        raise TutelageError(
-            f"{name} cannot be exported: {reason}", "choose a student whose operations all have an ONNX form"
-        ) from error
+        hint = "choose a student whose operations all have an ONNX form"
+        raise TutelageError(f"{name} cannot be exported: {reason}", hint) from error
     model = program.model_proto
     for node in model.graph.node:
         del node.metadata_props[:]
@@ -95,30 +93,11 @@ def write_onnx(module: nn.Module, size: Size, baked: bool, path: Path) -> None:
 def _exported(module: nn.Module, images: torch.Tensor, names: tuple[str, str] | None = None) -> Any:
     """Run torch's ONNX exporter with its progress output suppressed."""
     more: dict[str, Any] = {"input_names": [names[0]], "output_names": [names[1]]} if names else {}
-    with _quiet(), torch.no_grad():
+    with quiet(logging.ERROR), torch.no_grad():
         return torch.onnx.export(
             module, (images,), dynamo=True, dynamic_shapes=({0: torch.export.Dim("batch")},), opset_version=OPSET,
             external_data=False, optimize=True, verbose=False, **more,
         )  # fmt: skip
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    logs = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [log.level for log in logs]
-    with (
-        warnings.catch_warnings(),
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-    ):
-        warnings.simplefilter("ignore")
-        for log in logs:
-            log.setLevel(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            for log, level in zip(logs, levels, strict=True):
-                log.setLevel(level)
 
 
 def _culprit(module: nn.Module, images: torch.Tensor, error: Exception) -> tuple[str, str]:
@@ -137,36 +116,32 @@ def _culprit(module: nn.Module, images: torch.Tensor, error: Exception) -> tuple
                 break
         else:
             break
-    kind = "" if part is module else f" ({type(part).__name__})"
+    if part is not module:
+        name = f"layer {name} ({type(part).__name__})"
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
-    return f"layer {name}{kind}" if part is not module else name, " ".join(str(cause).split())[:200]
+    return name, " ".join(str(cause).split())[:200]
 
 
 def _inputs_of_children(module: nn.Module, images: torch.Tensor) -> dict[str, torch.Tensor]:
     """The input that each child with a single tensor argument gets in a forward pass."""
     found: dict[str, torch.Tensor] = {}
-    hooks = []
-    for name, child in module.named_children():
 
-        def keep(_: nn.Module, given: tuple[Any, ...], name: str = name) -> None:
-            if len(given) == 1 and isinstance(given[0], torch.Tensor):
-                found.setdefault(name, given[0].detach())
+    def keep(name: str, _: nn.Module, given: tuple[Any, ...]) -> None:
+        if len(given) == 1 and isinstance(given[0], torch.Tensor):
+            found.setdefault(name, given[0].detach())
 
-        hooks.append(child.register_forward_pre_hook(keep))
-    try:
-        with torch.no_grad(), contextlib.suppress(Exception):
-            module(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with torch.no_grad(), contextlib.suppress(Exception), contextlib.ExitStack() as hooks:
+        for name, child in module.named_children():
+            hooks.enter_context(child.register_forward_pre_hook(functools.partial(keep, name)))
+        module(images)
     return found
 
 
 def write_torchscript(module: nn.Module, size: Size, baked: bool, path: Path) -> None:
     """Write a module as TorchScript, for programs that run libtorch."""
-    with _quiet(), torch.no_grad():
+    with quiet(logging.ERROR), torch.no_grad():
         traced = torch.jit.freeze(torch.jit.trace(module, (example(size, baked),), check_trace=False))
         torch.jit.save(traced, str(path))
 
@@ -174,7 +149,5 @@ def write_torchscript(module: nn.Module, size: Size, baked: bool, path: Path) ->
 def torch_outputs(module: nn.Module, inputs: np.ndarray, batch_size: int = 256) -> np.ndarray:
     """Run a module on the CPU in batches: (n, ...) model inputs -> (n, C) float32."""
     with torch.inference_mode():
-        parts = [
-            module(torch.from_numpy(inputs[at : at + batch_size])).numpy() for at in range(0, len(inputs), batch_size)
-        ]
-    return np.concatenate(parts)
+        batches = (torch.from_numpy(inputs[at : at + batch_size]) for at in range(0, len(inputs), batch_size))
+        return np.concatenate([module(batch).numpy() for batch in batches])

@@ -10,15 +10,8 @@ from tutelage import errors, image_size
 from tutelage.data import decode, upsample
 from tutelage.deploy import predict_cli, predict_masks, runtime
 
-PARTS: tuple[ModuleType, ...] = (
-    errors,
-    image_size,
-    decode,
-    upsample,
-    runtime,
-    predict_masks,
-    predict_cli,
-)  # each imports only from those before it
+# Each imports only from those before it.
+PARTS: tuple[ModuleType, ...] = (errors, image_size, decode, upsample, runtime, predict_masks, predict_cli)
 
 OPENING = '''"""Classify images with the model in this folder:  python predict.py IMAGES_OR_FOLDERS... --out predictions.csv
 
@@ -54,9 +47,8 @@ def predict_file(version: str) -> str:
                 dropped |= set(rows)
             elif number == 0 and isinstance(node, ast.Expr):  # the module's docstring becomes a comment
                 dropped |= set(rows)
-                bodies.append(
-                    "\n".join(f"# {line}".rstrip() for line in ast.literal_eval(node.value).strip().split("\n"))
-                )
+                said = ast.literal_eval(node.value).strip().split("\n")
+                bodies.append("\n".join(f"# {line}".rstrip() for line in said))
         bodies.append("\n".join(line for row, line in enumerate(lines) if row not in dropped).strip("\n"))
     first = sorted(imports, key=lambda line: (not line.startswith("from __future__"), line))
     return OPENING.format(version=version) + "\n" + "\n".join(first) + "\n\n\n" + "\n\n\n".join(bodies) + ENDING

@@ -49,8 +49,6 @@ def main(folder: Path, words: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(rendered(TutelageError(f"{error.filename or given.out}: {error.strerror}")), file=sys.stderr)
         return 2
-    print(
-        f"{len(result.paths):,} images, {given.out}"
-        + (f"; {len(result.rejected):,} rejected, {rejected}" if rejected else "")
-    )
+    more = f"; {len(result.rejected):,} rejected, {rejected}" if rejected else ""
+    print(f"{len(result.paths):,} images, {given.out}{more}")
     return 0

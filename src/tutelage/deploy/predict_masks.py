@@ -12,7 +12,7 @@ from PIL import Image
 
 from tutelage.data.decode import decode, fit
 from tutelage.data.upsample import decided
-from tutelage.deploy.runtime import Model, Predictions, predict_images
+from tutelage.deploy.runtime import Model, Predictions, file_bytes, predict_images, whole
 from tutelage.errors import Unreadable
 
 
@@ -30,9 +30,8 @@ class MaskPredictions:
     def columns(self, top: int) -> dict[str, list[Any]]:
         """The table: path, mask, and the share of the pixels that each class has."""
         table = np.array(self.shares).reshape(len(self.paths), len(self.labels))
-        shares = {
-            f"share_{label}": [round(float(one), 6) for one in table[:, i]] for i, label in enumerate(self.labels)
-        }
+        columns = zip(self.labels, table.T, strict=True)
+        shares = {f"share_{label}": [round(float(one), 6) for one in column] for label, column in columns}
         return {"path": self.paths, "mask": self.masks, **shares}
 
 
@@ -52,22 +51,17 @@ def paint_images(model: Model, paths: Iterable[str], folder: Path, advance: Call
     taken: set[str] = set()
     for path in paths:
         try:
-            rgb, (height, width) = decode(Path(path).read_bytes(), model.about["decode_short_side"])
+            rgb, (height, width) = decode(file_bytes(path), model.about["decode_short_side"])
             pixels = fit(rgb, model.about["size"], model.about["resize"])
             mask = decided(model.outputs(pixels[None])[0], height, width)
-            name = _free(Path(path).stem, taken)
-            folder.mkdir(parents=True, exist_ok=True)
+            file = folder / f"{_free(Path(path).stem, taken)}.png"
             image = Image.fromarray(mask)
             image.putpalette(colours)
-            image.save(folder / f"{name}.png.partial", "PNG")
-            (folder / f"{name}.png.partial").replace(folder / f"{name}.png")
+            with whole(file) as partial:
+                image.save(partial, "PNG")
             result.paths.append(path)
-            result.masks.append(str(folder / f"{name}.png"))
+            result.masks.append(str(file))
             result.shares.append(np.bincount(mask.reshape(-1), minlength=len(model.labels)) / mask.size)
-        except OSError as error:
-            if error.filename != path:
-                raise
-            result.rejected.append((path, error.strerror or "cannot be read"))
         except Unreadable as error:
             result.rejected.append((path, str(error)))
         advance(1)

@@ -11,12 +11,9 @@ those first that cause most error for the square root of their bytes.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import logging
 import tempfile
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from tutelage.deploy.quiet import quiet
 from tutelage.deploy.ranges import least_error
 from tutelage.deploy.runtime import session_of, softmax
 from tutelage.errors import TutelageError
@@ -79,8 +77,8 @@ def quantise(
         tried = {ranges: work.measured(SAFE[0], ranges, ()) for ranges in RANGES}
         ranges = min(tried, key=lambda one: tried[one]["lost"])
         say(f"int8 ranges: {ranges} loses least, {tried[ranges]['lost']:.2%} expected")
-        schemes = {scheme: work.measured(scheme, ranges, ()) for scheme in SCHEMES if scheme != SAFE[0]}
-        schemes[SAFE[0]] = tried[ranges]
+        others = {scheme: work.measured(scheme, ranges, ()) for scheme in SCHEMES if scheme != SAFE[0]}
+        schemes = {SAFE[0]: tried[ranges], **others}
         scheme = min(SAFE, key=lambda one: (round(schemes[one]["lost"] / EQUAL), SAFE.index(one)))
         chosen = schemes[scheme]
         order = work.by_sensitivity(scheme, ranges) if chosen["lost"] > most_lost else []
@@ -96,7 +94,7 @@ def quantise(
         out.write_bytes(work.model(scheme, ranges, order[:kept]))
         return Quantised(
             scheme, ranges, chosen["lost"], chosen["agreement"], len(work.layers), [work.layers[name] for name in order[:kept]],
-            [*tried.values(), *(schemes[one] for one in SCHEMES if one != SAFE[0])],
+            [*tried.values(), *others.values()],
         )  # fmt: skip
 
 
@@ -130,17 +128,12 @@ class _Work:
     """A search for a quantisation. layers: name of the ONNX node -> name of the layer in the torch module."""
 
     def __init__(
-        self,
-        source: Path,
-        folder: Path,
-        calibration: np.ndarray,
-        judged_on: np.ndarray,
-        logits_of: Callable[[Any], np.ndarray],
-    ):
+        self, source: Path, folder: Path, calibration: np.ndarray, judged_on: np.ndarray, logits_of: Callable[[Any], np.ndarray]
+    ):  # fmt: skip
         import onnx
 
-        self.source, self.folder, self.calibration, self.logits_of = source, folder, calibration, logits_of
-        self.judged_on = judged_on
+        self.source, self.folder, self.logits_of = source, folder, logits_of
+        self.calibration, self.judged_on = calibration, judged_on
         graph = onnx.load(source).graph
         self.input = graph.input[0].name
         sizes = {one.name: int(np.prod(one.dims)) for one in graph.initializer}
@@ -151,10 +144,7 @@ class _Work:
 
     def outputs(self, model: bytes, inputs: np.ndarray) -> np.ndarray:
         """(N, C) logits of a model for these inputs, by `logits_of`."""
-        path = self.folder / "judged.onnx"
-        path.write_bytes(model)
-        session = session_of(path)
-        step = batch_of(inputs)
+        session, step = session_of(model), batch_of(inputs)
         parts = [session.run(None, {self.input: inputs[at : at + step]})[0] for at in range(0, len(inputs), step)]
         return np.concatenate([self.logits_of(one) for one in parts])
 
@@ -162,10 +152,8 @@ class _Work:
         """Expected loss, agreement and size of one choice."""
         model = self.model(scheme, ranges, kept_float)
         lost, agreement = expected_loss(self.reference, self.outputs(model, self.judged_on))
-        return {
-            "scheme": scheme, "ranges": ranges, "kept_float": len(kept_float), "lost": lost, "agreement": agreement,
-            "bytes": len(model),
-        }  # fmt: skip
+        choice = {"scheme": scheme, "ranges": ranges, "kept_float": len(kept_float)}
+        return {**choice, "lost": lost, "agreement": agreement, "bytes": len(model)}
 
     def by_sensitivity(self, scheme: str, ranges: str) -> list[str]:
         """Layers by decreasing cost when only that layer is int8: squared error of the logits over the root of the layer's size."""
@@ -185,7 +173,7 @@ class _Work:
         (unsigned, reduced), percentile = SCHEMES[scheme], RANGES[ranges]
         reader: Any = _Reader(self.input, self.calibration)
         path = self.folder / "int8.onnx"
-        with _quiet():
+        with quiet(logging.WARNING):
             quantize_static(
                 self.source, path, reader, per_channel=True, reduce_range=reduced,
                 op_types_to_quantize=list(LAYERS), nodes_to_quantize=[name for name in self.layers if name not in kept_float],
@@ -227,18 +215,6 @@ class _Reader:
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         return next(self._left, None)
-
-
-@contextlib.contextmanager
-def _quiet():
-    level = logging.root.level
-    logging.root.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.root.setLevel(level)
 
 
 def _shortened(path: Path) -> bytes:

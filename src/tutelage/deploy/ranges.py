@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from tutelage.deploy.runtime import session_of
+
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)  # tried; of the range from smallest to largest value
 IMAGES, VALUES = 256, 8192  # images that are measured; values sampled of each tensor in each batch
 LEVELS = 255
@@ -46,7 +48,6 @@ def rounding_error(values: np.ndarray, low: float, high: float) -> float:
 def _samples(source: Path, inputs: np.ndarray, batch_size: int, names: list[str]) -> dict[str, np.ndarray]:
     """A random sample of the values of each tensor."""
     import onnx
-    import onnxruntime
 
     model = onnx.load(source)
     given = model.graph.input[0].name
@@ -54,9 +55,7 @@ def _samples(source: Path, inputs: np.ndarray, batch_size: int, names: list[str]
     for name in names:
         if name not in outputs and name != given:
             model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = session_of(model.SerializeToString())
     wanted, chance = [name for name in names if name != given], np.random.default_rng(0)
     found: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for at in range(0, len(inputs), batch_size):

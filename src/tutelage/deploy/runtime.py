@@ -6,11 +6,12 @@ decode and resize of data/decode.py that training and evaluation use.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,8 +100,8 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return exp / exp.sum(axis=1, keepdims=True)
 
 
-def session_of(path: Path, threads: int | None = None) -> Any:
-    """Open an ONNX file in onnxruntime on the CPU; threads: None for its default.
+def session_of(model: Path | bytes, threads: int | None = None) -> Any:
+    """Open an ONNX file, or its bytes, in onnxruntime on the CPU; threads: None for its default.
 
     Raises:
         TutelageError: onnxruntime is not installed, or cannot read the file.
@@ -113,11 +114,12 @@ def session_of(path: Path, threads: int | None = None) -> Any:
     options.log_severity_level = 3
     if threads:
         options.intra_op_num_threads = threads
+    source, name = (model, "the model") if isinstance(model, bytes) else (str(model), str(model))
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions have no common class
         reason = " ".join(str(error).split())[:300]
-        raise TutelageError(f"{path}: onnxruntime cannot read this file: {reason}", "export again") from None
+        raise TutelageError(f"{name}: onnxruntime cannot read this file: {reason}", "export again") from None
 
 
 def open_export(folder: Path, which: str = "auto", threads: int | None = None) -> Model:
@@ -146,30 +148,36 @@ def checked(folder: Path) -> dict[str, Any]:
     Raises:
         TutelageError: there is no valid export.json, or files are missing or changed; the message names them all.
     """
+    about = listed(folder)
+    if changed := changed_files(folder, about["files"]):
+        message = f"{folder}: files do not match the hashes in {EXPORT}: {shown(changed)}"
+        raise TutelageError(message, "restore them, or export again")
+    return about
+
+
+def listed(folder: Path, flag: str = "") -> dict[str, Any]:
+    """Return the contents of export.json: the files' hashes by name, and the rest. flag: put before the folder in an error.
+
+    Raises:
+        TutelageError: there is no valid export.json.
+    """
     try:
         about = json.loads((folder / EXPORT).read_text(encoding="utf-8"))
-        files = about["files"]
-    except (OSError, ValueError, KeyError) as error:
-        raise TutelageError(
-            f"{folder} is not an export folder ({EXPORT}: {getattr(error, 'strerror', None) or 'cannot be read'})",
-            "create one with `tutelage export RUN`, which writes RUN/export",
-        ) from None
-    changed = changed_files(folder, files)
-    if changed:
-        raise TutelageError(
-            f"{folder}: files do not match the hashes in {EXPORT}: {shown(changed)}",
-            "restore them, or export again",
-        )
-    return about
+        return {**about, "files": dict(about["files"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = getattr(error, "strerror", None) or "cannot be read"
+        hint = "create one with `tutelage export RUN`, which writes RUN/export"
+        raise TutelageError(f"{flag}{folder} is not an export folder ({EXPORT}: {reason})", hint) from None
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 (hex) of a file; "" if there is none."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
 def changed_files(folder: Path, files: dict[str, str]) -> list[str]:
     """Names of the files that are missing or whose SHA-256 differs."""
-
-    def hash_of(path: Path) -> str:
-        return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
-
-    return [name for name, digest in files.items() if hash_of(folder / name) != digest]
+    return [name for name, digest in files.items() if file_hash(folder / name) != digest]
 
 
 def files_in(places: Sequence[str]) -> list[str]:
@@ -194,6 +202,14 @@ def files_in(places: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def file_bytes(path: str) -> bytes:
+    """Return the bytes of a file. Raises Unreadable: it cannot be read."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise Unreadable(error.strerror or "cannot be read") from None
+
+
 def predict_images(
     model: Model, paths: Iterable[str], batch_size: int = 32, advance: Callable[[int], None] = lambda n: None
 ) -> Predictions:
@@ -211,10 +227,8 @@ def predict_images(
 
     for path in paths:
         try:
-            batch.append(model.pixels(Path(path).read_bytes()))
+            batch.append(model.pixels(file_bytes(path)))
             names.append(path)
-        except OSError as error:
-            result.rejected.append((path, error.strerror or "cannot be read"))
         except Unreadable as error:
             result.rejected.append((path, str(error)))
         if len(batch) == batch_size:
@@ -224,19 +238,25 @@ def predict_images(
     return result
 
 
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Yield the path of a file beside `path`, in a folder that is made, which replaces it once the block has succeeded."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    yield partial
+    partial.replace(path)
+
+
 def write_csv(path: Path, columns: dict[str, list[Any]]) -> None:
     """Write a table as CSV, completely or not at all; booleans are written as true and false."""
 
     def text(value: Any) -> Any:
         return str(bool(value)).lower() if isinstance(value, (bool, np.bool_)) else value
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".partial")
-    with temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+    with whole(path) as partial, partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
         writer.writerows([text(value) for value in row] for row in zip(*columns.values(), strict=True))
-    temporary.replace(path)
 
 
 def write_predictions(path: Path, result: Any, top: int) -> Path | None:
@@ -275,7 +295,5 @@ def write_parquet(path: Path, columns: dict[str, list[Any]]) -> None:
     except ImportError:
         hint = "use a .csv, or run `pip install pyarrow`"
         raise TutelageError(f"--out {path}: pyarrow is not installed", hint) from None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".partial")
-    pq.write_table(pa.table({name: pa.array([*values]) for name, values in columns.items()}), temporary)
-    temporary.replace(path)
+    with whole(path) as partial:
+        pq.write_table(pa.table({name: pa.array([*values]) for name, values in columns.items()}), partial)

@@ -30,8 +30,6 @@ def in_turn(programs: Mapping[str, Callable[[], Any]], seconds: float = SECONDS)
             times[name].append(1000 * (time.perf_counter() - start))
         rounds += 1
     return {
-        name: {
-            "median_ms": statistics.median(one), "p95_ms": statistics.quantiles(one, n=20)[-1], "rounds": rounds,
-        }
+        name: {"median_ms": statistics.median(one), "p95_ms": statistics.quantiles(one, n=20)[-1], "rounds": rounds}
         for name, one in times.items()
-    }  # fmt: skip
+    }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup, escape
@@ -16,11 +17,9 @@ CELLS_SHOWN = 25  # most classes in a confusion matrix; with more, the most freq
 MOST_WRITTEN = 999  # largest count written in a cell of the matrix; beyond it all cells show shares
 PAIRS_SHOWN = 20  # confusions in that list
 LEGEND = 17  # letters of a name in the legend: three names of that length fit, or all of NAMES
-OUTLINES = {
-    "teacher": "l5 5l-5 5l-5 -5z",
-    "committee": "m-4 1h8v8h-8z",
-    "delivered": "l5 9h-10z",
-}  # SVG paths of the markers, from their top
+# SVG paths of the markers, from their top
+OUTLINES = {"teacher": "l5 5l-5 5l-5 -5z", "committee": "m-4 1h8v8h-8z", "delivered": "l5 9h-10z"}
+TICKS = (0, 0.25, 0.5, 0.75, 1)
 FEWEST = 5  # fewest images in a calibration bin that is shown
 
 
@@ -40,6 +39,17 @@ def text(x: float, y: float, words: object, kind: str = "", anchor: str = "start
 def line(x1: float, y1: float, x2: float, y2: float, kind: str = "grid") -> str:
     """A straight SVG line."""
     return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{kind}"/>'
+
+
+def polyline(points: Iterable[tuple[float, float]], kind: str, shape: str = "polyline") -> str:
+    """A line through points, or with shape "polygon" the area that they enclose."""
+    places = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    return f'<{shape} points="{places}" class="{kind}"/>'
+
+
+def scale(low: float, high: float, start: float, end: float) -> Callable[[Any], Any]:
+    """Return the function from a quantity to its place on an axis that shows `low` at `start` and `high` at `end`."""
+    return lambda value: start + (end - start) * (value - low) / ((high - low) or 1.0)
 
 
 def mark(x: float, y: float, model: str) -> str:
@@ -77,24 +87,17 @@ def per_class(
     student = recall[models[0]]
     order = sorted((i for i, r in enumerate(student) if r is not None), key=lambda i: student[i] or 0.0)[:CLASSES_SHOWN]
     left, right, top, step = 108, WIDTH - 20, 44, 22
-    bottom = top + step * len(order)
-
-    def x(share: float) -> float:
-        return left + share * (right - left)
-
+    bottom, x = top + step * len(order), scale(0, 1, left, right)
     parts = legend(models, 16, names)
-    for tick in (0, 0.25, 0.5, 0.75, 1):
-        parts += [
-            line(x(tick), top - 8, x(tick), bottom - 6),
-            text(x(tick), top - 12, f"{100 * tick:g} %", "small", "middle"),
-        ]
-    for place, number in enumerate(order):
-        y = top + step * (place + 0.4)
-        there = [(model, share) for model in models if (share := recall[model][number]) is not None]
+    for share in TICKS:
+        parts.append(line(x(share), top - 8, x(share), bottom - 6))
+        parts.append(text(x(share), top - 12, f"{100 * share:g} %", "small", "middle"))
+    for row, number in enumerate(order):
+        y = top + step * (row + 0.4)
+        there = {model: x(share) for model in models if (share := recall[model][number]) is not None}
         parts.append(text(left - 8, y + 4, short(classes[number]), "", "end"))
-        ends = [share for _, share in there]
-        parts.append(line(x(min(ends)), y, x(max(ends)), y, "span"))
-        parts += [mark(x(share), y, model) for model, share in reversed(there)]
+        parts.append(line(min(there.values()), y, max(there.values()), y, "span"))
+        parts += [mark(place, y, model) for model, place in reversed(there.items())]
     words = "; ".join(
         f"{classes[i]}: " + ", ".join(f"{names[m]} {100 * r:.0f} %" for m in models if (r := recall[m][i]) is not None)
         for i in order
@@ -103,12 +106,8 @@ def per_class(
 
 
 def matrix(
-    classes: Sequence[str],
-    counts: Sequence[Sequence[int]],
-    model: str,
-    shares: bool = False,
-    names: Mapping[str, str] = NAMES,
-) -> Markup:
+    classes: Sequence[str], counts: Sequence[Sequence[int]], model: str, shares: bool = False, names: Mapping[str, str] = NAMES
+) -> Markup:  # fmt: skip
     """Draw a confusion matrix: rows are true classes, columns predicted ones; the shade is the share of the row.
 
     Args:
@@ -127,24 +126,22 @@ def matrix(
         parts.append(text(left - 8, y + height / 2 + 4, short(name), "", "end"))
         for column in range(size):
             share, x = table[row, column] / total, left + cell * column
+            box = f'<rect x="{x:.1f}" y="{y:.1f}" width="{cell - 1:.1f}" height="{height - 1:.1f}"'
             kind = "right" if row == column else "wrong"
-            parts.append(
-                f'<rect x="{x:.1f}" y="{y:.1f}" width="{cell - 1:.1f}" height="{height - 1:.1f}" class="{kind}" '
-                f'fill-opacity="{share:.2f}"/><rect x="{x:.1f}" y="{y:.1f}" width="{cell - 1:.1f}" height="{height - 1:.1f}" class="cell"/>'
-            )
+            parts.append(f'{box} class="{kind}" fill-opacity="{share:.2f}"/>{box} class="cell"/>')
             number = round(100 * share) if shares else table[row, column]
             if number and cell >= 18:
                 parts.append(text(x + cell / 2, y + height / 2 + 4, number, "small number", "middle"))
-    off = [
-        (int(table[r, c]), classes[r], classes[c]) for r in range(size) for c in range(size) if r != c and table[r, c]
-    ]
-    worst = sorted(off, reverse=True)[:5]
-    words = (
-        "most often confused: " + "; ".join(f"{a} taken for {b} {n} times" for n, a, b in worst)
-        if worst
-        else "no errors"
-    )
+    worst = [f"{a} taken for {b} {n} times" for n, a, b, _ in sorted(_confused(classes, table), reverse=True)[:5]]
+    words = f"most often confused: {'; '.join(worst)}" if worst else "no errors"
     return svg(top + height * size + 6, f"Confusion matrix, {names[model]}", words, parts)
+
+
+def _confused(classes: Sequence[str], table: np.ndarray) -> list[tuple[int, str, str, int]]:
+    """Count, true class, predicted class and count of the true class, of each pair of classes that is confused."""
+    rows, columns = np.nonzero(table * (1 - np.eye(len(classes), dtype=int)))
+    places = zip(rows.tolist(), columns.tolist(), strict=True)
+    return [(int(table[r, c]), classes[r], classes[c], int(table[r].sum())) for r, c in places]
 
 
 def confusions(
@@ -164,13 +161,8 @@ def confusions(
         shares = shares or int(np.max(counts)) > MOST_WRITTEN
         note = f"Rows: true classes. Columns: predicted classes{', in percent of the row' if shares else ''}.{more}"
         return {"title": title, "svg": matrix(classes, counts, model, shares, names), "note": note}
-    table, pairs = np.array(counts), []
-    for row, column in zip(*np.nonzero(table * (1 - np.eye(len(classes), dtype=int))), strict=True):
-        pairs.append((int(table[row, column]), classes[row], classes[column], int(table[row].sum())))
-    lines = [
-        f"<li>{escape(a)} taken for {escape(b)}: {n:,} of {total:,}</li>"
-        for n, a, b, total in sorted(pairs, key=lambda pair: -pair[0])[:PAIRS_SHOWN]
-    ]
+    worst = sorted(_confused(classes, np.array(counts)), key=lambda pair: -pair[0])[:PAIRS_SHOWN]
+    lines = [f"<li>{escape(a)} taken for {escape(b)}: {n:,} of {total:,}</li>" for n, a, b, total in worst]
     return {"title": title, "svg": Markup(f"<ol>{''.join(lines)}</ol>"), "note": f"The most frequent confusions.{more}"}
 
 
@@ -188,33 +180,26 @@ def calibration(bins: Mapping[str, np.ndarray], names: Mapping[str, str] = NAMES
         bins: (b, 3) float for each model, as from `metrics.reliability`. names: of the models, in their order.
     """
     models = [model for model in names if model in bins]
-    left, top, side = 56, 34, 300
-
-    def place(sure: float, right: float) -> tuple[float, float]:
-        return left + side * sure, top + side * (1 - right)
-
+    left, right, top, bottom = 56, 356, 34, 334
+    x, y = scale(0, 1, left, right), scale(0, 1, bottom, top)
     parts = legend(models, 16, names)
-    for tick in (0, 0.25, 0.5, 0.75, 1):
-        (x, y), name = place(tick, tick), f"{100 * tick:g} %"
-        parts += [line(left, y, left + side, y), line(x, top, x, top + side)]
-        parts += [text(left - 6, y + 4, name, "small", "end"), text(x, top + side + 14, name, "small", "middle")]
-    parts += [
-        line(*place(0, 0), *place(1, 1), "ideal"),
-        text(left + side / 2, top + side + 32, "confidence", "", "middle"),
-    ]
-    parts.append(
-        f'<g transform="translate(14 {top + side / 2:.0f}) rotate(-90)">{text(0, 0, "accuracy", "", "middle")}</g>'
-    )
+    for share in TICKS:
+        parts += [line(left, y(share), right, y(share)), line(x(share), top, x(share), bottom)]
+        parts.append(text(left - 6, y(share) + 4, f"{100 * share:g} %", "small", "end"))
+        parts.append(text(x(share), bottom + 14, f"{100 * share:g} %", "small", "middle"))
+    parts.append(line(left, bottom, right, top, "ideal"))
+    parts.append(text((left + right) / 2, bottom + 32, "confidence", "", "middle"))
+    turned = f"translate(14 {(top + bottom) / 2:.0f}) rotate(-90)"
+    parts.append(f'<g transform="{turned}">{text(0, 0, "accuracy", "", "middle")}</g>')
     words = []
     for model in models:
-        sure, right, count = np.asarray(bins[model], float).T
+        sure, correct, count = np.asarray(bins[model], float).T
         there = count >= FEWEST
-        points = [place(*one) for one in zip(sure[there] / count[there], right[there] / count[there], strict=True)]
-        parts.append(f'<polyline points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in points)}" class="{model} path"/>')
-        parts += [mark(x, y, model) for x, y in points]
-        shares = 100 * sure.sum() / count.sum(), 100 * right.sum() / count.sum()
+        points = list(zip(x(sure[there] / count[there]), y(correct[there] / count[there]), strict=True))
+        parts += [polyline(points, f"{model} path"), *(mark(*place, model) for place in points)]
+        shares = 100 * sure.sum() / count.sum(), 100 * correct.sum() / count.sum()
         words.append(f"{names[model]}: mean confidence {shares[0]:.0f} %, accuracy {shares[1]:.0f} %")
-    return svg(top + side + 40, "Calibration", "; ".join(words), parts)
+    return svg(bottom + 40, "Calibration", "; ".join(words), parts)
 
 
 def calibrations(bins: Mapping[str, np.ndarray], names: Mapping[str, str] = NAMES, more: str = "") -> dict[str, object]:
@@ -233,20 +218,12 @@ def curve(steps: Sequence[float], values: Sequence[float], title: str, across: s
     y = np.asarray(values, float)
     if len(y) > 60:
         y = np.convolve(np.pad(y, (4, 4), mode="edge"), np.ones(9) / 9, mode="valid")
-    low, high = float(y.min()), float(y.max())
-    spread, most = (high - low) or 1.0, max(float(max(steps)), 1.0)
-    points = [
-        (left + (right - left) * s / most, bottom - (bottom - top) * (v - low) / spread)
-        for s, v in zip(steps, y, strict=True)
-    ]
-    parts = [line(left, bottom, right, bottom), line(left, top, right, top)]
-    parts += [
-        text(left - 6, top + 4, f"{high:.2f}", "small", "end"),
-        text(left - 6, bottom + 4, f"{low:.2f}", "small", "end"),
-    ]
-    parts += [
-        text(right, bottom + 16, f"{most:,.0f} {across}", "small", "end"),
-        text(left, bottom + 16, "0", "small", "middle"),
-    ]
-    parts.append(f'<polyline points="{" ".join(f"{a:.1f},{b:.1f}" for a, b in points)}" class="distilled path"/>')
+    low, high, most = float(y.min()), float(y.max()), max(float(max(steps)), 1.0)
+    across_at, up_at = scale(0, most, left, right), scale(low, high, bottom, top)
+    parts = [
+        line(left, bottom, right, bottom), line(left, top, right, top),
+        text(left - 6, top + 4, f"{high:.2f}", "small", "end"), text(left - 6, bottom + 4, f"{low:.2f}", "small", "end"),
+        text(right, bottom + 16, f"{most:,.0f} {across}", "small", "end"), text(left, bottom + 16, "0", "small", "middle"),
+        polyline(((across_at(step), up_at(value)) for step, value in zip(steps, y, strict=True)), "distilled path"),
+    ]  # fmt: skip
     return svg(bottom + 24, title, f"from {y[0]:.2f} to {y[-1]:.2f} over {most:,.0f} {across}", parts)

@@ -89,12 +89,10 @@ def _on_test(results: dict[str, Any], stages: dict[str, Any]) -> str:
     if gained := difference(results, "delivered", rival):
         sure = abs(gained[0]) > NOISE * gained[1] or not gained[1]
         labels = (stages.get("teacher") or {}).get("labels")
-        trained = (
-            f"the {labels:,} {'labels' if words is CLASSES else words.labels} only" if labels else "the labels only"
-        )
-        other = (
-            f"the baseline, the same student trained on {trained}" if rival == "baseline" else "the distilled student"
-        )
+        trained = f"{labels:,} {'labels' if words is CLASSES else words.labels}" if labels else "labels"
+        other = "the distilled student"
+        if rival == "baseline":
+            other = f"the baseline, the same student trained on the {trained} only"
         said += f", {abs(100 * gained[0]):.1f} points {'more' if gained[0] >= 0 else 'fewer'} than {other}"
         said += "" if sure else f" (± {100 * NOISE * gained[1]:.1f}: with so few test images, that may be chance)"
     if teacher := (results.get("teacher") or {}).get("test"):
@@ -143,8 +141,5 @@ def committee(stages: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any
         for name, title in titles.items()
         if (one := found["held_out"].get(name))
     ]
-    return {
-        "said": said,
-        "head": ["on held-out labels", "weight", "log loss", "pixels" if dense else "accuracy"],
-        "rows": rows,
-    }
+    head = ["on held-out labels", "weight", "log loss", "pixels" if dense else "accuracy"]
+    return {"said": said, "head": head, "rows": rows}

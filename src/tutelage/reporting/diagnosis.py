@@ -13,7 +13,7 @@ FAR = 0.5  # distance of the transfer set over that of the gallery, above which 
 FEW = 10  # labels per class, below which choices are uncertain
 FAITHFUL = 0.85  # agreement with the targets on the transfer set, below which the student has not learnt them
 KNOWN = (
-    0.95  # held-out accuracy of a teacher from which being no better than the students is not a fault: the task is easy
+    0.95  # held-out accuracy of a teacher from which the task is easy: being no better than the students is no fault
 )
 ONE_CLASS = 0.8  # share of the targets' probability on one class, above which it is reported
 UNSURE = 0.1  # expected calibration error that is reported
@@ -100,14 +100,11 @@ def _targets(results: dict[str, Any], stages: dict[str, Any]) -> Finding | None:
 def _usual_share(results: dict[str, Any], number: int) -> float | None:
     """A class's share of the test images (or their pixels), but at least 1 / C; None for masks without test images, whose classes
     may be of any size."""
-    table = next((one["test"]["confusion"] for one in results.values() if _has_confusion(one)), None)
+    tests = (one.get("test") or {} for one in results.values() if isinstance(one, dict))
+    table = next((test["confusion"] for test in tests if "confusion" in test), None)
     if table is None:
         return None if words_of_results(results) is not CLASSES else 1 / len(results["classes"])
     return max(1 / len(table), sum(table[number]) / max(1, sum(map(sum, table))))
-
-
-def _has_confusion(model: Any) -> bool:
-    return isinstance(model, dict) and "confusion" in (model.get("test") or {})
 
 
 def _labels(results: dict[str, Any], stages: dict[str, Any]) -> Finding | None:
@@ -163,27 +160,23 @@ def _last_stage(results: dict[str, Any], stages: dict[str, Any]) -> Finding | No
     if what in (None, "distilled", "baseline") or lost is None or lost[0] <= NOISE * lost[1]:
         return None
     judged_on = (stages.get("student") or {}).get("judged_on")
-    step = "Use --finetune keep, or --finetune auto with validation images (--val)."
+    step = "more validation images (--val)" if judged_on else "--finetune auto with validation images (--val)"
     return Finding(
         f"The last stage has overfitted: fine-tuned on the labels ({what}), the student is worse than before by {100 * lost[0]:.1f} ± "
         f"{100 * NOISE * lost[1]:.1f} points on test images" + (f", though not on {judged_on}." if judged_on else "."),
-        "Use --finetune keep, or more validation images (--val)." if judged_on else step,
+        f"Use --finetune keep, or {step}.",
     )
 
 
 def _sure(results: dict[str, Any]) -> Finding | None:
-    ece = (_delivered(results).get("test") or {}).get("ece", 0)
+    student = results.get("delivered") or results.get("distilled") or {}  # the latter while none is delivered
+    ece = (student.get("test") or {}).get("ece", 0)
     if ece < UNSURE:
         return None
     return Finding(
         f"The student's probabilities are off by {100 * ece:.0f} points on average (ECE).",
         "Calibrate them before you use them as probabilities; its decisions are not affected.",
     )
-
-
-def _delivered(results: dict[str, Any]) -> dict[str, Any]:
-    """Scores of the delivered student, or of the distilled one while none is delivered."""
-    return results.get("delivered") or results.get("distilled") or {}
 
 
 def difference(results: dict[str, Any], first: str, second: str) -> tuple[float, float] | None:
@@ -199,17 +192,16 @@ def difference(results: dict[str, Any], first: str, second: str) -> tuple[float,
 
 def _gain(results: dict[str, Any], stages: dict[str, Any]) -> Finding | None:
     """Distillation has not made the student better than the baseline by more than chance."""
-    student = (
-        "distilled" if "distilled" in results else "delivered"
-    )  # a student without a head has no scores before the last stage
+    # A student without a head has no scores before the last stage.
+    student = "distilled" if "distilled" in results else "delivered"
     gained = difference(results, student, "baseline")
     if gained is None or gained[0] > NOISE * gained[1]:
         return None
     if gained[0] < -NOISE * gained[1]:
-        judged = (stages.get("student") or {}).get("judged_on")
-        step = "Give more validation images (--val), by which" if judged else "Give validation images (--val), by which"
-        baseline = (results.get("delivered") or {}).get("what") == "baseline"
-        step = "The baseline is delivered" if baseline else f"{step} the better of both is delivered"
+        more = "more " if (stages.get("student") or {}).get("judged_on") else ""
+        step = f"Give {more}validation images (--val), by which the better of both is delivered"
+        if (results.get("delivered") or {}).get("what") == "baseline":
+            step = "The baseline is delivered"
         return Finding(
             f"The distilled student is worse than the baseline, the student trained on the labels only, by {-100 * gained[0]:.1f} points.",
             f"{step}; the targets mislead the student: a better --teacher, or a nearer --gallery.",

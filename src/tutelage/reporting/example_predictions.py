@@ -61,13 +61,17 @@ def disagreements(student: np.ndarray, teacher: np.ndarray, most: int = SHOWN) -
     return apart[np.argsort(-sure, kind="stable")[:most]]
 
 
-def thumbnail(image: np.ndarray) -> str:
-    """A small JPEG as base-64 text."""
-    picture = Image.fromarray(image)
-    if max(picture.size) > SIDE:
-        picture.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC)
+def thumbnail(image: np.ndarray, side: int = SIDE) -> str:
+    """A JPEG, at most `side` pixels high and wide, as base-64 text."""
+    picture = Image.fromarray(np.ascontiguousarray(image))
+    picture.thumbnail((side, side), Image.Resampling.BICUBIC)
+    return encoded(picture, "JPEG", quality=85)
+
+
+def encoded(picture: Image.Image, kind: str, **options: Any) -> str:
+    """A picture's file as base-64 text. kind, options: as Pillow's `save` takes them."""
     data = io.BytesIO()
-    picture.save(data, "JPEG", quality=85)
+    picture.save(data, kind, **options)
     return base64.b64encode(data.getvalue()).decode("ascii")
 
 
@@ -86,11 +90,8 @@ def read_evidence(folder: Path) -> tuple[np.ndarray, dict[str, np.ndarray], list
     if not path.exists() or (folder / "pictures.json").exists():
         return np.zeros(0, np.int64), {}, []
     with np.load(path, allow_pickle=False) as kept:
-        models = {
-            name: kept[name].astype(np.float32)
-            for name in kept.files
-            if name != "labels" and not name.startswith(DECIDED)
-        }
+        names = [name for name in kept.files if name != "labels" and not name.startswith(DECIDED)]
+        models = {name: kept[name].astype(np.float32) for name in names}
         labels = kept["labels"].astype(np.int64)
     if "delivered" not in models and (what := _kept_as(folder)) in models:
         models["delivered"] = models[what]

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader
+from PIL import Image
 
 from tutelage.errors import TutelageError
 from tutelage.metrics import reliability
@@ -20,7 +21,7 @@ from tutelage.progress import duration
 from tutelage.reporting import charts
 from tutelage.reporting.choices import answer, committee
 from tutelage.reporting.diagnosis import diagnose
-from tutelage.reporting.example_predictions import read_evidence, read_pictures, shown_student
+from tutelage.reporting.example_predictions import encoded, read_evidence, read_pictures, shown_student
 from tutelage.reporting.scores import words_of_results
 from tutelage.reporting.table import TITLES, models_of, title_of
 from tutelage.run_folder import Run, write_json, write_text
@@ -54,15 +55,14 @@ def write_page(run: Path) -> Path:
     labels, probabilities, apart = read_evidence(run / "report")
     classes = results["classes"]
     pictures = read_pictures(run / "report", classes)
-    environment = Environment(loader=PackageLoader("tutelage", "reporting"), autoescape=True)
-    page = environment.get_template("page.html.j2").render(
-        title=run.resolve().name, answer=answer(results, stages, settings), test_images=results.get("test_images", 0),
+    page = rendered(
+        "page.html.j2", title=run.resolve().name, answer=answer(results, stages, settings), test_images=results.get("test_images", 0),
         table=table(results), findings=diagnose(results, stages), committee=committee(stages, settings),
         charts=_charts(run, results, labels, probabilities), student=TITLES[shown_student(models_of(results)) or "distilled"],
         disagreements=[disagreement(one, classes) for one in apart], pictures=pictures,
         montage=montage(run / "transfer_set" / "montage.jpg"),
         transfer_set=transfer_set(stages["transfer_set"]), costs=_costs(stages), facts=_facts(settings, stages),
-        command=command(settings), version=__version__,
+        command=command("run", settings),
     )  # fmt: skip
     write_json(run / "report" / "results.json", results)
     write_text(run / "report" / "results.csv", _csv(results))
@@ -70,17 +70,21 @@ def write_page(run: Path) -> Path:
     return run / "report" / "index.html"
 
 
+def rendered(template: str, **values: Any) -> str:
+    """The HTML of a template of this room. values: its variables."""
+    environment = Environment(loader=PackageLoader("tutelage", "reporting"), autoescape=True)
+    return environment.get_template(template).render(version=__version__, **values)
+
+
 def table(results: dict[str, Any]) -> dict[str, Any]:
     """Head, rows and note of the table of scores."""
-    models = list(models_of(results).values())
-    rows: list[list[dict[str, Any]]] = [[{"text": title, "best": False}] for title, _ in models]
-    words = words_of_results(results)
+    models, words = list(models_of(results).values()), words_of_results(results)
+    rows: list[list[dict[str, Any]]] = [[{"text": title}] for title, _ in models]
     for _, name in words.table:
         values = [one["test"][name] if "test" in one else None for _, one in models]
-        there = [value for value in values if value is not None]
-        best = (min(there) if name in words.best_low else max(there)) if there else None
+        best = (min if name in words.best_low else max)((v for v in values if v is not None), default=None)
         for row, value in zip(rows, values, strict=True):
-            row.append({"text": "–" if value is None else f"{value:.3f}", "best": value is not None and value == best})
+            row.append({"text": "–"} if value is None else {"text": f"{value:.3f}", "best": value == best})
     for row, (_, one) in zip(rows, models, strict=True):
         row.append({"text": f"{one['parameters']:,}"})
         row.append({"text": f"{one['flops'] / 1e6:,.1f}" if one.get("flops") else "–"})
@@ -90,15 +94,23 @@ def table(results: dict[str, Any]) -> dict[str, Any]:
     return {"head": head, "rows": rows, "note": note}
 
 
-def command(settings: dict[str, Any]) -> str:
-    """The command that repeats the run, with every setting that differs from the defaults."""
-    words = ["tutelage", "run"]
-    for name, value in settings.items():
-        flag = "--" + name.replace("_", "-")
-        if name in ("json", "overwrite", "config") or value is False or value == []:
-            continue
-        words += [flag] if value is True else [flag, *(value if isinstance(value, list) else [str(value)])]
+def command(name: str, settings: dict[str, Any]) -> str:
+    """The command that repeats a run or a study. name: run or compare. settings: those that differ from the defaults."""
+    words = ["tutelage", name]
+    for setting, value in settings.items():
+        if setting not in ("json", "overwrite", "config") and value is not False and value != []:
+            words.append("--" + setting.replace("_", "-"))
+            words += [] if value is True else map(str, value if isinstance(value, list) else [value])
     return shlex.join(words)
+
+
+def rows_of(settings: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Rows (name, value) of settings, as the page shows them; empty lists are left out."""
+    return [
+        (name.replace("_", " "), ", ".join(map(str, value)) if isinstance(value, list) else value)
+        for name, value in settings.items()
+        if value != []
+    ]
 
 
 def _charts(
@@ -111,17 +123,13 @@ def _charts(
         title, score = words_of_results(results).each
         recall = {name: test[score] for name, test in tests.items()}
         without = [name for name, r in zip(classes, recall[next(iter(recall))], strict=True) if r is None]
-        note = f"The weakest classes of the {TITLES[next(iter(tests))]} first." + (
-            f" Without test images: {', '.join(without)}." if without else ""
-        )
+        note = f"The weakest classes of the {TITLES[next(iter(tests))]} first."
+        note += f" Without test images: {', '.join(without)}." if without else ""
         if len(classes) > charts.CLASSES_SHOWN:
             note += f" {charts.CLASSES_SHOWN} of {len(classes)}."
         found.append({"title": title, "svg": charts.per_class(classes, recall, title), "note": note})
-    titles = {
-        **{name: f"the {title}" for name, title in TITLES.items()},
-        "baseline": "the baseline",
-        "teacher": "the adapted teacher",
-    }
+    titles = {name: f"the {title}" for name, title in TITLES.items()}
+    titles |= {"baseline": "the baseline", "teacher": "the adapted teacher"}
     for name, test in tests.items():
         found.append(charts.confusions(classes, test["confusion"], name, "miou" in test, titles))
     if bins := {name: reliability(one, labels) for name, one in probabilities.items() if name in tests}:
@@ -129,13 +137,8 @@ def _charts(
     rows = _metrics(run / "transfer" / "metrics.jsonl")
     if len(rows) > 1:
         picture = charts.curve([row["images"] for row in rows], [row["loss"] for row in rows], LOSS, "images")
-        found.append(
-            {
-                "title": LOSS,
-                "svg": picture,
-                "note": "If the loss still falls at the end, more --epochs may help.",
-            }
-        )
+        note = "If the loss still falls at the end, more --epochs may help."
+        found.append({"title": LOSS, "svg": picture, "note": note})
     return found
 
 
@@ -157,28 +160,20 @@ def disagreement(one: dict[str, Any], classes: list[str]) -> dict[str, str]:
         return f"{classes[label]} ({100 * sure:.0f} %){' ✓' if label == one['label'] else ''}"
 
     return {
-        "id": one["id"],
-        "jpeg": one["jpeg"],
-        "truth": classes[one["label"]],
-        "student": said(shown_student(one) or "distilled"),
-        "teacher": said("teacher"),
-    }
+        "id": one["id"], "jpeg": one["jpeg"], "truth": classes[one["label"]],
+        "student": said(shown_student(one) or "distilled"), "teacher": said("teacher"),
+    }  # fmt: skip
 
 
 def montage(path: Path) -> str:
     """The montage as base-64 text, shrunk if it is large; empty if there is none."""
     if not path.exists():
         return ""
-    data = path.read_bytes()
-    if len(data) > MONTAGE:
-        from PIL import Image
-
-        with Image.open(io.BytesIO(data)) as picture:
-            picture.thumbnail((1400, 3000))
-            out = io.BytesIO()
-            picture.save(out, "JPEG", quality=75)
-        data = out.getvalue()
-    return base64.b64encode(data).decode("ascii")
+    if path.stat().st_size <= MONTAGE:
+        return base64.b64encode(path.read_bytes()).decode("ascii")
+    with Image.open(path) as picture:
+        picture.thumbnail((1400, 3000))
+        return encoded(picture, "JPEG", quality=75)
 
 
 def transfer_set(curated: dict[str, Any]) -> str:
@@ -200,11 +195,12 @@ def transfer_set(curated: dict[str, Any]) -> str:
 
 def _costs(stages: dict[str, Any]) -> list[tuple[str, str]]:
     """Rows (name, value): the time of each stage, and images seen in the distillation."""
-    took = [(title, stages[name]["seconds"]) for name, title in STAGES.items() if "seconds" in stages[name]]
-    if "target_seconds" in stages["transfer"]:
-        took.insert(
-            [title for title, _ in took].index(STAGES["transfer"]), ("targets", stages["transfer"]["target_seconds"])
-        )
+    took = []
+    for name, title in STAGES.items():
+        if "target_seconds" in stages[name]:
+            took.append(("targets", stages[name]["target_seconds"]))
+        if "seconds" in stages[name]:
+            took.append((title, stages[name]["seconds"]))
     rows = [(title, duration(seconds)) for title, seconds in took]
     rows.append(("all", duration(sum(seconds for _, seconds in took))))
     if seen := stages["transfer"].get("images_seen"):
@@ -217,9 +213,8 @@ def _facts(settings: dict[str, Any], stages: dict[str, Any]) -> list[tuple[str, 
     teacher, student = stages["teacher"].get("teacher", {}), stages["transfer"].get("student", {})
     rows: list[tuple[str, Any]] = []
     if teacher:
-        rows.append(
-            ("teacher", f"{teacher['name']} at {teacher['size']} px, {teacher['weights']} ({teacher['licence']})")
-        )
+        name = f"{teacher['name']} at {teacher['size']} px, {teacher['weights']} ({teacher['licence']})"
+        rows.append(("teacher", name))
         rows.append(("its weights", f"SHA-256 {teacher['hash'][:16]}…"))
     if student:
         rows.append(("student", f"{student['name']} at {student['size']} px, from {student['initialisation']}"))
@@ -230,10 +225,7 @@ def _facts(settings: dict[str, Any], stages: dict[str, Any]) -> list[tuple[str, 
         rows.append(("delivered", title_of(delivered) + (f", judged on {judged_on}" if judged_on else "")))
     rows += _made_with(stages)
     hidden = {"out", "cache", "json", "smoke", "overwrite", "config"}
-    for name, value in settings.items():
-        if name not in hidden and value != []:
-            rows.append((name.replace("_", " "), ", ".join(value) if isinstance(value, list) else value))
-    return rows
+    return rows + rows_of({name: value for name, value in settings.items() if name not in hidden})
 
 
 def _made_with(stages: dict[str, Any]) -> list[tuple[str, str]]:
@@ -257,9 +249,7 @@ def _csv(results: dict[str, Any]) -> str:
         flat = {**{k: v for k, v in one.items() if not isinstance(v, dict)}, **one.get("test", {})}
         for name, value in flat.items():
             if name in ("recall", "iou"):
-                writer.writerows(
-                    (model, name, klass, share) for klass, share in zip(results["classes"], value, strict=True)
-                )
+                writer.writerows((model, name, *pair) for pair in zip(results["classes"], value, strict=True))
             elif not isinstance(value, list):
                 writer.writerow((model, name, "", value))
     return out.getvalue()

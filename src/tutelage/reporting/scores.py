@@ -31,17 +31,12 @@ class MetricSpec:
 
 CLASSES = MetricSpec(
     "accuracy", "accuracy", "is right for {:.1f} %", "of", "labels per class",
-    (
-        ("accuracy", "accuracy"), ("balanced", "balanced_accuracy"), ("macro F1", "macro_f1"), ("ECE", "ece"),
-        ("log loss", "log_loss"),
-    ),
+    (("accuracy", "accuracy"), ("balanced", "balanced_accuracy"), ("macro F1", "macro_f1"), ("ECE", "ece"), ("log loss", "log_loss")),
     ("Recall of each class", "recall"), np.asarray, ("ece", "log_loss"),
 )  # fmt: skip
 MASKS = MetricSpec(
     "miou", "mIoU", "has a mean IoU of {:.1f} %", "on", "labelled images",
-    (
-        ("mIoU", "miou"), ("pixels", "accuracy"), ("recall", "balanced_accuracy"), ("boundary F1", "boundary_f1"),
-    ),
+    (("mIoU", "miou"), ("pixels", "accuracy"), ("recall", "balanced_accuracy"), ("boundary F1", "boundary_f1")),
     ("IoU of each class", "iou"), mean_iou,
 )  # fmt: skip
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ from PIL import Image
 
 from tutelage.data.masks import Colour, painted
 from tutelage.metrics import mean_iou
-from tutelage.reporting.example_predictions import COUNTS, shown_student
+from tutelage.reporting.example_predictions import COUNTS, encoded, shown_student, thumbnail
 from tutelage.reporting.table import TITLES
 from tutelage.run_folder import atomic_write, write_json
 
@@ -40,20 +38,11 @@ def write_dense_evidence(
     shown, in_order = [], {name: said[name] for name in TITLES if name in said}
     for row in (int(order[place]) for place in places):
         mask = test.labels.one(row)
-        pictures = {"image": jpeg(test.images[row]), "mask": png(mask, colours)}
+        pictures = {"image": f"data:image/jpeg;base64,{thumbnail(test.images[row], SIDE)}", "mask": png(mask, colours)}
         pictures |= {name: png(np.where(mask == 255, mask, one[row]), colours) for name, one in in_order.items()}
         each = {name: float(one[row]) for name, one in scores.items()}
         shown.append({"id": test.ids[row], "pictures": pictures, "scores": each})
     write_json(folder / "pictures.json", {"images": shown, "colours": [list(one) for one in colours]})
-
-
-def jpeg(image: np.ndarray) -> str:
-    """A small JPEG of an image as a data URL."""
-    picture = Image.fromarray(np.ascontiguousarray(image))
-    picture.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC)
-    data = io.BytesIO()
-    picture.save(data, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode('ascii')}"
 
 
 def png(mask: np.ndarray, colours: Sequence[Colour]) -> str:
@@ -61,6 +50,4 @@ def png(mask: np.ndarray, colours: Sequence[Colour]) -> str:
     share = min(1.0, SIDE / max(mask.shape))
     size = (max(1, round(mask.shape[1] * share)), max(1, round(mask.shape[0] * share)))
     small = np.array(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
-    data = io.BytesIO()
-    Image.fromarray(painted(small, colours)).save(data, "PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode('ascii')}"
+    return f"data:image/png;base64,{encoded(Image.fromarray(painted(small, colours)), 'PNG', optimize=True)}"

@@ -65,12 +65,8 @@ def scores_table(rows: list[tuple[str, dict[str, Any]]]) -> str:
 def _aligned(cells: list[tuple[str, ...]]) -> str:
     """Align rows of cells, the first of them titles: the first column to the left, the others to the right."""
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    lines = [
-        "  ".join(
-            c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in cells
-    ]
+    first, rest = widths[0], widths[1:]
+    lines = ["  ".join([row[0].ljust(first), *map(str.rjust, row[1:], rest)]).rstrip() for row in cells]
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
 
@@ -80,28 +76,28 @@ def study_table(result: dict[str, Any]) -> str:
     score = words_of(rows[0]).title
     cells: list[tuple[str, ...]] = [("arm", "budget", f"{score} %", "seeds", "behind", "95 % interval", "p", "TFLOPs")]
     for row in rows:
-        mean = f"{100 * row['score']:.1f}" + ("" if row["spread"] is None else f" ± {100 * row['spread']:.1f}")
         confidence = ("best" if row["best"] else "-", "", "")
         if row["behind"] is not None:
             interval = f"{100 * row['low']:.1f} to {100 * row['high']:.1f}"
             confidence = (f"{100 * row['behind']:.1f}", interval, "" if row["p"] is None else f"{row['p']:.2g}")
-        cells.append(
-            (row["arm"], str(row["budget"]), mean, str(row["seeds"]), *confidence, f"{row['flops'] / 1e12:.1f}")
-        )
-    for row in result["teachers"]:
-        mean = f"{100 * row['score']:.1f}" + ("" if row["spread"] is None else f" ± {100 * row['spread']:.1f}")
-        cells.append(("(its teacher)", str(row["budget"]), mean, str(row["seeds"]), "-", "", "", ""))
+        cells.append((row["arm"], *_mean(row), *confidence, f"{row['flops'] / 1e12:.1f}"))
+    cells += [("(its teacher)", *_mean(row), "-", "", "", "") for row in result["teachers"]]
     failed = [f"failed: {name}: {reason}" for name, reason in result["failed"].items()]
     missing = [f"not finished: {', '.join(result['missing'])}"] if result["missing"] else []
     return "\n".join([_aligned(cells), *failed, *missing, f"page: {result['page']}"])
 
 
+def _mean(row: dict[str, Any]) -> tuple[str, str, str]:
+    """Budget, mean and spread in percent, and number of seeds."""
+    spread = "" if row["spread"] is None else f" ± {100 * row['spread']:.1f}"
+    return str(row["budget"]), f"{100 * row['score']:.1f}{spread}", str(row["seeds"])
+
+
 def times_table(result: dict[str, Any]) -> str:
     """What `bench` measured: one line per model, number of threads and batch size."""
     machine = result["machine"]
-    lines = [
-        f"{machine['cpu']}, {machine['cores']} cores, {', '.join(machine['instruction_sets']) or 'instruction sets unknown'}"
-    ]
+    known = ", ".join(machine["instruction_sets"]) or "instruction sets unknown"
+    lines = [f"{machine['cpu']}, {machine['cores']} cores, {known}"]
     lines.append(f"{'model':<18}{'threads':>8}{'batch':>7}{'median ms':>11}{'p95 ms':>9}{'x eager':>9}")
     for row in result["rows"]:
         where = row["device"] if row["device"] != "cpu" else row["threads"]
@@ -120,9 +116,8 @@ def export_text(result: dict[str, Any]) -> str:
         time = f", {result['latency'][name]['median_ms']:.2f} ms" if name in result["latency"] else ""
         score = f", {result['proof']['score']} {one['score']:.4f}" if one["score"] is not None else ""
         best = "  <- the faster one here" if name == result["recommended"] and len(result["latency"]) > 1 else ""
-        lines.append(
-            f"{name:<16} {one['bytes']:>12,} bytes{time}{score}, same decision {100 * one['agreement']:.2f} %{best}"
-        )
+        same = f", same decision {100 * one['agreement']:.2f} %"
+        lines.append(f"{name:<16} {one['bytes']:>12,} bytes{time}{score}{same}{best}")
     return "\n".join(lines)
 
 
@@ -140,8 +135,5 @@ def text_of(command: str, result: dict[str, Any]) -> str:
         return export_text(result)
     if command in ("doctor", "cache"):
         return ""  # they print while they run
-    return "\n".join(
-        f"{name}: {value}"
-        for name, value in result.items()
-        if isinstance(value, str | int | float) and name not in ("inputs", "curated")
-    )
+    plain = {name: value for name, value in result.items() if isinstance(value, str | int | float)}
+    return "\n".join(f"{name}: {value}" for name, value in plain.items() if name not in ("inputs", "curated"))

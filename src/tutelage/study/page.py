@@ -5,41 +5,23 @@ from __future__ import annotations
 import csv
 import io
 import re
-import shlex
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader
 
 from tutelage.errors import TutelageError
 from tutelage.reporting import charts
 from tutelage.reporting.example_predictions import read_evidence, read_pictures
 from tutelage.reporting.ledger import bill, shares
-from tutelage.reporting.page import disagreement, montage, transfer_set
+from tutelage.reporting.page import command, disagreement, montage, rendered, rows_of, transfer_set
 from tutelage.reporting.scores import words_of
 from tutelage.reporting.table import TITLES
 from tutelage.run_folder import STUDY, Run, folder_name, write_json, write_text
-from tutelage.study import study_charts
-from tutelage.study.results_table import (
-    Cell,
-    Record,
-    Reference,
-    beside,
-    cells_of,
-    compared,
-    main_budget,
-    mean_of_each,
-    read_records,
-    record_name,
-    reference_rows,
-    references_of,
-    rows,
-)
-from tutelage.study.statistics import Difference
-from tutelage.version import __version__
+from tutelage.study import results_table, study_charts
+from tutelage.study.results_table import Cell, Record, Reference, compared
 
 
 def write_study(folder: Path) -> dict[str, Any]:
@@ -54,28 +36,32 @@ def write_study(folder: Path) -> dict[str, Any]:
     about = _read_study(folder)
     study, report = about["study"], folder / "report"
     failed = dict(reason.split(": ", 1) for reason in study["failed"])
-    records = read_records(Path(study["results"] or folder / "results"), study["plan"])
+    records = results_table.read_records(Path(study["results"] or folder / "results"), study["plan"])
     if not records:
         raise TutelageError(f"{folder}: no run of the study is finished", "run the study's command again")
-    cells = cells_of(records, study["arms"])
-    budget, references = main_budget(cells), references_of(cells)
-    table, best = rows(cells, budget)
-    done = {record_name(one["arm"], one["budget"], one["seed"]) for one in records}
+    cells = results_table.cells_of(records, study["arms"])
+    budget, references = results_table.main_budget(cells), results_table.references_of(cells)
+    table, best = results_table.rows(cells, budget)
+    done = {results_table.record_name(one["arm"], one["budget"], one["seed"]) for one in records}
+    unstarted = tuple(f"{folder_name(arm)}-budget-" for arm in failed)  # runs of arms that could not be started at all
     summary = {
         "study": str(folder), "page": str(report / "index.html"), "failed": failed,
-        "missing": [name for name in study["plan"] if name not in done and name not in failed and not _arm_failed(name, failed)],
-        "table": table, "teachers": reference_rows(references), "shared": shares(records),
+        "missing": [name for name in study["plan"] if name not in done and name not in failed and not name.startswith(unstarted)],
+        "table": table, "teachers": results_table.reference_rows(references), "shared": shares(records),
         "runs": [{"arm": one["arm"], "budget": one["budget"], "seed": one["seed"], **_main(one["student"]["test"])}
                  for one in records],
     }  # fmt: skip
-    environment = Environment(loader=PackageLoader("tutelage", "reporting"), autoescape=True)
-    page = environment.get_template("study.html.j2").render(
-        title=folder.resolve().name, answer=answer(cells, budget, best, references), sureness=sureness(cells, budget, best),
-        budget=budget, table=table, lines=_lines(table, summary["teachers"]), failed={name: _parts(why) for name, why in failed.items()},
-        missing=summary["missing"], planned=len(study["plan"]), charts=_charts(cells, budget, best, references),
-        bills=[_bill_row(cell) for cell in cells if cell.budget == budget], shared=summary["shared"], command=_command(about),
-        facts=_facts(about, records), version=__version__, tests=records[0]["test_images"], words=best.words,
-        more=beside(records[0]["student"]["test"]), **_of_a_run(folder, best),
+    teachers = [{**row, "reference": True} for row in summary["teachers"]]
+    given = {name: study[name] for name in ("arms", "budgets", "seeds", "set", "match")}
+    given |= {"results": study["results"] or [], **{k: v for k, v in about["settings"].items() if v != "default"}}
+    page = rendered(
+        "study.html.j2", title=folder.resolve().name, budget=budget, table=table, words=best.words,
+        answer=answer(cells, budget, best, references), sureness=sureness(cells, budget, best),
+        lines=sorted([*table, *teachers], key=lambda row: row["budget"]), more=results_table.beside(records[0]["student"]["test"]),
+        failed={name: re.split(" (?=hint: )", why) for name, why in failed.items()}, missing=summary["missing"],
+        planned=len(study["plan"]), tests=records[0]["test_images"], charts=_charts(cells, budget, best, references),
+        bills=[_bill_row(cell) for cell in cells if cell.budget == budget], shared=summary["shared"],
+        command=command("compare", given), facts=_facts(about, records), **_of_a_run(folder, best),
     )  # fmt: skip
     write_json(report / "results.json", {**summary, "records": records})
     write_text(report / "results.csv", _csv(summary, records))
@@ -94,21 +80,6 @@ def _read_study(folder: Path) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as error:
         hint = "run the study's `tutelage compare` again: it rewrites the file, and finished runs count as done"
         raise TutelageError(f"{path} is not valid TOML ({error})", hint) from error
-
-
-def _lines(table: list[dict[str, Any]], teachers: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of the table, each budget's teacher after its arms."""
-    return sorted([*table, *({**row, "reference": True} for row in teachers)], key=lambda row: row["budget"])
-
-
-def _arm_failed(name: str, failed: dict[str, str]) -> bool:
-    """Whether a planned run belongs to an arm that could not be started at all."""
-    return any(name.startswith(f"{folder_name(arm)}-budget-") for arm in failed)
-
-
-def _parts(why: str) -> list[str]:
-    """Split the reason of a failure into message and hint."""
-    return re.split(r" (?=hint: )", why)
 
 
 def answer(cells: list[Cell], budget: int, best: Cell, references: dict[int, Reference]) -> str:
@@ -135,7 +106,9 @@ def sureness(cells: list[Cell], budget: int, best: Cell) -> str:
     alone, second = _scratch(cells, budget, best), _second(cells, budget, best)
     for other in (alone, None if second is alone else second):
         if other is not None and (gain := compared(best, other)):
-            said.append(f"ahead of {other.arm} by {_sureness(gain)}")
+            certainty = "95 % interval over test images"
+            certainty += f"; p = {gain.p:.2g} over {gain.seeds} seeds" if gain.p is not None else ""
+            said.append(f"ahead of {other.arm} by {100 * gain.low:.1f} to {100 * gain.high:.1f} points ({certainty})")
     return "; ".join(said) + "."
 
 
@@ -154,12 +127,6 @@ def _main(test: dict[str, Any]) -> dict[str, float]:
     """The main score, and the accuracy where that is another score."""
     words = words_of(test)
     return {name: test[name] for name in dict.fromkeys((words.main, "accuracy"))}
-
-
-def _sureness(gain: Difference) -> str:
-    """The interval and the p-value of a difference, in words."""
-    said = f"{100 * gain.low:.1f} to {100 * gain.high:.1f} points (95 % interval over test images"
-    return said + (f"; p = {gain.p:.2g} over {gain.seeds} seeds)" if gain.p is not None else ")")
 
 
 def _charts(cells: list[Cell], budget: int, best: Cell, references: dict[int, Reference]) -> list[dict[str, Any]]:
@@ -192,16 +159,15 @@ def _class_charts(cells: list[Cell], budget: int, best: Cell, references: dict[i
         "baseline": [record["student"]["test"] for record in alone.records.values()] if alone else [],
         "teacher": references[budget].tests if budget in references else [],
     }
-    each: dict[str, Any] = {model: mean_of_each(of, score) for model, of in tests.items() if of}
+    each: dict[str, Any] = {model: results_table.mean_of_each(of, score) for model, of in tests.items() if of}
     note = "Mean over seeds. The weakest classes first."
     if without := [name for name, value in zip(classes, each["student"], strict=True) if value is None]:
         note += f" Without test images: {', '.join(without)}."
     found = [{"title": title, "svg": charts.per_class(classes, each, title, names), "note": note}]
-    for model in ("student", "teacher"):
-        counts = np.sum([test["confusion"] for test in tests[model]], axis=0) if tests[model] else None
-        if counts is not None:
-            titles = {"student": best.arm, "teacher": "the adapted teacher"}
-            found.append(charts.confusions(classes, counts.tolist(), model, score == "iou", titles, " All seeds."))
+    titles = {"student": best.arm, "teacher": "the adapted teacher"}
+    for model in (model for model in titles if tests[model]):
+        counts = np.sum([test["confusion"] for test in tests[model]], axis=0).tolist()
+        found.append(charts.confusions(classes, counts, model, score == "iou", titles, " All seeds."))
     if bins := charts.pooled([record.get("calibration") or {} for record in best.records.values()]):
         found.append(charts.calibrations(bins, names, " All seeds."))
     return found
@@ -233,46 +199,22 @@ def _of_a_run(folder: Path, best: Cell) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _command(about: dict[str, Any]) -> str:
-    """The command that repeats the study."""
-    words = ["tutelage", "compare"]
-    study = {name: about["study"][name] for name in ("arms", "budgets", "seeds", "set", "match")}
-    study["results"] = about["study"]["results"] or []
-    for name, value in [*study.items(), *about["settings"].items()]:
-        if value is not False and value not in ("default", []) and name not in ("json", "config"):
-            words += [
-                "--" + name.replace("_", "-"),
-                *([str(v) for v in value] if isinstance(value, list) else [str(value)]),
-            ]
-    return shlex.join(words)
-
-
 def _facts(about: dict[str, Any], records: list[Record]) -> list[tuple[str, Any]]:
     """Rows (name, value) of models, data, versions and settings."""
     found: list[tuple[str, Any]] = []
     for one in {one["hash"]: one for record in records if (one := record.get("teacher_weights"))}.values():
         size = "x".join(map(str, one["size"])) if isinstance(one["size"], list) else one["size"]
-        found.append(
-            ("teacher", f"{one['name']} at {size} px, {one['weights']} ({one['licence']}), SHA-256 {one['hash'][:16]}…")
-        )
-    students = dict.fromkeys(
-        f"{one['name']}, {one['parameters']:,} parameters" for one in (r["student"] for r in records)
-    )
-    found += [("student", one) for one in students]
+        name = f"{one['name']} at {size} px, {one['weights']} ({one['licence']}), SHA-256 {one['hash'][:16]}…"
+        found.append(("teacher", name))
+    students = (record["student"] for record in records)
+    found += dict.fromkeys(("student", f"{one['name']}, {one['parameters']:,} parameters") for one in students)
     data = sorted({record["data"][:12] for record in records})
     found.append(("transfer sets", f"{len(data)}, SHA-256 {', '.join(data)}"))
     found.append(("test images", f"{records[0]['test_images']:,}, SHA-256 {records[0]['test'][:12]}"))
-    versions = dict.fromkeys(
-        ", ".join(f"{name} {value}" for name, value in record["versions"].items()) for record in records
-    )
+    versions = {", ".join(f"{name} {value}" for name, value in record["versions"].items()) for record in records}
     found += [("versions", one) for one in sorted(versions)]
     found.append(("seeds", ", ".join(str(seed) for seed in about["study"]["seeds"])))
-    shown = {name: value for name, value in about["settings"].items() if value not in ("default", [], False)}
-    found += [
-        (name.replace("_", " "), ", ".join(map(str, value)) if isinstance(value, list) else value)
-        for name, value in shown.items()
-    ]
-    return found
+    return found + rows_of({k: v for k, v in about["settings"].items() if v not in ("default", False)})
 
 
 def _csv(summary: dict[str, Any], records: list[Record]) -> str:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
-from tutelage.reporting.charts import WIDTH, line, short, svg, text
+from tutelage.reporting.charts import WIDTH, line, polyline, scale, short, svg, text
 
 LEFT, TOP, RIGHT, BOTTOM = 44, 16, WIDTH - 122, 250  # the names stand to the right of the lines
 ROOM = 1.3  # factor by which the axis extends beyond the smallest and the largest cost
@@ -27,37 +27,22 @@ def against_labels(
     """
     every = {**arms, **({"teacher": teacher} if teacher else {})}
     budgets = sorted({budget for of in every.values() for budget in of})
-    low, high = _range(
-        [mean + sign * (sd or 0) for of in every.values() for mean, sd in of.values() for sign in (-1, 1)]
-    )
-
-    def x(budget: int) -> float:
-        first, last = math.log(budgets[0]), math.log(budgets[-1])
-        return LEFT + (RIGHT - LEFT) * (math.log(budget) - first) / ((last - first) or 1)
-
-    def y(value: float) -> float:
-        return BOTTOM - (BOTTOM - TOP) * (value - low) / (high - low)
-
-    parts = _levels(low, high, y)
-    for budget in budgets:
-        parts += [line(x(budget), TOP, x(budget), BOTTOM), text(x(budget), BOTTOM + 15, budget, "small", "middle")]
-    parts.append(text((LEFT + RIGHT) / 2, BOTTOM + 32, across, "", "middle"))
+    parts, y = _levels([(mean, sd) for of in every.values() for mean, sd in of.values()])
+    x = scale(math.log(budgets[0]), math.log(budgets[-1]), LEFT, RIGHT)
+    parts += _columns({x(math.log(budget)): budget for budget in budgets}, across)
+    kinds, ends, words = {}, {}, []
     for number, (name, of) in enumerate(every.items()):
-        kind, points = _kind(name, number), sorted(of.items())
-        band = [(x(b), y(m + (sd or 0))) for b, (m, sd) in points] + [
-            (x(b), y(m - (sd or 0))) for b, (m, sd) in reversed(points)
-        ]
+        kind = kinds[name] = _kind(name, number)
+        points = [(x(math.log(budget)), mean, sd or 0) for budget, (mean, sd) in sorted(of.items())]
+        band = [(b, y(m + sd)) for b, m, sd in points] + [(b, y(m - sd)) for b, m, sd in reversed(points)]
         if len(points) > 1:
-            parts.append(f'<polygon points="{_points(band)}" class="{kind} band"/>')
-        parts.append(f'<polyline points="{_points([(x(b), y(m)) for b, (m, _) in points])}" class="{kind} path"/>')
-        parts += [f'<circle cx="{x(b):.1f}" cy="{y(m):.1f}" r="3.5" class="{kind} mark"/>' for b, (m, _) in points]
-    ends = {name: (x(max(of)), y(of[max(of)][0])) for name, of in every.items()}
-    parts += _names(ends, {name: _kind(name, number) for number, name in enumerate(every)})
-    words = "; ".join(
-        f"{name}: " + ", ".join(f"{100 * m:.1f} % at {b}" for b, (m, _) in sorted(of.items()))
-        for name, of in every.items()
-    )
-    return svg(BOTTOM + 40, f"{score} against {across}", words, parts)
+            parts.append(polyline(band, f"{kind} band", "polygon"))
+        parts.append(polyline([(b, y(m)) for b, m, _ in points], f"{kind} path"))
+        parts += [f'<circle cx="{b:.1f}" cy="{y(m):.1f}" r="3.5" class="{kind} mark"/>' for b, m, _ in points]
+        ends[name] = points[-1][0], y(points[-1][1])
+        words.append(f"{name}: " + ", ".join(f"{100 * m:.1f} % at {b}" for b, (m, _) in sorted(of.items())))
+    parts += _names(ends, kinds)
+    return svg(BOTTOM + 40, f"{score} against {across}", "; ".join(words), parts)
 
 
 def against_compute(
@@ -68,33 +53,23 @@ def against_compute(
     Args:
         arms: name -> FLOPs, mean and spread of the score. order: arm names in the order of their colours. teacher: its mean score.
     """
-    known = [
-        *([] if teacher is None else [teacher]),
-        *(m + sign * (sd or 0) for _, m, sd in arms.values() for sign in (-1, 1)),
-    ]
-    low, high = _range(known)
+    known = [(mean, sd) for _, mean, sd in arms.values()]
+    parts, y = _levels(known if teacher is None else [*known, (teacher, None)])
     costs = [cost for cost, _, _ in arms.values()]
     first, last = math.log10(min(costs) / ROOM), math.log10(max(costs) * ROOM)
-
-    def x(cost: float) -> float:
-        return LEFT + (RIGHT - LEFT) * (math.log10(cost) - first) / (last - first)
-
-    def y(value: float) -> float:
-        return BOTTOM - (BOTTOM - TOP) * (value - low) / (high - low)
-
-    parts = _levels(low, high, y)
-    for tick in _ticks(first, last):
-        parts += [line(x(tick), TOP, x(tick), BOTTOM), text(x(tick), BOTTOM + 15, _amount(tick), "small", "middle")]
-    parts.append(text((LEFT + RIGHT) / 2, BOTTOM + 32, "FLOPs of training, including the teacher's", "", "middle"))
+    x = scale(first, last, LEFT, RIGHT)
+    ticks = {x(math.log10(tick)): _amount(tick) for tick in _ticks(first, last)}
+    parts += _columns(ticks, "FLOPs of training, including the teacher's")
     kinds = {name: _kind(name, list(order).index(name)) for name in arms}
-    places = {name: (x(cost), y(mean)) for name, (cost, mean, _) in arms.items()}
+    places = {name: (x(math.log10(cost)), y(mean)) for name, (cost, mean, _) in arms.items()}
     if teacher is not None:
         kinds["teacher"], places["teacher"] = "teacher", (RIGHT, y(teacher))
         parts.append(line(LEFT, y(teacher), RIGHT, y(teacher), "teacher path"))
-    for name, (cost, mean, spread) in arms.items():
+    for name, (_, mean, spread) in arms.items():
+        cx, cy = places[name]
         if spread:
-            parts.append(line(x(cost), y(mean - spread), x(cost), y(mean + spread), f"{kinds[name]} path"))
-        parts.append(f'<circle cx="{x(cost):.1f}" cy="{y(mean):.1f}" r="5" class="{kinds[name]} mark"/>')
+            parts.append(line(cx, y(mean - spread), cx, y(mean + spread), f"{kinds[name]} path"))
+        parts.append(f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="5" class="{kinds[name]} mark"/>')
     parts += _names(places, kinds)
     words = "; ".join(f"{name}: {100 * mean:.1f} % for {_amount(cost)}FLOPs" for name, (cost, mean, _) in arms.items())
     words += f"; the adapted teacher: {100 * teacher:.1f} %" if teacher is not None else ""
@@ -105,9 +80,8 @@ def _ticks(first: float, last: float) -> list[float]:
     """Round numbers between 10**first and 10**last: powers of ten if there are at least two, else finer steps."""
     powers = range(math.floor(first), math.ceil(last) + 1)
     for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7)):
-        found = [
-            step * 10.0**power for power in powers for step in steps if first <= math.log10(step * 10.0**power) <= last
-        ]
+        every = [step * 10.0**power for power in powers for step in steps]
+        found = [tick for tick in every if first <= math.log10(tick) <= last]
         if len(found) >= 2:
             break
     return found[:: max(1, len(found) // 4)]
@@ -125,28 +99,37 @@ def _kind(name: str, number: int) -> str:
     return "teacher" if name == "teacher" else f"arm{number % 9}"
 
 
-def _range(values: Sequence[float]) -> tuple[float, float]:
-    """Axis limits around the values, in steps of 5 points, or of 10 where the values lie far apart."""
+def _levels(scores: Sequence[tuple[float, float | None]]) -> tuple[list[str], Callable[[float], float]]:
+    """Labelled horizontal lines around the scores, at every 5 points, or every 10 where they lie far apart.
+
+    Args:
+        scores: mean and spread of each.
+
+    Returns:
+        the lines, and the function from a score to its height.
+    """
+    values = [mean + sign * (spread or 0) for mean, spread in scores for sign in (-1, 1)]
     step = _step(max(values) - min(values))
     low, high = math.floor(min(values) / step) * step, math.ceil(max(values) / step) * step
-    return max(0.0, low), min(1.0, max(high, low + step))
+    low, high = max(0.0, low), min(1.0, max(high, low + step))
+    y, step = scale(low, high, BOTTOM, TOP), _step(high - low - 0.05)
+    parts = []
+    for level in (round(low + step * i, 2) for i in range(round((high - low) / step) + 1)):
+        parts.append(line(LEFT, y(level), RIGHT, y(level)))
+        parts.append(text(LEFT - 6, y(level) + 4, f"{100 * level:.0f} %", "small", "end"))
+    return parts, y
 
 
 def _step(range_: float) -> float:
     return 0.05 if range_ <= 0.35 else 0.1
 
 
-def _levels(low: float, high: float, y) -> list[str]:
-    """Labelled horizontal lines at every 5 or 10 points."""
-    step = _step(high - low - 0.05)
-    levels = [round(low + step * i, 2) for i in range(round((high - low) / step) + 1)]
-    return [part for level in levels for part in (
-        line(LEFT, y(level), RIGHT, y(level)), text(LEFT - 6, y(level) + 4, f"{100 * level:.0f} %", "small", "end")
-    )]  # fmt: skip
-
-
-def _points(points: Sequence[tuple[float, float]]) -> str:
-    return " ".join(f"{a:.1f},{b:.1f}" for a, b in points)
+def _columns(ticks: Mapping[float, object], title: str) -> list[str]:
+    """Labelled vertical lines, and the title of their axis."""
+    parts = []
+    for x, label in ticks.items():
+        parts += [line(x, TOP, x, BOTTOM), text(x, BOTTOM + 15, label, "small", "middle")]
+    return [*parts, text((LEFT + RIGHT) / 2, BOTTOM + 32, title, "", "middle")]
 
 
 def _names(places: dict[str, tuple[float, float]], kinds: dict[str, str]) -> list[str]:
@@ -162,10 +145,6 @@ def _names(places: dict[str, tuple[float, float]], kinds: dict[str, str]) -> lis
     parts = []
     for name, height in zip(order, heights, strict=True):
         x, y = places[name]
-        parts.append(
-            f'<line x1="{x + 5:.1f}" y1="{y:.1f}" x2="{RIGHT + 8}" y2="{height:.1f}" class="{kinds[name]} lead"/>'
-        )
-        parts.append(
-            f'<text x="{RIGHT + 11}" y="{height + 4:.1f}" class="{kinds[name]} name">{escape(short(name, NAME))}</text>'
-        )
+        parts.append(line(x + 5, y, RIGHT + 8, height, f"{kinds[name]} lead"))
+        parts.append(text(RIGHT + 11, height + 4, short(name, NAME), f"{kinds[name]} name"))
     return parts
