@@ -13,6 +13,7 @@ from tutelage.pipeline.preflight import WITHOUT_TARGETS
 from tutelage.pipeline.stage import needed, training_steps
 from tutelage.progress import duration, say
 from tutelage.settings.commands import RunSettings
+from tutelage.settings.groups import Student
 from tutelage.study.arms import Arm
 from tutelage.tasks import task_of
 
@@ -72,11 +73,11 @@ def _teacher_flops(task: str, *model: Any) -> int:
 
 
 @lru_cache
-def _student_flops(task: str, student: str, size: Any, decoder: str) -> int:
+def _student_flops(task: str, student: str, size: Any, decoder: Any) -> int:
     """FLOPs of one training step of the student for one image."""
     from tutelage.device import training_flops
 
-    settings = {"student": student, "student_size": size, "decoder": decoder, "student_weights": "scratch"}
+    settings = Student(student=student, student_size=size, decoder=decoder, student_weights="scratch")
     built = task_of(task).student(settings, 2)
     return training_flops(built.module, built.size)
 
