@@ -10,7 +10,7 @@ PIP = .venv/bin/python -m pip --quiet --disable-pip-version-check install
 .PHONY: help demo test check
 
 help:
-	@echo "make demo    a small model from 1,898 labelled emoji, taught by a larger one: the embedded example"
+	@echo "make demo    a small model from 1,898 labelled emoji, distilled from a larger one: the built-in example"
 	@echo "make test    the tests"
 	@echo "make check   ruff and pyright, as in CI"
 	@echo "Each sets up .venv first: about two minutes and 5.5 GB, once. PYTHON=... chooses the interpreter (3.11 or later)."
@@ -28,9 +28,8 @@ check: .venv/.dev-installed
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-		echo "given:   PYTHON=$(PYTHON), which is $$($(PYTHON) --version 2>/dev/null || echo 'not to be found')" >&2; \
-		echo "allowed: Python 3.11 or later" >&2; \
-		echo "mend:    make $(MAKECMDGOALS) PYTHON=python3.12 (or the path of one that you have)" >&2; \
+		echo "error: PYTHON=$(PYTHON) is $$($(PYTHON) --version 2>/dev/null || echo 'not to be found'); Python 3.11 or later is needed" >&2; \
+		echo "hint: make $(MAKECMDGOALS) PYTHON=python3.12 (or the path of one that you have)" >&2; \
 		exit 2; }
 	@$(PYTHON) -m venv .venv || { rm -rf .venv; exit 2; }
 
