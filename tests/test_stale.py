@@ -88,8 +88,8 @@ def test_overwrite_in_a_later_stage(tmp_path, capsys, stage, before, now, moved)
     run.claim(vars(of_stage(stage, run, **before)), False)
     asked = of_stage(stage, run, **now)
     with pytest.raises(TutelageError, match=r"--overwrite to move .* aside and redo them"):
-        open_run(str(run.path), None, asked).__enter__()
-    with open_run(str(run.path), None, replace(asked, overwrite=True)) as (held, _):
+        open_run(asked).__enter__()
+    with open_run(replace(asked, overwrite=True)) as (held, _):
         assert {stage for stage in STAGES if (run.path / stage).exists()} == set(STAGES) - moved
         assert now.items() <= held.settings()["settings"].items()
     (old,) = tmp_path.glob("run.old-*")
@@ -139,13 +139,13 @@ def test_settings_that_a_stage_does_not_use(tmp_path, task):
     run.claim(made, False)
     if task == "segmentation":
         with pytest.raises(TutelageError, match="agnostic_features: patches -> global"):
-            open_run(str(run.path), None, asked).__enter__()
+            open_run(asked).__enter__()
         return
-    with open_run(str(run.path), None, asked) as (held, _):
+    with open_run(asked) as (held, _):
         kept = held.settings()["settings"]
         assert {**made, "objective": "oriented"}.items() <= kept.items(), "and what another stage has written stays"
     with pytest.raises(TutelageError, match="class_weight: balanced -> none"):
-        open_run(str(run.path), None, replace(asked, class_weight="none")).__enter__()
+        open_run(replace(asked, class_weight="none")).__enter__()
 
 
 def test_results_of_another_transfer_set(tmp_path, capsys):

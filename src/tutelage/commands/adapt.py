@@ -41,7 +41,7 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
     from tutelage.models.teachers import build_teacher
     from tutelage.tasks import task_of
 
-    with open_run(settings.out, settings.cache, settings) as (run, cache_dir):
+    with open_run(settings) as (run, cache_dir):
         curated = run.result("transfer_set", "adapt")
         encoder = build_teacher(
             settings.teacher, settings.teacher_weights, settings.teacher_size, settings.teacher_window

@@ -33,7 +33,7 @@ def alone(settings: BaselineSettings) -> dict[str, Any]:
     from tutelage.tasks import task_of
     from tutelage.training import checkpoints
 
-    with open_run(settings.out, settings.cache, settings) as (run, cache_dir):
+    with open_run(settings) as (run, cache_dir):
         curated = run.result("transfer_set", "alone")
         kind = task_of(curated["task"])
         inputs = hash_of(["alone", curated["outputs"], identity(settings, kind.UNUSED)])

@@ -50,7 +50,7 @@ def committee(settings: CommitteeSettings) -> dict[str, Any]:
     from tutelage.device import accelerator
     from tutelage.tasks import task_of
 
-    with open_run(settings.out, settings.cache, settings) as (run, cache_dir):
+    with open_run(settings) as (run, cache_dir):
         curated, adapted = run.result("transfer_set", "committee"), run.result("teacher", "committee")
         kind: Any = task_of(curated["task"])
         grid = kind.member_grid(settings, curated["images"]["transfer"], len(curated["classes"]))

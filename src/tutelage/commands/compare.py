@@ -190,7 +190,7 @@ class _Study:
         settings = replace(
             self.resolved(arm, budget, seed), overwrite=True
         )  # what failed with other settings is moved aside
-        with open_run(settings.out, settings.cache, settings) as (run, _):
+        with open_run(settings) as (run, _):
             if self.match == "flops" or arm.way.times > 1:
                 from tutelage.study.cost_estimate import steps_of
 

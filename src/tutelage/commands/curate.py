@@ -48,7 +48,7 @@ def curate(settings: CurateSettings) -> dict[str, Any]:
 
     if settings.shard is not None:
         return embed_share(settings.shard, settings)
-    with open_run(settings.out, settings.cache, settings) as (run, cache_dir):
+    with open_run(settings) as (run, cache_dir):
         settings = replace(settings, strategy=strategy_of(settings))
         labelled = read_labels(run, settings)
         listed = list_gallery(settings.gallery)

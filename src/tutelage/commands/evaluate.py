@@ -37,7 +37,7 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     if not (Path(settings.run) / "settings.toml").exists():
         hint = f"use a folder that `tutelage run` has written, or run `tutelage run --out {settings.run} ...` first"
         raise TutelageError(f"{settings.run} is not a run folder", hint)
-    with open_run(settings.run, settings.cache) as (folder, cache_dir):
+    with open_run(settings) as (folder, cache_dir):
         kept = folder.settings()["settings"]
         resize = kept.get("resize", "squash")
         weights: str = settings.teacher_weights or kept.get("teacher_weights", "pretrained")

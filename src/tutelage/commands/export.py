@@ -40,7 +40,7 @@ def export(settings: ExportSettings) -> dict[str, Any]:
 
     formats.check(settings.format)
     stages = finished(Path(settings.run))
-    with open_run(settings.run, settings.cache) as (folder, cache_dir):
+    with open_run(settings) as (folder, cache_dir):
         if not settings.no_int8:
             enough(min(settings.calibration, stages["transfer_set"]["images"]["transfer"]))
         work = _Work(folder, stages, cache_dir, settings.bake_preprocess, settings.tolerance)

@@ -40,7 +40,7 @@ def finetune(settings: FinetuneSettings) -> dict[str, Any]:
     from tutelage.pipeline.load_student import load_student
     from tutelage.tasks import task_of
 
-    with open_run(settings.out, settings.cache, settings) as (run, cache_dir):
+    with open_run(settings) as (run, cache_dir):
         curated, distilled = run.result("transfer_set", "finetune"), run.result("transfer", "finetune")
         piloted = judged_by(run) if settings.finetune == "auto" else {}
         judges = (curated["images"]["val"] > 0 or piloted) and settings.finetune == "auto"

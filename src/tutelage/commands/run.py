@@ -48,7 +48,7 @@ def run(settings: RunSettings) -> dict[str, Any]:
         settings = replace(settings, **cut_down(settings))
     started = time.monotonic()
     names = [name for name in STAGES if name != "alone" or not settings.no_baseline]
-    with open_run(settings.out, settings.cache, settings, together=True) as (folder, _):
+    with open_run(settings, together=True) as (folder, _):
         if settings.pilot:
             _one(folder, *STAGES["curate"], settings_of(curate, settings))
             judge(folder, settings, walk)

@@ -45,7 +45,7 @@ def transfer(settings: DistillSettings) -> dict[str, Any]:
     """
     from tutelage.device import accelerator
 
-    with open_run(settings.out, settings.cache, settings, together=True) as (run, cache_dir):
+    with open_run(settings, together=True) as (run, cache_dir):
         job = _Job(run, cache_dir, settings)
         hardware = accelerator(settings.device, settings.precision)
         with hardware.main_process_first():  # it may copy the stage from another run of a study

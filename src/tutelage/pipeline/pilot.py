@@ -73,7 +73,7 @@ def pilot(run: Run, settings: RunSettings, walk: Callable[[Run, Sequence[str], R
         }
         own |= {"cache": settings.cache or str(run.path.parent / "cache")}
         mine = replace(settings, **own, budget=None, val=None, test=None, classes=None)
-        with open_run(mine.out, mine.cache, mine) as (folder, _):
+        with open_run(mine) as (folder, _):
             walk(folder, STAGES, mine)
         for name, found in right.items():
             found.append(read_counts(place / "report" / "predictions.npz", name))

@@ -129,7 +129,7 @@ def _of_the_choice(settings: Any) -> list[TutelageError]:
     return faults
 
 
-def strategy_of(settings: Any) -> str:
+def strategy_of(settings: g.Gallery) -> str:
     """Return the strategy that the settings ask for: "auto" means `balanced` where a number is given, else `all`."""
     if settings.strategy != "auto":
         return settings.strategy
@@ -138,7 +138,7 @@ def strategy_of(settings: Any) -> str:
 
 def _of_words(settings: Any) -> list[TutelageError]:
     """Return the faults in the settings of precomputed embeddings and of text queries."""
-    if not isinstance(settings, g.Search):
+    if not isinstance(settings, Curation):
         return []
     strategy, given = strategy_of(settings), settings.embeddings
     words, templates = settings.text_embeddings, settings.templates
@@ -190,14 +190,12 @@ def share_of(shard: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def _check_folders(settings: Any, cache: Path) -> None:
+def _check_folders(settings: g.Stage, cache: Path) -> None:
     faults: list[TutelageError] = []
     out = Path(settings.out)
     for name, folder in (("out", out), ("cache", cache)):
         if why := _not_writable(folder):
-            hint = (
-                f"use a writable --{name}" if name == "out" or getattr(settings, "cache", None) else "add --cache DIR"
-            )
+            hint = f"use a writable --{name}" if name == "out" or settings.cache else "add --cache DIR"
             faults.append(TutelageError(f"--{name} {folder}: {why}", hint))
     if not faults and (others := _others(out)):
         hint = f"use a new or empty folder, such as --out {out / 'run'}, or the folder of a run"
@@ -262,8 +260,8 @@ def _check_cluster(settings: Any) -> None:
         ) from error
 
 
-def _check_machine(faults: list[TutelageError], settings: Any) -> None:
-    device, precision = getattr(settings, "device", "auto"), getattr(settings, "precision", "auto")
+def _check_machine(faults: list[TutelageError], settings: g.Machine) -> None:
+    device, precision = settings.device, settings.precision
     if device in ("auto", "cpu") and precision != "fp16":
         return
     from tutelage.device import check_hardware

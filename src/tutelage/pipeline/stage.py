@@ -15,7 +15,7 @@ from tutelage.pipeline.preflight import WITHOUT_TARGETS, preflight
 from tutelage.progress import main_process, processes, say
 from tutelage.run_folder import Run, atomic_write, read_json, write_text
 from tutelage.settings import declared
-from tutelage.settings.commands import Curation, DistillSettings
+from tutelage.settings.commands import Curation, DistillSettings, EvaluateSettings, ExportSettings
 from tutelage.settings.groups import Group, Schedule, Stage
 from tutelage.tasks import task_of
 
@@ -47,16 +47,13 @@ _HELD: dict[Path, Run] = {}  # folders that this process has locked: `run` calls
 
 
 @contextlib.contextmanager
-def open_run(
-    out: str, cache: str | None, settings: Stage | None = None, together: bool = False
-) -> Iterator[tuple[Run, Path]]:
-    """Hold the lock of a run folder for the duration of a stage.
+def open_run(settings: Stage | EvaluateSettings | ExportSettings, together: bool = False) -> Iterator[tuple[Run, Path]]:
+    """Hold the lock of a run folder for the duration of a stage, or of a command that only reads a finished run.
 
     Args:
-        out: the run folder. cache: folder of decoded images and teacher outputs; None means cache/ beside the run folder.
-        settings: of the stage; all faults are reported before anything is read or written. Refused when the folder holds a run with
-            different ones, unless `overwrite` is among them: a run is then moved aside, by a later stage only its own results and later
-            ones. None for what only reads a finished run.
+        settings: they name the run folder, and the cache folder if it is not cache/ beside it. Those of a stage are checked: all faults are
+            reported before anything is read or written. They are refused when the folder holds a run with different ones, unless
+            `overwrite` is among them: a run is then moved aside, by a later stage only its own results and later ones.
         together: whether several processes may run this stage, one of which holds the lock.
 
     Yields:
@@ -65,6 +62,8 @@ def open_run(
     Raises:
         TutelageError: several processes where only one is supported, or that cannot reach each other; settings that cannot work.
     """
+    stage = settings if isinstance(settings, Stage) else None
+    out = settings.out if isinstance(settings, Stage) else settings.run
     path = Path(out).absolute()
     if processes() > 1 and not together and path not in _HELD:
         raise TutelageError(
@@ -73,14 +72,14 @@ def open_run(
             "leave torchrun out, or unset WORLD_SIZE (`tutelage curate --shard env` embeds a gallery on several machines)",
         )
     check_group()
-    cache_dir = Path(cache) if cache else path.parent / "cache"
+    cache_dir = Path(settings.cache) if settings.cache else path.parent / "cache"
     if path in _HELD or not main_process():
         yield _HELD.get(path) or Run(path), cache_dir
         return
-    if settings:
-        preflight(settings, cache_dir)
+    if stage:
+        preflight(stage, cache_dir)
     with Run(path) as run:
-        if settings and (old := run.claim(_used(run, settings), settings.overwrite, _moved_by(settings))):
+        if stage and (old := run.claim(_used(run, stage), stage.overwrite, _moved_by(stage))):
             say(f"the previous run in {out}, or the part of it that is redone, is now in {old}")
         _HELD[path] = run
         try:

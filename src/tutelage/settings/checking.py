@@ -67,6 +67,7 @@ def identity(settings: Group, known_otherwise: Collection[str] = ()) -> dict[str
     }
 
 
+@functools.cache
 def hints_of(settings: Any) -> dict[str, Any]:
     """Return the type of each setting, annotated with its limits for pydantic and its help text for cyclopts."""
     found, types_of = {}, typing.get_type_hints(settings)

@@ -8,11 +8,10 @@ from tutelage.settings import groups as g
 from tutelage.settings.groups import declared, setting
 
 
-class Curation(g.Labelled, g.Gallery, g.Search, g.Teacher, g.StudentInput, g.Resize, g.Stage):
+class Curation(g.Labelled, g.Gallery, g.Search, g.Teacher, g.StudentInput, g.Resize, g.Stage, g.Smoke):
     """Settings of `curate` that `run` has too."""
 
     budget: int | None = setting(None, "number of labels per class to use, or of masks in total; default: all", ge=1)
-    smoke: bool = setting(False, "run the real command, reduced to a minute on a CPU")
 
 
 class CurateSettings(Curation):
@@ -130,10 +129,9 @@ class BenchmarkSettings(g.FinishedRun, g.Json):
     """Settings of `bench`."""
 
 
-class PredictSettings(g.Json):
+class PredictSettings(g.FinishedExport, g.Json):
     """Settings of `predict`."""
 
-    export: str = setting("", "folder written by `tutelage export`, or its run", min_length=1)
     images: list[str] = setting((), "images, or folders of images", min_length=1)
     out: str = setting("predictions.csv", "file for the predictions: .csv or .parquet", min_length=1, free=True)
     top: int = setting(1, "number of classes per image, the most likely first", ge=1)
@@ -141,42 +139,38 @@ class PredictSettings(g.Json):
     threads: int | None = setting(None, "threads of onnxruntime; default: all cores", ge=1)
 
 
-class DemoSettings(g.Json):
+class DemoSettings(g.Seed, g.Smoke, g.Json):
     """Settings of `demo`."""
 
-    seed: int = setting(0, "seed of random draws, initialisation and image order", ge=0, lt=2**63)
-    smoke: bool = setting(False, "run the real command, reduced to a minute on a CPU")
     out: str = setting("tutelage-demo", "run folder", min_length=1, free=True)
 
 
-class DemoPageSettings(g.Group):
+class DemoPageSettings(g.FinishedExport):
     """Settings of `demo-page`."""
 
-    export: str = setting("", "folder written by `tutelage export`, or its run", min_length=1)
     out: str = setting("", "folder for the page, index.html", min_length=1, free=True)
     serve: bool = setting(False, "serve the page on this computer until Ctrl-C")
     port: int = setting(8000, "port for --serve; 0: any free port", ge=0, le=65535)
 
 
-class CacheSettings(g.Json):
-    """Settings of `cache`."""
+class CacheFolder(g.Group):
+    """The cache of a command that has no run folder beside which it could be."""
 
     cache: str | None = setting(
         "cache",
         "folder of decoded images and teacher outputs, shared by runs; default: cache/ beside the run",
         free=True,
     )
+
+
+class CacheSettings(CacheFolder, g.Json):
+    """Settings of `cache`."""
+
     prune: float | None = setting(None, "remove entries not used for this many days", ge=0)
 
 
-class DoctorSettings(g.Json):
+class DoctorSettings(CacheFolder, g.Json):
     """Settings of `doctor`."""
-
-    cache: str | None = setting(
-        "cache",
-        "folder of decoded images and teacher outputs, shared by runs; default: cache/ beside the run",
-        free=True,
-    )
 
 
 FREE = frozenset(

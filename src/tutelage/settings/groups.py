@@ -6,6 +6,7 @@ The name is the flag (`--teacher-size`), the key in a TOML file (`teacher-size` 
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 from collections.abc import Callable
@@ -49,6 +50,7 @@ def size(value: Any) -> Any:
     return both[0] if both[0] == both[1] else f"{both[0]}x{both[1]}"
 
 
+@functools.cache
 def declared(settings: Any) -> dict[str, Field[Any]]:
     """Return the declarations of a class of settings by name, in the order of its groups, its own last."""
     names: dict[str, None] = {}
@@ -291,11 +293,16 @@ class ConfigFile(Group):
     config: str | None = setting(None, "TOML file with any of these settings; flags override it", free=True)
 
 
-class Stage(Machine, ConfigFile):
+class Seed(Group):
+    """The seed."""
+
+    seed: int = setting(0, "seed of random draws, initialisation and image order", ge=0, lt=2**63)
+
+
+class Stage(Machine, ConfigFile, Seed):
     """What all stages of a run have in common."""
 
     out: str = setting("", "run folder", min_length=1, free=True)
-    seed: int = setting(0, "seed of random draws, initialisation and image order", ge=0, lt=2**63)
     overwrite: bool = setting(False, "move aside a finished run that has other settings", free=True)
 
 
@@ -305,6 +312,12 @@ class TrainingStage(Training, Stage):
     tracker: Literal["none", "tensorboard", "wandb", "mlflow"] = setting(
         "none", "experiment tracker besides metrics.jsonl", free=True
     )
+
+
+class Smoke(Group):
+    """A short trial of the real command."""
+
+    smoke: bool = setting(False, "run the real command, reduced to a minute on a CPU")
 
 
 class Json(Group):
@@ -317,3 +330,9 @@ class FinishedRun(Group):
     """The run that a command is about."""
 
     run: str = setting("", "run folder", min_length=1)
+
+
+class FinishedExport(Group):
+    """The export that a command is about."""
+
+    export: str = setting("", "folder written by `tutelage export`, or its run", min_length=1)
