@@ -9,8 +9,8 @@ from typing import Any
 import faiss
 import numpy as np
 
-from tutelage.curation.search import OVERHEAD, checked, search, shared, silent
-from tutelage.curation.vectors import BLOCK, Vectors
+from tutelage.curation.search import OVERHEAD, checked, search
+from tutelage.curation.vectors import BLOCK, Vectors, silent
 from tutelage.errors import TutelageError
 
 SAMPLE_PER_LIST = 64  # rows that k-means uses for each list of an inverted file
@@ -72,7 +72,7 @@ def search_ivf(
     count = vectors.count if usable is None else int(usable.sum())
     if not count or not len(queries):
         return (*search(vectors, queries, k, usable=usable, memory=memory, advance=advance), 1.0)
-    report = shared(advance, 2)
+    report = _shared(advance, 2)
     index = _ivf_index(vectors, usable, count, memory, report)
     similarities, rows = index.search(queries, k)
     del index
@@ -83,3 +83,14 @@ def search_ivf(
     exact = search(vectors, queries[compared], k, usable=usable, advance=report)[1]
     hit = sum(len(np.intersect1d(a[a >= 0], b[b >= 0])) for a, b in zip(exact, rows[compared], strict=True))
     return similarities, rows, hit / int((exact >= 0).sum())
+
+
+def _shared(advance: Callable[[int], None], passes: int) -> Callable[[int], None]:
+    """Return a progress function for `passes` passes over the same rows that counts up to the number of rows."""
+    seen = [0]
+
+    def report(count: int) -> None:
+        seen[0] += count
+        advance(seen[0] // passes - (seen[0] - count) // passes)
+
+    return report

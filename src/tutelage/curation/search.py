@@ -33,22 +33,11 @@ def checked(vectors: Vectors, queries: np.ndarray, usable: np.ndarray | None, k:
         raise TutelageError(f"{k} neighbours: at least 1 is needed")
 
 
-def shared(advance: Callable[[int], None], passes: int) -> Callable[[int], None]:
-    """Return a progress function for `passes` passes over the same rows that counts up to the number of rows."""
-    seen = [0]
-
-    def report(count: int) -> None:
-        seen[0] += count
-        advance(seen[0] // passes - (seen[0] - count) // passes)
-
-    return report
-
-
 def search(
     vectors: Vectors, queries: np.ndarray, k: int, *, usable: np.ndarray | None = None, memory: int | None = None,
     advance: Callable[[int], None] = silent,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Return the k rows with the largest inner product with each query: exact, whatever the memory limit and the parts.
+    """Return the k rows with the largest inner product with each query: exact, whatever the parts in which the gallery is stored.
 
     Args:
         queries: (Q, D) float32, unit length.
