@@ -26,7 +26,8 @@ def measured(run: Path, exported: dict[str, Any]) -> dict[str, Any]:
     """What is kept of one export, with its times."""
     return {
         "student": exported["student"]["name"], "size": exported["size"],
-        **{name: exported[name] for name in ("proof", "int8", "recommended", "machine", "versions")}, "bench": tutelage.bench(run=run),
+        **{name: exported[name] for name in ("proof", "int8", "recommended", "machine", "versions")},
+        "benchmark": tutelage.benchmark(run=run),
     }  # fmt: skip
 
 
@@ -35,7 +36,7 @@ def line(one: dict[str, Any]) -> str:
     files, float_, int8 = one["proof"]["files"], one["proof"]["files"][FLOAT], one["proof"]["files"][INT8]
     ms = {
         r["model"]: r["median_ms"]
-        for r in one["bench"]["rows"]
+        for r in one["benchmark"]["rows"]
         if r["batch"] == 1 and r["threads"] == 1 and r["device"] == "cpu"
     }
     kept = one["int8"]["kept_float"]

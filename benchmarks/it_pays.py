@@ -42,16 +42,16 @@ def main() -> None:
     given = parser.parse_args()
     given.results.mkdir(parents=True, exist_ok=True)
     seeds = [int(seed) for seed in given.seeds.split(",")]
-    arms = [(strategy, int(total)) for total in given.totals.split(",") for strategy in given.strategies.split(",")]
+    methods = [(strategy, int(total)) for total in given.totals.split(",") for strategy in given.strategies.split(",")]
     for seed in seeds:
-        for strategy, total in arms:
+        for strategy, total in methods:
             kept = given.results / f"{strategy}-{total}-{seed}.json"
             if not kept.exists():
                 settings = settings_of(given.folder, strategy, total, seed, given.copies)
                 tutelage.run(**settings, **TRAINING, no_baseline=(strategy, total) != WITH_BASELINE)
                 shutil.copyfile(Path(settings["out"]) / "report" / "results.json", kept)
     print("| strategy | images | student | each seed | teacher |\n| --- | --- | --- | --- | --- |")
-    for strategy, total in arms:
+    for strategy, total in methods:
         runs = [json.loads((given.results / f"{strategy}-{total}-{seed}.json").read_text()) for seed in seeds]
         student, teacher = ([run[who]["test"]["accuracy"] for run in runs] for who in ("distilled", "teacher"))
         spread = statistics.stdev(student) if len(seeds) > 1 else float("nan")
@@ -60,15 +60,15 @@ def main() -> None:
         print(f"| {strategy} | {total:,} | {mean} | {each} | {statistics.mean(teacher):.3f} |")
     if given.plot:
         given.plot.write_text(
-            plot(given.results, [arm for arm in arms if arm[0] == arms[0][0]], seeds), encoding="utf-8"
+            plot(given.results, [method for method in methods if method[0] == methods[0][0]], seeds), encoding="utf-8"
         )
 
 
-def plot(results: Path, arms: list[tuple[str, int]], seeds: list[int]) -> str:
+def plot(results: Path, methods: list[tuple[str, int]], seeds: list[int]) -> str:
     """SVG: accuracy of each seed's student, and their mean, against the size of the transfer set."""
     runs = {
         total: [json.loads((results / f"{name}-{total}-{seed}.json").read_text()) for seed in seeds]
-        for name, total in arms
+        for name, total in methods
     }
     scores = {total: [run["distilled"]["test"]["accuracy"] for run in of] for total, of in sorted(runs.items())}
     every = [score for of in scores.values() for score in of]

@@ -1,4 +1,4 @@
-"""The method with its defaults on nine data sets: python benchmarks/method.py FOLDER --sets whurs19 digits [--seeds 0 1 2] [--arms ...]
+"""The method with its defaults on nine data sets: python benchmarks/method.py FOLDER --sets whurs19 digits [--seeds 0 1 2] [--methods ...]
 
 Development sets, on which defaults were found: cifar10, whurs19, fashion, camvid, and the demo's emoji. Frozen sets, for the defaults once
 they stand: ham10k, digits, food, cwfid. Ten labels per class (of masks 20 and 10 images in all), teacher tf_efficientnet_lite2 at
@@ -7,8 +7,8 @@ they stand: ham10k, digits, food, cwfid. Ten labels per class (of masks 20 and 1
 Every run leaves its record in --results, and is not computed again where that is there. One part left out each, on development sets:
 
 python benchmarks/method.py FOLDER --sets cifar10 whurs19 fashion emoji --steps 600 --results docs/results/left-out
-    --arms oriented teacher-only oriented:calibrated oriented:no-labels oriented:no-features
-    --set oriented:calibrated.sharpness=1 oriented:no-labels.label-share=0 oriented:no-features.feature-weight=0
+    --methods task-oriented teacher-only task-oriented:calibrated task-oriented:no-labels task-oriented:no-features
+    --set task-oriented:calibrated.sharpness=1 task-oriented:no-labels.label-share=0 task-oriented:no-features.feature-weight=0
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-ARMS = ("scratch", "oriented", "paper", "teacher-only", "self-training", "baseline-plus")
+METHODS = ("scratch", "task-oriented", "paper", "teacher-only", "self-training", "baseline-plus")
 IMAGES = {"teacher_size": 112, "student": "mobilenetv3_small_050", "student_size": 64, "budgets": [10]}
 MASKS = {"task": "segmentation", "student": "mobilenetv3_small_100", "dedup": "none"}
 SIZES = {"camvid": "256x320", "cwfid": "320x416"}  # in the images' proportions
@@ -135,7 +135,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("TUTELAGE_TEST_DATA", "../shared/data")))
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
-    parser.add_argument("--arms", nargs="+", default=list(ARMS))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS))
     parser.add_argument("--seeds", nargs="+", default=["0", "1", "2"])
     parser.add_argument("--steps", type=int)
     parser.add_argument("--set", nargs="*", default=[])
@@ -149,7 +149,7 @@ def main() -> None:
             settings = {**settings, "epochs": None, "steps": given.steps}
         study = f"{name}-{given.steps}" if given.steps else name
         compare(
-            **settings, teacher="tf_efficientnet_lite2", arms=given.arms, seeds=given.seeds, set=given.set,
+            **settings, teacher="tf_efficientnet_lite2", methods=given.methods, seeds=given.seeds, set=given.set,
             out=str(given.folder / "studies" / study), results=str(given.results / name), cache=str(given.folder / "cache"),
         )  # fmt: skip
 

@@ -22,12 +22,12 @@ def read(folder: Path, metric: str) -> dict[str, dict[int, float]]:
     for path in sorted(folder.glob("*.json")):
         record = json.loads(path.read_text())
         seed = int(path.stem.rpartition("-")[2])
-        if "arm" not in record:  # of the demo, as it prints it
-            models = {"oriented": record["distilled"], "scratch": record["baseline"]}
+        if "method" not in record:  # of the demo, as it prints it
+            models = {"task-oriented": record["distilled"], "scratch": record["baseline"]}
             models |= {name: record.get(name) for name in ("teacher", "committee")}
         else:
-            models = {record["arm"]: record.get("student")}
-        if record.get("arm") == "oriented":
+            models = {record["method"]: record.get("student")}
+        if record.get("method") == "task-oriented":
             models |= {"teacher": record["teacher"], "committee": (record.get("committee") or {}).get("scores")}
         for name, model in models.items():
             if test := (model or {}).get("test"):
@@ -50,7 +50,7 @@ def paired(one: dict[int, float], other: dict[int, float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path)
-    parser.add_argument("--of", default="oriented")
+    parser.add_argument("--of", default="task-oriented")
     parser.add_argument("--against", nargs="*", default=["scratch", "paper"])
     given = parser.parse_args()
     sets = {

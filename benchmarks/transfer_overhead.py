@@ -27,7 +27,7 @@ from torch.nn import functional as F  # noqa: E402
 
 from tutelage.data.image_cache import Images, Store  # noqa: E402
 from tutelage.data.sources import list_images  # noqa: E402
-from tutelage.distillation.distill import Plan, distill  # noqa: E402
+from tutelage.distillation.distill_loop import Plan, distill_student  # noqa: E402
 from tutelage.distillation.targets import Targets, TeacherOutputs  # noqa: E402
 from tutelage.features.output_cache import OutputCache  # noqa: E402
 from tutelage.features.view_batches import ViewSettings  # noqa: E402
@@ -73,7 +73,7 @@ def transfer(targets: Targets, hardware, images: int = IMAGES) -> float:
     student, module, optimizer, average = fresh()
     plan, labels = Plan(images // BATCH, BATCH, 1e-3), np.zeros(0, np.int64)
     start = time.perf_counter()
-    distill(
+    distill_student(
         module, student, targets, plan, hardware, optimizer=optimizer, average=average, labels=labels, classes=CLASSES
     )
     return time.perf_counter() - start

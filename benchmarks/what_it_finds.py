@@ -35,11 +35,11 @@ def true_classes() -> dict[str, str]:
 
 def found_by(out: Path, truth: dict[str, str], copies: str) -> dict:
     """What a finished choice holds and kept out. copies: name of the file of planted copies."""
-    table = read_manifest(out / "transfer_set" / "manifest.parquet")[1].to_pylist()
+    table = read_manifest(out / "curate" / "manifest.parquet")[1].to_pylist()
     chosen = [row["id"] for row in table if row["source"] == "gallery"]
     found = Counter(truth.get(id.split("/")[-1]) for id in chosen)
     mine = [found[name] for name in CLASSES]
-    leaks = list(csv.DictReader((out / "transfer_set" / "leaks.csv").open()))
+    leaks = list(csv.DictReader((out / "curate" / "leaks.csv").open()))
     caught = [row["gallery_image"] for row in leaks if f"{copies}/" in row["gallery_image"]]
     return {
         "chosen": len(chosen), "share": round(sum(mine) / len(chosen), 4),

@@ -20,12 +20,12 @@ from vectors import WIDTH, gallery_vectors, target_vectors, vector, write
 
 def chosen(task: Task) -> list[str]:
     """Names of the gallery images in the transfer set."""
-    rows = read_manifest(task.out / "transfer_set" / "manifest.parquet")[1].to_pylist()
+    rows = read_manifest(task.out / "curate" / "manifest.parquet")[1].to_pylist()
     return [row["id"] for row in rows if row["source"] == "gallery"]
 
 
 def result(task: Task) -> dict[str, Any]:
-    return json.loads((task.out / "transfer_set" / "result.json").read_text())
+    return json.loads((task.out / "curate" / "result.json").read_text())
 
 
 def by_vectors(task: Task, vectors: dict[str, np.ndarray], *more: str) -> list[str]:
@@ -63,7 +63,7 @@ def test_nothing_near(tutelage, task, what):
     assert "look at montage.jpg, and give a --gallery that shows such things" in done.stderr
     assert result(task)["nothing_near"]
     assert len(chosen(task)) == 12
-    assert "transfer_set/montage.jpg" in task.files()
+    assert "curate/montage.jpg" in task.files()
 
 
 @pytest.mark.parametrize(("strategy", "said"), [("balanced", "find nothing near"), ("best", "find nothing new")])
@@ -104,7 +104,7 @@ def test_words_of_another_model(tutelage, task):
         path = write(task.root / "words.parquet", words, "class")
         more = ("--strategy", "text", "--text-embeddings", str(path))
         assert told in refused(tutelage(*by_vectors(task, gallery_vectors(), *more)))
-        assert not (task.out / "transfer_set").exists()
+        assert not (task.out / "curate").exists()
 
 
 def test_vectors_that_are_no_numbers(tutelage, task):
@@ -186,7 +186,7 @@ def test_the_target_set_inside(tutelage, task):
     done = tutelage(*task.words("curate", "--dedup", "none"))
     assert done.returncode == 0, done.stderr
     assert "12 gallery images are validation or test images and stay out" in done.stderr
-    with (task.out / "transfer_set" / "leaks.csv").open(newline="") as file:
+    with (task.out / "curate" / "leaks.csv").open(newline="") as file:
         leaks = {row["gallery_image"]: row["is"] for row in csv.DictReader(file)}
     assert leaks == {f"mine/test/c{c}/{i}.png": f"test/c{c}/{i}.png" for c in range(3) for i in range(4)}
     assert result(task)["duplicates"] == 18

@@ -73,7 +73,7 @@ def test_settings_of_the_targets_have_their_ranges(tutelage, tmp_path, monkeypat
     ):  # fmt: skip
         assert allowed in text[text.index(f"error: {given}") :].split("error: ")[1]
     assert "did you mean 'paper'?" in text
-    assert "--label-share -0.1" in refused(tutelage("transfer", "--out", "o", "--label-share", "-0.1"))
+    assert "--label-share -0.1" in refused(tutelage("distill", "--out", "o", "--label-share", "-0.1"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -441,7 +441,7 @@ def test_a_corrected_label_is_seen(tutelage, task):
         (task.target / "labels.csv").write_text("\n".join(["path,label,split", row, *rows[1:]]))
         done = tutelage(*words)
         assert done.returncode == 0, done.stderr
-        outputs.append(json.loads((task.out / "transfer_set" / "result.json").read_text())["outputs"])
+        outputs.append(json.loads((task.out / "curate" / "result.json").read_text())["outputs"])
     assert outputs[0] != outputs[1]
 
 
@@ -478,18 +478,18 @@ def test_odd_names_and_a_few_bad_images(odd):
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["distilled"]["test"]["images"] == 12
     assert set(rejected(task)) == {"10.png"}
-    classes = json.loads((task.out / "transfer_set" / "result.json").read_text())["classes"]
+    classes = json.loads((task.out / "curate" / "result.json").read_text())["classes"]
     assert 'naïve 猫\nclass, "quoted"' in classes
 
 
 def test_test_images_in_the_gallery(odd):
     """Gallery images that are test images stay out of the transfer set, and are counted and listed."""
     task, done = odd
-    with (task.out / "transfer_set" / "leaks.csv").open(newline="") as file:
+    with (task.out / "curate" / "leaks.csv").open(newline="") as file:
         leaks = {row["gallery_image"]: row["is"] for row in csv.DictReader(file)}
     assert leaks == {f"seen-{i}.png": f"test/c1/{i}.png" for i in range(2)}
     assert "2 gallery images are validation or test images and stay out" in done.stderr
-    assert json.loads((task.out / "transfer_set" / "result.json").read_text())["leaks"] == 2
+    assert json.loads((task.out / "curate" / "result.json").read_text())["leaks"] == 2
 
 
 def test_a_budget_above_a_class(odd):
@@ -500,7 +500,7 @@ def test_a_budget_above_a_class(odd):
 def test_new_images_that_are_cut_off(odd, tutelage, tmp_path):
     """New images that cannot be read are named in one error, up to twenty of them and then their number; the run stays."""
     task, _ = odd
-    before = (task.out / "report" / "result.json").read_bytes()
+    before = (task.out / "evaluate" / "result.json").read_bytes()
     new = Path(shutil.copytree(task.target / "test", tmp_path / "new"))
     whole = (new / "c1" / "0.png").read_bytes()
     for number in range(22):
@@ -514,7 +514,7 @@ def test_new_images_that_are_cut_off(odd, tutelage, tmp_path):
     text = refused(tutelage("evaluate", str(task.out), "--target", str(new)))
     assert "c1/cut-00.png (" in text
     assert "c1/cut-01.png (" in text
-    assert (task.out / "report" / "result.json").read_bytes() == before
+    assert (task.out / "evaluate" / "result.json").read_bytes() == before
 
 
 # A folder that holds something already
@@ -535,7 +535,7 @@ def test_a_finished_folder_with_other_settings(odd, tutelage):
     assert len(old) == 1
     assert str(old[0]) in done.stderr
     assert {name: (old[0] / name).read_bytes() for name in before} == before
-    assert json.loads((task.out / "transfer_set" / "result.json").read_text())["images"]["train"] == 15
+    assert json.loads((task.out / "curate" / "result.json").read_text())["images"]["train"] == 15
 
 
 def test_a_folder_at_work(tutelage, task):
@@ -590,13 +590,11 @@ def test_loss_that_is_no_number(tutelage, task):
     state["conv_head.weight"].fill_(3e38)  # finite, and too large to be multiplied
     save_file(state, task.root / "large.safetensors")
     text = refused(tutelage(*task.words("run", "--student-weights", str(task.root / "large.safetensors"))))
-    assert "transfer: the loss of step " in text
+    assert "distill: the loss of step " in text
     assert " is nan" in text
     assert "lower --lr" in text
-    assert "teacher/result.json" in task.files()
-    assert not [
-        name for name in task.files() if name.startswith(("transfer/result", "transfer/weights", "checkpoints"))
-    ]
+    assert "adapt/result.json" in task.files()
+    assert not [name for name in task.files() if name.startswith(("distill/result", "distill/weights", "checkpoints"))]
 
 
 def test_ctrl_c(task, tutelage):
@@ -620,6 +618,6 @@ def test_ctrl_c(task, tutelage):
     assert list(task.root.rglob("*.partial")) == []
     done = tutelage(*words, "--json")
     assert done.returncode == 0, done.stderr
-    assert "transfer goes on after step" in done.stderr
+    assert "distill goes on after step" in done.stderr
     assert json.loads(done.stdout)["reused"] == ["curate", "adapt"]
     assert not (task.out / "checkpoints").exists()

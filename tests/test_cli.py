@@ -19,7 +19,7 @@ from tutelage.settings import declared
 from tutelage.settings.checking import default_of
 from tutelage.version import __version__
 
-STAGES = ("curate", "adapt", "committee", "transfer", "alone", "finetune", "evaluate")
+STAGES = ("curate", "adapt", "committee", "distill", "baseline", "finetune", "evaluate")
 DISTILLED = [word if word != "none" else "auto" for word in SHORT if word != "--no-baseline"]
 
 
@@ -170,7 +170,7 @@ def test_python_twin_gives_the_same(finished, drawn, tmp_path):
         student_size=32, steps=2, batch_size=8, finetune="keep",
     )  # fmt: skip
     assert timeless(again) == timeless(json.loads(finished[1].stdout))
-    weights = [path / "student" / "weights.safetensors" for path in (finished[0], tmp_path / "run")]
+    weights = [path / "finetune" / "weights.safetensors" for path in (finished[0], tmp_path / "run")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
@@ -188,7 +188,7 @@ def test_stages_one_after_another_give_the_same(finished, drawn, capsys, tmp_pat
         assert call([stage, *words]) == 0, capsys.readouterr().err
     scores = json.loads(capsys.readouterr().out)
     assert timeless(scores) == timeless(json.loads(finished[1].stdout))
-    for name in ("student/weights", "alone/weights", "committee/fold-0"):
+    for name in ("finetune/weights", "baseline/weights", "committee/fold-0"):
         mine, theirs = (path / f"{name}.safetensors" for path in (out, finished[0]))
         assert mine.read_bytes() == theirs.read_bytes()
 

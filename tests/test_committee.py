@@ -143,7 +143,7 @@ def test_students_alone_ask_no_teacher(data):
     weights = []
     for name, more in (("first", {}), ("other", {"teacher_weights": "scratch"})):
         result = go(data, f"only-{name}", committee="only", cache=str(data / f"cache-only-{name}"), **more)
-        weights.append((Path(result["run"]) / "transfer" / "weights.safetensors").read_bytes())
+        weights.append((Path(result["run"]) / "distill" / "weights.safetensors").read_bytes())
     assert weights[0] == weights[1]
 
 
@@ -154,7 +154,7 @@ def test_a_small_pool_and_a_class_that_it_lacks(data, tmp_path):
     for path in sorted((data / "gallery").iterdir())[:30]:
         (pool / path.name).symlink_to(path)
     result = go(data, "small", gallery=[str(pool)])
-    assert about(result, "transfer")["labelled_in_batch"] == 3, "3/8 of 8"
+    assert about(result, "distill")["labelled_in_batch"] == 3, "3/8 of 8"
     assert result["delivered"]["what"] == "distilled"
 
 
@@ -208,7 +208,7 @@ def test_a_pilot_judges_without_a_validation_split(data, capsys):
         assert not held & met
         met |= held
     assert len(met) == 12
-    delivered = about(result, "student")
+    delivered = about(result, "finetune")
     better = found["gain"] > found["standard_error"]
     assert delivered["delivered"] == result["delivered"]["what"] == ("baseline" if better else "distilled")
     assert delivered["judged_on"] == "12 labels, each held out of a run of its own"

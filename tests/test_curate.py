@@ -75,7 +75,7 @@ def curate(data: Path, name: str, **more) -> dict:
 
 
 def chosen(data: Path, name: str) -> list[dict]:
-    table = read_manifest(data / "runs" / name / "transfer_set" / "manifest.parquet")[1].to_pylist()
+    table = read_manifest(data / "runs" / name / "curate" / "manifest.parquet")[1].to_pylist()
     return [row for row in table if row["source"] == "gallery"]
 
 
@@ -92,9 +92,9 @@ def test_balanced_finds_what_the_queries_show(data):
     assert result["brought"] == {"dots": 30, "stripes": 30}
     assert result["distance"]["transfer_set"] < result["distance"]["gallery"]
     assert not {"nothing_near", "far_classes"} & set(result)
-    files = sorted(p.name for p in (data / "runs" / "balanced" / "transfer_set").iterdir())
+    files = sorted(p.name for p in (data / "runs" / "balanced" / "curate").iterdir())
     assert files == ["leaks.csv", "manifest.parquet", "montage.jpg", "result.json"]
-    with Image.open(data / "runs" / "balanced" / "transfer_set" / "montage.jpg") as picture:
+    with Image.open(data / "runs" / "balanced" / "curate" / "montage.jpg") as picture:
         assert picture.width >= 400
 
 
@@ -149,7 +149,7 @@ def test_an_inverted_file_that_memory_does_not_hold(data, go, tutelage, tmp_path
     for name in ("held", "too-large"):
         out = tmp_path / name
         done = go(words(data, out, "--memory", "4"))
-        index = json.loads((out / "transfer_set" / "result.json").read_text()).get("index")
+        index = json.loads((out / "curate" / "result.json").read_text()).get("index")
         assert index == ("ivf" if name == "held" else None)
         assert ("inverted file over 373 images: finds" in done.stderr) == (name == "held")
         assert ("GiB of memory, but the limit is 4.0 GiB" in done.stderr) == (name == "too-large")
@@ -212,7 +212,7 @@ def test_a_gallery_of_nothing_but_copies(data, tmp_path, capsys, total):
 
 def leaks_of(data: Path, name: str) -> dict[str, dict[str, str]]:
     """The lines of leaks.csv, by gallery image."""
-    with (data / "runs" / name / "transfer_set" / "leaks.csv").open() as file:
+    with (data / "runs" / name / "curate" / "leaks.csv").open() as file:
         return {row["gallery_image"]: row for row in csv.DictReader(file)}
 
 
@@ -246,7 +246,7 @@ def test_near_duplicates_are_chosen_once(data, tmp_path):
 
 
 def manifest_bytes(out: Path) -> bytes:
-    return (out / "transfer_set" / "manifest.parquet").read_bytes()
+    return (out / "curate" / "manifest.parquet").read_bytes()
 
 
 def words(data: Path, out: Path, *more: str) -> list[str]:
@@ -291,14 +291,14 @@ def test_killed_and_sharded_give_the_same_manifest(data, tmp_path, go):
     go(words(data, whole))
     killed = tmp_path / "killed" / "run"
     killed_midway(words(data, killed), tmp_path / "killed" / "cache")
-    assert not (killed / "transfer_set" / "result.json").exists()
+    assert not (killed / "curate" / "result.json").exists()
     go(words(data, killed))
     assert manifest_bytes(killed) == manifest_bytes(whole)
     shared, cache = tmp_path / "shared" / "run", tmp_path / "shared" / "cache"
     done = killed_midway(words(data, shared, "--shard", "1/2"), cache)
     for share in ("1/2", "0/2"):
         assert f"share {share[0]} of 2" in go(words(data, shared, "--shard", share)).stderr
-        assert not (shared / "transfer_set").exists()
+        assert not (shared / "curate").exists()
         if share == "1/2":
             assert 3 <= done < len(list(cache.glob("embeddings-*/*.parquet"))), "it was killed midway"
     pieces = {p: p.stat().st_mtime_ns for p in cache.glob("embeddings-*/*.npy")}
@@ -326,7 +326,7 @@ def test_later_stages_take_the_embeddings_over(data, tmp_path):
     curate(data, "handed", cache=str(cache))
     clean = sorted(cache.glob("outputs-*/clean/*.keys.npy"))
     keys = {key.tobytes() for path in clean for key in np.load(path)}
-    table = read_manifest(data / "runs" / "handed" / "transfer_set" / "manifest.parquet")[1]
+    table = read_manifest(data / "runs" / "handed" / "curate" / "manifest.parquet")[1]
     assert set(table.column("key").to_pylist()) <= keys
 
 

@@ -16,7 +16,7 @@ import tutelage
 from browser import CHROMIUM, NO_CHROMIUM, check_in_browser
 from scenes import CLASSES, write_scenes
 from tutelage.data.manifest import load_task
-from tutelage.distillation import distill
+from tutelage.distillation import distill_loop
 from tutelage.errors import TutelageError
 from tutelage.models import segmentation_heads
 from tutelage.run_folder import read_json
@@ -66,7 +66,7 @@ def go(data: Path, name: str, **more) -> dict:
 
 
 def losses_of(result: dict) -> list[float]:
-    lines = (Path(result["run"]) / "transfer" / "metrics.jsonl").read_text().splitlines()
+    lines = (Path(result["run"]) / "distill" / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line)["loss"] for line in lines]
 
 
@@ -91,7 +91,7 @@ def test_all_stages(whole):
         assert page.count(f'alt="{name} of ') == 4
     assert "IoU of each class" in page
     assert "mean IoU of" in page
-    curated = read_json(folder / "transfer_set" / "result.json")
+    curated = read_json(folder / "curate" / "result.json")
     assert (curated["task"], curated["images"]["train"]) == ("segmentation", 4)
     assert curated["shown_by"] == dict.fromkeys(CLASSES, 4)
     lines = (folder / "report" / "results.csv").read_text().splitlines()
@@ -101,14 +101,14 @@ def test_all_stages(whole):
 def test_a_finished_run_is_taken_as_it_is(data, whole):
     """The same command again does nothing and says the same."""
     again = go(data, "whole", finetune="full", no_baseline=False, committee="auto")
-    assert set(again["reused"]) == {"curate", "adapt", "committee", "transfer", "finetune", "alone", "evaluate"}
+    assert set(again["reused"]) == {"curate", "adapt", "committee", "distill", "finetune", "baseline", "evaluate"}
     assert again["delivered"]["test"] == whole["delivered"]["test"]
 
 
 def test_a_killed_run_goes_on(data, monkeypatch):
     """Killed in the middle of the transfer, the same command ends with the weights of a run that was never stopped."""
-    monkeypatch.setattr("tutelage.commands.transfer.checkpoint_steps", lambda steps, batch: 2)
-    expected = load_file(Path(go(data, "unstopped")["run"]) / "student" / "weights.safetensors")
+    monkeypatch.setattr("tutelage.commands.distill.checkpoint_steps", lambda steps, batch: 2)
+    expected = load_file(Path(go(data, "unstopped")["run"]) / "finetune" / "weights.safetensors")
     from tutelage.training import loop
 
     saved = loop.save_checkpoint
@@ -123,7 +123,7 @@ def test_a_killed_run_goes_on(data, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             go(data, "stopped")
     assert list((data / "runs" / "stopped" / "checkpoints").glob("transfer-*"))
-    found = load_file(Path(go(data, "stopped")["run"]) / "student" / "weights.safetensors")
+    found = load_file(Path(go(data, "stopped")["run"]) / "finetune" / "weights.safetensors")
     assert all(np.array_equal(found[name], value) for name, value in expected.items())
 
 
@@ -150,7 +150,7 @@ def test_a_teacher_that_looks_through_windows(data, adapt, monkeypatch):
     monkeypatch.setattr("tutelage.commands.adapt.FULL_PASSES", 1)
     more = {"teacher_size": "96x160", "teacher_window": "64x96", "adapt": adapt, "cache": str(data / "cache-windows")}
     result = go(data, f"windows-{adapt}", **more)
-    about = read_json(Path(result["run"]) / "teacher" / "result.json")
+    about = read_json(Path(result["run"]) / "adapt" / "result.json")
     assert about["teacher"]["window"] == "64x96"
     embedded = [read_json(one)["size"] for one in (data / "cache-windows").glob("embeddings-*/about.json")]
     assert "64x96" in embedded, "the search looks at whole images, as large as a window"
@@ -159,7 +159,7 @@ def test_a_teacher_that_looks_through_windows(data, adapt, monkeypatch):
         whole = go(data, "windows-none", **{**more, "teacher_window": None})
         assert whole["teacher"]["test"] != result["teacher"]["test"]
         bills = [
-            read_json(Path(one["run"]) / "teacher" / "result.json")["ledger"]["teacher"]["flops"]
+            read_json(Path(one["run"]) / "adapt" / "result.json")["compute_cost"]["teacher"]["flops"]
             for one in (whole, result)
         ]
         assert bills[1] == pytest.approx(bills[0] * 6 * 64 * 96 / (96 * 160), rel=0.02), "2 x 3 windows that overlap"
@@ -168,24 +168,25 @@ def test_a_teacher_that_looks_through_windows(data, adapt, monkeypatch):
 def test_a_window_is_another_teacher_for_features_too(data):
     """What the frozen teacher says through windows is not taken for what it says of whole images: the student learns something else."""
     more = {
-        "objective": "agnostic",
+        "objective": "task-agnostic",
         "teacher_size": "96x160",
         "cache": str(data / "cache-windows"),
         "steps": 2,
         "finetune": "head",
     }
     whole, windows = (
-        losses_of(go(data, f"agnostic-window-{window}", teacher_window=window, **more)) for window in (None, "64x96")
+        losses_of(go(data, f"task-agnostic-window-{window}", teacher_window=window, **more))
+        for window in (None, "64x96")
     )
     assert abs(whole[0] - windows[0]) > 1e-4
 
 
 def test_rare_classes_may_count_more(data, monkeypatch):
     """--class-weight balanced weighs pixels by what the targets take them for: the same teacher's losses differ, and stay finite."""
-    weighted = distill.class_weights
+    weighted = distill_loop.class_weights
 
     def losses_with(weights) -> np.ndarray:
-        monkeypatch.setattr(distill, "class_weights", weights)
+        monkeypatch.setattr(distill_loop, "class_weights", weights)
         name = f"weight-{weights is weighted}"
         return losses_of(go(data, name, class_weight="balanced", cache=str(data / "cache-weights")))
 
@@ -195,21 +196,21 @@ def test_rare_classes_may_count_more(data, monkeypatch):
 
 
 @pytest.mark.parametrize("features", ["patches", "global"])
-def test_agnostic(data, features):
+def test_task_agnostic(data, features):
     """Features of places, or of whole images, are matched without a label; the decoder comes with the masks."""
     kind = "contrastive" if features == "patches" else "cosine"
     result = go(
         data,
-        f"agnostic-{features}",
-        objective="agnostic",
-        agnostic_features=features,
-        agnostic_loss=kind,
+        f"task-agnostic-{features}",
+        objective="task-agnostic",
+        task_agnostic_features=features,
+        task_agnostic_loss=kind,
         label_share=0.0,
         finetune="full" if features == "patches" else "auto",
     )
-    tried = read_json(Path(result["run"]) / "student" / "result.json")["validation"]
+    tried = read_json(Path(result["run"]) / "finetune" / "result.json")["validation"]
     assert set(tried) == (set() if features == "patches" else {"long", "steep"}), "a new decoder, at two rates"
-    about = read_json(Path(result["run"]) / "transfer" / "result.json")
+    about = read_json(Path(result["run"]) / "distill" / "result.json")
     assert (about["labelled_in_batch"], about["head"]) == (0, False)
     assert losses_of(result)[-1] < losses_of(result)[0]
     assert result["delivered"]["test"]["miou"] >= 0
@@ -245,10 +246,10 @@ def test_the_whole_teacher_may_learn(data, monkeypatch):
     (data / "target" / "list.csv").write_text("\n".join(rows))
     place = str(data / "target" / "list.csv")
     result = go(data, "full", target=place, adapt="probe-then-full", finetune="auto", steps=2)
-    about = read_json(Path(result["run"]) / "teacher" / "result.json")
+    about = read_json(Path(result["run"]) / "adapt" / "result.json")
     assert about["mode"] == "probe-then-full"
-    assert (Path(result["run"]) / "teacher" / "weights.safetensors").exists()
-    delivered = read_json(Path(result["run"]) / "student" / "result.json")
+    assert (Path(result["run"]) / "adapt" / "weights.safetensors").exists()
+    delivered = read_json(Path(result["run"]) / "finetune" / "result.json")
     assert (delivered["delivered"], delivered["validation"]) == ("distilled", {}), "nothing can judge"
 
 
@@ -266,11 +267,11 @@ def test_other_images_can_be_scored(data, whole):
 
 
 def test_compare(data):
-    """A study takes masks without a word of its own: arms, seeds, one page with mIoU."""
+    """A study takes masks without a word of its own: methods, seeds, one page with mIoU."""
     study = data / "study"
     settings = {
         "task": "segmentation", "target": str(data / "target"), "gallery": [str(data / "gallery")], "out": str(study),
-        "arms": ["scratch", "oriented"], "budgets": ["4"], "seeds": ["0", "1"],
+        "methods": ["scratch", "task-oriented"], "budgets": ["4"], "seeds": ["0", "1"],
         **{k: v for k, v in {**MODELS, **SHORT, "steps": 2}.items() if k != "no_baseline"},
     }  # fmt: skip
     planned = tutelage.compare(**settings, dry_run=True)
@@ -281,7 +282,7 @@ def test_compare(data):
     )
     assert planned["gibibytes"] > planned["outputs_gibibytes"], "and decoded images and embeddings"
     assert not result["failed"]
-    assert [row["arm"] for row in result["table"]] == ["scratch", "oriented"]
+    assert [row["method"] for row in result["table"]] == ["scratch", "task-oriented"]
     assert all("miou" in row for row in [*result["table"], *result["runs"]])
     best, other = sorted(result["table"], key=lambda row: -row["miou"])
     assert other["behind"] == pytest.approx(best["miou"] - other["miou"]), "compared by the score of the table"
@@ -312,7 +313,7 @@ def test_masks_touched_since(data, tmp_path):
     for mask in masks:
         os.utime(mask, (1, 1))
     again = go(tmp_path, "touched", cache=str(tmp_path / "cache"))
-    assert {"adapt", "transfer", "finetune"} <= set(again["reused"])
+    assert {"adapt", "distill", "finetune"} <= set(again["reused"])
     shutil.rmtree(tmp_path / "cache")
     values = np.array(Image.open(masks[0]))
     Image.fromarray(np.where(values == 1, 0, values).astype(np.uint8)).save(masks[0])
@@ -324,8 +325,8 @@ def test_all_images_labelled(data, capsys):
     """A gallery of the labelled images alone is no fault: the student learns on them, and the run says so."""
     result = go(data, "all-labelled", gallery=[str(data / "target" / "images" / "train")], budget=None, steps=2)
     assert "nothing but the labelled images" in capsys.readouterr().err
-    about = read_json(Path(result["run"]) / "transfer_set" / "result.json")
+    about = read_json(Path(result["run"]) / "curate" / "result.json")
     assert about["images"]["transfer"] == about["images"]["train"] == about["duplicates"]
-    assert (Path(result["run"]) / "transfer_set" / "montage.jpg").exists()
+    assert (Path(result["run"]) / "curate" / "montage.jpg").exists()
     with pytest.raises(TutelageError, match="no image of its own"):
         go(data, "all-tests", gallery=[str(data / "target" / "images" / "test")])

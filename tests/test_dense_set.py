@@ -291,7 +291,7 @@ def test_settings_that_segmentation_cannot_have(tutelage, place):
         text = refused(tutelage("run", "--task", "segmentation", *words, *models, *student, "--teacher-window", window))
         assert f"--teacher-window {window} with --teacher-size 64" in text
         assert told in text
-    text = refused(tutelage("run", *words, *models, *student, "--objective", "agnostic", "--teacher-window", "32"))
+    text = refused(tutelage("run", *words, *models, *student, "--objective", "task-agnostic", "--teacher-window", "32"))
     assert "--teacher-window 32 with --task classification" in text
     assert "--student-size 32x64 with --task classification" in text
     assert not (place / "run").exists()

@@ -29,14 +29,14 @@ def healthy() -> tuple[dict[str, Any], dict[str, Any]]:
         "delivered": {**copy.deepcopy(student), "what": "distilled"}, "teacher": {"test": on_test(0.93)},
     }  # fmt: skip
     stages = {
-        "teacher": {"mode": "probe", "validation": {"probe": {"accuracy": 0.92}}, "labels": 50},
-        "transfer_set": {"task": "classification", "strategy": "balanced", "distance": {"transfer_set": 0.01, "gallery": 0.05}},
+        "adapt": {"mode": "probe", "validation": {"probe": {"accuracy": 0.92}}, "labels": 50},
+        "curate": {"task": "classification", "strategy": "balanced", "distance": {"transfer_set": 0.01, "gallery": 0.05}},
         "committee": {"folds": 5, "steps": 60, "weight": 0.2, "held_out": {
             "teacher": {"log_loss": 0.3, "accuracy": 0.92}, "students": {"log_loss": 0.7, "accuracy": 0.7},
             "committee": {"log_loss": 0.29, "accuracy": 0.92},
         }},
-        "transfer": {"target_shares": [0.55, 0.45]},
-        "student": {"delivered": "distilled", "judged_on": "", "validation": {}},
+        "distill": {"target_shares": [0.55, 0.45]},
+        "finetune": {"delivered": "distilled", "judged_on": "", "validation": {}},
     }  # fmt: skip
     return results, stages
 
@@ -57,31 +57,31 @@ def findings(results: dict[str, Any] | None = None, stages: dict[str, Any] | Non
 def test_a_healthy_run_has_no_findings():
     """Where nothing is wrong nothing is found, with all stages, or without those that a run may leave out."""
     assert findings() == []
-    assert findings(stages={"committee": None, "transfer.target_shares": None}) == []
+    assert findings(stages={"committee": None, "distill.target_shares": None}) == []
     assert diagnose({"classes": ["a", "b"]}, {}) == []
 
 
 FAULTS = [
     # a teacher that knows no more than students of a few labels, though it is sure
-    ({}, {"committee.held_out.teacher.accuracy": 0.65, "teacher.validation.probe.accuracy": 0.65},
+    ({}, {"committee.held_out.teacher.accuracy": 0.65, "adapt.validation.probe.accuracy": 0.65},
      ("does not know the task", "65 %", "70 %", "60 steps, 1 / 5"), ("another --teacher", "--teacher-size")),
     ({}, {"committee.held_out.teacher.accuracy": 0.7}, ("does not know the task",), ("another --teacher",)),
-    ({}, {"teacher.validation.probe.accuracy": 0.5}, ("The teacher is right for only 50 %",), ("a larger teacher",)),
+    ({}, {"adapt.validation.probe.accuracy": 0.5}, ("The teacher is right for only 50 %",), ("a larger teacher",)),
     # targets that are nearly all of one class
-    ({}, {"transfer.target_shares": [0.04, 0.96]}, ("almost all of one class", "dog has 96 %", "50 % would be usual"),
+    ({}, {"distill.target_shares": [0.04, 0.96]}, ("almost all of one class", "dog has 96 %", "50 % would be usual"),
      ("montage.jpg", "--strategy balanced --balance class", "another --teacher")),
-    ({}, {"teacher.labels": 6}, ("3.0 labels for each class",), ("label some more",)),
+    ({}, {"adapt.labels": 6}, ("3.0 labels for each class",), ("label some more",)),
     # a pool far from the task
-    ({}, {"transfer_set.nothing_near": True}, ("nearer to the labelled images than chance",), ("give a --gallery",)),
-    ({}, {"transfer_set.far_classes": ["dog"]}, ("found for dog are no nearer",), ("give a --gallery",)),
-    ({}, {"transfer_set.distance": {"transfer_set": 0.04, "gallery": 0.05}}, ("0.8 times as far",), ("nearer --gallery",)),
+    ({}, {"curate.nothing_near": True}, ("nearer to the labelled images than chance",), ("give a --gallery",)),
+    ({}, {"curate.far_classes": ["dog"]}, ("found for dog are no nearer",), ("give a --gallery",)),
+    ({}, {"curate.distance": {"transfer_set": 0.04, "gallery": 0.05}}, ("0.8 times as far",), ("nearer --gallery",)),
     # a student that does not reproduce its targets
     ({"distilled.agreement_with_targets": 0.6}, {}, ("agrees with its targets on only 60 %",),
      ("more --epochs or --steps", "--lr", "larger --student")),
     # a last stage that overfits, asked for or chosen
     ({"delivered.what": "full", "delivered.test": on_test(0.8)}, {},
      ("last stage has overfitted", "(full)", "10.0 ± 3.1 points"), ("--finetune keep", "--finetune auto with validation images (--val)")),
-    ({"delivered.what": "long", "delivered.test": on_test(0.8)}, {"student.judged_on": "20 validation images"},
+    ({"delivered.what": "long", "delivered.test": on_test(0.8)}, {"finetune.judged_on": "20 validation images"},
      ("last stage has overfitted", "though not on 20 validation images"), ("more validation images",)),
     ({"delivered.test": on_test(0.9, ece=0.3)}, {}, ("30 points on average (ECE)",), ("calibrate them",)),
     ({"distilled.test": on_test(0.6)}, {}, ("worse than the baseline", "20.0 points"), ("give validation images (--val)", "--teacher")),
@@ -106,8 +106,8 @@ def test_no_false_alarms():
     tests = {f"{name}.test": {**on_test(score), "confusion": natural} for name, score in (
         ("distilled", 0.9), ("baseline", 0.8), ("delivered", 0.9), ("teacher", 0.93),
     )}  # fmt: skip
-    assert findings(tests, {"transfer.target_shares": [0.92, 0.08]}) == []
-    assert "almost all of one class" in findings(tests, {"transfer.target_shares": [0.97, 0.03]})[0][0]
+    assert findings(tests, {"distill.target_shares": [0.92, 0.08]}) == []
+    assert "almost all of one class" in findings(tests, {"distill.target_shares": [0.97, 0.03]})[0][0]
     assert findings({"distilled.agreement_on_transfer": 0.5}) == []
     assert findings(stages={"committee.held_out": None}) == []
     assert findings({"delivered.what": "full", "delivered.test": on_test(0.89)}) == []

@@ -33,7 +33,7 @@ def curate(task: Task, *embeddings: Path, **more) -> dict:
 
 
 def chosen(task: Task) -> list[dict]:
-    table = read_manifest(task.out / "transfer_set" / "manifest.parquet")[1].to_pylist()
+    table = read_manifest(task.out / "curate" / "manifest.parquet")[1].to_pylist()
     return [row for row in table if row["source"] == "gallery"]
 
 
@@ -83,7 +83,7 @@ def test_every_way_of_writing_is_read_alike(task):
     for name, path in ways.items():
         own = Task(task.root)
         curate(own, path, out=str(task.root / "runs" / name))
-        table = read_manifest(task.root / "runs" / name / "transfer_set" / "manifest.parquet")[1].to_pylist()
+        table = read_manifest(task.root / "runs" / name / "curate" / "manifest.parquet")[1].to_pylist()
         found[name] = [(row["id"], row["query"]) for row in table]
     assert all(one == found["parquet"] for one in found.values())
 
@@ -123,11 +123,11 @@ def test_words_by_given_vectors(task):
     assert {row["query"] for row in chosen(task)} == {"text: c0", "text: c1", "text: c2"}
     assert result["brought"] == {"c0": 3, "c1": 3, "c2": 3}
     assert "distance" not in result
-    assert (task.out / "transfer_set" / "montage.jpg").exists()
+    assert (task.out / "curate" / "montage.jpg").exists()
     curate(
         task, gallery, strategy="text", text_embeddings=str(words), total=None, per_query=2, out=str(task.root / "two")
     )
-    table = read_manifest(task.root / "two" / "transfer_set" / "manifest.parquet")[1].to_pylist()
+    table = read_manifest(task.root / "two" / "curate" / "manifest.parquet")[1].to_pylist()
     assert sum(row["source"] == "gallery" for row in table) == 6
 
 
@@ -140,7 +140,7 @@ def test_words_by_a_clip_model(task, tiny_clip):
     assert {query for _, query, _ in first} == {"text: c0", "text: c1", "text: c2"}
     assert curate(task, **settings)["reused"]
     curate(task, **settings, templates=["one {} only"], out=str(task.root / "other"))
-    table = read_manifest(task.root / "other" / "transfer_set" / "manifest.parquet")[1].to_pylist()
+    table = read_manifest(task.root / "other" / "curate" / "manifest.parquet")[1].to_pylist()
     assert [row["similarity"] for row in table if row["source"] == "gallery"] != [s for *_, s in first]
 
 
@@ -152,7 +152,7 @@ def test_test_images_without_vectors_are_still_kept_out(task, capsys):
     curate(task, write(task.root / "train.parquet", vectors), dedup="candidates")
     assert "by their pixels only" in capsys.readouterr().err
     assert "24.png" not in {row["id"] for row in chosen(task)}
-    with (task.out / "transfer_set" / "leaks.csv").open() as file:
+    with (task.out / "curate" / "leaks.csv").open() as file:
         assert "24.png" in {row["gallery_image"] for row in csv.DictReader(file)}
 
 
@@ -213,7 +213,7 @@ def test_embeddings_that_do_not_fit(task, what, said):
     """Each fault of a file is told with the flag and the file, and the run folder holds no choice."""
     with pytest.raises(TutelageError, match=said):
         curate(task, spoilt(task, what), budget=6, total=24)
-    assert not (task.out / "transfer_set" / "result.json").exists()
+    assert not (task.out / "curate" / "result.json").exists()
 
 
 @pytest.mark.parametrize(

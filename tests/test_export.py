@@ -91,7 +91,7 @@ def test_files_and_proof(finished):
 
 def test_predict_is_evaluate(finished, tmp_path):
     """The command's predictions on the test images have evaluation's accuracy, exactly, and no torch is loaded."""
-    report = json.loads((finished.out / "report" / "result.json").read_text())
+    report = json.loads((finished.out / "evaluate" / "result.json").read_text())
     out = tmp_path / "p.csv"
     done = command("predict", finished.out, finished.target / "test", "--out", out, "--top", "2", "--model", "float")
     assert done.returncode == 0, done.stderr
@@ -160,7 +160,7 @@ def test_parquet(finished, tmp_path):
 def test_card(finished):
     """The card says where the model comes from and what it gets wrong; a class name in it is text."""
     card = (finished.out / "export" / "MODEL_CARD.md").read_text()
-    report = json.loads((finished.out / "report" / "result.json").read_text())
+    report = json.loads((finished.out / "evaluate" / "result.json").read_text())
     assert card.startswith("---\nlibrary_name: onnx\n")
     assert f"| **this model** | {report['delivered']['test']['accuracy']:.3f} (" in card
     assert r"a &lt;b> \| \`c\`" in card
@@ -181,10 +181,10 @@ def test_card_of_a_baseline(finished):
     """Where the baseline is what is delivered, the card says so, and that nothing of the teacher is in it."""
     run = Run(finished.out)
     stages, kept = run.results(), run.settings()
-    model = stages["report"]["delivered"]
+    model = stages["evaluate"]["delivered"]
     gains = {"gain": 0.1, "standard_error": 0.04}
-    stages["report"] |= {"baseline": model, "delivered": {**model, "what": "baseline"}}
-    stages["student"] |= {
+    stages["evaluate"] |= {"baseline": model, "delivered": {**model, "what": "baseline"}}
+    stages["finetune"] |= {
         "delivered": "baseline", "judged_on": "6 validation images",
         "validation": {"distilled": {"gain": 0.0, "standard_error": 0.0}, "baseline": gains},
     }  # fmt: skip
@@ -239,7 +239,7 @@ def test_bench(finished, monkeypatch):
     """Every model is timed at both batch sizes and numbers of threads, with its size on disk and in memory; predict still works."""
     monkeypatch.setattr(timing, "SECONDS", 0.05)
     monkeypatch.setattr(timing, "LEAST", 3)
-    result = tutelage.bench(run=finished.out)
+    result = tutelage.benchmark(run=finished.out)
     models = {"PyTorch eager", "model.onnx", "model.int8.onnx"}
     threads = {1, result["machine"]["cores"]}
     assert {(row["model"], row["threads"], row["batch"]) for row in result["rows"]} == {
@@ -248,7 +248,7 @@ def test_bench(finished, monkeypatch):
     assert all(0 < row["median_ms"] <= row["p95_ms"] for row in result["rows"])
     assert set(result["files"]) == models
     assert result["files"]["model.onnx"]["peak_mib"] < result["files"]["PyTorch eager"]["peak_mib"]
-    assert json.loads((finished.out / "export" / "bench.json").read_text()) == result
+    assert json.loads((finished.out / "export" / "benchmark.json").read_text()) == result
     assert tutelage.predict(export=finished.out, images=[finished.gallery], out=finished.root / "p.csv")["images"] == 24
 
 
@@ -296,7 +296,7 @@ def test_unfinished_run(finished, tmp_path):
     run = Path(shutil.copytree(finished.out, tmp_path / "run", ignore=shutil.ignore_patterns("report", "export")))
     with pytest.raises(TutelageError, match=f"has not been evaluated\nhint: run `tutelage evaluate {run}` first"):
         tutelage.export(run=run)
-    shutil.rmtree(run / "student")
+    shutil.rmtree(run / "finetune")
     with pytest.raises(TutelageError, match="tutelage finetune"):
         tutelage.export(run=run)
 
@@ -317,7 +317,7 @@ def test_masks(tmp_path):
     finally:
         segmentation_heads.STRENGTHS = before
     about = tutelage.export(run=tmp_path / "run")
-    report = json.loads((tmp_path / "run" / "report" / "result.json").read_text())
+    report = json.loads((tmp_path / "run" / "evaluate" / "result.json").read_text())
     proof = about["proof"]["files"]["model.onnx"]
     assert proof["difference"] <= 1e-4
     assert proof["score"] == pytest.approx(report["delivered"]["test"]["miou"], abs=1e-3)

@@ -197,8 +197,8 @@ def test_no_room_without_a_word():
         ({"run_folder.py": "def f():\n    import tutelage.cli", "cli.py": ""}, "run_folder imports tutelage.cli"),
         ({"data/masks.py": "from .. import metrics", "metrics.py": ""}, "data.masks imports tutelage.metrics"),
         (
-            {"commands/adapt.py": "from .bench import x", "commands/bench.py": ""},
-            "adapt imports tutelage.commands.bench",
+            {"commands/adapt.py": "from .benchmark import x", "commands/benchmark.py": ""},
+            "adapt imports tutelage.commands.benchmark",
         ),
         ({"cli.py": "from tutelage import __version__"}, "cli imports tutelage,"),
         ({"errors.py": "import_module('tutelage.settings')", "settings.py": ""}, "errors imports tutelage.settings"),

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from tutelage.data.image_cache import Images
-from tutelage.distillation.distill import Plan, _batches, class_weights, labelled_images
-from tutelage.distillation.objectives import AGNOSTIC, QUEUE, Batch, objective_loss
+from tutelage.distillation.distill_loop import Plan, _batches, _on_pixels, class_weights, labelled_images
+from tutelage.distillation.objectives import QUEUE, TASK_AGNOSTIC, Batch, objective_loss
 from tutelage.distillation.self_distillation import images_in_a_step, small_side
 from tutelage.distillation.targets import Targets
 from tutelage.features.view_batches import ViewSettings, view_input
@@ -39,44 +39,47 @@ def output() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("read", [True, False])
-@pytest.mark.parametrize("objective", ["oriented", "agnostic", "pseudo-label"])
+@pytest.mark.parametrize("objective", ["task-oriented", "task-agnostic", "pseudo-label"])
 def test_what_an_objective_trains(objective, read):
-    """Gradients reach the heads that the objective is about, and the class head of `agnostic` through labels alone."""
+    """Gradients reach the heads that the objective is about, and the class head of `task-agnostic` through labels alone."""
     logits, projected = output()
     objective_loss(objective, "queue")((logits, projected), batch_of(2 if read else 0, read)).backward()
     moved = [part.grad is not None and bool(part.grad.abs().sum() > 0) for part in (logits, projected)]
-    assert moved == {"oriented": [True, False], "agnostic": [read, True], "pseudo-label": [True, False]}[objective]
+    assert (
+        moved
+        == {"task-oriented": [True, False], "task-agnostic": [read, True], "pseudo-label": [True, False]}[objective]
+    )
     assert logits.grad is not None, "every process of a group has a gradient of every parameter"
 
 
-def test_oriented_asks_for_the_targets_and_the_labels():
+def test_task_oriented_asks_for_the_targets_and_the_labels():
     """The divergence at the targets' temperature, of labelled images from their true class, classes weighted."""
     logits, projected = output()
     for weights in (None, torch.tensor([1.0, 2.0, 5.0])):
         batch = replace(batch_of(), weights=weights)
         targets = torch.cat([batch.labels[:2], batch.soft[2:]])
         expected = losses.divergence(logits, targets, 2.0, weights)
-        for objective in ("oriented", "pseudo-label"):
+        for objective in ("task-oriented", "pseudo-label"):
             found = objective_loss(objective, "cosine")((logits, projected), batch)
             assert found.item() == pytest.approx(expected.item(), rel=1e-6)
-    matched = objective_loss("oriented", "cosine")((logits, projected), replace(batch_of(), feature_weight=2.0))
+    matched = objective_loss("task-oriented", "cosine")((logits, projected), replace(batch_of(), feature_weight=2.0))
     expected = losses.divergence(logits, targets, 2.0) + 2 * losses.feature_distance(projected, batch_of().features)
     assert matched.item() == pytest.approx(expected.item(), rel=1e-6), "the teacher's features, of labelled images too"
     without = batch_of(0, read=False)
-    found = objective_loss("oriented", "cosine")((logits, projected), without)
+    found = objective_loss("task-oriented", "cosine")((logits, projected), without)
     assert found.item() == pytest.approx(losses.divergence(logits, without.soft, 2.0).item(), rel=1e-6)
 
 
-def test_agnostic_mixes_features_and_labels_by_their_share():
+def test_task_agnostic_mixes_features_and_labels_by_their_share():
     """A third of the batch has labels: two thirds of the features' distance, a third of the cross-entropy."""
     logits, projected = output()
     batch = batch_of(2)
-    distance = AGNOSTIC["cosine"](projected, batch)
+    distance = TASK_AGNOSTIC["cosine"](projected, batch)
     entropy = torch.nn.functional.cross_entropy(logits[:2], batch.labels[:2].argmax(1))
-    found = objective_loss("agnostic", "cosine")((logits, projected), batch)
+    found = objective_loss("task-agnostic", "cosine")((logits, projected), batch)
     assert found.item() == pytest.approx((2 / 3 * distance + 1 / 3 * entropy).item(), rel=1e-5)
-    bare = objective_loss("agnostic", "cosine")((logits, projected), batch_of(0, read=False))
-    assert bare.item() == pytest.approx(AGNOSTIC["cosine"](projected, batch_of(0)).item(), rel=1e-6)
+    bare = objective_loss("task-agnostic", "cosine")((logits, projected), batch_of(0, read=False))
+    assert bare.item() == pytest.approx(TASK_AGNOSTIC["cosine"](projected, batch_of(0)).item(), rel=1e-6)
 
 
 def test_how_many_labelled_images_are_in_a_batch():
@@ -120,18 +123,16 @@ def which(soft: torch.Tensor, targets: Targets) -> list[int]:
 
 
 def test_labelled_images_come_with_their_labels_and_the_others_with_their_targets():
-    """Two of six images are drawn from the labelled ones and carry one true class and no target; no other image is labelled."""
+    """Two of six images are drawn from the labelled ones and carry their true class and no target; no other image is labelled."""
     targets, plan = small_set(), Plan(9, 6, 1.0, labelled=2)
-    make = _batches(targets, plan, STUDENT, LABELS, 3, 0, 1)
+    make = _batches(targets, plan, STUDENT, LABELS, 0, 1)
     drawn, rest, seen = [], [], []
     for step in range(9):
         images, soft, labels, features, queue = make(step)
-        assert (soft.shape, labels.shape, features.shape, queue.shape) == ((6, 3), (6, 3), (6, 0), (0, 0))
+        assert (soft.shape, labels.shape, features.shape, queue.shape) == ((6, 3), (2,), (6, 0), (0, 0))
         assert soft[:2].sum() == 0
-        assert labels[2:].sum() == 0
-        assert torch.equal(labels[:2].sum(1), torch.ones(2))
         torch.testing.assert_close(soft[2:].sum(1), torch.ones(4))
-        drawn += [LABELS.tolist().index(int(label)) for label in labels[:2].argmax(1)]
+        drawn += [LABELS.tolist().index(int(label)) for label in labels]
         rest += which(soft[2:], targets)
         seen.append(images)
     assert sorted(drawn) == sorted(list(range(LABELLED)) * 6), "the labelled images take turns"
@@ -146,22 +147,33 @@ def test_labelled_images_come_with_their_labels_and_the_others_with_their_target
 def test_without_a_share_every_image_has_its_target():
     """A plan that draws nothing from the labelled images distils them as the others, and reads no label."""
     targets = small_set()
-    make = _batches(targets, Plan(3, 3, 1.0), STUDENT, LABELS, 3, 0, 1)
+    make = _batches(targets, Plan(3, 3, 1.0), STUDENT, LABELS, 0, 1)
     found = [make(step) for step in range(3)]
-    assert all(labels.shape == (3, 0) for _, _, labels, _, _ in found)
+    assert all(labels.shape == (0,) for _, _, labels, _, _ in found)
     assert sorted(which(torch.cat([soft for _, soft, *_ in found]), targets)) == list(range(IMAGES))
     everyone = (
         np.arange(IMAGES) % 3
     )  # of a transfer set in which all images are labelled half of a batch has targets too
-    _, soft, labels, *_ = _batches(targets, Plan(3, 4, 1.0, labelled=2), STUDENT, everyone, 3, 0, 1)(0)
+    _, soft, labels, *_ = _batches(targets, Plan(3, 4, 1.0, labelled=2), STUDENT, everyone, 0, 1)(0)
     assert soft.sum(1).round().tolist() == [0, 0, 1, 1]
-    assert labels.sum(1).tolist() == [1, 1, 0, 0]
+    assert len(labels) == 2
+
+
+def test_a_target_on_a_grid_is_spread_over_the_pixels():
+    """A grid of targets goes bilinearly to the student's pixels, where rows of 0 stay 0; one target an image stays as it is."""
+    grid = torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]], [[[0.0, 0.0]], [[0.0, 0.0]]]])
+    found = _on_pixels(grid, torch.zeros(2, 2, 1, 4))
+    torch.testing.assert_close(found[0, 0, 0], torch.tensor([1.0, 0.75, 0.25, 0.0]))
+    torch.testing.assert_close(found[0].sum(0), torch.ones(1, 4))
+    assert found[1].sum() == 0
+    plain = torch.eye(3)
+    assert _on_pixels(plain, torch.zeros(3, 3)) is plain
 
 
 def test_processes_share_a_batch():
     """What two processes see of a step is together what one would see, labelled and other images alike."""
     targets, plan = small_set(features=True), Plan(4, 8, 1.0, labelled=3, objective="pseudo-label")
-    (whole, *parts) = (_batches(targets, plan, STUDENT, LABELS, 3, *of)(2) for of in ((0, 1), (0, 2), (1, 2)))
+    (whole, *parts) = (_batches(targets, plan, STUDENT, LABELS, *of)(2) for of in ((0, 1), (0, 2), (1, 2)))
     for kind in range(4):
         rows = [
             sorted(row.flatten().tolist() for row in part)
@@ -175,13 +187,13 @@ def test_processes_share_a_batch():
 def test_features_are_those_of_the_images_and_a_queue_of_others():
     """Features stand beside every image, labelled ones too; only the loss "queue" is given other images' features."""
     targets = small_set(features=True)
-    plan = Plan(4, 6, 1.0, objective="agnostic", agnostic_loss="queue", labelled=2)
-    _, soft, _, features, queue = _batches(targets, plan, STUDENT, LABELS, 3, 0, 1)(1)
+    plan = Plan(4, 6, 1.0, objective="task-agnostic", task_agnostic_loss="queue", labelled=2)
+    _, soft, _, features, queue = _batches(targets, plan, STUDENT, LABELS, 0, 1)(1)
     assert (features[2:, 0] / 2).int().tolist() == which(soft[2:], targets)
     assert set((features[:2, 0] / 2).int().tolist()) <= set(range(LABELLED))
     assert queue.shape == (QUEUE, 2)
     assert len(queue.unique(dim=0)) == IMAGES
-    other = _batches(targets, replace(plan, agnostic_loss="cosine"), STUDENT, LABELS, 3, 0, 1)(1)
+    other = _batches(targets, replace(plan, task_agnostic_loss="cosine"), STUDENT, LABELS, 0, 1)(1)
     assert other[4].numel() == 0
 
 

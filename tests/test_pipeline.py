@@ -49,7 +49,7 @@ def go(data: Path, name: str, **more) -> dict:
 
 
 def student_of(result: dict) -> dict[str, np.ndarray]:
-    return load_file(Path(result["run"]) / "student" / "weights.safetensors")
+    return load_file(Path(result["run"]) / "finetune" / "weights.safetensors")
 
 
 def about(result: dict, stage: str) -> dict:
@@ -127,7 +127,7 @@ def test_gallery_labels_are_never_read(data, tmp_path):
         (place / path.name).symlink_to(path)
     result = go(data, "gallery-names", gallery=[str(sorted_by_class)])
     assert "teacher" in result
-    assert read_manifest(Path(result["run"]) / "transfer_set" / "manifest.parquet")[1].num_rows == 90 + 24
+    assert read_manifest(Path(result["run"]) / "curate" / "manifest.parquet")[1].num_rows == 90 + 24
 
 
 def kept_loss(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -142,20 +142,20 @@ def test_adapt_modes(data, mode, monkeypatch):
         "tutelage.commands.adapt.FULL_RATE", 1e-4
     )  # of so few images larger steps gave logits beyond 65,504
     result = go(data, f"adapt-{mode}", adapt=mode)
-    found = about(result, "teacher")
+    found = about(result, "adapt")
     assert found["mode"] == mode or mode == "auto"
     if mode == "auto":
         losses = {name: one["log_loss"] for name, one in found["validation"].items()}
         assert set(losses) == {"probe", "full", "probe-then-full"}
         assert losses[found["mode"]] == min(losses.values())
     else:
-        assert (Path(result["run"]) / "teacher" / "weights.safetensors").exists()
-    steps = steps_of(Path(result["run"]) / "teacher" / "metrics.jsonl")
+        assert (Path(result["run"]) / "adapt" / "weights.safetensors").exists()
+    steps = steps_of(Path(result["run"]) / "adapt" / "metrics.jsonl")
     assert (steps == []) == (found["mode"] == "probe")
     assert steps == sorted(set(steps))  # of the last fit alone
     assert result["teacher"]["test"]["accuracy"] > 0.8
     assert result["teacher"]["test"]["images"] == result["distilled"]["test"]["images"] == 30
-    with np.load(Path(result["run"]) / "teacher" / HELD_OUT_LOGITS) as kept:  # of the mode that is kept, calibrated
+    with np.load(Path(result["run"]) / "adapt" / HELD_OUT_LOGITS) as kept:  # of the mode that is kept, calibrated
         logits, labels = kept["logits"].astype(np.float32), kept["labels"]
         assert (logits.shape, kept["logits"].dtype, labels.shape) == ((24, 3), np.float16, (24,))
     assert kept_loss(logits, labels) == pytest.approx(found["validation"][found["mode"]]["log_loss"], abs=2e-3)
@@ -174,21 +174,21 @@ def test_validation_split(data, tmp_path, monkeypatch):
                 Image.fromarray(texture(name, seed)).save(place / f"{seed}.png")
     more = {"target": str(tmp_path / "target"), "finetune": "auto", "no_baseline": False}
     result = go(data, "validation", **more)
-    folder, finished = Path(result["run"]), about(result, "student")
-    assert about(result, "teacher")["validated_on"] == finished["judged_on"] == "30 validation images"
+    folder, finished = Path(result["run"]), about(result, "finetune")
+    assert about(result, "adapt")["validated_on"] == finished["judged_on"] == "30 validation images"
     assert set(finished["validation"]) == {"distilled", "head", "full", "long", "baseline"}
     assert trained.count("fine-tuning the student") == 3
-    steps = steps_of(folder / "student" / "metrics.jsonl")
+    steps = steps_of(folder / "finetune" / "metrics.jsonl")
     assert (steps == []) == (finished["delivered"] in ("distilled", "baseline"))
     assert steps == sorted(set(steps))  # of what was kept alone
     assert result["delivered"]["what"] == finished["delivered"]
     found = {"baseline": {"accuracy": 0.9, "gain": 0.2, "standard_error": 0.1}}
     monkeypatch.setattr("tutelage.commands.finetune._choice", lambda *given: ("baseline", found))
-    (folder / "student" / "result.json").unlink()
+    (folder / "finetune" / "result.json").unlink()
     result = go(data, "validation", **more)
-    assert result["reused"] == ["curate", "adapt", "transfer", "alone"]
+    assert result["reused"] == ["curate", "adapt", "distill", "baseline"]
     assert result["delivered"] == {**result["baseline"], "what": "baseline"}
-    weights = [(folder / stage / "weights.safetensors").read_bytes() for stage in ("student", "alone")]
+    weights = [(folder / stage / "weights.safetensors").read_bytes() for stage in ("student", "baseline")]
     assert weights[0] == weights[1]
 
 
@@ -197,16 +197,16 @@ def test_without_validation_images_nothing_is_judged(data, capsys, monkeypatch):
     monkeypatch.setattr("tutelage.commands.finetune._Work.held_out", lambda *given: pytest.fail("scored"))
     result = go(data, "unjudged", finetune="auto", no_baseline=False, steps=4)
     assert "without a validation split (--val) nothing can judge it" in capsys.readouterr().err
-    finished, folder = about(result, "student"), Path(result["run"])
+    finished, folder = about(result, "finetune"), Path(result["run"])
     assert (finished["delivered"], finished["validation"], finished["judged_on"]) == ("distilled", {}, "")
-    weights = [(folder / stage / "weights.safetensors").read_bytes() for stage in ("student", "transfer")]
+    weights = [(folder / stage / "weights.safetensors").read_bytes() for stage in ("student", "distill")]
     assert weights[0] == weights[1]
     assert result["delivered"] == {**result["distilled"], "what": "distilled"}
-    assert sorted(path.name for path in (folder / "student").iterdir()) == ["result.json", "weights.safetensors"]
+    assert sorted(path.name for path in (folder / "finetune").iterdir()) == ["result.json", "weights.safetensors"]
 
 
 PAPER = {
-    "committee": "none", "label_share": 0.0, "sharpness": 1.0, "temperature": 1.0, "feature_weight": 0.0, "objective": "oriented",
+    "committee": "none", "label_share": 0.0, "sharpness": 1.0, "temperature": 1.0, "feature_weight": 0.0, "objective": "task-oriented",
 }  # fmt: skip
 
 
@@ -219,14 +219,14 @@ def test_preset_paper(data, tmp_path):
     kept = tomllib.loads((tmp_path / "run" / "settings.toml").read_text())["settings"]
     assert {name: kept[name] for name in PAPER} == PAPER
     assert (kept["preset"], kept["finetune"], kept["steps"]) == ("paper", "head", 2)
-    assert about(result, "transfer")["labelled_in_batch"] == 0
+    assert about(result, "distill")["labelled_in_batch"] == 0
     assert result["delivered"]["what"] == "head"
     assert not (tmp_path / "run" / "committee").exists()
     plain = go(tmp_path, "plain", **PAPER, **{**given, "config": None}, finetune="head", steps=2)
     assert same(student_of(result), student_of(plain)), "the preset is these settings and nothing else"
 
 
-@pytest.mark.parametrize("command", ["run", "transfer", "finetune"])
+@pytest.mark.parametrize("command", ["run", "distill", "finetune"])
 def test_a_preset_reaches_every_command_that_has_its_settings(command, tmp_path):
     """What a preset sets is checked like any value, known to the stages that take it, and no preset changes nothing."""
     settings = function_of(command).settings
@@ -256,16 +256,16 @@ def test_online_teacher_gives_the_same_student(data):
     for name, limit in (("cached", 20.0), ("online", 0.0)):
         more = {"cache_limit": limit, "cache": str(data / f"cache-{name}"), "feature_weight": 0.0}
         result = go(data, f"limit-{name}", **more)
-        assert about(result, "transfer")["online"] == (name == "online")
-        assert about(result, "transfer")["labelled_in_batch"] == 6, "3/8 of 16: 24 of 114 images are labelled"
-        lines = (Path(result["run"]) / "transfer" / "metrics.jsonl").read_text().splitlines()
+        assert about(result, "distill")["online"] == (name == "online")
+        assert about(result, "distill")["labelled_in_batch"] == 6, "3/8 of 16: 24 of 114 images are labelled"
+        lines = (Path(result["run"]) / "distill" / "metrics.jsonl").read_text().splitlines()
         rows[name] = [json.loads(line)["loss"] for line in lines]
     # the first losses see the same weights; later ones have gone their own way by float16's rounding
     assert rows["online"][0] == pytest.approx(rows["cached"][0], abs=1e-3)
     assert rows["online"][:5] == pytest.approx(rows["cached"][:5], abs=1e-2)
 
 
-@pytest.mark.parametrize("objective", ["oriented", "agnostic"])
+@pytest.mark.parametrize("objective", ["task-oriented", "task-agnostic"])
 def test_a_finished_run_opens_no_image(data, tmp_path, objective):
     """Given again after its cache was removed, a finished run decodes nothing."""
     settings = {
@@ -278,20 +278,20 @@ def test_a_finished_run_opens_no_image(data, tmp_path, objective):
     go(data, f"opens-{objective}", **settings)
     shutil.rmtree(tmp_path / "cache")
     again = go(data, f"opens-{objective}", **settings)
-    members = ["committee"] if objective == "oriented" else []  # features need none
-    assert again["reused"] == ["curate", "adapt", *members, "transfer", "finetune", "evaluate"]
+    members = ["committee"] if objective == "task-oriented" else []  # features need none
+    assert again["reused"] == ["curate", "adapt", *members, "distill", "finetune", "evaluate"]
     assert not list((tmp_path / "cache").glob("images-*/*.npy")), sorted((tmp_path / "cache").rglob("*"))
 
 
 def test_evaluate_on_new_images(data):
     """`evaluate --target` scores a finished run on other labelled images, and leaves the run as it was."""
     result = go(data, "evaluated")
-    before = (Path(result["run"]) / "report" / "result.json").read_bytes()
+    before = (Path(result["run"]) / "evaluate" / "result.json").read_bytes()
     again = tutelage.evaluate(run=result["run"], target=str(data / "target" / "test"))
     new = tutelage.evaluate(run=result["run"], target=str(data / "target" / "train"))
     assert again["distilled"]["test"] == result["distilled"]["test"]
     assert new["test_images"] == 24
-    assert (Path(result["run"]) / "report" / "result.json").read_bytes() == before
+    assert (Path(result["run"]) / "evaluate" / "result.json").read_bytes() == before
 
 
 def test_student_learns(tmp_path):
@@ -309,7 +309,7 @@ def test_smoke_keeps_the_strategy(data, capsys, monkeypatch, strategy):
     more = {"total": 600} if strategy == "balanced" else {}
     result = go(data, f"smoke-{strategy}", smoke=True, strategy=strategy, steps=None, **more)
     said = capsys.readouterr().err
-    chosen = json.loads((Path(result["run"]) / "transfer_set" / "result.json").read_text())
+    chosen = json.loads((Path(result["run"]) / "curate" / "result.json").read_text())
     assert chosen["strategy"] == ("random" if strategy == "auto" else strategy)
     assert chosen["images"] == {"train": 24, "val": 0, "test": 30, "transfer": 24 + 90}, "the gallery has 90"
     (line,) = [line for line in said.splitlines() if line.startswith("--smoke cuts down: ")]
@@ -328,7 +328,7 @@ def test_smoke_keeps_vectors_made_elsewhere(data, tmp_path):
     (tmp_path / "vectors.txt").write_text("\n".join([*names, *labelled]))
     given = {"smoke": True, "steps": None, "embeddings": [str(tmp_path / "vectors.npy")]}
     result = go(data, "smoke-vectors", strategy="best", total=60, **given)
-    table = read_manifest(Path(result["run"]) / "transfer_set" / "manifest.parquet")[1]
+    table = read_manifest(Path(result["run"]) / "curate" / "manifest.parquet")[1]
     assert table.num_rows == 60
     assert set(table.column("strategy").to_pylist()) >= {"best"}
     with pytest.raises(TutelageError, match="--embeddings with --strategy all"):
@@ -353,7 +353,7 @@ def test_tracker(data, monkeypatch):
     more = {"adapt": "full", "finetune": "full", "no_baseline": False}
     monkeypatch.setattr("tutelage.commands.adapt.FULL_PASSES", 4)
     folder = Path(go(data, "tracked", tracker="tensorboard", steps=10, **more)["run"])
-    for stage in ("teacher", "transfer", "student", "alone"):
+    for stage in ("teacher", "distill", "student", "baseline"):
         assert list((folder / "trackers" / f"tracked-{stage}").rglob("events.out.tfevents*"))
         steps = steps_of(folder / stage / "metrics.jsonl")
         assert steps == list(range(1, len(steps) + 1))
@@ -363,5 +363,5 @@ def test_tracker(data, monkeypatch):
 def test_one_label_per_class(data):
     """With one label per class nothing can be held out: the run keeps sharp targets and the student as it was distilled."""
     result = go(data, "one", budget=1, finetune="auto")
-    assert about(result, "teacher")["validation"]["probe"]["temperature"] == 0.25
-    assert about(result, "student")["delivered"] == "distilled"
+    assert about(result, "adapt")["validation"]["probe"]["temperature"] == 0.25
+    assert about(result, "finetune")["delivered"] == "distilled"

@@ -40,7 +40,7 @@ def train(data: Path, name: str, student: str, processes: int, steps: int, *more
         command = [*start, "-m", "tutelage", *words]
         done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment)
         assert done.returncode == 0, done.stderr
-    result = json.loads((out / "transfer" / "result.json").read_text())
+    result = json.loads((out / "distill" / "result.json").read_text())
     assert result["processes"] == processes
     assert result["images_seen"] == steps * int(more[more.index("--batch-size") + 1])
     return out
@@ -55,11 +55,11 @@ def test_two_processes_agree_without_batchnorm(data):
     settings = (*sizes, "--budget", "2", "--sharpness", "2")
     tracked = ("--tracker", "tensorboard") if importlib.util.find_spec("tensorboard") else ()
     runs = [train(data, f"vit-{n}", "vit_tiny_patch16_224", n, 6, *settings, *tracked) for n in (1, 2)]
-    one, two = (load_file(run / "student" / "weights.safetensors") for run in runs)
+    one, two = (load_file(run / "finetune" / "weights.safetensors") for run in runs)
     for run in runs:
         assert (run / "report" / "index.html").exists()
         assert json.loads((run / "committee" / "result.json").read_text())["folds"] == 2
-        assert json.loads((run / "transfer" / "result.json").read_text())["labelled_in_batch"] == 4
+        assert json.loads((run / "distill" / "result.json").read_text())["labelled_in_batch"] == 4
         assert not tracked or list((run / "trackers" / f"{run.name}-transfer").rglob("events.out.tfevents*"))
     worst = max(float(abs(one[name] - two[name]).max()) for name in one)
     moved = max(float(abs(one[name]).max()) for name in one)

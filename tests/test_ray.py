@@ -28,7 +28,7 @@ def words(task: Task) -> list[str]:
 
 
 def manifest(task: Task, name: str) -> bytes:
-    return (task.root / name / "run" / "transfer_set" / "manifest.parquet").read_bytes()
+    return (task.root / name / "run" / "curate" / "manifest.parquet").read_bytes()
 
 
 def workers(mark: str) -> list[int]:

@@ -73,10 +73,10 @@ def test_the_page_says_what_the_results_say(finished):
         assert float(kept_in_csv[name, "accuracy"]) == results[name]["test"]["accuracy"]
     assert kept_in_csv["delivered", "what"] == "distilled"
     assert {row["class"] for row in rows} == {"", *results["classes"]}
-    labels, models, apart = read_evidence(finished.out / "report")
+    labels, models, apart = read_evidence(finished.out / "evaluate")
     assert set(models) == {"distilled", "delivered", "baseline", "teacher", "committee"}
     right = (labels == models["distilled"].argmax(axis=1)).mean()
-    assert read_counts(finished.out / "report" / "predictions.npz", "delivered").mean() == pytest.approx(right)
+    assert read_counts(finished.out / "evaluate" / "predictions.npz", "delivered").mean() == pytest.approx(right)
     for name, probabilities in models.items():
         right = float((probabilities.argmax(axis=1) == labels).mean())
         assert right == pytest.approx(results[name]["test"]["accuracy"])
@@ -92,10 +92,10 @@ def test_what_a_run_was_made_with(finished):
     assert set(kept["data"]) == {"target", "gallery", "transfer_set"}
     assert kept["teacher"]["hash"]
     assert kept["teacher"]["licence"]
-    result = json.loads((finished.out / "transfer" / "result.json").read_text())
+    result = json.loads((finished.out / "distill" / "result.json").read_text())
     assert result["made_with"] == {**kept["versions"], "threads": kept["machine"]["threads"]}
     assert f"torch {kept['versions']['torch']}" in page_of(finished.out)
-    stages = {**Run(finished.out).results(), "alone": {"made_with": {"torch": "0.4", "threads": 99}}}
+    stages = {**Run(finished.out).results(), "baseline": {"made_with": {"torch": "0.4", "threads": 99}}}
     assert [row for row in _made_with(stages) if row[0] == "made with (baseline)"] == [
         ("made with (baseline)", "torch 0.4, threads 99")
     ]
@@ -126,10 +126,10 @@ def test_a_run_of_an_earlier_version(finished, tmp_path):
     """Without kept predictions, montage and metrics the page has fewer charts and no gaps."""
     old = Path(shutil.copytree(finished.out, tmp_path / "old"))
     for name in (
-        "report/predictions.npz",
-        "report/disagreements.json",
-        "transfer_set/montage.jpg",
-        "transfer/metrics.jsonl",
+        "evaluate/predictions.npz",
+        "evaluate/disagreements.json",
+        "curate/montage.jpg",
+        "distill/metrics.jsonl",
     ):
         (old / name).unlink()
     page = write_page(old).read_text(encoding="utf-8")
@@ -153,7 +153,7 @@ def test_folders_without_scores(finished, tmp_path, what, tutelage):
     """A folder that is no run, or one that was not evaluated, is refused with the command that helps."""
     folder = tmp_path / "run"
     if what == "no scores":
-        shutil.copytree(finished.out, folder, ignore=shutil.ignore_patterns("report"))
+        shutil.copytree(finished.out, folder, ignore=shutil.ignore_patterns("evaluate"))
     done = tutelage("report", "--run", str(folder))
     assert done.returncode == 2
     assert "holds no evaluated run" in done.stderr
@@ -206,7 +206,7 @@ def student_stage(
     what: str, validation: dict[str, object], judged_on: str = "40 validation images"
 ) -> dict[str, object]:
     """Stages of a run that delivers this."""
-    return {"student": {"delivered": what, "validation": validation, "judged_on": judged_on if validation else ""}}
+    return {"finetune": {"delivered": what, "validation": validation, "judged_on": judged_on if validation else ""}}
 
 
 def test_sentences_are_true():
@@ -299,8 +299,8 @@ def test_the_committee_in_words():
     assert "weight 0.3: with it, the log loss on held-out labels is lower by 0.100 ± 0.040" in mixed["said"]
     assert mixed["rows"][0] == ["teacher (adapted)", "0.7", "0.900", "0.500"]
     assert mixed["rows"][2] == ["committee", "", "0.800", "0.500"]
-    assert "the teacher's alone" in committee({"committee": {**found, "weight": 0.0}}, {})["said"]
-    assert "the students alone" in committee({"committee": found}, {"committee": "only"})["said"]
+    assert "the teacher's only" in committee({"committee": {**found, "weight": 0.0}}, {})["said"]
+    assert "the students only" in committee({"committee": found}, {"committee": "only"})["said"]
     for nothing in (None, {"teacher": None, "students": None, "committee": None}):
         assert "no weights could be chosen" in committee({"committee": {**found, "held_out": nothing}}, {})["said"]
     assert committee({}, {}) == {}

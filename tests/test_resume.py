@@ -17,11 +17,11 @@ import pytest
 
 from textures import write_textures
 
-STAGES = ("transfer_set", "teacher", "committee", "transfer", "alone", "student", "report")
-ORDER = ("curate", "adapt", "committee", "transfer", "alone", "finetune", "evaluate")  # their commands
+STAGES = ("curate", "adapt", "committee", "distill", "baseline", "finetune", "evaluate")
+ORDER = ("curate", "adapt", "committee", "distill", "baseline", "finetune", "evaluate")  # their commands
 FOLDS = 5
 MEMBERS = ("committee/students.npy", *(f"committee/fold-{number}.safetensors" for number in range(FOLDS)))
-WEIGHTS = (*MEMBERS, "transfer/weights.safetensors", "alone/weights.safetensors", "student/weights.safetensors")
+WEIGHTS = (*MEMBERS, "distill/weights.safetensors", "baseline/weights.safetensors", "finetune/weights.safetensors")
 
 
 def command(data: Path, out: Path) -> list[str]:
@@ -83,7 +83,7 @@ def under_way(out: Path, stage: str) -> Callable[[], bool]:
 
 def writing_checkpoint(out: Path) -> Callable[[], bool]:
     """Whether the student's loop has written a checkpoint, and a later one by half."""
-    return lambda: after_checkpoint(out, "transfer")() and any((out / "checkpoints").glob("transfer-*.partial"))
+    return lambda: after_checkpoint(out, "distill")() and any((out / "checkpoints").glob("transfer-*.partial"))
 
 
 def after_checkpoint(out: Path, loop: str) -> Callable[[], bool]:
@@ -108,11 +108,11 @@ def test_killed_in_every_stage(reference, tmp_path):
     out = tmp_path / "runs" / "killed"
     words = command(data, out)
     moments = [
-        ("transfer_set", under_way(out, "transfer_set")),
+        ("curate", under_way(out, "curate")),
         ("teacher", under_way(out, "teacher")),
         ("committee", after_checkpoint(out, "committee-2")),
-        ("transfer", writing_checkpoint(out)),
-        ("alone", after_checkpoint(out, "alone")),
+        ("distill", writing_checkpoint(out)),
+        ("baseline", after_checkpoint(out, "baseline")),
         ("student", under_way(out, "student")),
         ("report", under_way(out, "report")),
     ]
@@ -122,7 +122,7 @@ def test_killed_in_every_stage(reference, tmp_path):
         if stage == "committee":
             assert [number for number in range(FOLDS) if (out / "committee" / f"fold-{number}.npz").exists()] == [0, 1]
             finished = [(out / MEMBERS[1 + number]).stat().st_mtime_ns for number in (0, 1)]
-        if stage == "transfer":
+        if stage == "distill":
             assert writing_checkpoint(out)(), "the kill was to land inside a checkpoint's write"
             assert finished == [(out / MEMBERS[1 + number]).stat().st_mtime_ns for number in (0, 1)]
     finish(words)
@@ -136,14 +136,14 @@ def test_files_of_a_run(reference):
     out = data / "runs" / "whole"
     files = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
     assert files == sorted([
-        ".lock", "settings.toml", "target_set/manifest.parquet", "transfer_set/manifest.parquet", "transfer_set/montage.jpg",
-        "transfer_set/result.json",
-        "teacher/head.safetensors", "teacher/validation.npz", "teacher/result.json", "committee/result.json", *MEMBERS,
-        "transfer/metrics.jsonl", "transfer/weights.safetensors", "transfer/result.json", "student/metrics.jsonl",
-        "student/weights.safetensors",
-        "student/result.json", "alone/metrics.jsonl", "alone/weights.safetensors", "alone/result.json",
-        "report/result.json", "report/results.json", "report/results.csv", "report/index.html", "report/predictions.npz",
-        "report/disagreements.json",
+        ".lock", "settings.toml", "target_set/manifest.parquet", "curate/manifest.parquet", "curate/montage.jpg",
+        "curate/result.json",
+        "adapt/head.safetensors", "adapt/validation.npz", "adapt/result.json", "committee/result.json", *MEMBERS,
+        "distill/metrics.jsonl", "distill/weights.safetensors", "distill/result.json", "finetune/metrics.jsonl",
+        "finetune/weights.safetensors",
+        "finetune/result.json", "baseline/metrics.jsonl", "baseline/weights.safetensors", "baseline/result.json",
+        "evaluate/result.json", "report/results.json", "report/results.csv", "report/index.html", "evaluate/predictions.npz",
+        "evaluate/disagreements.json",
     ])  # fmt: skip
 
 

@@ -49,7 +49,7 @@ def test_a_killed_process_gives_the_lock_back(tmp_path: Path):
 def test_settings_read_back():
     """Text of any kind, numbers, lists and tables in tables are read as they were written; None is left out."""
     tables = {
-        "study": {"arms": ["a:b", 'ä "quoted" \\ \n\x7f'], "shares": [0.1, 1e-9, 2], "none": [], "failed": True},
+        "study": {"methods": ["a:b", 'ä "quoted" \\ \n\x7f'], "shares": [0.1, 1e-9, 2], "none": [], "failed": True},
         "settings": {
             "teacher.size": 224,
             "größe": -1,

@@ -16,7 +16,7 @@ from tutelage.commands.evaluate import _new_images, _results
 from tutelage.data.manifest import load_task
 from tutelage.errors import TutelageError
 from tutelage.pipeline.stage import MetricsLog, open_run
-from tutelage.run_folder import COMMANDS, Run, write_json
+from tutelage.run_folder import TRAINED, Run, write_json, write_text
 from tutelage.settings import declared
 from tutelage.settings.commands import (
     AdaptSettings,
@@ -26,7 +26,7 @@ from tutelage.settings.commands import (
     FinetuneSettings,
 )
 
-STAGES = ("transfer_set", "teacher", "committee", "transfer", "alone", "student", "report")
+STAGES = ("curate", "adapt", "committee", "distill", "baseline", "finetune", "evaluate")
 
 
 def curate(task: Task, **more) -> dict:
@@ -46,9 +46,10 @@ def run(task: Task, **more) -> dict:
 def finished(path: Path, curated: str = "now") -> Run:
     """A folder in which all stages have a result, those after the first of a transfer set `curated`."""
     run = Run(path)
-    write_json(path / "transfer_set" / "result.json", {"outputs": "now"})
+    write_json(path / "curate" / "result.json", {"outputs": "now"})
     for stage in STAGES[1:]:
         write_json(path / stage / "result.json", {"outputs": stage, "curated": curated})
+    write_text(path / "report" / "index.html", "the page of these scores")
     return run
 
 
@@ -72,14 +73,14 @@ def of_stage(stage, run: Run, **given):
             AdaptSettings,
             {"adapt": "probe"},
             {"adapt": "full"},
-            {"teacher", "committee", "transfer", "student", "report"},
+            {"adapt", "committee", "distill", "finetune", "evaluate"},
         ),
         (AdaptSettings, {"flip": "none"}, {"flip": "both"}, set(STAGES[1:])),
         (CommitteeSettings, {"steps": 1}, {"steps": 2}, set(STAGES[2:])),
-        (DistillSettings, {"sharpness": 2.0}, {"sharpness": 1.0}, {"transfer", "student", "report"}),
+        (DistillSettings, {"sharpness": 2.0}, {"sharpness": 1.0}, {"distill", "finetune", "evaluate"}),
         (DistillSettings, {"lr": 0.1}, {"lr": 0.2}, set(STAGES[2:])),
-        (FinetuneSettings, {"finetune": "keep"}, {"finetune": "head"}, {"student", "report"}),
-        (BaselineSettings, {"steps": 1}, {"steps": 2}, {"alone", "student", "report"}),
+        (FinetuneSettings, {"finetune": "keep"}, {"finetune": "head"}, {"finetune", "evaluate"}),
+        (BaselineSettings, {"steps": 1}, {"steps": 2}, {"baseline", "finetune", "evaluate"}),
     ],
 )
 def test_overwrite_in_a_later_stage(tmp_path, capsys, stage, before, now, moved):
@@ -93,23 +94,23 @@ def test_overwrite_in_a_later_stage(tmp_path, capsys, stage, before, now, moved)
         assert {stage for stage in STAGES if (run.path / stage).exists()} == set(STAGES) - moved
         assert now.items() <= held.settings()["settings"].items()
     (old,) = tmp_path.glob("run.old-*")
-    assert {path.name for path in old.iterdir()} == moved | {"settings.toml"}
+    assert {path.name for path in old.iterdir()} == moved | {"settings.toml", "report"}
     assert str(old) in capsys.readouterr().err
 
 
 def test_another_cache_limit(task, capsys):
     """Another --cache-limit never costs a finished student: it is refused, or the old run moved aside; before, it is free."""
     run(task, cache_limit=0)
-    weights = task.out / "student" / "weights.safetensors"
+    weights = task.out / "finetune" / "weights.safetensors"
     before = weights.read_bytes()
     with pytest.raises(TutelageError, match=r"other settings: cache_limit: 0.0 -> 20.0"):
         run(task)
     assert weights.read_bytes() == before
-    assert run(task, cache_limit=0)["reused"] == ["curate", "adapt", "transfer", "finetune", "evaluate"]
+    assert run(task, cache_limit=0)["reused"] == ["curate", "adapt", "distill", "finetune", "evaluate"]
     assert run(task, overwrite=True)["reused"] == []
     (old,) = task.out.parent.glob("first.old-*")
-    assert (old / "student" / "weights.safetensors").read_bytes() == before
-    (task.out / "transfer" / "result.json").unlink()
+    assert (old / "finetune" / "weights.safetensors").read_bytes() == before
+    (task.out / "distill" / "result.json").unlink()
     assert run(task, cache_limit=0)["reused"] == ["curate", "adapt"]
 
 
@@ -123,7 +124,7 @@ def test_data_that_changed_since_the_run_was_made(task, capsys):
     assert "curate" not in run(task)["reused"]
     said = capsys.readouterr().err.splitlines()
     told = f"the data have changed since {task.out} was made (other images or labels in --gallery): curate runs again, then "
-    assert said[0].startswith(f"{told}adapt, transfer, finetune wherever the transfer set comes out different")
+    assert said[0].startswith(f"{told}adapt, distill, finetune wherever the transfer set comes out different")
     draw(task.target / "train" / "c0" / "new.png", 0, 401)
     run(task)
     assert "(other images or labels in --target)" in capsys.readouterr().err.splitlines()[0]
@@ -133,17 +134,19 @@ def test_data_that_changed_since_the_run_was_made(task, capsys):
 def test_settings_that_a_stage_does_not_use(tmp_path, task):
     """A stage is not refused for a setting that changes nothing for this task."""
     run = finished(tmp_path / "run")
-    write_json(run.path / "transfer_set" / "result.json", {"outputs": "now", "task": task})
-    made = {"class_weight": "balanced", "agnostic_features": "patches"}
-    asked = of_stage(DistillSettings, run, class_weight="balanced", agnostic_features="global")
+    write_json(run.path / "curate" / "result.json", {"outputs": "now", "task": task})
+    made = {"class_weight": "balanced", "task_agnostic_features": "patches"}
+    asked = of_stage(DistillSettings, run, class_weight="balanced", task_agnostic_features="global")
     run.claim(made, False)
     if task == "segmentation":
-        with pytest.raises(TutelageError, match="agnostic_features: patches -> global"):
+        with pytest.raises(TutelageError, match="task_agnostic_features: patches -> global"):
             open_run(asked).__enter__()
         return
     with open_run(asked) as (held, _):
         kept = held.settings()["settings"]
-        assert {**made, "objective": "oriented"}.items() <= kept.items(), "and what another stage has written stays"
+        assert {**made, "objective": "task-oriented"}.items() <= kept.items(), (
+            "and what another stage has written stays"
+        )
     with pytest.raises(TutelageError, match="class_weight: balanced -> none"):
         open_run(replace(asked, class_weight="none")).__enter__()
 
@@ -151,13 +154,11 @@ def test_settings_that_a_stage_does_not_use(tmp_path, task):
 def test_results_of_another_transfer_set(tmp_path, capsys):
     """A stage that was made from another transfer set is refused by the next stage, and evaluation leaves it out."""
     run = finished(tmp_path / "run", "before")
-    for stage, command in COMMANDS.items():
-        if stage == "transfer_set":
-            continue
+    for stage in TRAINED[1:]:
         with pytest.raises(TutelageError, match="made from another transfer set") as error:
             run.result(stage, "the test")
-        assert f"tutelage {command} --out" in error.value.hint
-    assert [name for name, result in _results(run).items() if result] == ["transfer_set"]
+        assert f"tutelage {stage} --out" in error.value.hint
+    assert [name for name, result in _results(run).items() if result] == ["curate"]
     assert capsys.readouterr().err.count("is left out: it was made from another transfer set") == 5
     assert all(_results(finished(tmp_path / "run")).values())
 
@@ -190,6 +191,21 @@ def test_an_image_in_validation_and_test(task):
     shutil.copytree(task.target / "test", task.target / "val")
     with pytest.raises(TutelageError, match="the same image is in two splits"):
         curate(task)
+
+
+def test_folder_of_an_earlier_version(tmp_path):
+    """A run whose stages have their former folders is refused with a way out, and moved aside with --overwrite."""
+    folder = tmp_path / "run"
+    write_text(folder / "settings.toml", "[settings]\n")
+    (folder / "transfer_set").mkdir()
+    with pytest.raises(TutelageError, match="earlier version of tutelage") as error:
+        open_run(of_stage(BaselineSettings, Run(folder))).__enter__()
+    assert "--overwrite" in error.value.hint
+    with Run(folder) as run:
+        with pytest.raises(TutelageError, match="earlier version of tutelage"):
+            run.claim({}, overwrite=False)
+        assert run.claim({}, overwrite=True) in tmp_path.glob("run.old-*")
+    assert not (folder / "transfer_set").exists()
 
 
 def test_size_of_the_transfer_set(task, capsys):

@@ -8,7 +8,7 @@ from scipy import stats
 from sklearn.metrics import jaccard_score
 
 from tutelage.metrics import confusion, mean_iou, pixel_counts
-from tutelage.reporting.ledger import bill, shares
+from tutelage.reporting.cost import cost_of, shares
 from tutelage.study.statistics import Difference, difference, paired_p, spread
 
 
@@ -57,13 +57,13 @@ def test_difference_of_masks():
         np.stack(
             [
                 pixel_counts(np.stack([confusion(a.ravel(), b.ravel(), 3) for a, b in zip(labels, one, strict=True)]))
-                for one in arm
+                for one in method
             ]
         )
-        for arm in said
+        for method in said
     )
     each = np.array([
-        [jaccard_score(labels.ravel(), one.ravel(), average="macro") for one in arm] for arm in said
+        [jaccard_score(labels.ravel(), one.ravel(), average="macro") for one in method] for method in said
     ])  # fmt: skip
     found = difference(first, second, mean_iou)
     assert found.mean == pytest.approx((each[0] - each[1]).mean())
@@ -86,12 +86,12 @@ def entry(flops: float, outputs: int, computed: int, seconds: float, taken: str 
 
 def test_the_bill_and_what_sharing_saves():
     """A run pays for all it needs; the study for what was computed: no stage twice, no output twice."""
-    first = {"ledger": {"teacher": entry(0, 1000, 1000, 0), "transfer": entry(500, 2000, 2000, 4)}}
-    second = {"ledger": {"teacher": entry(0, 1000, 1000, 0, "first"), "transfer": entry(500, 2000, 0, 4)}}
-    assert bill(first)["flops"] == bill(second)["flops"] == 30_500
-    assert bill(first)["teacher_flops"] == 30_000
+    first = {"compute_cost": {"teacher": entry(0, 1000, 1000, 0), "distill": entry(500, 2000, 2000, 4)}}
+    second = {"compute_cost": {"teacher": entry(0, 1000, 1000, 0, "first"), "distill": entry(500, 2000, 0, 4)}}
+    assert cost_of(first)["flops"] == cost_of(second)["flops"] == 30_500
+    assert cost_of(first)["teacher_flops"] == 30_000
     saved = shares([first, second])
-    assert (saved["flops"], saved["flops_alone"]) == (31_000, 61_000)
+    assert (saved["flops"], saved["flops_unshared"]) == (31_000, 61_000)
     assert saved["seconds"] == pytest.approx(4 + 30 + 4)
-    assert saved["seconds_alone"] == pytest.approx(2 * (4 + 30))
+    assert saved["seconds_unshared"] == pytest.approx(2 * (4 + 30))
     assert saved["flops_share"] == pytest.approx(31 / 61)

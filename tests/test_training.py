@@ -211,7 +211,7 @@ def test_average_covers_buffers():
 
 def test_the_log_names_the_step_of_a_broken_loss():
     """A loss that is no number stops the run with the first such step, what was at work, and the mend."""
-    log = loop.LossLog("transfer")
+    log = loop.LossLog("distill")
     for step, value in ((7, 1.0), (8, math.nan), (9, math.inf)):
         log.add(step, torch.tensor(value))
     with pytest.raises(TutelageError, match=r"transfer: the loss of step 8 is nan") as error:

@@ -12,14 +12,15 @@ from tutelage.version import __version__
 
 if TYPE_CHECKING:
     from tutelage.commands.adapt import adapt
-    from tutelage.commands.alone import alone
-    from tutelage.commands.bench import bench
+    from tutelage.commands.baseline import baseline
+    from tutelage.commands.benchmark import benchmark
     from tutelage.commands.cache import cache
     from tutelage.commands.committee import committee
     from tutelage.commands.compare import compare
     from tutelage.commands.curate import curate
     from tutelage.commands.demo import demo
     from tutelage.commands.demo_page import demo_page
+    from tutelage.commands.distill import distill
     from tutelage.commands.doctor import doctor
     from tutelage.commands.evaluate import evaluate
     from tutelage.commands.export import export
@@ -27,11 +28,10 @@ if TYPE_CHECKING:
     from tutelage.commands.predict import predict
     from tutelage.commands.report import report
     from tutelage.commands.run import run
-    from tutelage.commands.transfer import transfer
 
 __all__ = [
-    "TutelageError", "__version__", "adapt", "alone", "bench", "cache", "committee", "compare", "curate", "demo", "demo_page", "doctor",
-    "evaluate", "export", "finetune", "predict", "report", "run", "transfer",
+    "TutelageError", "__version__", "adapt", "baseline", "benchmark", "cache", "committee", "compare", "curate", "demo", "demo_page",
+    "distill", "doctor", "evaluate", "export", "finetune", "predict", "report", "run",
 ]  # fmt: skip
 
 

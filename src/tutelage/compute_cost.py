@@ -1,4 +1,4 @@
-"""The compute ledger: what each stage cost, so that the arms of a study can be compared by their compute.
+"""The compute cost of each stage, so that the methods of a study can be compared by their compute.
 
 1 MAC = 2 FLOPs. A stage is charged for everything it needs, including teacher outputs that the cache already held; `computed`
 counts what was computed this time.
@@ -30,7 +30,7 @@ class CostMeter:
         self.computed += computed
 
     def entry(self, folder: Path, seconds: float, teacher_seconds: float = 0.0) -> dict[str, Any]:
-        """Return the stage's ledger entry: FLOPs, images, seconds, peak memory in MiB, bytes on disk."""
+        """Return the stage's compute cost: FLOPs, images, seconds, peak memory in MiB, bytes on disk."""
         outputs = sum(self._asked.values())
         taken = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
         return {

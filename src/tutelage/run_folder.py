@@ -28,21 +28,22 @@ from tutelage.settings.commands import FREE
 
 SETTINGS = "settings.toml"
 DEFAULT = "default"  # stands for None in settings.toml, since TOML has no null
+FORMER = "transfer_set"  # folder of the first stage before it had the name of its command
 TEMPORARY = ".partial"  # suffix of files being written
-COMMANDS = {
-    "transfer_set": "curate", "teacher": "adapt", "committee": "committee", "transfer": "transfer", "alone": "alone", "student": "finetune",
-}  # fmt: skip
-STAGES = (*COMMANDS, "report")  # folders with a result.json
-STUDY = "study.toml"  # marks the folder of a study, whose runs (ARM/budget-N/seed-N) share stages with the same inputs
-BESIDE = {"transfer_set": ("target_set", "rejected.csv")}  # stage -> what it writes outside its own folder
-TABLES = {"teacher": "teacher", "transfer_set": "data"}  # stage -> its table in settings.toml, about model or data
+TRAINED = ("curate", "adapt", "committee", "distill", "baseline", "finetune")  # stages that runs of a study share
+STAGES = (*TRAINED, "evaluate")  # commands of a run, each with a folder of its name that holds its result.json
+STUDY = (
+    "study.toml"  # marks the folder of a study, whose runs (METHOD/budget-N/seed-N) share stages with the same inputs
+)
+BESIDE = {"curate": ("target_set", "rejected.csv")}  # stage -> what it writes outside its own folder
+TABLES = {"adapt": "teacher", "curate": "data"}  # stage -> its table in settings.toml, about model or data
 # Free until this stage is finished: a student is not bit-identical if its teacher ran online, not from the cache.
-HELD = {"cache_limit": "transfer"}
+HELD = {"cache_limit": "distill"}
 
 
-def folder_name(arm: str) -> str:
-    """Return the name of an arm in file paths: ARM+LABEL for a variant, since not every file system allows a colon."""
-    return arm.replace(":", "+")
+def folder_name(method: str) -> str:
+    """Return the name of a method in file paths: METHOD+LABEL for a variant, since not every file system allows a colon."""
+    return method.replace(":", "+")
 
 
 def hash_of(value: Any) -> str:
@@ -150,7 +151,12 @@ class Run:
     # Settings
 
     def settings(self) -> dict[str, Any]:
-        """Return the content of settings.toml; an empty dict in a new folder."""
+        """Return the content of settings.toml; an empty dict in a new folder.
+
+        Raises:
+            TutelageError: the file cannot be read, or the folder is a run of a version whose stages had other folders.
+        """
+        self._check_version()
         try:
             return tomllib.loads((self.path / SETTINGS).read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -236,6 +242,11 @@ class Run:
             item.rename(old / item.name)
         return old
 
+    def _check_version(self) -> None:
+        if (self.path / SETTINGS).exists() and (self.path / FORMER).is_dir():
+            message = f"{self.path} holds a run of an earlier version of tutelage, with its stages in other folders ({FORMER}/)"
+            raise TutelageError(message, "use another folder; `tutelage run` with --overwrite moves the old run aside")
+
     def _free(self, name: str) -> bool:
         """Whether a setting may differ from the stored value although stages are finished."""
         return name in FREE and not (name in HELD and (self.path / HELD[name] / "result.json").exists())
@@ -254,7 +265,7 @@ class Run:
                 result["curated"] = self._transfer_set()
                 write_json(self.path / stage / "result.json", result)
             return result
-        return self._taken_over(stage, inputs) if stage in COMMANDS else None
+        return self._taken_over(stage, inputs) if stage in TRAINED else None
 
     def _taken_over(self, stage: str, inputs: str) -> dict[str, Any] | None:
         """Copy a stage that another run of the study finished with the same inputs; return its result, None without one."""
@@ -288,10 +299,11 @@ class Run:
         """Return the result of an earlier stage.
 
         Raises:
-            TutelageError: the stage is not finished in this folder, or was made from another transfer set.
+            TutelageError: the stage is not finished in this folder, or was made from another transfer set or by an earlier version.
         """
+        self._check_version()
         result = read_json(self.path / stage / "result.json")
-        way = f"run `tutelage {COMMANDS[stage]} --out {self.path} ...`"
+        way = f"run `tutelage {stage} --out {self.path} ...`"
         if result is None:
             message = f"{self.path} has no {stage}/result.json, which {needed_by} needs"
             raise TutelageError(message, f"{way} first, or `tutelage run`, which does all stages")
@@ -312,7 +324,7 @@ class Run:
 
     def _transfer_set(self) -> str | None:
         """Return the hash of the transfer set that the folder holds now; None without one."""
-        return (read_json(self.path / "transfer_set" / "result.json") or {}).get("outputs")
+        return (read_json(self.path / "curate" / "result.json") or {}).get("outputs")
 
     def finish(self, stage: str, inputs: str, result: dict[str, Any]) -> dict[str, Any]:
         """Write a stage's result.json, which marks the stage as done, and remove its checkpoints."""

@@ -42,15 +42,15 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
     from tutelage.tasks import task_of
 
     with open_run(settings) as (run, cache_dir):
-        curated = run.result("transfer_set", "adapt")
+        curated = run.result("curate", "adapt")
         encoder = build_teacher(
             settings.teacher, settings.teacher_weights, settings.teacher_size, settings.teacher_window
         )
         seen_at = [encoder.size, encoder.window] if encoder.window else encoder.size
         inputs = hash_of(["adapt", curated["outputs"], encoder.hash, seen_at, identity(settings, THE_TEACHER)])
-        if done := run.done("teacher", inputs):
+        if done := run.done("adapt", inputs):
             return {**done, "reused": True}
-        clock, task = run.clock("teacher"), load_task(run.path, cache_dir)
+        clock, task = run.clock("adapt"), load_task(run.path, cache_dir)
         hardware, kind = accelerator(settings.device, settings.precision), task_of(task.task)
         work = _Work(kind, task, encoder, cache_dir, settings, hardware, clock)
         found: dict[str, dict[str, Any]] = {}
@@ -72,11 +72,11 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
         elif best["accuracy"] < 1.5 / len(task.classes):
             say("the teacher is hardly better than chance on validation: the student can learn little from it")
         if mode == "probe":
-            work.adapted.save_head(run.path / "teacher", best["head"])
+            work.adapted.save_head(run.path / "adapt", best["head"])
         else:
-            work.adapted.save_whole(run.path / "teacher", best["module"])
-        write_metrics(run, "teacher", best.get("rows", ()), settings.tracker, hardware)
-        with atomic_write(run.path / "teacher" / HELD_OUT_LOGITS) as path, path.open("wb") as file:
+            work.adapted.save_whole(run.path / "adapt", best["module"])
+        write_metrics(run, "adapt", best.get("rows", ()), settings.tracker, hardware)
+        with atomic_write(run.path / "adapt" / HELD_OUT_LOGITS) as path, path.open("wb") as file:
             np.savez(
                 file, logits=best["logits"].clip(-MOST, MOST).astype(np.float16), labels=work.judged, fair=work.fair
             )
@@ -93,9 +93,9 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
             "teacher": about, "classes": len(task.classes),
             "validation": {name: {k: one[k] for k in (*JUDGED, "temperature", "choice") if k in one} for name, one in found.items()},
             "validated_on": work.validated_on, "labels": len(task.train) + (len(task.val) if task.val else 0),
-            "seconds": seconds, "ledger": work.meter.entry(run.path / "teacher", seconds),
+            "seconds": seconds, "compute_cost": work.meter.entry(run.path / "adapt", seconds),
         }  # fmt: skip
-        return run.finish("teacher", inputs, result)
+        return run.finish("adapt", inputs, result)
 
 
 class _Work:

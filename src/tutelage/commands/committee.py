@@ -51,7 +51,7 @@ def committee(settings: CommitteeSettings) -> dict[str, Any]:
     from tutelage.tasks import task_of
 
     with open_run(settings) as (run, cache_dir):
-        curated, adapted = run.result("transfer_set", "committee"), run.result("teacher", "committee")
+        curated, adapted = run.result("curate", "committee"), run.result("adapt", "committee")
         kind: Any = task_of(curated["task"])
         grid = kind.member_grid(settings, curated["images"]["transfer"], len(curated["classes"]))
         inputs = hash_of(["committee", curated["outputs"], adapted["outputs"], grid, identity(settings, kind.UNUSED)])
@@ -83,7 +83,7 @@ def committee(settings: CommitteeSettings) -> dict[str, Any]:
         result = {
             "outputs": hash_of([inputs, file_hash(path) if about else None]), "curated": curated["outputs"], "steps": total, **found,
             "images_seen": round(meter.trained), "student": about, "seconds": seconds,
-            "ledger": meter.entry(run.path / "committee", seconds),
+            "compute_cost": meter.entry(run.path / "committee", seconds),
         }  # fmt: skip
         finished = run.finish("committee", inputs, result)
         for kept in sorted((run.path / "committee").glob("fold-*.npz")):
@@ -165,7 +165,7 @@ class _Members:
         if self.task.val is None:
             for number, part in held.items():
                 students[fold == number] = part
-        with np.load(self.run.path / "teacher" / HELD_OUT_LOGITS) as file:
+        with np.load(self.run.path / "adapt" / HELD_OUT_LOGITS) as file:
             teacher = file["logits"].astype(np.float32)
         if self.grid:
             teacher = regrid(torch.from_numpy(teacher), self.grid).numpy()
@@ -194,9 +194,9 @@ def mixture_of(teacher: np.ndarray, students: np.ndarray, labels: np.ndarray, im
         temperature = best_temperature(mixed, labels)
         losses = np.bincount(images, log_loss(mixed / temperature, labels))[counts > 0] / counts[counts > 0]
         by_weight[weight] = temperature, losses, float((mixed.argmax(axis=1) == labels).mean())
-    alone = by_weight[0.0][1]
+    without = by_weight[0.0][1]
     weight = min(by_weight, key=lambda one: by_weight[one][1].mean())
-    gain, error = paired_gain(-by_weight[weight][1], -alone)
+    gain, error = paired_gain(-by_weight[weight][1], -without)
     if gain <= error:
         weight, gain, error = 0.0, 0.0, 0.0
     held_out = {

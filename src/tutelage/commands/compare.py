@@ -1,6 +1,6 @@
-"""A study: arms x budgets x seeds on your own data, in which stages with the same inputs are computed once; results on one page.
+"""A study: methods x budgets x seeds on your own data, in which stages with the same inputs are computed once; results on one page.
 
-Each run is a folder ARM/budget-N/seed-N of the study and, once finished, one JSON file in the results folder. The page is made
+Each run is a folder METHOD/budget-N/seed-N of the study and, once finished, one JSON file in the results folder. The page is made
 from these files only, so a study may be spread over days and machines.
 """
 
@@ -20,7 +20,7 @@ from tutelage.progress import duration, processes, say
 from tutelage.run_folder import DEFAULT, STUDY, folder_name, toml, write_text
 from tutelage.settings import command, declared, resolve
 from tutelage.settings.commands import CompareSettings, RunSettings
-from tutelage.study.arms import Arm, arms_of, clip_weights, numbers
+from tutelage.study.methods import Variant, clip_weights, numbers, variants_of
 from tutelage.study.records import check_data, kept_record, write_record
 from tutelage.study.results_table import Record, record_name
 
@@ -43,9 +43,9 @@ NOT_AN_ARMS = (
 
 @command(CompareSettings)
 def compare(settings: CompareSettings) -> dict[str, Any]:
-    """Compare arms, label budgets and seeds on your own data, with all compute counted, and write one page of results.
+    """Compare methods, label budgets and seeds on your own data, with all compute counted, and write one page of results.
 
-    After an interruption the same command resumes. A failed arm does not stop the others.
+    After an interruption the same command resumes. A failed method does not stop the others.
 
     Returns:
         {"study", "page", "runs": one row each, "failed": {run: reason}, "table": means and spreads}.
@@ -53,18 +53,18 @@ def compare(settings: CompareSettings) -> dict[str, Any]:
     of_runs = declared(RunSettings)
     started, folder = time.monotonic(), Path(settings.out)
     known = [name for name in of_runs if name not in NOT_AN_ARMS]
-    chosen = arms_of(settings.arms, settings.set, known)
+    chosen = variants_of(settings.methods, settings.set, known)
     amounts, draws = numbers(settings.budgets, "--budgets", 1), numbers(settings.seeds, "--seeds", 0)
     if processes() > 1:
         message = "`tutelage compare` cannot run in several processes of one group"
         raise TutelageError(message, "use one process, or start several commands with the same --out")
     every = budgets_of(chosen, amounts)
     plan = [
-        (arm, budget, seed)
+        (variant, budget, seed)
         for seed in draws
         for budget in every
-        for arm in chosen
-        if budget in arm.own.get("budget", amounts)
+        for variant in chosen
+        if budget in variant.own.get("budget", amounts)
     ]
     kept = Path(settings.results) if settings.results else folder / "results"
     if folder.is_dir() and any(folder.iterdir()) and not (folder / STUDY).exists():
@@ -76,28 +76,28 @@ def compare(settings: CompareSettings) -> dict[str, Any]:
     check_data(kept, [(record, work.identity(*one)[3]) for record, one in zip(done, plan, strict=True) if record])
     todo = [one for one, record in zip(plan, done, strict=True) if record is None]
     say(
-        f"{len(plan)} runs: {len(chosen)} arms x {len(amounts)} budgets x {len(draws)} seeds; {len(plan) - len(todo)} are done"
+        f"{len(plan)} runs: {len(chosen)} methods x {len(amounts)} budgets x {len(draws)} seeds; {len(plan) - len(todo)} are done"
     )
-    impossible = work.impossible({one[0].name: one for one in reversed(todo)}, alone=len(todo) == len(plan))
+    impossible = work.impossible({one[0].name: one for one in reversed(todo)}, first_start=len(todo) == len(plan))
     if settings.dry_run:
         from tutelage.study.cost_estimate import estimate
 
         return estimate(work, todo, impossible)
     about = {
-        "arms": [arm.name for arm in chosen], "budgets": amounts, "seeds": draws, "set": settings.set, "match": settings.match,
+        "methods": [variant.name for variant in chosen], "budgets": amounts, "seeds": draws, "set": settings.set, "match": settings.match,
         "results": str(kept.absolute()) if settings.results else "",
-        "plan": [record_name(arm.name, *others) for arm, *others in plan],
+        "plan": [record_name(variant.name, *others) for variant, *others in plan],
     }  # fmt: skip
     failed = dict(impossible)
     work.say_what_it_is(about, failed)
-    for number, (arm, budget, seed) in enumerate(todo, 1):
-        name = record_name(arm.name, budget, seed)
-        if arm.name in impossible or kept_record(kept, *work.identity(arm, budget, seed)):
-            continue  # or finished meanwhile: several processes may work on one study, each on some of its arms
-        say(f"run {number} of {len(todo)}: {arm.name}, budget {budget}, seed {seed}")
+    for number, (variant, budget, seed) in enumerate(todo, 1):
+        name = record_name(variant.name, budget, seed)
+        if variant.name in impossible or kept_record(kept, *work.identity(variant, budget, seed)):
+            continue  # or finished meanwhile: several processes may work on one study, each on some of its methods
+        say(f"run {number} of {len(todo)}: {variant.name}, budget {budget}, seed {seed}")
         try:
-            work.one(arm, budget, seed)
-        except Exception as error:  # the failure of one arm does not stop the others; a full disk does
+            work.one(variant, budget, seed)
+        except Exception as error:  # the failure of one method does not stop the others; a full disk does
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise
             kind = "" if isinstance(error, TutelageError) else f"{type(error).__name__}: "
@@ -113,9 +113,9 @@ def compare(settings: CompareSettings) -> dict[str, Any]:
     return summary
 
 
-def budgets_of(arms: list[Arm], budgets: list[int]) -> list[int]:
-    """Return all budgets of a study: those common to all arms, and those set for single arms."""
-    return sorted({*budgets, *(budget for arm in arms for budget in arm.own.get("budget", []))})
+def budgets_of(variants: list[Variant], budgets: list[int]) -> list[int]:
+    """Return all budgets of a study: those common to all methods, and those set for single methods."""
+    return sorted({*budgets, *(budget for variant in variants for budget in variant.own.get("budget", []))})
 
 
 class _Study:
@@ -139,37 +139,37 @@ class _Study:
         reasons = [f"{name}: {reason}" for name, reason in failed.items()]
         write_text(self.folder / STUDY, toml({"study": {**about, "failed": reasons}, "settings": settings}))
 
-    def of(self, arm: Arm, budget: int, seed: int) -> dict[str, Any]:
+    def of(self, variant: Variant, budget: int, seed: int) -> dict[str, Any]:
         """Return all settings of one run."""
-        place = self.folder / folder_name(arm.name) / f"budget-{budget}" / f"seed-{seed}"
-        own = {**arm.way.settings, **arm.own, "budget": budget, "seed": seed, "out": str(place)}
+        place = self.folder / folder_name(variant.name) / f"budget-{budget}" / f"seed-{seed}"
+        own = {**variant.method.settings, **variant.own, "budget": budget, "seed": seed, "out": str(place)}
         settings = {**self.settings, **own}
-        if arm.name.partition(":")[0] == "clip":
+        if variant.name.partition(":")[0] == "clip":
             if settings["student"] not in self._clip:
                 self._clip[settings["student"]] = clip_weights(settings["student"])
             settings["student"] = self._clip[settings["student"]]
         return settings
 
-    def resolved(self, arm: Arm, budget: int, seed: int) -> RunSettings:
+    def resolved(self, variant: Variant, budget: int, seed: int) -> RunSettings:
         """Return the checked settings of one run."""
-        return resolve(RunSettings, self.of(arm, budget, seed))
+        return resolve(RunSettings, self.of(variant, budget, seed))
 
-    def identity(self, arm: Arm, budget: int, seed: int) -> tuple[str, int, int, dict[str, Any]]:
-        """Return the arm, budget, seed and settings that a kept result must match."""
+    def identity(self, variant: Variant, budget: int, seed: int) -> tuple[str, int, int, dict[str, Any]]:
+        """Return the method, budget, seed and settings that a kept result must match."""
         try:
-            settings = self.of(arm, budget, seed)
+            settings = self.of(variant, budget, seed)
         except TutelageError:  # reported by `impossible`
-            settings = {**self.settings, **arm.way.settings, **arm.own, "budget": budget, "seed": seed}
-        return arm.name, budget, seed, {**settings, "match": self.match}
+            settings = {**self.settings, **variant.method.settings, **variant.own, "budget": budget, "seed": seed}
+        return variant.name, budget, seed, {**settings, "match": self.match}
 
-    def impossible(self, first: dict[str, tuple[Arm, int, int]], alone: bool) -> dict[str, str]:
-        """Return the arms that cannot be run, each with the reason, and report them before anything starts.
+    def impossible(self, first: dict[str, tuple[Variant, int, int]], first_start: bool) -> dict[str, str]:
+        """Return the methods that cannot be run, each with the reason, and report them before anything starts.
 
         Args:
-            first: name of an arm -> its first run. alone: whether no run of the study is finished yet.
+            first: name of a method -> its first run. first_start: whether no run of the study is finished yet.
 
         Raises:
-            TutelageError: no arm can be run, and no run of the study is finished.
+            TutelageError: no method can be run, and no run of the study is finished.
         """
         from tutelage.pipeline.preflight import preflight
 
@@ -179,22 +179,22 @@ class _Study:
                 preflight(self.resolved(*one), self.cache)
             except TutelageError as error:
                 faults[name] = error
-        if alone and faults and len(faults) == len(first):
+        if first_start and faults and len(faults) == len(first):
             raise next(iter(faults.values()))
         for name, error in faults.items():
-            say(f"arm {name} cannot be run, the others can: {' '.join(str(error).split())}")
+            say(f"method {name} cannot be run, the others can: {' '.join(str(error).split())}")
         return {name: " ".join(str(error).split()) for name, error in faults.items()}
 
-    def one(self, arm: Arm, budget: int, seed: int) -> Record:
+    def one(self, variant: Variant, budget: int, seed: int) -> Record:
         """Do one run, and write its record."""
         settings = replace(
-            self.resolved(arm, budget, seed), overwrite=True
+            self.resolved(variant, budget, seed), overwrite=True
         )  # what failed with other settings is moved aside
         with open_run(settings) as (run, _):
-            if self.match == "flops" or arm.way.times > 1:
+            if self.match == "flops" or variant.method.times > 1:
                 from tutelage.study.cost_estimate import steps_of
 
                 count = curate(**settings_of(curate, settings))["images"]["transfer"]
-                settings = replace(settings, epochs=None, steps=steps_of(arm, settings, count, self.match))
-            walk(run, arm.way.stages, settings)
-            return write_record(self.kept, run, arm.way, self.identity(arm, budget, seed))
+                settings = replace(settings, epochs=None, steps=steps_of(variant, settings, count, self.match))
+            walk(run, variant.method.stages, settings)
+            return write_record(self.kept, run, variant.method, self.identity(variant, budget, seed))

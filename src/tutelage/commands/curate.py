@@ -58,11 +58,11 @@ def curate(settings: CurateSettings) -> dict[str, Any]:
             hash_of([[ref.id, ref.fingerprint.hex()] for ref in [*labelled.refs, *labelled.masks, *listed.refs]]),
             labelled.splits.tolist(), labelled.labels.tolist(), labelled.groups.tolist(),
         ])  # fmt: skip
-        if done := run.done("transfer_set", inputs):
+        if done := run.done("curate", inputs):
             return {**done, "reused": True}
         given = data_of(labelled, listed.refs)
         tell_changed(run, given)
-        clock = run.clock("transfer_set")
+        clock = run.clock("curate")
         tick = clock.ticking(lambda count: None)
         for note in labelled.notes:
             say(note)
@@ -189,7 +189,7 @@ class _Chosen:
             "duplicates": twice, "near_duplicates": self.passed, "rejected": rejected, **summary,
             **admitted.target.about(admitted.drawn), "seconds": self.clock.stop(),
         }  # fmt: skip
-        return self.run.finish("transfer_set", inputs, result)
+        return self.run.finish("curate", inputs, result)
 
 
 def unsure(

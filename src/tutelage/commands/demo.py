@@ -59,7 +59,7 @@ def demo(settings: DemoSettings) -> dict[str, Any]:
         f"{duration(time.monotonic() - started)} in all.\n"
         f"student   {result['run']}/student/weights.safetensors\nresults   {result['run']}/report/results.json\n"
         f"report    {result['run']}/report/index.html\n"
-        f"montage   {result['run']}/transfer_set/montage.jpg: look at it, it shows the transfer set\n"
+        f"montage   {result['run']}/curate/montage.jpg: look at it, it shows the transfer set\n"
         f"images    {folder / 'data'}"
     )
     return result

@@ -11,14 +11,14 @@ from typing import Any
 from tutelage.errors import TutelageError, shown
 from tutelage.pipeline.stage import open_run
 from tutelage.progress import progress, say
-from tutelage.run_folder import COMMANDS, Run, hash_of, read_json
+from tutelage.run_folder import TRAINED, Run, hash_of, read_json
 from tutelage.settings import command, declared
 from tutelage.settings.commands import EvaluateSettings
 from tutelage.settings.groups import Views
 
 TIMED_FLOPS = 1e12  # for one image, about half a minute on one thread; a larger teacher is not timed
 LEARNT_ON = 1000  # images of the transfer set on which student and teacher are compared
-STUDENTS = {"distilled": "transfer", "baseline": "alone", "delivered": "student"}  # model -> its folder
+STUDENTS = {"distilled": "distill", "baseline": "baseline", "delivered": "finetune"}  # model -> its folder
 NAMED = 20  # largest number of unusable images that a message names
 
 
@@ -44,17 +44,17 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
         hardware = accelerator(settings.device, settings.precision)
         stages = _results(folder)
         inputs = hash_of(["evaluate", resize, {name: one and one["outputs"] for name, one in stages.items()}])
-        if settings.target is None and (done := folder.done("report", inputs)):
+        if settings.target is None and (done := folder.done("evaluate", inputs)):
             write_page(folder.path)
             return {**done, "reused": True}
-        clock = folder.clock("report")
+        clock = folder.clock("evaluate")
         work = _Work(folder, stages, cache_dir, resize, weights, hardware, settings.target)
         result: dict[str, Any] = work.scores()
         if settings.target is not None:
             return {"run": str(folder.path), "target": settings.target, **result}
         work.keep_evidence()
         result["seconds"] = clock.stop()
-        finished = folder.finish("report", inputs, result)
+        finished = folder.finish("evaluate", inputs, result)
         write_page(folder.path)
         return finished
 
@@ -62,10 +62,10 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
 def _results(run: Run) -> dict[str, Any]:
     """Return the result of each stage; None where it is missing or was made from another transfer set."""
     stages = {}
-    for name in COMMANDS:
+    for name in TRAINED:
         stages[name] = read_json(run.path / name / "result.json")
         if stages[name] and run.outdated(stages[name]):
-            say(f"{name} is left out: it was made from another transfer set; tutelage {COMMANDS[name]} redoes it")
+            say(f"{name} is left out: it was made from another transfer set; tutelage {name} redoes it")
             stages[name] = None
     return stages
 
@@ -90,7 +90,7 @@ class _Work:
 
         self.run, self.stages, self.cache_dir = run, stages, cache_dir
         self.teacher_weights, self.hardware = teacher_weights, hardware
-        run.result("transfer_set", "evaluate")
+        run.result("curate", "evaluate")
         self.task = load_task(run.path, cache_dir)
         self.kind: Any = task_of(self.task.task)
         kept = {name: one for name, one in run.settings()["settings"].items() if name in declared(Views)}
@@ -108,11 +108,11 @@ class _Work:
             "classes": list(self.task.classes),
             "test_images": 0 if self.test is None else len(self.test),
         }
-        if self.stages["teacher"]:
+        if self.stages["adapt"]:
             result["teacher"] = self.teacher()
         if (members := self.stages["committee"] or {}).get("folds") and "teacher" in self.said and not self.kind.GRID:
             result["committee"] = self.committee(members, result["teacher"])
-        delivered = (self.stages["student"] or {}).get("delivered")
+        delivered = (self.stages["finetune"] or {}).get("delivered")
         for name, stage in STUDENTS.items():
             if not self.stages[stage] or (name == "distilled" and not self.stages[stage]["head"]):
                 continue  # a student without a head has no scores before the last stage
@@ -154,9 +154,7 @@ class _Work:
         from tutelage.device import flops, latency_ms
         from tutelage.features.output_cache import OutputCache
 
-        adapted = self.kind.adapted(
-            self.run.path / "teacher", self.stages["teacher"], self.teacher_weights, self.hardware
-        )
+        adapted = self.kind.adapted(self.run.path / "adapt", self.stages["adapt"], self.teacher_weights, self.hardware)
         about: dict[str, Any] = {
             "name": adapted.network.name,
             "parameters": adapted.parameters,
@@ -213,9 +211,9 @@ class _Work:
         """Save what the page shows of single test images."""
         from tutelage.reporting.example_predictions import remove_evidence
 
-        remove_evidence(self.run.path / "report")
+        remove_evidence(self.run.path / "evaluate")
         if self.test is not None:
-            self.kind.keep_evidence(self.run.path / "report", self.test, self.said, self.task.about)
+            self.kind.keep_evidence(self.run.path / "evaluate", self.test, self.said, self.task.about)
 
     def judged(self, said: Any) -> dict[str, Any]:
         """Return the scores of predictions for the test images."""

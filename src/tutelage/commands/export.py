@@ -42,7 +42,7 @@ def export(settings: ExportSettings) -> dict[str, Any]:
     stages = finished(Path(settings.run))
     with open_run(settings) as (folder, cache_dir):
         if not settings.no_int8:
-            enough(min(settings.calibration, stages["transfer_set"]["images"]["transfer"]))
+            enough(min(settings.calibration, stages["curate"]["images"]["transfer"]))
         work = _Work(folder, stages, cache_dir, settings.bake_preprocess, settings.tolerance)
         place = folder.path / "export"
         with staged(place) as new:
@@ -73,7 +73,7 @@ class _Work:
         self.settings = {name: one for name, one in run.settings()["settings"].items() if one != "default"}
         self.task = load_task(run.path, cache_dir)
         self.kind: Any = task_of(self.task.task)
-        self.student = load_student(run.path / "student", stages["student"]["student"], len(self.task.classes))
+        self.student = load_student(run.path / "finetune", stages["finetune"]["student"], len(self.task.classes))
         plain, fused = self.student.module, onnx_graph.fused(self.student.module)
         statistics = self.student.mean, self.student.std
         self.module = onnx_graph.WithPreprocessing(fused, *statistics).eval() if baked else fused
@@ -102,7 +102,7 @@ class _Work:
         names = (
             (onnx_graph.BAKED_INPUT, onnx_graph.BAKED_OUTPUT) if self.baked else (onnx_graph.INPUT, onnx_graph.OUTPUT)
         )
-        unsure, colours = self.unsure, self.stages["transfer_set"].get("colours")
+        unsure, colours = self.unsure, self.stages["curate"].get("colours")
         return {
             "task": self.task.task, "decode_short_side": self.task.side, "size": self.student.size,
             "resize": self.settings.get("resize", "squash"), "mean": list(self.student.mean), "std": list(self.student.std),
@@ -115,7 +115,7 @@ class _Work:
         """Return the threshold below which the student counts as unsure, from images whose labels it was not trained on."""
         from tutelage.metrics import unsure_threshold
 
-        path = self.run.path / "student" / HELD_OUT
+        path = self.run.path / "finetune" / HELD_OUT
         if not path.exists():
             return None
         with np.load(path) as file:
@@ -248,7 +248,7 @@ class _Work:
             "recommended": min(latency, key=lambda one: latency[one]["median_ms"]), "size": self.student.size,
             "student": self.student.about(), "classes": len(self.task.classes), "proof": self.proof, "unsure": self.unsure,
             "int8": dataclasses.asdict(self.int8) if self.int8 else None, "latency": latency, "machine": cpu(),
-            "outputs": self.stages["student"]["outputs"], "settings_hash": hash_of(self.settings),
+            "outputs": self.stages["finetune"]["outputs"], "settings_hash": hash_of(self.settings),
             "versions": {"tutelage": __version__, **{one: importlib.metadata.version(one) for one in VERSIONS}},
         }  # fmt: skip
         write_text(folder / runtime.LABELS, "".join(f"{' '.join(name.split())}\n" for name in self.task.classes))

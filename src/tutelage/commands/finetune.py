@@ -41,10 +41,10 @@ def finetune(settings: FinetuneSettings) -> dict[str, Any]:
     from tutelage.tasks import task_of
 
     with open_run(settings) as (run, cache_dir):
-        curated, distilled = run.result("transfer_set", "finetune"), run.result("transfer", "finetune")
+        curated, distilled = run.result("curate", "finetune"), run.result("distill", "finetune")
         piloted = judged_by(run) if settings.finetune == "auto" else {}
         judges = (curated["images"]["val"] > 0 or piloted) and settings.finetune == "auto"
-        baseline = run.results()["alone"] if judges else {}
+        baseline = run.results()["baseline"] if judges else {}
         inputs = hash_of(
             [
                 "finetune",
@@ -55,32 +55,32 @@ def finetune(settings: FinetuneSettings) -> dict[str, Any]:
                 identity(settings),
             ]
         )
-        if done := run.done("student", inputs):
+        if done := run.done("finetune", inputs):
             return {**done, "reused": True}
         clock, task, hardware = (
-            run.clock("student"),
+            run.clock("finetune"),
             load_task(run.path, cache_dir),
             accelerator(settings.device, settings.precision),
         )
-        student = load_student(run.path / "transfer", distilled["student"], len(task.classes))
-        other = load_student(run.path / "alone", baseline["student"], len(task.classes)) if baseline else None
+        student = load_student(run.path / "distill", distilled["student"], len(task.classes))
+        other = load_student(run.path / "baseline", baseline["student"], len(task.classes)) if baseline else None
         work = _Work(task_of(task.task), task, student, settings, hardware, clock, headless=not distilled["head"])
         if piloted:
             delivered, validation, judged_on = _of_pilot(piloted)
         else:
-            delivered, validation = _choice(work, settings.finetune, other, run.path / "student" / HELD_OUT)
+            delivered, validation = _choice(work, settings.finetune, other, run.path / "finetune" / HELD_OUT)
             judged_on = _judged_on(work, validation)
         module, rows = (other.module, []) if other and delivered == "baseline" else work.on_all(delivered)
-        write_metrics(run, "student", rows, settings.tracker, hardware)
-        save_weights(run.path / "student" / "weights.safetensors", module.state_dict())
+        write_metrics(run, "finetune", rows, settings.tracker, hardware)
+        save_weights(run.path / "finetune" / "weights.safetensors", module.state_dict())
         seconds = clock.stop()
         result = {
-            "outputs": file_hash(run.path / "student" / "weights.safetensors"), "curated": curated["outputs"], "delivered": delivered,
+            "outputs": file_hash(run.path / "finetune" / "weights.safetensors"), "curated": curated["outputs"], "delivered": delivered,
             "validation": validation, "judged_on": judged_on,
             "student": (baseline if delivered == "baseline" else distilled)["student"], "seconds": seconds,
-            "ledger": work.meter.entry(run.path / "student", seconds),
+            "compute_cost": work.meter.entry(run.path / "finetune", seconds),
         }  # fmt: skip
-        return run.finish("student", inputs, result)
+        return run.finish("finetune", inputs, result)
 
 
 def _choice(work: _Work, finetune: str, baseline: Any, held_out: Path) -> tuple[str, dict[str, Any]]:

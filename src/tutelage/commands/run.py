@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from tutelage.commands.adapt import adapt as adapt_stage
-from tutelage.commands.alone import alone
-from tutelage.commands.committee import committee as committee_stage
+from tutelage.commands.adapt import adapt
+from tutelage.commands.baseline import baseline
+from tutelage.commands.committee import committee
 from tutelage.commands.curate import curate
+from tutelage.commands.distill import distill
 from tutelage.commands.evaluate import evaluate
-from tutelage.commands.finetune import finetune as finetune_stage
-from tutelage.commands.transfer import transfer
+from tutelage.commands.finetune import finetune
 from tutelage.pipeline.pilot import pilot as judge
 from tutelage.pipeline.stage import needed, open_run, settings_of
 from tutelage.progress import duration, main_process, processes, say
@@ -24,11 +24,14 @@ from tutelage.settings.commands import RunSettings
 SMOKE = {"per_query": None, "epochs": None, "steps": 24, "batch_size": 32}
 SMOKE_TOTAL, SMOKE_BUDGET = 512, 10  # upper limits; `curate` also looks at only a part of the gallery
 
-# stage -> its function and its folder in a run
-STAGES: dict[str, tuple[Callable[..., Any], str]] = {
-    "curate": (curate, "transfer_set"), "adapt": (adapt_stage, "teacher"), "committee": (committee_stage, "committee"),
-    "transfer": (transfer, "transfer"), "alone": (alone, "alone"), "finetune": (finetune_stage, "student"),
-}  # fmt: skip
+STAGES: dict[str, Callable[..., Any]] = {
+    "curate": curate,
+    "adapt": adapt,
+    "committee": committee,
+    "distill": distill,
+    "baseline": baseline,
+    "finetune": finetune,
+}
 
 
 MODELS = ("distilled", "baseline", "delivered", "teacher", "committee")  # in the result of an evaluation
@@ -47,10 +50,10 @@ def run(settings: RunSettings) -> dict[str, Any]:
     if settings.smoke:
         settings = replace(settings, **cut_down(settings))
     started = time.monotonic()
-    names = [name for name in STAGES if name != "alone" or not settings.no_baseline]
+    names = [name for name in STAGES if name != "baseline" or not settings.no_baseline]
     with open_run(settings, together=True) as (folder, _):
         if settings.pilot:
-            _one(folder, *STAGES["curate"], settings_of(curate, settings))
+            _one(folder, curate, settings_of(curate, settings))
             judge(folder, settings, walk)
         summary = walk(folder, names, settings)
     say(f"report: {folder.path / 'report' / 'index.html'}")
@@ -79,28 +82,28 @@ def walk(folder: Run, names: Sequence[str], settings: RunSettings) -> dict[str, 
         what `run` returns.
     """
     stages = {name: STAGES[name] for name in needed(names, settings)}
-    results = {name: _one(folder, *one, settings_of(one[0], settings)) for name, one in stages.items()}
+    results = {name: _one(folder, stage, settings_of(stage, settings)) for name, stage in stages.items()}
     own = settings_of(evaluate, settings)
-    results["evaluate"] = _one(folder, evaluate, "report", {**own, "run": settings.out, "target": None})
+    results["evaluate"] = _one(folder, evaluate, {**own, "run": settings.out, "target": None})
     return _summary(folder, results)
 
 
-def _one(run: Run, stage: Callable[..., Any], place: str, own: dict[str, Any]) -> dict[str, Any]:
-    """Run one stage with its settings. Only `transfer` uses several processes; in other stages they wait for the first."""
-    if stage is transfer or processes() == 1:
+def _one(run: Run, stage: Callable[..., Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Run one stage with its settings. Only `distill` uses several processes; in other stages they wait for the first."""
+    if stage is distill or processes() == 1:
         return stage(**own)
     from tutelage.device import accelerator
 
     hardware = accelerator(own["device"], own["precision"])
     result = stage(**own) if main_process() else None
     hardware.wait_for_everyone()
-    return result or read_json(run.path / place / "result.json")
+    return result or read_json(run.path / stage.__name__ / "result.json")
 
 
 def _summary(run: Run, results: dict[str, Any]) -> dict[str, Any]:
     seconds = {name: round(result["seconds"], 3) for name, result in results.items()}
-    if "transfer" in results:
-        seconds["targets"] = round(results["transfer"]["target_seconds"], 3)
+    if "distill" in results:
+        seconds["targets"] = round(results["distill"]["target_seconds"], 3)
     seconds["total"] = round(sum(seconds.values()), 3)
     scores = results["evaluate"]
     return {

@@ -54,7 +54,7 @@ def write_manifests(
     )  # fmt: skip
     none = [None] * len(drawn)
     write_manifest(
-        run.path / "transfer_set" / "manifest.parquet", [*[target.refs[i] for i in drawn], *refs],
+        run.path / "curate" / "manifest.parquet", [*[target.refs[i] for i in drawn], *refs],
         {
             "source": ["target"] * len(drawn) + ["gallery"] * len(refs),
             "strategy": ["labelled"] * len(drawn) + [strategy] * len(refs),
@@ -79,7 +79,7 @@ def identity(admitted: LabelledSplit, refs: list[ImageRef], embedded: EmbeddingT
 
 def write_leaks(run: Run, admitted: LabelledSplit, refs: list[ImageRef], leaks: Sequence[Leak]) -> None:
     """Write leaks.csv, or remove the one of an earlier start. refs: the gallery image of each leak."""
-    path, target = run.path / "transfer_set" / "leaks.csv", admitted.target
+    path, target = run.path / "curate" / "leaks.csv", admitted.target
     if not leaks:
         path.unlink(missing_ok=True)
         return
@@ -88,7 +88,7 @@ def write_leaks(run: Run, admitted: LabelledSplit, refs: list[ImageRef], leaks: 
         for ref, leak in zip(refs, leaks, strict=True)
     ]
     write_csv(path, [("gallery_image", "is", "split", "how"), *rows])
-    say(f"{len(leaks):,} gallery images are validation or test images and stay out (transfer_set/leaks.csv)")
+    say(f"{len(leaks):,} gallery images are validation or test images and stay out (curate/leaks.csv)")
 
 
 def pairs(store: Store, admitted: LabelledSplit, refs: list[ImageRef], leaks: Sequence[Leak]) -> list[KeptOut]:
@@ -130,7 +130,7 @@ def write_montage(
         else "labelled images, each beside randomly drawn images of the set"
     )
     picture = montage(rows, f"{len(choice):,} gallery images: {what}", kept_out, columns=SHOWN)
-    save_montage(run.path / "transfer_set" / "montage.jpg", picture)
+    save_montage(run.path / "curate" / "montage.jpg", picture)
 
 
 def summary(pool: Pool, choice: Choice, queries: Queries, admitted: LabelledSplit) -> dict[str, Any]:

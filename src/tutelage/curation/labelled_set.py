@@ -16,7 +16,7 @@ from tutelage.data.sources import ImageRef, Rejected
 from tutelage.data.target_set import TargetSet
 from tutelage.errors import MOST_NAMED, FilesMissing, TutelageError, raise_all, shown, single
 from tutelage.progress import say
-from tutelage.run_folder import COMMANDS, Run, hash_of, read_json, write_text
+from tutelage.run_folder import TRAINED, Run, hash_of, read_json, write_text
 from tutelage.settings.commands import Curation
 from tutelage.tasks import task_of
 
@@ -91,12 +91,12 @@ def tell_changed(run: Run, given: dict[str, str]) -> None:
     Args:
         given: hashes of the present data, from `data_of`.
     """
-    before = read_json(run.path / "transfer_set" / "result.json")
+    before = read_json(run.path / "curate" / "result.json")
     if before is None:
         return
     changed = [f"--{name}" for name, one in given.items() if before.get("given", {}).get(name, one) != one]
     what = f"other images or labels in {' and '.join(changed)}" if changed else "files or weights were rewritten"
-    later = [COMMANDS[name] for name in COMMANDS if (run.path / name / "result.json").exists()][1:]
+    later = [name for name in TRAINED[1:] if (run.path / name / "result.json").exists()]
     then = f", then {', '.join(later)} wherever the transfer set comes out different" if later else ""
     say(
         f"the data have changed since {run.path} was made ({what}): curate runs again{then}. The new results replace the "

@@ -1,6 +1,6 @@
 """The manifests of a run folder: which images a run uses, where they come from, and their split or query.
 
-`transfer_set/manifest.parquet` lists the images that the student is trained on, labelled images first;
+`curate/manifest.parquet` lists the images that the student is trained on, labelled images first;
 `target_set/manifest.parquet` the labelled, validation and test images with their labels. Labels beyond the budget are in neither.
 """
 
@@ -93,10 +93,10 @@ def load_task(run: Path, cache: str | Path) -> TaskData:
     Raises:
         TutelageError: images are gone or have changed since they were chosen.
     """
-    about = read_json(run / "transfer_set" / "result.json")
+    about = read_json(run / "curate" / "result.json")
     store = Store(cache, about["store_side"])
     refs, table = read_manifest(run / "target_set" / "manifest.parquet")
-    extra, transfer = read_manifest(run / "transfer_set" / "manifest.parquet")
+    extra, transfer = read_manifest(run / "curate" / "manifest.parquet")
     images = _as_chosen(store, [*refs, *extra], [*_keys(table), *_keys(transfer)])
     splits = np.array(table.column("split").to_pylist(), dtype=str)
     labels: Any = np.array(table.column("label").to_pylist(), dtype=np.int64)
@@ -145,7 +145,7 @@ def load_masks(
 
 def transfer_keys(run: Path) -> list[bytes]:
     """Return the content hash of each image of the transfer set, from the manifest only: no image is opened."""
-    return pq.read_table(run / "transfer_set" / "manifest.parquet", columns=["key"]).column("key").to_pylist()
+    return pq.read_table(run / "curate" / "manifest.parquet", columns=["key"]).column("key").to_pylist()
 
 
 def _keys(table: pa.Table) -> list[bytes | None]:

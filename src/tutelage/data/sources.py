@@ -80,7 +80,7 @@ def list_images(root: str | Path) -> tuple[list[ImageRef], list[Rejected]]:
     if os.path.isdir(path):
         found = list(_walk(path, "", frozenset()))
     elif name.lower().endswith(SUFFIXES):
-        found = _inside(path, clean(name), alone=True)
+        found = _inside(path, clean(name), named=True)
     else:
         hint = f"use a folder, a .tar, .tar.gz, .tgz or .parquet file, or an image ({' '.join(IMAGE_SUFFIXES)})"
         raise TutelageError(f"{root} is not a kind of file that tutelage reads", hint)
@@ -157,11 +157,11 @@ def _walk(folder: str, prefix: str, above: frozenset) -> Iterator[ImageRef | Rej
         if os.path.isdir(path):
             yield from _walk(path, prefix + name + "/", above | {key})
         elif name.lower().endswith(SUFFIXES):
-            yield from _inside(path, clean(prefix + name), alone=False)
+            yield from _inside(path, clean(prefix + name), named=False)
 
 
-def _inside(path: str, id: str, alone: bool) -> Sequence[ImageRef | Rejected]:
-    """Return the images of one file. `alone`: the user named this very file, so that a wrong kind of Parquet is an error."""
+def _inside(path: str, id: str, named: bool) -> Sequence[ImageRef | Rejected]:
+    """Return the images of one file. named: whether the user named this very file, so that a wrong kind of Parquet is an error."""
     name = id.lower()
     try:
         if name.endswith(TAR_SUFFIXES):
@@ -170,12 +170,12 @@ def _inside(path: str, id: str, alone: bool) -> Sequence[ImageRef | Rejected]:
     except FileNotFoundError:
         reason = "a link to nothing" if os.path.islink(path) else "the file is gone"
     except TutelageError as error:
-        if alone or "no image column" not in error.message:
+        if named or "no image column" not in error.message:
             raise
         reason = error.message.removeprefix(f"{path}: ")  # such as a manifest among images
     except Exception as error:  # the readers of broken files raise almost anything
         reason = why(error)
-        if alone and name.endswith(".parquet"):
+        if named and name.endswith(".parquet"):
             hint = "check that it is a whole Parquet file, or copy it again"
             raise TutelageError(f"{path} {reason}", hint) from error
     return [Rejected(id, reason)]

@@ -30,7 +30,7 @@ def model_card(
         run: the run folder. stages: result of each stage, by its folder's name. settings: of the run. teacher: its entry in
             settings.toml, or {}. export: contents of export.json.
     """
-    report, student = stages["report"], stages["report"]["delivered"]
+    report, student = stages["evaluate"], stages["evaluate"]["delivered"]
     test, baseline = student.get("test"), student["what"] == "baseline"
     templates = PackageLoader("tutelage", "deploy")
     environment = Environment(loader=templates, trim_blocks=True, lstrip_blocks=True, autoescape=False)
@@ -38,10 +38,10 @@ def model_card(
     return environment.get_template("model_card.md.j2").render(
         name=run.resolve().name, classes=classes, kind=f"image-{stages['transfer_set']['task']}",
         student=student, test=test, others=_others(report), baseline=baseline, delivery=delivery(stages, settings),
-        judged_on=stages["student"]["judged_on"], words=words_of(test), interval=_interval(test),
+        judged_on=stages["finetune"]["judged_on"], words=words_of(test), interval=_interval(test),
         rows=_per_class(classes, test), confusions=_confusions(classes, test), teacher={**report.get("teacher", {}), **teacher},
         licence=NOT_USED if baseline else licence_note(teacher.get("licence", "unknown")),
-        set=stages["transfer_set"], settings=settings, command=command("run", settings), export=export,
+        set=stages["curate"], settings=settings, command=command("run", settings), export=export,
         findings=diagnose(report, {name: one or {} for name, one in stages.items()}), low=_lowest(classes, test),
     )  # fmt: skip
 

@@ -1,7 +1,7 @@
 """Distillation objectives: functions that compute the loss from the student's outputs and a batch's targets.
 
-oriented            task-oriented, the paper's method: match the probabilities of the committee or the adapted teacher (KL)
-agnostic            task-agnostic, the method the paper mainly compares with: match the frozen teacher's features
+task-oriented       the paper's method: match the probabilities of the committee or the adapted teacher (KL)
+task-agnostic       the method that the paper mainly compares with: match the frozen teacher's features
 pseudo-label        train on the targets' most likely class as if it were the label
 dino                no teacher: self-distillation between crops; its loop is in self_distillation.py
 
@@ -42,7 +42,7 @@ class Batch:
     feature_weight: float = 0.0
 
 
-def oriented(output: Output, batch: Batch) -> torch.Tensor:
+def task_oriented(output: Output, batch: Batch) -> torch.Tensor:
     """KL divergence from the targets (soft, or the true class for labelled images) plus the weighted feature distance."""
     targets = batch.soft + batch.labels if batch.labels.shape[1] else batch.soft
     loss = losses.divergence(output[0], targets, batch.temperature, batch.weights)
@@ -51,20 +51,20 @@ def oriented(output: Output, batch: Batch) -> torch.Tensor:
     return loss + batch.feature_weight * losses.feature_distance(output[1], batch.features)
 
 
-AGNOSTIC: dict[str, Callable[[torch.Tensor, Batch], torch.Tensor]] = {
+TASK_AGNOSTIC: dict[str, Callable[[torch.Tensor, Batch], torch.Tensor]] = {
     "contrastive": lambda z, batch: losses.contrastive(z, batch.features),
     "queue": lambda z, batch: losses.queue_similarity(z, batch.features, batch.queue),
     "cosine": lambda z, batch: losses.feature_distance(z, batch.features),
 }
 
 
-def agnostic(loss: str) -> Callable[[Output, Batch], torch.Tensor]:
-    """A loss of AGNOSTIC on the features, mixed with cross-entropy on the labels in proportion to the labelled share of the batch."""
+def task_agnostic(loss: str) -> Callable[[Output, Batch], torch.Tensor]:
+    """A loss of TASK_AGNOSTIC on the features, mixed with cross-entropy on the labels in proportion to the labelled share of the batch."""
 
     def of(output: Output, batch: Batch) -> torch.Tensor:
         logits, projected = output
         assert projected is not None
-        distance = AGNOSTIC[loss](projected, batch)
+        distance = TASK_AGNOSTIC[loss](projected, batch)
         if not batch.labels.shape[1]:
             return distance + 0 * logits.sum()  # so that the head gets a gradient in every process
         share = float((batch.labels.flatten(1).sum(dim=1) > 0).float().mean())
@@ -73,6 +73,6 @@ def agnostic(loss: str) -> Callable[[Output, Batch], torch.Tensor]:
     return of
 
 
-def objective_loss(objective: str, agnostic_loss: str) -> Callable[[Output, Batch], torch.Tensor]:
+def objective_loss(objective: str, task_agnostic_loss: str) -> Callable[[Output, Batch], torch.Tensor]:
     """Return the loss function of an objective; for "pseudo-label", the targets are made one-hot beforehand."""
-    return agnostic(agnostic_loss) if objective == "agnostic" else oriented
+    return task_agnostic(task_agnostic_loss) if objective == "task-agnostic" else task_oriented

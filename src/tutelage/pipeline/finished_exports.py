@@ -24,9 +24,9 @@ def finished(run: Path) -> dict[str, Any]:
     if not (run / "settings.toml").exists():
         hint = f"use a folder that `tutelage run` has written, or run `tutelage run --out {run} ...` first"
         raise TutelageError(f"{run} is not a run folder", hint)
-    for stage in ("transfer_set", "student"):
+    for stage in ("curate", "finetune"):
         Run(run).result(stage, "export")
     stages = Run(run).results()
-    if "delivered" not in stages["report"]:
+    if "delivered" not in stages["evaluate"]:
         raise TutelageError(f"{run} has not been evaluated", f"run `tutelage evaluate {run}` first")
     return stages

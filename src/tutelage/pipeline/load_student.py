@@ -16,7 +16,7 @@ def load_student(folder: Path, about: dict[str, Any], classes: int, name: str = 
     """Return a student in evaluation mode, with the weights that a stage saved in `folder`/`name`.safetensors.
 
     Args:
-        folder: transfer/, student/, alone/ or committee/ of a run. about: "student" of the stage's result.json. classes: their number.
+        folder: distill/, finetune/, baseline/ or committee/ of a run. about: "student" of the stage's result.json. classes: their number.
     """
     student = rebuilt(about, classes)
     student.module.load_state_dict(load_file(folder / f"{name}.safetensors"))

@@ -29,7 +29,7 @@ from tutelage.run_folder import Run, atomic_write, hash_of
 from tutelage.settings import identity
 from tutelage.settings.commands import RunSettings
 
-STAGES = ("curate", "adapt", "committee", "transfer", "alone")
+STAGES = ("curate", "adapt", "committee", "distill", "baseline")
 
 
 def pilot(run: Run, settings: RunSettings, walk: Callable[[Run, Sequence[str], RunSettings], Any]) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def pilot(run: Run, settings: RunSettings, walk: Callable[[Run, Sequence[str], R
     Returns:
         {"images", "distilled", "baseline": accuracies, "gain" of the baseline over the distilled student, "standard_error", "seconds"}.
     """
-    curated = run.result("transfer_set", "--pilot")
+    curated = run.result("curate", "--pilot")
     inputs = hash_of(["pilot", curated["outputs"], identity(settings)])
     if done := run.done("pilot", inputs):
         return {**done, "reused": True}
@@ -76,7 +76,7 @@ def pilot(run: Run, settings: RunSettings, walk: Callable[[Run, Sequence[str], R
         with open_run(mine) as (folder, _):
             walk(folder, STAGES, mine)
         for name, found in right.items():
-            found.append(read_counts(place / "report" / "predictions.npz", name))
+            found.append(read_counts(place / "evaluate" / "predictions.npz", name))
         clock.tick(force=True)
     distilled, baseline = (np.concatenate(found).astype(float) for found in right.values())
     gain, error = paired_gain(baseline, distilled)

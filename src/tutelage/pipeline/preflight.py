@@ -24,7 +24,7 @@ from tutelage.settings import groups as g
 from tutelage.settings.commands import Curation
 from tutelage.tasks import task_of
 
-WITHOUT_TARGETS = ("agnostic", "dino")  # objectives that use no class probabilities, and so no committee
+WITHOUT_TARGETS = ("task-agnostic", "dino")  # objectives that use no class probabilities, and so no committee
 KINDS = ("teacher", "student")
 FIXED = ("patch", "efficientvit_m")  # in names of our own table: the input size is part of the architecture
 
@@ -41,7 +41,7 @@ def preflight(settings: g.Stage, cache: Path) -> None:
     if isinstance(settings, g.Labelled):
         task = settings.task
     else:  # a later stage
-        task = Run(settings.out).result("transfer_set", "this stage").get("task", "classification")
+        task = Run(settings.out).result("curate", "this stage").get("task", "classification")
     faults: list[TutelageError] = []
     faults += _contradictions(settings)
     _try(faults, lambda: _check_folders(settings, cache))
@@ -94,7 +94,7 @@ def _contradictions(settings: Any) -> list[TutelageError]:
         against["objective"] = settings.objective in WITHOUT_TARGETS
         wrong = [flag(name) for name, one in against.items() if one] + ["several processes"] * (processes() > 1)
         if wrong:
-            needs = "class labels, --objective oriented or pseudo-label, no --val, a baseline, --finetune auto and one process"
+            needs = "class labels, --objective task-oriented or pseudo-label, no --val, a baseline, --finetune auto and one process"
             message = f"--pilot with {', '.join(wrong)} is not possible: it needs {needs}"
             faults.append(TutelageError(message, "leave --pilot out (with --val the validation images judge)"))
     count, batch = processes(), getattr(settings, "batch_size", 0)
@@ -220,7 +220,7 @@ def _not_writable(folder: Path) -> str:
 
 def _others(out: Path) -> list[str]:
     """Return the files in a folder that is not a run folder; an empty list for a run folder, an empty and a missing folder."""
-    if not out.is_dir() or (out / ".lock").exists() or (out / "transfer_set").is_dir():
+    if not out.is_dir() or (out / ".lock").exists() or (out / "curate").is_dir():
         return []
     return sorted(name for name in os.listdir(out) if not name.startswith("."))
 

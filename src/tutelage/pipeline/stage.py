@@ -29,19 +29,13 @@ _BASELINE = frozenset((
 ))  # fmt: skip
 _ANY: frozenset[str] = frozenset()
 # setting that only this stage has -> what --overwrite moves aside: the stage's folder and those of later stages
+_SCORES = {"evaluate": _ANY, "report": _ANY}
 _LATER = {
-    "adapt": {
-        "teacher": _ANY,
-        "committee": _ANY,
-        "transfer": _ANY,
-        "student": _ANY,
-        "alone": _BASELINE,
-        "report": _ANY,
-    },
-    "objective": {"committee": _BASELINE, "transfer": _ANY, "student": _ANY, "alone": _BASELINE, "report": _ANY},
-    "finetune": {"student": _ANY, "report": _ANY},
-    "cache_limit": {"committee": _ANY, "transfer": _ANY, "student": _ANY, "alone": _BASELINE, "report": _ANY},
-    "student": {"alone": _ANY, "student": _ANY, "report": _ANY},
+    "adapt": {"adapt": _ANY, "committee": _ANY, "distill": _ANY, "finetune": _ANY, "baseline": _BASELINE, **_SCORES},
+    "objective": {"committee": _BASELINE, "distill": _ANY, "finetune": _ANY, "baseline": _BASELINE, **_SCORES},
+    "finetune": {"finetune": _ANY, **_SCORES},
+    "cache_limit": {"committee": _ANY, "distill": _ANY, "finetune": _ANY, "baseline": _BASELINE, **_SCORES},
+    "student": {"baseline": _ANY, "finetune": _ANY, **_SCORES},
 }
 _HELD: dict[Path, Run] = {}  # folders that this process has locked: `run` calls the stages inside its own lock
 
@@ -68,7 +62,7 @@ def open_run(settings: Stage | EvaluateSettings | ExportSettings, together: bool
     if processes() > 1 and not together and path not in _HELD:
         raise TutelageError(
             f"running this stage in {processes()} processes (WORLD_SIZE in the environment) is not supported: "
-            "only `tutelage run` and `tutelage transfer` share their work among several",
+            "only `tutelage run` and `tutelage distill` share their work among several",
             "leave torchrun out, or unset WORLD_SIZE (`tutelage curate --shard env` embeds a gallery on several machines)",
         )
     check_group()
@@ -97,7 +91,7 @@ def _moved_by(settings: Stage) -> dict[str, frozenset[str]] | None:
 
 def _used(run: Run, settings: Stage) -> dict[str, Any]:
     """Return the settings that the folder's task uses; the others are not compared with those of earlier stages."""
-    result = read_json(run.path / "transfer_set" / "result.json") or {}
+    result = read_json(run.path / "curate" / "result.json") or {}
     kind = task_of(getattr(settings, "task", None) or result.get("task", "classification"))
     return {name: value for name, value in vars(settings).items() if name not in kind.UNUSED}
 

@@ -24,7 +24,7 @@ def answer(results: dict[str, Any], stages: dict[str, Any], settings: dict[str, 
         return f"No student is delivered yet: tutelage finetune makes the choice. {said}"
     if "baseline" in results:
         return f"{_scored('The baseline, the student trained on the labels only,', results['baseline'])} {ONE_SEED}"
-    return "This run has no student yet: tutelage transfer and tutelage finetune make one."
+    return "This run has no student yet: tutelage distill and tutelage finetune make one."
 
 
 def delivery(stages: dict[str, Any], settings: dict[str, Any] | None = None) -> str:
@@ -33,7 +33,7 @@ def delivery(stages: dict[str, Any], settings: dict[str, Any] | None = None) -> 
     Args:
         stages, settings: as in `answer`.
     """
-    student = stages.get("student") or {}
+    student = stages.get("finetune") or {}
     what, validation = student.get("delivered", "distilled"), student.get("validation") or {}
     title = title_of(what).removesuffix(" (labels only)")
     unchanged = " without fine-tuning" if what == "distilled" else ""
@@ -88,7 +88,7 @@ def _on_test(results: dict[str, Any], stages: dict[str, Any]) -> str:
     rival = "distilled" if delivered_name(results) == "baseline" else "baseline"
     if gained := difference(results, "delivered", rival):
         sure = abs(gained[0]) > NOISE * gained[1] or not gained[1]
-        labels = (stages.get("teacher") or {}).get("labels")
+        labels = (stages.get("adapt") or {}).get("labels")
         trained = f"{labels:,} {'labels' if words is CLASSES else words.labels}" if labels else "labels"
         other = "the distilled student"
         if rival == "baseline":
@@ -115,14 +115,14 @@ def committee(stages: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any
     if not found:
         return {}
     if not (found.get("held_out") or {}).get("teacher"):
-        said = "No class has labels to hold out, so no weights could be chosen: the targets are the adapted teacher's probabilities alone."
+        said = "No class has labels to hold out, so no weights could be chosen: the targets are the adapted teacher's probabilities only."
         return {"said": said, "head": [], "rows": []}
     said = (
         f"The student's targets are class probabilities: a mixture of those of the adapted teacher and of {found['folds']} students that "
         f"were trained on the labels only, each without one fold of them, for {found['steps']:,} steps. "
     )
     if settings.get("committee") == "only":
-        said += "As --committee only asks, the targets come from the students alone."
+        said += "As --committee only asks, the targets come from the students only."
     elif found["weight"]:
         said += (
             f"The students have weight {found['weight']:.1f}: with it, the log loss on held-out labels is lower by {found['gain']:.3f} ± "
@@ -130,10 +130,10 @@ def committee(stages: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any
         )
     else:
         said += (
-            "The students have weight 0, and the targets are the teacher's alone: no mixture had a log loss on held-out labels that "
+            "The students have weight 0, and the targets are the teacher's only: no mixture had a log loss on held-out labels that "
             "is lower by more than a standard error."
         )
-    dense = (stages.get("transfer_set") or {}).get("task") == "segmentation"
+    dense = (stages.get("curate") or {}).get("task") == "segmentation"
     titles = {"teacher": "teacher (adapted)", "students": "students (labels only)", "committee": "committee"}
     weights = {"teacher": 1 - found["weight"], "students": found["weight"]}
     rows = [

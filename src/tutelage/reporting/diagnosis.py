@@ -58,13 +58,13 @@ def _teacher(stages: dict[str, Any]) -> Finding | None:
     if scores.get("teacher") and scores.get("students"):
         own, theirs = scores["teacher"]["accuracy"], scores["students"]["accuracy"]
         if own <= theirs and own < KNOWN:
-            what = "pixels" if (stages.get("transfer_set") or {}).get("task") == "segmentation" else "labels"
+            what = "pixels" if (stages.get("curate") or {}).get("task") == "segmentation" else "labels"
             return Finding(
                 f"This teacher does not know the task: it is right for {100 * own:.0f} % of held-out {what}; students trained on "
                 f"the labels only reach {100 * theirs:.0f} %, although in {members['steps']:,} steps, 1 / {members['folds']} of a run's.",
                 "Use another --teacher, or a larger --teacher-size; check that --teacher-weights are the right ones.",
             )
-    teacher = stages.get("teacher") or {}
+    teacher = stages.get("adapt") or {}
     chosen = (teacher.get("validation") or {}).get(teacher.get("mode")) or {}
     accuracy = chosen.get("accuracy")
     if accuracy is None or accuracy >= WEAK:
@@ -82,7 +82,7 @@ def _targets(results: dict[str, Any], stages: dict[str, Any]) -> Finding | None:
     images (or, without test images, of equal shares). The second condition spares data that are imbalanced by nature, such as
     masks that are mostly background. Comparing the others' share rather than the class's own works for two classes too.
     """
-    shares = (stages.get("transfer") or {}).get("target_shares")
+    shares = (stages.get("distill") or {}).get("target_shares")
     if not shares:
         return None
     largest = max(range(len(shares)), key=lambda i: shares[i])
@@ -108,7 +108,7 @@ def _usual_share(results: dict[str, Any], number: int) -> float | None:
 
 
 def _labels(results: dict[str, Any], stages: dict[str, Any]) -> Finding | None:
-    count, classes = (stages.get("teacher") or {}).get("labels"), len(results["classes"])
+    count, classes = (stages.get("adapt") or {}).get("labels"), len(results["classes"])
     words = words_of_results(results)
     if not count or (count / classes if words is CLASSES else count) >= FEW:
         return None
@@ -121,7 +121,7 @@ def _labels(results: dict[str, Any], stages: dict[str, Any]) -> Finding | None:
 
 
 def _set(stages: dict[str, Any]) -> Finding | None:
-    curated = stages.get("transfer_set") or {}
+    curated = stages.get("curate") or {}
     step = "Give a --gallery with images like the labelled ones."
     if curated.get("nothing_near"):
         return Finding("Nothing in the gallery is nearer to the labelled images than chance.", step)
@@ -159,7 +159,7 @@ def _last_stage(results: dict[str, Any], stages: dict[str, Any]) -> Finding | No
     lost = difference(results, "distilled", "delivered")
     if what in (None, "distilled", "baseline") or lost is None or lost[0] <= NOISE * lost[1]:
         return None
-    judged_on = (stages.get("student") or {}).get("judged_on")
+    judged_on = (stages.get("finetune") or {}).get("judged_on")
     step = "more validation images (--val)" if judged_on else "--finetune auto with validation images (--val)"
     return Finding(
         f"The last stage has overfitted: fine-tuned on the labels ({what}), the student is worse than before by {100 * lost[0]:.1f} ± "
@@ -198,7 +198,7 @@ def _gain(results: dict[str, Any], stages: dict[str, Any]) -> Finding | None:
     if gained is None or gained[0] > NOISE * gained[1]:
         return None
     if gained[0] < -NOISE * gained[1]:
-        more = "more " if (stages.get("student") or {}).get("judged_on") else ""
+        more = "more " if (stages.get("finetune") or {}).get("judged_on") else ""
         step = f"Give {more}validation images (--val), by which the better of both is delivered"
         if (results.get("delivered") or {}).get("what") == "baseline":
             step = "The baseline is delivered"

@@ -24,13 +24,9 @@ from tutelage.reporting.diagnosis import diagnose
 from tutelage.reporting.example_predictions import encoded, read_evidence, read_pictures, shown_student
 from tutelage.reporting.scores import words_of_results
 from tutelage.reporting.table import TITLES, models_of, title_of
-from tutelage.run_folder import Run, write_json, write_text
+from tutelage.run_folder import STAGES, Run, write_json, write_text
 from tutelage.version import __version__
 
-STAGES = {
-    "transfer_set": "curate", "teacher": "adapt", "committee": "committee", "transfer": "distill", "alone": "baseline",
-    "student": "finetune", "report": "evaluate",
-}  # fmt: skip
 LOSS = "Distillation loss"
 MONTAGE = 1_600_000  # bytes of the montage above which it is shrunk, so that the page stays below 3 MiB
 
@@ -45,23 +41,23 @@ def write_page(run: Path) -> Path:
         TutelageError: the folder holds no run, or a run without scores.
     """
     stages = Run(run).results()
-    results = stages["report"] or None
+    results = stages["evaluate"] or None
     if not (run / "settings.toml").exists() or results is None:
         made = (run / "settings.toml").exists()
         hint = f"run `tutelage evaluate --run {run}`" if made else "create one with `tutelage run --out DIR ...`"
         raise TutelageError(f"{run} holds no evaluated run", hint)
     kept = tomllib.loads((run / "settings.toml").read_text(encoding="utf-8"))
     settings = {name: value for name, value in kept["settings"].items() if value != "default"}
-    labels, probabilities, apart = read_evidence(run / "report")
+    labels, probabilities, apart = read_evidence(run / "evaluate")
     classes = results["classes"]
-    pictures = read_pictures(run / "report", classes)
+    pictures = read_pictures(run / "evaluate", classes)
     page = rendered(
         "page.html.j2", title=run.resolve().name, answer=answer(results, stages, settings), test_images=results.get("test_images", 0),
         table=table(results), findings=diagnose(results, stages), committee=committee(stages, settings),
         charts=_charts(run, results, labels, probabilities), student=TITLES[shown_student(models_of(results)) or "distilled"],
         disagreements=[disagreement(one, classes) for one in apart], pictures=pictures,
-        montage=montage(run / "transfer_set" / "montage.jpg"),
-        transfer_set=transfer_set(stages["transfer_set"]), costs=_costs(stages), facts=_facts(settings, stages),
+        montage=montage(run / "curate" / "montage.jpg"),
+        transfer_set=transfer_set(stages["curate"]), costs=_costs(stages), facts=_facts(settings, stages),
         command=command("run", settings),
     )  # fmt: skip
     write_json(run / "report" / "results.json", results)
@@ -134,7 +130,7 @@ def _charts(
         found.append(charts.confusions(classes, test["confusion"], name, "miou" in test, titles))
     if bins := {name: reliability(one, labels) for name, one in probabilities.items() if name in tests}:
         found.append(charts.calibrations(bins))
-    rows = _metrics(run / "transfer" / "metrics.jsonl")
+    rows = _metrics(run / "distill" / "metrics.jsonl")
     if len(rows) > 1:
         picture = charts.curve([row["images"] for row in rows], [row["loss"] for row in rows], LOSS, "images")
         note = "If the loss still falls at the end, more --epochs may help."
@@ -196,21 +192,21 @@ def transfer_set(curated: dict[str, Any]) -> str:
 def _costs(stages: dict[str, Any]) -> list[tuple[str, str]]:
     """Rows (name, value): the time of each stage, and images seen in the distillation."""
     took = []
-    for name, title in STAGES.items():
+    for name in STAGES:
         if "target_seconds" in stages[name]:
             took.append(("targets", stages[name]["target_seconds"]))
         if "seconds" in stages[name]:
-            took.append((title, stages[name]["seconds"]))
-    rows = [(title, duration(seconds)) for title, seconds in took]
+            took.append((name, stages[name]["seconds"]))
+    rows = [(name, duration(seconds)) for name, seconds in took]
     rows.append(("all", duration(sum(seconds for _, seconds in took))))
-    if seen := stages["transfer"].get("images_seen"):
+    if seen := stages["distill"].get("images_seen"):
         rows.append(("images seen in the distillation", f"{seen:,}"))
     return rows
 
 
 def _facts(settings: dict[str, Any], stages: dict[str, Any]) -> list[tuple[str, Any]]:
     """Rows (name, value) of models, data and settings."""
-    teacher, student = stages["teacher"].get("teacher", {}), stages["transfer"].get("student", {})
+    teacher, student = stages["adapt"].get("teacher", {}), stages["distill"].get("student", {})
     rows: list[tuple[str, Any]] = []
     if teacher:
         name = f"{teacher['name']} at {teacher['size']} px, {teacher['weights']} ({teacher['licence']})"
@@ -218,10 +214,10 @@ def _facts(settings: dict[str, Any], stages: dict[str, Any]) -> list[tuple[str, 
         rows.append(("its weights", f"SHA-256 {teacher['hash'][:16]}…"))
     if student:
         rows.append(("student", f"{student['name']} at {student['size']} px, from {student['initialisation']}"))
-    if outputs := stages["transfer_set"].get("outputs"):
+    if outputs := stages["curate"].get("outputs"):
         rows.append(("data", f"SHA-256 {outputs[:16]}…"))
-    if delivered := stages["student"].get("delivered"):
-        judged_on = stages["student"].get("judged_on")
+    if delivered := stages["finetune"].get("delivered"):
+        judged_on = stages["finetune"].get("judged_on")
         rows.append(("delivered", title_of(delivered) + (f", judged on {judged_on}" if judged_on else "")))
     rows += _made_with(stages)
     hidden = {"out", "cache", "json", "smoke", "overwrite", "config"}
@@ -231,12 +227,12 @@ def _facts(settings: dict[str, Any], stages: dict[str, Any]) -> list[tuple[str, 
 def _made_with(stages: dict[str, Any]) -> list[tuple[str, str]]:
     """Versions and threads, which may change the last bits of results: one row, or one for each group of stages that share them."""
     found: dict[str, list[str]] = {}
-    for name, title in STAGES.items():
+    for name in STAGES:
         if made := stages[name].get("made_with"):
-            found.setdefault(", ".join(f"{what} {one}" for what, one in made.items()), []).append(title)
+            found.setdefault(", ".join(f"{what} {one}" for what, one in made.items()), []).append(name)
     if len(found) == 1:
         return [("made with", next(iter(found)))]
-    return [(f"made with ({', '.join(titles)})", said) for said, titles in found.items()]
+    return [(f"made with ({', '.join(names)})", said) for said, names in found.items()]
 
 
 def _csv(results: dict[str, Any]) -> str:

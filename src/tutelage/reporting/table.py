@@ -71,16 +71,18 @@ def _aligned(cells: list[tuple[str, ...]]) -> str:
 
 
 def study_table(result: dict[str, Any]) -> str:
-    """One line per arm and budget: mean and spread in percent, seeds, points behind the best, interval, TFLOPs; then failed runs."""
+    """One line per method and budget: mean and spread in percent, seeds, points behind the best, interval, TFLOPs; then failed runs."""
     rows = result["table"]
     score = words_of(rows[0]).title
-    cells: list[tuple[str, ...]] = [("arm", "budget", f"{score} %", "seeds", "behind", "95 % interval", "p", "TFLOPs")]
+    cells: list[tuple[str, ...]] = [
+        ("method", "budget", f"{score} %", "seeds", "behind", "95 % interval", "p", "TFLOPs")
+    ]
     for row in rows:
         confidence = ("best" if row["best"] else "-", "", "")
         if row["behind"] is not None:
             interval = f"{100 * row['low']:.1f} to {100 * row['high']:.1f}"
             confidence = (f"{100 * row['behind']:.1f}", interval, "" if row["p"] is None else f"{row['p']:.2g}")
-        cells.append((row["arm"], *_mean(row), *confidence, f"{row['flops'] / 1e12:.1f}"))
+        cells.append((row["method"], *_mean(row), *confidence, f"{row['flops'] / 1e12:.1f}"))
     cells += [("(its teacher)", *_mean(row), "-", "", "", "") for row in result["teachers"]]
     failed = [f"failed: {name}: {reason}" for name, reason in result["failed"].items()]
     missing = [f"not finished: {', '.join(result['missing'])}"] if result["missing"] else []
@@ -129,7 +131,7 @@ def text_of(command: str, result: dict[str, Any]) -> str:
         return study_table(result)
     if command == "demo":
         return str(result["text"])
-    if command == "bench":
+    if command == "benchmark":
         return times_table(result)
     if command == "export":
         return export_text(result)

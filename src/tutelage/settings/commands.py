@@ -29,7 +29,7 @@ class AdaptSettings(g.Teacher, g.Adaptation, g.TrainingStage):
 
 
 class BaselineSettings(g.Student, g.Schedule, g.TrainingStage):
-    """Settings of `alone`."""
+    """Settings of `baseline`."""
 
 
 class CommitteeSettings(BaselineSettings, g.TeacherCache):
@@ -37,11 +37,11 @@ class CommitteeSettings(BaselineSettings, g.TeacherCache):
 
 
 class DistillSettings(g.TeacherWeights, BaselineSettings, g.Distillation):
-    """Settings of `transfer`."""
+    """Settings of `distill`."""
 
-    objective: Literal["oriented", "agnostic", "pseudo-label", "dino"] = setting(
-        "oriented",
-        "distillation objective: match class probabilities (oriented), features (agnostic), or a rival method",
+    objective: Literal["task-oriented", "task-agnostic", "pseudo-label", "dino"] = setting(
+        "task-oriented",
+        "distillation objective: match class probabilities (task-oriented), features (task-agnostic), or a rival method",
     )
     preset: Literal["none", "paper"] = setting(
         "none",
@@ -79,19 +79,19 @@ class CompareSettings(
 ):
     """Settings of `compare`."""
 
-    out: str = setting("", "folder of the study, with its runs in ARM/budget-N/seed-N", min_length=1, free=True)
+    out: str = setting("", "folder of the study, with its runs in METHOD/budget-N/seed-N", min_length=1, free=True)
     student_weights: str = setting("scratch", "pretrained, scratch, or a file", min_length=1)
-    arms: list[str] = setting(
-        ("scratch", "agnostic", "oriented"),
-        "arms, separated by commas or spaces: scratch imagenet clip dino agnostic oriented pseudo-label teacher-only "
-        "self-training paper baseline-plus; NAME:LABEL is a variant with its own settings",
+    methods: list[str] = setting(
+        ("scratch", "task-agnostic", "task-oriented"),
+        "methods, separated by commas or spaces: scratch imagenet clip dino task-agnostic task-oriented pseudo-label "
+        "teacher-only self-training paper baseline-plus; NAME:LABEL is a variant with its own settings",
         min_length=1,
     )
     budgets: list[str] = setting(("10",), "labels per class, or masks in total; one or several values", min_length=1)
     seeds: list[str] = setting(("0", "1", "2"), "seeds of random draws and training; one or several", min_length=1)
-    set: list[str] = setting((), "settings of one arm, as ARM.SETTING=VALUE: agnostic.lr=3e-3")
+    set: list[str] = setting((), "settings of one method, as METHOD.SETTING=VALUE: task-agnostic.lr=3e-3")
     match: Literal["images", "flops"] = setting(
-        "images", "training budget that is equal for all arms: images seen, or FLOPs, the teacher's included"
+        "images", "training budget that is equal for all methods: images seen, or FLOPs, the teacher's included"
     )
     results: str | None = setting(
         None, "folder with results of finished runs, not repeated; default: results/ in --out"
@@ -126,7 +126,7 @@ class ExportSettings(g.FinishedRun, g.Cache, g.Json, g.ConfigFile):
 
 
 class BenchmarkSettings(g.FinishedRun, g.Json):
-    """Settings of `bench`."""
+    """Settings of `benchmark`."""
 
 
 class PredictSettings(g.FinishedExport, g.Json):

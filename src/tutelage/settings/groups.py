@@ -189,12 +189,12 @@ class TeacherCache(Group):
 class Distillation(TeacherCache):
     """The targets and the losses of the distillation."""
 
-    agnostic_loss: Literal["contrastive", "queue", "cosine"] = setting(
-        "contrastive", "how --objective agnostic compares features"
+    task_agnostic_loss: Literal["contrastive", "queue", "cosine"] = setting(
+        "contrastive", "how --objective task-agnostic compares features"
     )
-    agnostic_features: Literal["patches", "global"] = setting(
+    task_agnostic_features: Literal["patches", "global"] = setting(
         "patches",
-        "with --task segmentation: whether --objective agnostic compares features of patches or of whole images",
+        "with --task segmentation: whether --objective task-agnostic compares features of patches or of whole images",
     )
     committee: Literal["auto", "none", "only"] = setting(
         "auto",

@@ -9,7 +9,7 @@ from typing import Any
 PRESETS: dict[str, dict[str, Any]] = {
     "none": {},
     "paper": {
-        "objective": "oriented", "committee": "none", "sharpness": 1.0, "label_share": 0.0, "temperature": 1.0, "feature_weight": 0.0,
+        "objective": "task-oriented", "committee": "none", "sharpness": 1.0, "label_share": 0.0, "temperature": 1.0, "feature_weight": 0.0,
         "finetune": "full",
     },
 }  # fmt: skip
@@ -29,7 +29,7 @@ def _task(values: dict[str, Any]) -> str:
     if "task" in values:
         return str(values["task"])
     try:
-        curated = (Path(str(values.get("out", ""))) / "transfer_set" / "result.json").read_text(encoding="utf-8")
+        curated = (Path(str(values.get("out", ""))) / "curate" / "result.json").read_text(encoding="utf-8")
         return str(json.loads(curated).get("task", ""))
     except (OSError, ValueError):
         return ""

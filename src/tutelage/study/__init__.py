@@ -1,1 +1,1 @@
-"""Studies, which compare methods over label budgets and seeds: arms, cost estimate, records of finished runs and page."""
+"""Studies, which compare methods over label budgets and seeds: methods, cost estimate, records of finished runs and page."""

@@ -14,7 +14,7 @@ from tutelage.pipeline.stage import needed, training_steps
 from tutelage.progress import duration, say
 from tutelage.settings.commands import RunSettings
 from tutelage.settings.groups import Student
-from tutelage.study.arms import Arm
+from tutelage.study.methods import Variant
 from tutelage.tasks import task_of
 
 REPEATS = 3
@@ -28,40 +28,42 @@ def images_to_see(settings: RunSettings, count: int) -> int:
     return training_steps(settings, count, task_of(settings.task).IMAGES) * settings.batch_size
 
 
-def steps_of(arm: Arm, settings: RunSettings, count: int, match: str) -> int:
-    """Training steps of an arm on a transfer set of `count` images: the requested number, or that of `matched_steps`."""
+def steps_of(variant: Variant, settings: RunSettings, count: int, match: str) -> int:
+    """Training steps of a method on a transfer set of `count` images: the requested number, or that of `matched_steps`."""
     if match == "flops":
-        return matched_steps(arm, settings, count)
-    return arm.way.times * images_to_see(settings, count) // settings.batch_size
+        return matched_steps(variant, settings, count)
+    return variant.method.times * images_to_see(settings, count) // settings.batch_size
 
 
-def matched_steps(arm: Arm, settings: RunSettings, count: int) -> int:
-    """Return the steps that cost an arm the FLOPs of `oriented` with the requested steps; teacher outputs and committee count in both.
+def matched_steps(variant: Variant, settings: RunSettings, count: int) -> int:
+    """Return the steps that cost as many FLOPs as `task-oriented` with the requested steps; teacher outputs and committee count in both.
 
-    The teacher's adaptation and the last stage process some thousand images and are left out here; the ledger counts them.
+    The teacher's adaptation and the last stage process some thousand images and are left out here; the compute cost counts them.
 
     Args:
-        settings: of the arm's run. count: images in the transfer set.
+        settings: of the method's run. count: images in the transfer set.
     """
     seen = images_to_see(settings, count)
     kind = task_of(settings.task)
     student = (settings.student, settings.student_size, settings.decoder)
     each, teacher = _student_flops(settings.task, *student), _teacher_flops(settings.task, *_model(settings))
     looks = len(kind.views(settings).looks)
-    alone = "committee" not in arm.way.settings and settings.committee == "none"  # then `oriented` has none either
+    teacher_only = (
+        "committee" not in variant.method.settings and settings.committee == "none"
+    )  # then `task-oriented` has none either
     budget = (
-        count * looks * teacher + (1 if alone else 2) * seen * each
+        count * looks * teacher + (1 if teacher_only else 2) * seen * each
     )  # the committee's students together see as many images as the student
-    objective, committee = settings.objective, has_committee(arm, settings)
-    asked = 1 if objective == "agnostic" else looks if "teacher" in arm.way.charged else 0
+    objective, committee = settings.objective, has_committee(variant, settings)
+    asked = 1 if objective == "task-agnostic" else looks if "adapt" in variant.method.charged else 0
     own = count * asked * teacher
-    share = DINO_EXTRA if objective == "dino" and "transfer" in arm.way.stages else 2.0 if committee else 1.0
+    share = DINO_EXTRA if objective == "dino" and "distill" in variant.method.stages else 2.0 if committee else 1.0
     return max(1, round((budget - own) / (each * share) / settings.batch_size))
 
 
-def has_committee(arm: Arm, settings: RunSettings) -> bool:
-    """Whether a run of this arm trains the committee's labels-only students, which together see as many images as the student."""
-    return "committee" in arm.way.stages and "committee" in needed(arm.way.stages, settings)
+def has_committee(variant: Variant, settings: RunSettings) -> bool:
+    """Whether a run of this method trains the committee's labels-only students, which together see as many images as the student."""
+    return "committee" in variant.method.stages and "committee" in needed(variant.method.stages, settings)
 
 
 @lru_cache
@@ -124,7 +126,7 @@ class Data:
         return self._targets[key]
 
 
-def estimate(study: Any, todo: list[tuple[Arm, int, int]], impossible: dict[str, str]) -> dict[str, Any]:
+def estimate(study: Any, todo: list[tuple[Variant, int, int]], impossible: dict[str, str]) -> dict[str, Any]:
     """Log and return the time and disk space of the runs that are left; what the cache already holds is not subtracted.
 
     Returns:
@@ -135,9 +137,9 @@ def estimate(study: Any, todo: list[tuple[Arm, int, int]], impossible: dict[str,
         return {"runs": 0, "hours": 0.0, "gibibytes": 0.0, "outputs_gibibytes": 0.0, "plan": []}
     data = Data()
     runs = [
-        (arm, budget, seed, mine, data.of(mine))
-        for arm, budget, seed in todo
-        for mine in [study.resolved(arm, budget, seed)]
+        (variant, budget, seed, mine, data.of(mine))
+        for variant, budget, seed in todo
+        for mine in [study.resolved(variant, budget, seed)]
     ]
     per_image: dict[Any, float] = {}
     seen_stages: set[tuple[str, Any, int]] = set()
@@ -148,18 +150,18 @@ def estimate(study: Any, todo: list[tuple[Arm, int, int]], impossible: dict[str,
         f"teacher outputs: {duration(outputs)}, {room:.2f} GiB" + (f", {teachers} teachers" * (teachers > 1)),
     ]
     seconds = embedded + outputs
-    for arm, budget, seed, mine, sizes in runs:
+    for variant, budget, seed, mine, sizes in runs:
         key = (mine.student, mine.student_size)
         if key not in per_image:
             per_image[key] = _step_seconds(mine)
-        free = mine.objective in WITHOUT_TARGETS and mine.label_share == 0 and "transfer" in arm.way.stages
-        stage = (arm.name, None if free else budget, seed)
-        steps = steps_of(arm, mine, sizes.images, study.match)
-        seen = steps * mine.batch_size * (2 if has_committee(arm, mine) else 1)
+        free = mine.objective in WITHOUT_TARGETS and mine.label_share == 0 and "distill" in variant.method.stages
+        stage = (variant.name, None if free else budget, seed)
+        steps = steps_of(variant, mine, sizes.images, study.match)
+        seen = steps * mine.batch_size * (2 if has_committee(variant, mine) else 1)
         took = 0.0 if stage in seen_stages else seen * per_image[key]
         seen_stages.add(stage)
         seconds += took
-        plan.append(f"{arm.name}, budget {budget}, seed {seed}: {'shared' if not took else duration(took)}")
+        plan.append(f"{variant.name}, budget {budget}, seed {seed}: {'shared' if not took else duration(took)}")
     for line in plan:
         say(line)
     say(f"{len(todo)} runs, about {duration(1.2 * seconds)} in all, last stages and evaluation included")
@@ -197,7 +199,7 @@ def _embedding(settings: RunSettings, count: int, gallery: int) -> tuple[float, 
     return looked_at * _seconds_of(encoder, settings), (pixels + vectors) / 2**30
 
 
-def _teachers(runs: list[tuple[Arm, int, int, RunSettings, Sizes]]) -> tuple[float, float, int]:
+def _teachers(runs: list[tuple[Variant, int, int, RunSettings, Sizes]]) -> tuple[float, float, int]:
     """Seconds and GiB of the teacher outputs that are cached, and the number of distinct teachers.
 
     All heads share the frozen features; a teacher that was fine-tuned, or whose logits only are kept, differs for each draw of labels.
@@ -208,8 +210,8 @@ def _teachers(runs: list[tuple[Arm, int, int, RunSettings, Sizes]]) -> tuple[flo
 
     kept: dict[tuple[Any, ...], tuple[float, float]] = {}
     encoders: dict[tuple[Any, ...], tuple[Any, float]] = {}
-    for arm, budget, seed, mine, sizes in runs:
-        if mine.objective == "dino" or "transfer" not in arm.way.stages:
+    for variant, budget, seed, mine, sizes in runs:
+        if mine.objective == "dino" or "distill" not in variant.method.stages:
             continue
         kind, model = task_of(mine.task), _model(mine)
         if model not in encoders:
@@ -218,7 +220,7 @@ def _teachers(runs: list[tuple[Arm, int, int, RunSettings, Sizes]]) -> tuple[flo
                 encoder,
                 _seconds_of(encoder, mine) * kind.flops_of(encoder) / flops(encoder.module, encoder.at_once),
             )
-        frozen = mine.objective == "agnostic" or (kind.POOLED and mine.adapt == "probe")
+        frozen = mine.objective == "task-agnostic" or (kind.POOLED and mine.adapt == "probe")
         width, each = kind.largest_outputs(encoders[model][0], mine, sizes.classes)
         views = (mine.flip, mine.resize)
         draw = None if frozen else (mine.adapt, mine.class_weight, budget, seed)

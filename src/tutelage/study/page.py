@@ -1,4 +1,4 @@
-"""The page of a study, from the records of its runs: scores by arm, label budget and compute. Loads no torch."""
+"""The page of a study, from the records of its runs: scores by method, label budget and compute. Loads no torch."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import numpy as np
 
 from tutelage.errors import TutelageError
 from tutelage.reporting import charts
+from tutelage.reporting.cost import cost_of, shares
 from tutelage.reporting.example_predictions import read_evidence, read_pictures
-from tutelage.reporting.ledger import bill, shares
 from tutelage.reporting.page import command, disagreement, montage, rendered, rows_of, transfer_set
 from tutelage.reporting.scores import words_of
 from tutelage.reporting.table import TITLES
@@ -39,20 +39,22 @@ def write_study(folder: Path) -> dict[str, Any]:
     records = results_table.read_records(Path(study["results"] or folder / "results"), study["plan"])
     if not records:
         raise TutelageError(f"{folder}: no run of the study is finished", "run the study's command again")
-    cells = results_table.cells_of(records, study["arms"])
+    cells = results_table.cells_of(records, study["methods"])
     budget, references = results_table.main_budget(cells), results_table.references_of(cells)
     table, best = results_table.rows(cells, budget)
-    done = {results_table.record_name(one["arm"], one["budget"], one["seed"]) for one in records}
-    unstarted = tuple(f"{folder_name(arm)}-budget-" for arm in failed)  # runs of arms that could not be started at all
+    done = {results_table.record_name(one["method"], one["budget"], one["seed"]) for one in records}
+    unstarted = tuple(
+        f"{folder_name(method)}-budget-" for method in failed
+    )  # runs of methods that could not be started at all
     summary = {
         "study": str(folder), "page": str(report / "index.html"), "failed": failed,
         "missing": [name for name in study["plan"] if name not in done and name not in failed and not name.startswith(unstarted)],
         "table": table, "teachers": results_table.reference_rows(references), "shared": shares(records),
-        "runs": [{"arm": one["arm"], "budget": one["budget"], "seed": one["seed"], **_main(one["student"]["test"])}
+        "runs": [{"method": one["method"], "budget": one["budget"], "seed": one["seed"], **_main(one["student"]["test"])}
                  for one in records],
     }  # fmt: skip
     teachers = [{**row, "reference": True} for row in summary["teachers"]]
-    given = {name: study[name] for name in ("arms", "budgets", "seeds", "set", "match")}
+    given = {name: study[name] for name in ("methods", "budgets", "seeds", "set", "match")}
     given |= {"results": study["results"] or [], **{k: v for k, v in about["settings"].items() if v != "default"}}
     page = rendered(
         "study.html.j2", title=folder.resolve().name, budget=budget, table=table, words=best.words,
@@ -60,7 +62,7 @@ def write_study(folder: Path) -> dict[str, Any]:
         lines=sorted([*table, *teachers], key=lambda row: row["budget"]), more=results_table.beside(records[0]["student"]["test"]),
         failed={name: re.split(" (?=hint: )", why) for name, why in failed.items()}, missing=summary["missing"],
         planned=len(study["plan"]), tests=records[0]["test_images"], charts=_charts(cells, budget, best, references),
-        bills=[_bill_row(cell) for cell in cells if cell.budget == budget], shared=summary["shared"],
+        costs_of_methods=[_cost_row(cell) for cell in cells if cell.budget == budget], shared=summary["shared"],
         command=command("compare", given), facts=_facts(about, records), **_of_a_run(folder, best),
     )  # fmt: skip
     write_json(report / "results.json", {**summary, "records": records})
@@ -83,17 +85,17 @@ def _read_study(folder: Path) -> dict[str, Any]:
 
 
 def answer(cells: list[Cell], budget: int, best: Cell, references: dict[int, Reference]) -> str:
-    """Summarise the study in a sentence: the best arm, its lead over scratch and over the next arm, and the teacher."""
+    """Summarise the study in a sentence: the best method, its lead over scratch and over the next method, and the teacher."""
     mean, deviation = best.accuracy
-    words, alone = best.words, _scratch(cells, budget, best)
-    said = f"With {budget} {words.labels}, {best.arm} {words.says.format(100 * mean)}"
+    words, baseline = best.words, _scratch(cells, budget, best)
+    said = f"With {budget} {words.labels}, {best.method} {words.says.format(100 * mean)}"
     said = f"{said.removesuffix(' %')} ± {100 * deviation:.1f} %" if deviation is not None else said
     said += f" {words.over} {best.counts.shape[1]:,} test images"
-    if alone is not None and (gain := compared(best, alone)):
+    if baseline is not None and (gain := compared(best, baseline)):
         said += f", {100 * gain.mean:.1f} points more than scratch, the same student trained on the labels only"
     second = _second(cells, budget, best)
-    if second is not None and second is not alone and (gain := compared(best, second)):
-        said += f"; next is {second.arm}, {100 * gain.mean:.1f} points behind"
+    if second is not None and second is not baseline and (gain := compared(best, second)):
+        said += f"; next is {second.method}, {100 * gain.mean:.1f} points behind"
     if budget in references:
         said += f"; the adapted teacher {words.says.format(100 * references[budget].accuracy[0])}"
     return said + "."
@@ -103,24 +105,28 @@ def sureness(cells: list[Cell], budget: int, best: Cell) -> str:
     """State how certain the answer is: number of seeds, and intervals and p-values of its differences."""
     count = len(best.records)
     said = [f"Mean of {count} seeds, ± one standard deviation" if count > 1 else "One seed: no spread"]
-    alone, second = _scratch(cells, budget, best), _second(cells, budget, best)
-    for other in (alone, None if second is alone else second):
+    baseline, second = _scratch(cells, budget, best), _second(cells, budget, best)
+    for other in (baseline, None if second is baseline else second):
         if other is not None and (gain := compared(best, other)):
             certainty = "95 % interval over test images"
             certainty += f"; p = {gain.p:.2g} over {gain.seeds} seeds" if gain.p is not None else ""
-            said.append(f"ahead of {other.arm} by {100 * gain.low:.1f} to {100 * gain.high:.1f} points ({certainty})")
+            said.append(
+                f"ahead of {other.method} by {100 * gain.low:.1f} to {100 * gain.high:.1f} points ({certainty})"
+            )
     return "; ".join(said) + "."
 
 
 def _second(cells: list[Cell], budget: int, best: Cell) -> Cell | None:
-    """The second-best arm of this budget, where `best` is the best."""
+    """The second-best method of this budget, where `best` is the best."""
     others = [cell for cell in cells if cell.budget == budget and cell is not best]
     return max(others, key=lambda cell: cell.accuracy[0], default=None)
 
 
 def _scratch(cells: list[Cell], budget: int, best: Cell) -> Cell | None:
-    """The labels-only student at this budget, to compare with the best arm; no variant, as that may be a different student."""
-    return next((cell for cell in cells if cell.budget == budget and cell.arm == "scratch" and cell is not best), None)
+    """The labels-only student at this budget, to compare with the best method; no variant, as that may be a different student."""
+    return next(
+        (cell for cell in cells if cell.budget == budget and cell.method == "scratch" and cell is not best), None
+    )
 
 
 def _main(test: dict[str, Any]) -> dict[str, float]:
@@ -131,18 +137,18 @@ def _main(test: dict[str, Any]) -> dict[str, float]:
 
 def _charts(cells: list[Cell], budget: int, best: Cell, references: dict[int, Reference]) -> list[dict[str, Any]]:
     """The charts for which the records hold the numbers."""
-    words, arms = best.words, list(dict.fromkeys(cell.arm for cell in cells))
+    words, methods = best.words, list(dict.fromkeys(cell.method for cell in cells))
     name, found = words.title.capitalize() if words.title.islower() else words.title, []
     if len({cell.budget for cell in cells}) > 1:
-        lines = {arm: {cell.budget: cell.accuracy for cell in cells if cell.arm == arm} for arm in arms}
+        lines = {method: {cell.budget: cell.accuracy for cell in cells if cell.method == method} for method in methods}
         teacher = {amount: one.accuracy for amount, one in references.items()}
         picture = study_charts.against_labels(lines, teacher, words.labels, words.title)
         note = "Mean over seeds; bands are one standard deviation."
         found.append({"title": f"{name} against {words.labels}", "svg": picture, "note": note})
-    costs = {cell.arm: (cell.flops, *cell.accuracy) for cell in cells if cell.budget == budget and cell.flops > 0}
+    costs = {cell.method: (cell.flops, *cell.accuracy) for cell in cells if cell.budget == budget and cell.flops > 0}
     if len(costs) > 1:
         reference = references[budget].accuracy[0] if budget in references else None
-        picture = study_charts.against_compute(costs, arms, reference, words.title)
+        picture = study_charts.against_compute(costs, methods, reference, words.title)
         note = f"{budget} {words.labels}; bars are one standard deviation over seeds. Training only: forward and backward, "
         note += "including the teacher's adaptation and outputs."
         found.append({"title": f"{name} against compute", "svg": picture, "note": note})
@@ -150,13 +156,13 @@ def _charts(cells: list[Cell], budget: int, best: Cell, references: dict[int, Re
 
 
 def _class_charts(cells: list[Cell], budget: int, best: Cell, references: dict[int, Reference]) -> list[dict[str, Any]]:
-    """Charts of scores by class, confusions and calibration, for the best arm, the labels-only student and the teacher."""
+    """Charts of scores by class, confusions and calibration, for the best method, the labels-only student and the teacher."""
     classes, (title, score) = next(iter(best.records.values()))["classes"], best.words.each
-    names = {"student": best.arm, "baseline": "scratch", "teacher": TITLES["teacher"]}
-    alone = _scratch(cells, budget, best)
+    names = {"student": best.method, "baseline": "scratch", "teacher": TITLES["teacher"]}
+    baseline = _scratch(cells, budget, best)
     tests = {
         "student": [record["student"]["test"] for record in best.records.values()],
-        "baseline": [record["student"]["test"] for record in alone.records.values()] if alone else [],
+        "baseline": [record["student"]["test"] for record in baseline.records.values()] if baseline else [],
         "teacher": references[budget].tests if budget in references else [],
     }
     each: dict[str, Any] = {model: results_table.mean_of_each(of, score) for model, of in tests.items() if of}
@@ -164,7 +170,7 @@ def _class_charts(cells: list[Cell], budget: int, best: Cell, references: dict[i
     if without := [name for name, value in zip(classes, each["student"], strict=True) if value is None]:
         note += f" Without test images: {', '.join(without)}."
     found = [{"title": title, "svg": charts.per_class(classes, each, title, names), "note": note}]
-    titles = {"student": best.arm, "teacher": "the adapted teacher"}
+    titles = {"student": best.method, "teacher": "the adapted teacher"}
     for model in (model for model in titles if tests[model]):
         counts = np.sum([test["confusion"] for test in tests[model]], axis=0).tolist()
         found.append(charts.confusions(classes, counts, model, score == "iou", titles, " All seeds."))
@@ -173,28 +179,28 @@ def _class_charts(cells: list[Cell], budget: int, best: Cell, references: dict[i
     return found
 
 
-def _bill_row(cell: Cell) -> dict[str, Any]:
-    """Cost of one arm, mean over seeds."""
-    bills = [bill(record) for record in cell.records.values()]
-    return {"arm": cell.arm, **{name: float(np.mean([one[name] for one in bills])) for name in bills[0]}}
+def _cost_row(cell: Cell) -> dict[str, Any]:
+    """Cost of one method, mean over seeds."""
+    costs = [cost_of(record) for record in cell.records.values()]
+    return {"method": cell.method, **{name: float(np.mean([one[name] for one in costs])) for name in costs[0]}}
 
 
 def _of_a_run(folder: Path, best: Cell) -> dict[str, Any]:
-    """What the page shows of the best arm's first seed: its record's findings, and pictures if its run folder still exists."""
+    """What the page shows of the best method's first seed: its record's findings, and pictures if its run folder still exists."""
     seed = min(best.records)
-    run = folder / folder_name(best.arm) / f"budget-{best.budget}" / f"seed-{seed}"
+    run = folder / folder_name(best.method) / f"budget-{best.budget}" / f"seed-{seed}"
     found: dict[str, Any] = {
-        "shown": f"{best.arm}, budget {best.budget}, seed {seed}", "findings": best.records[seed].get("findings", []),
+        "shown": f"{best.method}, budget {best.budget}, seed {seed}", "findings": best.records[seed].get("findings", []),
         "montage": "", "transfer_set": "", "disagreements": [], "pictures": {}, "elsewhere": True,
     }  # fmt: skip
     stages = Run(run).results()
-    if not stages["report"]:
+    if not stages["evaluate"]:
         return found
-    classes = stages["report"]["classes"]
-    apart = read_evidence(run / "report")[2]
+    classes = stages["evaluate"]["classes"]
+    apart = read_evidence(run / "evaluate")[2]
     return {
-        **found, "montage": montage(run / "transfer_set" / "montage.jpg"), "transfer_set": transfer_set(stages["transfer_set"]),
-        "disagreements": [disagreement(one, classes) for one in apart], "pictures": read_pictures(run / "report", classes),
+        **found, "montage": montage(run / "curate" / "montage.jpg"), "transfer_set": transfer_set(stages["curate"]),
+        "disagreements": [disagreement(one, classes) for one in apart], "pictures": read_pictures(run / "evaluate", classes),
         "elsewhere": False,
     }  # fmt: skip
 
@@ -218,16 +224,16 @@ def _facts(about: dict[str, Any], records: list[Record]) -> list[tuple[str, Any]
 
 
 def _csv(summary: dict[str, Any], records: list[Record]) -> str:
-    """Every number of the study, one per line: the table (no seed), then the scores, bill and ledger of each run."""
+    """Every number of the study, one per line: the table (no seed), then the scores, cost of each run and of its stages."""
     out = io.StringIO()
     writer = csv.writer(out)
-    writer.writerow(("arm", "budget", "seed", "model", "score", "class", "value"))
+    writer.writerow(("method", "budget", "seed", "model", "score", "class", "value"))
     for row in summary["table"]:
         for name in ("score", "spread", "seeds", "behind", "low", "high", "p"):
             if row[name] is not None:
-                writer.writerow((row["arm"], row["budget"], "", "student", f"table: {name}", "", row[name]))
+                writer.writerow((row["method"], row["budget"], "", "student", f"table: {name}", "", row[name]))
     for record in records:
-        head = (record["arm"], record["budget"], record["seed"])
+        head = (record["method"], record["budget"], record["seed"])
         writer.writerows((*head, *line) for line in _numbers(record))
     return out.getvalue()
 
@@ -246,8 +252,8 @@ def _numbers(record: Record) -> Iterator[tuple[Any, ...]]:
                 yield from ((model, name, klass, share) for klass, share in zip(classes, value, strict=True))
             else:
                 yield (model, name, "", value)
-    yield from (("run", name, "", value) for name, value in bill(record).items())
-    for stage, entry in record["ledger"].items():
+    yield from (("run", name, "", value) for name, value in cost_of(record).items())
+    for stage, entry in record["compute_cost"].items():
         flat = {**entry, **{f"teacher_{name}": value for name, value in entry["teacher"].items()}}
         yield from (
             (f"stage {stage}", name, "", value) for name, value in flat.items() if isinstance(value, int | float)

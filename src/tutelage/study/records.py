@@ -17,7 +17,7 @@ from tutelage.reporting.diagnosis import diagnose
 from tutelage.reporting.example_predictions import read_counts, read_evidence
 from tutelage.run_folder import Run, hash_of, read_json, write_json
 from tutelage.settings.commands import FREE, RunSettings
-from tutelage.study.arms import Way
+from tutelage.study.methods import Method
 from tutelage.study.results_table import Record, read_record, record_name
 from tutelage.tasks import task_of
 from tutelage.version import __version__
@@ -27,13 +27,13 @@ DATA = ("task", "target", "val", "test", "classes", "group_by", "gallery")  # se
 PLACES = {"target", "gallery", "smoke", "seed", "budget"}
 
 
-def kept_record(folder: Path, arm: str, budget: int, seed: int, settings: dict[str, Any]) -> Record | None:
+def kept_record(folder: Path, method: str, budget: int, seed: int, settings: dict[str, Any]) -> Record | None:
     """Return the record of a run that was finished here or elsewhere; None if there is none.
 
     Raises:
         TutelageError: the record was made with other settings, or cannot be read.
     """
-    path = folder / f"{record_name(arm, budget, seed)}.json"
+    path = folder / f"{record_name(method, budget, seed)}.json"
     record = read_record(path)
     if record is None:
         return None
@@ -78,7 +78,7 @@ def check_data(folder: Path, finished: Sequence[tuple[Record, dict[str, Any]]]) 
         other = [f"--{name} {settings[name]}" for name, one in now[key].items() if record["given"][name] != one]
         if other:
             raise TutelageError(
-                f"{folder}: {record_name(record['arm'], record['budget'], record['seed'])} was made from other images or labels "
+                f"{folder}: {record_name(record['method'], record['budget'], record['seed'])} was made from other images or labels "
                 f"than {' and '.join(other)}, whose contents have changed",
                 "use another --results (and --out), or restore the data; `tutelage report` shows the results that are there",
             )
@@ -93,28 +93,29 @@ def _data_now(settings: dict[str, Any]) -> dict[str, str]:
     return data_of(task_of(of_run.task).read(of_run), list_gallery(of_run.gallery).refs)
 
 
-def write_record(folder: Path, run: Run, way: Way, identity: tuple[str, int, int, dict[str, Any]]) -> Record:
+def write_record(folder: Path, run: Run, method: Method, identity: tuple[str, int, int, dict[str, Any]]) -> Record:
     """Write and return the record of a run that has just been evaluated.
 
     Args:
-        folder: of the results. way: of the arm. identity: arm, budget, seed, settings.
+        folder: of the results. identity: name in the study, budget, seed, settings.
     """
-    arm, budget, seed, settings = identity
+    name, budget, seed, settings = identity
     charged = [
-        name for name in way.charged if (run.path / name / "result.json").exists()
+        name for name in method.charged if (run.path / name / "result.json").exists()
     ]  # a run may have no committee
-    stages = {name: read_json(run.path / name / "result.json") or {} for name in ("transfer_set", *charged, "report")}
-    scores, counts = stages["report"], read_counts(run.path / "report" / "predictions.npz", way.model)
+    stages = {name: read_json(run.path / name / "result.json") or {} for name in ("curate", *charged, "evaluate")}
+    scores, counts = stages["evaluate"], read_counts(run.path / "evaluate" / "predictions.npz", method.model)
     record: Record = {
-        "arm": arm, "budget": budget, "seed": seed, "says": way.says, "settings": compared(settings), "classes": scores["classes"],
-        "student": scores[way.model], "teacher": scores.get("teacher") if "teacher" in charged else None,
+        "method": name, "budget": budget, "seed": seed, "description": method.description,
+        "settings": compared(settings), "classes": scores["classes"],
+        "student": scores[method.model], "teacher": scores.get("teacher") if "adapt" in charged else None,
         **_written(counts), "test_images": len(counts),
-        "test": _test_images(run), "given": stages["transfer_set"].get("given"),
-        "images": stages["transfer_set"]["images"], "data": stages["transfer_set"]["outputs"],
-        "ledger": {name: {**stages[name]["ledger"], "taken_from": stages[name].get("taken_from")} for name in charged},
-        "images_seen": next(stages[name]["images_seen"] for name in ("transfer", "alone") if name in charged),
-        "findings": [asdict(one) for one in diagnose(scores, Run(run.path).results())], "calibration": _calibration(run, way.model),
-        "chosen": {name: stages[name][key] for name, key in (("student", "delivered"), ("teacher", "mode")) if name in charged},
+        "test": _test_images(run), "given": stages["curate"].get("given"),
+        "images": stages["curate"]["images"], "data": stages["curate"]["outputs"],
+        "compute_cost": {name: {**stages[name]["compute_cost"], "taken_from": stages[name].get("taken_from")} for name in charged},
+        "images_seen": next(stages[name]["images_seen"] for name in ("distill", "baseline") if name in charged),
+        "findings": [asdict(one) for one in diagnose(scores, Run(run.path).results())], "calibration": _calibration(run, method.model),
+        "chosen": {name: stages[name][key] for name, key in (("finetune", "delivered"), ("adapt", "mode")) if name in charged},
         "versions": {"tutelage": __version__, **_versions()},
     }  # fmt: skip
     if "committee" in charged:
@@ -122,21 +123,21 @@ def write_record(folder: Path, run: Run, way: Way, identity: tuple[str, int, int
             "scores": scores.get("committee"),
             **{k: stages["committee"][k] for k in ("weight", "held_out")},
         }
-    if "adapt" in way.stages and "teacher" not in charged:  # done in this run, though the arm is not charged for it
-        adapted = read_json(run.path / "teacher" / "result.json")
-        record["beside"] = {"teacher": {**adapted["ledger"], "taken_from": adapted.get("taken_from")}}
-    if "teacher" in charged:
-        record["validation"] = stages["teacher"]["validation"][stages["teacher"]["mode"]]
+    if "adapt" in method.stages and "adapt" not in charged:  # done in this run, though the method is not charged for it
+        adapted = read_json(run.path / "adapt" / "result.json")
+        record["beside"] = {"adapt": {**adapted["compute_cost"], "taken_from": adapted.get("taken_from")}}
+    if "adapt" in charged:
+        record["validation"] = stages["adapt"]["validation"][stages["adapt"]["mode"]]
         record["teacher_weights"] = {
-            name: stages["teacher"]["teacher"][name] for name in ("name", "size", "weights", "hash", "licence")
+            name: stages["adapt"]["teacher"][name] for name in ("name", "size", "weights", "hash", "licence")
         }
-    write_json(folder / f"{record_name(arm, budget, seed)}.json", record)
+    write_json(folder / f"{record_name(name, budget, seed)}.json", record)
     return record
 
 
 def _calibration(run: Run, model: str) -> dict[str, list[list[float]]]:
-    """Bins of `metrics.reliability` for the arm's student (`model` in the evaluation) and its teacher; empty for masks."""
-    labels, probabilities, _ = read_evidence(run.path / "report")
+    """Bins of `metrics.reliability` for the method's student (`model` in the evaluation) and its teacher; empty for masks."""
+    labels, probabilities, _ = read_evidence(run.path / "evaluate")
     names = {model: "student", "teacher": "teacher"}
     return {names[name]: reliability(one, labels).tolist() for name, one in probabilities.items() if name in names}
 

@@ -1,4 +1,4 @@
-"""A study's records as a table: arms by budget, means over seeds, differences and their certainty. Loads no torch."""
+"""A study's records as a table: methods by budget, means over seeds, differences and their certainty. Loads no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tutelage.errors import TutelageError
-from tutelage.reporting.ledger import bill
+from tutelage.reporting.cost import cost_of
 from tutelage.reporting.scores import CLASSES, MetricSpec, main_score, words_of
 from tutelage.run_folder import folder_name, read_json
 from tutelage.study.statistics import Difference, difference, redrawn, spread
@@ -22,11 +22,11 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """All seeds of one arm at one budget. records: by seed. counts: (S, n, ...) of `counts_in`, seeds ascending.
+    """All seeds of one method at one budget. records: by seed. counts: (S, n, ...) of `counts_in`, seeds ascending.
     drawn: (R, S, ...), mean counts over R resamplings of the test images.
     """
 
-    arm: str
+    method: str
     budget: int
     records: dict[int, Record]
     counts: np.ndarray = field(repr=False)
@@ -40,7 +40,7 @@ class Cell:
     @property
     def flops(self) -> float:
         """Mean FLOPs of a run, including the teacher's."""
-        return float(np.mean([bill(record)["flops"] for record in self.records.values()]))
+        return float(np.mean([cost_of(record)["flops"] for record in self.records.values()]))
 
     @property
     def words(self) -> MetricSpec:
@@ -61,9 +61,9 @@ class Reference:
         return spread([main_score(test) for test in self.tests])
 
 
-def record_name(arm: str, budget: int, seed: int) -> str:
-    """Name of a run's record: ARM-budget-N-seed-N."""
-    return f"{folder_name(arm)}-budget-{budget}-seed-{seed}"
+def record_name(method: str, budget: int, seed: int) -> str:
+    """Name of a run's record: METHOD-budget-N-seed-N."""
+    return f"{folder_name(method)}-budget-{budget}-seed-{seed}"
 
 
 def read_records(folder: Path, plan: list[str]) -> list[Record]:
@@ -75,7 +75,7 @@ def read_records(folder: Path, plan: list[str]) -> list[Record]:
     found = [record for name in plan if (record := read_record(folder / f"{name}.json"))]
     if len({record["test"] for record in found}) > 1:
         odd = next(one for one in found if one["test"] != found[0]["test"])
-        message = f"{folder}: {odd['arm']}, budget {odd['budget']}, seed {odd['seed']} was scored on other test images than the first run"
+        message = f"{folder}: {odd['method']}, budget {odd['budget']}, seed {odd['seed']} was scored on other test images than the others"
         raise TutelageError(message, "use another --results (and --out) for each set of test images")
     return found
 
@@ -99,15 +99,15 @@ def read_record(path: Path) -> Record | None:
     return record
 
 
-def cells_of(records: Iterable[Record], arms: list[str]) -> list[Cell]:
-    """Group records by arm and budget; sorted by budget, then in the order of `arms`."""
+def cells_of(records: Iterable[Record], methods: list[str]) -> list[Cell]:
+    """Group records by method and budget; sorted by budget, then in the order of `methods`."""
     sorted_in: dict[tuple[str, int], dict[int, Record]] = {}
     for record in records:
-        sorted_in.setdefault((record["arm"], record["budget"]), {})[record["seed"]] = record
+        sorted_in.setdefault((record["method"], record["budget"]), {})[record["seed"]] = record
     counts = [np.array([counts_in(record) for _, record in sorted(of.items())]) for of in sorted_in.values()]
     every = zip(sorted_in.items(), counts, redrawn(counts), strict=True)
-    cells = [Cell(arm, budget, of, each, drawn) for ((arm, budget), of), each, drawn in every]
-    return sorted(cells, key=lambda cell: (cell.budget, arms.index(cell.arm)))
+    cells = [Cell(method, budget, of, each, drawn) for ((method, budget), of), each, drawn in every]
+    return sorted(cells, key=lambda cell: (cell.budget, methods.index(cell.method)))
 
 
 def counts_in(record: Record) -> np.ndarray:
@@ -124,7 +124,7 @@ def counts_in(record: Record) -> np.ndarray:
 
 
 def references_of(cells: Iterable[Cell]) -> dict[int, Reference]:
-    """The adapted teachers of all arms by budget: one for each seed and set of weights."""
+    """The adapted teachers of all methods by budget: one for each seed and set of weights."""
     found: dict[int, dict[tuple[int, str], dict[str, Any]]] = {}
     for cell in cells:
         for seed, record in cell.records.items():
@@ -134,13 +134,13 @@ def references_of(cells: Iterable[Cell]) -> dict[int, Reference]:
 
 
 def main_budget(cells: list[Cell]) -> int:
-    """The budget with the most arms; of several such budgets the smallest."""
+    """The budget with the most methods; of several such budgets the smallest."""
     budgets = [cell.budget for cell in cells]
     return max(sorted(set(budgets)), key=budgets.count)
 
 
 def compared(first: Cell, second: Cell) -> Difference | None:
-    """The difference of two arms over the seeds that both have; None if they share no seed."""
+    """The difference of two methods over the seeds that both have; None if they share no seed."""
     seeds = [seed for seed in sorted(first.records) if seed in second.records]
     if not seeds:
         return None
@@ -150,7 +150,7 @@ def compared(first: Cell, second: Cell) -> Difference | None:
 
 
 def rows(cells: list[Cell], budget: int) -> tuple[list[dict[str, Any]], Cell]:
-    """Return the table, a row for each arm and budget, and the best arm of the main budget `budget`."""
+    """Return the table, a row for each method and budget, and the best method of the main budget `budget`."""
     found, winner = [], None
     for amount in sorted({cell.budget for cell in cells}):
         mine = [cell for cell in cells if cell.budget == amount]
@@ -161,11 +161,12 @@ def rows(cells: list[Cell], budget: int) -> tuple[list[dict[str, Any]], Cell]:
             behind = None if cell is best else compared(best, cell)
             one = next(iter(cell.records.values()))
             found.append({
-                "arm": cell.arm, "budget": amount, "seeds": len(cell.records), cell.words.main: mean, "score": mean, "spread": deviation,
+                "method": cell.method, "budget": amount, "seeds": len(cell.records), cell.words.main: mean, "score": mean,
+                "spread": deviation,
                 **means_beside([record["student"]["test"] for record in cell.records.values()]),
                 "best": cell is best, "level": cell is best or (behind is not None and not behind.sure),
                 "behind": None if behind is None else behind.mean, "low": behind and behind.low, "high": behind and behind.high,
-                "p": behind and behind.p, "flops": cell.flops, "images_seen": one["images_seen"], "says": one["says"],
+                "p": behind and behind.p, "flops": cell.flops, "images_seen": one["images_seen"], "description": one["description"],
                 "initialisation": one["student"]["initialisation"],
             })  # fmt: skip
     assert winner is not None

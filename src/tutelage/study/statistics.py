@@ -14,7 +14,7 @@ SURE = 0.95  # confidence level: share of the resamplings inside an interval
 
 @dataclass(frozen=True)
 class Difference:
-    """How much better one arm is than another on the same test images, as a fraction of 1.
+    """How much better one method is than another on the same test images, as a fraction of 1.
 
     mean: over seeds. low, high: bounds of 95 % of the resamplings of the test images. p: two-sided paired t-test over seeds,
     None where `paired_p` is undefined. seeds: number of pairs.
@@ -28,7 +28,7 @@ class Difference:
 
     @property
     def sure(self) -> bool:
-        """Whether it is certain which arm is better: the interval excludes 0, and p (where there is one) is below 0.05."""
+        """Whether it is certain which method is better: the interval excludes 0, and p (where there is one) is below 0.05."""
         return not self.low <= 0 <= self.high and (self.p is None or self.p < 1 - SURE)
 
 
@@ -54,13 +54,13 @@ def difference(
     first: np.ndarray, second: np.ndarray, score: Callable[[np.ndarray], np.ndarray] = np.asarray,
     drawn: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Difference:  # fmt: skip
-    """Return how much better the first arm is than the second.
+    """Return how much better the first method is than the second.
 
     Args:
         first, second: (S, n, ...) counts of n test images for each of S seeds, the same seeds in both; for example bool, whether an
             image is classified correctly.
-        score: computes an arm's score from the mean counts (..., *rest) of some images; by default that mean itself.
-        drawn: (R, S, ...) of `redrawn` for each arm, if already computed.
+        score: computes a method's score from the mean counts (..., *rest) of some images; by default that mean itself.
+        drawn: (R, S, ...) of `redrawn` for each method, if already computed.
     """
     one, other = drawn or redrawn([first, second])
     gains = score(first.mean(axis=1)) - score(second.mean(axis=1))
@@ -69,14 +69,14 @@ def difference(
     return Difference(float(gains.mean()), float(low), float(high), paired_p(gains.tolist()), len(gains))
 
 
-def redrawn(arms: Sequence[np.ndarray], seed: int = 0) -> list[np.ndarray]:
-    """Mean counts over resamplings of the test images (`metrics.resampled`), the same resamplings for all arms and seeds.
+def redrawn(methods: Sequence[np.ndarray], seed: int = 0) -> list[np.ndarray]:
+    """Mean counts over resamplings of the test images (`metrics.resampled`), the same resamplings for all methods and seeds.
 
     Args:
-        arms: (S, n, ...) counts of each arm.
+        methods: (S, n, ...) counts of each method.
 
     Returns:
-        (R, S, ...) float64 for each arm.
+        (R, S, ...) float64 for each method.
     """
-    together = np.concatenate([np.moveaxis(counts, 1, 0) for counts in arms], axis=1)
-    return np.split(resampled(together, seed), np.cumsum([len(counts) for counts in arms])[:-1], axis=1)
+    together = np.concatenate([np.moveaxis(counts, 1, 0) for counts in methods], axis=1)
+    return np.split(resampled(together, seed), np.cumsum([len(counts) for counts in methods])[:-1], axis=1)

@@ -16,16 +16,16 @@ NAME = 17  # letters of a name that fit in the right margin
 
 
 def against_labels(
-    arms: dict[str, dict[int, tuple[float, float | None]]], teacher: dict[int, tuple[float, float | None]],
+    methods: dict[str, dict[int, tuple[float, float | None]]], teacher: dict[int, tuple[float, float | None]],
     across: str = "labels per class", score: str = "accuracy",
 ) -> Markup:  # fmt: skip
-    """Draw a line for each arm, with a band of one standard deviation over seeds.
+    """Draw a line for each method, with a band of one standard deviation over seeds.
 
     Args:
-        arms: name -> budget -> mean and spread of the score, in [0, 1]. teacher: budget -> the same.
+        methods: name -> budget -> mean and spread of the score, in [0, 1]. teacher: budget -> the same.
         across: unit of a budget, the title of the axis. score: name of the score.
     """
-    every = {**arms, **({"teacher": teacher} if teacher else {})}
+    every = {**methods, **({"teacher": teacher} if teacher else {})}
     budgets = sorted({budget for of in every.values() for budget in of})
     parts, y = _levels([(mean, sd) for of in every.values() for mean, sd in of.values()])
     x = scale(math.log(budgets[0]), math.log(budgets[-1]), LEFT, RIGHT)
@@ -46,32 +46,34 @@ def against_labels(
 
 
 def against_compute(
-    arms: dict[str, tuple[float, float, float | None]], order: Sequence[str], teacher: float | None = None, score: str = "accuracy"
+    methods: dict[str, tuple[float, float, float | None]], order: Sequence[str], teacher: float | None = None, score: str = "accuracy"
 ) -> Markup:  # fmt: skip
-    """Draw a disc for each arm, its score against all its FLOPs on a logarithmic axis, and the teacher as a line.
+    """Draw a disc for each method, its score against all its FLOPs on a logarithmic axis, and the teacher as a line.
 
     Args:
-        arms: name -> FLOPs, mean and spread of the score. order: arm names in the order of their colours. teacher: its mean score.
+        methods: name -> FLOPs, mean and spread of the score. order: method names in the order of their colours. teacher: its mean score.
     """
-    known = [(mean, sd) for _, mean, sd in arms.values()]
+    known = [(mean, sd) for _, mean, sd in methods.values()]
     parts, y = _levels(known if teacher is None else [*known, (teacher, None)])
-    costs = [cost for cost, _, _ in arms.values()]
+    costs = [cost for cost, _, _ in methods.values()]
     first, last = math.log10(min(costs) / ROOM), math.log10(max(costs) * ROOM)
     x = scale(first, last, LEFT, RIGHT)
     ticks = {x(math.log10(tick)): _amount(tick) for tick in _ticks(first, last)}
     parts += _columns(ticks, "FLOPs of training, including the teacher's")
-    kinds = {name: _kind(name, list(order).index(name)) for name in arms}
-    places = {name: (x(math.log10(cost)), y(mean)) for name, (cost, mean, _) in arms.items()}
+    kinds = {name: _kind(name, list(order).index(name)) for name in methods}
+    places = {name: (x(math.log10(cost)), y(mean)) for name, (cost, mean, _) in methods.items()}
     if teacher is not None:
         kinds["teacher"], places["teacher"] = "teacher", (RIGHT, y(teacher))
         parts.append(line(LEFT, y(teacher), RIGHT, y(teacher), "teacher path"))
-    for name, (_, mean, spread) in arms.items():
+    for name, (_, mean, spread) in methods.items():
         cx, cy = places[name]
         if spread:
             parts.append(line(cx, y(mean - spread), cx, y(mean + spread), f"{kinds[name]} path"))
         parts.append(f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="5" class="{kinds[name]} mark"/>')
     parts += _names(places, kinds)
-    words = "; ".join(f"{name}: {100 * mean:.1f} % for {_amount(cost)}FLOPs" for name, (cost, mean, _) in arms.items())
+    words = "; ".join(
+        f"{name}: {100 * mean:.1f} % for {_amount(cost)}FLOPs" for name, (cost, mean, _) in methods.items()
+    )
     words += f"; the adapted teacher: {100 * teacher:.1f} %" if teacher is not None else ""
     return svg(BOTTOM + 40, f"{score} against compute", words, parts)
 
@@ -96,7 +98,7 @@ def _amount(flops: float) -> str:
 
 
 def _kind(name: str, number: int) -> str:
-    return "teacher" if name == "teacher" else f"arm{number % 9}"
+    return "teacher" if name == "teacher" else f"method{number % 9}"
 
 
 def _levels(scores: Sequence[tuple[float, float | None]]) -> tuple[list[str], Callable[[float], float]]:

@@ -28,7 +28,7 @@ SCORE = "accuracy"  # name of the mean of `image_scores`
 MAIN = "accuracy"  # the main score of `judged`
 POOLED = True  # features are of whole images, and a head can be fitted on them
 GRID = False  # targets are of whole images, not on a grid
-UNUSED = ("decoder", "agnostic_features")  # settings without effect
+UNUSED = ("decoder", "task_agnostic_features")  # settings without effect
 EACH = "accuracy"  # the mean of `image_scores`
 COUNTED = 1024  # images whose targets are used to estimate the share of each class
 RARE_CLASSES = 0.5  # with --class-weight balanced, a class weighs (C x share)^-RARE_CLASSES in the distillation
@@ -165,24 +165,26 @@ def flops_of(encoder: Any) -> int:
 
 def largest_outputs(encoder: Any, settings: RunSettings, classes: int) -> tuple[int, int]:
     """Return, before a run, the largest number of values to be cached per view, and the number of views per image."""
-    return encoder.features, 1 if settings.objective == "agnostic" else len(views(settings).looks)
+    return encoder.features, 1 if settings.objective == "task-agnostic" else len(views(settings).looks)
 
 
 def widths(result: dict[str, Any], settings: DistillSettings) -> list[int]:
     """Return how many values per view may be cached, largest first: features, or logits. result: of the teacher's stage."""
     features = result["teacher"]["features"]
     return (
-        [features] if settings.objective == "agnostic" else sorted({result["width"], result["classes"]}, reverse=True)
+        [features]
+        if settings.objective == "task-agnostic"
+        else sorted({result["width"], result["classes"]}, reverse=True)
     )
 
 
 def teacher_for_distillation(
     folder: Path, result: dict[str, Any], settings: DistillSettings, accelerator: Any, level: int
 ) -> Any:
-    """Load the teacher for the distillation: adapted, or frozen for the agnostic objective. level: index into `widths`."""
+    """Load the teacher for the distillation: adapted, or frozen for the task-agnostic objective. level: index into `widths`."""
     from tutelage.models import adapted_teacher
 
-    load = adapted_teacher.frozen if settings.objective == "agnostic" else adapted_teacher.load_adapted
+    load = adapted_teacher.frozen if settings.objective == "task-agnostic" else adapted_teacher.load_adapted
     teacher = load(folder, result, settings.teacher_weights, accelerator)
     return adapted_teacher.with_logits(teacher) if level else teacher
 

@@ -139,7 +139,7 @@ def matched(settings: DistillSettings) -> tuple[int, int]:
     from tutelage.models.teachers import default_size, resolve
 
     size = settings.student_size or default_size(resolve(settings.student, "student"))
-    return (1, 1) if settings.agnostic_features == "global" else grid_of(size, DEEPEST)
+    return (1, 1) if settings.task_agnostic_features == "global" else grid_of(size, DEEPEST)
 
 
 def grid(settings: g.Student) -> tuple[int, int]:
@@ -198,7 +198,7 @@ def flops_of(encoder: Any) -> int:
 
 def largest_outputs(encoder: Any, settings: RunSettings, classes: int) -> tuple[int, int]:
     """Return, before a run, the number of values to be cached per view if --cache-limit allows, and the number of views per image."""
-    if settings.objective == "agnostic":
+    if settings.objective == "task-agnostic":
         from tutelage.models.segmentation_teachers import pyramid_of
 
         rows, columns = matched(settings)
@@ -209,7 +209,7 @@ def largest_outputs(encoder: Any, settings: RunSettings, classes: int) -> tuple[
 
 def widths(result: dict[str, Any], settings: DistillSettings) -> list[int]:
     """Return how many values per view may be cached, largest first."""
-    if settings.objective == "agnostic":
+    if settings.objective == "task-agnostic":
         rows, columns = matched(settings)
         return [result["deepest"] * rows * columns]
     return [result["width"] * rows * columns for rows, columns in grids(settings)]
@@ -222,7 +222,7 @@ def teacher_for_distillation(
     from tutelage.models import segmentation_teachers
 
     weights = settings.teacher_weights
-    if settings.objective == "agnostic":
+    if settings.objective == "task-agnostic":
         return segmentation_teachers.frozen(folder, result, weights, accelerator, matched(settings))
     every = grids(settings)
     return segmentation_teachers.load_adapted(folder, result, weights, accelerator, every[0], every[level])
@@ -246,7 +246,7 @@ def distillation_module(module: Any, features: int, settings: DistillSettings) -
     """Return the student with its projector for the distillation. features: width of those to match, 0 = none."""
     from tutelage.models.segmentation_students import SegmentationStudentWithProjector
 
-    return SegmentationStudentWithProjector(module, grids(settings)[0], features, matched(settings))
+    return SegmentationStudentWithProjector(module, features, matched(settings))
 
 
 def adapted(folder: Path, result: dict[str, Any], weights: str, accelerator: Any) -> Any:

@@ -10,7 +10,7 @@ from tutelage.image_size import sides
 from tutelage.settings.commands import DistillSettings
 from tutelage.settings.groups import Group, Resize, Student, Teacher
 
-OBJECTIVES = ("oriented", "pseudo-label", "agnostic")
+OBJECTIVES = ("task-oriented", "pseudo-label", "task-agnostic")
 COMPARISONS = ("contrastive", "cosine")
 
 
@@ -18,11 +18,13 @@ def faults_of(settings: Group) -> list[TutelageError]:
     """Return one fault for each setting, or pair of settings, that segmentation does not support."""
     faults, task = [], "with --task segmentation is not supported"
     if isinstance(settings, DistillSettings):
-        objective, comparison = settings.objective, settings.agnostic_loss
+        objective, comparison = settings.objective, settings.task_agnostic_loss
         if objective not in OBJECTIVES:
             faults.append(TutelageError(f"--objective {objective} {task}", f"use one of {', '.join(OBJECTIVES)}"))
-        if objective == "agnostic" and comparison not in COMPARISONS:
-            faults.append(TutelageError(f"--agnostic-loss {comparison} {task}", f"use one of {', '.join(COMPARISONS)}"))
+        if objective == "task-agnostic" and comparison not in COMPARISONS:
+            faults.append(
+                TutelageError(f"--task-agnostic-loss {comparison} {task}", f"use one of {', '.join(COMPARISONS)}")
+            )
     if isinstance(settings, Teacher):
         faults += _window_faults(settings)
     if isinstance(settings, Resize) and settings.resize != "squash":

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 def seed_of(*parts: object) -> int:
-    """Return a seed in [0, 2**63) derived from the parts: seed_of(run_seed, "transfer", step)."""
+    """Return a seed in [0, 2**63) derived from the parts: seed_of(run_seed, "order", step)."""
     text = "/".join(str(part) for part in parts).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
 

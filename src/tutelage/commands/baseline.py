@@ -1,0 +1,66 @@
+"""The baseline: the same student trained on the labels only, with the same views, steps, batch size and learning rate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tutelage.pipeline.stage import (
+    MetricsLog,
+    checkpoint_steps,
+    file_hash,
+    open_run,
+    save_weights,
+    training_steps,
+)
+from tutelage.run_folder import hash_of
+from tutelage.settings import command, identity
+from tutelage.settings.commands import BaselineSettings
+
+
+@command(BaselineSettings)
+def baseline(settings: BaselineSettings) -> dict[str, Any]:
+    """Train the baseline: the same student on the labels only, for as many steps as the distilled student.
+
+    Returns:
+        result of the stage: steps, images seen, seconds.
+    """
+    from tutelage.compute_cost import CostMeter
+    from tutelage.data.manifest import load_task
+    from tutelage.device import accelerator, training_flops
+    from tutelage.finetuning.labels_only import LabelsOnly, train_student
+    from tutelage.tasks import task_of
+    from tutelage.training import checkpoints
+
+    with open_run(settings) as (run, cache_dir):
+        curated = run.result("curate", "baseline")
+        kind = task_of(curated["task"])
+        inputs = hash_of(["baseline", curated["outputs"], identity(settings, kind.UNUSED)])
+        if done := run.done("baseline", inputs):
+            return {**done, "reused": True}
+        clock, task, hardware = (
+            run.clock("baseline"),
+            load_task(run.path, cache_dir),
+            accelerator(settings.device, settings.precision),
+        )
+        total, meter = training_steps(settings, len(task.transfer), kind.IMAGES), CostMeter()
+        resumable = checkpoints.Resumable(
+            run.path / "checkpoints", "baseline", inputs, checkpoint_steps(total, settings.batch_size)
+        )
+        metrics = MetricsLog(
+            run.path / "baseline" / "metrics.jsonl", resumable.start, settings.tracker, run.path, hardware
+        )
+        job = LabelsOnly(kind, task, settings, total, settings.seed, np.arange(len(task.train)), "baseline")
+        built, module = train_student(job, hardware, resumable, lambda count: clock.tick(), metrics.write)
+        metrics.close()
+        meter.trained, meter.train_flops = total * settings.batch_size, training_flops(module, built.size)
+        save_weights(run.path / "baseline" / "weights.safetensors", module.state_dict())
+        seconds = clock.stop()
+        result = {
+            "outputs": file_hash(run.path / "baseline" / "weights.safetensors"), "curated": curated["outputs"],
+            "student": built.about(), "steps": total,
+            "images_seen": total * settings.batch_size, "loss": metrics.last, "seconds": seconds,
+            "compute_cost": meter.entry(run.path / "baseline", seconds),
+        }  # fmt: skip
+        return run.finish("baseline", inputs, result)
