@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tutelage.data.image_cache import Images
-from tutelage.distillation.distill_loop import Plan, _batches, _on_pixels, class_weights, labelled_images
+from tutelage.distillation.distill_loop import Plan, _batches, class_weights, labelled_images
 from tutelage.distillation.objectives import QUEUE, TASK_AGNOSTIC, Batch, objective_loss
 from tutelage.distillation.self_distillation import images_in_a_step, small_side
 from tutelage.distillation.targets import Targets
@@ -27,10 +27,11 @@ STUDENT = SimpleNamespace(size=16, mean=(0.5,) * 3, std=(0.25,) * 3)
 def batch_of(labelled: int = 2, read: bool = True) -> Batch:
     """Six images; the first ones have a label in place of a soft target. read: whether the objective reads labels."""
     torch.manual_seed(0)
-    soft, labels = torch.softmax(torch.randn(6, 3), 1), torch.zeros(6, 3)
-    labels[range(labelled), [i % 3 for i in range(labelled)]] = 1
-    soft[:labelled] = 0
-    return Batch(soft, labels if read else torch.zeros(6, 0), torch.randn(6, 8), torch.randn(5, 8), 2.0)
+    soft, labels = (
+        torch.softmax(torch.randn(6, 3), 1)[labelled:],
+        torch.eye(3)[torch.arange(labelled if read else 0) % 3],
+    )
+    return Batch(soft, labels, torch.randn(6, 8), torch.randn(5, 8), 2.0)
 
 
 def output() -> tuple[torch.Tensor, torch.Tensor]:
@@ -57,7 +58,7 @@ def test_task_oriented_asks_for_the_targets_and_the_labels():
     logits, projected = output()
     for weights in (None, torch.tensor([1.0, 2.0, 5.0])):
         batch = replace(batch_of(), weights=weights)
-        targets = torch.cat([batch.labels[:2], batch.soft[2:]])
+        targets = torch.cat([batch.labels, batch.soft])
         expected = losses.divergence(logits, targets, 2.0, weights)
         for objective in ("task-oriented", "pseudo-label"):
             found = objective_loss(objective, "cosine")((logits, projected), batch)
@@ -75,7 +76,7 @@ def test_task_agnostic_mixes_features_and_labels_by_their_share():
     logits, projected = output()
     batch = batch_of(2)
     distance = TASK_AGNOSTIC["cosine"](projected, batch)
-    entropy = torch.nn.functional.cross_entropy(logits[:2], batch.labels[:2].argmax(1))
+    entropy = torch.nn.functional.cross_entropy(logits[:2], batch.labels.argmax(1))
     found = objective_loss("task-agnostic", "cosine")((logits, projected), batch)
     assert found.item() == pytest.approx((2 / 3 * distance + 1 / 3 * entropy).item(), rel=1e-5)
     bare = objective_loss("task-agnostic", "cosine")((logits, projected), batch_of(0, read=False))
@@ -129,11 +130,10 @@ def test_labelled_images_come_with_their_labels_and_the_others_with_their_target
     drawn, rest, seen = [], [], []
     for step in range(9):
         images, soft, labels, features, queue = make(step)
-        assert (soft.shape, labels.shape, features.shape, queue.shape) == ((6, 3), (2,), (6, 0), (0, 0))
-        assert soft[:2].sum() == 0
-        torch.testing.assert_close(soft[2:].sum(1), torch.ones(4))
+        assert (soft.shape, labels.shape, features.shape, queue.shape) == ((4, 3), (2,), (6, 0), (0, 0))
+        torch.testing.assert_close(soft.sum(1), torch.ones(4))
         drawn += [LABELS.tolist().index(int(label)) for label in labels]
-        rest += which(soft[2:], targets)
+        rest += which(soft, targets)
         seen.append(images)
     assert sorted(drawn) == sorted(list(range(LABELLED)) * 6), "the labelled images take turns"
     assert sorted(rest) == sorted(list(range(LABELLED, IMAGES)) * 6), "and so do the others"
@@ -155,19 +155,20 @@ def test_without_a_share_every_image_has_its_target():
         np.arange(IMAGES) % 3
     )  # of a transfer set in which all images are labelled half of a batch has targets too
     _, soft, labels, *_ = _batches(targets, Plan(3, 4, 1.0, labelled=2), STUDENT, everyone, 0, 1)(0)
-    assert soft.sum(1).round().tolist() == [0, 0, 1, 1]
+    assert soft.sum(1).round().tolist() == [1, 1]
     assert len(labels) == 2
 
 
-def test_a_target_on_a_grid_is_spread_over_the_pixels():
-    """A grid of targets goes bilinearly to the student's pixels, where rows of 0 stay 0; one target an image stays as it is."""
-    grid = torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]], [[[0.0, 0.0]], [[0.0, 0.0]]]])
-    found = _on_pixels(grid, torch.zeros(2, 2, 1, 4))
-    torch.testing.assert_close(found[0, 0, 0], torch.tensor([1.0, 0.75, 0.25, 0.0]))
-    torch.testing.assert_close(found[0].sum(0), torch.ones(1, 4))
-    assert found[1].sum() == 0
-    plain = torch.eye(3)
-    assert _on_pixels(plain, torch.zeros(3, 3)) is plain
+def test_true_masks_count_at_their_own_resolution():
+    """A labelled image counts as much as another, at each pixel of its mask, though soft targets are on a grid of half the resolution."""
+    torch.manual_seed(0)
+    logits, soft = torch.randn(3, 2, 2, 2), torch.rand(2, 2, 2, 2).softmax(1)
+    truth = losses.one_hot(torch.randint(0, 2, (1, 4, 4)), 2)
+    batch = Batch(soft, truth, torch.zeros(3, 0), torch.zeros(0, 0))
+    large = torch.nn.functional.interpolate(logits[:1], (4, 4), mode="bilinear")
+    expected = losses.divergence(large, truth) / 3 + losses.divergence(logits[1:], soft) * 2 / 3
+    found = objective_loss("task-oriented", "cosine")((logits, None), batch)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_processes_share_a_batch():
@@ -189,7 +190,7 @@ def test_features_are_those_of_the_images_and_a_queue_of_others():
     targets = small_set(features=True)
     plan = Plan(4, 6, 1.0, objective="task-agnostic", task_agnostic_loss="queue", labelled=2)
     _, soft, _, features, queue = _batches(targets, plan, STUDENT, LABELS, 0, 1)(1)
-    assert (features[2:, 0] / 2).int().tolist() == which(soft[2:], targets)
+    assert (features[2:, 0] / 2).int().tolist() == which(soft, targets)
     assert set((features[:2, 0] / 2).int().tolist()) <= set(range(LABELLED))
     assert queue.shape == (QUEUE, 2)
     assert len(queue.unique(dim=0)) == IMAGES

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from tutelage.data.masks import Masks
 from tutelage.distillation.objectives import QUEUE, Batch, objective_loss
@@ -86,11 +85,8 @@ def distill_student(
         with hardware.autocast():
             output = module(images)
         logits, projected = output if isinstance(output, tuple) else (output, None)
-        soft, one_hot = _on_pixels(soft, logits), logits.new_zeros(len(logits), 0)
-        if plan.labelled:
-            known = losses.one_hot(truth, classes)
-            one_hot = torch.cat([known, known.new_zeros(len(logits) - len(known), *known.shape[1:])])
-        batch = Batch(soft, one_hot, features, queue, plan.temperature, class_weights, plan.features)
+        known = losses.one_hot(truth, classes)
+        batch = Batch(soft, known, features, queue, plan.temperature, class_weights, plan.features)
         return distance((logits, projected), batch)
 
     make = _batches(targets, plan, student, labels, hardware.process_index, hardware.num_processes)
@@ -98,17 +94,10 @@ def distill_student(
     loop.train(module, plan, make, loss_of, hardware, watch, **more)
 
 
-def _on_pixels(targets: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    """Return targets on a grid as (B, C, H, W), one for each pixel of the logits; others unchanged."""
-    if targets.ndim < 4 or targets.shape == logits.shape:
-        return targets
-    return F.interpolate(targets, logits.shape[2:], mode="bilinear", align_corners=False)
-
-
 def _batches(
     targets: Targets, plan: Plan, student: Any, labels: np.ndarray | Masks, rank: int, processes: int
 ) -> Callable[[int], tuple[torch.Tensor, ...]]:
-    """Return a function: step -> this process's images, soft targets, labels of the labelled ones, features and queue of features."""
+    """Return a function: step -> this process's images, soft targets, labels of the first ones, features, queue."""
     order, labelled_order = batches.seed_of(plan.seed, "order"), batches.seed_of(plan.seed, "labelled order")
     queued = plan.objective == "task-agnostic" and plan.task_agnostic_loss == "queue"
     images, views, hard = targets.images, targets.settings, plan.objective == "pseudo-label"
@@ -122,7 +111,6 @@ def _batches(
         rest, passes = first + rest[turn::processes], passes[turn::processes]
         positions, numbers = np.concatenate([known, rest]), np.concatenate([again, passes])
         soft = torch.from_numpy(targets.probabilities(rest, passes, plan.temperature, hard))
-        soft = torch.cat([soft.new_zeros(len(known), *soft.shape[1:]), soft])
         truth = torch.zeros(0, dtype=torch.int64)
         if plan.labelled:
             truth = view_truth(images, labels, known, again, views, sides(student.size))

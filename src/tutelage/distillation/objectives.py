@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch.nn import functional as F
 
 from tutelage.training import losses
 
@@ -26,9 +27,9 @@ Output = tuple[torch.Tensor, torch.Tensor | None]  # logits and projected featur
 class Batch:
     """The targets of one batch.
 
-    soft: (B, C) float target probabilities, rows of 0 for labelled images, or (B, 0). labels: (B, C) float one-hot, rows of 0
-    for the other images, or (B, 0) if no labels are used. features: (B, d) float, the teacher's on principal axes, or (B, 0). All three
-    may be on a grid: (B, C, h, w). queue: (K, d) features of other images.
+    soft: (B - L, C) float target probabilities of all but the first L images, or (B - L, 0). labels: (L, C) float one-hot, of the first.
+    features: (B, d) float, the teacher's on principal axes, or (B, 0). All may be on a grid, (.., C, h, w), and labels on a finer one
+    than soft. queue: (K, d) features of other images.
     temperature: of the soft targets. weights: (C,) float class weights, or None for 1. feature_weight: of the feature
     distance, which is added to the loss on the targets.
     """
@@ -44,11 +45,22 @@ class Batch:
 
 def task_oriented(output: Output, batch: Batch) -> torch.Tensor:
     """KL divergence from the targets (soft, or the true class for labelled images) plus the weighted feature distance."""
-    targets = batch.soft + batch.labels if batch.labels.shape[1] else batch.soft
-    loss = losses.divergence(output[0], targets, batch.temperature, batch.weights)
+    loss = _divergence(output[0], batch)
     if output[1] is None or not batch.features.shape[1]:
         return loss
     return loss + batch.feature_weight * losses.feature_distance(output[1], batch.features)
+
+
+def _divergence(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """KL divergence from the targets of all images; at the true masks' own resolution, which is finer than that of soft targets."""
+    count = len(batch.labels)
+    if logits.ndim == 2 or not count:
+        targets = torch.cat([batch.labels, batch.soft]) if count else batch.soft
+        return losses.divergence(logits, targets, batch.temperature, batch.weights)
+    known = F.interpolate(logits[:count], batch.labels.shape[2:], mode="bilinear", align_corners=False)
+    on_labels = losses.divergence(known, batch.labels, batch.temperature, batch.weights)
+    on_targets = losses.divergence(logits[count:], batch.soft, batch.temperature, batch.weights)
+    return (count * on_labels + len(batch.soft) * on_targets) / len(logits)
 
 
 TASK_AGNOSTIC: dict[str, Callable[[torch.Tensor, Batch], torch.Tensor]] = {
@@ -65,10 +77,14 @@ def task_agnostic(loss: str) -> Callable[[Output, Batch], torch.Tensor]:
         logits, projected = output
         assert projected is not None
         distance = TASK_AGNOSTIC[loss](projected, batch)
-        if not batch.labels.shape[1]:
+        count = len(batch.labels)
+        if not count:
             return distance + 0 * logits.sum()  # so that the head gets a gradient in every process
-        share = float((batch.labels.flatten(1).sum(dim=1) > 0).float().mean())
-        return (1 - share) * distance + share * losses.soft_cross_entropy(logits, batch.labels, batch.weights)
+        known = logits[:count]
+        if known.ndim > 2:
+            known = F.interpolate(known, batch.labels.shape[2:], mode="bilinear", align_corners=False)
+        share = count / len(logits)
+        return (1 - share) * distance + share * losses.soft_cross_entropy(known, batch.labels, batch.weights)
 
     return of
 

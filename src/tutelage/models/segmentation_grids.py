@@ -180,8 +180,11 @@ class DenseNetwork(nn.Module):
         self.register_buffer("temperature", torch.ones(()))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        height, width = images.shape[-2:]
         inside = padded(images, self.multiple)
-        return self._pixels(self.head(self.pyramid(inside)) / self.temperature, inside, images)
+        logits = self.head(self.pyramid(inside)) / self.temperature
+        logits = F.interpolate(logits, inside.shape[-2:], mode="bilinear", align_corners=False)
+        return logits[..., :height, :width]
 
     def on_grid(self, images: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         """(B, 3, H, W) -> (B, C, *grid) logits."""
@@ -193,16 +196,14 @@ class DenseNetwork(nn.Module):
         inside = padded(images, self.multiple)
         return self._inside(self.pyramid(inside)[-1], inside, images, grid)
 
-    def with_features(self, images: torch.Tensor, grid: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, 3, H, W) -> (B, C, H, W) logits and (B, D, *grid) features of the deepest level, from one pass."""
+    def with_features(
+        self, images: torch.Tensor, grid: tuple[int, int], deepest: tuple[int, int]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, 3, H, W) -> (B, C, *grid) logits and (B, D, *deepest) features of the deepest level, from one pass."""
         inside = padded(images, self.multiple)
         levels = self.pyramid(inside)
-        logits = self._pixels(self.head(levels) / self.temperature, inside, images)
-        return logits, self._inside(levels[-1], inside, images, grid)
-
-    def _pixels(self, logits: torch.Tensor, inside: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-        height, width = images.shape[-2:]
-        return F.interpolate(logits, inside.shape[-2:], mode="bilinear", align_corners=False)[..., :height, :width]
+        logits = self.head(levels) / self.temperature
+        return self._inside(logits, inside, images, grid), self._inside(levels[-1], inside, images, deepest)
 
     def _inside(
         self, values: torch.Tensor, inside: torch.Tensor, images: torch.Tensor, grid: tuple[int, int]

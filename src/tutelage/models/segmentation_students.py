@@ -99,18 +99,18 @@ def build_student(
 class SegmentationStudentWithProjector(nn.Module):
     """A student with a projection of its features, which only the distillation needs.
 
-    forward: (B, 3, H, W) -> (B, C, H, W) logits and (B, D, *matched) projected features of the deepest level, D = width; None
+    forward: (B, 3, H, W) -> (B, C, *grid) logits and (B, D, *matched) projected features of the deepest level, D = width; None
     instead of the features if width is 0.
     """
 
-    def __init__(self, student: DenseNetwork, width: int = 0, matched: tuple[int, int] = (1, 1)):
+    def __init__(self, student: DenseNetwork, grid: tuple[int, int], width: int = 0, matched: tuple[int, int] = (1, 1)):
         super().__init__()
-        self.student, self.matched = student, matched
+        self.student, self.grid, self.matched = student, grid, matched
         channels = student.pyramid.levels[-1].channels
         self.projection = nn.Conv2d(channels, width, 1) if width else None
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         if self.projection is None:
-            return self.student(images), None
-        logits, features = self.student.with_features(images, self.matched)
+            return self.student.on_grid(images, self.grid), None
+        logits, features = self.student.with_features(images, self.grid, self.matched)
         return logits, self.projection(features)

@@ -246,7 +246,7 @@ def distillation_module(module: Any, features: int, settings: DistillSettings) -
     """Return the student with its projector for the distillation. features: width of those to match, 0 = none."""
     from tutelage.models.segmentation_students import SegmentationStudentWithProjector
 
-    return SegmentationStudentWithProjector(module, features, matched(settings))
+    return SegmentationStudentWithProjector(module, grids(settings)[0], features, matched(settings))
 
 
 def adapted(folder: Path, result: dict[str, Any], weights: str, accelerator: Any) -> Any:
