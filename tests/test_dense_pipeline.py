@@ -78,7 +78,7 @@ def whole(data) -> dict:
 
 def test_all_stages(whole):
     """A run gives mIoU beside the other scores for distilled student, baseline and teacher, a page with masks, and a report by class."""
-    for name in ("distilled", "baseline", "delivered", "teacher"):
+    for name in ("distilled", "baseline", "delivered", "teacher", "committee"):
         test = whole[name]["test"]
         assert test["images"] == 4
         assert 0 <= test["miou"] <= 1
@@ -87,8 +87,10 @@ def test_all_stages(whole):
     folder = Path(whole["run"])
     page = (folder / "report" / "index.html").read_text()
     assert page.count('alt="mask of ') == 4
-    for name in ("delivered", "distilled", "baseline", "teacher"):
+    for name in ("delivered", "distilled", "baseline", "teacher", "committee"):
         assert page.count(f'alt="{name} of ') == 4
+    alike = whole["committee"]["test"] == whole["teacher"]["test"]
+    assert alike == (read_json(folder / "committee" / "result.json")["weight"] == 0), "of its own mixture of masks"
     assert "IoU of each class" in page
     assert "mean IoU of" in page
     curated = read_json(folder / "curate" / "result.json")
@@ -122,7 +124,7 @@ def test_a_killed_run_goes_on(data, monkeypatch):
         patch.setattr("tutelage.training.loop.save_checkpoint", killed)
         with pytest.raises(KeyboardInterrupt):
             go(data, "stopped")
-    assert list((data / "runs" / "stopped" / "checkpoints").glob("transfer-*"))
+    assert list((data / "runs" / "stopped" / "checkpoints").glob("distill-*"))
     found = load_file(Path(go(data, "stopped")["run"]) / "finetune" / "weights.safetensors")
     assert all(np.array_equal(found[name], value) for name, value in expected.items())
 

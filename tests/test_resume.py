@@ -83,7 +83,7 @@ def under_way(out: Path, stage: str) -> Callable[[], bool]:
 
 def writing_checkpoint(out: Path) -> Callable[[], bool]:
     """Whether the student's loop has written a checkpoint, and a later one by half."""
-    return lambda: after_checkpoint(out, "distill")() and any((out / "checkpoints").glob("transfer-*.partial"))
+    return lambda: after_checkpoint(out, "distill")() and any((out / "checkpoints").glob("distill-*.partial"))
 
 
 def after_checkpoint(out: Path, loop: str) -> Callable[[], bool]:

@@ -130,10 +130,10 @@ def classification(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     labels = np.asarray(labels, dtype=np.int64)
     probabilities = softmax(logits)
     table = confusion(labels, probabilities.argmax(axis=1), probabilities.shape[1])
-    hits, there, said = np.diag(table), table.sum(axis=1), table.sum(axis=0)
+    hits, there, predicted = np.diag(table), table.sum(axis=1), table.sum(axis=0)
     recall = np.where(there > 0, hits / np.maximum(there, 1), np.nan)
-    seen = (there + said) > 0
-    f1 = 2 * hits / np.maximum(there + said, 1)
+    seen = (there + predicted) > 0
+    f1 = 2 * hits / np.maximum(there + predicted, 1)
     picked = probabilities[np.arange(len(labels)), labels]
     return {
         "images": len(labels),
@@ -228,11 +228,11 @@ def boundary_f1(labels: np.ndarray, decisions: np.ndarray, classes: int, toleran
     widened = functools.partial(ndimage.maximum_filter, size=2 * near + 1, mode="constant")
     known, scores = labels < classes, []
     for number in np.union1d(labels[known], decisions[known]):
-        true, said = (_outline(part == number, known) for part in (labels, decisions))
-        if not true.any() and not said.any():
+        true, predicted = (_outline(part == number, known) for part in (labels, decisions))
+        if not true.any() and not predicted.any():
             continue
-        precision = (said & widened(true)).sum() / max(said.sum(), 1)
-        recall = (true & widened(said)).sum() / max(true.sum(), 1)
+        precision = (predicted & widened(true)).sum() / max(predicted.sum(), 1)
+        recall = (true & widened(predicted)).sum() / max(true.sum(), 1)
         scores.append(2 * precision * recall / max(precision + recall, 1e-12))
     return float(np.mean(scores)) if scores else float("nan")
 

@@ -41,7 +41,14 @@ def curate(settings: CurateSettings) -> dict[str, Any]:
     from tutelage.curation.candidates import fill_pool, nothing_left
     from tutelage.curation.curation_outputs import log_transfer_set
     from tutelage.curation.embedders import GalleryEmbedder
-    from tutelage.curation.labelled_set import admit, data_of, list_rejected, read_labels, reject, tell_changed
+    from tutelage.curation.labelled_set import (
+        data_of,
+        list_rejected,
+        log_changed_data,
+        read_labels,
+        reject,
+        split_labels,
+    )
     from tutelage.curation.selection import wanted_of
     from tutelage.data.gallery import list_gallery
     from tutelage.data.image_cache import Store
@@ -61,7 +68,7 @@ def curate(settings: CurateSettings) -> dict[str, Any]:
         if done := run.done("curate", inputs):
             return {**done, "reused": True}
         given = data_of(labelled, listed.refs)
-        tell_changed(run, given)
+        log_changed_data(run, given)
         clock = run.clock("curate")
         tick = clock.ticking(lambda count: None)
         for note in labelled.notes:
@@ -72,13 +79,13 @@ def curate(settings: CurateSettings) -> dict[str, Any]:
         images, rows, bad = store.find(labelled.refs)
         bad = [("target", one) for one in [*labelled.rejected, *bad]]
         list_rejected(run, bad)  # now, for errors about labels point there; --max-rejected counts all images
-        admitted = admit(labelled, images, rows, settings.budget, settings.seed)
-        wanted = wanted_of(settings, len(admitted.drawn), len(labelled.classes))
+        labelled_split = split_labels(labelled, images, rows, settings.budget, settings.seed)
+        wanted = wanted_of(settings, len(labelled_split.drawn), len(labelled.classes))
         spare = SPARE
         while True:
             refs = gallery_sample(listed.refs, settings, wanted, spare)
-            pool, leaks, known, twice, unreadable = fill_pool(encoder, refs, admitted, settings, tick)
-            chosen = _Chosen(run, settings, encoder, admitted, pool, refs, clock, given)
+            pool, leaks, known, twice, unreadable = fill_pool(encoder, refs, labelled_split, settings, tick)
+            chosen = _Chosen(run, settings, encoder, labelled_split, pool, refs, clock, given)
             every = len(refs) == len(listed.refs)
             if every or pool.usable.sum() >= (wanted or 0):
                 chosen.choose(wanted, leaks)
@@ -119,17 +126,26 @@ def gallery_sample(refs: list, settings: CurateSettings, wanted: int | None, spa
 class _Chosen:
     """The chosen images, and what is written about them."""
 
-    def __init__(self, run: Run, settings, encoder, admitted, pool, refs, clock, given):
-        self.run, self.settings, self.encoder, self.admitted, self.given = run, settings, encoder, admitted, given
+    def __init__(self, run: Run, settings, encoder, labelled_split, pool, refs, clock, given):
+        self.run, self.settings, self.encoder, self.labelled_split, self.given = (
+            run,
+            settings,
+            encoder,
+            labelled_split,
+            given,
+        )
         self.pool, self.refs, self.clock = pool, refs, clock
 
     def choose(self, wanted: int | None, leaks: Any) -> None:
         """Choose the gallery images. leaks: the LeakCheck of the pool."""
         from tutelage.curation.selection import SelectionRequest, choose
 
-        admitted, settings = self.admitted, self.settings
-        labels, related = admitted.target.labels[admitted.drawn], admitted.target.groups[admitted.drawn]
-        queries = self.encoder.queries(admitted, self.pool.vectors.mean)
+        labelled_split, settings = self.labelled_split, self.settings
+        labels, related = (
+            labelled_split.target.labels[labelled_split.drawn],
+            labelled_split.target.groups[labelled_split.drawn],
+        )
+        queries = self.encoder.queries(labelled_split, self.pool.vectors.mean)
         free = int(self.pool.usable.sum())
         if wanted is not None and wanted > free > 0:
             if not settings.smoke:
@@ -154,7 +170,7 @@ class _Chosen:
 
         queries = self.queries
         choice = self.choice.take(np.argsort(self.choice.rows, kind="stable"))
-        embedded, admitted = self.pool.embedded, self.admitted
+        embedded, labelled_split = self.pool.embedded, self.labelled_split
         refs = [self.refs[i] for i in embedded.positions[choice.rows]]
         with progress("decode the chosen", len(store.missing(refs))) as advance:
             store.add(refs, self.clock.ticking(advance))
@@ -167,27 +183,28 @@ class _Chosen:
             )
         if self.encoder.is_teacher:
             self.encoder.hand_on(images, Vectors(embedded.parts, None).rows(choice.rows))
-        written.write_manifests(self.run, admitted, refs, choice, embedded, self.settings.strategy, queries.names)
+        written.write_manifests(self.run, labelled_split, refs, choice, embedded, self.settings.strategy, queries.names)
         leak_refs = [self.refs[embedded.positions[leak.row]] for leak in leaks]
-        written.write_leaks(self.run, admitted, leak_refs, leaks)
-        kept_out = written.pairs(store, admitted, leak_refs, leaks)
-        written.write_montage(self.run, admitted, images, choice, kept_out, queries)
-        summary = written.summary(self.pool, choice, queries, admitted)
+        written.write_leaks(self.run, labelled_split, leak_refs, leaks)
+        kept_out = written.pairs(store, labelled_split, leak_refs, leaks)
+        written.write_montage(self.run, labelled_split, images, choice, kept_out, queries)
+        summary = written.summary(self.pool, choice, queries, labelled_split)
         counts = {
-            split: int((admitted.target.splits[admitted.kept] == split).sum()) for split in ("train", "val", "test")
+            split: int((labelled_split.target.splits[labelled_split.kept] == split).sum())
+            for split in ("train", "val", "test")
         }
         chosen = len(refs)
         say(
-            f"validation {counts['val']:,} · test {counts['test']:,} · transfer set {chosen + len(admitted.drawn):,}: "
-            f"{len(admitted.drawn):,} labelled + {chosen:,} of {listed:,} gallery images ({len(leaks):,} held out as validation/test, "
-            f"{twice:,} duplicates, {self.passed:,} near duplicates)"
+            f"validation {counts['val']:,} · test {counts['test']:,} · transfer set {chosen + len(labelled_split.drawn):,}: "
+            f"{len(labelled_split.drawn):,} labelled + {chosen:,} of {listed:,} gallery images ("
+            f"{len(leaks):,} held out as validation/test, {twice:,} duplicates, {self.passed:,} near duplicates)"
         )
         result = {
-            "outputs": written.identity(admitted, refs, embedded, choice), "given": self.given, "task": admitted.target.task,
-            "classes": list(admitted.target.classes), "store_side": self.encoder.side, "strategy": self.settings.strategy,
-            "images": {**counts, "transfer": chosen + len(admitted.drawn)}, "gallery": listed, "leaks": len(leaks),
+            "outputs": written.identity(labelled_split, refs, embedded, choice), "given": self.given, "task": labelled_split.target.task,
+            "classes": list(labelled_split.target.classes), "store_side": self.encoder.side, "strategy": self.settings.strategy,
+            "images": {**counts, "transfer": chosen + len(labelled_split.drawn)}, "gallery": listed, "leaks": len(leaks),
             "duplicates": twice, "near_duplicates": self.passed, "rejected": rejected, **summary,
-            **admitted.target.about(admitted.drawn), "seconds": self.clock.stop(),
+            **labelled_split.target.about(labelled_split.drawn), "seconds": self.clock.stop(),
         }  # fmt: skip
         return self.run.finish("curate", inputs, result)
 

@@ -202,7 +202,7 @@ class _Job:
     def teacher_outputs(self, needs_features: bool, hardware: Any, clock: Clock, meter: Any) -> Any:
         """Return the adapted teacher's outputs for the transfer set, in the form that the cache limit allows."""
         from tutelage.device import flops
-        from tutelage.distillation.prepare_targets import teacher_outputs, tell_reduction
+        from tutelage.distillation.prepare_targets import log_reduction, teacher_outputs
 
         s, folder = self.settings, self.run.path / "adapt"
         teacher = self.kind.teacher_for_distillation(folder, self.adapted, s, hardware, self.level or 0)
@@ -214,7 +214,7 @@ class _Job:
             )
         if self.level and self.kind.GRID:
             whole = self.kind.teacher_for_distillation(folder, self.adapted, s, hardware, 0)
-            tell_reduction(whole, teacher, self.task.transfer, self.views)
+            log_reduction(whole, teacher, self.task.transfer, self.views)
         meter.teacher_flops = flops(teacher.module, teacher.network.size)
         return teacher_outputs(
             self.task, teacher, self.views, self.looks, s.cache_limit, self.cache_dir, hardware, clock, meter

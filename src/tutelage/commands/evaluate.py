@@ -11,10 +11,10 @@ from typing import Any
 from tutelage.errors import TutelageError, shown
 from tutelage.pipeline.stage import open_run
 from tutelage.progress import progress, say
-from tutelage.run_folder import TRAINED, Run, hash_of, read_json
+from tutelage.run_folder import DEFAULT, TRAINED, Run, hash_of, read_json
 from tutelage.settings import command, declared
 from tutelage.settings.commands import EvaluateSettings
-from tutelage.settings.groups import Views
+from tutelage.settings.groups import Student, Views
 
 TIMED_FLOPS = 1e12  # for one image, about half a minute on one thread; a larger teacher is not timed
 LEARNT_ON = 1000  # images of the transfer set on which student and teacher are compared
@@ -70,6 +70,10 @@ def _results(run: Run) -> dict[str, Any]:
     return stages
 
 
+def _part(group: Any, settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: one for name, one in settings.items() if name in declared(group)}
+
+
 class _Work:
     """State of the evaluation while it runs."""
 
@@ -93,10 +97,11 @@ class _Work:
         run.result("curate", "evaluate")
         self.task = load_task(run.path, cache_dir)
         self.kind: Any = task_of(self.task.task)
-        kept = {name: one for name, one in run.settings()["settings"].items() if name in declared(Views)}
-        self.views = self.kind.views(Views(**{**kept, "resize": resize}))
+        kept = {name: None if one == DEFAULT else one for name, one in run.settings()["settings"].items()}
+        self.views = self.kind.views(Views(**{**_part(Views, kept), "resize": resize}))
+        self.student_settings = Student(**_part(Student, kept))
         self.test = _new_images(target, self.task, cache_dir) if target else self.task.test
-        self.said: dict[str, Any] = {}  # model -> predictions for the test images: logits or decisions
+        self.predictions: dict[str, Any] = {}  # model -> predictions for the test images: logits or decisions
         some = np.random.default_rng(0).permutation(len(self.task.transfer))[:LEARNT_ON]
         self.learnt_on = self.task.transfer.take(np.sort(some))
         self.times: dict[str, float] = {}  # architecture -> milliseconds; each is timed once
@@ -110,7 +115,7 @@ class _Work:
         }
         if self.stages["adapt"]:
             result["teacher"] = self.teacher()
-        if (members := self.stages["committee"] or {}).get("folds") and "teacher" in self.said and not self.kind.GRID:
+        if (members := self.stages["committee"] or {}).get("folds") and "teacher" in self.predictions:
             result["committee"] = self.committee(members, result["teacher"])
         delivered = (self.stages["finetune"] or {}).get("delivered")
         for name, stage in STUDENTS.items():
@@ -132,29 +137,45 @@ class _Work:
         from tutelage.pipeline.load_student import load_student
 
         assert self.test is not None
-        count, about, found = members["folds"], members["student"], None
+        count, about = members["folds"], members["student"]
         mixture = Mixture.of(members, self.run.settings()["settings"].get("committee", "auto"))
+        self.predictions["committee"] = self.predictions["teacher"]
         if mixture.weight:  # otherwise the mixture is the teacher
-            summed = 0.0
+            of_students, of_teacher = 0.0, self.predictions["teacher"]
             for number in range(count):
                 student = load_student(self.run.path / "committee", about, len(self.task.classes), f"fold-{number}")
-                module, images = student.module.to(self.hardware.device), self.test.images
-                summed = summed + self.kind.log_probabilities(
-                    module, student, images, self.views, self.hardware, None, lambda n: None
-                ).astype(np.float32)
-            found = log_softmax(summed / count)
-        self.said["committee"] = mixture(log_softmax(self.said["teacher"]), found)
+                of_students = of_students + self.log_probabilities(student.module, student)
+            if self.kind.GRID:
+                adapted = self.adapted()
+                of_teacher = self.log_probabilities(adapted.module, adapted.network)
+            mixed = mixture(log_softmax(np.asarray(of_teacher)), log_softmax(of_students / count))
+            self.predictions["committee"] = self.kind.predictions_of(mixed, self.test.labels, np.arange(len(mixed)))
         return {
             "name": f"{teacher['name']}, {count} x {about['name']}", "weight": mixture.weight,
-            "parameters": teacher["parameters"] + count * about["parameters"], "test": self.judged(self.said["committee"]),
+            "parameters": teacher["parameters"] + count * about["parameters"], "test": self.judged(self.predictions["committee"]),
         }  # fmt: skip
+
+    def log_probabilities(self, module: Any, network: Any) -> Any:
+        """Return a model's float32 log probabilities of the test images; those of masks on the grid of the student's logits."""
+        import numpy as np
+
+        assert self.test is not None
+        module, grid = module.to(self.hardware.device).eval(), self.kind.grid(self.student_settings)
+        found = self.kind.log_probabilities(
+            module, network, self.test.images, self.views, self.hardware, grid, lambda n: None
+        )
+        return found.astype(np.float32)
+
+    def adapted(self) -> Any:
+        """Load the adapted teacher."""
+        return self.kind.adapted(self.run.path / "adapt", self.stages["adapt"], self.teacher_weights, self.hardware)
 
     def teacher(self) -> dict[str, Any]:
         """Return the scores of the adapted teacher, and keep its predictions to compare the students' with."""
         from tutelage.device import flops, latency_ms
         from tutelage.features.output_cache import OutputCache
 
-        adapted = self.kind.adapted(self.run.path / "adapt", self.stages["adapt"], self.teacher_weights, self.hardware)
+        adapted = self.adapted()
         about: dict[str, Any] = {
             "name": adapted.network.name,
             "parameters": adapted.parameters,
@@ -171,8 +192,8 @@ class _Work:
         self.teacher_on_transfer = predictions_of(self.learnt_on, None, "transfer")
         if self.test is None:
             return about
-        self.said["teacher"] = predictions_of(self.test.images, self.test.labels, "test")
-        return {**about, "test": self.judged(self.said["teacher"])}
+        self.predictions["teacher"] = predictions_of(self.test.images, self.test.labels, "test")
+        return {**about, "test": self.judged(self.predictions["teacher"])}
 
     def student(self, name: str, stage: str) -> dict[str, Any]:
         """Return the scores of a student. stage: its folder."""
@@ -190,20 +211,20 @@ class _Work:
         }  # fmt: skip
         module = student.module.to(self.hardware.device)
         if self.teacher_on_transfer is not None:
-            said = self.says(module, student, self.learnt_on, None)
-            about["agreement_on_transfer"] = self.kind.agreement(said, self.teacher_on_transfer)
+            predictions = self.predict(module, student, self.learnt_on, None)
+            about["agreement_on_transfer"] = self.kind.agreement(predictions, self.teacher_on_transfer)
         if name == "distilled" and "agreement_with_targets" in self.stages[stage]:
             about["agreement_with_targets"] = self.stages[stage]["agreement_with_targets"]
         if self.test is None:
             return about
         with progress(f"{name} on test images", len(self.test)) as advance:
-            said = self.says(module, student, self.test.images, self.test.labels, advance)
-        if "teacher" in self.said:
-            about["agreement"] = self.kind.agreement(said, self.said["teacher"])
-        self.said[name] = said
-        return {**about, "test": self.judged(said)}
+            predictions = self.predict(module, student, self.test.images, self.test.labels, advance)
+        if "teacher" in self.predictions:
+            about["agreement"] = self.kind.agreement(predictions, self.predictions["teacher"])
+        self.predictions[name] = predictions
+        return {**about, "test": self.judged(predictions)}
 
-    def says(self, module: Any, student: Any, images: Any, labels: Any, advance: Any = lambda n: None) -> Any:
+    def predict(self, module: Any, student: Any, images: Any, labels: Any, advance: Any = lambda n: None) -> Any:
         """Return a student's predictions for whole images."""
         return self.kind.student_predictions(module, student, images, labels, self.views, self.hardware, advance)
 
@@ -213,12 +234,12 @@ class _Work:
 
         remove_evidence(self.run.path / "evaluate")
         if self.test is not None:
-            self.kind.keep_evidence(self.run.path / "evaluate", self.test, self.said, self.task.about)
+            self.kind.keep_evidence(self.run.path / "evaluate", self.test, self.predictions, self.task.about)
 
-    def judged(self, said: Any) -> dict[str, Any]:
+    def judged(self, predictions: Any) -> dict[str, Any]:
         """Return the scores of predictions for the test images."""
         assert self.test is not None
-        return self.kind.judged(said, self.test.labels, len(self.task.classes))
+        return self.kind.judged(predictions, self.test.labels, len(self.task.classes))
 
 
 def _new_images(target: str, task: Any, cache_dir: Path) -> Any:

@@ -191,7 +191,7 @@ class _Work:
             TutelageError: with `strict`, the outputs differ by more than the tolerance.
         """
         count = min(len(self.judged_on), SCORED_ON) if scored and self.labels is not None else self.proved_on
-        said, differences, largest, same = [], [0.0], [1.0], []
+        predictions, differences, largest, same = [], [0.0], [1.0], []
         for start in range(0, count, step := min(64, self.at_once)):
             positions = np.arange(start, min(start + step, count))
             inputs = self.inputs_of(self.judged_on, positions)
@@ -202,11 +202,11 @@ class _Work:
                 largest.append(float(np.abs(truth).max()))
                 same.append((outputs.argmax(1) == truth.argmax(1)).reshape(len(inputs), -1).mean(1))
             if self.labels is not None and scored:
-                said += self.kind.predictions_of(outputs, self.labels, positions)
+                predictions += self.kind.predictions_of(outputs, self.labels, positions)
         difference, agreement = max(differences) / max(largest), float(np.concatenate(same).mean())
         score = None
         if self.labels is not None and scored:
-            score = self.kind.judged(said, self.labels[np.arange(count)], len(self.task.classes))[self.kind.MAIN]
+            score = self.kind.judged(predictions, self.labels[np.arange(count)], len(self.task.classes))[self.kind.MAIN]
         size = sum(one.stat().st_size for one in ([path] if path.is_file() else path.rglob("*")))
         self.proof["files"][path.name] = {
             "difference": difference,
@@ -214,8 +214,8 @@ class _Work:
             "score": score,
             "bytes": size,
         }
-        told = "" if score is None else f", {self.kind.SCORE} {score:.4f}"
-        say(f"{path.name}: {size:,} bytes, difference {difference:.1e}, same decision for {agreement:.2%}{told}")
+        shown = "" if score is None else f", {self.kind.SCORE} {score:.4f}"
+        say(f"{path.name}: {size:,} bytes, difference {difference:.1e}, same decision for {agreement:.2%}{shown}")
         if strict and not difference <= self.tolerance:
             raise TutelageError(
                 f"{path.name} differs from the student by {difference:.2e} of its largest output "

@@ -103,7 +103,7 @@ def _choice(work: _Work, finetune: str, baseline: Any, held_out: Path) -> tuple[
     ways = kind.FROM_FEATURES if work.headless else kind.FROM_LOGITS
     predictions = {how: work.held_out(how) for how in ways}
     if baseline is not None and val is not None:
-        predictions["baseline"] = list(work.says(baseline.module.to(work.hardware.device), val.images, val.labels))
+        predictions["baseline"] = list(work.predict(baseline.module.to(work.hardware.device), val.images, val.labels))
     truth = (val or work.task.train).labels
     right = {how: kind.image_scores(one, truth) for how, one in predictions.items()}
     delivered, validation = ways[0], {}
@@ -165,15 +165,17 @@ class _Work:
 
         train = self.task.train
         if self.task.val:
-            return list(self.says(self.on_all(how)[0], self.task.val.images, self.task.val.labels))
+            return list(self.predict(self.on_all(how)[0], self.task.val.images, self.task.val.labels))
         fold = folds(train.strata, train.groups, self.settings.seed)
-        said: list[Any] = [None] * len(train)
+        predictions: list[Any] = [None] * len(train)
         for number in np.unique(fold):
             held = np.flatnonzero(fold == number)
             module = self.trained(how, np.flatnonzero(fold != number))
-            for position, one in zip(held, self.says(module, train.images.take(held), train.labels[held]), strict=True):
-                said[position] = one
-        return said
+            for position, one in zip(
+                held, self.predict(module, train.images.take(held), train.labels[held]), strict=True
+            ):
+                predictions[position] = one
+        return predictions
 
     def on_all(self, how: str) -> tuple[Any, list[dict[str, Any]]]:
         """Return the student after the last stage on all labelled images, trained only once, and its log rows."""
@@ -250,7 +252,7 @@ class _Work:
 
         return view_outputs(forward, module, self.student, images, number, self.views, self.hardware)
 
-    def says(self, module, images, labels) -> Any:
+    def predict(self, module, images, labels) -> Any:
         """Return a student's predictions for each image, in the form of its task."""
         return self.kind.student_predictions(
             module, self.student, images, labels, self.views, self.hardware, lambda n: None

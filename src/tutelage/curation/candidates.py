@@ -29,7 +29,7 @@ DEEPEST = 4096
 def fill_pool(
     encoder: GalleryEmbedder,
     refs: Sequence[ImageRef],
-    admitted: LabelledSplit,
+    labelled_split: LabelledSplit,
     settings: Curation,
     tick: Callable[[int], None],
 ) -> tuple[Pool, LeakCheck, int, int, list[Rejected]]:
@@ -51,8 +51,8 @@ def fill_pool(
     memory = settings.memory * 2**30 if settings.memory else free_memory() / 2
     usable = np.ones(len(embedded), dtype=bool)
     pool = Pool(embedded, vectors, usable, settings.index, int(memory))
-    leaks, labelled, twice = _same_pixels(pool, admitted)
-    check = LeakCheck(pool, admitted, encoder, leaks)
+    leaks, labelled, twice = _same_pixels(pool, labelled_split)
+    check = LeakCheck(pool, labelled_split, encoder, leaks)
     if settings.dedup == "gallery":
         check_memory(pool, int(usable.sum()), "gallery")  # before the search for leaks, which may take hours
         check()
@@ -70,19 +70,19 @@ def nothing_left(pool: Pool, leaks: Sequence[Leak], labelled: int) -> TutelageEr
     )
 
 
-def _same_pixels(pool: Pool, admitted: LabelledSplit) -> tuple[list[Leak], int, int]:
+def _same_pixels(pool: Pool, labelled_split: LabelledSplit) -> tuple[list[Leak], int, int]:
     """Bar by content hash: held-out images, labelled images, and all but the first image of each content.
 
     Returns:
         leaks; the number of labelled images; the number of these and of other duplicates.
     """
-    held = dict(zip(admitted.keys_of(admitted.held), admitted.held.tolist(), strict=True))
+    held = dict(zip(labelled_split.keys_of(labelled_split.held), labelled_split.held.tolist(), strict=True))
     keys = as_void(pool.embedded.keys)
     _, first = np.unique(keys, return_index=True)
     fresh = np.zeros(len(keys), dtype=bool)
     fresh[first] = True
     is_held = np.isin(keys, np.array(list(held), dtype="S32"))
-    is_drawn = np.isin(keys, np.array(admitted.keys_of(admitted.drawn), dtype="S32"))
+    is_drawn = np.isin(keys, np.array(labelled_split.keys_of(labelled_split.drawn), dtype="S32"))
     pool.usable &= fresh & ~is_held & ~is_drawn
     leaks = [
         Leak(row, held[pool.embedded.keys[row].tobytes()], "same pixels") for row in np.flatnonzero(is_held).tolist()
@@ -99,7 +99,7 @@ class LeakCheck:
     """
 
     pool: Pool
-    admitted: LabelledSplit
+    labelled_split: LabelledSplit
     encoder: GalleryEmbedder
     leaks: list[Leak]
     looked_at: int = 0
@@ -108,14 +108,14 @@ class LeakCheck:
     @cached_property
     def _held(self) -> tuple[list[np.ndarray], np.ndarray | None]:
         """Pixels of the held-out images, and their embeddings if there are any."""
-        images = self.admitted.of(self.admitted.held)
-        queries = self.encoder.held(self.admitted, self.pool.vectors.mean)
+        images = self.labelled_split.of(self.labelled_split.held)
+        queries = self.encoder.held(self.labelled_split, self.pool.vectors.mean)
         return [images[i] for i in range(len(images))], queries
 
     def __call__(self, rows: np.ndarray | None = None) -> int:
         """Bar near duplicates of held-out images among these rows of the pool (m,), or among all; return how many."""
         usable = self.pool.usable
-        if not len(self.admitted.held) or (rows is not None and not len(rows)):
+        if not len(self.labelled_split.held) or (rows is not None and not len(rows)):
             return 0
         self.looked_at += int(usable.sum()) if rows is None else len(rows)
         images, queries = self._held
@@ -127,7 +127,7 @@ class LeakCheck:
                 rows if rows is None else rows[usable[rows]], counts, k,
             )  # fmt: skip
             usable[[row for row, *_ in found]] = False
-            self.leaks += [Leak(row, int(self.admitted.held[asked[at]]), how) for row, at, how, _ in found]
+            self.leaks += [Leak(row, int(self.labelled_split.held[asked[at]]), how) for row, at, how, _ in found]
             barred += len(found)
             asked, k = asked[counts >= CROWDED], min(2 * k, DEEPEST)
         self.near += barred

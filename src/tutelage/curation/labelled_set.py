@@ -85,7 +85,7 @@ def data_of(target: TargetSet, gallery: Sequence[ImageRef]) -> dict[str, str]:
     }
 
 
-def tell_changed(run: Run, given: dict[str, str]) -> None:
+def log_changed_data(run: Run, given: dict[str, str]) -> None:
     """Log that the data of a finished run have changed and which stages run again, before any of them begins.
 
     Args:
@@ -104,7 +104,7 @@ def tell_changed(run: Run, given: dict[str, str]) -> None:
     )
 
 
-def admit(target: TargetSet, images: Images, rows: np.ndarray, budget: int | None, seed: int) -> LabelledSplit:
+def split_labels(target: TargetSet, images: Images, rows: np.ndarray, budget: int | None, seed: int) -> LabelledSplit:
     """Check the labelled images and draw those within the budget; the labels of the others are not read after this.
 
     Args:

@@ -93,7 +93,7 @@ def _per_class(classes: list[str], test: dict[str, Any] | None) -> list[dict[str
     return [
         {
             "name": name, "images": sum(table[i]), "recall": test["recall"][i],
-            "precision": table[i][i] / said if (said := sum(row[i] for row in table)) else None,
+            "precision": table[i][i] / predicted if (predicted := sum(row[i] for row in table)) else None,
             "iou": test["iou"][i] if "iou" in test else None,
         }
         for i, name in enumerate(classes)
@@ -105,7 +105,7 @@ def _confusions(classes: list[str], test: dict[str, Any] | None) -> list[dict[st
         return []
     table = test["confusion"]
     found = [
-        {"true": classes[i], "said": classes[j], "count": count, "share": count / max(1, sum(row))}
+        {"true": classes[i], "predicted": classes[j], "count": count, "share": count / max(1, sum(row))}
         for i, row in enumerate(table)
         for j, count in enumerate(row)
         if i != j and count

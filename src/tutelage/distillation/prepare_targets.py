@@ -142,7 +142,7 @@ def member_outputs(folder: Path, grid: tuple[int, int] | None) -> Callable[[np.n
     return of
 
 
-def tell_reduction(whole: AdaptedTeacher, reduced: AdaptedTeacher, images: Any, settings: ViewSettings) -> float:
+def log_reduction(whole: AdaptedTeacher, reduced: AdaptedTeacher, images: Any, settings: ViewSettings) -> float:
     """Log and return the error of the loss that results from keeping logits on a coarser grid than the student's.
 
     The mean of | KL(p | q) - KL(p' | q) | over the pixels of some images: p are the teacher's probabilities, p' the same after storage

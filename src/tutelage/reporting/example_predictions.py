@@ -30,8 +30,8 @@ def write_evidence(
     """
     with atomic_write(folder / "predictions.npz") as path, path.open("wb") as file:
         halves = {name: one.astype(np.float16) for name, one in probabilities.items()}
-        said = {f"{DECIDED}{name}": one.argmax(axis=1).astype(np.int32) for name, one in probabilities.items()}
-        np.savez_compressed(file, labels=labels.astype(np.int32), **halves, **said)  # type: ignore[arg-type]
+        decided = {f"{DECIDED}{name}": one.argmax(axis=1).astype(np.int32) for name, one in probabilities.items()}
+        np.savez_compressed(file, labels=labels.astype(np.int32), **halves, **decided)  # type: ignore[arg-type]
     shown = []
     student = shown_student(probabilities)
     if student and "teacher" in probabilities:

@@ -20,12 +20,16 @@ SIDE = 200  # largest side of a picture in pixels
 
 
 def write_dense_evidence(
-    folder: Path, test: Any, said: dict[str, list[np.ndarray]], counts: dict[str, np.ndarray], colours: Sequence[Colour]
+    folder: Path,
+    test: Any,
+    predictions: dict[str, list[np.ndarray]],
+    counts: dict[str, np.ndarray],
+    colours: Sequence[Colour],
 ) -> None:
     """Write predictions.npz (pixel counts by model, image and class) and pictures.json into a report folder.
 
     Args:
-        test: images with their names and masks. said: for each model the predicted (H, W) uint8 class numbers of every image.
+        test: images with their names and masks. predictions: for each model the predicted (H, W) uint8 class numbers of every image.
         counts: (n, C, 3) of `metrics.pixel_counts` for each model. colours: C triples.
     """
     scores = {name: mean_iou(one) for name, one in counts.items()}
@@ -35,7 +39,7 @@ def write_dense_evidence(
     first = shown_student(scores) or ("teacher" if "teacher" in scores else None)
     order = np.argsort(scores[first], kind="stable") if first else np.zeros(0, np.int64)
     places = np.unique(np.linspace(0, len(order) - 1, min(SHOWN, len(order))).round().astype(int)) if len(order) else []
-    shown, in_order = [], {name: said[name] for name in TITLES if name in said}
+    shown, in_order = [], {name: predictions[name] for name in TITLES if name in predictions}
     for row in (int(order[place]) for place in places):
         mask = test.labels.one(row)
         pictures = {"image": f"data:image/jpeg;base64,{thumbnail(test.images[row], SIDE)}", "mask": png(mask, colours)}

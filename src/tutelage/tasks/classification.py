@@ -222,9 +222,9 @@ def head_of(module: Any) -> Any:
     return head_of(module)
 
 
-def image_scores(said: np.ndarray | list[np.ndarray], labels: np.ndarray) -> np.ndarray:
+def image_scores(predictions: np.ndarray | list[np.ndarray], labels: np.ndarray) -> np.ndarray:
     """Return (n,) bool: whether each image is classified correctly."""
-    return np.asarray(said).argmax(1) == labels
+    return np.asarray(predictions).argmax(1) == labels
 
 
 def predictions_of(outputs: np.ndarray, labels: Any, positions: np.ndarray) -> list[np.ndarray]:
@@ -237,11 +237,11 @@ def rows_of(outputs: np.ndarray) -> np.ndarray:
     return outputs
 
 
-def confidence(said: np.ndarray | list[np.ndarray], labels: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+def confidence(predictions: np.ndarray | list[np.ndarray], labels: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     """Return (n,) float32 confidence of each image and (n,) bool whether it is classified correctly; None if a task has neither."""
     from tutelage.metrics import softmax
 
-    return softmax(np.asarray(said)).max(1).astype(np.float32), image_scores(said, labels)
+    return softmax(np.asarray(predictions)).max(1).astype(np.float32), image_scores(predictions, labels)
 
 
 def student_predictions(
@@ -269,17 +269,17 @@ def agreement(one: np.ndarray, other: np.ndarray) -> float:
     return float((one.argmax(axis=1) == other.argmax(axis=1)).mean())
 
 
-def judged(said: np.ndarray, labels: np.ndarray, classes: int) -> dict[str, Any]:
+def judged(predictions: np.ndarray, labels: np.ndarray, classes: int) -> dict[str, Any]:
     """Return all scores."""
     from tutelage.metrics import classification
 
-    return classification(np.asarray(said), labels)
+    return classification(np.asarray(predictions), labels)
 
 
-def keep_evidence(folder: Path, test: Any, said: dict[str, np.ndarray], about: dict[str, Any]) -> None:
+def keep_evidence(folder: Path, test: Any, predictions: dict[str, np.ndarray], about: dict[str, Any]) -> None:
     """Write what the report page shows of single test images."""
     from tutelage.metrics import softmax
     from tutelage.reporting.example_predictions import write_evidence
 
-    probabilities = {name: softmax(logits) for name, logits in said.items()}
+    probabilities = {name: softmax(np.asarray(logits)) for name, logits in predictions.items()}
     write_evidence(folder, test.labels, test.ids, test.images.__getitem__, probabilities)

@@ -261,11 +261,11 @@ def head_of(module: Any) -> Any:
     return module.head
 
 
-def image_scores(said: list[np.ndarray], labels: Any) -> np.ndarray:
+def image_scores(predictions: list[np.ndarray], labels: Any) -> np.ndarray:
     """Return (n,) float64 mean IoU of each image over the classes that are labelled or predicted in it."""
     from tutelage.metrics import mean_iou, pixel_counts
 
-    return mean_iou(pixel_counts(_tables(said, labels, int(max(one.max() for one in said)) + 1)))
+    return mean_iou(pixel_counts(_tables(predictions, labels, int(max(one.max() for one in predictions)) + 1)))
 
 
 def predictions_of(outputs: np.ndarray, labels: Any, positions: np.ndarray) -> list[np.ndarray]:
@@ -280,7 +280,7 @@ def rows_of(outputs: np.ndarray) -> np.ndarray:
     return np.moveaxis(outputs[:, :, ::4, ::4], 1, -1).reshape(-1, outputs.shape[1])
 
 
-def confidence(said: list[np.ndarray], labels: Any) -> None:
+def confidence(predictions: list[np.ndarray], labels: Any) -> None:
     """Return None: an image as a whole is neither right nor wrong."""
     return None
 
@@ -321,27 +321,27 @@ def agreement(one: list[np.ndarray], other: list[np.ndarray]) -> float:
     return float(np.mean(shares))
 
 
-def _tables(said: list[np.ndarray], labels: Any, classes: int) -> np.ndarray:
+def _tables(predictions: list[np.ndarray], labels: Any, classes: int) -> np.ndarray:
     """Return (n, C, C) pixel counts of (label, prediction) for each image."""
     from tutelage.metrics import pixel_confusion
 
     least = max([classes, *(int(one[one < 255].max(initial=0)) + 1 for one in map(labels.one, range(len(labels))))])
-    return np.stack([pixel_confusion(labels.one(i), one, least) for i, one in enumerate(said)])
+    return np.stack([pixel_confusion(labels.one(i), one, least) for i, one in enumerate(predictions)])
 
 
-def judged(said: list[np.ndarray], labels: Any, classes: int) -> dict[str, Any]:
+def judged(predictions: list[np.ndarray], labels: Any, classes: int) -> dict[str, Any]:
     """Return all scores, computed at the masks' own size."""
     from tutelage.metrics import boundary_f1, segmentation
 
-    outlines = np.array([boundary_f1(labels.one(i), one, classes) for i, one in enumerate(said)])
-    return segmentation(_tables(said, labels, classes), outlines)
+    outlines = np.array([boundary_f1(labels.one(i), one, classes) for i, one in enumerate(predictions)])
+    return segmentation(_tables(predictions, labels, classes), outlines)
 
 
-def keep_evidence(folder: Path, test: Any, said: dict[str, list[np.ndarray]], about: dict[str, Any]) -> None:
+def keep_evidence(folder: Path, test: Any, predictions: dict[str, list[np.ndarray]], about: dict[str, Any]) -> None:
     """Write what the report page shows of single test images: masks in the data set's colours, and each model's pixel counts."""
     from tutelage.metrics import pixel_counts
     from tutelage.reporting.segmentation_examples import write_dense_evidence
 
     classes = len(about["colours"])
-    counts = {name: pixel_counts(_tables(one, test.labels, classes)) for name, one in said.items()}
-    write_dense_evidence(folder, test, said, counts, about["colours"])
+    counts = {name: pixel_counts(_tables(one, test.labels, classes)) for name, one in predictions.items()}
+    write_dense_evidence(folder, test, predictions, counts, about["colours"])
