@@ -11,12 +11,11 @@ import torch
 
 import tutelage
 from textures import write_textures
-from tutelage.commands.committee import mixture_of
 from tutelage.data.manifest import load_task
-from tutelage.distillation.prepare_targets import Mixture, sharpness_of
+from tutelage.distillation.mixture import BIAS, Mixture, bias_for_iou, bias_of, mixture_of, sharpness_of
 from tutelage.errors import TutelageError
 from tutelage.finetuning import supervised
-from tutelage.metrics import log_softmax, softmax
+from tutelage.metrics import confusion, intersection_over_union, log_softmax, softmax
 from tutelage.settings.groups import Views
 from tutelage.tasks import classification, segmentation
 
@@ -77,12 +76,46 @@ def test_a_gain_within_its_error_is_none():
     assert mixture_of(teacher, students, labels, images)["weight"] == 0
 
 
+def test_rare_pixels_keep_their_share():
+    """The bias makes mean probabilities the labels' shares; with one row for all pixels that is its worked example."""
+    rows = np.log(np.tile(np.float32([[0.9, 0.1]]), (4, 1)))
+    expected = np.log([0.75 / 0.9, 0.25 / 0.1])
+    found = bias_of(rows, np.array([0, 0, 0, 1]))
+    np.testing.assert_allclose(found - found[0], expected - expected[0], rtol=1e-5)
+    labels = np.random.default_rng(0).choice(3, 5000, p=[0.9, 0.08, 0.02])
+    flat = log_softmax(0.5 * noisy(labels, 3, 1))
+    biased = softmax(flat + bias_of(flat, labels)).mean(axis=0)
+    np.testing.assert_allclose(biased, np.bincount(labels) / 5000, atol=1e-3)
+    assert bias_of(flat, np.zeros(5000, np.int64))[1:].tolist() == [-BIAS, -BIAS], "a class without labels, bounded"
+
+
+def test_rare_pixels_are_named_where_that_pays():
+    """Beyond the calibrated bias rare classes gain as much as makes the held-out mean IoU largest; nothing where decisions are right."""
+    labels = np.random.default_rng(0).choice(3, 5000, p=[0.9, 0.08, 0.02])
+    rows = log_softmax(2 * np.eye(3)[labels] + np.random.default_rng(1).normal(size=(5000, 3)))
+    bias = bias_of(rows, labels)
+
+    def score(of: np.ndarray) -> float:
+        return float(np.mean(intersection_over_union(confusion(labels, (rows + of).argmax(axis=1), 3))))
+
+    found = bias_for_iou(rows, labels, bias)
+    rarity = -np.log(np.bincount(labels) / 5000)
+    tried = [score(bias + t * rarity) for t in np.linspace(0, 1, 11)]
+    assert score(found) == pytest.approx(max(tried))
+    assert max(tried) > tried[0] + 0.01
+    right = np.log(np.eye(3)[labels] * 0.97 + 0.01)
+    assert bias_for_iou(right, labels, bias).tolist() == bias.tolist()
+
+
 def test_the_mixture_is_its_formula():
     """p ~ (teacher^(1-w) students^w)^(sharpness / T), and, without students, the teacher's alone."""
     teacher, students = np.log([[0.5, 0.25, 0.25]]), np.log([[0.2, 0.6, 0.2]])
     mixed = np.exp(Mixture(0.5, 2.0, 4.0)(teacher, students))
     np.testing.assert_allclose(mixed, [np.array([0.1, 0.15, 0.05]) / 0.3], rtol=1e-6)
     np.testing.assert_allclose(np.exp(Mixture()(teacher, None)), [[0.5, 0.25, 0.25]], rtol=1e-6)
+    biased = np.exp(Mixture(0.5, 2.0, 2.0, tuple(np.log([1.0, 2.0, 1.0])))(teacher, students))
+    root = np.array([0.1, 0.15, 0.05]) ** 0.25 * [1, 2, 1]
+    np.testing.assert_allclose(biased, [root**2 / (root**2).sum()], rtol=1e-6)
 
 
 def test_targets_are_sharpened_until_they_are_sure():

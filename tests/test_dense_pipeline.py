@@ -89,8 +89,8 @@ def test_all_stages(whole):
     assert page.count('alt="mask of ') == 4
     for name in ("delivered", "distilled", "baseline", "teacher", "committee"):
         assert page.count(f'alt="{name} of ') == 4
-    alike = whole["committee"]["test"] == whole["teacher"]["test"]
-    assert alike == (read_json(folder / "committee" / "result.json")["weight"] == 0), "of its own mixture of masks"
+    about = read_json(folder / "committee" / "result.json")
+    assert len(about["bias"]) == 3
     assert "IoU of each class" in page
     assert "mean IoU of" in page
     curated = read_json(folder / "curate" / "result.json")
@@ -131,7 +131,7 @@ def test_a_killed_run_goes_on(data, monkeypatch):
 
 def test_cached_and_online_targets_agree(data, capsys):
     """Cached targets give the losses of a teacher in the loop; on a coarser grid they are off by no more than is told."""
-    grid = 8 * 12 * 3 * 14 * 2 * 2 / 2**30  # GiB of logits at stride 8 of 14 images and their mirror images
+    grid = 16 * 24 * 3 * 14 * 2 * 2 / 2**30  # GiB of logits at stride 4 of 14 images and their mirror images
     rows = {
         name: losses_of(go(data, f"limit-{name}", cache_limit=limit, cache=str(data / f"cache-{name}")))
         for name, limit in (("cached", 1.0), ("online", 0.0))
@@ -140,7 +140,7 @@ def test_cached_and_online_targets_agree(data, capsys):
     capsys.readouterr()
     reduced = losses_of(go(data, "limit-reduced", cache_limit=0.5 * grid, cache=str(data / "cache-reduced")))
     said = capsys.readouterr().err
-    assert "on a grid of 4 x 6 instead of 8 x 12" in said
+    assert "on a grid of 8 x 12 instead of 16 x 24" in said
     told = float(said.partition("changes the loss of a pixel by ")[2].split()[0])
     assert 0 < told < 1
     assert abs(reduced[0] - rows["online"][0]) <= told + 2e-3

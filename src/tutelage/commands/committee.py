@@ -16,8 +16,8 @@ import numpy as np
 
 from tutelage.compute_cost import CostMeter
 from tutelage.data.manifest import TaskData
-from tutelage.metrics import log_softmax, paired_gain
-from tutelage.models.heads import best_temperature, log_loss
+from tutelage.distillation.mixture import mixture_of
+from tutelage.metrics import log_softmax
 from tutelage.pipeline.stage import (
     HELD_OUT_LOGITS,
     checkpoint_steps,
@@ -31,11 +31,11 @@ from tutelage.run_folder import Clock, Run, atomic_write, hash_of
 from tutelage.settings import command, identity
 from tutelage.settings.commands import CommitteeSettings
 
-WEIGHTS = np.linspace(0, 1, 11)  # of the students in the mixture, all tried
 UNJUDGED = {  # where no label can be held out: the teacher only
-    "folds": 0, "weight": 0.0, "temperature": 1.0, "students_temperature": 1.0, "gain": 0.0, "standard_error": 0.0, "held_out": None,
+    "folds": 0, "weight": 0.0, "temperature": 1.0, "bias": None, "students_temperature": 1.0, "gain": 0.0, "standard_error": 0.0,
+    "held_out": None,
 }  # fmt: skip
-ROWS = 2**14  # held-out pixels, evenly spaced, on which the weight is chosen
+ROWS = 2**16  # held-out pixels, evenly spaced, on which the weight is chosen
 
 
 @command(CommitteeSettings)
@@ -172,42 +172,7 @@ class _Members:
         images = np.broadcast_to(np.arange(len(truth)).reshape(-1, *[1] * (truth.ndim - 1)), truth.shape)[fair]
         step = max(1, len(images) // ROWS) if self.grid else 1
         first, second = (np.moveaxis(log_softmax(one), 1, -1)[fair][::step] for one in (teacher, students))
-        return mixture_of(first, second, truth[fair][::step], images[::step])
-
-
-def mixture_of(teacher: np.ndarray, students: np.ndarray, labels: np.ndarray, images: np.ndarray) -> dict[str, Any]:
-    """Choose the weight of the labels-only students beside the teacher, and the temperature of the mixture.
-
-    The weight is the one of 0, 0.1, ... 1 with the smallest log loss, each at its best temperature; it is 0 unless its gain over the
-    teacher without students, paired by image, exceeds one standard error.
-
-    Args:
-        teacher, students: (N, C) float32 held-out log probabilities. labels: (N,) int64. images: (N,) int64, the image of each row.
-
-    Returns:
-        weight, temperature, gain and its standard error in nats; temperature of the students by themselves; held-out scores of all.
-    """
-    counts = np.bincount(images)
-    by_weight = {}
-    for weight in WEIGHTS.tolist():
-        mixed = log_softmax((1 - weight) * teacher + weight * students)
-        temperature = best_temperature(mixed, labels)
-        losses = np.bincount(images, log_loss(mixed / temperature, labels))[counts > 0] / counts[counts > 0]
-        by_weight[weight] = temperature, losses, float((mixed.argmax(axis=1) == labels).mean())
-    without = by_weight[0.0][1]
-    weight = min(by_weight, key=lambda one: by_weight[one][1].mean())
-    gain, error = paired_gain(-by_weight[weight][1], -without)
-    if gain <= error:
-        weight, gain, error = 0.0, 0.0, 0.0
-    held_out = {
-        name: {"log_loss": float(by_weight[one][1].mean()), "accuracy": by_weight[one][2]}
-        for name, one in (("teacher", 0.0), ("students", 1.0), ("committee", weight))
-    }
-    temperature = by_weight[weight][0] if weight else 1.0  # the teacher's head is calibrated already
-    return {
-        "weight": weight, "temperature": temperature, "students_temperature": by_weight[1.0][0], "gain": gain,
-        "standard_error": error, "held_out": held_out,
-    }  # fmt: skip
+        return mixture_of(first, second, truth[fair][::step], images[::step], biased=self.grid is not None)
 
 
 def log_committee(found: dict[str, Any], judged: int) -> None:

@@ -158,7 +158,8 @@ class _Job:
         """Return the student's targets, and the seconds they took, summed over restarts; None and 0 for `dino`."""
         import numpy as np
 
-        from tutelage.distillation.prepare_targets import Mixture, member_outputs, projected_features, sharpness_of
+        from tutelage.distillation.mixture import Mixture, sharpness_of
+        from tutelage.distillation.prepare_targets import member_outputs, projected_features
         from tutelage.distillation.targets import Targets
 
         if self.adapted is None:

@@ -132,24 +132,25 @@ class _Work:
         """Return the scores of the mixture that the targets come from. members: result of its stage. teacher: scores of the teacher."""
         import numpy as np
 
-        from tutelage.distillation.prepare_targets import Mixture
+        from tutelage.distillation.mixture import Mixture
         from tutelage.metrics import log_softmax
         from tutelage.pipeline.load_student import load_student
 
         assert self.test is not None
         count, about = members["folds"], members["student"]
         mixture = Mixture.of(members, self.run.settings()["settings"].get("committee", "auto"))
-        self.predictions["committee"] = self.predictions["teacher"]
-        if mixture.weight:  # otherwise the mixture is the teacher
-            of_students, of_teacher = 0.0, self.predictions["teacher"]
+        of_teacher, of_students = self.predictions["teacher"], None
+        if self.kind.GRID:
+            adapted = self.adapted()
+            of_teacher = self.log_probabilities(adapted.module, adapted.network)
+        if mixture.weight:
+            of_students = 0.0
             for number in range(count):
                 student = load_student(self.run.path / "committee", about, len(self.task.classes), f"fold-{number}")
                 of_students = of_students + self.log_probabilities(student.module, student)
-            if self.kind.GRID:
-                adapted = self.adapted()
-                of_teacher = self.log_probabilities(adapted.module, adapted.network)
-            mixed = mixture(log_softmax(np.asarray(of_teacher)), log_softmax(of_students / count))
-            self.predictions["committee"] = self.kind.predictions_of(mixed, self.test.labels, np.arange(len(mixed)))
+            of_students = log_softmax(of_students / count)
+        mixed = mixture(log_softmax(np.asarray(of_teacher)), of_students)
+        self.predictions["committee"] = self.kind.predictions_of(mixed, self.test.labels, np.arange(len(mixed)))
         return {
             "name": f"{teacher['name']}, {count} x {about['name']}", "weight": mixture.weight,
             "parameters": teacher["parameters"] + count * about["parameters"], "test": self.judged(self.predictions["committee"]),

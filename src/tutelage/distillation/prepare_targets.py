@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,15 @@ import numpy as np
 from tutelage.compute_cost import CostMeter
 from tutelage.data.manifest import TaskData
 from tutelage.distillation.targets import TeacherOutputs
-from tutelage.errors import TutelageError
 from tutelage.features.output_cache import OutputCache, as_void, compute_outputs, gibibytes, run_network
 from tutelage.features.principal_axes import principal_axes
 from tutelage.features.view_batches import CLEAN, ViewSettings, as_rows
-from tutelage.metrics import log_softmax, softmax
+from tutelage.metrics import softmax
 from tutelage.models.adapted_teacher import AdaptedTeacher, half_precision
 from tutelage.progress import progress, say
 from tutelage.run_folder import Clock
 
 REDUCED = 32  # images on which the error of a coarser grid is measured
-SURE, SHARPEST = 0.8, 2.0  # wanted mean confidence of the targets; largest sharpness used to reach it
 SAMPLE = 2048  # images whose features determine the principal axes on which the student matches them
 
 
@@ -72,55 +70,6 @@ def projected_features(outputs: TeacherOutputs) -> Callable[[np.ndarray], np.nda
         return np.moveaxis(features.reshape(len(positions), *shape[1:], -1), -1, 1) if shape else features
 
     return of
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """How the committee's members are mixed: p ~ (teacher^(1 - weight) students^weight)^(sharpness / temperature).
-
-    weight: of the students, in [0, 1]. temperature: calibrated on held-out labels. sharpness: 1 leaves the targets calibrated.
-    """
-
-    weight: float = 0.0
-    temperature: float = 1.0
-    sharpness: float = 1.0
-
-    @classmethod
-    def of(cls, members: dict[str, Any], committee: str, sharpness: float = 1.0) -> Mixture:
-        """Return the mixture described by a committee's result. committee: "auto", or "only" for the students without the teacher.
-
-        Raises:
-            TutelageError: committee is "only", and there are no students.
-        """
-        if committee != "only":
-            return cls(members["weight"], members["temperature"], sharpness)
-        if not members["folds"]:
-            raise TutelageError(
-                "--committee only needs a class with two labels or more: no class has labels to hold out, so there is no committee",
-                "label more images, or use --committee auto",
-            )
-        return cls(1.0, members["students_temperature"], sharpness)
-
-    def __call__(self, teacher: np.ndarray, students: np.ndarray | None) -> np.ndarray:
-        """Mix log probabilities, (B, C) or (B, C, h, w) float32, of both; if students is None, only the teacher's count."""
-        mixed = teacher if students is None else (1 - self.weight) * teacher + self.weight * students
-        return log_softmax(mixed * np.float32(self.sharpness / self.temperature))
-
-
-def sharpness_of(log_probabilities: np.ndarray) -> float:
-    """Return the sharpness, 1 to SHARPEST, at which the mean confidence of the targets is closest to SURE.
-
-    Targets calibrated on few labels are flat where the teacher is unsure, and a student trained on them for few steps stays undecided;
-    where the targets are confident already, sharpening them further only makes the student overfit them.
-
-    Args:
-        log_probabilities: (n, C) float32 of some images, or (n, C, h, w).
-    """
-
-    def sure(sharpness: float) -> float:
-        return float(np.exp(log_softmax(log_probabilities * np.float32(sharpness))).max(axis=1).mean())
-
-    return min(np.linspace(1, SHARPEST, 21).tolist(), key=lambda one: abs(sure(one) - SURE))
 
 
 def member_outputs(folder: Path, grid: tuple[int, int] | None) -> Callable[[np.ndarray], np.ndarray]:

@@ -76,11 +76,10 @@ class Targets:
         found = self.log_probabilities(positions)
         if not found.shape[1]:
             return found
+        found = self._seen(found / np.float32(temperature), positions, passes)
         if hard:
-            found = np.moveaxis(np.eye(found.shape[1], dtype=np.float32)[found.argmax(axis=1)], -1, 1)
-        else:
-            found = np.exp(log_softmax(found / np.float32(temperature)))
-        return self._seen(found, positions, passes)
+            return np.moveaxis(np.eye(found.shape[1], dtype=np.float32)[found.argmax(axis=1)], -1, 1)
+        return np.exp(log_softmax(found))
 
     def matched(self, positions: np.ndarray, passes: np.ndarray) -> np.ndarray:
         """Return the (B, d) float32 features, or (B, d, h, w) cropped to the views of these passes; d = 0 if none are matched."""

@@ -30,7 +30,7 @@ POOLED = False
 GRID = True
 EACH = "miou_of_images"  # the mean of `image_scores`
 UNUSED = ()
-LEVELS = 3  # logits may be cached at the student's stride, at twice or at four times that stride
+LEVELS = 4  # logits may be cached at half the student's stride, or at once, twice or four times that stride
 COUNTED = 64  # images whose targets are used to estimate the share of each class
 RARE_CLASSES = 1.0  # with --class-weight balanced, a class weighs (C x share)^-RARE_CLASSES in the distillation
 
@@ -123,13 +123,13 @@ def of_teacher(encoder: Any, network: Any, mode: str, classes: int) -> dict[str,
 
 
 def grids(settings: g.Student) -> list[tuple[int, int]]:
-    """Return the grids on which logits may be cached, the student's own first."""
+    """Return the grids on which logits may be cached: that of half the stride of the student's logits, and coarser ones."""
     from tutelage.models.segmentation_grids import grid_of
     from tutelage.models.segmentation_students import STRIDES
     from tutelage.models.teachers import default_size, resolve
 
     size = settings.student_size or default_size(resolve(settings.student, "student"))
-    return [grid_of(size, STRIDES[settings.decoder] * 2**level) for level in range(LEVELS)]
+    return [grid_of(size, STRIDES[settings.decoder] * 2**level // 2) for level in range(LEVELS)]
 
 
 def matched(settings: DistillSettings) -> tuple[int, int]:

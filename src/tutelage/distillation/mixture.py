@@ -1,0 +1,159 @@
+"""The mixture of adapted teacher and labels-only students: weight, temperature, class biases and sharpness, from held-out labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tutelage.errors import TutelageError
+from tutelage.metrics import confusion, intersection_over_union, log_softmax, paired_gain
+from tutelage.models.heads import best_temperature, log_loss
+
+SURE, SHARPEST = 0.8, 2.0  # wanted mean confidence of the targets; largest sharpness used to reach it
+WEIGHTS = np.linspace(0, 1, 11)  # of the students in the mixture, all tried
+BIAS = 3.0  # largest bias of a class, in nats
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """How the committee's members are mixed: p ~ ((teacher^(1 - weight) students^weight)^(1 / temperature) e^bias)^sharpness.
+
+    weight: of the students, in [0, 1]. temperature, bias of each class (none: 0): calibrated on held-out labels. sharpness: 1 leaves the
+    targets calibrated.
+    """
+
+    weight: float = 0.0
+    temperature: float = 1.0
+    sharpness: float = 1.0
+    bias: tuple[float, ...] = ()
+
+    @classmethod
+    def of(cls, members: dict[str, Any], committee: str, sharpness: float = 1.0) -> Mixture:
+        """Return the mixture described by a committee's result. committee: "auto", or "only" for the students without the teacher.
+
+        Raises:
+            TutelageError: committee is "only", and there are no students.
+        """
+        if committee != "only":
+            return cls(members["weight"], members["temperature"], sharpness, tuple(members["bias"] or ()))
+        if not members["folds"]:
+            raise TutelageError(
+                "--committee only needs a class with two labels or more: no class has labels to hold out, so there is no committee",
+                "label more images, or use --committee auto",
+            )
+        return cls(1.0, members["students_temperature"], sharpness)
+
+    def __call__(self, teacher: np.ndarray, students: np.ndarray | None) -> np.ndarray:
+        """Mix log probabilities, (B, C) or (B, C, h, w) float32, of both; if students is None, only the teacher's count."""
+        mixed = teacher if students is None else (1 - self.weight) * teacher + self.weight * students
+        if not self.bias:
+            return log_softmax(mixed * np.float32(self.sharpness / self.temperature))
+        bias = np.array(self.bias, np.float32).reshape(-1, *[1] * (mixed.ndim - 2))
+        return log_softmax((mixed / np.float32(self.temperature) + bias) * np.float32(self.sharpness))
+
+
+def sharpness_of(log_probabilities: np.ndarray) -> float:
+    """Return the sharpness, 1 to SHARPEST, at which the mean confidence of the targets is closest to SURE.
+
+    Targets calibrated on few labels are flat where the teacher is unsure, and a student trained on them for few steps stays undecided;
+    where the targets are confident already, sharpening them further only makes the student overfit them.
+
+    Args:
+        log_probabilities: (n, C) float32 of some images, or (n, C, h, w).
+    """
+
+    def sure(sharpness: float) -> float:
+        return float(np.exp(log_softmax(log_probabilities * np.float32(sharpness))).max(axis=1).mean())
+
+    return min(np.linspace(1, SHARPEST, 21).tolist(), key=lambda one: abs(sure(one) - SURE))
+
+
+def mixture_of(
+    teacher: np.ndarray, students: np.ndarray, labels: np.ndarray, images: np.ndarray, biased: bool = False
+) -> dict[str, Any]:
+    """Choose the weight of the labels-only students beside the teacher, and the temperature of the mixture.
+
+    The weight is the one of 0, 0.1, ... 1 with the smallest log loss, each at its best temperature; it is 0 unless its gain over the
+    teacher without students, paired by image, exceeds one standard error.
+
+    Args:
+        teacher, students: (N, C) float32 held-out log probabilities. labels: (N,) int64. images: (N,) int64, the image of each row.
+        biased: whether a bias for each class is chosen too (`bias_of`), as for pixels, whose classes are of very different shares.
+
+    Returns:
+        weight, temperature, gain and its standard error in nats; temperature of the students by themselves; held-out scores of all.
+    """
+    counts = np.bincount(images)
+    by_weight, biases = {}, {}
+    for weight in WEIGHTS.tolist():
+        mixed = log_softmax((1 - weight) * teacher + weight * students)
+        temperature = best_temperature(mixed, labels)
+        biases[weight] = bias_of(mixed / temperature, labels) if biased else np.zeros(mixed.shape[1], np.float32)
+        mixed = mixed / temperature + biases[weight]
+        losses = np.bincount(images, log_loss(mixed, labels))[counts > 0] / counts[counts > 0]
+        by_weight[weight] = temperature, losses, float((mixed.argmax(axis=1) == labels).mean())
+    without = by_weight[0.0][1]
+    weight = min(by_weight, key=lambda one: by_weight[one][1].mean())
+    gain, error = paired_gain(-by_weight[weight][1], -without)
+    if gain <= error:
+        weight, gain, error = 0.0, 0.0, 0.0
+    held_out = {
+        name: {"log_loss": float(by_weight[one][1].mean()), "accuracy": by_weight[one][2]}
+        for name, one in (("teacher", 0.0), ("students", 1.0), ("committee", weight))
+    }
+    if biased:
+        mixed = log_softmax((1 - weight) * teacher + weight * students) / by_weight[weight][0]
+        biases[weight] = bias_for_iou(mixed, labels, biases[weight])
+    temperature = by_weight[weight][0] if weight or biased else 1.0  # the teacher's head is calibrated already
+    return {
+        "weight": weight, "temperature": temperature, "bias": biases[weight].tolist() if biased else None,
+        "students_temperature": by_weight[1.0][0], "gain": gain, "standard_error": error, "held_out": held_out,
+    }  # fmt: skip
+
+
+def bias_of(log_probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return the bias of each class with which the mean probabilities are the classes' shares of the labels.
+
+    It is the most likely bias of a logistic regression on these log probabilities. Without it the rare classes of masks come out too
+    rare, since averaging log probabilities takes most from what the members disagree on. Bias-corrected temperature scaling:
+    Alexandari et al., ICML 2020.
+
+    Worked example: probabilities (0.9, 0.1) for all of four pixels, one of them of class 1: bias (ln 3/4 - ln 0.9, ln 1/4 - ln 0.1).
+
+    Args:
+        log_probabilities: (N, C) float32. labels: (N,) int64; a class without any keeps a bias of at least -BIAS.
+
+    Returns:
+        (C,) float32 in [-BIAS, BIAS].
+    """
+    shares = np.bincount(labels, minlength=log_probabilities.shape[1]) / len(labels)
+    bias = np.zeros(len(shares), np.float32)
+    for _ in range(100):
+        mean = np.exp(log_softmax(log_probabilities + bias)).mean(axis=0)
+        bias = (bias + np.log(shares.clip(1e-6) / mean.clip(1e-6))).clip(-BIAS, BIAS).astype(np.float32)
+    return bias
+
+
+def bias_for_iou(log_probabilities: np.ndarray, labels: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """Return the calibrated bias plus -t ln share for each class, with the t of 0, 0.1, ... 1 that makes the mean IoU largest.
+
+    The most likely class of calibrated probabilities makes most pixels right, but not the IoU of rare and thin things, which gains by
+    naming them at less than even odds (Menon et al., Long-tail learning via logit adjustment, ICLR 2021, do so for balanced accuracy).
+
+    Args:
+        log_probabilities: (N, C) float32. labels: (N,) int64. bias: (C,) float32 of `bias_of`.
+
+    Returns:
+        (C,) float32.
+    """
+    shares = np.bincount(labels, minlength=len(bias)) / len(labels)
+    rarity = np.where(shares > 0, -np.log(shares.clip(1e-6)), 0)
+
+    def score(t: float) -> float:
+        decisions = (log_probabilities + bias + t * rarity).argmax(axis=1)
+        return float(np.nanmean(intersection_over_union(confusion(labels, decisions, len(bias)))))
+
+    best = max(WEIGHTS.tolist(), key=score)
+    return (bias + best * rarity).astype(np.float32)
