@@ -188,7 +188,7 @@ def test_validation_split(data, tmp_path, monkeypatch):
     result = go(data, "validation", **more)
     assert result["reused"] == ["curate", "adapt", "distill", "baseline"]
     assert result["delivered"] == {**result["baseline"], "what": "baseline"}
-    weights = [(folder / stage / "weights.safetensors").read_bytes() for stage in ("student", "baseline")]
+    weights = [(folder / stage / "weights.safetensors").read_bytes() for stage in ("finetune", "baseline")]
     assert weights[0] == weights[1]
 
 
@@ -199,7 +199,7 @@ def test_without_validation_images_nothing_is_judged(data, capsys, monkeypatch):
     assert "without a validation split (--val) nothing can judge it" in capsys.readouterr().err
     finished, folder = about(result, "finetune"), Path(result["run"])
     assert (finished["delivered"], finished["validation"], finished["judged_on"]) == ("distilled", {}, "")
-    weights = [(folder / stage / "weights.safetensors").read_bytes() for stage in ("student", "distill")]
+    weights = [(folder / stage / "weights.safetensors").read_bytes() for stage in ("finetune", "distill")]
     assert weights[0] == weights[1]
     assert result["delivered"] == {**result["distilled"], "what": "distilled"}
     assert sorted(path.name for path in (folder / "finetune").iterdir()) == ["result.json", "weights.safetensors"]
@@ -353,11 +353,11 @@ def test_tracker(data, monkeypatch):
     more = {"adapt": "full", "finetune": "full", "no_baseline": False}
     monkeypatch.setattr("tutelage.commands.adapt.FULL_PASSES", 4)
     folder = Path(go(data, "tracked", tracker="tensorboard", steps=10, **more)["run"])
-    for stage in ("teacher", "distill", "student", "baseline"):
+    for stage in ("adapt", "distill", "finetune", "baseline"):
         assert list((folder / "trackers" / f"tracked-{stage}").rglob("events.out.tfevents*"))
         steps = steps_of(folder / stage / "metrics.jsonl")
         assert steps == list(range(1, len(steps) + 1))
-        assert len(steps) == 10 or stage in ("teacher", "student")
+        assert len(steps) == 10 or stage in ("adapt", "finetune")
 
 
 def test_one_label_per_class(data):

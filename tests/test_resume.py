@@ -18,7 +18,6 @@ import pytest
 from textures import write_textures
 
 STAGES = ("curate", "adapt", "committee", "distill", "baseline", "finetune", "evaluate")
-ORDER = ("curate", "adapt", "committee", "distill", "baseline", "finetune", "evaluate")  # their commands
 FOLDS = 5
 MEMBERS = ("committee/students.npy", *(f"committee/fold-{number}.safetensors" for number in range(FOLDS)))
 WEIGHTS = (*MEMBERS, "distill/weights.safetensors", "baseline/weights.safetensors", "finetune/weights.safetensors")
@@ -109,12 +108,12 @@ def test_killed_in_every_stage(reference, tmp_path):
     words = command(data, out)
     moments = [
         ("curate", under_way(out, "curate")),
-        ("teacher", under_way(out, "teacher")),
+        ("adapt", under_way(out, "adapt")),
         ("committee", after_checkpoint(out, "committee-2")),
         ("distill", writing_checkpoint(out)),
         ("baseline", after_checkpoint(out, "baseline")),
-        ("student", under_way(out, "student")),
-        ("report", under_way(out, "report")),
+        ("finetune", under_way(out, "finetune")),
+        ("evaluate", under_way(out, "evaluate")),
     ]
     for stage, moment in moments:
         kill_when(words, moment)
@@ -155,6 +154,6 @@ def test_finished_run_is_reused(reference):
     out = data / "runs" / "whole"
     before = {path: path.stat().st_mtime_ns for path in out.rglob("weights.safetensors")}
     done = subprocess.run(command(data, out), capture_output=True, text=True, timeout=120)
-    assert json.loads(done.stdout)["reused"] == list(ORDER)
+    assert json.loads(done.stdout)["reused"] == list(STAGES)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("weights.safetensors")} == before
     assert digests(out) == expected

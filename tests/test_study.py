@@ -110,7 +110,7 @@ def test_every_arm_leaves_a_record(task):
     assert found["task-oriented", 2]["compute_cost"]["committee"]["images"] == 32, (
         "all students together what the baseline sees"
     )
-    assert found["paper", 2]["chosen"] == {"student": "full", "teacher": "probe"}
+    assert found["paper", 2]["chosen"] == {"finetune": "full", "adapt": "probe"}
     assert found["scratch", 2]["chosen"] == {}
     assert found["dino", 2]["images_seen"] == pytest.approx(found["task-oriented", 2]["images_seen"], rel=0.3)
 
@@ -277,7 +277,7 @@ def test_every_number_is_in_the_csv(many):
         int(told[*head, "student", "confusion", f"c1 -> {NASTY}"])
         == test["confusion"][record["classes"].index("c1")][record["classes"].index(NASTY)]
     )
-    assert float(told[*head, "stage transfer", "seconds", ""]) == record["compute_cost"]["distill"]["seconds"]
+    assert float(told[*head, "stage distill", "seconds", ""]) == record["compute_cost"]["distill"]["seconds"]
     assert float(told[*head, "run", "flops", ""]) == cost_of(record)["flops"]
     row = next(row for row in results["table"] if (row["method"], row["budget"]) == ("task-oriented", 2))
     assert float(told["task-oriented", "2", "", "student", "table: spread", ""]) == row["spread"]

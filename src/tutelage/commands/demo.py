@@ -57,7 +57,7 @@ def demo(settings: DemoSettings) -> dict[str, Any]:
     result["text"] = (
         f"{scores_table(rows)}\n\nDistillation brought the student {gain:+.1f} points of accuracy over the baseline; "
         f"{duration(time.monotonic() - started)} in all.\n"
-        f"student   {result['run']}/student/weights.safetensors\nresults   {result['run']}/report/results.json\n"
+        f"student   {result['run']}/finetune/weights.safetensors\nresults   {result['run']}/report/results.json\n"
         f"report    {result['run']}/report/index.html\n"
         f"montage   {result['run']}/curate/montage.jpg: look at it, it shows the transfer set\n"
         f"images    {folder / 'data'}"

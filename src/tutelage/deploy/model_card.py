@@ -36,7 +36,7 @@ def model_card(
     environment = Environment(loader=templates, trim_blocks=True, lstrip_blocks=True, autoescape=False)
     classes = [_cell(name) for name in report["classes"]]
     return environment.get_template("model_card.md.j2").render(
-        name=run.resolve().name, classes=classes, kind=f"image-{stages['transfer_set']['task']}",
+        name=run.resolve().name, classes=classes, kind=f"image-{stages['curate']['task']}",
         student=student, test=test, others=_others(report), baseline=baseline, delivery=delivery(stages, settings),
         judged_on=stages["finetune"]["judged_on"], words=words_of(test), interval=_interval(test),
         rows=_per_class(classes, test), confusions=_confusions(classes, test), teacher={**report.get("teacher", {}), **teacher},

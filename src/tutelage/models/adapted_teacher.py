@@ -124,13 +124,13 @@ def _network(
 
 
 def save_head(folder: Path, head: LinearHead) -> None:
-    """Write a probe to teacher/head.safetensors."""
+    """Write a probe to adapt/head.safetensors."""
     with atomic_write(folder / "head.safetensors") as path:
         save_arrays({"weight": head.weight, "bias": head.bias}, path)
 
 
 def save_whole(folder: Path, module: nn.Module) -> None:
-    """Write a fine-tuned teacher to teacher/weights.safetensors."""
+    """Write a fine-tuned teacher to adapt/weights.safetensors."""
     with atomic_write(folder / "weights.safetensors") as path:
         save_file({name: value.contiguous() for name, value in module.state_dict().items()}, path)
 

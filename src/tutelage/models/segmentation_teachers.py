@@ -99,7 +99,7 @@ def whole_teacher(
 
 
 def save_head(folder: Path, head: DenseHead) -> None:
-    """Write a head to teacher/head.safetensors."""
+    """Write a head to adapt/head.safetensors."""
     with atomic_write(folder / "head.safetensors") as path:
         save_file({name: value.contiguous() for name, value in state_of(head).items()}, path)
 
