@@ -38,8 +38,8 @@ def test_thousands_of_copies_take_few_searches(index, among, monkeypatch):
     others = [thumbnail(texture(CLASSES[seed % 3], 100 + seed)) for seed in range(60)]
     pool, embeddings = pool_of(np.concatenate([noisy, np.stack(others)]), index)
     queries = unit(opponent(np.stack([thumbnail(one) for one in held])).reshape(6, -1))
-    encoder = SimpleNamespace(held=lambda labelled_split, mean: queries)
-    labelled_split = SimpleNamespace(held=10 + np.arange(6), of=lambda rows: [held[row - 10] for row in rows])
+    encoder = SimpleNamespace(held=lambda labelled, mean: queries)
+    labelled = SimpleNamespace(held=10 + np.arange(6), of=lambda rows: [held[row - 10] for row in rows])
     searched: list[tuple[int, int]] = []
 
     def counted(pool: Pool, images: list, *rest: Any) -> list:
@@ -48,7 +48,7 @@ def test_thousands_of_copies_take_few_searches(index, among, monkeypatch):
 
     near_leaks = candidates.near_leaks
     monkeypatch.setattr(candidates, "near_leaks", counted)
-    check = LeakCheck(pool, labelled_split, encoder, [])  # type: ignore[arg-type]
+    check = LeakCheck(pool, labelled, encoder, [])  # type: ignore[arg-type]
     assert check(np.arange(len(embeddings)) if among else None) == len(check.leaks) >= copies
     assert not pool.usable[:copies].any()
     assert pool.usable[copies:].sum() >= 58

@@ -151,11 +151,7 @@ class Run:
     # Settings
 
     def settings(self) -> dict[str, Any]:
-        """Return the content of settings.toml; an empty dict in a new folder.
-
-        Raises:
-            TutelageError: the file cannot be read, or the folder is a run of a version whose stages had other folders.
-        """
+        """Return the content of settings.toml; an empty dict in a new folder."""
         self._check_version()
         try:
             return tomllib.loads((self.path / SETTINGS).read_text(encoding="utf-8"))

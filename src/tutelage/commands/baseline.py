@@ -6,14 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tutelage.pipeline.stage import (
-    MetricsLog,
-    checkpoint_steps,
-    file_hash,
-    open_run,
-    save_weights,
-    training_steps,
-)
+from tutelage.pipeline.stage import MetricsLog, checkpoint_steps, file_hash, open_run, save_weights, training_steps
 from tutelage.run_folder import hash_of
 from tutelage.settings import command, identity
 from tutelage.settings.commands import BaselineSettings

@@ -18,14 +18,7 @@ from tutelage.compute_cost import CostMeter
 from tutelage.data.manifest import TaskData
 from tutelage.distillation.mixture import mixture_of
 from tutelage.metrics import log_softmax
-from tutelage.pipeline.stage import (
-    HELD_OUT_LOGITS,
-    checkpoint_steps,
-    file_hash,
-    open_run,
-    save_weights,
-    training_steps,
-)
+from tutelage.pipeline.stage import HELD_OUT_LOGITS, checkpoint_steps, file_hash, open_run, save_weights, training_steps
 from tutelage.progress import say
 from tutelage.run_folder import Clock, Run, atomic_write, hash_of
 from tutelage.settings import command, identity
@@ -131,8 +124,9 @@ class _Members:
         resumable = Resumable(self.run.path / "checkpoints", f"committee-{number}", self.inputs, every)
         student, module = train_student(job, self.hardware, resumable, self._tick)
         held = self.task.val.images if self.task.val else self.task.train.images.take(np.flatnonzero(fold == number))
+        views = self.kind.views(self.settings)
         found = {
-            name: self.kind.log_probabilities(module, student, images, self.views, self.hardware, self.grid, self._tick)
+            name: self.kind.log_probabilities(module, student, images, views, self.hardware, self.grid, self._tick)
             for name, images in (("transfer", self.task.transfer), ("held", held))
         }
         save_weights(path.with_suffix(".safetensors"), module.state_dict())
@@ -140,10 +134,6 @@ class _Members:
             about = {"flops": training_flops(module, student.size), "student": json.dumps(student.about())}
             np.savez(file, inputs=self.inputs, **about, **found)
         return {**found, **about}
-
-    @property
-    def views(self) -> Any:
-        return self.kind.views(self.settings)
 
     def _tick(self, count: int) -> None:
         self.clock.tick()

@@ -187,9 +187,8 @@ class _Study:
 
     def one(self, variant: Variant, budget: int, seed: int) -> Record:
         """Do one run, and write its record."""
-        settings = replace(
-            self.resolved(variant, budget, seed), overwrite=True
-        )  # what failed with other settings is moved aside
+        # what failed with other settings is moved aside
+        settings = replace(self.resolved(variant, budget, seed), overwrite=True)
         with open_run(settings) as (run, _):
             if self.match == "flops" or variant.method.times > 1:
                 from tutelage.study.cost_estimate import steps_of

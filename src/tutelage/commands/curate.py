@@ -27,7 +27,7 @@ SMOKE_PART = 512  # gallery images that --smoke looks at
 RULES = 2  # version of the selection rules: a new number where the same inputs now give another choice
 KNOWN_BY_CONTENT = {  # settings that hashes of the images, the labels and the embedder stand for
     "task", "target", "gallery", "val", "test", "classes", "group_by", "embeddings", "text_embeddings", "clip", "clip_weights", "templates",
-    "teacher", "teacher_weights", "teacher_size", "teacher_window", "student", "student_size", "precision",
+    "teacher", "teacher_weights", "teacher_size", "teacher_window", "student", "student_size", "precision"
 }  # fmt: skip
 
 
@@ -57,35 +57,35 @@ def curate(settings: CurateSettings) -> dict[str, Any]:
         return embed_share(settings.shard, settings)
     with open_run(settings) as (run, cache_dir):
         settings = replace(settings, strategy=strategy_of(settings))
-        labelled = read_labels(run, settings)
+        target_set = read_labels(run, settings)
         listed = list_gallery(settings.gallery)
         encoder = GalleryEmbedder.of(settings, cache_dir)
         inputs = hash_of([
-            "curate", RULES, encoder.side, encoder.identity, identity(settings, KNOWN_BY_CONTENT), labelled.classes,
-            hash_of([[ref.id, ref.fingerprint.hex()] for ref in [*labelled.refs, *labelled.masks, *listed.refs]]),
-            labelled.splits.tolist(), labelled.labels.tolist(), labelled.groups.tolist(),
+            "curate", RULES, encoder.side, encoder.identity, identity(settings, KNOWN_BY_CONTENT), target_set.classes,
+            hash_of([[ref.id, ref.fingerprint.hex()] for ref in [*target_set.refs, *target_set.masks, *listed.refs]]),
+            target_set.splits.tolist(), target_set.labels.tolist(), target_set.groups.tolist()
         ])  # fmt: skip
         if done := run.done("curate", inputs):
             return {**done, "reused": True}
-        given = data_of(labelled, listed.refs)
+        given = data_of(target_set, listed.refs)
         log_changed_data(run, given)
         clock = run.clock("curate")
         tick = clock.ticking(lambda count: None)
-        for note in labelled.notes:
+        for note in target_set.notes:
             say(note)
         store = Store(cache_dir, encoder.side)
-        with progress("decode", len(store.missing(labelled.refs))) as advance:
-            store.add(labelled.refs, clock.ticking(advance))
-        images, rows, bad = store.find(labelled.refs)
-        bad = [("target", one) for one in [*labelled.rejected, *bad]]
+        with progress("decode", len(store.missing(target_set.refs))) as advance:
+            store.add(target_set.refs, clock.ticking(advance))
+        images, rows, bad = store.find(target_set.refs)
+        bad = [("target", one) for one in [*target_set.rejected, *bad]]
         list_rejected(run, bad)  # now, for errors about labels point there; --max-rejected counts all images
-        labelled_split = split_labels(labelled, images, rows, settings.budget, settings.seed)
-        wanted = wanted_of(settings, len(labelled_split.drawn), len(labelled.classes))
+        labelled = split_labels(target_set, images, rows, settings.budget, settings.seed)
+        wanted = wanted_of(settings, len(labelled.drawn), len(target_set.classes))
         spare = SPARE
         while True:
             refs = gallery_sample(listed.refs, settings, wanted, spare)
-            pool, leaks, known, twice, unreadable = fill_pool(encoder, refs, labelled_split, settings, tick)
-            chosen = _Chosen(run, settings, encoder, labelled_split, pool, refs, clock, given)
+            pool, leaks, known, twice, unreadable = fill_pool(encoder, refs, labelled, settings, tick)
+            chosen = _Chosen(run, settings, encoder, labelled, pool, refs, clock, given)
             every = len(refs) == len(listed.refs)
             if every or pool.usable.sum() >= (wanted or 0):
                 chosen.choose(wanted, leaks)
@@ -100,7 +100,7 @@ def curate(settings: CurateSettings) -> dict[str, Any]:
         reject(
             run,
             bad,
-            len(labelled.refs) + len(refs) + len(labelled.rejected) + len(listed.rejected),
+            len(target_set.refs) + len(refs) + len(target_set.rejected) + len(listed.rejected),
             settings.max_rejected,
         )
         if len(chosen.choice):
@@ -126,26 +126,17 @@ def gallery_sample(refs: list, settings: CurateSettings, wanted: int | None, spa
 class _Chosen:
     """The chosen images, and what is written about them."""
 
-    def __init__(self, run: Run, settings, encoder, labelled_split, pool, refs, clock, given):
-        self.run, self.settings, self.encoder, self.labelled_split, self.given = (
-            run,
-            settings,
-            encoder,
-            labelled_split,
-            given,
-        )
+    def __init__(self, run: Run, settings, encoder, labelled, pool, refs, clock, given):
+        self.run, self.settings, self.encoder, self.labelled, self.given = (run, settings, encoder, labelled, given)
         self.pool, self.refs, self.clock = pool, refs, clock
 
     def choose(self, wanted: int | None, leaks: Any) -> None:
         """Choose the gallery images. leaks: the LeakCheck of the pool."""
         from tutelage.curation.selection import SelectionRequest, choose
 
-        labelled_split, settings = self.labelled_split, self.settings
-        labels, related = (
-            labelled_split.target.labels[labelled_split.drawn],
-            labelled_split.target.groups[labelled_split.drawn],
-        )
-        queries = self.encoder.queries(labelled_split, self.pool.vectors.mean)
+        labelled, settings = self.labelled, self.settings
+        labels, related = (labelled.target.labels[labelled.drawn], labelled.target.groups[labelled.drawn])
+        queries = self.encoder.queries(labelled, self.pool.vectors.mean)
         free = int(self.pool.usable.sum())
         if wanted is not None and wanted > free > 0:
             if not settings.smoke:
@@ -158,7 +149,7 @@ class _Chosen:
         groups = queries.labels if settings.balance == "class" else np.arange(len(queries.labels))
         wish = SelectionRequest(
             settings.strategy, free if wanted is None else wanted, groups, settings.seed, settings.dedup,
-            lambda embeddings: unsure(queries.vectors, labels, related, embeddings, settings.seed),
+            lambda embeddings: unsure(queries.vectors, labels, related, embeddings, settings.seed)
         )  # fmt: skip
         self.choice, self.passed = choose(self.pool, queries.vectors, wish, leaks)
         self.queries, self.wanted = queries, wish.wanted if wanted is not None else 0
@@ -170,7 +161,7 @@ class _Chosen:
 
         queries = self.queries
         choice = self.choice.take(np.argsort(self.choice.rows, kind="stable"))
-        embedded, labelled_split = self.pool.embedded, self.labelled_split
+        embedded, labelled = self.pool.embedded, self.labelled
         refs = [self.refs[i] for i in embedded.positions[choice.rows]]
         with progress("decode the chosen", len(store.missing(refs))) as advance:
             store.add(refs, self.clock.ticking(advance))
@@ -183,28 +174,27 @@ class _Chosen:
             )
         if self.encoder.is_teacher:
             self.encoder.hand_on(images, Vectors(embedded.parts, None).rows(choice.rows))
-        written.write_manifests(self.run, labelled_split, refs, choice, embedded, self.settings.strategy, queries.names)
+        written.write_manifests(self.run, labelled, refs, choice, embedded, self.settings.strategy, queries.names)
         leak_refs = [self.refs[embedded.positions[leak.row]] for leak in leaks]
-        written.write_leaks(self.run, labelled_split, leak_refs, leaks)
-        kept_out = written.pairs(store, labelled_split, leak_refs, leaks)
-        written.write_montage(self.run, labelled_split, images, choice, kept_out, queries)
-        summary = written.summary(self.pool, choice, queries, labelled_split)
+        written.write_leaks(self.run, labelled, leak_refs, leaks)
+        kept_out = written.pairs(store, labelled, leak_refs, leaks)
+        written.write_montage(self.run, labelled, images, choice, kept_out, queries)
+        summary = written.summary(self.pool, choice, queries, labelled)
         counts = {
-            split: int((labelled_split.target.splits[labelled_split.kept] == split).sum())
-            for split in ("train", "val", "test")
+            split: int((labelled.target.splits[labelled.kept] == split).sum()) for split in ("train", "val", "test")
         }
         chosen = len(refs)
         say(
-            f"validation {counts['val']:,} · test {counts['test']:,} · transfer set {chosen + len(labelled_split.drawn):,}: "
-            f"{len(labelled_split.drawn):,} labelled + {chosen:,} of {listed:,} gallery images ("
+            f"validation {counts['val']:,} · test {counts['test']:,} · transfer set {chosen + len(labelled.drawn):,}: "
+            f"{len(labelled.drawn):,} labelled + {chosen:,} of {listed:,} gallery images ("
             f"{len(leaks):,} held out as validation/test, {twice:,} duplicates, {self.passed:,} near duplicates)"
         )
         result = {
-            "outputs": written.identity(labelled_split, refs, embedded, choice), "given": self.given, "task": labelled_split.target.task,
-            "classes": list(labelled_split.target.classes), "store_side": self.encoder.side, "strategy": self.settings.strategy,
-            "images": {**counts, "transfer": chosen + len(labelled_split.drawn)}, "gallery": listed, "leaks": len(leaks),
+            "outputs": written.identity(labelled, refs, embedded, choice), "given": self.given, "task": labelled.target.task,
+            "classes": list(labelled.target.classes), "store_side": self.encoder.side, "strategy": self.settings.strategy,
+            "images": {**counts, "transfer": chosen + len(labelled.drawn)}, "gallery": listed, "leaks": len(leaks),
             "duplicates": twice, "near_duplicates": self.passed, "rejected": rejected, **summary,
-            **labelled_split.target.about(labelled_split.drawn), "seconds": self.clock.stop(),
+            **labelled.target.about(labelled.drawn), "seconds": self.clock.stop()
         }  # fmt: skip
         return self.run.finish("curate", inputs, result)
 

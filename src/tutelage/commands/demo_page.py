@@ -20,9 +20,8 @@ def demo_page(settings: DemoPageSettings) -> dict[str, Any]:
     """
     from tutelage.deploy import browser
 
-    server = (
-        browser.server_of(settings.port) if settings.serve else None
-    )  # a port in use is reported before the work starts
+    # a port in use is reported before the work starts
+    server = browser.server_of(settings.port) if settings.serve else None
     try:
         page = browser.write_page(export_folder(settings.export), Path(settings.out))
     except BaseException:

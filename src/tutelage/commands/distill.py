@@ -15,14 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tutelage.errors import TutelageError
 from tutelage.pipeline.preflight import WITHOUT_TARGETS
-from tutelage.pipeline.stage import (
-    MetricsLog,
-    checkpoint_steps,
-    file_hash,
-    open_run,
-    save_weights,
-    training_steps,
-)
+from tutelage.pipeline.stage import MetricsLog, checkpoint_steps, file_hash, open_run, save_weights, training_steps
 from tutelage.progress import progress, say
 from tutelage.run_folder import Clock, Run, hash_of
 from tutelage.settings import command, identity
@@ -291,10 +284,8 @@ class _Job:
         hardware.wait_for_everyone()
         module, optimizer = hardware.prepare(module, optimizer)
         metrics = MetricsLog(run.path / "distill" / "metrics.jsonl", start, s.tracker, run.path, hardware)
-        plan = Plan(
-            steps, s.batch_size, rate, s.seed, s.temperature, s.objective, s.task_agnostic_loss, self.labelled,
-            s.feature_weight,
-        )  # fmt: skip
+        matching = (s.temperature, s.objective, s.task_agnostic_loss, self.labelled, s.feature_weight)
+        plan = Plan(steps, s.batch_size, rate, s.seed, *matching)
         more: dict[str, Any] = {"optimizer": optimizer, "average": average, "resumable": resumable}
         with progress("distill", round(steps * shown), round(start * shown)) as advance:
             watch = loop.Watch("distill", metrics.write, clock.ticking(advance) if main else advance)

@@ -141,8 +141,7 @@ class _Work:
         mixture = Mixture.of(members, self.run.settings()["settings"].get("committee", "auto"))
         of_teacher, of_students = self.predictions["teacher"], None
         if self.kind.GRID:
-            adapted = self.adapted()
-            of_teacher = self.log_probabilities(adapted.module, adapted.network)
+            of_teacher = self.log_probabilities(self.adapted.module, self.adapted.network)
         if mixture.weight:
             of_students = 0.0
             for number in range(count):
@@ -153,30 +152,26 @@ class _Work:
         self.predictions["committee"] = self.kind.predictions_of(mixed, self.test.labels, np.arange(len(mixed)))
         return {
             "name": f"{teacher['name']}, {count} x {about['name']}", "weight": mixture.weight,
-            "parameters": teacher["parameters"] + count * about["parameters"], "test": self.judged(self.predictions["committee"]),
+            "parameters": teacher["parameters"] + count * about["parameters"], "test": self.judged(self.predictions["committee"])
         }  # fmt: skip
 
     def log_probabilities(self, module: Any, network: Any) -> Any:
         """Return a model's float32 log probabilities of the test images; those of masks on the grid of the student's logits."""
-        import numpy as np
-
         assert self.test is not None
         module, grid = module.to(self.hardware.device).eval(), self.kind.grid(self.student_settings)
         found = self.kind.log_probabilities(
             module, network, self.test.images, self.views, self.hardware, grid, lambda n: None
         )
-        return found.astype(np.float32)
-
-    def adapted(self) -> Any:
-        """Load the adapted teacher."""
-        return self.kind.adapted(self.run.path / "adapt", self.stages["adapt"], self.teacher_weights, self.hardware)
+        return found.astype("float32")
 
     def teacher(self) -> dict[str, Any]:
         """Return the scores of the adapted teacher, and keep its predictions to compare the students' with."""
         from tutelage.device import flops, latency_ms
         from tutelage.features.output_cache import OutputCache
 
-        adapted = self.adapted()
+        self.adapted = adapted = self.kind.adapted(
+            self.run.path / "adapt", self.stages["adapt"], self.teacher_weights, self.hardware
+        )
         about: dict[str, Any] = {
             "name": adapted.network.name,
             "parameters": adapted.parameters,
@@ -208,7 +203,7 @@ class _Work:
             self.times[architecture] = latency_ms(student.module, student.size)
         about: dict[str, Any] = {
             "name": student.name, "parameters": student.parameters, "flops": flops(student.module, student.size),
-            "latency_ms": self.times[architecture], "initialisation": student.initialisation,
+            "latency_ms": self.times[architecture], "initialisation": student.initialisation
         }  # fmt: skip
         module = student.module.to(self.hardware.device)
         if self.teacher_on_transfer is not None:

@@ -85,9 +85,8 @@ class _Work:
         self.judged_on = self.task.test.images if self.task.test else self.task.transfer
         height, width = sides(self.student.size)
         outputs = onnx_graph.torch_outputs(self.original, onnx_graph.example(self.student.size, baked).numpy())
-        self.at_once = max(
-            1, MEMORY // (4 * max(3 * height * width, int(np.prod(outputs.shape[1:]))))
-        )  # images held in memory
+        # images held in memory
+        self.at_once = max(1, MEMORY // (4 * max(3 * height * width, int(np.prod(outputs.shape[1:])))))
         self.proved_on = min(len(self.judged_on), PROVED_ON, self.at_once)
         self.proof: dict[str, Any] = {
             "images": self.proved_on, "of": "test images" if self.task.test else "images of the transfer set",

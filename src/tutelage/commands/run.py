@@ -24,16 +24,7 @@ from tutelage.settings.commands import RunSettings
 SMOKE = {"per_query": None, "epochs": None, "steps": 24, "batch_size": 32}
 SMOKE_TOTAL, SMOKE_BUDGET = 512, 10  # upper limits; `curate` also looks at only a part of the gallery
 
-STAGES: dict[str, Callable[..., Any]] = {
-    "curate": curate,
-    "adapt": adapt,
-    "committee": committee,
-    "distill": distill,
-    "baseline": baseline,
-    "finetune": finetune,
-}
-
-
+STAGES = {stage.__name__: stage for stage in (curate, adapt, committee, distill, baseline, finetune)}
 MODELS = ("distilled", "baseline", "delivered", "teacher", "committee")  # in the result of an evaluation
 
 

@@ -29,7 +29,7 @@ DEEPEST = 4096
 def fill_pool(
     encoder: GalleryEmbedder,
     refs: Sequence[ImageRef],
-    labelled_split: LabelledSplit,
+    labelled: LabelledSplit,
     settings: Curation,
     tick: Callable[[int], None],
 ) -> tuple[Pool, LeakCheck, int, int, list[Rejected]]:
@@ -51,12 +51,12 @@ def fill_pool(
     memory = settings.memory * 2**30 if settings.memory else free_memory() / 2
     usable = np.ones(len(embedded), dtype=bool)
     pool = Pool(embedded, vectors, usable, settings.index, int(memory))
-    leaks, labelled, twice = _same_pixels(pool, labelled_split)
-    check = LeakCheck(pool, labelled_split, encoder, leaks)
+    leaks, known, twice = _same_pixels(pool, labelled)
+    check = LeakCheck(pool, labelled, encoder, leaks)
     if settings.dedup == "gallery":
         check_memory(pool, int(usable.sum()), "gallery")  # before the search for leaks, which may take hours
         check()
-    return pool, check, labelled, twice, embedded.rejected
+    return pool, check, known, twice, embedded.rejected
 
 
 def nothing_left(pool: Pool, leaks: Sequence[Leak], labelled: int) -> TutelageError:
@@ -70,19 +70,19 @@ def nothing_left(pool: Pool, leaks: Sequence[Leak], labelled: int) -> TutelageEr
     )
 
 
-def _same_pixels(pool: Pool, labelled_split: LabelledSplit) -> tuple[list[Leak], int, int]:
+def _same_pixels(pool: Pool, labelled: LabelledSplit) -> tuple[list[Leak], int, int]:
     """Bar by content hash: held-out images, labelled images, and all but the first image of each content.
 
     Returns:
         leaks; the number of labelled images; the number of these and of other duplicates.
     """
-    held = dict(zip(labelled_split.keys_of(labelled_split.held), labelled_split.held.tolist(), strict=True))
+    held = dict(zip(labelled.keys_of(labelled.held), labelled.held.tolist(), strict=True))
     keys = as_void(pool.embedded.keys)
     _, first = np.unique(keys, return_index=True)
     fresh = np.zeros(len(keys), dtype=bool)
     fresh[first] = True
     is_held = np.isin(keys, np.array(list(held), dtype="S32"))
-    is_drawn = np.isin(keys, np.array(labelled_split.keys_of(labelled_split.drawn), dtype="S32"))
+    is_drawn = np.isin(keys, np.array(labelled.keys_of(labelled.drawn), dtype="S32"))
     pool.usable &= fresh & ~is_held & ~is_drawn
     leaks = [
         Leak(row, held[pool.embedded.keys[row].tobytes()], "same pixels") for row in np.flatnonzero(is_held).tolist()
@@ -99,7 +99,7 @@ class LeakCheck:
     """
 
     pool: Pool
-    labelled_split: LabelledSplit
+    labelled: LabelledSplit
     encoder: GalleryEmbedder
     leaks: list[Leak]
     looked_at: int = 0
@@ -108,14 +108,14 @@ class LeakCheck:
     @cached_property
     def _held(self) -> tuple[list[np.ndarray], np.ndarray | None]:
         """Pixels of the held-out images, and their embeddings if there are any."""
-        images = self.labelled_split.of(self.labelled_split.held)
-        queries = self.encoder.held(self.labelled_split, self.pool.vectors.mean)
+        images = self.labelled.of(self.labelled.held)
+        queries = self.encoder.held(self.labelled, self.pool.vectors.mean)
         return [images[i] for i in range(len(images))], queries
 
     def __call__(self, rows: np.ndarray | None = None) -> int:
         """Bar near duplicates of held-out images among these rows of the pool (m,), or among all; return how many."""
         usable = self.pool.usable
-        if not len(self.labelled_split.held) or (rows is not None and not len(rows)):
+        if not len(self.labelled.held) or (rows is not None and not len(rows)):
             return 0
         self.looked_at += int(usable.sum()) if rows is None else len(rows)
         images, queries = self._held
@@ -124,10 +124,10 @@ class LeakCheck:
             counts = np.zeros(len(asked), np.int64)
             found = near_leaks(
                 self.pool, [images[i] for i in asked.tolist()], None if queries is None else queries[asked],
-                rows if rows is None else rows[usable[rows]], counts, k,
+                rows if rows is None else rows[usable[rows]], counts, k
             )  # fmt: skip
             usable[[row for row, *_ in found]] = False
-            self.leaks += [Leak(row, int(self.labelled_split.held[asked[at]]), how) for row, at, how, _ in found]
+            self.leaks += [Leak(row, int(self.labelled.held[asked[at]]), how) for row, at, how, _ in found]
             barred += len(found)
             asked, k = asked[counts >= CROWDED], min(2 * k, DEEPEST)
         self.near += barred

@@ -43,14 +43,14 @@ def log_transfer_set(chosen: int, wanted: int, compared: int, near: int) -> None
 
 
 def write_manifests(
-    run: Run, labelled_split: LabelledSplit, refs: list[ImageRef], choice: Choice, embedded: EmbeddingTable, strategy: str,
-    queries: list[str],
+    run: Run, labelled: LabelledSplit, refs: list[ImageRef], choice: Choice, embedded: EmbeddingTable, strategy: str,
+    queries: list[str]
 ) -> None:  # fmt: skip
     """Write both manifests. refs: the chosen gallery images, in the order of `choice`. queries: names of the queries."""
-    target, kept, drawn = labelled_split.target, labelled_split.kept, labelled_split.drawn
+    target, kept, drawn = labelled.target, labelled.kept, labelled.drawn
     write_manifest(
         run.path / "target_set" / "manifest.parquet", [target.refs[i] for i in kept],
-        {**labelled_split.columns(kept), "key": labelled_split.keys_of(kept)},
+        {**labelled.columns(kept), "key": labelled.keys_of(kept)}
     )  # fmt: skip
     none = [None] * len(drawn)
     write_manifest(
@@ -61,25 +61,25 @@ def write_manifests(
             "query": [*none, *(queries[q] if q >= 0 else None for q in choice.query.tolist())],
             "similarity": [*none, *(s if q >= 0 else None for q, s in zip(choice.query.tolist(), choice.similarity.tolist(), strict=True))],
             "rank": [*none, *(r if r >= 0 else None for r in choice.rank.tolist())],
-            "key": [*labelled_split.keys_of(drawn), *(key.tobytes() for key in embedded.keys[choice.rows])],
-        },
+            "key": [*labelled.keys_of(drawn), *(key.tobytes() for key in embedded.keys[choice.rows])]
+        }
     )  # fmt: skip
 
 
-def identity(labelled_split: LabelledSplit, refs: list[ImageRef], embedded: EmbeddingTable, choice: Choice) -> str:
+def identity(labelled: LabelledSplit, refs: list[ImageRef], embedded: EmbeddingTable, choice: Choice) -> str:
     """Return a hash of all that later stages use of the choice: contents and names, but not the files' paths or times."""
-    kept = labelled_split.kept
+    kept = labelled.kept
     places = {f"mask_{name}" for name in SOURCE}
-    known = [column for name, column in labelled_split.columns(kept).items() if name not in places]
+    known = [column for name, column in labelled.columns(kept).items() if name not in places]
     return hash_of([
-        [key.hex() for key in labelled_split.keys_of(kept)], labelled_split.target.classes, *known,
-        [ref.id for ref in refs], [key.tobytes().hex() for key in embedded.keys[choice.rows]],
+        [key.hex() for key in labelled.keys_of(kept)], labelled.target.classes, *known,
+        [ref.id for ref in refs], [key.tobytes().hex() for key in embedded.keys[choice.rows]]
     ])  # fmt: skip
 
 
-def write_leaks(run: Run, labelled_split: LabelledSplit, refs: list[ImageRef], leaks: Sequence[Leak]) -> None:
+def write_leaks(run: Run, labelled: LabelledSplit, refs: list[ImageRef], leaks: Sequence[Leak]) -> None:
     """Write leaks.csv, or remove the one of an earlier start. refs: the gallery image of each leak."""
-    path, target = run.path / "curate" / "leaks.csv", labelled_split.target
+    path, target = run.path / "curate" / "leaks.csv", labelled.target
     if not leaks:
         path.unlink(missing_ok=True)
         return
@@ -91,32 +91,27 @@ def write_leaks(run: Run, labelled_split: LabelledSplit, refs: list[ImageRef], l
     say(f"{len(leaks):,} gallery images are validation or test images and stay out (curate/leaks.csv)")
 
 
-def pairs(store: Store, labelled_split: LabelledSplit, refs: list[ImageRef], leaks: Sequence[Leak]) -> list[KeptOut]:
+def pairs(store: Store, labelled: LabelledSplit, refs: list[ImageRef], leaks: Sequence[Leak]) -> list[KeptOut]:
     """Return some of the leaks, evenly spaced, each with the held-out image that it shows. refs: the gallery image of each leak."""
     places = np.unique(np.linspace(0, len(leaks) - 1, LEAKS_SHOWN).astype(np.int64)) if leaks else np.zeros(0, np.int64)
     wanted = [refs[i] for i in places.tolist()]
     store.add(wanted)
     images, found, _ = store.find(wanted)
     shown = [leaks[i] for i in places[found].tolist()]
-    twins = labelled_split.of(np.array([leak.held for leak in shown], np.int64))
+    twins = labelled.of(np.array([leak.held for leak in shown], np.int64))
     return [KeptOut(images[i], twins[i], leak.how) for i, leak in enumerate(shown)]
 
 
 def write_montage(
-    run: Run,
-    labelled_split: LabelledSplit,
-    images: Images,
-    choice: Choice,
-    kept_out: Sequence[KeptOut],
-    queries: Queries,
+    run: Run, labelled: LabelledSplit, images: Images, choice: Choice, kept_out: Sequence[KeptOut], queries: Queries
 ) -> None:
     """Write montage.jpg: queries and the images that each of them found; without queries, labelled and random chosen images.
 
     Args:
         images: the chosen gallery images, in the order of `choice`.
     """
-    target, drawn = labelled_split.target, labelled_split.drawn
-    labels, own = queries.labels, labelled_split.of(drawn[queries.drawn])
+    target, drawn = labelled.target, labelled.drawn
+    labels, own = queries.labels, labelled.of(drawn[queries.drawn])
     by_query = bool((choice.query >= 0).any())
     rows = []
     for number, query in enumerate(choose_rows(labels).tolist()):
@@ -138,7 +133,7 @@ def write_montage(
     save_montage(run.path / "curate" / "montage.jpg", picture)
 
 
-def summary(pool: Pool, choice: Choice, queries: Queries, labelled_split: LabelledSplit) -> dict[str, Any]:
+def summary(pool: Pool, choice: Choice, queries: Queries, labelled: LabelledSplit) -> dict[str, Any]:
     """Return and log similarities, images found per class, and the distances of transfer set and gallery to the target set."""
     found: dict[str, Any] = {"index": "ivf", "recall": min(pool.recalls)} if pool.recalls else {}
     near = far = float("nan")
@@ -151,13 +146,13 @@ def summary(pool: Pool, choice: Choice, queries: Queries, labelled_split: Labell
         return found
     quantiles = np.quantile(choice.similarity, QUANTILES)
     found["similarity"] = {f"{100 * q:g} %": round(float(v), 4) for q, v in zip(QUANTILES, quantiles, strict=True)}
-    brought = np.bincount(queries.labels[choice.query], minlength=len(labelled_split.target.classes))
-    found["brought"] = dict(zip(labelled_split.target.classes, brought.tolist(), strict=True))
+    brought = np.bincount(queries.labels[choice.query], minlength=len(labelled.target.classes))
+    found["brought"] = dict(zip(labelled.target.classes, brought.tolist(), strict=True))
     if without := [name for name, count in found["brought"].items() if not count]:
         say(
             f"the queries of {', '.join(without)} find nothing new: their nearest images went to other queries or are duplicates"
         )
-    warning, named = nothing_near(pool, choice, queries.labels, labelled_split.target.classes) if images else ("", [])
+    warning, named = nothing_near(pool, choice, queries.labels, labelled.target.classes) if images else ("", [])
     if warning:
         say(warning)
         found |= {"far_classes": named} if named else {"nothing_near": True}

@@ -110,15 +110,15 @@ class GalleryEmbedder:
         assert self.network is not None
         return [self.network.hash, self.network.size, self.network.precision, *self.about_words]
 
-    def target(self, labelled_split: LabelledSplit, rows: np.ndarray, what: str) -> np.ndarray | None:
+    def target(self, labelled: LabelledSplit, rows: np.ndarray, what: str) -> np.ndarray | None:
         """Return raw vectors (n, D) float32 of these rows of the target set; None if precomputed embeddings lack all of them.
 
         Raises:
             TutelageError: precomputed embeddings lack some of the images.
         """
         if self.given is None:
-            return self._outputs(labelled_split.of(rows), what)
-        refs = [labelled_split.target.refs[row] for row in rows]
+            return self._outputs(labelled.of(rows), what)
+        refs = [labelled.target.refs[row] for row in rows]
         found = self.given.find(refs, what)
         if (found < 0).all():
             return None
@@ -130,22 +130,22 @@ class GalleryEmbedder:
             )
         return self.given.finite(found)
 
-    def queries(self, labelled_split: LabelledSplit, mean: np.ndarray | None) -> Queries:
+    def queries(self, labelled: LabelledSplit, mean: np.ndarray | None) -> Queries:
         """Return the queries: labelled images, or class names. mean: (D,) float32 with which the gallery's vectors are centred."""
-        labels, drawn = labelled_split.target.labels[labelled_split.drawn], np.arange(len(labelled_split.drawn))
+        labels, drawn = labelled.target.labels[labelled.drawn], np.arange(len(labelled.drawn))
         if self.words is not None:
-            classes = list(labelled_split.target.classes)
+            classes = list(labelled.target.classes)
             first = np.array([np.flatnonzero(labels == number)[0] for number in range(len(classes))])
             vectors, names = unit(self.words(classes), None), [f"text: {name}" for name in classes]
             return Queries(vectors, np.arange(len(classes)), names, first, text=True)
-        features = self.target(labelled_split, labelled_split.drawn, "labelled images")
+        features = self.target(labelled, labelled.drawn, "labelled images")
         if features is None:
             raise TutelageError(
                 "--embeddings: no vector for any labelled image, although these are the queries",
                 "embed the images of --target with the same encoder, or search by class name: "
                 "--strategy text --text-embeddings FILE",
             )
-        ids = [labelled_split.target.refs[row].id for row in labelled_split.drawn]
+        ids = [labelled.target.refs[row].id for row in labelled.drawn]
         return Queries(unit(features, mean), labels, ids, drawn)
 
     def _outputs(self, images: Images, what: str) -> np.ndarray:
@@ -195,9 +195,9 @@ class GalleryEmbedder:
                     cache.embed(piece, both(advance, tick))
         return cache, pieces
 
-    def held(self, labelled_split: LabelledSplit, mean: np.ndarray | None) -> np.ndarray | None:
+    def held(self, labelled: LabelledSplit, mean: np.ndarray | None) -> np.ndarray | None:
         """Return (H, D) float32 unit vectors of validation and test images; None if precomputed embeddings lack all of them."""
-        features = self.target(labelled_split, labelled_split.held, "validation and test images")
+        features = self.target(labelled, labelled.held, "validation and test images")
         if features is None:
             say(
                 "--embeddings has no vectors of validation and test images: copies of them are found by their pixels only"

@@ -84,10 +84,9 @@ def distill_student(
     def loss_of(step, images, soft, truth, features, queue) -> torch.Tensor:
         with hardware.autocast():
             output = module(images)
-        logits, projected = output if isinstance(output, tuple) else (output, None)
         known = losses.one_hot(truth, classes)
         batch = Batch(soft, known, features, queue, plan.temperature, class_weights, plan.features)
-        return distance((logits, projected), batch)
+        return distance(output if isinstance(output, tuple) else (output, None), batch)
 
     make = _batches(targets, plan, student, labels, hardware.process_index, hardware.num_processes)
     module.train()

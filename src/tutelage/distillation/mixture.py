@@ -114,19 +114,15 @@ def mixture_of(
 
 
 def bias_of(log_probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return the bias of each class with which the mean probabilities are the classes' shares of the labels.
+    """Return the bias of each class with which the mean probabilities are the classes' shares of the labels, in [-BIAS, BIAS].
 
-    It is the most likely bias of a logistic regression on these log probabilities. Without it the rare classes of masks come out too
-    rare, since averaging log probabilities takes most from what the members disagree on. Bias-corrected temperature scaling:
-    Alexandari et al., ICML 2020.
+    Averaged log probabilities make rare classes too rare, since they lose most where the members disagree. This is the most likely bias of
+    a logistic regression on them (bias-corrected temperature scaling, Alexandari et al., ICML 2020).
 
-    Worked example: probabilities (0.9, 0.1) for all of four pixels, one of them of class 1: bias (ln 3/4 - ln 0.9, ln 1/4 - ln 0.1).
+    Worked example: probabilities (0.9, 0.1) for four pixels, one of them of class 1: bias (ln 3/4 - ln 0.9, ln 1/4 - ln 0.1).
 
     Args:
-        log_probabilities: (N, C) float32. labels: (N,) int64; a class without any keeps a bias of at least -BIAS.
-
-    Returns:
-        (C,) float32 in [-BIAS, BIAS].
+        log_probabilities: (N, C) float32. labels: (N,) int64.
     """
     shares = np.bincount(labels, minlength=log_probabilities.shape[1]) / len(labels)
     bias = np.zeros(len(shares), np.float32)
@@ -137,16 +133,10 @@ def bias_of(log_probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def bias_for_iou(log_probabilities: np.ndarray, labels: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    """Return the calibrated bias plus -t ln share for each class, with the t of 0, 0.1, ... 1 that makes the mean IoU largest.
+    """Return the bias of `bias_of` plus -t ln share for each class, with the t of 0, 0.1, ... 1 that makes the mean IoU largest.
 
-    The most likely class of calibrated probabilities makes most pixels right, but not the IoU of rare and thin things, which gains by
-    naming them at less than even odds (Menon et al., Long-tail learning via logit adjustment, ICLR 2021, do so for balanced accuracy).
-
-    Args:
-        log_probabilities: (N, C) float32. labels: (N,) int64. bias: (C,) float32 of `bias_of`.
-
-    Returns:
-        (C,) float32.
+    The most likely class of calibrated probabilities makes most pixels right, but the IoU of rare and thin things gains by naming them at
+    less than even odds (for balanced accuracy: logit adjustment, Menon et al., ICLR 2021). Arguments as for `bias_of`.
     """
     shares = np.bincount(labels, minlength=len(bias)) / len(labels)
     rarity = np.where(shares > 0, -np.log(shares.clip(1e-6)), 0)
@@ -155,5 +145,4 @@ def bias_for_iou(log_probabilities: np.ndarray, labels: np.ndarray, bias: np.nda
         decisions = (log_probabilities + bias + t * rarity).argmax(axis=1)
         return float(np.nanmean(intersection_over_union(confusion(labels, decisions, len(bias)))))
 
-    best = max(WEIGHTS.tolist(), key=score)
-    return (bias + best * rarity).astype(np.float32)
+    return (bias + max(WEIGHTS.tolist(), key=score) * rarity).astype(np.float32)

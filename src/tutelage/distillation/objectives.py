@@ -51,14 +51,19 @@ def task_oriented(output: Output, batch: Batch) -> torch.Tensor:
     return loss + batch.feature_weight * losses.feature_distance(output[1], batch.features)
 
 
+def _of_labelled(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Return the logits of the labelled images, as large as their masks."""
+    known = logits[: len(batch.labels)]
+    return known if known.ndim == 2 else F.interpolate(known, batch.labels.shape[2:], mode="bilinear")
+
+
 def _divergence(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
     """KL divergence from the targets of all images; at the true masks' own resolution, which is finer than that of soft targets."""
     count = len(batch.labels)
     if logits.ndim == 2 or not count:
         targets = torch.cat([batch.labels, batch.soft]) if count else batch.soft
         return losses.divergence(logits, targets, batch.temperature, batch.weights)
-    known = F.interpolate(logits[:count], batch.labels.shape[2:], mode="bilinear", align_corners=False)
-    on_labels = losses.divergence(known, batch.labels, batch.temperature, batch.weights)
+    on_labels = losses.divergence(_of_labelled(logits, batch), batch.labels, batch.temperature, batch.weights)
     on_targets = losses.divergence(logits[count:], batch.soft, batch.temperature, batch.weights)
     return (count * on_labels + len(batch.soft) * on_targets) / len(logits)
 
@@ -80,10 +85,7 @@ def task_agnostic(loss: str) -> Callable[[Output, Batch], torch.Tensor]:
         count = len(batch.labels)
         if not count:
             return distance + 0 * logits.sum()  # so that the head gets a gradient in every process
-        known = logits[:count]
-        if known.ndim > 2:
-            known = F.interpolate(known, batch.labels.shape[2:], mode="bilinear", align_corners=False)
-        share = count / len(logits)
+        share, known = count / len(logits), _of_labelled(logits, batch)
         return (1 - share) * distance + share * losses.soft_cross_entropy(known, batch.labels, batch.weights)
 
     return of

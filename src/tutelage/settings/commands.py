@@ -63,20 +63,13 @@ class RunSettings(Curation, g.Adaptation, DistillSettings, g.LastStage, g.Json):
     no_baseline: bool = setting(False, "do not train the baseline, the same student on the labels only", free=True)
 
 
-class CompareSettings(
-    g.Labelled,
-    g.Gallery,
-    g.Teacher,
-    g.Adaptation,
-    g.Student,
-    g.Distillation,
-    g.Schedule,
-    g.Training,
-    g.LastStage,
-    g.Machine,
-    g.ConfigFile,
-    g.Json,
-):
+class Compared(
+    g.Labelled, g.Gallery, g.Teacher, g.Adaptation, g.Student, g.Distillation, g.Schedule, g.Training
+):  # fmt: skip
+    """Settings of a run that the methods of a study may differ in."""
+
+
+class CompareSettings(Compared, g.LastStage, g.Machine, g.ConfigFile, g.Json):
     """Settings of `compare`."""
 
     out: str = setting("", "folder of the study, with its runs in METHOD/budget-N/seed-N", min_length=1, free=True)

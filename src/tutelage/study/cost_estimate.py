@@ -48,12 +48,10 @@ def matched_steps(variant: Variant, settings: RunSettings, count: int) -> int:
     student = (settings.student, settings.student_size, settings.decoder)
     each, teacher = _student_flops(settings.task, *student), _teacher_flops(settings.task, *_model(settings))
     looks = len(kind.views(settings).looks)
-    teacher_only = (
-        "committee" not in variant.method.settings and settings.committee == "none"
-    )  # then `task-oriented` has none either
-    budget = (
-        count * looks * teacher + (1 if teacher_only else 2) * seen * each
-    )  # the committee's students together see as many images as the student
+    # then `task-oriented` has none either
+    teacher_only = "committee" not in variant.method.settings and settings.committee == "none"
+    # the committee's students together see as many images as the student
+    budget = count * looks * teacher + (1 if teacher_only else 2) * seen * each
     objective, committee = settings.objective, has_committee(variant, settings)
     asked = 1 if objective == "task-agnostic" else looks if "adapt" in variant.method.charged else 0
     own = count * asked * teacher

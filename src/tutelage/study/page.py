@@ -43,9 +43,8 @@ def write_study(folder: Path) -> dict[str, Any]:
     budget, references = results_table.main_budget(cells), results_table.references_of(cells)
     table, best = results_table.rows(cells, budget)
     done = {results_table.record_name(one["method"], one["budget"], one["seed"]) for one in records}
-    unstarted = tuple(
-        f"{folder_name(method)}-budget-" for method in failed
-    )  # runs of methods that could not be started at all
+    # runs of methods that could not be started at all
+    unstarted = tuple(f"{folder_name(method)}-budget-" for method in failed)
     summary = {
         "study": str(folder), "page": str(report / "index.html"), "failed": failed,
         "missing": [name for name in study["plan"] if name not in done and name not in failed and not name.startswith(unstarted)],

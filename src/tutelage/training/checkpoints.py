@@ -29,13 +29,7 @@ class Resumable:
 
 
 def save_checkpoint(
-    folder: Path,
-    stage: str,
-    step: int,
-    inputs: str,
-    module: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    average: EMA,
+    folder: Path, stage: str, step: int, inputs: str, module: nn.Module, optimizer: torch.optim.Optimizer, average: EMA
 ) -> None:
     """Write weights, average and optimizer state after `step` steps; delete all but the last two checkpoints."""
     tensors = {f"model.{name}": value for name, value in module.state_dict().items()}
