@@ -293,7 +293,7 @@ def quick(*words: object) -> tuple[int, str]:
 
 def test_unfinished_run(finished, tmp_path):
     """A run without a student, or without scores, says which command is missing."""
-    run = Path(shutil.copytree(finished.out, tmp_path / "run", ignore=shutil.ignore_patterns("report", "export")))
+    run = Path(shutil.copytree(finished.out, tmp_path / "run", ignore=shutil.ignore_patterns("evaluate", "export")))
     with pytest.raises(TutelageError, match=f"has not been evaluated\nhint: run `tutelage evaluate {run}` first"):
         tutelage.export(run=run)
     shutil.rmtree(run / "finetune")

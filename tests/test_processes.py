@@ -60,7 +60,7 @@ def test_two_processes_agree_without_batchnorm(data):
         assert (run / "report" / "index.html").exists()
         assert json.loads((run / "committee" / "result.json").read_text())["folds"] == 2
         assert json.loads((run / "distill" / "result.json").read_text())["labelled_in_batch"] == 4
-        assert not tracked or list((run / "trackers" / f"{run.name}-transfer").rglob("events.out.tfevents*"))
+        assert not tracked or list((run / "trackers" / f"{run.name}-distill").rglob("events.out.tfevents*"))
     worst = max(float(abs(one[name] - two[name]).max()) for name in one)
     moved = max(float(abs(one[name]).max()) for name in one)
     assert 0 <= worst < 2e-4 < moved, f"the weights differ by {worst}"

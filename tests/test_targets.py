@@ -383,18 +383,17 @@ def test_an_image_has_one_target(tmp_path: Path):
 
 @pytest.mark.parametrize("hard", [False, True])
 def test_a_grid_is_cropped_as_the_view_is(hard: bool):
-    """Targets and features that have places are those of the region that a pass shows, mirrored as it is; sums stay 1."""
+    """Targets (log probabilities, enlarged before they are normalised) and features with places are of the region that a pass shows."""
     images, random = images_of(list(range(6))), np.random.default_rng(0)
     settings = ViewSettings(3, "both", 0.3, follow=True)
     grids = random.normal(size=(6, 4, 8, 10)).astype(np.float32)
     given = Targets(images, settings, grids.__getitem__, grids.__getitem__)
     positions, passes = np.array([5, 0, 2, 5]), np.array([0, 3, 1, 1])
     drawn = view_batches.drawn_views(images.seeds[positions], images.sizes[positions], passes, settings)
-    values = torch.from_numpy(grids[positions]).softmax(1).numpy()
-    values = np.moveaxis(np.eye(4, dtype=np.float32)[values.argmax(1)], -1, 1) if hard else values
-    expected = crop_grid(values, drawn, images.sizes[positions])
+    cropped = torch.from_numpy(crop_grid(grids[positions], drawn, images.sizes[positions]))
+    expected = torch.eye(4)[cropped.argmax(1)].movedim(-1, 1) if hard else cropped.softmax(1)
     found = given.probabilities(positions, passes, hard=hard)
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-6)
     np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-5)
     assert np.abs(found[0] - found[3]).max() > 0.1, "another pass shows another part of the same grid"
     np.testing.assert_allclose(

@@ -214,7 +214,7 @@ def test_the_log_names_the_step_of_a_broken_loss():
     log = loop.LossLog("distill")
     for step, value in ((7, 1.0), (8, math.nan), (9, math.inf)):
         log.add(step, torch.tensor(value))
-    with pytest.raises(TutelageError, match=r"transfer: the loss of step 8 is nan") as error:
+    with pytest.raises(TutelageError, match=r"distill: the loss of step 8 is nan") as error:
         log.mean()
     assert "--lr" in error.value.hint
 
