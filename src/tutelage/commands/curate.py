@@ -127,7 +127,7 @@ class _Chosen:
     """The chosen images, and what is written about them."""
 
     def __init__(self, run: Run, settings, encoder, labelled, pool, refs, clock, given):
-        self.run, self.settings, self.encoder, self.labelled, self.given = (run, settings, encoder, labelled, given)
+        self.run, self.settings, self.encoder, self.labelled, self.given = run, settings, encoder, labelled, given
         self.pool, self.refs, self.clock = pool, refs, clock
 
     def choose(self, wanted: int | None, leaks: Any) -> None:
@@ -135,7 +135,7 @@ class _Chosen:
         from tutelage.curation.selection import SelectionRequest, choose
 
         labelled, settings = self.labelled, self.settings
-        labels, related = (labelled.target.labels[labelled.drawn], labelled.target.groups[labelled.drawn])
+        labels, related = labelled.target.labels[labelled.drawn], labelled.target.groups[labelled.drawn]
         queries = self.encoder.queries(labelled, self.pool.vectors.mean)
         free = int(self.pool.usable.sum())
         if wanted is not None and wanted > free > 0:

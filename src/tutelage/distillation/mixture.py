@@ -83,7 +83,7 @@ def mixture_of(
         biased: whether a bias for each class is chosen too (`bias_of`), as for pixels, whose classes are of very different shares.
 
     Returns:
-        weight, temperature, gain and its standard error in nats; temperature of the students by themselves; held-out scores of all.
+        weight, temperature, bias (or None), gain and its standard error in nats; the students' own temperature; held-out scores.
     """
     counts = np.bincount(images)
     by_weight, biases = {}, {}
