@@ -19,6 +19,9 @@ html_copy_source = False
 html_static_path = ["site.css"]
 html_css_files = ["site.css"]
 
+default_role = "code"  # of `text` in docstrings
+smartquotes = False  # "--flag" and {"key"} as they are
+napoleon_custom_sections = ["Returns"]  # as plain text: the part before its first colon is not always a type
 autodoc_typehints = "none"  # the docstrings state types, shapes and ranges
 autodoc_member_order = "bysource"
 
