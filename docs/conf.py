@@ -22,6 +22,7 @@ html_css_files = ["site.css"]
 default_role = "code"  # of `text` in docstrings
 smartquotes = False  # "--flag" and {"key"} as they are
 napoleon_custom_sections = ["Returns"]  # as plain text: the part before its first colon is not always a type
+autodoc_mock_imports = ["torch"]  # nothing is computed here, and its import takes longer than most pages
 autodoc_typehints = "none"  # the docstrings state types, shapes and ranges
 autodoc_member_order = "bysource"
 
