@@ -23,14 +23,14 @@ default_role = "code"  # of `text` in docstrings
 smartquotes = False  # "--flag" and {"key"} as they are
 napoleon_custom_sections = ["Returns"]  # as plain text: the part before its first colon is not always a type
 autodoc_mock_imports = ["torch"]  # nothing is computed here, and its import takes longer than most pages
-autodoc_typehints = "none"  # the docstrings state types, shapes and ranges
+autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 
 
 def without_settings(app: Any, what: str, name: str, it: Any, options: Any, lines: list[str]) -> None:
     """Leave a command's arguments out of its docstring: they are its flags, which cli.md lists with ranges and defaults."""
     if hasattr(it, "settings") and "Args:" in lines:
-        del lines[lines.index("Args:") :]
+        del lines[lines.index("Args:") : lines.index("Returns:")]
 
 
 def setup(app: Any) -> None:

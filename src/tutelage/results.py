@@ -92,7 +92,7 @@ class Models(Result):
 
 
 class RunResult(Models):
-    """Of `run`. run: its folder. seconds: of each stage. reused: stages whose result was there already."""
+    """Result of `run`. run: its folder. seconds: of each stage. reused: stages whose result was there already."""
 
     run: str
     seconds: dict[str, float]
@@ -100,14 +100,14 @@ class RunResult(Models):
 
 
 class DemoResult(RunResult):
-    """Of `demo`. pixels: logistic regression on the pixels. text: the table."""
+    """Result of `demo`. pixels: logistic regression on the pixels. text: the table."""
 
     pixels: ModelResult
     text: str
 
 
 class TeacherCost(Result):
-    """Of the teacher's outputs. outputs: views of images that were needed; computed: those that the cache did not have."""
+    """Compute of the teacher's outputs. outputs: views of images that were needed; computed: those that the cache did not have."""
 
     flops: int
     outputs: int
@@ -117,7 +117,7 @@ class TeacherCost(Result):
 
 
 class ComputeCost(Result):
-    """Of a stage. images: trained on, repeats included. memory_mib: the peak. bytes: on disk."""
+    """Compute of a stage. images: trained on, repeats included. memory_mib: the peak. bytes: on disk."""
 
     flops: int
     images: float
@@ -128,8 +128,11 @@ class ComputeCost(Result):
 
 
 class StageResult(Result):
-    """Of any stage. inputs, outputs, curated: hashes of what it depends on, of what it made, and of the transfer set. made_with:
-    versions. taken_from: the run of the same study that it was copied from. reused: whether it was there already."""
+    """Result of any stage.
+
+    inputs, outputs, curated: hashes of what it depends on, of what it made, and of the transfer set. made_with: versions. taken_from:
+    the run of the same study that it was copied from. reused: whether it was there already.
+    """
 
     inputs: str
     seconds: float
@@ -151,9 +154,12 @@ class ImageCounts(Result):
 
 
 class CurationResult(StageResult):
-    """Of `curate`. gallery, leaks, duplicates, near_duplicates, rejected: numbers of images. similarity: its percentiles, of the images
-    chosen to their query. brought: class -> images that its queries brought. distance: MMD to the target set, of transfer set and gallery.
-    recall: of an approximate index. shown_by: class -> images whose mask shows it."""
+    """Result of `curate`.
+
+    gallery, leaks, duplicates, near_duplicates, rejected: numbers of images. similarity: its percentiles, of the images chosen to their
+    query. brought: class -> images that its queries brought. distance: MMD to the target set, of transfer set and gallery. recall: of
+    an approximate index. shown_by: class -> images whose mask shows it.
+    """
 
     given: dict[str, Any]
     task: str
@@ -180,8 +186,11 @@ class CurationResult(StageResult):
 
 
 class AdaptationResult(StageResult):
-    """Of `adapt`. mode: probe or full. width: values of an output. classes, labels: numbers. validation: mode -> scores on held-out
-    labels. deepest: channels of the deepest level, for masks."""
+    """Result of `adapt`.
+
+    mode: probe or full. width: values of an output. classes, labels: numbers. validation: mode -> scores on held-out labels. deepest:
+    channels of the deepest level, for masks.
+    """
 
     mode: str
     width: int
@@ -194,7 +203,10 @@ class AdaptationResult(StageResult):
 
 
 class StudentResult(StageResult):
-    """Of a stage that trains students. student: the architecture, its size, mean and std of its input, parameters, initialisation."""
+    """Result of a stage that trains students.
+
+    student: the architecture, its size, mean and std of its input, parameters, initialisation.
+    """
 
     student: dict[str, Any]
     steps: int
@@ -203,8 +215,11 @@ class StudentResult(StageResult):
 
 
 class CommitteeResult(StudentResult):
-    """Of `committee`; the fields of the mixture are those that `distillation.mixture.mixture_of` returns. folds: number of students; 0
-    where no label can be held out. grid: of the students' predictions for masks."""
+    """Result of `committee`.
+
+    The fields of the mixture are those of `distillation.mixture.mixture_of`. folds: number of students; 0 where no label can be held out.
+    grid: of the students' predictions for masks.
+    """
 
     folds: int
     weight: float
@@ -219,8 +234,11 @@ class CommitteeResult(StudentResult):
 
 
 class DistillationResult(StudentResult):
-    """Of `distill`. head: whether the student has a trained classifier or decoder. labelled_in_batch: images. online: whether the teacher
-    ran at every step. target_shares: mean probability of each class. agreement_with_targets: share of equal decisions."""
+    """Result of `distill`.
+
+    head: whether the student has a trained classifier or decoder. labelled_in_batch: images. online: whether the teacher ran at every
+    step. target_shares: mean probability of each class. agreement_with_targets: share of equal decisions.
+    """
 
     objective: str
     head: bool
@@ -234,7 +252,10 @@ class DistillationResult(StudentResult):
 
 
 class FinetuneResult(StageResult):
-    """Of `finetune`. delivered: distilled, head, full, long, steep or baseline. validation: candidate -> scores on held-out labels."""
+    """Result of `finetune`.
+
+    delivered: distilled, head, full, long, steep or baseline. validation: candidate -> scores on held-out labels.
+    """
 
     delivered: str
     student: dict[str, Any]
@@ -243,7 +264,10 @@ class FinetuneResult(StageResult):
 
 
 class EvaluationResult(Models):
-    """Of `evaluate`: of a run's own test images as a stage, with `inputs` and `seconds`; of another target set, with `run` and `target`."""
+    """Result of `evaluate`.
+
+    On a run's own test images it is a stage, with `inputs` and `seconds`; on another target set it has `run` and `target`.
+    """
 
     classes: list[str]
     test_images: int
@@ -256,7 +280,7 @@ class EvaluationResult(Models):
 
 
 class ShardResult(Result):
-    """Of `curate --shard`. images: of this share of the gallery; embedded: those that were not embedded before."""
+    """Result of `curate --shard`. images: of this share of the gallery; embedded: those that were not embedded before."""
 
     shard: str
     images: int
@@ -265,8 +289,11 @@ class ShardResult(Result):
 
 
 class StudyResult(Result):
-    """Of `compare`. study: its folder. runs: one row each. table: a row for each method and budget, with mean and spread. teachers: the
-    same of the adapted teachers. failed: run or method -> reason. missing: runs that are not finished. shared: what runs had in common."""
+    """Result of `compare`.
+
+    study: its folder. runs: one row each. table: a row for each method and budget, with mean and spread. teachers: the same of the
+    adapted teachers. failed: run or method -> reason. missing: runs that are not finished. shared: what runs had in common.
+    """
 
     study: str
     page: str
@@ -279,8 +306,10 @@ class StudyResult(Result):
 
 
 class StudyEstimate(Result):
-    """Of `compare --dry-run`: what is left to run, and what it takes. plan: in words. gibibytes: new in the cache, outputs_gibibytes of
-    them the teacher's outputs."""
+    """Result of `compare --dry-run`.
+
+    What is left to run, and what it takes. plan: in words. gibibytes: new in the cache, outputs_gibibytes of them the teacher's outputs.
+    """
 
     runs: int
     hours: float
@@ -290,8 +319,9 @@ class StudyEstimate(Result):
 
 
 class ExportResult(Result):
-    """Of `export`: its folder, and the content of export.json. recommended: the faster file here. proof: scores of each file, and its
-    agreement with the student. unsure: the threshold of confidence. latency: file -> milliseconds."""
+    """Result of `export`: its folder, and the content of export.json. recommended: the faster file here. proof: scores of each file, and its
+    agreement with the student. unsure: the threshold of confidence. latency: file -> milliseconds.
+    """
 
     export: str
     recommended: str
@@ -309,7 +339,10 @@ class ExportResult(Result):
 
 
 class BenchmarkResult(Result):
-    """Of `benchmark`. rows: model, device, threads, batch, median_ms, p95_ms, times_as_fast. files: file -> bytes, peak_mib."""
+    """Result of `benchmark`.
+
+    rows: model, device, threads, batch, median_ms, p95_ms, times_as_fast. files: file -> bytes, peak_mib.
+    """
 
     machine: dict[str, Any]
     size: int | str
@@ -319,7 +352,10 @@ class BenchmarkResult(Result):
 
 
 class PredictionsResult(Result):
-    """Of `predict`. predictions: the file. model: the file used. unsure: images below the threshold. masks: folder of the masks."""
+    """Result of `predict`.
+
+    predictions: the file. model: the file used. unsure: images below the threshold. masks: folder of the masks.
+    """
 
     predictions: str
     images: int
@@ -330,14 +366,14 @@ class PredictionsResult(Result):
 
 
 class PageResult(Result):
-    """Of `report` and `demo-page`: path and size of the page."""
+    """Result of `report` and `demo-page`: path and size of the page."""
 
     page: str
     megabytes: float | None = None
 
 
 class CacheResult(Result):
-    """Of `cache`. entries: name, what, gib, days since their last use. gib: of all. removed: names."""
+    """Result of `cache`. entries: name, what, gib, days since their last use. gib: of all. removed: names."""
 
     cache: str
     entries: list[dict[str, Any]]
@@ -346,8 +382,11 @@ class CacheResult(Result):
 
 
 class DoctorResult(Result):
-    """Of `doctor`. versions: None where a package is missing. disk_gib, memory_gib: free. weights: `hub`, "" or why it cannot be reached,
-    and `packages`. advice: lines; empty when all is well."""
+    """Result of `doctor`.
+
+    versions: None where a package is missing. disk_gib, memory_gib: free. weights: `hub`, "" or why it cannot be reached, and
+    `packages`. advice: lines; empty when all is well.
+    """
 
     python: str
     versions: dict[str, str | None]
