@@ -319,8 +319,10 @@ class StudyEstimate(Result):
 
 
 class ExportResult(Result):
-    """Result of `export`: its folder, and the content of export.json. recommended: the faster file here. proof: scores of each file, and its
-    agreement with the student. unsure: the threshold of confidence. latency: file -> milliseconds.
+    """Result of `export`: its folder, and the content of export.json.
+
+    recommended: the faster file here. proof: scores of each file, and its agreement with the student. unsure: the threshold of
+    confidence. latency: file -> milliseconds.
     """
 
     export: str
