@@ -11,20 +11,18 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from tutelage.errors import TutelageError
-from tutelage.pipeline.preflight import WITHOUT_TARGETS
+from tutelage.features.view_batches import ViewSettings
 from tutelage.pipeline.stage import MetricsLog, checkpoint_steps, file_hash, open_run, save_weights, training_steps
 from tutelage.progress import progress, say
 from tutelage.run_folder import Clock, Run, hash_of
 from tutelage.settings import command, identity
-from tutelage.settings.commands import DistillSettings
-from tutelage.tasks import peak_rate
-
-if TYPE_CHECKING:
-    import numpy as np
-
+from tutelage.settings.commands import WITHOUT_TARGETS, DistillSettings
+from tutelage.tasks import Task, peak_rate, task_of
 
 LEARNT_ON = 1000  # images of the transfer set on which student and targets are compared
 
@@ -68,9 +66,7 @@ class _Job:
         return self.run.result("curate", "distill")
 
     @cached_property
-    def kind(self) -> Any:
-        from tutelage.tasks import task_of
-
+    def kind(self) -> Task:
         return task_of(self.curated["task"])
 
     @cached_property
@@ -108,7 +104,7 @@ class _Job:
         return without_labels(task) if self.label_free else task
 
     @cached_property
-    def views(self) -> Any:
+    def views(self) -> ViewSettings:
         return self.kind.views(self.settings)
 
     @cached_property
@@ -149,8 +145,6 @@ class _Job:
 
     def targets(self, hardware: Any, meter: Any) -> tuple[Any, float]:
         """Return the student's targets, and the seconds they took, summed over restarts; None and 0 for `dino`."""
-        import numpy as np
-
         from tutelage.distillation.mixture import Mixture, sharpness_of
         from tutelage.distillation.prepare_targets import member_outputs, projected_features
         from tutelage.distillation.targets import Targets
@@ -178,15 +172,15 @@ class _Job:
         if s.sharpness is None and not task_agnostic:
             some = np.linspace(0, len(self.task.transfer) - 1, self.kind.COUNTED).astype(np.int64)
             mixture = replace(mixture, sharpness=sharpness_of(log_probabilities(np.unique(some))))
-        features = (
-            projected_features(outputs) if outputs and (task_agnostic or self.matches_features(outputs)) else None
-        )
+        matched = outputs if outputs and (task_agnostic or self.matches_features(outputs)) else None
+        features = projected_features(matched) if matched else None
         seconds = clock.tick(force=True) if hardware.is_main_process else 0.0
         return Targets(self.task.transfer, self.views, log_probabilities, features, mixture.sharpness), seconds
 
     def matches_features(self, outputs: Any) -> bool:
         """Whether the student also matches the teacher's pooled features: where this is asked for and they are kept."""
-        asked = self.settings.feature_weight > 0 and self.settings.objective == "task-oriented" and self.kind.POOLED
+        s, pooled = self.settings, not outputs.network.shape
+        asked = s.feature_weight > 0 and s.objective == "task-oriented" and pooled
         if asked and outputs.network.output != "features":
             say(
                 "only the teacher's logits are kept (fine-tuned, or beyond --cache-limit): its features are not matched"
@@ -198,6 +192,7 @@ class _Job:
         from tutelage.device import flops
         from tutelage.distillation.prepare_targets import log_reduction, teacher_outputs
 
+        assert self.adapted is not None
         s, folder = self.settings, self.run.path / "adapt"
         teacher = self.kind.teacher_for_distillation(folder, self.adapted, s, hardware, self.level or 0)
         if needs_features and teacher.network.output != "features":
@@ -206,7 +201,7 @@ class _Job:
                 "(fine-tuned, or beyond --cache-limit)",
                 "use --objective task-oriented, --adapt probe, or a larger --cache-limit",
             )
-        if self.level and self.kind.GRID:
+        if self.level and teacher.network.shape:
             whole = self.kind.teacher_for_distillation(folder, self.adapted, s, hardware, 0)
             log_reduction(whole, teacher, self.task.transfer, self.views)
         meter.teacher_flops = flops(teacher.module, teacher.network.size)
@@ -218,29 +213,12 @@ class _Job:
         """Return the module to train, and the student inside it. width: of the features to match, 0 for none."""
         import torch
 
-        from tutelage.models.students import DINOStudent, StudentWithProjector, plain_head
         from tutelage.training import batches
 
         s = self.settings
         torch.manual_seed(batches.seed_of(s.seed, "student"))
         built = self.kind.student(s, len(self.task.classes))
-        module = self.kind.distillation_module(built.module, width, s)
-        if module is None:
-            strict = s.objective in WITHOUT_TARGETS
-            if strict and not plain_head(built.module, built.size):
-                raise TutelageError(
-                    f"--objective {s.objective} does not support --student {built.name}, "
-                    "whose head is not one linear layer on pooled features",
-                    "use --objective task-oriented or pseudo-label, or another student",
-                )
-            module = built.module
-            if width and (strict or StudentWithProjector.possible(module, built.size)):
-                module = StudentWithProjector(module, width, built.size)
-            elif width:
-                say(f"{built.name} has no single head on pooled features: the teacher's features are not matched")
-            elif strict:
-                module = DINOStudent(module, built.size)
-        module = module.to(hardware.device)
+        module = self.kind.distillation_module(built, width, s).to(hardware.device)
         return (module.to(memory_format=torch.channels_last) if built.channels_last else module), built
 
     def schedule(self, module: Any, built: Any, meter: Any) -> _Schedule:
@@ -276,9 +254,8 @@ class _Job:
         optimizer = optimization.optimizer_for(module, rate, hardware.device)
         # `dino` takes its targets from the average, which must not follow the first steps too quickly
         average = optimization.EMA(module, self_distillation.DECAY if dino else optimization.EMA_DECAY, steady=dino)
-        resumable = checkpoints.Resumable(
-            run.path / "checkpoints", "distill", self.inputs, checkpoint_steps(steps, round(shown))
-        )
+        every = checkpoint_steps(steps, round(shown))
+        resumable = checkpoints.Resumable(run.path / "checkpoints", "distill", self.inputs, every)
         if start := resumable.start:
             say(f"distill goes on after step {start:,} of {steps:,}")
         hardware.wait_for_everyone()
@@ -290,10 +267,8 @@ class _Job:
         with progress("distill", round(steps * shown), round(start * shown)) as advance:
             watch = loop.Watch("distill", metrics.write, clock.ticking(advance) if main else advance)
             if dino:
-                images, views = self.task.transfer, self.views
-                self_distillation.self_distill(
-                    module, built, schedule.small, images, views, plan, hardware, watch, **more
-                )
+                how = (self.task.transfer, self.views, plan, hardware, watch)
+                self_distillation.self_distill(module, built, schedule.small, *how, **more)
             else:
                 weighted = s.class_weight == "balanced" and s.objective != "task-agnostic"
                 more["class_weights"] = class_weights(targets, self.kind) if weighted else None
@@ -307,16 +282,13 @@ class _Job:
 
     def learnt(self, student: Any, built: Any, targets: Any, hardware: Any) -> dict[str, Any]:
         """Return statistics of the targets of some images, and how often the student agrees with them; empty without targets."""
-        import numpy as np
-
         first = len(self.task.train) if self.labelled and len(self.task.train) < len(self.task.transfer) else 0
         sample = first + np.random.default_rng(0).permutation(len(self.task.transfer) - first)[:LEARNT_ON]
         asked = targets.log_probabilities(sample)
         if not asked.shape[1]:
             return {}
-        found = self.kind.log_probabilities(
-            student, built, self.task.transfer.take(sample), self.views, hardware, self.kind.grid(self.settings), lambda n: None
-        )  # fmt: skip
+        images, grid = self.task.transfer.take(sample), self.kind.grid(self.settings)
+        found = self.kind.log_probabilities(student, built, images, self.views, hardware, grid, lambda n: None)
         shares = np.moveaxis(np.exp(asked), 1, -1).reshape(-1, asked.shape[1]).mean(axis=0)
         return {
             "sharpness": targets.sharpness,
@@ -326,8 +298,6 @@ class _Job:
 
     def run_stage(self, hardware: Any) -> dict[str, Any]:
         """Train the student, and write its weights and the result of the stage."""
-        import numpy as np
-
         from tutelage.compute_cost import CostMeter
 
         run, meter = self.run, CostMeter()
