@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tutelage.reporting.diagnosis import NOISE, difference
-from tutelage.reporting.scores import CLASSES, OF_TASK, main_score, words_of
+from tutelage.reporting.scores import CLASSES, main_score, words_of
 from tutelage.reporting.table import delivered_name, title_of
 
 ONE_SEED = "One run: another seed would give other numbers."
@@ -133,7 +133,7 @@ def committee(stages: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any
             "The students have weight 0, and the targets are the teacher's only: no mixture had a log loss on held-out labels that "
             "is lower by more than a standard error."
         )
-    dense = OF_TASK.get((stages.get("curate") or {}).get("task", ""), CLASSES).unit == "pixels"
+    dense = (stages.get("curate") or {}).get("task") == "segmentation"
     titles = {"teacher": "teacher (adapted)", "students": "students (labels only)", "committee": "committee"}
     weights = {"teacher": 1 - found["weight"], "students": found["weight"]}
     rows = [
