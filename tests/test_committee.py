@@ -17,7 +17,7 @@ from tutelage.errors import TutelageError
 from tutelage.finetuning import supervised
 from tutelage.metrics import confusion, intersection_over_union, log_softmax, softmax
 from tutelage.settings.groups import Views
-from tutelage.tasks import classification, segmentation
+from tutelage.tasks import Classification, Segmentation
 
 TINY = {
     "teacher": "tf_efficientnet_lite0", "teacher_size": 32, "student": "mobilenetv3_small_050",
@@ -218,13 +218,13 @@ def test_a_mirrored_network_gives_mirrored_grids(monkeypatch):
     def outputs(forward, module, network, given, look, *rest):
         return forward(torch.from_numpy(images if look == -1 else images[..., ::-1].copy())).numpy()
 
-    monkeypatch.setattr("tutelage.features.view_batches.view_outputs", outputs)
+    monkeypatch.setattr("tutelage.tasks.segmentation.view_outputs", outputs)
     both, whole = (
-        segmentation.log_probabilities(
+        Segmentation().log_probabilities(
             ByPlace(),
             None,
             None,
-            segmentation.views(Views(flip=flip, crop_area=1.0)),
+            Segmentation().views(Views(flip=flip, crop_area=1.0)),
             None,
             (4, 6),
             None,
@@ -237,8 +237,8 @@ def test_a_mirrored_network_gives_mirrored_grids(monkeypatch):
 def test_labels_that_can_be_judged():
     """A label is judged where another image of its class is outside the fold; a validation image always."""
     labels, fold = np.array([0, 0, 1, 1, 2]), np.array([0, 1, 0, 0, 1])
-    assert classification.member_truth(labels, None, fold)[1].tolist() == [True, True, False, False, False]
-    assert classification.member_truth(labels, None, None)[1].all()
+    assert Classification().member_truth(labels, None, fold)[1].tolist() == [True, True, False, False, False]
+    assert Classification().member_truth(labels, None, None)[1].all()
 
 
 def test_a_pilot_judges_without_a_validation_split(data, capsys):

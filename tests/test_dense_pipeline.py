@@ -20,7 +20,7 @@ from tutelage.distillation import distill_loop
 from tutelage.errors import TutelageError
 from tutelage.models import segmentation_heads
 from tutelage.run_folder import read_json
-from tutelage.tasks import segmentation
+from tutelage.tasks import Segmentation
 
 MODELS = {
     "teacher": "tf_efficientnet_lite0", "teacher_weights": "scratch", "teacher_size": "64x96",
@@ -40,12 +40,12 @@ SHORT = {
 @pytest.fixture(scope="module", autouse=True)
 def short():
     """Teachers' heads, and students in the last stage, see few steps while these tests run."""
-    before = segmentation_heads.STRENGTHS, dict(segmentation.PASSES)
+    before = segmentation_heads.STRENGTHS, dict(Segmentation.PASSES)
     segmentation_heads.STRENGTHS = (8, 16)
-    segmentation.PASSES.update(dict.fromkeys(segmentation.PASSES, 4))
+    Segmentation.PASSES.update(dict.fromkeys(Segmentation.PASSES, 4))
     yield
     segmentation_heads.STRENGTHS = before[0]
-    segmentation.PASSES.update(before[1])
+    Segmentation.PASSES.update(before[1])
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tutelage.commands.finetune import _choice, _judged_on
-from tutelage.tasks import classification, segmentation
+from tutelage.tasks import Classification, Segmentation, Task
 
 IMAGES = 100
 LABELS = np.arange(IMAGES) % 3
@@ -34,7 +34,7 @@ class Work:
     validation: bool = True
     elsewhere: tuple[str, ...] = ()
     headless: bool = False
-    kind: Any = classification
+    kind: Task = field(default_factory=Classification)
     asked: list[str] = field(default_factory=list)
 
     @property
@@ -99,7 +99,7 @@ def test_without_a_baseline_the_distilled_student_is_judged_alone(tmp_path):
     """--no-baseline leaves the ways of fine-tuning to be judged."""
     work = Work({"distilled": 80, "head": 60, "full": 90, "long": 60})
     found, validation = _choice(work, "auto", None, tmp_path / "held_out.npz")  # type: ignore[arg-type]
-    assert (found, set(validation)) == ("full", set(classification.FROM_LOGITS))
+    assert (found, set(validation)) == ("full", set(Classification.FROM_LOGITS))
 
 
 @pytest.mark.parametrize("validation", [True, False])
@@ -126,7 +126,7 @@ def test_a_student_without_a_head_gets_one(tmp_path, capsys):
     head = Work({}, headless=True)
     assert _choice(head, "keep", None, tmp_path / "held_out.npz") == ("head", {})  # type: ignore[arg-type]
     assert "has no head to keep" in capsys.readouterr().err
-    masks = Work({}, headless=True, kind=segmentation)
+    masks = Work({}, headless=True, kind=Segmentation())
     assert _choice(masks, "keep", None, tmp_path / "held_out.npz") == ("long", {})  # type: ignore[arg-type]
     work = Work({"head": 80, "full": 90, "long": 70}, validation=False, headless=True)
     found, validation = _choice(work, "auto", None, tmp_path / "held_out.npz")  # type: ignore[arg-type]

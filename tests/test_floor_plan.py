@@ -58,6 +58,7 @@ LOADS_NO_TORCH = (
     "tutelage.commands.predict",
     "tutelage.deploy.browser",
     "tutelage.tasks",
+    "tutelage.tasks.base",
     "tutelage.tasks.classification",
     "tutelage.tasks.segmentation",
     "tutelage.tasks.segmentation_settings",

@@ -203,10 +203,7 @@ class AdaptationResult(StageResult):
 
 
 class StudentResult(StageResult):
-    """Result of a stage that trains students.
-
-    student: the architecture, its size, mean and std of its input, parameters, initialisation.
-    """
+    """Result of a stage that trains students. student: as `Student.about` describes it."""
 
     student: dict[str, Any]
     steps: int
@@ -252,10 +249,7 @@ class DistillationResult(StudentResult):
 
 
 class FinetuneResult(StageResult):
-    """Result of `finetune`.
-
-    delivered: distilled, head, full, long, steep or baseline. validation: candidate -> scores on held-out labels.
-    """
+    """Result of `finetune`. delivered: distilled, head, full, long, steep or baseline. validation: by candidate."""
 
     delivered: str
     student: dict[str, Any]
@@ -280,7 +274,7 @@ class EvaluationResult(Models):
 
 
 class ShardResult(Result):
-    """Result of `curate --shard`. images: of this share of the gallery; embedded: those that were not embedded before."""
+    """Result of `curate --shard`: images of this share, and those embedded now."""
 
     shard: str
     images: int
@@ -306,10 +300,7 @@ class StudyResult(Result):
 
 
 class StudyEstimate(Result):
-    """Result of `compare --dry-run`.
-
-    What is left to run, and what it takes. plan: in words. gibibytes: new in the cache, outputs_gibibytes of them the teacher's outputs.
-    """
+    """Result of `compare --dry-run`: what is left to run. plan: in words. gibibytes: new in the cache, with the teacher's outputs."""
 
     runs: int
     hours: float
@@ -341,10 +332,7 @@ class ExportResult(Result):
 
 
 class BenchmarkResult(Result):
-    """Result of `benchmark`.
-
-    rows: model, device, threads, batch, median_ms, p95_ms, times_as_fast. files: file -> bytes, peak_mib.
-    """
+    """Result of `benchmark`. rows: model, device, threads, batch, median_ms, p95_ms, times_as_fast. files: bytes, peak_mib."""
 
     machine: dict[str, Any]
     size: int | str
@@ -354,10 +342,7 @@ class BenchmarkResult(Result):
 
 
 class PredictionsResult(Result):
-    """Result of `predict`.
-
-    predictions: the file. model: the file used. unsure: images below the threshold. masks: folder of the masks.
-    """
+    """Result of `predict`. unsure: images below the threshold. masks: folder of the masks."""
 
     predictions: str
     images: int
@@ -375,7 +360,7 @@ class PageResult(Result):
 
 
 class CacheResult(Result):
-    """Result of `cache`. entries: name, what, gib, days since their last use. gib: of all. removed: names."""
+    """Result of `cache`. entries: name, what, gib, days since their last use."""
 
     cache: str
     entries: list[dict[str, Any]]
@@ -384,11 +369,7 @@ class CacheResult(Result):
 
 
 class DoctorResult(Result):
-    """Result of `doctor`.
-
-    versions: None where a package is missing. disk_gib, memory_gib: free. weights: `hub`, "" or why it cannot be reached, and
-    `packages`. advice: lines; empty when all is well.
-    """
+    """Result of `doctor`. disk_gib, memory_gib: free. weights: `hub`, "" or why it cannot be reached, and `packages`. advice: lines."""
 
     python: str
     versions: dict[str, str | None]

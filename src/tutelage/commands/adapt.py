@@ -14,12 +14,15 @@ from typing import Any
 
 import numpy as np
 
+from tutelage.features.view_batches import CLEAN, view_outputs
+from tutelage.models import heads
 from tutelage.pipeline.stage import HELD_OUT_LOGITS, open_run, write_metrics
 from tutelage.progress import progress, say
 from tutelage.results import AdaptationResult
 from tutelage.run_folder import atomic_write, hash_of
 from tutelage.settings import command, identity
 from tutelage.settings.commands import AdaptSettings
+from tutelage.tasks import HeadFitter, Task, task_of
 
 JUDGED = {"accuracy": "accuracy", "miou": "mean IoU", "log_loss": "log loss"}
 PIXELS = 2**16  # held-out pixels, evenly spaced over all masks, on which a head is scored
@@ -34,9 +37,8 @@ def adapt(settings: AdaptSettings) -> AdaptationResult:
     """Adapt the teacher to the task: fit a head on the labelled images, or fine-tune the whole network."""
     from tutelage.data.manifest import load_task
     from tutelage.device import accelerator
-    from tutelage.models.adapted_teacher import MOST
+    from tutelage.models.adapted_teacher import MOST, save_whole
     from tutelage.models.teachers import build_teacher
-    from tutelage.tasks import task_of
 
     with open_run(settings) as (run, cache_dir):
         curated = run.result("curate", "adapt")
@@ -69,14 +71,13 @@ def adapt(settings: AdaptSettings) -> AdaptationResult:
         elif best["accuracy"] < 1.5 / len(task.classes):
             say("the teacher is hardly better than chance on validation: the student can learn little from it")
         if mode == "probe":
-            work.adapted.save_head(run.path / "adapt", best["head"])
+            best["head"].save(run.path / "adapt")
         else:
-            work.adapted.save_whole(run.path / "adapt", best["module"])
+            save_whole(run.path / "adapt", best["module"])
         write_metrics(run, "adapt", best.get("rows", ()), settings.tracker, hardware)
         with atomic_write(run.path / "adapt" / HELD_OUT_LOGITS) as path, path.open("wb") as file:
-            np.savez(
-                file, logits=best["logits"].clip(-MOST, MOST).astype(np.float16), labels=work.judged, fair=work.fair
-            )
+            logits = best["logits"].clip(-MOST, MOST).astype(np.float16)
+            np.savez(file, logits=logits, labels=work.judged, fair=work.fair)
         about = {
             name: getattr(encoder, name)
             for name in ("name", "size", "mean", "std", "features", "licence", "weights", "hash", "window")
@@ -86,7 +87,7 @@ def adapt(settings: AdaptSettings) -> AdaptationResult:
         run.update_settings({"teacher": {k: list(v) if isinstance(v, tuple) else v for k, v in about.items()}})
         result = {
             "outputs": hash_of([inputs, mode]), "curated": curated["outputs"], "mode": mode,
-            **kind.of_teacher(encoder, work.network, mode, len(task.classes)),
+            **kind.teacher_entries(encoder, work.network, mode, len(task.classes)),
             "teacher": about, "classes": len(task.classes),
             "validation": {name: {k: one[k] for k in (*JUDGED, "temperature", "choice") if k in one} for name, one in found.items()},
             "validated_on": work.validated_on, "labels": len(task.train) + (len(task.val) if task.val else 0),
@@ -98,15 +99,14 @@ def adapt(settings: AdaptSettings) -> AdaptationResult:
 class _Work:
     """State of the stage: the images, features and folds that the modes share."""
 
-    def __init__(self, kind, task, encoder, cache_dir, settings, hardware, clock):
+    def __init__(self, kind: Task, task, encoder, cache_dir, settings, hardware, clock):
         from tutelage.compute_cost import CostMeter
         from tutelage.data.label_budget import folds
         from tutelage.features.output_cache import OutputCache
 
         self.kind, self.task, self.encoder, self.settings = kind, task, encoder, settings
         self.hardware, self.clock, self.views = hardware, clock, kind.views(settings)
-        self.adapted, self.heads = kind.models()
-        self.network, self.meter = self.adapted.network_of(encoder, hardware), CostMeter()
+        self.network, self.meter = kind.frozen_network(encoder, hardware), CostMeter()
         self.meter.teacher_flops, self.meter.output_bytes = kind.flops_of(encoder), 2 * self.network.width  # float16
         self.cache = OutputCache(cache_dir, self.network, self.views.resize, task.side)
         train = task.train
@@ -114,14 +114,14 @@ class _Work:
         self.truth = kind.head_truth(train.labels, self.network)
         self.judged = kind.head_truth(task.val.labels, self.network) if task.val else self.truth
         self.fair = self.judged < len(task.classes)
-        self.fair = self.fair if self.folds is None else self.heads.judgeable(self.truth, self.folds)
+        if self.folds is not None:
+            self.fair &= heads.judgeable(self.truth, self.folds)
         count = 0 if self.folds is None else len(np.unique(self.folds))
         self.validated_on = f"{len(task.val)} validation images" if task.val else f"{count}-fold cross-validation"
 
     def features(self, images) -> np.ndarray:
         """Return (n, D) float32 features of whole images, from the cache; compute and cache the missing ones."""
         from tutelage.features.output_cache import compute_outputs
-        from tutelage.features.view_batches import CLEAN
 
         with progress("teacher features", len(images)) as advance:
             tick = self.clock.ticking(advance)
@@ -131,43 +131,39 @@ class _Work:
 
     def probe(self) -> dict[str, Any]:
         """Choose the probe's strength by validation, fit it on all labels, and calibrate its logits."""
-        train, classes, heads = self.task.train, len(self.task.classes), self.heads
+        train = self.task.train
         features = self.features(train.images)
-        scale = self.scale()
-        weight = self.settings.class_weight
+        fitter = self.fitter()
         tried = {}
-        for strength in heads.STRENGTHS:  # takes a second or two on 100 images
+        for strength in fitter.strengths:  # takes a second or two on 100 images
             if self.folds is None:
-                head = heads.fit_probe(features, self.truth, classes, strength, scale, weight)
+                head = fitter.fit(features, self.truth, strength)
                 logits = head(self.features(self.task.val.images))
             else:
-                logits = heads.cross_validate(features[None], self.truth, self.folds, classes, strength, scale, weight)
+                logits = fitter.cross_validate(features, self.truth, self.folds, strength)
             tried[strength] = self.judge(logits)
             self.clock.tick()
-        strength = min(tried, key=lambda s: tried[s]["log_loss"]) if self.fair.any() else heads.UNJUDGED["strength"]
+        strength = min(tried, key=lambda s: tried[s]["log_loss"]) if self.fair.any() else fitter.default_strength
         head = self.fitted(np.arange(len(train)), strength, tried[strength]["temperature"])
         return {**tried[strength], "head": head, "strength": strength, "choice": f"strength {strength:g}"}
 
     def fitted(self, positions: np.ndarray, strength: float, temperature: float):
         """Return a calibrated probe fitted on the labelled images at these positions."""
         features, truth = self.features(self.task.train.images)[positions], self.truth[positions]
-        classes, weight = len(self.task.classes), self.settings.class_weight
-        head = self.heads.fit_probe(features, truth, classes, strength, self.scale(), weight)
-        return self.heads.calibrated(head, temperature)
+        head = self.fitter().fit(features, truth, strength)
+        return head.calibrated(temperature)
 
-    def scale(self):
-        """Return what a head must know about the features in advance, from a sample of the transfer set."""
+    def fitter(self) -> HeadFitter:
+        """Return what fits heads; it may learn the scale of the features from a sample of the transfer set."""
 
         def of(count: int) -> np.ndarray:
             sample = np.random.default_rng(0).permutation(len(self.task.transfer))[:count]
             return self.features(self.task.transfer.take(np.sort(sample)))
 
-        return self.kind.scale(self.network, of)
+        return self.kind.head_fitter(self.network, of, len(self.task.classes), self.settings.class_weight)
 
     def judge(self, logits: np.ndarray) -> dict[str, Any]:
         """Return accuracy and, after calibration, log loss of held-out logits (n, C), or (n, C, h, w) for pixels."""
-        from tutelage.models import heads
-
         if not self.fair.any():
             temperature = heads.UNJUDGED["temperature"]
             return {"accuracy": 0.0, "log_loss": 0.0, "temperature": temperature, "logits": logits / temperature}
@@ -178,13 +174,8 @@ class _Work:
         loss = float(heads.log_loss(fair / temperature, labels).mean())
         accuracy = float((fair.argmax(1) == labels).mean())
         more = self.kind.extra_metrics(fair, labels)
-        return {
-            **more,
-            "accuracy": accuracy,
-            "log_loss": loss,
-            "temperature": temperature,
-            "logits": logits / temperature,
-        }
+        calibrated = {"temperature": temperature, "logits": logits / temperature}
+        return {**more, "accuracy": accuracy, "log_loss": loss, **calibrated}
 
     def full(self, probe: dict[str, Any] | None) -> dict[str, Any]:
         """Choose the number of passes by validation, then fine-tune on all labels; start from the probe if one is given."""
@@ -225,7 +216,7 @@ class _Work:
         from tutelage.models.teachers import decayed_parameter_groups
         from tutelage.training import batches, loop, optimization
 
-        train, seed, batch = self.task.train, self.settings.seed, max(2, min(self.kind.FULL_BATCH, len(positions)))
+        train, seed, batch = self.task.train, self.settings.seed, max(2, min(self.kind.TEACHER_BATCH, len(positions)))
         torch.manual_seed(batches.seed_of(seed, "teacher head"))
         classes, backbone = len(self.task.classes), copy.deepcopy(self.encoder.module)
         module, backbone, last = self.kind.whole_teacher(self.encoder, backbone, classes, head)
@@ -240,14 +231,10 @@ class _Work:
         plan = supervised.Plan(steps, batch, rate, seed, classes, self.settings.class_weight, statistics=False)
         with progress(f"fine-tune teacher, {passes} passes", steps * batch) as advance:
             watch = loop.Watch("fine-tuning the teacher", log, self.clock.ticking(advance))
-            return supervised.train_on_labels(
-                module, self.encoder, train.take(positions), plan, self.views, self.hardware, watch, groups=groups
-            )
+            how = (plan, self.views, self.hardware, watch)
+            return supervised.train_on_labels(module, self.encoder, train.take(positions), *how, groups=groups)
 
     def logits(self, module, images) -> np.ndarray:
-        from tutelage.features.view_batches import CLEAN, view_outputs
-
-        forward = self.kind.forward_of(module, self.network)
-        return view_outputs(
-            forward, module, self.encoder, images, CLEAN, self.views, self.hardware, batch_size=self.kind.AT_ONCE
-        )
+        forward = self.kind.head_forward(module, self.network)
+        how = (images, CLEAN, self.views, self.hardware)
+        return view_outputs(forward, module, self.encoder, *how, batch_size=self.kind.EVALUATION_BATCH)

@@ -9,6 +9,7 @@ from tutelage.results import StudentResult
 from tutelage.run_folder import hash_of
 from tutelage.settings import command, identity
 from tutelage.settings.commands import BaselineSettings
+from tutelage.tasks import task_of
 
 
 @command(BaselineSettings)
@@ -18,7 +19,6 @@ def baseline(settings: BaselineSettings) -> StudentResult:
     from tutelage.data.manifest import load_task
     from tutelage.device import accelerator, training_flops
     from tutelage.finetuning.labels_only import LabelsOnly, train_student
-    from tutelage.tasks import task_of
     from tutelage.training import checkpoints
 
     with open_run(settings) as (run, cache_dir):
@@ -27,18 +27,12 @@ def baseline(settings: BaselineSettings) -> StudentResult:
         inputs = hash_of(["baseline", curated["outputs"], identity(settings, kind.UNUSED)])
         if done := run.done("baseline", inputs):
             return StudentResult(**done, reused=True)
-        clock, task, hardware = (
-            run.clock("baseline"),
-            load_task(run.path, cache_dir),
-            accelerator(settings.device, settings.precision),
-        )
+        clock, task = run.clock("baseline"), load_task(run.path, cache_dir)
+        hardware = accelerator(settings.device, settings.precision)
         total, meter = training_steps(settings, len(task.transfer), kind.IMAGES), CostMeter()
-        resumable = checkpoints.Resumable(
-            run.path / "checkpoints", "baseline", inputs, checkpoint_steps(total, settings.batch_size)
-        )
-        metrics = MetricsLog(
-            run.path / "baseline" / "metrics.jsonl", resumable.start, settings.tracker, run.path, hardware
-        )
+        every, log = checkpoint_steps(total, settings.batch_size), run.path / "baseline" / "metrics.jsonl"
+        resumable = checkpoints.Resumable(run.path / "checkpoints", "baseline", inputs, every)
+        metrics = MetricsLog(log, resumable.start, settings.tracker, run.path, hardware)
         job = LabelsOnly(kind, task, settings, total, settings.seed, np.arange(len(task.train)), "baseline")
         built, module = train_student(job, hardware, resumable, lambda count: clock.tick(), metrics.write)
         metrics.close()

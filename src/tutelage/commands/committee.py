@@ -24,6 +24,7 @@ from tutelage.results import CommitteeResult
 from tutelage.run_folder import Clock, Run, atomic_write, hash_of
 from tutelage.settings import command, identity
 from tutelage.settings.commands import CommitteeSettings
+from tutelage.tasks import Task, task_of
 
 UNJUDGED = {  # where no label can be held out: the teacher only
     "folds": 0, "weight": 0.0, "temperature": 1.0, "bias": [], "students_temperature": 1.0, "students_bias": [], "gain": 0.0,
@@ -38,11 +39,10 @@ def committee(settings: CommitteeSettings) -> CommitteeResult:
     from tutelage.data.label_budget import folds
     from tutelage.data.manifest import load_task
     from tutelage.device import accelerator
-    from tutelage.tasks import task_of
 
     with open_run(settings) as (run, cache_dir):
         curated, adapted = run.result("curate", "committee"), run.result("adapt", "committee")
-        kind: Any = task_of(curated["task"])
+        kind = task_of(curated["task"])
         grid = kind.member_grid(settings, curated["images"]["transfer"], len(curated["classes"]))
         inputs = hash_of(["committee", curated["outputs"], adapted["outputs"], grid, identity(settings, kind.UNUSED)])
         if done := run.done("committee", inputs):
@@ -86,7 +86,7 @@ class _Members:
     """State of the stage. steps: of each student. grid: of the log probabilities of masks; None for image classification."""
 
     run: Run
-    kind: Any
+    kind: Task
     task: TaskData
     settings: CommitteeSettings
     hardware: Any
@@ -128,7 +128,10 @@ class _Members:
         }
         save_weights(path.with_suffix(".safetensors"), module.state_dict())
         with atomic_write(path) as temporary, temporary.open("wb") as file:
-            about = {"flops": training_flops(module, student.size), "student": json.dumps(student.about())}
+            about: dict[str, Any] = {
+                "flops": training_flops(module, student.size),
+                "student": json.dumps(student.about()),
+            }
             np.savez(file, inputs=self.inputs, **about, **found)
         return {**found, **about}
 

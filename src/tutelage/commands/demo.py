@@ -83,13 +83,12 @@ def pixels_and_logistic_regression(run: Path, cache: Path, size: int = 16) -> di
     assert task.test is not None
 
     def pixels(images: Any) -> Any:
-        return np.stack([fit(images[i], size, "squash").reshape(-1) / 255 for i in range(len(images))]).astype(
-            np.float32
-        )
+        rows = [fit(images[i], size, "squash").reshape(-1) / 255 for i in range(len(images))]
+        return np.stack(rows).astype(np.float32)
 
-    features, labels, classes = pixels(task.train.images), task.train.labels, len(task.classes)
+    features, labels, classes = pixels(task.train.images), task.train.strata, len(task.classes)
     head = heads.best_probe(features, labels, folds(labels, task.train.groups, 0), classes, heads.scale_of(features))
     return {
-        "test": classification(head(pixels(task.test.images)), task.test.labels),
+        "test": classification(head(pixels(task.test.images)), task.test.strata),
         "parameters": head.weight.size + head.bias.size,
     }

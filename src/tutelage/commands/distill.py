@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from tutelage.errors import TutelageError
 from tutelage.image_size import sides
 from tutelage.pipeline.stage import MetricsLog, checkpoint_steps, file_hash, open_run, save_weights, training_steps
@@ -20,7 +22,7 @@ from tutelage.results import DistillationResult
 from tutelage.run_folder import Clock, Run, hash_of
 from tutelage.settings import command, identity
 from tutelage.settings.commands import WITHOUT_TARGETS, DistillSettings
-from tutelage.tasks import peak_rate
+from tutelage.tasks import Task, peak_rate, task_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -63,7 +65,7 @@ class _Distillation:
     run: Run
     cache_dir: Path
     settings: DistillSettings
-    kind: Any
+    kind: Task
     curated: dict[str, Any]
     adapted: dict[str, Any] | None
     committee: dict[str, Any] | None
@@ -82,7 +84,6 @@ class _Distillation:
 def _distillation(run: Run, cache_dir: Path, settings: DistillSettings) -> _Distillation:
     from tutelage.distillation.distill_loop import labelled_images
     from tutelage.features.output_cache import gibibytes
-    from tutelage.tasks import task_of
 
     curated, objective = run.result("curate", "distill"), settings.objective
     kind, images = task_of(curated["task"]), curated["images"]
@@ -124,21 +125,21 @@ def _identity(job: _Distillation) -> str:
 
 def _distil(job: _Distillation, hardware: Any) -> None:
     """Train the student, and write its weights and the result of the stage."""
-    import numpy as np
     import torch
 
     from tutelage.compute_cost import CostMeter
     from tutelage.data.manifest import load_task
-    from tutelage.distillation.build_student import student_to_train
     from tutelage.distillation.prepare_targets import without_labels
+    from tutelage.training.batches import seed_of
 
     run, meter, task = job.run, CostMeter(), load_task(job.run.path, job.cache_dir)
     task = without_labels(task) if job.label_free else task
     targets, target_seconds = _targets(job, task, hardware, meter) if job.adapted else (None, 0.0)
     first = np.zeros(1, np.int64)
     width = targets.matched(first, first).shape[1] if targets else 0
-    module, built = student_to_train(job.kind, job.settings, len(task.classes), width)
-    module = module.to(hardware.device)
+    torch.manual_seed(seed_of(job.settings.seed, "student"))
+    built = job.kind.student(job.settings, len(task.classes))
+    module = job.kind.distillation_module(built, width, job.settings).to(hardware.device)
     module = module.to(memory_format=torch.channels_last) if built.channels_last else module
     schedule, clock = _schedule(job, module, built, len(task.transfer), meter), run.clock("distill")
     module, loss = _train(job, task, (module, built), targets, schedule, hardware, clock)
@@ -161,8 +162,6 @@ def _distil(job: _Distillation, hardware: Any) -> None:
 
 def _targets(job: _Distillation, task: TaskData, hardware: Any, meter: CostMeter) -> tuple[Targets, float]:
     """Return the student's targets, and the seconds they took, summed over restarts."""
-    import numpy as np
-
     from tutelage.distillation.mixture import Mixture, sharpness_of
     from tutelage.distillation.prepare_targets import member_outputs, projected_features
     from tutelage.distillation.targets import Targets
@@ -194,7 +193,8 @@ def _targets(job: _Distillation, task: TaskData, hardware: Any, meter: CostMeter
 
 def _matches_features(job: _Distillation, outputs: TeacherOutputs) -> bool:
     """Whether the student also matches the teacher's pooled features: where this is asked for and they are kept."""
-    asked = job.settings.feature_weight > 0 and job.settings.objective == "task-oriented" and job.kind.POOLED
+    s, pooled = job.settings, not outputs.network.shape
+    asked = s.feature_weight > 0 and s.objective == "task-oriented" and pooled
     if asked and outputs.network.output != "features":
         say("only the teacher's logits are kept (fine-tuned, or beyond --cache-limit): its features are not matched")
     return asked and outputs.network.output == "features"
@@ -207,6 +207,7 @@ def _teacher_outputs(
     from tutelage.device import flops
     from tutelage.distillation.prepare_targets import log_reduction, teacher_outputs
 
+    assert job.adapted is not None
     s, folder = job.settings, job.run.path / "adapt"
     teacher = job.kind.teacher_for_distillation(folder, job.adapted, s, hardware, job.level or 0)
     if s.objective == "task-agnostic" and teacher.network.output != "features":
@@ -215,7 +216,7 @@ def _teacher_outputs(
             "(fine-tuned, or beyond --cache-limit)",
             "use --objective task-oriented, --adapt probe, or a larger --cache-limit",
         )
-    if job.level and job.kind.GRID:
+    if job.level and teacher.network.shape:
         whole = job.kind.teacher_for_distillation(folder, job.adapted, s, hardware, 0)
         log_reduction(whole, teacher, task.transfer, job.views)
     meter.teacher_flops = flops(teacher.module, teacher.network.size)
@@ -301,8 +302,6 @@ def _learnt(
     job: _Distillation, task: TaskData, module: nn.Module, built: Student, targets: Targets, hardware: Any
 ) -> dict[str, Any]:
     """Return statistics of the targets of some images, and how often the student agrees with them; empty without targets."""
-    import numpy as np
-
     first = len(task.train) if job.labelled and len(task.train) < len(task.transfer) else 0
     sample = first + np.random.default_rng(0).permutation(len(task.transfer) - first)[:LEARNT_ON]
     asked = targets.log_probabilities(sample)

@@ -17,6 +17,7 @@ from tutelage.run_folder import DEFAULT, TRAINED, Run, hash_of, read_json
 from tutelage.settings import command, declared
 from tutelage.settings.commands import EvaluateSettings
 from tutelage.settings.groups import Views
+from tutelage.tasks import Task, task_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -83,7 +84,7 @@ class _Context:
     teacher_weights: str
     committee: str
     hardware: Any
-    kind: Any
+    kind: Task
     task: TaskData
     views: ViewSettings
     test: Labelled | None
@@ -112,11 +113,10 @@ def _context(
 
     from tutelage.data.manifest import load_task
     from tutelage.device import accelerator
-    from tutelage.tasks import task_of
 
     run.result("curate", "evaluate")
     task = load_task(run.path, cache_dir)
-    kind: Any = task_of(task.task)
+    kind = task_of(task.task)
     some = np.random.default_rng(0).permutation(len(task.transfer))[:LEARNT_ON]
     return _Context(
         run, stages, cache_dir, settings.teacher_weights or kept.get("teacher_weights") or "pretrained",
@@ -276,7 +276,6 @@ def _new_images(target: str, task: Any, cache_dir: Path) -> Any:
 
     from tutelage.data.image_cache import Store
     from tutelage.data.manifest import Labelled
-    from tutelage.tasks import task_of
 
     kind = task_of(task.task)
     found = kind.read_any(target, task.classes)

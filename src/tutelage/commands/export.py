@@ -17,6 +17,7 @@ from tutelage.results import ExportResult
 from tutelage.run_folder import hash_of, write_json, write_text
 from tutelage.settings import command
 from tutelage.settings.commands import ExportSettings
+from tutelage.tasks import task_of
 from tutelage.version import __version__
 
 PROVED_ON = 1000  # images on which torch and onnxruntime are compared
@@ -65,12 +66,11 @@ class _Work:
         from tutelage.deploy import onnx_graph
         from tutelage.image_size import sides
         from tutelage.pipeline.load_student import load_student
-        from tutelage.tasks import task_of
 
         self.run, self.stages, self.baked, self.tolerance = run, stages, baked, tolerance
         self.settings = {name: one for name, one in run.settings()["settings"].items() if one != "default"}
         self.task = load_task(run.path, cache_dir)
-        self.kind: Any = task_of(self.task.task)
+        self.kind = task_of(self.task.task)
         self.student = load_student(run.path / "finetune", stages["finetune"]["student"], len(self.task.classes))
         plain, fused = self.student.module, onnx_graph.fused(self.student.module)
         statistics = self.student.mean, self.student.std
@@ -88,7 +88,7 @@ class _Work:
         self.proved_on = min(len(self.judged_on), PROVED_ON, self.at_once)
         self.proof: dict[str, Any] = {
             "images": self.proved_on, "of": "test images" if self.task.test else "images of the transfer set",
-            "score": self.kind.MAIN, "tolerance": tolerance, "files": {},
+            "score": self.kind.METRICS.main, "tolerance": tolerance, "files": {},
         }  # fmt: skip
         self.int8: Any = None
 
@@ -203,15 +203,12 @@ class _Work:
         difference, agreement = max(differences) / max(largest), float(np.concatenate(same).mean())
         score = None
         if self.labels is not None and scored:
-            score = self.kind.judged(predictions, self.labels[np.arange(count)], len(self.task.classes))[self.kind.MAIN]
+            scores = self.kind.judged(predictions, self.labels[np.arange(count)], len(self.task.classes))
+            score = scores[self.kind.METRICS.main]
         size = sum(one.stat().st_size for one in ([path] if path.is_file() else path.rglob("*")))
-        self.proof["files"][path.name] = {
-            "difference": difference,
-            "agreement": agreement,
-            "score": score,
-            "bytes": size,
-        }
-        shown = "" if score is None else f", {self.kind.SCORE} {score:.4f}"
+        found = {"difference": difference, "agreement": agreement, "score": score, "bytes": size}
+        self.proof["files"][path.name] = found
+        shown = "" if score is None else f", {self.kind.SCORE_TITLE} {score:.4f}"
         say(f"{path.name}: {size:,} bytes, difference {difference:.1e}, same decision for {agreement:.2%}{shown}")
         if strict and not difference <= self.tolerance:
             raise TutelageError(
@@ -238,9 +235,8 @@ class _Work:
 
         images, name = self.inputs_of(self.judged_on, np.arange(1)), self.preprocess["input"]["name"]
         sessions = {one.name: runtime.session_of(one, 1) for one in sorted(folder.glob("*.onnx"))}
-        latency = timing.in_turn(
-            {one: lambda s=session: s.run(None, {name: images}) for one, session in sessions.items()}
-        )
+        runs = {one: lambda s=session: s.run(None, {name: images}) for one, session in sessions.items()}
+        latency = timing.in_turn(runs)
         about = {
             "recommended": min(latency, key=lambda one: latency[one]["median_ms"]), "size": self.student.size,
             "student": self.student.about(), "classes": len(self.task.classes), "proof": self.proof, "unsure": self.unsure,

@@ -17,13 +17,16 @@ from typing import Any
 
 import numpy as np
 
+from tutelage.features.view_batches import CLEAN, view_outputs
 from tutelage.metrics import paired_gain
+from tutelage.models import heads
 from tutelage.pipeline.stage import HELD_OUT, file_hash, judged_by, open_run, save_weights, write_metrics
 from tutelage.progress import progress, say
 from tutelage.results import FinetuneResult
 from tutelage.run_folder import atomic_write, hash_of
 from tutelage.settings import command, identity
 from tutelage.settings.commands import FinetuneSettings
+from tutelage.tasks import Task, task_of
 
 HEAD_VIEWS = 4  # of each labelled image, besides the whole image, on which a head is fitted
 SCALE_SAMPLE = 1024  # images of the transfer set from which the scale of the features is estimated
@@ -35,30 +38,18 @@ def finetune(settings: FinetuneSettings) -> FinetuneResult:
     from tutelage.data.manifest import load_task
     from tutelage.device import accelerator
     from tutelage.pipeline.load_student import load_student
-    from tutelage.tasks import task_of
 
     with open_run(settings) as (run, cache_dir):
         curated, distilled = run.result("curate", "finetune"), run.result("distill", "finetune")
         piloted = judged_by(run) if settings.finetune == "auto" else {}
         judges = (curated["images"]["val"] > 0 or piloted) and settings.finetune == "auto"
         baseline = run.results()["baseline"] if judges else {}
-        inputs = hash_of(
-            [
-                "finetune",
-                curated["outputs"],
-                distilled["outputs"],
-                baseline.get("outputs"),
-                piloted.get("outputs"),
-                identity(settings),
-            ]
-        )
+        outputs = [one.get("outputs") for one in (curated, distilled, baseline, piloted)]
+        inputs = hash_of(["finetune", *outputs, identity(settings)])
         if done := run.done("finetune", inputs):
             return FinetuneResult(**done, reused=True)
-        clock, task, hardware = (
-            run.clock("finetune"),
-            load_task(run.path, cache_dir),
-            accelerator(settings.device, settings.precision),
-        )
+        clock, task = run.clock("finetune"), load_task(run.path, cache_dir)
+        hardware = accelerator(settings.device, settings.precision)
         student = load_student(run.path / "distill", distilled["student"], len(task.classes))
         other = load_student(run.path / "baseline", baseline["student"], len(task.classes)) if baseline else None
         work = _Work(task_of(task.task), task, student, settings, hardware, clock, headless=not distilled["head"])
@@ -90,7 +81,7 @@ def _choice(work: _Work, finetune: str, baseline: Any, held_out: Path) -> tuple[
     if finetune != "auto":
         if work.headless and finetune == "keep":
             say("the student was distilled without labels and has no head to keep: it gets one from the labels")
-            return "head" if kind.POOLED else kind.FROM_FEATURES[0], {}
+            return kind.FROM_FEATURES[0], {}
         return ("distilled" if finetune == "keep" else finetune), {}
     if val is None and not work.headless:
         say(
@@ -106,11 +97,11 @@ def _choice(work: _Work, finetune: str, baseline: Any, held_out: Path) -> tuple[
     delivered, validation = ways[0], {}
     for how, one in right.items():
         gain, error = paired_gain(one, right[delivered if how == "baseline" else ways[0]])
-        validation[how] = {kind.EACH: float(np.mean(one)), "gain": gain, "standard_error": error}
+        validation[how] = {kind.IMAGE_SCORE: float(np.mean(one)), "gain": gain, "standard_error": error}
         better = how == "baseline" or gain > validation[delivered]["gain"]
         delivered = how if how != ways[0] and gain > error * (1 + 1e-9) and better else delivered
-    scores = ", ".join(f"{how} {one[kind.EACH]:.3f}" for how, one in validation.items())
-    say(f"last stage: {delivered} is delivered; validation {kind.SCORE} {scores}")
+    scores = ", ".join(f"{how} {one[kind.IMAGE_SCORE]:.3f}" for how, one in validation.items())
+    say(f"last stage: {delivered} is delivered; validation {kind.SCORE_TITLE} {scores}")
     if (sure := kind.confidence(predictions[delivered], truth)) is not None:
         save_held_out(held_out, *sure)
     return delivered, validation
@@ -144,7 +135,7 @@ def save_held_out(path: Path, confidence: np.ndarray, right: np.ndarray) -> None
 class _Work:
     """State of the last stage while it runs."""
 
-    def __init__(self, kind, task, student, settings, hardware, clock, headless):
+    def __init__(self, kind: Task, task, student, settings, hardware, clock, headless):
         from tutelage.compute_cost import CostMeter
         from tutelage.device import training_flops
 
@@ -184,19 +175,20 @@ class _Work:
     def trained(self, how: str, positions: np.ndarray, log: Callable[[dict[str, Any]], None] = lambda row: None):
         """Return a copy of the student after the last stage on these labelled images. log: takes step, loss and rate."""
         from tutelage.finetuning import supervised
+        from tutelage.models.students import head_of
         from tutelage.training import loop, optimization
 
         module = copy.deepcopy(self.student.module).to(self.hardware.device)
         if how == "distilled":
             return module.eval()
         kind = self.kind
-        if self.headless and kind.POOLED:
+        if self.headless and not self.student.decoder:
             self.give_head(module, positions)
             if how == "head":
                 return module.eval()
         module.requires_grad_(how != "head")
-        kind.head_of(module).requires_grad_(True)
-        s, batch = self.settings, max(2, min(kind.BATCH, len(positions)))
+        head_of(module).requires_grad_(True)
+        s, batch = self.settings, max(2, min(kind.FINETUNE_BATCH, len(positions)))
         steps = supervised.epochs_to_steps(kind.PASSES[how], len(positions), batch)
         self.meter.trained += steps * batch
         rate = optimization.scaled_rate(kind.RATES[how], batch)
@@ -210,7 +202,6 @@ class _Work:
         """Fit a head by logistic regression on the student's features of these labelled images, several views of each."""
         import torch
 
-        from tutelage.models import heads
         from tutelage.models.students import head_of
 
         features, scale, strength = self.features()
@@ -225,23 +216,20 @@ class _Work:
         """Return (1 + HEAD_VIEWS, n, D) float32 features of the labelled images, whole images first; their scale; the head's strength."""
         if self._features is None:
             from tutelage.data.label_budget import folds
-            from tutelage.features.view_batches import CLEAN
-            from tutelage.models.heads import best_strength, scale_of
 
             images = self.task.train.images
             module = self.student.module.to(self.hardware.device)
             sample = np.sort(np.random.default_rng(0).permutation(len(self.task.transfer))[:SCALE_SAMPLE])
             of = [self.pooled(module, images, number) for number in (CLEAN, *range(HEAD_VIEWS))]
-            scale = scale_of(self.pooled(module, self.task.transfer.take(sample), CLEAN))
+            scale = heads.scale_of(self.pooled(module, self.task.transfer.take(sample), CLEAN))
             train, classes = self.task.train, len(self.task.classes)
             fold = folds(train.labels, train.groups, self.settings.seed)
-            strength = best_strength(np.stack(of), train.labels, fold, classes, scale)
+            strength = heads.best_strength(np.stack(of), train.labels, fold, classes, scale)
             self._features = np.stack(of), scale, strength
         return self._features
 
     def pooled(self, module, images, number: int) -> np.ndarray:
         """Return the student's (n, D) float32 features of one view of each image."""
-        from tutelage.features.view_batches import view_outputs
         from tutelage.models.students import pooled
 
         def forward(batch):
@@ -251,6 +239,5 @@ class _Work:
 
     def predict(self, module, images, labels) -> Any:
         """Return a student's predictions for each image, in the form of its task."""
-        return self.kind.student_predictions(
-            module, self.student, images, labels, self.views, self.hardware, lambda n: None
-        )
+        how = (self.views, self.hardware, lambda n: None)
+        return self.kind.student_predictions(module, self.student, images, labels, *how)

@@ -61,12 +61,9 @@ class GalleryEmbedder:
     def of(cls, settings: Curation, cache: Path) -> GalleryEmbedder:
         """Build the embedder that the settings of `curate` name."""
         from tutelage.data.image_cache import short_side
-        from tutelage.models.teachers import default_size, resolve
+        from tutelage.models.teachers import size_of
 
-        sizes = [
-            getattr(settings, f"{kind}_size") or default_size(resolve(getattr(settings, kind), kind))
-            for kind in ("teacher", "student")
-        ]
+        sizes = [size_of(settings, kind) for kind in ("teacher", "student")]
         place = {"side": short_side(*sizes), "cache": cache, "resize": settings.resize}
         if settings.embeddings:
             given, words = PrecomputedEmbeddings(settings.embeddings), None
@@ -83,7 +80,7 @@ class GalleryEmbedder:
         return cls._of_network(settings, place, sizes)
 
     @classmethod
-    def _of_network(cls, settings: Curation, place: dict[str, Any], sizes: list[int]) -> GalleryEmbedder:
+    def _of_network(cls, settings: Curation, place: dict[str, Any], sizes: list[int | str]) -> GalleryEmbedder:
         from tutelage.data.image_cache import short_side
         from tutelage.device import accelerator
         from tutelage.models.adapted_teacher import network_of

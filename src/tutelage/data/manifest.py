@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tutelage.data.image_cache import Images, Store
-from tutelage.data.masks import MaskEncoding, Masks, kind_of, truth_of
+from tutelage.data.masks import Labels, MaskEncoding, Masks, kind_of, truth_of
 from tutelage.data.sources import SOURCE, ImageRef, _prints
 from tutelage.errors import TutelageError, shown
 from tutelage.run_folder import atomic_write, read_json
@@ -31,7 +31,7 @@ class Labelled:
 
     ids: list[str]
     images: Images
-    labels: Any
+    labels: Labels
     groups: np.ndarray
 
     @property
@@ -99,7 +99,7 @@ def load_task(run: Path, cache: str | Path) -> TaskData:
     extra, transfer = read_manifest(run / "curate" / "manifest.parquet")
     images = _as_chosen(store, [*refs, *extra], [*_keys(table), *_keys(transfer)])
     splits = np.array(table.column("split").to_pylist(), dtype=str)
-    labels: Any = np.array(table.column("label").to_pylist(), dtype=np.int64)
+    labels: Labels = np.array(table.column("label").to_pylist(), dtype=np.int64)
     if "mask_truth" in table.column_names:
         truths = table.column("mask_truth").to_pylist()
         labels = load_masks(cache, _refs(table, "mask_"), images.sizes[: len(refs)], about, truths)

@@ -200,6 +200,9 @@ class Masks:
         return out
 
 
+Labels = np.ndarray | Masks  # (n,) int64 in [0, C), or n masks
+
+
 def nearest(start: int, length: int, whole: int, pixels: int, size: int, flip: bool = False) -> np.ndarray:
     """Return, along one axis, which pixel of a mask lies at the centre of each pixel of a view.
 

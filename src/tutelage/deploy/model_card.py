@@ -80,7 +80,7 @@ def _interval(test: dict[str, Any] | None) -> tuple[float, float] | None:
     """95 % interval of the main score due to the choice of test images: Wilson's for accuracy, else ± 1.96 standard errors."""
     if not test:
         return None
-    if words_of(test).main == "accuracy":
+    if "standard_error" not in test:
         return wilson(test["accuracy"], test["images"])
     half = 1.96 * variance(test) ** 0.5
     return main_score(test) - half, main_score(test) + half

@@ -14,6 +14,7 @@ from tutelage.distillation.objectives import QUEUE, Batch, objective_loss
 from tutelage.distillation.targets import Targets
 from tutelage.features.view_batches import view_input, view_truth
 from tutelage.image_size import sides
+from tutelage.tasks import Task
 from tutelage.training import batches, loop, losses
 
 LEAST_SHARE = 1e-3  # a class's weight is computed as if it had at least this share
@@ -49,7 +50,7 @@ def labelled_images(share: float | None, labelled: int, transfer: int, batch_siz
     return min(round(share * batch_size), batch_size - 1)
 
 
-def class_weights(targets: Targets, kind: Any) -> torch.Tensor:
+def class_weights(targets: Targets, kind: Task) -> torch.Tensor:
     """Return (C,) float32 class weights, (C x share)^-RARE_CLASSES, with each class's share estimated from the targets of some images.
 
     kind: the task. Classification uses the square root (RARE_CLASSES 0.5): targets of a rare class are often wrong, and with the full

@@ -11,7 +11,7 @@ import numpy as np
 from tutelage.data import views
 from tutelage.data.decode import fit
 from tutelage.data.image_cache import Images
-from tutelage.data.masks import Masks
+from tutelage.data.masks import Labels
 from tutelage.device import to_device
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def drawn_views(seeds: np.ndarray, sizes: np.ndarray, number: int | np.ndarray, 
 
 
 def view_truth(
-    images: Images, labels: np.ndarray | Masks, positions: np.ndarray, number: int | np.ndarray, settings: ViewSettings,
+    images: Images, labels: Labels, positions: np.ndarray, number: int | np.ndarray, settings: ViewSettings,
     size: tuple[int, int],
 ) -> torch.Tensor:  # fmt: skip
     """Return the labels of one view of each image: its class, or the part of its mask that the view shows.
@@ -114,7 +114,7 @@ def view_truth(
     return torch.from_numpy(labels[positions].seen(drawn, size).astype(np.int64))
 
 
-def plain_labels(labels: np.ndarray | Masks) -> np.ndarray:
+def plain_labels(labels: Labels) -> np.ndarray:
     """Return (N,) int64 class numbers for counting classes: the labels, or those of a sample of the masks' pixels."""
     return labels if isinstance(labels, np.ndarray) else labels.numbers()
 

@@ -14,17 +14,17 @@ from tutelage.finetuning import supervised
 from tutelage.models.students import Student
 from tutelage.progress import progress
 from tutelage.settings.commands import BaselineSettings
-from tutelage.tasks import peak_rate
+from tutelage.tasks import Task, peak_rate
 from tutelage.training import batches, checkpoints, loop
 
 
 @dataclass(frozen=True)
 class LabelsOnly:
-    """One student to train. kind: the task's functions. settings: of the run. steps, seed: of this student. positions: of the labelled
+    """One student to train. kind: the task. settings: of the run. steps, seed: of this student. positions: of the labelled
     images that it is trained on. what: its name in the progress bar and in errors.
     """
 
-    kind: Any
+    kind: Task
     task: TaskData
     settings: BaselineSettings
     steps: int
@@ -51,6 +51,5 @@ def train_student(
     plan = supervised.Plan(job.steps, batch_size, rate, job.seed, classes, settings.class_weight)
     with progress(job.what, job.steps * batch_size, resumable.start * batch_size) as shown:
         watch = loop.Watch(job.what, log, lambda count: (shown(count), advance(count)))
-        return student, supervised.train_on_labels(
-            module, student, labelled, plan, views, hardware, watch, resumable=resumable
-        )
+        how = (plan, views, hardware, watch)
+        return student, supervised.train_on_labels(module, student, labelled, *how, resumable=resumable)

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.numpy import load_file as load_arrays
-from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -31,7 +30,7 @@ class FeatureExtractor:
     forward: (B, 3, S, S) float32, normalised, on `device` -> (B, D) float. size: S in pixels. mean, std: of the input.
     width: D. hash: of the weights. precision: of the forward pass, as accelerate names it.
     output: "features" (a head turns them into logits) or "logits". shape: of one output before it was flattened to a row of D
-    numbers, (channels, h, w); () for pooled outputs.
+    numbers, (channels, h, w); () for pooled outputs. levels: those shapes of features at several levels, finest first.
     """
 
     forward: Callable[[torch.Tensor], torch.Tensor]
@@ -45,6 +44,7 @@ class FeatureExtractor:
     device: str = "cpu"
     precision: str = "no"
     shape: tuple[int, ...] = ()
+    levels: tuple[tuple[int, int, int], ...] = ()
 
 
 def half_precision(outputs: np.ndarray, name: str) -> np.ndarray:
@@ -104,29 +104,25 @@ def whole_teacher(backbone: nn.Module, features: int, classes: int, head: Linear
 
 def network_of(encoder: FrozenEncoder, accelerator: Any) -> FeatureExtractor:
     """Return the frozen encoder as a network whose outputs are pooled features."""
-    return _network(encoder.module, encoder, accelerator, encoder.features, encoder.hash, "features")
+    module = encoder.module.eval().to(accelerator.device)
+    return extractor(encoder, accelerator, module, encoder.features, encoder.hash, "features")
 
 
-def _network(
-    module: nn.Module, encoder: FrozenEncoder, accelerator: Any, width: int, digest: str, output: str
-) -> FeatureExtractor:
-    module.eval().to(accelerator.device)
+def extractor(
+    encoder: FrozenEncoder, accelerator: Any, forward: Callable[[torch.Tensor], torch.Tensor], width: int, digest: str,
+    output: str, **shapes: Any,
+) -> FeatureExtractor:  # fmt: skip
+    """Return a network with the input of the encoder. Arguments as for `FeatureExtractor`; shapes: its shape or levels."""
 
-    def forward(images: torch.Tensor) -> torch.Tensor:
+    def outputs(images: torch.Tensor) -> torch.Tensor:
         with accelerator.autocast():
-            found = module(images)
+            found = forward(images)
         return found.clamp(-MOST, MOST) if output == "logits" else found
 
     return FeatureExtractor(
-        forward, encoder.size, encoder.mean, encoder.std, width, digest, output, encoder.name, str(accelerator.device),
-        accelerator.mixed_precision,
+        outputs, encoder.size, encoder.mean, encoder.std, width, digest, output, encoder.name, str(accelerator.device),
+        accelerator.mixed_precision, **shapes,
     )  # fmt: skip
-
-
-def save_head(folder: Path, head: LinearHead) -> None:
-    """Write a probe to adapt/head.safetensors."""
-    with atomic_write(folder / "head.safetensors") as path:
-        save_arrays({"weight": head.weight, "bias": head.bias}, path)
 
 
 def save_whole(folder: Path, module: nn.Module) -> None:
@@ -152,7 +148,8 @@ def load_adapted(folder: Path, result: dict[str, Any], weights: str, accelerator
     state = load_file(folder / "weights.safetensors")
     module = FineTunedTeacher(encoder.module, encoder.features, result["classes"])
     module.load_state_dict(state)
-    network = _network(module, encoder, accelerator, result["classes"], weights_hash(state), "logits")
+    module.eval().to(accelerator.device)
+    network = extractor(encoder, accelerator, module, result["classes"], weights_hash(state), "logits")
     return AdaptedTeacher(network, lambda logits: logits, module, _count(module))
 
 

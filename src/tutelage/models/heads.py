@@ -7,15 +7,19 @@ matrix and one bias for the raw features, so that logits of cached features are 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+from safetensors.numpy import save_file
 
 from tutelage.metrics import softmax
+from tutelage.run_folder import atomic_write
 
 # Inverse strength of the L2 penalty on standardised features, like scikit-learn's C. With 10 labels per class and 1,280
 # features the best is near 1e-3; ten times more or less costs about one point of accuracy.
 STRENGTHS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 1e-1)
 UNJUDGED = {"strength": 1e-3, "temperature": 0.25}  # if no label can be held out: chosen with 10 labels per class
+Scale = tuple[np.ndarray, np.ndarray]  # mean (D,) and standard deviation (D,) of the features
 NEVER = -30.0  # logit of a class without a labelled image
 
 
@@ -30,14 +34,18 @@ class LinearHead:
         """(B, D) float32 features -> (B, C) float32 logits."""
         return features @ self.weight.T + self.bias
 
+    def calibrated(self, temperature: float) -> LinearHead:
+        """Return the head with its logits divided by a temperature."""
+        return LinearHead(self.weight / np.float32(temperature), self.bias / np.float32(temperature))
+
+    def save(self, folder: Path) -> None:
+        """Write the head to folder/head.safetensors."""
+        with atomic_write(folder / "head.safetensors") as path:
+            save_file({"weight": self.weight, "bias": self.bias}, path)
+
 
 def fit_probe(
-    features: np.ndarray,
-    labels: np.ndarray,
-    classes: int,
-    strength: float,
-    scale: tuple[np.ndarray, np.ndarray],
-    class_weight: str = "none",
+    features: np.ndarray, labels: np.ndarray, classes: int, strength: float, scale: Scale, class_weight: str = "none"
 ) -> LinearHead:
     """Fit the probe on features of labelled images.
 
@@ -46,8 +54,7 @@ def fit_probe(
         labels: (B,) int64 in [0, classes).
         classes: C; a class without an image gets the constant logit NEVER.
         strength: inverse strength of the penalty, > 0.
-        scale: mean (D,) and standard deviation (D,) used to standardise; of the transfer set rather than of the few
-            labelled images.
+        scale: used to standardise; of the transfer set rather than of the few labelled images.
         class_weight: "none" or "balanced".
     """
     from sklearn.linear_model import LogisticRegression
@@ -71,20 +78,15 @@ def fit_probe(
     return LinearHead(full_weight.astype(np.float32), full_bias.astype(np.float32))
 
 
-def calibrated(head: LinearHead, temperature: float) -> LinearHead:
-    """Return the head with its logits divided by a temperature."""
-    return LinearHead(head.weight / np.float32(temperature), head.bias / np.float32(temperature))
-
-
-def scale_of(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def scale_of(features: np.ndarray) -> Scale:
     """Return mean and standard deviation of each feature: two (D,) float32, the second never 0."""
     std = features.std(axis=0)
     return features.mean(axis=0), np.where(std > 1e-6, std, 1.0).astype(np.float32)
 
 
 def cross_validate(
-    features: np.ndarray, labels: np.ndarray, folds: np.ndarray, classes: int, strength: float,
-    scale: tuple[np.ndarray, np.ndarray], class_weight: str = "none",
+    features: np.ndarray, labels: np.ndarray, folds: np.ndarray, classes: int, strength: float, scale: Scale,
+    class_weight: str = "none",
 ) -> np.ndarray:  # fmt: skip
     """Return the logits of every labelled image from a probe fitted without it.
 
@@ -103,9 +105,7 @@ def cross_validate(
     return out
 
 
-def best_probe(
-    features: np.ndarray, labels: np.ndarray, folds: np.ndarray, classes: int, scale: tuple[np.ndarray, np.ndarray]
-) -> LinearHead:
+def best_probe(features: np.ndarray, labels: np.ndarray, folds: np.ndarray, classes: int, scale: Scale) -> LinearHead:
     """Fit a probe on all labelled images with the strength that has the smallest cross-validated log loss.
 
     Args:
@@ -115,9 +115,7 @@ def best_probe(
     return fit_probe(features, labels, classes, strength, scale)
 
 
-def best_strength(
-    features: np.ndarray, labels: np.ndarray, folds: np.ndarray, classes: int, scale: tuple[np.ndarray, np.ndarray]
-) -> float:
+def best_strength(features: np.ndarray, labels: np.ndarray, folds: np.ndarray, classes: int, scale: Scale) -> float:
     """Return the strength with the smallest cross-validated log loss. Arguments as for `cross_validate`."""
     fair = judgeable(labels, folds)
     if not fair.any():
@@ -130,17 +128,15 @@ def best_strength(
 
 
 def judgeable(labels: np.ndarray, folds: np.ndarray) -> np.ndarray:
-    """Return for each image whether its class has an image outside its fold; without one, its prediction cannot be judged.
+    """Return for each label, as bool, whether it also occurs outside its fold; if not, its prediction cannot be judged.
 
     Args:
-        labels, folds: (B,) int64.
-
-    Returns:
-        (B,) bool.
+        labels: (B,) int64, or masks (B, h, w) int64. folds: (B,) int64.
     """
-    return np.array(
-        [bool(((labels == label) & (folds != fold)).any()) for label, fold in zip(labels, folds, strict=True)]
-    )
+    fair = np.zeros(labels.shape, bool)
+    for fold in np.unique(folds):
+        fair[folds == fold] = np.isin(labels[folds == fold], labels[folds != fold])
+    return fair
 
 
 def stacked(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

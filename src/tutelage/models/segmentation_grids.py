@@ -186,6 +186,10 @@ class DenseNetwork(nn.Module):
         logits = F.interpolate(logits, inside.shape[-2:], mode="bilinear", align_corners=False)
         return logits[..., :height, :width]
 
+    def get_classifier(self) -> nn.Module:
+        """Return the head, as timm's models do."""
+        return self.head
+
     def on_grid(self, images: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         """(B, 3, H, W) -> (B, C, *grid) logits."""
         inside = padded(images, self.multiple)

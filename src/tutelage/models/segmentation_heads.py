@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
 from tutelage.data.masks import Masks
+from tutelage.run_folder import atomic_write
 from tutelage.training import batches, loop, losses, optimization
 
 STRENGTHS = (100, 300)  # numbers of steps to choose from: 300 is better on 20 street scenes, 100 on 5
@@ -83,6 +85,16 @@ class DenseHead:
             parts = [self.module(unfolded(part, self.layout)) / self.temperature for part in rows.split(BATCH)]
         return torch.cat(parts).numpy()
 
+    def calibrated(self, temperature: float) -> DenseHead:
+        """Return the head with its logits divided by a temperature."""
+        return DenseHead(self.module, self.layout, temperature)
+
+    def save(self, folder: Path) -> None:
+        """Write the head, its temperature included, to folder/head.safetensors."""
+        state = {**self.module.state_dict(), "temperature": torch.tensor(float(self.temperature))}
+        with atomic_write(folder / "head.safetensors") as path:
+            save_file({name: value.contiguous() for name, value in state.items()}, path)
+
 
 def unfolded(rows: torch.Tensor, layout: Layout) -> list[torch.Tensor]:
     """Split (B, D) rows of features into their levels, each (B, c, h, w)."""
@@ -139,22 +151,3 @@ def cross_validate(
         head = fit_probe(features[0][rest], labels[rest], classes, strength, scale, class_weight)
         out[held] = head(features[0][held])
     return out
-
-
-def calibrated(head: DenseHead, temperature: float) -> DenseHead:
-    """Return the head with its logits divided by a temperature."""
-    return DenseHead(head.module, head.layout, temperature)
-
-
-def judgeable(labels: np.ndarray, folds: np.ndarray) -> np.ndarray:
-    """Return (B, h, w) bool: the pixels whose class also occurs in an image outside the fold."""
-    fair = np.zeros(labels.shape, bool)
-    for fold in np.unique(folds):
-        there, held = np.unique(labels[folds != fold]), folds == fold
-        fair[held] = np.isin(labels[held], there[there < 255])
-    return fair
-
-
-def state_of(head: DenseHead) -> dict[str, Any]:
-    """Return the tensors of a head, its temperature included."""
-    return {**head.module.state_dict(), "temperature": torch.tensor(float(head.temperature))}

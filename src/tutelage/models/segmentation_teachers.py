@@ -1,28 +1,22 @@
-"""The adapted segmentation teacher: an encoder with features at several levels and a head, whose logits on a grid are cached.
-
-It has the same functions as models/adapted_teacher.py, which is for classification.
-"""
+"""The adapted segmentation teacher: an encoder with features at several levels and a head, whose logits on a grid are cached."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from tutelage.image_size import sides
-from tutelage.models.adapted_teacher import MOST, AdaptedTeacher, FeatureExtractor, _same_encoder, save_whole
+from tutelage.models.adapted_teacher import AdaptedTeacher, FeatureExtractor, _same_encoder, extractor
 from tutelage.models.segmentation_grids import DenseNetwork, Pyramid, Windows, check_windows, levels_of, regrid
-from tutelage.models.segmentation_heads import DenseHead, Layout, new_head, state_of
+from tutelage.models.segmentation_heads import DenseHead, Layout, new_head
 from tutelage.models.teachers import FrozenEncoder, build_teacher
 from tutelage.models.weights import weights_hash
-from tutelage.run_folder import atomic_write, hash_of
-
-__all__ = ["frozen", "load_adapted", "network_of", "save_head", "save_whole", "whole_teacher"]
+from tutelage.run_folder import hash_of
 
 
 def pyramid_of(encoder: FrozenEncoder) -> Pyramid:
@@ -62,27 +56,13 @@ def network_of(encoder: FrozenEncoder, accelerator: Any) -> FeatureExtractor:
         return torch.cat([one.flatten(1) for one in pyramid(images)], dim=1)
 
     width = sum(c * h * w for c, h, w in layout)
-    return _network(encoder, accelerator, rows, width, _digest(encoder, encoder.hash, "levels"), "features", layout)
+    digest = _digest(encoder, encoder.hash, "levels")
+    return extractor(encoder, accelerator, rows, width, digest, "features", levels=layout)
 
 
 def _digest(encoder: FrozenEncoder, *parts: str) -> str:
     """Hash everything that the outputs depend on, including the window; the input size is recorded elsewhere."""
     return hash_of([*parts, *([f"window {encoder.window}"] if encoder.window else [])])
-
-
-def _network(
-    encoder: FrozenEncoder, accelerator: Any, forward: Callable[[torch.Tensor], torch.Tensor], width: int, digest: str, output: str,
-    shape: tuple[Any, ...],
-) -> FeatureExtractor:  # fmt: skip
-    def outputs(images: torch.Tensor) -> torch.Tensor:
-        with accelerator.autocast():
-            found = forward(images)
-        return found.clamp(-MOST, MOST) if output == "logits" else found
-
-    return FeatureExtractor(
-        outputs, encoder.size, encoder.mean, encoder.std, width, digest, output, encoder.name, str(accelerator.device),
-        accelerator.mixed_precision, shape,
-    )  # fmt: skip
 
 
 def whole_teacher(
@@ -96,12 +76,6 @@ def whole_teacher(
         network.head.load_state_dict(head.module.state_dict())
         network.temperature.fill_(head.temperature)
     return network
-
-
-def save_head(folder: Path, head: DenseHead) -> None:
-    """Write a head to adapt/head.safetensors."""
-    with atomic_write(folder / "head.safetensors") as path:
-        save_file({name: value.contiguous() for name, value in state_of(head).items()}, path)
 
 
 def load_module(
@@ -145,7 +119,7 @@ def load_adapted(
     def head(outputs: np.ndarray) -> np.ndarray:
         return regrid(torch.from_numpy(outputs.reshape(len(outputs), *shape)), grid).numpy()
 
-    network = _network(encoder, accelerator, forward, classes * kept[0] * kept[1], digest, "logits", shape)
+    network = extractor(encoder, accelerator, forward, classes * kept[0] * kept[1], digest, "logits", shape=shape)
     size = sum(p.numel() for p in module.parameters())
     return AdaptedTeacher(network, head, module, size)
 
@@ -162,6 +136,6 @@ def frozen(
         return module.features(images, grid).flatten(1)
 
     digest = _digest(encoder, encoder.hash, "deepest level")
-    network = _network(encoder, accelerator, forward, shape[0] * grid[0] * grid[1], digest, "features", shape)
+    network = extractor(encoder, accelerator, forward, shape[0] * grid[0] * grid[1], digest, "features", shape=shape)
     size = sum(p.numel() for p in encoder.module.parameters())
     return AdaptedTeacher(network, lambda features: np.zeros((len(features), 0), np.float32), module, size)

@@ -163,6 +163,6 @@ def plain_head(module: nn.Module, size: Size) -> bool:
 
 
 def head_of(module: nn.Module) -> nn.Module:
-    """Return the classifier of a timm model; a ModuleList if it has several (LeViT, EfficientFormer)."""
+    """Return a student's classifier or decoder; a ModuleList if it has several classifiers (LeViT, EfficientFormer)."""
     head = module.get_classifier()  # pyright: ignore[reportCallIssue]
     return nn.ModuleList(head) if isinstance(head, (tuple, list)) else head

@@ -12,6 +12,7 @@ from tutelage.errors import TutelageError, did_you_mean, shown
 from tutelage.image_size import Size, sides
 from tutelage.models.aliases import STUDENTS, TEACHERS, check_size, full_name
 from tutelage.models.weights import WeightSource, create, first_line, timm_entry, weights_hash
+from tutelage.settings.groups import Group
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,11 @@ def resolve(name: str, kind: str = "teacher") -> str:
 def default_size(name: str) -> int:
     """Return the input side in pixels that a model was trained at, without building it. `name`: alias or timm's."""
     return int(timm_entry(resolve(name)).input_size[-1])
+
+
+def size_of(settings: Group, kind: str) -> Size:
+    """Return the input size of the model that settings name, its own if they give none. kind: "teacher" or "student"."""
+    return getattr(settings, f"{kind}_size") or default_size(resolve(getattr(settings, kind), kind))
 
 
 def input_statistics(name: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:

@@ -89,7 +89,7 @@ def _contradictions(settings: Any) -> list[TutelageError]:
         faults.append(TutelageError(message, "leave one of them out"))
     if getattr(settings, "pilot", None):
         against = {name: getattr(settings, name) for name in ("val", "no_baseline")}
-        against |= {"finetune": settings.finetune != "auto", "task": settings.task != "classification"}
+        against |= {"finetune": settings.finetune != "auto", "task": not task_of(settings.task).PILOT}
         against["objective"] = settings.objective in WITHOUT_TARGETS
         wrong = [flag(name) for name, one in against.items() if one] + ["several processes"] * (processes() > 1)
         if wrong:
@@ -277,11 +277,8 @@ def _check_alias_size(name: str | None, size: int | None, kind: str) -> None:
 
 def _check_model(settings: Any, kind: str, hub: bool) -> None:
     """Check name, size and, with `hub`, that pretrained weights can be obtained."""
-    name, weights, size = (
-        getattr(settings, kind),
-        getattr(settings, f"{kind}_weights", "scratch"),
-        getattr(settings, f"{kind}_size", None),
-    )
+    name, size = getattr(settings, kind), getattr(settings, f"{kind}_size", None)
+    weights = getattr(settings, f"{kind}_weights", "scratch")
     full = full_name(name, kind)
     _check_alias_size(full, size, kind)
     if full and size is not None and weights != "pretrained" and not any(word in full for word in FIXED):

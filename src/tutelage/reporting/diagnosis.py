@@ -6,15 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from tutelage.errors import shown
-from tutelage.reporting.scores import CLASSES, main_score, variance, words_of_results
+from tutelage.reporting.scores import CLASSES, OF_TASK, main_score, variance, words_of_results
 
 WEAK = 0.7  # held-out accuracy of a teacher, below which the teacher is the limit
 FAR = 0.5  # distance of the transfer set over that of the gallery, above which the search gained little
 FEW = 10  # labels per class, below which choices are uncertain
 FAITHFUL = 0.85  # agreement with the targets on the transfer set, below which the student has not learnt them
-KNOWN = (
-    0.95  # held-out accuracy of a teacher from which the task is easy: being no better than the students is no fault
-)
+# held-out accuracy of a teacher from which the task is easy: being no better than the students is no fault
+KNOWN = 0.95
 ONE_CLASS = 0.8  # share of the targets' probability on one class, above which it is reported
 UNSURE = 0.1  # expected calibration error that is reported
 NOISE = 1.96  # standard errors within which the choice of test images may explain a difference
@@ -58,7 +57,8 @@ def _teacher(stages: dict[str, Any]) -> Finding | None:
     if scores.get("teacher") and scores.get("students"):
         own, theirs = scores["teacher"]["accuracy"], scores["students"]["accuracy"]
         if own <= theirs and own < KNOWN:
-            what = "pixels" if (stages.get("curate") or {}).get("task") == "segmentation" else "labels"
+            task = (stages.get("curate") or {}).get("task", "")
+            what = "pixels" if OF_TASK.get(task, CLASSES).unit == "pixels" else "labels"
             return Finding(
                 f"This teacher does not know the task: it is right for {100 * own:.0f} % of held-out {what}; students trained on "
                 f"the labels only reach {100 * theirs:.0f} %, although in {members['steps']:,} steps, 1 / {members['folds']} of a run's.",
@@ -145,7 +145,7 @@ def _student(results: dict[str, Any]) -> Finding | None:
     if agreement is None or agreement >= FAITHFUL:
         return None
     whom = "its targets" if "agreement_with_targets" in student else "its teacher"
-    what = "images" if words_of_results(results) is CLASSES else "pixels"
+    what = words_of_results(results).unit
     return Finding(
         f"The distilled student agrees with {whom} on only {100 * agreement:.0f} % of the {what} it was trained on: it is too small, or "
         "was not trained long enough.",

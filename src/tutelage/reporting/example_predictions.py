@@ -87,9 +87,11 @@ def read_evidence(folder: Path) -> tuple[np.ndarray, dict[str, np.ndarray], list
     If the delivered student is one of the other models, the probabilities stand under both names.
     """
     path = folder / "predictions.npz"
-    if not path.exists() or (folder / "pictures.json").exists():
+    if not path.exists():
         return np.zeros(0, np.int64), {}, []
     with np.load(path, allow_pickle=False) as kept:
+        if "labels" not in kept.files:  # masks: pixel counts only
+            return np.zeros(0, np.int64), {}, []
         names = [name for name in kept.files if name != "labels" and not name.startswith(DECIDED)]
         models = {name: kept[name].astype(np.float32) for name in names}
         labels = kept["labels"].astype(np.int64)

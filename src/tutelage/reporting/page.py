@@ -22,7 +22,7 @@ from tutelage.reporting import charts
 from tutelage.reporting.choices import answer, committee
 from tutelage.reporting.diagnosis import diagnose
 from tutelage.reporting.example_predictions import encoded, read_evidence, read_pictures, shown_student
-from tutelage.reporting.scores import words_of_results
+from tutelage.reporting.scores import words_of, words_of_results
 from tutelage.reporting.table import TITLES, models_of, title_of
 from tutelage.run_folder import STAGES, Run, write_json, write_text
 from tutelage.version import __version__
@@ -127,7 +127,7 @@ def _charts(
     titles = {name: f"the {title}" for name, title in TITLES.items()}
     titles |= {"baseline": "the baseline", "teacher": "the adapted teacher"}
     for name, test in tests.items():
-        found.append(charts.confusions(classes, test["confusion"], name, "miou" in test, titles))
+        found.append(charts.confusions(classes, test["confusion"], name, words_of(test).unit == "pixels", titles))
     if bins := {name: reliability(one, labels) for name, one in probabilities.items() if name in tests}:
         found.append(charts.calibrations(bins))
     rows = _metrics(run / "distill" / "metrics.jsonl")

@@ -15,7 +15,8 @@ from tutelage.metrics import mean_iou
 class MetricSpec:
     """A task's scores. main: key of the main score. title: its name. says: phrase for a model's main score, "is right for {} %".
     over: the preposition before "N test images". labels: unit of a label budget. table: (title, score) of the columns. each: (title,
-    score) of the chart by class. score: main score from the mean counts of some test images. best_low: scores where lower is better.
+    score) of the chart by class. score: main score from the mean counts of some test images. unit: what is decided, images or pixels.
+    best_low: scores where lower is better.
     """
 
     main: str
@@ -26,24 +27,26 @@ class MetricSpec:
     table: tuple[tuple[str, str], ...]
     each: tuple[str, str]
     score: Callable[[np.ndarray], np.ndarray]
+    unit: str
     best_low: tuple[str, ...] = ()
 
 
 CLASSES = MetricSpec(
     "accuracy", "accuracy", "is right for {:.1f} %", "of", "labels per class",
     (("accuracy", "accuracy"), ("balanced", "balanced_accuracy"), ("macro F1", "macro_f1"), ("ECE", "ece"), ("log loss", "log_loss")),
-    ("Recall of each class", "recall"), np.asarray, ("ece", "log_loss"),
+    ("Recall of each class", "recall"), np.asarray, "images", ("ece", "log_loss"),
 )  # fmt: skip
 MASKS = MetricSpec(
     "miou", "mIoU", "has a mean IoU of {:.1f} %", "on", "labelled images",
     (("mIoU", "miou"), ("pixels", "accuracy"), ("recall", "balanced_accuracy"), ("boundary F1", "boundary_f1")),
-    ("IoU of each class", "iou"), mean_iou,
+    ("IoU of each class", "iou"), mean_iou, "pixels",
 )  # fmt: skip
+OF_TASK = {"segmentation": MASKS, "classification": CLASSES}
 
 
 def words_of(test: dict[str, Any] | None) -> MetricSpec:
     """The scores and wording that fit a model's test results; those of classification without any."""
-    return MASKS if test and "miou" in test else CLASSES
+    return next((one for one in OF_TASK.values() if test and one.main in test), CLASSES)
 
 
 def words_of_results(results: dict[str, Any]) -> MetricSpec:
@@ -60,4 +63,4 @@ def main_score(test: dict[str, Any]) -> float:
 def variance(test: dict[str, Any]) -> float:
     """Squared standard error of the main score due to the choice of test images."""
     share = main_score(test)
-    return test["standard_error"] ** 2 if "miou" in test else share * (1 - share) / max(test["images"], 1)
+    return test["standard_error"] ** 2 if "standard_error" in test else share * (1 - share) / max(test["images"], 1)

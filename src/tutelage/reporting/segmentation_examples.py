@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,9 @@ SIDE = 200  # largest side of a picture in pixels
 
 
 def write_dense_evidence(
-    folder: Path,
-    test: Any,
-    predictions: dict[str, list[np.ndarray]],
-    counts: dict[str, np.ndarray],
+    folder: Path, test: Any, predictions: Mapping[str, np.ndarray | list[np.ndarray]], counts: dict[str, np.ndarray],
     colours: Sequence[Colour],
-) -> None:
+) -> None:  # fmt: skip
     """Write predictions.npz (pixel counts by model, image and class) and pictures.json into a report folder.
 
     Args:

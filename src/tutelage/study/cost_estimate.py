@@ -103,7 +103,7 @@ class Data:
 
         gallery = self._gallery(settings)
         train, classes = self._target(settings)
-        each = classes if task_of(settings.task).POOLED else 1
+        each = classes if task_of(settings.task).BUDGET_PER_CLASS else 1
         labelled = train if settings.budget is None else min(train, settings.budget * each)
         wanted = wanted_of(settings, labelled, classes)
         return Sizes(labelled + (gallery if wanted is None else min(wanted, gallery)), gallery, classes)
@@ -180,12 +180,9 @@ def _embeddings(runs: list[tuple[RunSettings, Sizes]]) -> tuple[float, float]:
 def _embedding(settings: RunSettings, count: int, gallery: int) -> tuple[float, float]:
     """Seconds to embed the gallery with the teacher, and GiB of the vectors and of `count` decoded images."""
     from tutelage.data.image_cache import short_side
-    from tutelage.models.teachers import build_teacher, default_size, resolve
+    from tutelage.models.teachers import build_teacher, size_of
 
-    sizes = [
-        getattr(settings, f"{kind}_size") or default_size(resolve(getattr(settings, kind), kind))
-        for kind in ("teacher", "student")
-    ]
+    sizes = [size_of(settings, kind) for kind in ("teacher", "student")]
     pixels = count * 3 * short_side(*sizes) ** 2 * PROPORTION
     if settings.embeddings:
         return 0.0, pixels / 2**30
@@ -217,8 +214,7 @@ def _teachers(runs: list[tuple[Variant, int, int, RunSettings, Sizes]]) -> tuple
                 encoder,
                 _seconds_of(encoder, mine) * kind.flops_of(encoder) / flops(encoder.module, encoder.at_once),
             )
-        frozen = mine.objective == "task-agnostic" or (kind.POOLED and mine.adapt == "probe")
-        width, each = kind.largest_outputs(encoders[model][0], mine, sizes.classes)
+        width, each, frozen = kind.largest_outputs(encoders[model][0], mine, sizes.classes)
         views = (mine.flip, mine.resize)
         draw = None if frozen else (mine.adapt, mine.class_weight, budget, seed)
         key = (*model, *views, width, draw, *mine.gallery, mine.strategy)

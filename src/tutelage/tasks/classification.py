@@ -4,282 +4,224 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, ClassVar, final
 
 import numpy as np
 
+from tutelage.data.image_cache import Images
+from tutelage.data.manifest import Labelled
+from tutelage.data.masks import Labels
+from tutelage.data.target_set import TargetSet, read_any, read_target_set
+from tutelage.device import flops
 from tutelage.errors import TutelageError
+from tutelage.features.view_batches import CLEAN, ViewSettings, view_outputs
+from tutelage.metrics import LEAST_LOG, classification, log_softmax, softmax
+from tutelage.models import heads
+from tutelage.progress import say
+from tutelage.reporting.example_predictions import write_evidence
+from tutelage.reporting.scores import CLASSES
 from tutelage.settings import groups as g
-from tutelage.settings.commands import CommitteeSettings, Curation, DistillSettings, RunSettings
-from tutelage.settings.groups import Group
-from tutelage.tasks import class_names
+from tutelage.settings.commands import WITHOUT_TARGETS, CommitteeSettings, Curation, DistillSettings, RunSettings
+from tutelage.tasks.base import Advance, Grid, HeadFitter, Predictions, Result, Task, class_names
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch import Tensor, nn
+
+    from tutelage.features.output_cache import OutputCache
+    from tutelage.models.adapted_teacher import AdaptedTeacher, FeatureExtractor
+    from tutelage.models.students import Student
+    from tutelage.models.teachers import FrozenEncoder
+    from tutelage.tasks.base import Network, TeacherHead
 
 SCALE_SAMPLE = 2048  # gallery images whose features determine the scale used to standardise the probe's features
-PASSES = {"head": 15, "full": 15, "long": 30}  # over the labelled images, for each way to run the last stage
-RATES = {"head": 1e-3, "full": 1e-4, "long": 5e-4}  # learning rates of the last stage, at batch 128
-FROM_LOGITS = ("distilled", "head", "full", "long")  # candidates of the last stage for a student distilled from logits
-FROM_FEATURES = ("head", "full", "long")  # candidates for a student distilled from features, without labels
-SCRATCH_RATE, PRETRAINED_RATE = 8e-3, 2e-3  # learning rates at batch 128 of students from random and pretrained weights
-IMAGES = 400_000  # that a student sees if neither --steps nor --epochs is given
-BATCH = 64
-FULL_BATCH = 32  # of the teacher's fine-tuning
-AT_ONCE = 256  # images in one forward pass of an evaluation
-SCORE = "accuracy"  # name of the mean of `image_scores`
-MAIN = "accuracy"  # the main score of `judged`
-POOLED = True  # features are of whole images, and a head can be fitted on them
-GRID = False  # targets are of whole images, not on a grid
-UNUSED = ("decoder", "task_agnostic_features")  # settings without effect
-EACH = "accuracy"  # the mean of `image_scores`
-COUNTED = 1024  # images whose targets are used to estimate the share of each class
-RARE_CLASSES = 0.5  # with --class-weight balanced, a class weighs (C x share)^-RARE_CLASSES in the distillation
 
 
-def models() -> tuple[Any, Any]:
-    """Return the modules of the teacher and of its head."""
-    from tutelage.models import adapted_teacher, heads
+@final
+class Classification(Task):
+    """One class per image: labels are (n,) int64, predictions (n, C) float32 logits."""
 
-    return adapted_teacher, heads
+    PASSES: ClassVar = {"head": 15, "full": 15, "long": 30}
+    RATES: ClassVar = {"head": 1e-3, "full": 1e-4, "long": 5e-4}
+    FROM_LOGITS = ("distilled", "head", "full", "long")
+    FROM_FEATURES = ("head", "full", "long")
+    SCRATCH_RATE, PRETRAINED_RATE = 8e-3, 2e-3
+    IMAGES = 400_000
+    FINETUNE_BATCH, TEACHER_BATCH, EVALUATION_BATCH = 64, 32, 256
+    COUNTED = 1024
+    RARE_CLASSES = 0.5
+    UNUSED = ("decoder", "task_agnostic_features")
+    METRICS, SCORE_TITLE, IMAGE_SCORE = CLASSES, "accuracy", "accuracy"
+    BUDGET_PER_CLASS, PILOT = True, True
+    GRID = False  # for commands/evaluate.py
+
+    def check(self, settings: g.Group) -> list[TutelageError]:
+        task, other, faults = "with --task classification", "or use --task segmentation", []
+        for kind in ("teacher", "student"):
+            if isinstance(size := getattr(settings, f"{kind}_size", None), str):
+                message = f"--{kind}-size {size} {task} must be one number, for a square"
+                faults.append(TutelageError(message, f"give one number, {other}"))
+        if isinstance(settings, g.Teacher) and settings.teacher_window is not None:
+            message = f"--teacher-window {settings.teacher_window} {task} is not supported"
+            faults.append(TutelageError(message, f"leave it out, {other}"))
+        return faults
+
+    def read(self, settings: Curation) -> TargetSet:
+        classes, splits = class_names(settings), {"val": settings.val, "test": settings.test}
+        return read_target_set(settings.target, **splits, classes=classes, group_by=settings.group_by)
+
+    def read_any(self, target: str, classes: tuple[str, ...]) -> TargetSet:
+        return read_any(target, classes)
+
+    def labels_of(self, found: TargetSet, good: np.ndarray, images: Images, cache: Path) -> np.ndarray:
+        return found.labels[good]
+
+    def views(self, settings: g.Views) -> ViewSettings:
+        return ViewSettings(settings.view_seed, settings.flip, settings.crop_area, resize=settings.resize)
+
+    def grid(self, settings: g.Student) -> None:
+        return None
+
+    def flops_of(self, encoder: FrozenEncoder) -> int:
+        return flops(encoder.module, encoder.size)
+
+    def frozen_network(self, encoder: FrozenEncoder, accelerator: Accelerator) -> FeatureExtractor:
+        from tutelage.models.adapted_teacher import network_of
+
+        return network_of(encoder, accelerator)
+
+    def head_fitter(
+        self, network: FeatureExtractor, features: Callable[[int], np.ndarray], classes: int, class_weight: str
+    ) -> HeadFitter:
+        scale = heads.scale_of(features(SCALE_SAMPLE))
+        return HeadFitter(
+            heads.STRENGTHS,
+            heads.UNJUDGED["strength"],
+            lambda x, y, strength: heads.fit_probe(x, y, classes, strength, scale, class_weight),
+            lambda x, y, fold, c: heads.cross_validate(x[None], y, fold, classes, c, scale, class_weight),
+        )
+
+    def head_truth(self, labels: Labels, network: FeatureExtractor) -> np.ndarray:
+        return _numbers(labels)
+
+    def extra_metrics(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        return {}
+
+    def whole_teacher(
+        self, encoder: FrozenEncoder, module: nn.Module, classes: int, head: TeacherHead | None
+    ) -> tuple[nn.Module, nn.Module, nn.Module]:
+        from tutelage.models.adapted_teacher import whole_teacher
+
+        assert head is None or isinstance(head, heads.LinearHead)
+        teacher = whole_teacher(module, encoder.features, classes, head)
+        return teacher, teacher.backbone, teacher.head
+
+    def head_forward(self, module: nn.Module, network: FeatureExtractor) -> Callable[[Tensor], Tensor]:
+        return module
+
+    def teacher_entries(self, encoder: FrozenEncoder, network: FeatureExtractor, mode: str, classes: int) -> Result:
+        return {"width": encoder.features if mode == "probe" else classes}  # of pooled features, or of logits
+
+    def largest_outputs(self, encoder: FrozenEncoder, settings: RunSettings, classes: int) -> tuple[int, int, bool]:
+        task_agnostic = settings.objective == "task-agnostic"
+        views_each = 1 if task_agnostic else len(self.views(settings).looks)
+        return encoder.features, views_each, task_agnostic or settings.adapt == "probe"
+
+    def widths(self, result: Result, settings: DistillSettings) -> list[int]:
+        features = result["teacher"]["features"]
+        if settings.objective == "task-agnostic":
+            return [features]
+        return sorted({result["width"], result["classes"]}, reverse=True)  # features, or logits
+
+    def teacher_for_distillation(
+        self, folder: Path, result: Result, settings: DistillSettings, accelerator: Accelerator, level: int
+    ) -> AdaptedTeacher:
+        from tutelage.models import adapted_teacher
+
+        load = adapted_teacher.frozen if settings.objective == "task-agnostic" else adapted_teacher.load_adapted
+        teacher = load(folder, result, settings.teacher_weights, accelerator)
+        return adapted_teacher.with_logits(teacher) if level else teacher
+
+    def adapted(self, folder: Path, result: Result, weights: str, accelerator: Accelerator) -> AdaptedTeacher:
+        from tutelage.models.adapted_teacher import load_adapted
+
+        return load_adapted(folder, result, weights, accelerator)
+
+    def student(self, settings: g.Student, classes: int) -> Student:
+        from tutelage.models.students import build_student
+
+        return build_student(settings.student, classes, settings.student_weights, settings.student_size)
+
+    def distillation_module(self, student: Student, width: int, settings: DistillSettings) -> nn.Module:
+        from tutelage.models.students import DINOStudent, StudentWithProjector, plain_head
+
+        module, size, strict = student.module, int(student.size), settings.objective in WITHOUT_TARGETS
+        if strict and not plain_head(module, size):
+            raise TutelageError(
+                f"--objective {settings.objective} does not support --student {student.name}, "
+                "whose head is not one linear layer on pooled features",
+                "use --objective task-oriented or pseudo-label, or another student",
+            )
+        if width and (strict or StudentWithProjector.possible(module, size)):
+            return StudentWithProjector(module, width, size)
+        if width:
+            say(f"{student.name} has no single head on pooled features: the teacher's features are not matched")
+        return DINOStudent(module, size) if strict and not width else module
+
+    def member_grid(self, settings: CommitteeSettings, images: int, classes: int) -> None:
+        return None
+
+    def member_truth(self, labels: Labels, grid: Grid | None, fold: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        truth = _numbers(labels)
+        return truth, np.ones(len(truth), bool) if fold is None else heads.judgeable(truth, fold)
+
+    def log_probabilities(
+        self, module: nn.Module, network: Network, images: Images, views: ViewSettings, accelerator: Accelerator,
+        grid: Grid | None, advance: Advance,
+    ) -> np.ndarray:  # fmt: skip
+        more = (views, accelerator, advance, self.EVALUATION_BATCH)
+        found = [log_softmax(view_outputs(module, module, network, images, look, *more)) for look in views.looks]
+        return log_softmax(np.mean(found, axis=0)).clip(LEAST_LOG).astype(np.float16)
+
+    def student_predictions(
+        self, module: nn.Module, network: Network, images: Images, labels: Labels | None, views: ViewSettings,
+        accelerator: Accelerator, advance: Advance,
+    ) -> np.ndarray:  # fmt: skip
+        more = (views, accelerator, advance, self.EVALUATION_BATCH)
+        return view_outputs(module, module, network, images, CLEAN, *more)
+
+    def teacher_predictions(
+        self, adapted: AdaptedTeacher, cache: OutputCache, images: Images, labels: Labels | None, views: ViewSettings,
+        accelerator: Accelerator, advance: Advance,
+    ) -> np.ndarray:  # fmt: skip
+        from tutelage.features.output_cache import compute_outputs
+
+        compute_outputs(cache, adapted.network, images, [CLEAN], views, advance)
+        return adapted.head(cache.table(images, CLEAN).rows())
+
+    def predictions_of(self, outputs: np.ndarray, labels: Labels, positions: np.ndarray) -> list[np.ndarray]:
+        return list(outputs)
+
+    def rows_of(self, outputs: np.ndarray) -> np.ndarray:
+        return outputs
+
+    def image_scores(self, predictions: Predictions, labels: Labels) -> np.ndarray:
+        return np.asarray(predictions).argmax(1) == _numbers(labels)
+
+    def confidence(self, predictions: Predictions, labels: Labels) -> tuple[np.ndarray, np.ndarray]:
+        return softmax(np.asarray(predictions)).max(1).astype(np.float32), self.image_scores(predictions, labels)
+
+    def agreement(self, one: Predictions, other: Predictions) -> float:
+        return float((np.asarray(one).argmax(axis=1) == np.asarray(other).argmax(axis=1)).mean())
+
+    def judged(self, predictions: Predictions, labels: Labels, classes: int) -> Result:
+        return classification(np.asarray(predictions), _numbers(labels))
+
+    def keep_evidence(self, folder: Path, test: Labelled, predictions: dict[str, Predictions], about: Result) -> None:
+        probabilities = {name: softmax(np.asarray(logits)) for name, logits in predictions.items()}
+        write_evidence(folder, _numbers(test.labels), test.ids, test.images.__getitem__, probabilities)
 
 
-def check(settings: Group) -> list[TutelageError]:
-    """Return one fault for each setting that this task does not support."""
-    task, other, faults = "with --task classification", "or use --task segmentation", []
-    for kind in ("teacher", "student"):
-        if _oblong(settings, kind):
-            message = f"--{kind}-size {getattr(settings, f'{kind}_size')} {task} must be one number, for a square"
-            faults.append(TutelageError(message, f"give one number, {other}"))
-    if isinstance(settings, g.Teacher) and settings.teacher_window is not None:
-        message = f"--teacher-window {settings.teacher_window} {task} is not supported"
-        faults.append(TutelageError(message, f"leave it out, {other}"))
-    return faults
-
-
-def _oblong(settings: Group, kind: str) -> bool:
-    return isinstance(getattr(settings, f"{kind}_size", None), str)
-
-
-def read(settings: Curation) -> Any:
-    """Read the target set."""
-    from tutelage.data.target_set import read_target_set
-
-    return read_target_set(
-        settings.target, val=settings.val, test=settings.test, classes=class_names(settings),
-        group_by=settings.group_by,
-    )  # fmt: skip
-
-
-def read_any(target: str, classes: tuple[str, ...]) -> Any:
-    """Read all labelled images of one path, whatever their split."""
-    from tutelage.data.target_set import read_any
-
-    return read_any(target, classes)
-
-
-def labels_of(found: Any, good: np.ndarray, images: Any, cache: Path) -> Any:
-    """Return the labels of the rows `good` of a target set."""
-    return found.labels[good]
-
-
-def views(settings: g.Views) -> Any:
-    """Return the view settings of a run."""
-    from tutelage.features.view_batches import ViewSettings
-
-    return ViewSettings(settings.view_seed, settings.flip, settings.crop_area, resize=settings.resize)
-
-
-def scale(network: Any, features: Callable[[int], np.ndarray]) -> Any:
-    """Return the features' mean and standard deviation, which a head needs. features: number of gallery images -> their features."""
-    from tutelage.models import heads
-
-    return heads.scale_of(features(SCALE_SAMPLE))
-
-
-def forward_of(module: Any, network: Any) -> Any:
-    """Return the forward function of a whole teacher whose logits have the shape of its head's."""
-    return module
-
-
-def head_truth(labels: Any, network: Any) -> Any:
-    """Return the labels in the form that a head is fitted on."""
+def _numbers(labels: Labels) -> np.ndarray:
+    assert isinstance(labels, np.ndarray)
     return labels
-
-
-def extra_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Return scores of held-out rows (N, C) with labels (N,) in addition to accuracy and log loss: none."""
-    return {}
-
-
-def whole_teacher(encoder: Any, module: Any, classes: int, head: Any) -> tuple[Any, Any, Any]:
-    """Return a teacher to fine-tune, its encoder and its head. module: a copy of the encoder's."""
-    from tutelage.models import adapted_teacher
-
-    teacher = adapted_teacher.whole_teacher(module, encoder.features, classes, head)
-    return teacher, teacher.backbone, teacher.head
-
-
-def of_teacher(encoder: Any, network: Any, mode: str, classes: int) -> dict[str, Any]:
-    """Return the teacher's entries in a result. width: numbers per view, of pooled features or, if it is fine-tuned, of logits."""
-    return {"width": encoder.features if mode == "probe" else classes}
-
-
-def grid(settings: g.Student) -> None:
-    """Return the grid of the student's logits in the distillation; None, because they are of whole images."""
-    return None
-
-
-def member_grid(settings: CommitteeSettings, images: int, classes: int) -> None:
-    """Return the grid of the predictions of the committee's students; None, because they are of whole images."""
-    return None
-
-
-def member_truth(labels: np.ndarray, grid: None, fold: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Return the labels (n,) of held-out images, and (n,) bool whether they can be judged.
-
-    fold: (n,) of labelled images; None for validation images, all of which can be judged.
-    """
-    from tutelage.models.heads import judgeable
-
-    return labels, np.ones(len(labels), bool) if fold is None else judgeable(labels, fold)
-
-
-def log_probabilities(
-    module: Any, network: Any, images: Any, views: Any, accelerator: Any, grid: None, advance: Any
-) -> np.ndarray:
-    """Return (n, C) float16 log probabilities of a student for whole images, averaged over `views.looks`."""
-    from tutelage.features.view_batches import view_outputs
-    from tutelage.metrics import LEAST_LOG, log_softmax
-
-    found = [
-        log_softmax(view_outputs(module, module, network, images, look, views, accelerator, advance, AT_ONCE))
-        for look in views.looks
-    ]
-    return log_softmax(np.mean(found, axis=0)).clip(LEAST_LOG).astype(np.float16)
-
-
-def flops_of(encoder: Any) -> int:
-    """Return the FLOPs of the frozen encoder for one image."""
-    from tutelage.device import flops
-
-    return flops(encoder.module, encoder.size)
-
-
-def largest_outputs(encoder: Any, settings: RunSettings, classes: int) -> tuple[int, int]:
-    """Return, before a run, the largest number of values to be cached per view, and the number of views per image."""
-    return encoder.features, 1 if settings.objective == "task-agnostic" else len(views(settings).looks)
-
-
-def widths(result: dict[str, Any], settings: DistillSettings) -> list[int]:
-    """Return how many values per view may be cached, largest first: features, or logits. result: of the teacher's stage."""
-    features = result["teacher"]["features"]
-    return (
-        [features]
-        if settings.objective == "task-agnostic"
-        else sorted({result["width"], result["classes"]}, reverse=True)
-    )
-
-
-def teacher_for_distillation(
-    folder: Path, result: dict[str, Any], settings: DistillSettings, accelerator: Any, level: int
-) -> Any:
-    """Load the teacher for the distillation: adapted, or frozen for the task-agnostic objective. level: index into `widths`."""
-    from tutelage.models import adapted_teacher
-
-    load = adapted_teacher.frozen if settings.objective == "task-agnostic" else adapted_teacher.load_adapted
-    teacher = load(folder, result, settings.teacher_weights, accelerator)
-    return adapted_teacher.with_logits(teacher) if level else teacher
-
-
-def student(settings: g.Student, classes: int) -> Any:
-    """Build a new student."""
-    from tutelage.models.students import build_student
-
-    return build_student(settings.student, classes, settings.student_weights, settings.student_size)
-
-
-def rebuilt(about: dict[str, Any], classes: int) -> Any:
-    """Build a student as described in a result, with random weights."""
-    from tutelage.models.students import build_student
-
-    return build_student(about["name"], classes, "scratch", about["size"])
-
-
-def distillation_module(module: Any, features: int, settings: DistillSettings) -> Any:
-    """Return the student with its projector for the distillation; None, because `transfer` adds it. features: width to match."""
-    return None
-
-
-def adapted(folder: Path, result: dict[str, Any], weights: str, accelerator: Any) -> Any:
-    """Load the teacher of a run for evaluation."""
-    from tutelage.models import adapted_teacher
-
-    return adapted_teacher.load_adapted(folder, result, weights, accelerator)
-
-
-def head_of(module: Any) -> Any:
-    """Return the part of a student that is specific to this task, its classifier."""
-    from tutelage.models.students import head_of
-
-    return head_of(module)
-
-
-def image_scores(predictions: np.ndarray | list[np.ndarray], labels: np.ndarray) -> np.ndarray:
-    """Return (n,) bool: whether each image is classified correctly."""
-    return np.asarray(predictions).argmax(1) == labels
-
-
-def predictions_of(outputs: np.ndarray, labels: Any, positions: np.ndarray) -> list[np.ndarray]:
-    """Return an exported model's outputs (n, C) for these images in the form of `student_predictions`."""
-    return list(outputs)
-
-
-def rows_of(outputs: np.ndarray) -> np.ndarray:
-    """Return outputs (n, C) as (N, C), one row per decision."""
-    return outputs
-
-
-def confidence(predictions: np.ndarray | list[np.ndarray], labels: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return (n,) float32 confidence of each image and (n,) bool whether it is classified correctly; None if a task has neither."""
-    from tutelage.metrics import softmax
-
-    return softmax(np.asarray(predictions)).max(1).astype(np.float32), image_scores(predictions, labels)
-
-
-def student_predictions(
-    module: Any, network: Any, images: Any, labels: Any, settings: Any, accelerator: Any, advance: Any
-) -> np.ndarray:
-    """Return (n, C) float32 logits of whole images. module: a trained student or a whole teacher."""
-    from tutelage.features.view_batches import CLEAN, view_outputs
-
-    return view_outputs(module, module, network, images, CLEAN, settings, accelerator, advance, AT_ONCE)
-
-
-def teacher_predictions(
-    adapted: Any, cache: Any, images: Any, labels: Any, settings: Any, accelerator: Any, advance: Any
-) -> np.ndarray:
-    """Return (n, C) float32 logits of whole images; missing outputs are computed and added to the cache."""
-    from tutelage.features.output_cache import compute_outputs
-    from tutelage.features.view_batches import CLEAN
-
-    compute_outputs(cache, adapted.network, images, [CLEAN], settings, advance)
-    return adapted.head(cache.table(images, CLEAN).rows())
-
-
-def agreement(one: np.ndarray, other: np.ndarray) -> float:
-    """Return the share of images for which two models' logits (n, C) predict the same class."""
-    return float((one.argmax(axis=1) == other.argmax(axis=1)).mean())
-
-
-def judged(predictions: np.ndarray, labels: np.ndarray, classes: int) -> dict[str, Any]:
-    """Return all scores."""
-    from tutelage.metrics import classification
-
-    return classification(np.asarray(predictions), labels)
-
-
-def keep_evidence(folder: Path, test: Any, predictions: dict[str, np.ndarray], about: dict[str, Any]) -> None:
-    """Write what the report page shows of single test images."""
-    from tutelage.metrics import softmax
-    from tutelage.reporting.example_predictions import write_evidence
-
-    probabilities = {name: softmax(np.asarray(logits)) for name, logits in predictions.items()}
-    write_evidence(folder, test.labels, test.ids, test.images.__getitem__, probabilities)

@@ -22,9 +22,8 @@ def faults_of(settings: Group) -> list[TutelageError]:
         if objective not in OBJECTIVES:
             faults.append(TutelageError(f"--objective {objective} {task}", f"use one of {', '.join(OBJECTIVES)}"))
         if objective == "task-agnostic" and comparison not in COMPARISONS:
-            faults.append(
-                TutelageError(f"--task-agnostic-loss {comparison} {task}", f"use one of {', '.join(COMPARISONS)}")
-            )
+            hint = f"use one of {', '.join(COMPARISONS)}"
+            faults.append(TutelageError(f"--task-agnostic-loss {comparison} {task}", hint))
     if isinstance(settings, Teacher):
         faults += _window_faults(settings)
     if isinstance(settings, Resize) and settings.resize != "squash":
