@@ -122,7 +122,7 @@ class _Members:
         student, module = train_student(job, self.hardware, resumable, self._tick)
         held = self.task.val.images if self.task.val else self.task.train.images.take(np.flatnonzero(fold == number))
         views = self.kind.views(self.settings)
-        found = {
+        found: dict[str, Any] = {
             name: self.kind.log_probabilities(module, student, images, views, self.hardware, self.grid, self._tick)
             for name, images in (("transfer", self.task.transfer), ("held", held))
         }
