@@ -24,7 +24,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import BEGUN, Task, draw, environment, make_task, refused, rejected
+from conftest import BEGUN, KNOWN, Task, draw, environment, make_task, refused, rejected
 from tutelage.run_folder import Run
 
 # The command line and the TOML file
@@ -155,14 +155,16 @@ def test_settings_that_contradict_each_other(tutelage, task, more, told):
 
 def test_a_batch_that_the_processes_cannot_share(tutelage, task):
     """A batch is a multiple of the number of processes, and the message gives one."""
-    text = refused(tutelage(*task.words("run"), WORLD_SIZE="3", RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="29551"))
+    text = refused(
+        tutelage(*task.words("run", *KNOWN), WORLD_SIZE="3", RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="29551")
+    )
     assert "--batch-size 8 on 3 processes" in text
     assert "use --batch-size 6" in text
 
 
 def test_stages_that_one_process_does(tutelage, task):
     """`curate` in several processes of one group would write one folder together: refused, and the way for several machines named."""
-    text = refused(tutelage(*task.words("curate"), WORLD_SIZE="2", RANK="1"))
+    text = refused(tutelage(*task.words("curate", *KNOWN), WORLD_SIZE="2", RANK="1"))
     assert "this stage in 2 processes" in text
     assert "--shard env" in text
     assert not task.out.exists()
@@ -171,7 +173,7 @@ def test_stages_that_one_process_does(tutelage, task):
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_a_group_that_nothing_holds_together(tutelage, task, rank):
     """WORLD_SIZE and RANK that a job left in the environment, without an address, are told at once by every process; nothing is written."""
-    text = refused(tutelage(*task.words("run"), WORLD_SIZE="2", RANK=rank))
+    text = refused(tutelage(*task.words("run", *KNOWN), WORLD_SIZE="2", RANK=rank))
     assert text.count("error: ") == 1
     assert "WORLD_SIZE=2 in the environment, without MASTER_ADDR and MASTER_PORT" in text
     assert "unset WORLD_SIZE RANK" in text
@@ -186,7 +188,7 @@ def _installed(name: str) -> bool:
 
 def test_a_mistyped_path_is_told_before_torch_loads(tutelage, task):
     """With names that we know, a fault of paths costs no import of torch or timm."""
-    done = tutelage(*task.words("run", "--target", "absent"), options=("-X", "importtime"))
+    done = tutelage(*task.words("run", *KNOWN, "--target", "absent"), options=("-X", "importtime"))
     message = "\n".join(line for line in done.stderr.splitlines() if not line.startswith("import time"))
     assert done.returncode == 2
     assert "--target absent: no such file or folder" in message
@@ -252,7 +254,9 @@ def test_weights_that_do_not_fit(tutelage, task):
     state = timm.create_model("tf_efficientnet_lite0").state_dict()
     state["conv_head.weight"][0] = torch.nan
     save_file(state, spoilt)
-    text = refused(tutelage(*task.words("run", "--student-weights", str(other), "--teacher-weights", str(spoilt))))
+    text = refused(
+        tutelage(*task.words("run", *KNOWN, "--student-weights", str(other), "--teacher-weights", str(spoilt)))
+    )
     assert "blocks.0.0.conv_pw.weight: (16, 16, 1, 1) in the file, (8, 16, 1, 1) in the model" in text
     assert "NaN or infinity in conv_head.weight" in text
     assert not task.out.parent.exists()
@@ -589,7 +593,7 @@ def test_loss_that_is_no_number(tutelage, task):
     state = timm.create_model("mobilenetv3_small_050").state_dict()
     state["conv_head.weight"].fill_(3e38)  # finite, and too large to be multiplied
     save_file(state, task.root / "large.safetensors")
-    text = refused(tutelage(*task.words("run", "--student-weights", str(task.root / "large.safetensors"))))
+    text = refused(tutelage(*task.words("run", *KNOWN, "--student-weights", str(task.root / "large.safetensors"))))
     assert "distill: the loss of step " in text
     assert " is nan" in text
     assert "lower --lr" in text

@@ -165,8 +165,8 @@ def timeless(result: dict) -> dict:
 def test_python_twin_gives_the_same(finished, drawn, tmp_path):
     """`tutelage.run(...)` returns what the command prints."""
     again = package.run(
-        target=drawn.target, gallery=[drawn.gallery], out=tmp_path / "run", teacher="efficientnet-lite0",
-        teacher_weights="scratch", teacher_size=32, student="mobilenetv3-s-050", student_weights="scratch",
+        target=drawn.target, gallery=[drawn.gallery], out=tmp_path / "run", teacher="test_efficientnet",
+        teacher_weights="scratch", teacher_size=32, student="test_resnet", student_weights="scratch",
         student_size=32, steps=2, batch_size=8, finetune="keep",
     )  # fmt: skip
     assert timeless(again) == timeless(json.loads(finished[1].stdout))

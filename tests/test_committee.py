@@ -20,7 +20,7 @@ from tutelage.settings.groups import Views
 from tutelage.tasks import classification, segmentation
 
 TINY = {
-    "teacher": "tf_efficientnet_lite0", "teacher_size": 32, "student": "mobilenetv3_small_050",
+    "teacher": "test_efficientnet", "teacher_weights": "scratch", "teacher_size": 32, "student": "test_resnet",
     "student_weights": "scratch", "student_size": 32, "steps": 10, "batch_size": 8, "no_baseline": True,
     "dedup": "none",  # textures of one kind count as copies of each other
 }  # fmt: skip

@@ -23,8 +23,8 @@ from tutelage.run_folder import read_json
 from tutelage.tasks import segmentation
 
 MODELS = {
-    "teacher": "tf_efficientnet_lite0", "teacher_weights": "scratch", "teacher_size": "64x96",
-    "student": "mobilenetv3_small_050", "student_weights": "scratch", "student_size": "64x96",
+    "teacher": "test_efficientnet", "teacher_weights": "scratch", "teacher_size": "64x96",
+    "student": "test_resnet", "student_weights": "scratch", "student_size": "64x96",
 }  # fmt: skip
 SHORT = {
     "steps": 6,

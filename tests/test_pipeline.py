@@ -29,11 +29,17 @@ from tutelage.settings import declared, resolve
 from tutelage.settings.commands import CurateSettings
 
 SMALL = {
-    "teacher": "tf_efficientnet_lite0", "teacher_size": 32, "student": "mobilenetv3_small_050",
+    "teacher": "test_efficientnet", "teacher_weights": "scratch", "teacher_size": 32, "student": "test_resnet",
     "student_weights": "scratch", "student_size": 32,
-    "steps": 30, "batch_size": 16, "committee": "none", "finetune": "keep", "no_baseline": True,
+    "steps": 8, "batch_size": 16, "committee": "none", "finetune": "keep", "no_baseline": True,
     "dedup": "none",  # textures of one kind count as copies of each other
 }  # fmt: skip
+
+LEARNS = {
+    "teacher": "tf_efficientnet_lite0",
+    "teacher_weights": "pretrained",
+    "student": "mobilenetv3_small_050",
+}  # fmt: skip  where something is to be learnt
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +147,7 @@ def test_adapt_modes(data, mode, monkeypatch):
     monkeypatch.setattr(
         "tutelage.commands.adapt.FULL_RATE", 1e-4
     )  # of so few images larger steps gave logits beyond 65,504
-    result = go(data, f"adapt-{mode}", adapt=mode)
+    result = go(data, f"adapt-{mode}", adapt=mode, **LEARNS)
     found = about(result, "adapt")
     assert found["mode"] == mode or mode == "auto"
     if mode == "auto":
@@ -172,7 +178,7 @@ def test_validation_split(data, tmp_path, monkeypatch):
             place.mkdir(parents=True)
             for seed in range(number, number + 10):
                 Image.fromarray(texture(name, seed)).save(place / f"{seed}.png")
-    more = {"target": str(tmp_path / "target"), "finetune": "auto", "no_baseline": False}
+    more = {"target": str(tmp_path / "target"), "finetune": "auto", "no_baseline": False, "steps": 30, **LEARNS}
     result = go(data, "validation", **more)
     folder, finished = Path(result["run"]), about(result, "finetune")
     assert about(result, "adapt")["validated_on"] == finished["judged_on"] == "30 validation images"
@@ -297,7 +303,7 @@ def test_evaluate_on_new_images(data):
 def test_student_learns(tmp_path):
     """The whole job teaches: the student ends far above chance on images that it has never seen."""
     write_textures(tmp_path, gallery=300, size=48)
-    result = go(tmp_path, "learns", steps=60, batch_size=64, teacher_size=48, student_size=48)
+    result = go(tmp_path, "learns", steps=60, batch_size=64, teacher_size=48, student_size=48, **LEARNS)
     assert result["distilled"]["test"]["accuracy"] > 0.8
     assert result["distilled"]["agreement"] > 0.8
 

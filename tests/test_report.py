@@ -6,8 +6,6 @@ import csv
 import json
 import re
 import shutil
-import subprocess
-import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,7 +14,8 @@ import pytest
 
 import tutelage as package
 from browser import CHROMIUM, NO_CHROMIUM, check_in_browser
-from conftest import MODELS, Task, environment, make_task, seconds_without_torch
+from conftest import MODELS, Task, make_task, seconds_without_torch
+from forked import forked
 from tutelage.errors import TutelageError
 from tutelage.reporting.charts import confusions, per_class
 from tutelage.reporting.choices import answer, committee
@@ -36,13 +35,7 @@ def finished(tmp_path_factory) -> Task:
         (task.target / split / "c0").rename(task.target / split / NASTY)
     more = ("--steps", "3", "--batch-size", "8", "--finetune", "keep")
     words = ["--target", str(task.target), "--gallery", str(task.gallery), "--out", str(task.out), *MODELS, *more]
-    done = subprocess.run(
-        [sys.executable, "-m", "tutelage", "run", *words],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        timeout=300,
-    )
+    done = forked(["run", *words])
     assert done.returncode == 0, done.stderr
     assert f"report: {task.out / 'report' / 'index.html'}" in done.stderr
     return task

@@ -32,14 +32,23 @@ STAGES = ("curate", "adapt", "committee", "distill", "baseline", "finetune", "ev
 def curate(task: Task, **more) -> dict:
     """The transfer set of the tiny task."""
     settings = {"target": str(task.target), "gallery": [str(task.gallery)], "out": str(task.out)}
-    return tutelage.curate(**settings, teacher="efficientnet-lite0", teacher_size=32, student_size=32, **more)
+    return tutelage.curate(
+        **settings,
+        teacher="test_efficientnet",
+        teacher_weights="scratch",
+        teacher_size=32,
+        student="test_resnet",
+        student_size=32,
+        **more,
+    )
 
 
 def run(task: Task, **more) -> dict:
     """All stages but committee and baseline on the tiny task, one step of each."""
     settings = {"target": str(task.target), "gallery": [str(task.gallery)], "out": str(task.out), "no_baseline": True}
-    models = {"teacher": "efficientnet-lite0", "teacher_size": 32, "student": "mobilenetv3-s-050", "student_size": 32}
-    short = {"student_weights": "scratch", "committee": "none", "steps": 1, "batch_size": 8, "finetune": "keep"}
+    models = {"teacher": "test_efficientnet", "teacher_size": 32, "student": "test_resnet", "student_size": 32}
+    models |= {"teacher_weights": "scratch", "student_weights": "scratch"}
+    short = {"committee": "none", "steps": 1, "batch_size": 8, "finetune": "keep"}
     return tutelage.run(**settings, **models, **short, **more)
 
 
@@ -55,7 +64,7 @@ def finished(path: Path, curated: str = "now") -> Run:
 
 def of_stage(stage, run: Run, **given):
     """Settings of a stage, with models that need no weights."""
-    models = {"teacher": "efficientnet-lite0", "student": "mobilenetv3-s-050"}
+    models = {"teacher": "test_efficientnet", "student": "test_resnet"}
     models |= {
         f"{kind}_{name}": value
         for kind in ("teacher", "student")
