@@ -59,8 +59,8 @@ SMALL_PIECES = (
 
 # Files that take long, the longest first: what is begun last should be short, or one worker waits for the other.
 LONG = (
-    "test_resume", "test_bad_input", "test_study", "test_docs", "test_curate", "test_export", "test_pipeline", "test_dense_pipeline",
-    "test_processes", "test_ray", "test_report", "test_stale", "test_elsewhere",
+    "test_pipeline", "test_curate", "test_export", "test_processes", "test_bad_input", "test_resume", "test_docs", "test_dense_pipeline",
+    "test_ray", "test_models", "test_study", "test_cli", "test_committee", "test_report",
 )  # fmt: skip
 
 

@@ -145,7 +145,8 @@ def test_json(finished):
         assert all(
             0 <= result[model]["test"][name] <= 1 for name in ("accuracy", "balanced_accuracy", "macro_f1", "ece")
         )
-        assert result[model]["parameters"] > 100_000
+        assert model == "committee" or result[model]["parameters"] == (99_967 if model == "teacher" else 372_979)
+    assert (result["committee"]["parameters"] - 99_967) % 372_979 == 0, "the teacher and the students that count"
     assert set(result["seconds"]) == {*STAGES, "targets", "total"}
     assert result["seconds"]["total"] == pytest.approx(
         sum(seconds for name, seconds in result["seconds"].items() if name != "total"), abs=0.01

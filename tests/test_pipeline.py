@@ -35,11 +35,7 @@ SMALL = {
     "dedup": "none",  # textures of one kind count as copies of each other
 }  # fmt: skip
 
-LEARNS = {
-    "teacher": "tf_efficientnet_lite0",
-    "teacher_weights": "pretrained",
-    "student": "mobilenetv3_small_050",
-}  # fmt: skip  where something is to be learnt
+LEARNS = {"teacher": "tf_efficientnet_lite0", "teacher_weights": "pretrained"}  # where the teacher knows something
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +143,7 @@ def test_adapt_modes(data, mode, monkeypatch):
     monkeypatch.setattr(
         "tutelage.commands.adapt.FULL_RATE", 1e-4
     )  # of so few images larger steps gave logits beyond 65,504
-    result = go(data, f"adapt-{mode}", adapt=mode, **LEARNS)
+    result = go(data, f"adapt-{mode}", adapt=mode, steps=2, **LEARNS)
     found = about(result, "adapt")
     assert found["mode"] == mode or mode == "auto"
     if mode == "auto":
@@ -179,6 +175,7 @@ def test_validation_split(data, tmp_path, monkeypatch):
             for seed in range(number, number + 10):
                 Image.fromarray(texture(name, seed)).save(place / f"{seed}.png")
     more = {"target": str(tmp_path / "target"), "finetune": "auto", "no_baseline": False, "steps": 30, **LEARNS}
+    more["student"] = "mobilenetv3_small_050"
     result = go(data, "validation", **more)
     folder, finished = Path(result["run"]), about(result, "finetune")
     assert about(result, "adapt")["validated_on"] == finished["judged_on"] == "30 validation images"

@@ -299,6 +299,10 @@ def test_what_is_not_finished_is_said(many, tmp_path):
     (folder / "results" / "task-oriented-budget-2-seed-2.json").unlink()
     for run in folder.glob("*/budget-2"):
         shutil.rmtree(run)
+    for path in (folder / "results").glob("task-oriented-*.json"):  # the best method, whose teacher can be told about
+        record = json.loads(path.read_text())
+        record["student"]["test"]["accuracy"] = 1.0
+        path.write_text(json.dumps(record))
     assert write_study(folder)["missing"] == ["task-oriented-budget-2-seed-2"]
     page = (folder / "report" / "index.html").read_text()
     assert "Not finished: 1 of" in page
