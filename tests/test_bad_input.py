@@ -117,6 +117,7 @@ def test_one_string_for_a_list(tutelage, task):
 # Settings that cannot work
 
 
+@pytest.mark.slow
 def test_all_faults_of_settings_are_told_at_once(tutelage, task):
     """Names, sizes, devices, weights, paths and folders that cannot work are told in one message; nothing is written."""
     (task.root / "runs").write_text("a file")
@@ -230,6 +231,7 @@ def silent_server() -> Iterator[str]:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
+@pytest.mark.slow
 def test_hub_out_of_reach(tutelage, task):
     """A hub that does not answer is told within five seconds with two other ways, before an image is decoded."""
     words = task.words("run", "--teacher", "dinov2-s", "--teacher-weights", "pretrained", "--teacher-size", "98")
@@ -368,6 +370,7 @@ def _huge(path: Path, side: int) -> None:
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
 
 
+@pytest.mark.slow
 def test_unusable_images(tutelage, task):
     """Images that cannot be used are listed with the reason; above --max-rejected the run stops before any training."""
     reasons = spoil(task.gallery)
@@ -524,6 +527,7 @@ def test_new_images_that_are_cut_off(odd, tutelage, tmp_path):
 # A folder that holds something already
 
 
+@pytest.mark.slow
 def test_a_finished_folder_with_other_settings(odd, tutelage):
     """Other settings in a finished folder are refused by name; --overwrite moves the old run aside and loses nothing."""
     task, _ = odd
@@ -601,6 +605,7 @@ def test_loss_that_is_no_number(tutelage, task):
     assert not [name for name in task.files() if name.startswith(("distill/result", "distill/weights", "checkpoints"))]
 
 
+@pytest.mark.slow
 def test_ctrl_c(task, tutelage):
     """Ctrl-C in the middle of training ends with 130 and says how to go on; the same command goes on from there."""
     words = task.words("run", "--steps", "40")

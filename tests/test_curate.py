@@ -282,6 +282,7 @@ def killed_midway(words: list[str], cache: Path) -> int:
     return pieces() - before
 
 
+@pytest.mark.slow
 def test_killed_and_sharded_give_the_same_manifest(data, tmp_path, go):
     """Killed while it embeds and continued, or embedded by two shares in the wrong order, one of them killed too: the same manifest."""
     whole = tmp_path / "whole" / "run"

@@ -60,6 +60,7 @@ def test_readme_commands_have_these_flags(line):
     assert resolve(function.settings, given)
 
 
+@pytest.mark.slow
 def test_readme_demo_runs(tmp_path):
     """The README's first command runs for real, cut down by --smoke, and prints its table."""
     done = forked(["demo", "--smoke", "--out", str(tmp_path / "demo")])
@@ -71,6 +72,7 @@ def test_readme_demo_runs(tmp_path):
         assert Path(name).exists()
 
 
+@pytest.mark.slow
 def test_readme_python(tmp_path, monkeypatch, capsys):
     """The README's lines of Python run as they stand, on small data and with --smoke."""
     from textures import write_textures

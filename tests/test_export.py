@@ -24,6 +24,8 @@ from tutelage.deploy.model_card import model_card
 from tutelage.errors import TutelageError
 from tutelage.run_folder import Run
 
+pytestmark = pytest.mark.slow
+
 FILES = ["MODEL_CARD.md", "export.json", "labels.txt", "model.int8.onnx", "model.onnx", "predict.py", "preprocess.json"]
 NASTY = "a <b> | `c`"
 

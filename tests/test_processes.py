@@ -16,9 +16,11 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from forked import Forked
+from forked import Forked, forked
 from textures import write_textures
 from tutelage.cli import call
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +139,7 @@ def test_a_job_array(data, tmp_path, tutelage):
     )  # fmt: skip
     nobody = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9", "LOCAL_RANK": "0"}  # of a group that is not there
     for rank, more in (("1", {}), ("0", nobody)):
-        done = tutelage(*words, "--shard", "env", WORLD_SIZE="2", RANK=rank, **more)
+        done = forked([*words, "--shard", "env"], {"WORLD_SIZE": "2", "RANK": rank, **more})
         assert done.returncode == 0, done.stderr
         assert f"share {rank} of 2: 20 of 40 images, 20 of them embedded now" in done.stderr
         assert f"shard: {rank}/2\nimages: 20\nembedded: 20\n" in done.stdout

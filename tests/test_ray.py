@@ -53,6 +53,7 @@ def many(task) -> Task:
     return task
 
 
+@pytest.mark.slow
 def test_a_killed_worker_loses_nothing(many, monkeypatch):
     """Two workers, one killed while they embed: the same manifest as without Ray, every piece there once."""
     mark = f"TUTELAGE_TEST_MARK={os.getpid()}-{time.monotonic_ns()}"

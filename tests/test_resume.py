@@ -17,6 +17,8 @@ import pytest
 from forked import Forked, forked
 from textures import write_textures
 
+pytestmark = pytest.mark.slow
+
 STAGES = ("curate", "adapt", "committee", "distill", "baseline", "finetune", "evaluate")
 FOLDS = 5
 MEMBERS = ("committee/students.npy", *(f"committee/fold-{number}.safetensors" for number in range(FOLDS)))

@@ -25,6 +25,8 @@ from tutelage.study.methods import METHODS, listed, numbers, variants_of
 from tutelage.study.page import answer, sureness, write_study
 from tutelage.study.results_table import cells_of, main_budget, read_records, references_of
 
+pytestmark = pytest.mark.slow
+
 NASTY = "<b>bold & co<b>"
 PINNED = (
     "scratch", "baseline-plus", "task-oriented", "pseudo-label", "self-training", "paper", "dino",
