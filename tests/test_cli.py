@@ -132,6 +132,7 @@ def finished(drawn, tutelage, tmp_path_factory) -> tuple[Path, subprocess.Comple
     return out, tutelage(*whole_run(drawn, out), "--json", own=True)
 
 
+@pytest.mark.slow
 def test_json(finished):
     """--json prints exactly one object with the scores of all models and the seconds of all stages."""
     out, done = finished
@@ -163,6 +164,7 @@ def timeless(result: dict) -> dict:
     return {name: {k: v for k, v in result[name].items() if k != "latency_ms"} for name in MODELS_OF_A_RUN}
 
 
+@pytest.mark.slow
 def test_python_twin_gives_the_same(finished, drawn, tmp_path):
     """`tutelage.run(...)` returns what the command prints."""
     again = package.run(
@@ -175,6 +177,7 @@ def test_python_twin_gives_the_same(finished, drawn, tmp_path):
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
+@pytest.mark.slow
 def test_stages_one_after_another_give_the_same(finished, drawn, capsys, tmp_path):
     """The stages as commands of their own, in one folder, end with the weights and scores of `run`."""
     out = tmp_path / "run"
@@ -194,6 +197,7 @@ def test_stages_one_after_another_give_the_same(finished, drawn, capsys, tmp_pat
         assert mine.read_bytes() == theirs.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_second_time_nothing_is_done_again(finished, drawn, capsys):
     """The same command on a finished run gives the same numbers and says that all stages were reused."""
     out, done = finished
@@ -207,6 +211,7 @@ def test_a_second_time_nothing_is_done_again(finished, drawn, capsys):
     assert Run(out).settings()["settings"] == settings
 
 
+@pytest.mark.slow
 def test_table(finished, capsys):
     """Without --json the scores come as a table on stdout, and all other words on stderr."""
     assert call(["evaluate", "--run", str(finished[0])]) == 0
@@ -217,6 +222,7 @@ def test_table(finished, capsys):
     assert all(float(line.split()[-1]) > 0 for line in lines[2:5])  # milliseconds
 
 
+@pytest.mark.slow
 def test_a_very_large_teacher_is_not_timed(finished, drawn, monkeypatch):
     """A teacher beyond TIMED_FLOPS is scored, and not timed; the students are."""
     monkeypatch.setattr("tutelage.commands.evaluate.TIMED_FLOPS", 0)

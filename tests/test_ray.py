@@ -81,6 +81,7 @@ def test_a_killed_worker_loses_nothing(many, monkeypatch):
     assert at_kill < len(pieces) / 3 - 2, "the worker was killed after the work"
 
 
+@pytest.mark.slow
 def test_a_cluster_that_is_away_is_told(task, tutelage):
     """An address where no cluster listens: one error with exit code 2 and nothing else spoilt."""
     more = ("--strategy", "balanced", "--total", "30", "--engine", "ray")

@@ -107,6 +107,7 @@ def test_overwrite_in_a_later_stage(tmp_path, capsys, stage, before, now, moved)
     assert str(old) in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_another_cache_limit(task, capsys):
     """Another --cache-limit never costs a finished student: it is refused, or the old run moved aside; before, it is free."""
     run(task, cache_limit=0)
@@ -123,6 +124,7 @@ def test_another_cache_limit(task, capsys):
     assert run(task, cache_limit=0)["reused"] == ["curate", "adapt"]
 
 
+@pytest.mark.slow
 def test_data_that_changed_since_the_run_was_made(task, capsys):
     """One more image, or one more label, on a finished run is told before a stage begins, with the stages that are done anew."""
     run(task)
