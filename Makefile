@@ -6,21 +6,27 @@ export OMP_WAIT_POLICY
 
 PIP = .venv/bin/python -m pip --quiet --disable-pip-version-check install
 
+PYTEST = .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test check docs
+.PHONY: help demo test test-fast check docs
 
 help:
-	@echo "make demo    a small model from 1,898 labelled emoji, distilled from a larger one: the built-in example"
-	@echo "make test    the tests"
-	@echo "make check   ruff and pyright, as in CI"
-	@echo "make docs    the documentation site, in docs/_build/html"
+	@echo "make demo        a small model from 1,898 labelled emoji, distilled from a larger one: the built-in example"
+	@echo "make test        all tests: about seven minutes on 2 cores"
+	@echo "make test-fast   those that are not marked slow: a minute and a half at most"
+	@echo "make check       ruff and pyright, as in CI"
+	@echo "make docs        the documentation site, in docs/_build/html"
 	@echo "Each sets up .venv first: about two minutes and 5.5 GB, once. PYTHON=... chooses the interpreter (3.11 or later)."
 
 demo: .venv/.demo-installed
 	.venv/bin/tutelage demo $(ARGS)
 
 test: .venv/.dev-installed
-	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(PYTEST) $(ARGS)
+
+test-fast: .venv/.dev-installed
+	$(PYTEST) -m "not slow" $(ARGS)
 
 check: .venv/.dev-installed
 	.venv/bin/ruff format --check .

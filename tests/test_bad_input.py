@@ -24,7 +24,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import BEGUN, Task, draw, environment, make_task, refused, rejected
+from conftest import BEGUN, KNOWN, Task, draw, environment, make_task, refused, rejected
 from tutelage.run_folder import Run
 
 # The command line and the TOML file
@@ -117,6 +117,7 @@ def test_one_string_for_a_list(tutelage, task):
 # Settings that cannot work
 
 
+@pytest.mark.slow
 def test_all_faults_of_settings_are_told_at_once(tutelage, task):
     """Names, sizes, devices, weights, paths and folders that cannot work are told in one message; nothing is written."""
     (task.root / "runs").write_text("a file")
@@ -155,14 +156,16 @@ def test_settings_that_contradict_each_other(tutelage, task, more, told):
 
 def test_a_batch_that_the_processes_cannot_share(tutelage, task):
     """A batch is a multiple of the number of processes, and the message gives one."""
-    text = refused(tutelage(*task.words("run"), WORLD_SIZE="3", RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="29551"))
+    text = refused(
+        tutelage(*task.words("run", *KNOWN), WORLD_SIZE="3", RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="29551")
+    )
     assert "--batch-size 8 on 3 processes" in text
     assert "use --batch-size 6" in text
 
 
 def test_stages_that_one_process_does(tutelage, task):
     """`curate` in several processes of one group would write one folder together: refused, and the way for several machines named."""
-    text = refused(tutelage(*task.words("curate"), WORLD_SIZE="2", RANK="1"))
+    text = refused(tutelage(*task.words("curate", *KNOWN), WORLD_SIZE="2", RANK="1"))
     assert "this stage in 2 processes" in text
     assert "--shard env" in text
     assert not task.out.exists()
@@ -171,7 +174,7 @@ def test_stages_that_one_process_does(tutelage, task):
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_a_group_that_nothing_holds_together(tutelage, task, rank):
     """WORLD_SIZE and RANK that a job left in the environment, without an address, are told at once by every process; nothing is written."""
-    text = refused(tutelage(*task.words("run"), WORLD_SIZE="2", RANK=rank))
+    text = refused(tutelage(*task.words("run", *KNOWN), WORLD_SIZE="2", RANK=rank))
     assert text.count("error: ") == 1
     assert "WORLD_SIZE=2 in the environment, without MASTER_ADDR and MASTER_PORT" in text
     assert "unset WORLD_SIZE RANK" in text
@@ -186,7 +189,7 @@ def _installed(name: str) -> bool:
 
 def test_a_mistyped_path_is_told_before_torch_loads(tutelage, task):
     """With names that we know, a fault of paths costs no import of torch or timm."""
-    done = tutelage(*task.words("run", "--target", "absent"), options=("-X", "importtime"))
+    done = tutelage(*task.words("run", *KNOWN, "--target", "absent"), options=("-X", "importtime"))
     message = "\n".join(line for line in done.stderr.splitlines() if not line.startswith("import time"))
     assert done.returncode == 2
     assert "--target absent: no such file or folder" in message
@@ -228,6 +231,7 @@ def silent_server() -> Iterator[str]:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
+@pytest.mark.slow
 def test_hub_out_of_reach(tutelage, task):
     """A hub that does not answer is told within five seconds with two other ways, before an image is decoded."""
     words = task.words("run", "--teacher", "dinov2-s", "--teacher-weights", "pretrained", "--teacher-size", "98")
@@ -252,7 +256,9 @@ def test_weights_that_do_not_fit(tutelage, task):
     state = timm.create_model("tf_efficientnet_lite0").state_dict()
     state["conv_head.weight"][0] = torch.nan
     save_file(state, spoilt)
-    text = refused(tutelage(*task.words("run", "--student-weights", str(other), "--teacher-weights", str(spoilt))))
+    text = refused(
+        tutelage(*task.words("run", *KNOWN, "--student-weights", str(other), "--teacher-weights", str(spoilt)))
+    )
     assert "blocks.0.0.conv_pw.weight: (16, 16, 1, 1) in the file, (8, 16, 1, 1) in the model" in text
     assert "NaN or infinity in conv_head.weight" in text
     assert not task.out.parent.exists()
@@ -364,6 +370,7 @@ def _huge(path: Path, side: int) -> None:
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
 
 
+@pytest.mark.slow
 def test_unusable_images(tutelage, task):
     """Images that cannot be used are listed with the reason; above --max-rejected the run stops before any training."""
     reasons = spoil(task.gallery)
@@ -520,6 +527,7 @@ def test_new_images_that_are_cut_off(odd, tutelage, tmp_path):
 # A folder that holds something already
 
 
+@pytest.mark.slow
 def test_a_finished_folder_with_other_settings(odd, tutelage):
     """Other settings in a finished folder are refused by name; --overwrite moves the old run aside and loses nothing."""
     task, _ = odd
@@ -589,7 +597,7 @@ def test_loss_that_is_no_number(tutelage, task):
     state = timm.create_model("mobilenetv3_small_050").state_dict()
     state["conv_head.weight"].fill_(3e38)  # finite, and too large to be multiplied
     save_file(state, task.root / "large.safetensors")
-    text = refused(tutelage(*task.words("run", "--student-weights", str(task.root / "large.safetensors"))))
+    text = refused(tutelage(*task.words("run", *KNOWN, "--student-weights", str(task.root / "large.safetensors"))))
     assert "distill: the loss of step " in text
     assert " is nan" in text
     assert "lower --lr" in text
@@ -597,6 +605,7 @@ def test_loss_that_is_no_number(tutelage, task):
     assert not [name for name in task.files() if name.startswith(("distill/result", "distill/weights", "checkpoints"))]
 
 
+@pytest.mark.slow
 def test_ctrl_c(task, tutelage):
     """Ctrl-C in the middle of training ends with 130 and says how to go on; the same command goes on from there."""
     words = task.words("run", "--steps", "40")

@@ -132,6 +132,7 @@ def finished(drawn, tutelage, tmp_path_factory) -> tuple[Path, subprocess.Comple
     return out, tutelage(*whole_run(drawn, out), "--json", own=True)
 
 
+@pytest.mark.slow
 def test_json(finished):
     """--json prints exactly one object with the scores of all models and the seconds of all stages."""
     out, done = finished
@@ -145,7 +146,8 @@ def test_json(finished):
         assert all(
             0 <= result[model]["test"][name] <= 1 for name in ("accuracy", "balanced_accuracy", "macro_f1", "ece")
         )
-        assert result[model]["parameters"] > 100_000
+        assert model == "committee" or result[model]["parameters"] == (99_967 if model == "teacher" else 372_979)
+    assert (result["committee"]["parameters"] - 99_967) % 372_979 == 0, "the teacher and the students that count"
     assert set(result["seconds"]) == {*STAGES, "targets", "total"}
     assert result["seconds"]["total"] == pytest.approx(
         sum(seconds for name, seconds in result["seconds"].items() if name != "total"), abs=0.01
@@ -162,11 +164,12 @@ def timeless(result: dict) -> dict:
     return {name: {k: v for k, v in result[name].items() if k != "latency_ms"} for name in MODELS_OF_A_RUN}
 
 
+@pytest.mark.slow
 def test_python_twin_gives_the_same(finished, drawn, tmp_path):
     """`tutelage.run(...)` returns what the command prints."""
     again = package.run(
-        target=drawn.target, gallery=[drawn.gallery], out=tmp_path / "run", teacher="efficientnet-lite0",
-        teacher_weights="scratch", teacher_size=32, student="mobilenetv3-s-050", student_weights="scratch",
+        target=drawn.target, gallery=[drawn.gallery], out=tmp_path / "run", teacher="test_efficientnet",
+        teacher_weights="scratch", teacher_size=32, student="test_resnet", student_weights="scratch",
         student_size=32, steps=2, batch_size=8, finetune="keep",
     )  # fmt: skip
     assert timeless(again.to_json()) == timeless(json.loads(finished[1].stdout))
@@ -175,6 +178,7 @@ def test_python_twin_gives_the_same(finished, drawn, tmp_path):
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
+@pytest.mark.slow
 def test_stages_one_after_another_give_the_same(finished, drawn, capsys, tmp_path):
     """The stages as commands of their own, in one folder, end with the weights and scores of `run`."""
     out = tmp_path / "run"
@@ -194,6 +198,7 @@ def test_stages_one_after_another_give_the_same(finished, drawn, capsys, tmp_pat
         assert mine.read_bytes() == theirs.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_second_time_nothing_is_done_again(finished, drawn, capsys):
     """The same command on a finished run gives the same numbers and says that all stages were reused."""
     out, done = finished
@@ -207,6 +212,7 @@ def test_a_second_time_nothing_is_done_again(finished, drawn, capsys):
     assert Run(out).settings()["settings"] == settings
 
 
+@pytest.mark.slow
 def test_table(finished, capsys):
     """Without --json the scores come as a table on stdout, and all other words on stderr."""
     assert call(["evaluate", "--run", str(finished[0])]) == 0
@@ -217,6 +223,7 @@ def test_table(finished, capsys):
     assert all(float(line.split()[-1]) > 0 for line in lines[2:5])  # milliseconds
 
 
+@pytest.mark.slow
 def test_a_very_large_teacher_is_not_timed(finished, drawn, monkeypatch):
     """A teacher beyond TIMED_FLOPS is scored, and not timed; the students are."""
     monkeypatch.setattr("tutelage.commands.evaluate.TIMED_FLOPS", 0)

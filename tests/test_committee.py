@@ -20,7 +20,7 @@ from tutelage.settings.groups import Views
 from tutelage.tasks import Classification, Segmentation
 
 TINY = {
-    "teacher": "tf_efficientnet_lite0", "teacher_size": 32, "student": "mobilenetv3_small_050",
+    "teacher": "test_efficientnet", "teacher_weights": "scratch", "teacher_size": 32, "student": "test_resnet",
     "student_weights": "scratch", "student_size": 32, "steps": 10, "batch_size": 8, "no_baseline": True,
     "dedup": "none",  # textures of one kind count as copies of each other
 }  # fmt: skip
@@ -146,6 +146,7 @@ def test_targets_are_sharpened_until_they_are_sure():
     assert sharpness_of(np.moveaxis(of(0.7).reshape(2, 3, 1, 2), -1, 1)) == between
 
 
+@pytest.mark.slow
 def test_no_student_has_met_the_labels_that_it_is_judged_on(data, monkeypatch):
     """Each labelled image is left out by just one student, and the teacher's head of that fold has not met it either."""
     trained: list[set[bytes]] = []
@@ -185,6 +186,7 @@ def test_where_nothing_can_be_held_out(data, capsys):
         go(data, "one-label-only", budget=1, committee="only")
 
 
+@pytest.mark.slow
 def test_students_alone_ask_no_teacher(data):
     """--committee only distils what the labels-only students say: another teacher gives the same student."""
     weights = []
@@ -194,6 +196,7 @@ def test_students_alone_ask_no_teacher(data):
     assert weights[0] == weights[1]
 
 
+@pytest.mark.slow
 def test_a_small_pool_and_a_class_that_it_lacks(data, tmp_path):
     """30 images of two of three classes are distilled like any others; the labels share is at its most."""
     pool = tmp_path / "pool"
@@ -241,6 +244,7 @@ def test_labels_that_can_be_judged():
     assert Classification().member_truth(labels, None, None)[1].all()
 
 
+@pytest.mark.slow
 def test_a_pilot_judges_without_a_validation_split(data, capsys):
     """--pilot scores both students on every label, each held out of a run of its own, says its cost first, and delivers the better."""
     result = go(data, "pilot", pilot=True, no_baseline=False, committee="none", steps=2, budget=4)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,7 +14,8 @@ import pytest
 from PIL import Image
 
 import tutelage
-from conftest import SMALL_PIECES, draw, environment
+from conftest import draw
+from forked import Forked
 from textures import CLASSES, texture
 from tutelage.data.manifest import read_manifest
 from tutelage.errors import TutelageError
@@ -274,17 +273,16 @@ def go(tutelage, monkeypatch):
 def killed_midway(words: list[str], cache: Path) -> int:
     """Begin a command and kill it when it has embedded three pieces of the gallery or a few more; how many it has."""
     pieces = lambda: len(list(cache.glob("embeddings-*/*.parquet")))  # noqa: E731
-    before, command = pieces(), [sys.executable, "-c", SMALL_PIECES, *words]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment())
-    deadline = time.monotonic() + 240
-    while pieces() < before + 3:
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    before, deadline = pieces(), time.monotonic() + 240
+    with Forked(words, piece_bits=4) as process:
+        while pieces() < before + 3:
+            assert process.poll() is None, process.read("stderr")
+            assert time.monotonic() < deadline
+        process.kill()
     return pieces() - before
 
 
+@pytest.mark.slow
 def test_killed_and_sharded_give_the_same_manifest(data, tmp_path, go):
     """Killed while it embeds and continued, or embedded by two shares in the wrong order, one of them killed too: the same manifest."""
     whole = tmp_path / "whole" / "run"

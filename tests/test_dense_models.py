@@ -197,6 +197,7 @@ def test_a_model_without_layers_is_refused():
 # Heads
 
 
+@pytest.mark.slow
 def test_a_probe_learns_and_is_the_same_again():
     """A linear head separates two planes of features, leaves pixels of no class out, and comes out the same twice."""
     random = np.random.default_rng(0)

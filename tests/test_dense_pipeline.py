@@ -22,9 +22,11 @@ from tutelage.models import segmentation_heads
 from tutelage.run_folder import read_json
 from tutelage.tasks import Segmentation
 
+pytestmark = pytest.mark.slow
+
 MODELS = {
-    "teacher": "tf_efficientnet_lite0", "teacher_weights": "scratch", "teacher_size": "64x96",
-    "student": "mobilenetv3_small_050", "student_weights": "scratch", "student_size": "64x96",
+    "teacher": "test_efficientnet", "teacher_weights": "scratch", "teacher_size": "64x96",
+    "student": "test_resnet", "student_weights": "scratch", "student_size": "64x96",
 }  # fmt: skip
 SHORT = {
     "steps": 6,
@@ -209,6 +211,8 @@ def test_task_agnostic(data, features):
         task_agnostic_loss=kind,
         label_share=0.0,
         finetune="full" if features == "patches" else "auto",
+        teacher="tf_efficientnet_lite0",
+        student="mobilenetv3_small_050",
     )
     tried = read_json(Path(result["run"]) / "finetune" / "result.json")["validation"]
     assert set(tried) == (set() if features == "patches" else {"long", "steep"}), "a new decoder, at two rates"

@@ -39,10 +39,10 @@ def place(drawn, tmp_path) -> Path:
 def curate(tutelage, place: Path, *more: str) -> subprocess.CompletedProcess[str]:
     return tutelage(
         *("curate", "--task", "segmentation", "--target", str(place / "target"), "--gallery", str(place / "gallery")),
-        *("--teacher", "efficientnet-lite0", "--teacher-weights", "scratch", "--teacher-size", "32x64"),
+        *("--teacher", "test_efficientnet", "--teacher-weights", "scratch", "--teacher-size", "32x64"),
         *(
             "--student",
-            "mobilenetv3-s",
+            "test_resnet",
             "--student-size",
             "32x64",
             "--dedup",
@@ -281,8 +281,8 @@ def test_bad_class_names(place, text, told):
 def test_settings_that_segmentation_cannot_have(tutelage, place):
     """Objectives, resizes, classes and sizes that do not go with the task are refused before anything is read."""
     words = ("--target", str(place / "target"), "--gallery", str(place / "gallery"), "--out", str(place / "run"))
-    models = ("--teacher", "efficientnet-lite0", "--teacher-weights", "scratch", "--teacher-size", "64")
-    student = ("--student", "mobilenetv3-s", "--student-weights", "scratch", "--student-size", "32x64")
+    models = ("--teacher", "test_efficientnet", "--teacher-weights", "scratch", "--teacher-size", "64")
+    student = ("--student", "test_resnet", "--student-weights", "scratch", "--student-size", "32x64")
     more = ("--objective", "dino", "--resize", "pad")
     text = refused(tutelage("run", "--task", "segmentation", *words, *models, *student, *more))
     assert "--objective dino with --task segmentation" in text

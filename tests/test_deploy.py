@@ -40,6 +40,7 @@ class Odd(nn.Module):
         return torch.special.bessel_j0(x)
 
 
+@pytest.mark.slow
 def test_layer_that_cannot_be_exported(tmp_path):
     """The message names the layer."""
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(nn.ReLU(), Odd()), nn.Flatten(), nn.LazyLinear(2))

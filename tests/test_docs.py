@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import runpy
 import shlex
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+
+from forked import forked
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -59,12 +60,10 @@ def test_readme_commands_have_these_flags(line):
     assert resolve(function.settings, given)
 
 
+@pytest.mark.slow
 def test_readme_demo_runs(tmp_path):
     """The README's first command runs for real, cut down by --smoke, and prints its table."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tutelage", "demo", "--smoke", "--out", str(tmp_path / "demo")],
-        capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
+    done = forked(["demo", "--smoke", "--out", str(tmp_path / "demo")])
     assert done.returncode == 0, done.stderr
     for title in ("pixels + logistic regression", "baseline (labels only)", "distilled student", "teacher (adapted)"):
         assert title in done.stdout
@@ -73,7 +72,8 @@ def test_readme_demo_runs(tmp_path):
         assert Path(name).exists()
 
 
-def test_readme_python(tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_readme_python(tmp_path, monkeypatch, capsys):
     """The README's lines of Python run as they stand, on small data and with --smoke."""
     from textures import write_textures
 
@@ -86,6 +86,6 @@ def test_readme_python(tmp_path, monkeypatch):
     assert "smoke=True" in code
     script = tmp_path / "readme.py"
     script.write_text(code)
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=240, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"0\.\d+", done.stdout)
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(script), run_name="__main__")
+    assert re.search(r"0\.\d+", capsys.readouterr().out)

@@ -26,8 +26,8 @@ def curate(task: Task, *embeddings: Path, **more) -> dict:
     settings = {
         "target": str(task.target), "gallery": [str(task.gallery)], "out": str(task.out), "budget": 3, "total": 18,
         "strategy": "balanced", "embeddings": [str(path) for path in embeddings], "dedup": "none", **more,
-        "teacher": "efficientnet-lite0", "teacher_weights": "scratch", "teacher_size": 32,
-        "student": "mobilenetv3-s-050", "student_size": 32,
+        "teacher": "test_efficientnet", "teacher_weights": "scratch", "teacher_size": 32,
+        "student": "test_resnet", "student_size": 32,
     }  # fmt: skip
     return package.curate(**settings).to_json()
 

@@ -75,6 +75,7 @@ def plain(name: str) -> tuple[str, ...]:
     return (points[0], *[person.get(point, point) for point in points[1:] if point not in left_out])
 
 
+@pytest.mark.slow
 def test_every_labelled_emoji_is_drawn_once(all_emoji: EmojiData):
     """1,898 emoji in nine classes: 500 for the test, in proportion to the classes, the others to train on."""
     for part, counts in (("train", TRAIN), ("test", TEST)):
@@ -88,6 +89,7 @@ def test_every_labelled_emoji_is_drawn_once(all_emoji: EmojiData):
     assert all_emoji.source == "https://github.com/hfg-gmuend/openmoji"
 
 
+@pytest.mark.slow
 def test_labels_are_the_categories_of_unicode(all_emoji: EmojiData):
     """A grinning face is a smiley, the keycap # with or without its selector a symbol, a skin tone has no label."""
     label = {path.stem: path.parent.name for path in all_emoji.target.rglob("*.png")}
@@ -97,6 +99,7 @@ def test_labels_are_the_categories_of_unicode(all_emoji: EmojiData):
     assert not {"1F3FB", "1F44D-1F3FD", "E000"} & set(label)
 
 
+@pytest.mark.slow
 def test_nothing_of_the_test_set_is_seen_in_training(all_emoji: EmojiData):
     """No drawing of the test set, and no variant of one in skin tone or gender, is in train or in the gallery."""
     test = list((all_emoji.target / "test").rglob("*.png"))
@@ -106,6 +109,7 @@ def test_nothing_of_the_test_set_is_seen_in_training(all_emoji: EmojiData):
     assert not [path for path in seen if sha256(pixels(path).tobytes()).digest() in tested]
 
 
+@pytest.mark.slow
 def test_variants_of_couples_stay_together(all_emoji: EmojiData):
     """Couples whose code points share nothing with their variants (woman and man holding hands) are still one motif."""
     test, seen = stems(all_emoji.target / "test"), stems(all_emoji.target / "train") | stems(all_emoji.gallery)
@@ -117,6 +121,7 @@ def test_variants_of_couples_stay_together(all_emoji: EmojiData):
         assert not (names & test and names & seen)
 
 
+@pytest.mark.slow
 def test_images_are_drawings_on_white(all_emoji: EmojiData):
     """Each image is 96 x 96 pixels, opaque, white at its corners' median, and not empty."""
     corners = []
@@ -129,6 +134,7 @@ def test_images_are_drawings_on_white(all_emoji: EmojiData):
     assert np.median(corners, axis=0).tolist() == [255, 255, 255]
 
 
+@pytest.mark.slow
 def test_a_second_call_draws_nothing(all_emoji: EmojiData, monkeypatch: pytest.MonkeyPatch):
     """What is drawn already is found, not drawn again; seed changes nothing of the whole set."""
     monkeypatch.setattr("resvg_py.svg_to_bytes", lambda **_: pytest.fail("drawn again"))
@@ -136,6 +142,7 @@ def test_a_second_call_draws_nothing(all_emoji: EmojiData, monkeypatch: pytest.M
     assert draw_emoji(all_emoji.target.parent, seed=3) == all_emoji
 
 
+@pytest.mark.slow
 def test_a_smaller_set_is_part_of_the_whole(all_emoji: EmojiData, tmp_path: Path):
     """`per_class` takes so many images of each class from train and test, the same for the same seed."""
     told = []

@@ -120,6 +120,7 @@ def test_licences(tag, stated, licence):
 # Packages
 
 
+@pytest.mark.slow
 @needs_lite2
 def test_package_weights_see():
     """tf_efficientnet_lite2 from its package names more than 70 % of 60 photos, so the tensors are in their places."""

@@ -29,11 +29,13 @@ from tutelage.settings import declared, resolve
 from tutelage.settings.commands import CurateSettings
 
 SMALL = {
-    "teacher": "tf_efficientnet_lite0", "teacher_size": 32, "student": "mobilenetv3_small_050",
+    "teacher": "test_efficientnet", "teacher_weights": "scratch", "teacher_size": 32, "student": "test_resnet",
     "student_weights": "scratch", "student_size": 32,
-    "steps": 30, "batch_size": 16, "committee": "none", "finetune": "keep", "no_baseline": True,
+    "steps": 8, "batch_size": 16, "committee": "none", "finetune": "keep", "no_baseline": True,
     "dedup": "none",  # textures of one kind count as copies of each other
 }  # fmt: skip
+
+LEARNS = {"teacher": "tf_efficientnet_lite0", "teacher_weights": "pretrained"}  # where the teacher knows something
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +90,7 @@ def test_budgets_are_nested(data):
     assert drawn[0] < drawn[1]
 
 
+@pytest.mark.slow
 def test_labels_beyond_the_budget_are_never_read(data, tmp_path):
     """Other labels on the images that the draw left over change no weight, nor a student of the committee."""
     paths = sorted((data / "target").glob("*/*/*.png"))
@@ -134,6 +137,7 @@ def kept_loss(logits: np.ndarray, labels: np.ndarray) -> float:
     return float(-log_softmax(logits)[np.arange(len(labels)), labels].mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["probe-then-full", "auto"])  # auto tries them all, full too
 def test_adapt_modes(data, mode, monkeypatch):
     """Every way to adapt the teacher runs through to a student; `auto` keeps what validates best, far above chance."""
@@ -141,7 +145,7 @@ def test_adapt_modes(data, mode, monkeypatch):
     monkeypatch.setattr(
         "tutelage.commands.adapt.FULL_RATE", 1e-4
     )  # of so few images larger steps gave logits beyond 65,504
-    result = go(data, f"adapt-{mode}", adapt=mode)
+    result = go(data, f"adapt-{mode}", adapt=mode, steps=2, **LEARNS)
     found = about(result, "adapt")
     assert found["mode"] == mode or mode == "auto"
     if mode == "auto":
@@ -161,6 +165,7 @@ def test_adapt_modes(data, mode, monkeypatch):
     assert kept_loss(logits, labels) == pytest.approx(found["validation"][found["mode"]]["log_loss"], abs=2e-3)
 
 
+@pytest.mark.slow
 def test_validation_split(data, tmp_path, monkeypatch):
     """With validation images every choice is made on them, the baseline among the students that are judged; what was trained for
     the choice is not trained again, and where the baseline is delivered, it is as it was."""
@@ -172,7 +177,8 @@ def test_validation_split(data, tmp_path, monkeypatch):
             place.mkdir(parents=True)
             for seed in range(number, number + 10):
                 Image.fromarray(texture(name, seed)).save(place / f"{seed}.png")
-    more = {"target": str(tmp_path / "target"), "finetune": "auto", "no_baseline": False}
+    more = {"target": str(tmp_path / "target"), "finetune": "auto", "no_baseline": False, "steps": 30, **LEARNS}
+    more["student"] = "mobilenetv3_small_050"
     result = go(data, "validation", **more)
     folder, finished = Path(result["run"]), about(result, "finetune")
     assert about(result, "adapt")["validated_on"] == finished["judged_on"] == "30 validation images"
@@ -210,6 +216,7 @@ PAPER = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_preset_paper(data, tmp_path):
     """The preset stands where nothing is said; a file beats it, and an argument both. settings.toml says what came of it."""
     (tmp_path / "own.toml").write_text('preset = "paper"\nfinetune = "head"\nlabel-share = 0.25\nsteps = 2\n')
@@ -247,6 +254,7 @@ def test_a_preset_reaches_every_command_that_has_its_settings(command, tmp_path)
         resolve(settings, {**needed, "preset": "papr"})
 
 
+@pytest.mark.slow
 def test_online_teacher_gives_the_same_student(data):
     """Without room for the teacher's outputs it runs in the loop, and the losses of its targets agree to 1e-3.
 
@@ -265,6 +273,7 @@ def test_online_teacher_gives_the_same_student(data):
     assert rows["online"][:5] == pytest.approx(rows["cached"][:5], abs=1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["task-oriented", "task-agnostic"])
 def test_a_finished_run_opens_no_image(data, tmp_path, objective):
     """Given again after its cache was removed, a finished run decodes nothing."""
@@ -294,10 +303,11 @@ def test_evaluate_on_new_images(data):
     assert (Path(result["run"]) / "evaluate" / "result.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_student_learns(tmp_path):
     """The whole job teaches: the student ends far above chance on images that it has never seen."""
     write_textures(tmp_path, gallery=300, size=48)
-    result = go(tmp_path, "learns", steps=60, batch_size=64, teacher_size=48, student_size=48)
+    result = go(tmp_path, "learns", steps=60, batch_size=64, teacher_size=48, student_size=48, **LEARNS)
     assert result["distilled"]["test"]["accuracy"] > 0.8
     assert result["distilled"]["agreement"] > 0.8
 
@@ -347,6 +357,7 @@ def test_looked_at():
     assert gallery_sample(refs, replace(settings, smoke=False), 100, SPARE) == refs
 
 
+@pytest.mark.slow
 def test_tracker(data, monkeypatch):
     """`--tracker tensorboard` leaves event files beside metrics.jsonl of every stage that trains."""
     pytest.importorskip("tensorboard")

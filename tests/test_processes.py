@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
+import socket
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from safetensors.numpy import load_file
 
+from forked import Forked, forked
 from textures import write_textures
 from tutelage.cli import call
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -24,24 +30,50 @@ def data(tmp_path_factory) -> Path:
     return folder
 
 
-def train(data: Path, name: str, student: str, processes: int, steps: int, *more: str) -> Path:
-    """A run with so many processes, one of them being this one; returns its folder."""
+def port() -> str:
+    """A free port of this machine."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return str(server.getsockname()[1])
+
+
+def by_torchrun(words: list[str]) -> None:
+    """The command in two processes, as a user begins them."""
+    start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port()}"]
+    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
+    command = [*start, "-m", "tutelage", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment)
+    assert done.returncode == 0, done.stderr
+
+
+def forked_twice(words: list[str]) -> None:
+    """The command in two processes with the variables that torchrun gives them."""
+    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port()}
+    with contextlib.ExitStack() as stack:
+        ranks = [
+            stack.enter_context(Forked(words, {**group, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"}))
+            for rank in ("0", "1")
+        ]
+        for one in ranks:
+            one.process.join(400)
+            assert one.poll() == 0, "".join(each.read("stderr") for each in ranks)
+
+
+def train(
+    data: Path, name: str, student: str, steps: int, *more: str, begin: Callable[[list[str]], None] | None = None
+) -> Path:
+    """A run in this process, or in the two that `begin` begins; returns its folder."""
     out = data / "runs" / name
     words = [
         "run", "--target", str(data / "target"), "--gallery", str(data / "gallery"), "--out", str(out),
-        "--teacher", "tf_efficientnet_lite0", "--student", student, "--student-weights", "scratch",
+        "--student", student, "--student-weights", "scratch",
         "--steps", str(steps), "--finetune", "keep", "--no-baseline", "--device", "cpu", *more,
     ]  # fmt: skip
-    if processes == 1:
-        assert call(words) == 0
+    if begin:
+        begin(words)
     else:
-        start = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--master-port=29541"]
-        environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
-        command = [*start, "-m", "tutelage", *words]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment)
-        assert done.returncode == 0, done.stderr
+        assert call(words) == 0
     result = json.loads((out / "distill" / "result.json").read_text())
-    assert result["processes"] == processes
+    assert result["processes"] == (2 if begin else 1)
     assert result["images_seen"] == steps * int(more[more.index("--batch-size") + 1])
     return out
 
@@ -52,9 +84,22 @@ def test_two_processes_agree_without_batchnorm(data):
     A tracker beside them ends with the stage it follows, and leaves the processes together for those that come.
     """
     sizes = ("--teacher-size", "32", "--student-size", "32", "--batch-size", "16")
-    settings = (*sizes, "--budget", "2", "--sharpness", "2")
+    settings = (
+        *sizes,
+        "--teacher",
+        "test_efficientnet",
+        "--teacher-weights",
+        "scratch",
+        "--budget",
+        "2",
+        "--sharpness",
+        "2",
+    )
     tracked = ("--tracker", "tensorboard") if importlib.util.find_spec("tensorboard") else ()
-    runs = [train(data, f"vit-{n}", "vit_tiny_patch16_224", n, 6, *settings, *tracked) for n in (1, 2)]
+    runs = [
+        train(data, f"vit-{n}", "test_vit", 6, *settings, *tracked, begin=begin)
+        for n, begin in ((1, None), (2, by_torchrun))
+    ]
     one, two = (load_file(run / "finetune" / "weights.safetensors") for run in runs)
     for run in runs:
         assert (run / "report" / "index.html").exists()
@@ -68,13 +113,14 @@ def test_two_processes_agree_without_batchnorm(data):
 
 def test_two_processes_agree_with_batchnorm(tmp_path):
     """With BatchNorm, two processes see equally many images and score within 1 point of one on 300 test images."""
-    write_textures(tmp_path, train=16, test=100, gallery=600, size=64)
+    write_textures(tmp_path, train=16, test=100, gallery=300, size=64)
     settings = (
-        "--teacher-size", "64", "--student-size", "64", "--batch-size", "64", "--lr", "4e-3", "--committee", "none",
+        "--teacher", "tf_efficientnet_lite0", "--teacher-size", "64", "--student-size", "64", "--batch-size", "64",
+        "--lr", "4e-3", "--committee", "none",
     )  # fmt: skip
     scores = []
-    for processes in (1, 2):
-        out = train(tmp_path, f"cnn-{processes}", "mobilenetv3_small_050", processes, 130, *settings)
+    for processes, begin in ((1, None), (2, forked_twice)):
+        out = train(tmp_path, f"cnn-{processes}", "test_resnet", 80, *settings, begin=begin)
         scores.append(json.loads((out / "report" / "results.json").read_text())["distilled"]["test"]["accuracy"])
     assert abs(scores[0] - scores[1]) <= 0.01 + 1e-9, scores
     assert min(scores) > 0.9, "far above the chance of 1 in 3, or the comparison means nothing"
@@ -93,7 +139,7 @@ def test_a_job_array(data, tmp_path, tutelage):
     )  # fmt: skip
     nobody = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9", "LOCAL_RANK": "0"}  # of a group that is not there
     for rank, more in (("1", {}), ("0", nobody)):
-        done = tutelage(*words, "--shard", "env", WORLD_SIZE="2", RANK=rank, **more)
+        done = forked([*words, "--shard", "env"], {"WORLD_SIZE": "2", "RANK": rank, **more})
         assert done.returncode == 0, done.stderr
         assert f"share {rank} of 2: 20 of 40 images, 20 of them embedded now" in done.stderr
         assert f"shard: {rank}/2\nimages: 20\nembedded: 20\n" in done.stdout

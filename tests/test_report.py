@@ -6,8 +6,6 @@ import csv
 import json
 import re
 import shutil
-import subprocess
-import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,7 +14,7 @@ import pytest
 
 import tutelage as package
 from browser import CHROMIUM, NO_CHROMIUM, check_in_browser
-from conftest import MODELS, Task, environment, make_task, seconds_without_torch
+from conftest import MODELS, Task, make_task, seconds_without_torch
 from tutelage.errors import TutelageError
 from tutelage.reporting.charts import confusions, per_class
 from tutelage.reporting.choices import answer, committee
@@ -29,20 +27,14 @@ NASTY = '<img src=x onerror=alert(1)> & "quoted"'
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Task:
+def finished(tmp_path_factory, tutelage) -> Task:
     """A run of the tiny task with all stages, one class of which has a name made of markup."""
     task = make_task(tmp_path_factory.mktemp("report"))
     for split in ("train", "test"):
         (task.target / split / "c0").rename(task.target / split / NASTY)
     more = ("--steps", "3", "--batch-size", "8", "--finetune", "keep")
     words = ["--target", str(task.target), "--gallery", str(task.gallery), "--out", str(task.out), *MODELS, *more]
-    done = subprocess.run(
-        [sys.executable, "-m", "tutelage", "run", *words],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        timeout=300,
-    )
+    done = tutelage("run", *words)
     assert done.returncode == 0, done.stderr
     assert f"report: {task.out / 'report' / 'index.html'}" in done.stderr
     return task

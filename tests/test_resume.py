@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
 
 import pytest
 
+from forked import Forked, forked
 from textures import write_textures
+
+pytestmark = pytest.mark.slow
 
 STAGES = ("curate", "adapt", "committee", "distill", "baseline", "finetune", "evaluate")
 FOLDS = 5
@@ -26,9 +28,9 @@ WEIGHTS = (*MEMBERS, "distill/weights.safetensors", "baseline/weights.safetensor
 def command(data: Path, out: Path) -> list[str]:
     """A small run with real ImageNet weights in the teacher."""
     return [
-        sys.executable, "-m", "tutelage", "run", "--target", str(data / "target"), "--gallery", str(data / "gallery"),
+        "run", "--target", str(data / "target"), "--gallery", str(data / "gallery"),
         "--out", str(out), "--cache", str(out.parent / "cache"), "--teacher", "tf_efficientnet_lite0", "--teacher-size", "32",
-        "--student", "mobilenetv3_small_050", "--student-weights", "scratch", "--student-size", "32",
+        "--student", "test_resnet", "--student-weights", "scratch", "--student-size", "32",
         "--steps", "48", "--batch-size", "16",
         "--finetune", "full", "--dedup", "none", "--json",
     ]  # fmt: skip
@@ -38,34 +40,24 @@ def digests(out: Path) -> dict[str, str]:
     return {name: hashlib.sha256((out / name).read_bytes()).hexdigest() for name in WEIGHTS}
 
 
-def finish(words: list[str]) -> None:
-    done = subprocess.run(
-        words, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
-    )
-    assert done.returncode == 0, done.stderr
+def kill_when(words: list[str], moment: Callable[[], bool], near: Callable[[], bool]) -> None:
+    """Start the command and SIGKILL it while `moment` holds: it is stopped first, so that the moment cannot pass.
 
-
-def kill_when(words: list[str], moment: Callable[[], bool]) -> None:
-    """Start the command and SIGKILL it while `moment` holds: it is stopped first, so that the moment cannot pass."""
-    with tempfile.TemporaryFile() as said:
-        _kill_when(words, moment, said)
-
-
-def _kill_when(words: list[str], moment: Callable[[], bool], said: IO[bytes]) -> None:
-    process = subprocess.Popen(words, stdout=said, stderr=said, env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"})
+    While `near` holds, the moment may be short, and is looked for without a pause.
+    """
     deadline = time.monotonic() + 240
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            said.seek(0)
-            raise AssertionError(f"the run ended before the moment came: {said.read().decode()}")
-        if moment():
-            process.send_signal(signal.SIGSTOP)
+    with Forked(words) as process:
+        while time.monotonic() < deadline:
+            if process.poll() is not None:
+                raise AssertionError(f"the run ended before the moment came: {process.read('stderr')}")
             if moment():
-                process.kill()
-                process.wait()
-                return
-            process.send_signal(signal.SIGCONT)
-    process.kill()
+                os.kill(process.pid, signal.SIGSTOP)
+                if moment():
+                    process.kill()
+                    return
+                os.kill(process.pid, signal.SIGCONT)
+            if not near():
+                time.sleep(0.005)
     raise AssertionError("the moment never came")
 
 
@@ -93,10 +85,15 @@ def after_checkpoint(out: Path, loop: str) -> Callable[[], bool]:
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory) -> tuple[Path, dict[str, str]]:
-    """A run that is never stopped, with a cache of its own."""
+    """A run that is never stopped, with a cache of its own, by the command as a user gives it."""
     folder = tmp_path_factory.mktemp("reference")
     write_textures(folder)
-    finish(command(folder, folder / "runs" / "whole"))
+    words = command(folder, folder / "runs" / "whole")
+    variables = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tutelage", *words], capture_output=True, text=True, timeout=300, env=variables
+    )
+    assert done.returncode == 0, done.stderr
     return folder, digests(folder / "runs" / "whole")
 
 
@@ -116,7 +113,7 @@ def test_killed_in_every_stage(reference, tmp_path):
         ("evaluate", under_way(out, "evaluate")),
     ]
     for stage, moment in moments:
-        kill_when(words, moment)
+        kill_when(words, moment, after_checkpoint(out, "distill") if stage == "distill" else lambda: False)
         assert under_way(out, stage)(), f"the kill was to land in {stage}"
         if stage == "committee":
             assert [number for number in range(FOLDS) if (out / "committee" / f"fold-{number}.npz").exists()] == [0, 1]
@@ -124,7 +121,8 @@ def test_killed_in_every_stage(reference, tmp_path):
         if stage == "distill":
             assert writing_checkpoint(out)(), "the kill was to land inside a checkpoint's write"
             assert finished == [(out / MEMBERS[1 + number]).stat().st_mtime_ns for number in (0, 1)]
-    finish(words)
+    done = forked(words)
+    assert done.returncode == 0, done.stderr
     assert digests(out) == expected
     assert not list(out.rglob("*.partial")), "half-written files are cleared away"
 
@@ -148,12 +146,10 @@ def test_files_of_a_run(reference):
 
 def test_finished_run_is_reused(reference):
     """A finished run given again computes nothing and names what it reused."""
-    import json
-
     data, expected = reference
     out = data / "runs" / "whole"
     before = {path: path.stat().st_mtime_ns for path in out.rglob("weights.safetensors")}
-    done = subprocess.run(command(data, out), capture_output=True, text=True, timeout=120)
+    done = forked(command(data, out))
     assert json.loads(done.stdout)["reused"] == list(STAGES)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("weights.safetensors")} == before
     assert digests(out) == expected

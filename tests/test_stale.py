@@ -32,14 +32,23 @@ STAGES = ("curate", "adapt", "committee", "distill", "baseline", "finetune", "ev
 def curate(task: Task, **more) -> dict:
     """The transfer set of the tiny task."""
     settings = {"target": str(task.target), "gallery": [str(task.gallery)], "out": str(task.out)}
-    return tutelage.curate(**settings, teacher="efficientnet-lite0", teacher_size=32, student_size=32, **more).to_json()
+    return tutelage.curate(
+        **settings,
+        teacher="test_efficientnet",
+        teacher_weights="scratch",
+        teacher_size=32,
+        student="test_resnet",
+        student_size=32,
+        **more,
+    ).to_json()
 
 
 def run(task: Task, **more) -> dict:
     """All stages but committee and baseline on the tiny task, one step of each."""
     settings = {"target": str(task.target), "gallery": [str(task.gallery)], "out": str(task.out), "no_baseline": True}
-    models = {"teacher": "efficientnet-lite0", "teacher_size": 32, "student": "mobilenetv3-s-050", "student_size": 32}
-    short = {"student_weights": "scratch", "committee": "none", "steps": 1, "batch_size": 8, "finetune": "keep"}
+    models = {"teacher": "test_efficientnet", "teacher_size": 32, "student": "test_resnet", "student_size": 32}
+    models |= {"teacher_weights": "scratch", "student_weights": "scratch"}
+    short = {"committee": "none", "steps": 1, "batch_size": 8, "finetune": "keep"}
     return tutelage.run(**settings, **models, **short, **more).to_json()
 
 
@@ -55,7 +64,7 @@ def finished(path: Path, curated: str = "now") -> Run:
 
 def of_stage(stage, run: Run, **given):
     """Settings of a stage, with models that need no weights."""
-    models = {"teacher": "efficientnet-lite0", "student": "mobilenetv3-s-050"}
+    models = {"teacher": "test_efficientnet", "student": "test_resnet"}
     models |= {
         f"{kind}_{name}": value
         for kind in ("teacher", "student")
@@ -98,6 +107,7 @@ def test_overwrite_in_a_later_stage(tmp_path, capsys, stage, before, now, moved)
     assert str(old) in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_another_cache_limit(task, capsys):
     """Another --cache-limit never costs a finished student: it is refused, or the old run moved aside; before, it is free."""
     run(task, cache_limit=0)
@@ -114,6 +124,7 @@ def test_another_cache_limit(task, capsys):
     assert run(task, cache_limit=0)["reused"] == ["curate", "adapt"]
 
 
+@pytest.mark.slow
 def test_data_that_changed_since_the_run_was_made(task, capsys):
     """One more image, or one more label, on a finished run is told before a stage begins, with the stages that are done anew."""
     run(task)

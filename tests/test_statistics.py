@@ -45,6 +45,7 @@ def test_difference():
     assert Difference(0.1, 0.05, 0.15, None, 1).sure
 
 
+@pytest.mark.slow
 def test_difference_of_masks():
     """The gain is of mean IoU over the pixels of all images, not the mean of single images' gains; so are interval and p."""
     random = np.random.default_rng(2)

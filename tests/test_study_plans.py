@@ -132,6 +132,7 @@ def test_sizes_before_anything_is_decoded(task, tmp_path):
         assert data.of(replace(settings, **more)).images == images, more
 
 
+@pytest.mark.slow
 def test_an_arm_with_a_gallery_of_its_own(task, tmp_path):
     """Transfer sets are compared as variants of a method, each with its own gallery or strategy: planned, finished, and given again."""
     near = tmp_path / "near"
