@@ -18,6 +18,7 @@ from PIL import Image
 import tutelage
 from conftest import SMALL_PIECES, draw, environment
 from textures import CLASSES, texture
+from tutelage.data.block_cache import BlockCache
 from tutelage.data.manifest import read_manifest
 from tutelage.errors import TutelageError
 
@@ -273,7 +274,7 @@ def go(tutelage, monkeypatch):
 
 def killed_midway(words: list[str], cache: Path) -> int:
     """Begin a command and kill it when it has embedded three pieces of the gallery or a few more; how many it has."""
-    pieces = lambda: len(list(cache.glob("embeddings-*/*.parquet")))  # noqa: E731
+    pieces = lambda: len(list(cache.glob("embeddings-*/*.arrow")))  # noqa: E731
     before, command = pieces(), [sys.executable, "-c", SMALL_PIECES, *words]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment())
     deadline = time.monotonic() + 240
@@ -300,10 +301,10 @@ def test_killed_and_sharded_give_the_same_manifest(data, tmp_path, go):
         assert f"share {share[0]} of 2" in go(words(data, shared, "--shard", share)).stderr
         assert not (shared / "curate").exists()
         if share == "1/2":
-            assert 3 <= done < len(list(cache.glob("embeddings-*/*.parquet"))), "it was killed midway"
-    pieces = {p: p.stat().st_mtime_ns for p in cache.glob("embeddings-*/*.npy")}
+            assert 3 <= done < len(list(cache.glob("embeddings-*/*.arrow"))), "it was killed midway"
+    pieces = {p: p.stat().st_mtime_ns for p in cache.glob("embeddings-*/*.arrow")}
     go(words(data, shared))
-    assert {p: p.stat().st_mtime_ns for p in cache.glob("embeddings-*/*.npy")} == pieces
+    assert {p: p.stat().st_mtime_ns for p in cache.glob("embeddings-*/*.arrow")} == pieces
     assert manifest_bytes(shared) == manifest_bytes(whole)
 
 
@@ -317,15 +318,16 @@ def test_more_images_tomorrow(data, tmp_path):
     after = {p: p.stat().st_mtime_ns for p in cache.rglob("*") if p.is_file()}
     new = [p for p in after if p not in before and p.parent.name.startswith("embeddings-")]
     assert {p: after[p] for p in before} == before
-    assert len(new) == 4  # one piece
+    assert len(new) == 1  # one piece
 
 
 def test_later_stages_take_the_embeddings_over(data, tmp_path):
     """A run that searched its gallery asks the teacher nothing again about whole images: the later stages find them."""
     cache = tmp_path / "cache"
     curate(data, "handed", cache=str(cache))
-    clean = sorted(cache.glob("outputs-*/clean/*.keys.npy"))
-    keys = {key.tobytes() for path in clean for key in np.load(path)}
+    (clean,) = cache.glob("outputs-*/clean")
+    blocks = BlockCache(clean, ("key", "output"))
+    keys = {key.tobytes() for path in clean.iterdir() for key in blocks.column(path.stem, "key")}
     table = read_manifest(data / "runs" / "handed" / "curate" / "manifest.parquet")[1]
     assert set(table.column("key").to_pylist()) <= keys
 

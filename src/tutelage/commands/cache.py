@@ -33,16 +33,7 @@ def cache(settings: CacheSettings) -> dict[str, Any]:
     ):
         files = [p.stat() for p in path.rglob("*") if p.is_file()]
         days = (time.time() - max((max(s.st_mtime, s.st_atime) for s in files), default=0)) / 86400
-        about = read_json(path / "about.json")
-        what = (
-            f"{about['encoder']} at {about['size']} px, {about.get('output', 'embeddings of galleries')}"
-            if about and "encoder" in about
-            else "embeddings made elsewhere"
-            if about
-            else "decoded masks"
-            if path.name.startswith("masks-")
-            else f"decoded images, short side {path.name[7:]}"
-        )
+        what = (read_json(path / "about.json") or {}).get("what", "made by an earlier version, no longer used")
         entries.append({"name": path.name, "what": what, "gib": sum(s.st_size for s in files) / 2**30, "days": days})
         if settings.prune is not None and days >= settings.prune:
             shutil.rmtree(path)

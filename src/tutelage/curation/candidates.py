@@ -14,10 +14,10 @@ from tutelage.curation.labelled_set import LabelledSplit
 from tutelage.curation.search import search
 from tutelage.curation.selection import Leak, Pool, check_memory
 from tutelage.curation.vectors import Vectors, mean_of
+from tutelage.data.block_cache import as_void
 from tutelage.data.sources import ImageRef, Rejected
 from tutelage.device import free_memory
 from tutelage.errors import TutelageError
-from tutelage.features.output_cache import as_void
 from tutelage.progress import progress
 from tutelage.settings.commands import Curation
 

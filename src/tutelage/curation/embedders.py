@@ -17,7 +17,7 @@ from tutelage.curation.ray_backend import embed_on_ray
 from tutelage.data.image_cache import Images
 from tutelage.data.sources import ImageRef
 from tutelage.errors import TutelageError, shown
-from tutelage.features.output_cache import OutputCache, as_void, compute_outputs
+from tutelage.features.output_cache import OutputCache, compute_outputs
 from tutelage.features.view_batches import CLEAN, ViewSettings
 from tutelage.models.adapted_teacher import FeatureExtractor
 from tutelage.progress import progress, say
@@ -159,8 +159,6 @@ class GalleryEmbedder:
         """Cache the teacher's features of chosen images for the later stages. features: (n, D), as the encoder gave them."""
         cache, _ = self._output_cache()
         missing = cache.table(images, CLEAN).missing
-        _, first = np.unique(as_void(images.keys[missing]), return_index=True)
-        missing = missing[np.sort(first)]
         if len(missing):
             cache.add(images.keys[missing], features[missing], CLEAN)
 
