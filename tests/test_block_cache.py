@@ -29,7 +29,7 @@ sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_block_cache import COLUMNS, BlockCache, block
 cache, number = BlockCache(Path(sys.argv[1]), COLUMNS), 0
 while True:
-    cache.write(str(number % 40), block(number % 40, 20_000))
+    cache.write(block(number % 40, 20_000), str(number % 40))
     number += 1
 """
 
@@ -57,7 +57,7 @@ def cache(tmp_path: Path) -> BlockCache:
     """Three blocks."""
     cache = BlockCache(tmp_path / "rows", COLUMNS)
     for number in range(3):
-        cache.write(str(number), block(number))
+        cache.write(block(number), str(number))
     return cache
 
 
@@ -86,7 +86,7 @@ def test_a_cache_without_rows(tmp_path: Path):
     assert cache.read("0") is None
     assert cache.find(block(0)["key"]).missing.tolist() == list(range(50))
     assert cache.find(block(0, 0)["key"]).take("value", np.empty((0, 3, 2))).shape == (0, 3, 2)
-    cache.write("empty", block(0, 0))
+    cache.write(block(0, 0), "empty")
     assert same(cache.read("empty"), 0, 0)
     assert len(cache.find(block(0)["key"]).missing) == 50
 
@@ -102,7 +102,7 @@ def test_a_block_cut_anywhere_is_absent(cache: BlockCache):
     assert cache.find(keys).missing.tolist() == list(range(50, 100))
     with pytest.raises(TutelageError, match=r"lost rows that it held a moment ago.*\nhint: run the same command again"):
         cache.column("1", "value")
-    cache.write("1", block(1))
+    cache.write(block(1), "1")
     assert path.read_bytes() == whole
     assert not len(cache.find(keys).missing)
 
@@ -139,7 +139,7 @@ def test_a_writer_that_is_killed_leaves_whole_blocks(tmp_path: Path):
     assert seen_partly >= 3, "it was hardly ever killed while it wrote"
     for number in range(40):
         if cache.read(str(number)) is None:
-            cache.write(str(number), block(number, 20_000))
+            cache.write(block(number, 20_000), str(number))
     keys = np.concatenate([block(number, 20_000)["key"][:5] for number in range(40)])
     assert not len(cache.find(keys).missing)
 
@@ -147,7 +147,7 @@ def test_a_writer_that_is_killed_leaves_whole_blocks(tmp_path: Path):
 def test_an_error_on_the_way_leaves_nothing(cache: BlockCache):
     """A block whose columns do not all exist is not written, and the one of before stays."""
     with pytest.raises(KeyError):
-        cache.write("2", {"key": block(5)["key"]})
+        cache.write({"key": block(5)["key"]}, "2")
     assert same(cache.read("2"), 2)
     assert sorted(path.name for path in cache.folder.iterdir()) == ["0.arrow", "1.arrow", "2.arrow"]
 
@@ -163,7 +163,7 @@ def test_many_writers_at_once(tmp_path: Path):
             assert time.monotonic() < deadline
         with ThreadPoolExecutor(8) as pool:
             numbers = [number % 12 for number in range(96)]
-            list(pool.map(lambda number: cache.write(str(number), block(number, 20_000)), numbers))
+            list(pool.map(lambda number: cache.write(block(number, 20_000), str(number)), numbers))
             assert all(pool.map(lambda number: same(cache.read(str(number)), number, 20_000), numbers))
             found = cache.find(np.concatenate([block(number, 20_000)["key"][:3] for number in range(12)]))
         assert all(process.poll() is None for process in writers)

@@ -179,7 +179,7 @@ class EmbeddingCache:
             "thumbs": thumbs, "layouts": layout(thumbs).astype(np.float16),
             "rejected": np.frombuffer(json.dumps(sorted(rejected)).encode(), np.uint8),
         }  # fmt: skip
-        self._blocks.write(piece.name, columns)
+        self._blocks.write(columns, piece.name)
 
     def load(self, pieces: Sequence[Piece]) -> EmbeddingTable:
         """Open the embeddings of these pieces, all of which must be done."""

@@ -8,6 +8,7 @@ no block counts as absent, and its rows are computed again.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from tutelage.errors import TutelageError
 from tutelage.run_folder import atomic_write, hash_of, write_json
@@ -58,8 +58,9 @@ class BlockCache:
     def __init__(self, folder: Path, columns: tuple[str, ...]):
         self.folder, self.columns = folder, columns
 
-    def write(self, name: str, columns: Mapping[str, np.ndarray]) -> None:
-        """Write a block, in place of one of the same name; all of it or, after an error, nothing."""
+    def write(self, columns: Mapping[str, np.ndarray], name: str = "") -> None:
+        """Write a block, in place of one of the same name (default: from its keys); all of it or, after an error, nothing."""
+        name = name or hashlib.sha256(columns[self.columns[0]].tobytes()).hexdigest()[:24]
         with atomic_write(self.folder / f"{name}{SUFFIX}") as path, pa.OSFile(str(path), "wb") as file:
             for column in self.columns:
                 pa.ipc.write_tensor(pa.Tensor.from_numpy(np.ascontiguousarray(columns[column])), file)
@@ -84,12 +85,11 @@ class BlockCache:
         read = [self.read(path.stem) for path in sorted(self.folder.glob(f"*{SUFFIX}"))]
         blocks = tuple(block for block in read if block is not None)
         known = [block[self.columns[0]] for block in blocks]
-        values = pc.SetLookupOptions(_arrow(np.concatenate([keys[:0], *known])))
-        places = pc.call_function("index_in", [_arrow(keys)], values).fill_null(-1).to_numpy(zero_copy_only=False)
-        lost = np.flatnonzero(places < 0)
-        _, first = np.unique(as_void(keys[lost]), return_index=True)
         starts = np.cumsum([0, *map(len, known)])
-        return Rows(blocks, starts, places.astype(np.int64), lost[np.sort(first)])
+        count = starts[-1]
+        _, first, group = np.unique(as_void(np.concatenate([*known, keys])), return_index=True, return_inverse=True)
+        first = first[group[count:]]  # where each key occurs first: in a block, or behind all blocks, among `keys`
+        return Rows(blocks, starts, np.where(first < count, first, -1), np.unique(first[first >= count]) - count)
 
     def lost(self) -> TutelageError:
         """Return the error for rows that were there a moment ago."""
@@ -120,9 +120,3 @@ def as_void(keys: np.ndarray) -> np.ndarray:
     """View (n, W) uint8 keys as (n,) strings of W bytes, which NumPy can compare, sort and search."""
     kind = f"S{keys.shape[1]}"
     return np.ascontiguousarray(keys).view(kind)[:, 0] if len(keys) else np.zeros(0, kind)
-
-
-def _arrow(keys: np.ndarray) -> pa.Array:
-    """Return (n, W) uint8 keys as an Arrow array of W bytes each."""
-    kind = pa.binary(keys.shape[1])
-    return pa.FixedSizeBinaryArray.from_buffers(kind, len(keys), [None, pa.py_buffer(np.ascontiguousarray(keys))])

@@ -7,7 +7,6 @@ permissions, memory and the formats that Pillow reads may have changed.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import os
 import shutil
@@ -110,7 +109,7 @@ class Store:
                 if isinstance(rgb, str):
                     self._reasons[missing[position].fingerprint] = rgb
                 else:
-                    rows.append((missing[position].fingerprint, key, rgb))
+                    rows.append((missing[position], key, rgb))
                     held += rgb.nbytes
                 advance(1)
                 if len(rows) == BLOCK or held >= BLOCK_BYTES:
@@ -146,18 +145,17 @@ class Store:
         sizes, places = places[:, :2].astype(np.int32), np.stack([block, places[:, 2]], axis=1)
         return Images(keys, sizes, places, pixels, self.kind.channels), good, rejected
 
-    def _write(self, rows: Sequence[tuple[bytes, bytes, np.ndarray]]) -> None:
-        """Write a block. rows: fingerprint, content hash and pixels of each image."""
-        fingerprints, keys = (b"".join(row[part] for row in rows) for part in (0, 1))
-        pixels = [rgb.reshape(-1) for *_, rgb in rows]
-        sizes, starts = [rgb.shape[:2] for *_, rgb in rows], np.cumsum([0, *map(len, pixels[:-1])])
+    def _write(self, rows: Sequence[tuple[ImageRef, bytes, np.ndarray]]) -> None:
+        """Write a block. rows: source, content hash and pixels of each image."""
+        images = [image for _, _, image in rows]
+        starts = np.cumsum([0, *(image.size for image in images[:-1])])
         columns = {
-            "fingerprint": np.frombuffer(fingerprints, np.uint8).reshape(len(rows), -1),
-            "key": np.frombuffer(keys, np.uint8).reshape(len(rows), -1),
-            "place": np.column_stack([sizes, starts]),
-            "pixels": np.concatenate(pixels),
+            "fingerprint": _fingerprints([ref for ref, _, _ in rows]),
+            "key": np.frombuffer(b"".join(key for _, key, _ in rows), np.uint8).reshape(-1, 32),
+            "place": np.column_stack([[image.shape[:2] for image in images], starts]),
+            "pixels": np.concatenate([image.reshape(-1) for image in images]),
         }
-        self._blocks.write(hashlib.sha256(fingerprints).hexdigest()[:24], columns)
+        self._blocks.write(columns)
 
     def _check_disk(self, refs: Sequence[ImageRef]) -> None:
         sample = refs[:: max(1, len(refs) // SAMPLE)][:SAMPLE]
