@@ -213,7 +213,7 @@ def test_the_folder_follows_from_what_rows_depend_on(tmp_path: Path, monkeypatch
 def test_the_cache_of_an_earlier_version_is_told_and_removed(tmp_path: Path, capsys):
     """`tutelage cache` says what each folder holds, of an earlier version's that nothing uses it, and removes both when old."""
     folder = cache_folder(tmp_path, "images", "decoded images, short side 258", {"store_side": 258})
-    BlockCache(folder, COLUMNS).write("0", block(0))
+    BlockCache(folder, COLUMNS).write(block(0), "0")
     earlier = tmp_path / "images-258"
     earlier.mkdir()
     (earlier / "a.pixels").write_bytes(bytes(1000))

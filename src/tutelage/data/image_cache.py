@@ -23,7 +23,7 @@ from tutelage.data.sources import ImageRef, Rejected, read_bytes
 from tutelage.errors import TutelageError, Unreadable
 from tutelage.image_size import Size, sides
 
-BLOCK, BLOCK_BYTES = 4096, 2**26  # most images in a block, and bytes of pixels after which it ends
+BLOCK, BLOCK_BYTES = 4096, 2**25  # most images in a block, and bytes of pixels after which it ends
 SHARE = 1.15  # short side of a stored image over the larger of the two networks' sizes
 SAMPLE = 32  # images decoded to estimate the disk space of all
 
@@ -103,20 +103,20 @@ class Store:
         missing = self.missing(refs)
         if missing:
             self._check_disk(missing)
-        rows, held = [], 0
+        rows, pixels = [], bytearray()
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for position, rgb, key in decoded(missing, self.side, pool, self.kind):
                 if isinstance(rgb, str):
                     self._reasons[missing[position].fingerprint] = rgb
                 else:
-                    rows.append((missing[position], key, rgb))
-                    held += rgb.nbytes
+                    rows.append((missing[position], key, (*rgb.shape[:2], len(pixels))))
+                    pixels += rgb.data
                 advance(1)
-                if len(rows) == BLOCK or held >= BLOCK_BYTES:
-                    self._write(rows)
-                    rows, held = [], 0
+                if len(rows) == BLOCK or len(pixels) >= BLOCK_BYTES:
+                    self._write(rows, pixels)
+                    rows, pixels = [], bytearray()
         if rows:
-            self._write(rows)
+            self._write(rows, pixels)
 
     def missing(self, refs: Sequence[ImageRef]) -> list[ImageRef]:
         """Return those of `refs` that must be decoded, each once: not in the store, and not tried in vain by this object."""
@@ -145,15 +145,13 @@ class Store:
         sizes, places = places[:, :2].astype(np.int32), np.stack([block, places[:, 2]], axis=1)
         return Images(keys, sizes, places, pixels, self.kind.channels), good, rejected
 
-    def _write(self, rows: Sequence[tuple[ImageRef, bytes, np.ndarray]]) -> None:
-        """Write a block. rows: source, content hash and pixels of each image."""
-        images = [image for _, _, image in rows]
-        starts = np.cumsum([0, *(image.size for image in images[:-1])])
+    def _write(self, rows: Sequence[tuple[ImageRef, bytes, tuple[int, ...]]], pixels: bytearray) -> None:
+        """Write a block. rows: source, content hash and place of each image."""
         columns = {
             "fingerprint": _fingerprints([ref for ref, _, _ in rows]),
             "key": np.frombuffer(b"".join(key for _, key, _ in rows), np.uint8).reshape(-1, 32),
-            "place": np.column_stack([[image.shape[:2] for image in images], starts]),
-            "pixels": np.concatenate([image.reshape(-1) for image in images]),
+            "place": np.array([place for _, _, place in rows], np.int64),
+            "pixels": np.frombuffer(pixels, np.uint8),
         }
         self._blocks.write(columns)
 
