@@ -109,9 +109,8 @@ def gather(open_part: Callable[[int], np.ndarray], starts: np.ndarray, rows: np.
     order = np.argsort(rows, kind="stable")  # disks read forwards fastest
     part_of = np.searchsorted(starts, rows[order], side="right") - 1
     parts, cuts = np.unique(part_of, return_index=True)
-    for part, here in zip(
-        parts.tolist(), np.split(order, cuts[1:]), strict=False
-    ):  # no part, but one split, of no rows
+    # Without rows there is no part, but one split, of no rows.
+    for part, here in zip(parts.tolist(), np.split(order, cuts[1:]), strict=False):
         out[here] = open_part(part)[rows[here] - starts[part]]
     return out
 
