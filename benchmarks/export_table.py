@@ -27,7 +27,7 @@ def measured(run: Path, exported: dict[str, Any]) -> dict[str, Any]:
     return {
         "student": exported["student"]["name"], "size": exported["size"],
         **{name: exported[name] for name in ("proof", "int8", "recommended", "machine", "versions")},
-        "benchmark": tutelage.benchmark(run=run),
+        "benchmark": tutelage.benchmark(run=run).to_json(),
     }  # fmt: skip
 
 
@@ -57,7 +57,7 @@ def main() -> None:
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     exported = {
-        run: checked(run / "export") if given.kept else tutelage.export(run=run, cache=given.cache)
+        run: checked(run / "export") if given.kept else tutelage.export(run=run, cache=given.cache).to_json()
         for run in given.runs
     }
     print("timing", file=sys.stderr, flush=True)

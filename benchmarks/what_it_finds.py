@@ -65,7 +65,7 @@ def main() -> None:
         for seed in map(int, given.seeds.split(",")):
             settings = settings_of(given.folder, strategy, given.total, seed, given.copies)
             settings |= {"dedup": given.dedup, "out": f"{settings['out']}-{given.dedup}"}
-            result = tutelage.curate(**settings)
+            result = tutelage.curate(**settings).to_json()
             found = found_by(Path(settings["out"]), truth, planted_tar(given.copies))
             about = {"strategy": strategy, "seed": seed, "copies": given.copies, "dedup": given.dedup}
             more = {"near_duplicates": result["near_duplicates"], "distance": result.get("distance")}

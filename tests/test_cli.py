@@ -169,7 +169,8 @@ def test_python_twin_gives_the_same(finished, drawn, tmp_path):
         teacher_weights="scratch", teacher_size=32, student="mobilenetv3-s-050", student_weights="scratch",
         student_size=32, steps=2, batch_size=8, finetune="keep",
     )  # fmt: skip
-    assert timeless(again) == timeless(json.loads(finished[1].stdout))
+    assert timeless(again.to_json()) == timeless(json.loads(finished[1].stdout))
+    assert again.student.test.accuracy == again.to_json()["delivered"]["test"]["accuracy"]
     weights = [path / "finetune" / "weights.safetensors" for path in (finished[0], tmp_path / "run")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
@@ -219,7 +220,7 @@ def test_table(finished, capsys):
 def test_a_very_large_teacher_is_not_timed(finished, drawn, monkeypatch):
     """A teacher beyond TIMED_FLOPS is scored, and not timed; the students are."""
     monkeypatch.setattr("tutelage.commands.evaluate.TIMED_FLOPS", 0)
-    scores = package.evaluate(run=finished[0], target=drawn.target / "test")
+    scores = package.evaluate(run=finished[0], target=drawn.target / "test").to_json()
     assert "latency_ms" not in scores["teacher"]
     assert scores["baseline"]["latency_ms"] == scores["distilled"]["latency_ms"] > 0
 

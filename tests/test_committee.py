@@ -35,7 +35,7 @@ def data(tmp_path_factory) -> Path:
 
 def go(data: Path, name: str, **more) -> dict:
     settings = {"target": str(data / "target"), "gallery": [str(data / "gallery")], **TINY, **more}
-    return tutelage.run(out=str(data / "runs" / name), **settings)
+    return tutelage.run(out=str(data / "runs" / name), **settings).to_json()
 
 
 def about(result: dict, stage: str) -> dict:
@@ -65,6 +65,19 @@ def test_students_that_know_nothing_count_for_nothing():
     labels = np.random.default_rng(0).integers(0, 3, 200)
     found = mixture_of(noisy(labels, 4, 1), noisy(labels, 0, 2), labels, np.arange(200))
     assert (found["weight"], found["temperature"], found["gain"]) == (0.0, 1.0, 0.0)
+
+
+def test_the_students_alone_have_biases_of_their_own():
+    """For masks, --committee only mixes as if the students' weight were 1: with their temperature and their biases."""
+    labels = np.random.default_rng(0).choice(3, 400, p=[0.8, 0.15, 0.05])
+    teacher, students, images = noisy(labels, 4, 1), noisy(labels, 1, 2), np.arange(400)
+    found = {"folds": 5, **mixture_of(teacher, students, labels, images, biased=True)}
+    alone = mixture_of(students, students, labels, images, biased=True)
+    only = Mixture.of(found, "only")
+    assert (only.weight, only.temperature, list(only.bias)) == (1.0, alone["temperature"], alone["bias"])
+    assert np.ptp(only.bias) > 0.5
+    assert list(Mixture.of(found, "auto").bias) == found["bias"] != alone["bias"]
+    assert mixture_of(teacher, students, labels, images)["students_bias"] == []
 
 
 def test_a_gain_within_its_error_is_none():
@@ -113,6 +126,7 @@ def test_the_mixture_is_its_formula():
     mixed = np.exp(Mixture(0.5, 2.0, 4.0)(teacher, students))
     np.testing.assert_allclose(mixed, [np.array([0.1, 0.15, 0.05]) / 0.3], rtol=1e-6)
     np.testing.assert_allclose(np.exp(Mixture()(teacher, None)), [[0.5, 0.25, 0.25]], rtol=1e-6)
+    np.testing.assert_allclose(np.exp(Mixture(1.0)(None, students)), [[0.2, 0.6, 0.2]], rtol=1e-6)
     biased = np.exp(Mixture(0.5, 2.0, 2.0, tuple(np.log([1.0, 2.0, 1.0])))(teacher, students))
     root = np.array([0.1, 0.15, 0.05]) ** 0.25 * [1, 2, 1]
     np.testing.assert_allclose(biased, [root**2 / (root**2).sum()], rtol=1e-6)

@@ -72,7 +72,7 @@ def curate(data: Path, name: str, **more) -> dict:
         "target": str(data / "target"), "gallery": [str(data / "gallery")], "out": str(data / "runs" / name), "budget": 6,
         "strategy": "balanced", "total": 72, **MODELS, **more,
     }  # fmt: skip
-    return tutelage.curate(**settings)
+    return tutelage.curate(**settings).to_json()
 
 
 def chosen(data: Path, name: str) -> list[dict]:

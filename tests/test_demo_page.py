@@ -159,7 +159,7 @@ def test_a_dropped_image_is_classified(tmp_path, width, scheme, resize, baked):
         "glass.png": png(glass), "photo.jpg": png(np.asarray(Image.fromarray(noise(9, 9, 4, 2)).resize((90, 80))), "JPEG"),
     }  # fmt: skip
     bad = {"notes.txt": b"no image", "empty.png": b"", "broken.png": files["red.png"][:60]}
-    page = Path(package.demo_page(export=str(folder), out=str(tmp_path / "page"))["page"])
+    page = Path(package.demo_page(export=str(folder), out=str(tmp_path / "page")).to_json()["page"])
     text = page.read_text(encoding="utf-8")
     assert "<b>red</b>" not in text
     assert "<title>fruit: try it</title>" in text

@@ -62,7 +62,7 @@ def go(data: Path, name: str, **more) -> dict:
         "budget": 4,
         **more,
     }
-    return tutelage.run(task="segmentation", out=str(data / "runs" / name), **settings)
+    return tutelage.run(task="segmentation", out=str(data / "runs" / name), **settings).to_json()
 
 
 def losses_of(result: dict) -> list[float]:
@@ -258,7 +258,7 @@ def test_the_whole_teacher_may_learn(data, monkeypatch):
 def test_other_images_can_be_scored(data, whole):
     """`evaluate --target` scores the models of a run on other images and masks of its classes, and on no others."""
     run = whole["run"]
-    scores = tutelage.evaluate(run=run, target=str(data / "target"))
+    scores = tutelage.evaluate(run=run, target=str(data / "target")).to_json()
     assert scores["delivered"]["test"]["images"] == 13
     (data / "target" / "classes.txt").write_text("a\nb\n")
     try:
@@ -276,8 +276,8 @@ def test_compare(data):
         "methods": ["scratch", "task-oriented"], "budgets": ["4"], "seeds": ["0", "1"],
         **{k: v for k, v in {**MODELS, **SHORT, "steps": 2}.items() if k != "no_baseline"},
     }  # fmt: skip
-    planned = tutelage.compare(**settings, dry_run=True)
-    result = tutelage.compare(**settings)
+    planned = tutelage.compare(**settings, dry_run=True).to_json()
+    result = tutelage.compare(**settings).to_json()
     kept = 2 * sum(path.stat().st_size for path in (study / "cache").glob("outputs-*/mirrored/*.arrow"))
     assert planned["outputs_gibibytes"] * 2**30 == pytest.approx(kept, rel=0.1), (
         "logits of every image and its mirror image, of each seed's teacher"

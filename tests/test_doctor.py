@@ -12,6 +12,7 @@ import pytest
 
 from tutelage.commands import doctor as module
 from tutelage.commands.doctor import advice, doctor
+from tutelage.reporting.table import text_of
 
 HEALTHY = {
     "threads": {"torch": 2, "usable_cores": 2, "omp_wait_policy": "PASSIVE"},
@@ -22,10 +23,10 @@ HEALTHY = {
 }
 
 
-def test_report_is_complete_and_quick(tmp_path, capsys):
-    """Doctor looks at everything, prints one row for each, and ends within ten seconds."""
+def test_report_is_complete_and_quick(tmp_path):
+    """Doctor looks at everything, has one row for each, and ends within ten seconds."""
     start = time.monotonic()
-    found = doctor(cache=str(tmp_path / "not" / "there"))
+    found = doctor(cache=str(tmp_path / "not" / "there")).to_json()
     assert time.monotonic() - start < 10
     assert found["python"] == ".".join(map(str, sys.version_info[:3]))
     assert found["versions"]["torch"]
@@ -33,17 +34,17 @@ def test_report_is_complete_and_quick(tmp_path, capsys):
     assert found["devices"]["cores"] == os.cpu_count()
     assert found["disk_gib"]["cache"] > 0
     assert len(found["weights"]["packages"]) == 3
-    printed = capsys.readouterr().out
+    printed = text_of("doctor", found)
     for row in ("python", "versions", "cpu", "threads", "free disk", "free memory", "hub", "packages", "extras"):
         assert row in printed
     assert not (tmp_path / "not").exists()
 
 
-def test_json_prints_nothing(capsys):
-    """With json the dict is returned and nothing is printed, and it holds nothing that JSON cannot."""
+def test_the_result_is_json(capsys):
+    """The result holds nothing that JSON cannot, and the function prints nothing."""
     import json
 
-    assert json.loads(json.dumps(doctor(json=True)))["advice"] is not None
+    assert json.loads(json.dumps(doctor(json=True).to_json()))["advice"] is not None
     assert capsys.readouterr().out == ""
 
 

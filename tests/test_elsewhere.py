@@ -31,7 +31,7 @@ def curate(task: Task, *embeddings: Path, **more) -> dict:
         "teacher": "efficientnet-lite0", "teacher_weights": "scratch", "teacher_size": 32,
         "student": "mobilenetv3-s-050", "student_size": 32,
     }  # fmt: skip
-    return package.curate(**settings)
+    return package.curate(**settings).to_json()
 
 
 def chosen(task: Task) -> list[dict]:

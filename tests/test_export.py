@@ -239,7 +239,7 @@ def test_bench(finished, monkeypatch):
     """Every model is timed at both batch sizes and numbers of threads, with its size on disk and in memory; predict still works."""
     monkeypatch.setattr(timing, "SECONDS", 0.05)
     monkeypatch.setattr(timing, "LEAST", 3)
-    result = tutelage.benchmark(run=finished.out)
+    result = tutelage.benchmark(run=finished.out).to_json()
     models = {"PyTorch eager", "model.onnx", "model.int8.onnx"}
     threads = {1, result["machine"]["cores"]}
     assert {(row["model"], row["threads"], row["batch"]) for row in result["rows"]} == {
@@ -249,7 +249,12 @@ def test_bench(finished, monkeypatch):
     assert set(result["files"]) == models
     assert result["files"]["model.onnx"]["peak_mib"] < result["files"]["PyTorch eager"]["peak_mib"]
     assert json.loads((finished.out / "export" / "benchmark.json").read_text()) == result
-    assert tutelage.predict(export=finished.out, images=[finished.gallery], out=finished.root / "p.csv")["images"] == 24
+    assert (
+        tutelage.predict(export=finished.out, images=[finished.gallery], out=finished.root / "p.csv").to_json()[
+            "images"
+        ]
+        == 24
+    )
 
 
 def test_bad_input(copy, finished, tmp_path):
@@ -316,14 +321,14 @@ def test_masks(tmp_path):
         )  # fmt: skip
     finally:
         segmentation_heads.STRENGTHS = before
-    about = tutelage.export(run=tmp_path / "run")
+    about = tutelage.export(run=tmp_path / "run").to_json()
     report = json.loads((tmp_path / "run" / "evaluate" / "result.json").read_text())
     proof = about["proof"]["files"]["model.onnx"]
     assert proof["difference"] <= 1e-4
     assert proof["score"] == pytest.approx(report["delivered"]["test"]["miou"], abs=1e-3)
     result = tutelage.predict(
         export=tmp_path / "run", images=[data / "target" / "images" / "test"], out=tmp_path / "p.csv", model="float"
-    )
+    ).to_json()
     rows = rows_of(tmp_path / "p.csv")
     assert list(rows[0]) == ["path", "mask", *(f"share_{name}" for name in CLASSES)]
     assert result["masks"] == str(tmp_path / "p")

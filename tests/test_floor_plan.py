@@ -35,6 +35,7 @@ ROOMS = (
     "progress",
     "run_folder",
     "settings",
+    "results",
     "errors",
     "image_size",
     "environment",

@@ -45,7 +45,7 @@ def data(tmp_path_factory) -> Path:
 
 def go(data: Path, name: str, **more) -> dict:
     settings = {"target": str(data / "target"), "gallery": [str(data / "gallery")], **SMALL, **more}
-    return tutelage.run(out=str(data / "runs" / name), **settings)
+    return tutelage.run(out=str(data / "runs" / name), **settings).to_json()
 
 
 def student_of(result: dict) -> dict[str, np.ndarray]:
@@ -215,7 +215,7 @@ def test_preset_paper(data, tmp_path):
     (tmp_path / "own.toml").write_text('preset = "paper"\nfinetune = "head"\nlabel-share = 0.25\nsteps = 2\n')
     own = {name: value for name, value in SMALL.items() if name not in ("committee", "finetune", "steps")}
     given = {"target": str(data / "target"), "gallery": [str(data / "gallery")], "config": str(tmp_path / "own.toml")}
-    result = tutelage.run(out=str(tmp_path / "run"), **given, **own, label_share=0.0)
+    result = tutelage.run(out=str(tmp_path / "run"), **given, **own, label_share=0.0).to_json()
     kept = tomllib.loads((tmp_path / "run" / "settings.toml").read_text())["settings"]
     assert {name: kept[name] for name in PAPER} == PAPER
     assert (kept["preset"], kept["finetune"], kept["steps"]) == ("paper", "head", 2)
@@ -287,8 +287,8 @@ def test_evaluate_on_new_images(data):
     """`evaluate --target` scores a finished run on other labelled images, and leaves the run as it was."""
     result = go(data, "evaluated")
     before = (Path(result["run"]) / "evaluate" / "result.json").read_bytes()
-    again = tutelage.evaluate(run=result["run"], target=str(data / "target" / "test"))
-    new = tutelage.evaluate(run=result["run"], target=str(data / "target" / "train"))
+    again = tutelage.evaluate(run=result["run"], target=str(data / "target" / "test")).to_json()
+    new = tutelage.evaluate(run=result["run"], target=str(data / "target" / "train")).to_json()
     assert again["distilled"]["test"] == result["distilled"]["test"]
     assert new["test_images"] == 24
     assert (Path(result["run"]) / "evaluate" / "result.json").read_bytes() == before

@@ -102,7 +102,7 @@ def test_what_a_run_was_made_with(finished):
     given = {name: None if value == "default" else value for name, value in kept["settings"].items()}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "7")
-        assert len(package.run(**given)["reused"]) == 7
+        assert len(package.run(**given).to_json()["reused"]) == 7
     assert Run(finished.out).settings() == kept
 
 
@@ -293,7 +293,9 @@ def test_the_committee_in_words():
         name: {"log_loss": loss, "accuracy": 0.5}
         for name, loss in (("teacher", 0.9), ("students", 1.2), ("committee", 0.8))
     }
-    found = {"folds": 5, "steps": 60, "weight": 0.3, "gain": 0.1, "standard_error": 0.04, "held_out": scores}
+    found = {
+        "folds": 5, "steps": 60, "weight": 0.3, "gain": 0.1, "standard_error": 0.04, "held_out": scores, "bias": [],
+    }  # fmt: skip
     mixed = committee({"committee": found}, {})
     assert "5 students" in mixed["said"]
     assert "weight 0.3: with it, the log loss on held-out labels is lower by 0.100 ± 0.040" in mixed["said"]
@@ -301,6 +303,9 @@ def test_the_committee_in_words():
     assert mixed["rows"][2] == ["committee", "", "0.800", "0.500"]
     assert "the teacher's only" in committee({"committee": {**found, "weight": 0.0}}, {})["said"]
     assert "the students only" in committee({"committee": found}, {"committee": "only"})["said"]
+    masks = committee({"committee": {**found, "bias": [0.1, -0.2]}}, {})
+    assert "held-out pixels has been met by a bias" in masks["said"]
+    assert masks["head"][-1] == "pixels"
     for nothing in (None, {"teacher": None, "students": None, "committee": None}):
         assert "no weights could be chosen" in committee({"committee": {**found, "held_out": nothing}}, {})["said"]
     assert committee({}, {}) == {}

@@ -32,7 +32,7 @@ STAGES = ("curate", "adapt", "committee", "distill", "baseline", "finetune", "ev
 def curate(task: Task, **more) -> dict:
     """The transfer set of the tiny task."""
     settings = {"target": str(task.target), "gallery": [str(task.gallery)], "out": str(task.out)}
-    return tutelage.curate(**settings, teacher="efficientnet-lite0", teacher_size=32, student_size=32, **more)
+    return tutelage.curate(**settings, teacher="efficientnet-lite0", teacher_size=32, student_size=32, **more).to_json()
 
 
 def run(task: Task, **more) -> dict:
@@ -40,7 +40,7 @@ def run(task: Task, **more) -> dict:
     settings = {"target": str(task.target), "gallery": [str(task.gallery)], "out": str(task.out), "no_baseline": True}
     models = {"teacher": "efficientnet-lite0", "teacher_size": 32, "student": "mobilenetv3-s-050", "student_size": 32}
     short = {"student_weights": "scratch", "committee": "none", "steps": 1, "batch_size": 8, "finetune": "keep"}
-    return tutelage.run(**settings, **models, **short, **more)
+    return tutelage.run(**settings, **models, **short, **more).to_json()
 
 
 def finished(path: Path, curated: str = "now") -> Run:

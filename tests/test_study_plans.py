@@ -37,7 +37,7 @@ def study(task: Task, out: Path, **more) -> dict:
     data = {"target": str(task.target), "gallery": [str(task.gallery)]}
     return tutelage.compare(
         **data, **GIVEN, **SHORT, out=str(out), budgets=["2"], seeds=["0"], methods=["scratch"], **more
-    )
+    ).to_json()
 
 
 def test_results_of_other_data_are_refused(task, tmp_path):
@@ -143,8 +143,8 @@ def test_an_arm_with_a_gallery_of_its_own(task, tmp_path):
         "budgets": ["2"], "seeds": ["0"],
         "target": str(task.target), "gallery": [str(task.gallery)], "out": str(tmp_path / "study"),
     }  # fmt: skip
-    first = tutelage.compare(**own, **GIVEN, **SHORT)
-    again = tutelage.compare(**own, **GIVEN, **SHORT)
+    first = tutelage.compare(**own, **GIVEN, **SHORT).to_json()
+    again = tutelage.compare(**own, **GIVEN, **SHORT).to_json()
     assert first["runs"] == again["runs"]
     assert not again["failed"]
     kept = {

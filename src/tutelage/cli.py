@@ -6,6 +6,7 @@ import errno
 import importlib
 import inspect
 import json
+import logging
 import os
 import shlex
 import shutil
@@ -17,6 +18,7 @@ from typing import Any
 
 from tutelage.device import prepare_process
 from tutelage.errors import TutelageError, did_you_mean, raise_all, rendered
+from tutelage.progress import logger, main_process
 from tutelage.version import __version__
 
 # command -> module of its function, whose signature defines the command's settings
@@ -76,12 +78,14 @@ def call(words: list[str]) -> int:
         the exit code.
     """
     given: dict[str, Any] = {}
+    level = logger.level
     try:
-        function, given = _parsed(words)
+        logger.setLevel(_level("--quiet" in words))
+        function, given = _parsed([word for word in words if word != "--quiet"])
         if function is None:
             return 0
         result = function(**given)
-        _show(function.__name__, result, bool(given.get("json")))
+        _show(function.__name__, result.to_json(), bool(given.get("json")))
         return 0
     except TutelageError as error:
         print(rendered(error), file=sys.stderr)
@@ -98,6 +102,18 @@ def call(words: list[str]) -> int:
             raise
         print(rendered(_disk_fault(error, given)), file=sys.stderr)
         return 2
+    finally:
+        logger.setLevel(level)
+
+
+def _level(quiet: bool) -> int:
+    """Return the level of the log: WARNING with --quiet, else that of TUTELAGE_LOG, INFO by default."""
+    name = "WARNING" if quiet else os.environ.get("TUTELAGE_LOG") or "INFO"
+    levels = logging.getLevelNamesMapping()
+    if name.upper() not in levels:
+        near = did_you_mean(name, [*levels])
+        raise TutelageError(f"TUTELAGE_LOG={name} is not a level of logging", near or "use INFO or WARNING")
+    return levels[name.upper()]
 
 
 def _disk_fault(error: OSError, given: dict[str, Any]) -> TutelageError:
@@ -128,7 +144,8 @@ def _parsed(words: list[str]) -> tuple[Callable[..., Any] | None, dict[str, Any]
     words = _with_flags(words)
     app = cyclopts.App(
         name="tutelage", version=__version__, help_format="plaintext", version_flags=["--version"],
-        help="Turn a few labelled images and many unlabelled ones into a small, fast vision model, distilled from a foundation model.",
+        help="Turn a few labelled images and many unlabelled ones into a small, fast vision model, distilled from a foundation model. "
+        "--quiet with any command prints warnings and errors only.",
     )  # fmt: skip
     names = [words[0]] if words and words[0] in COMMANDS else list(COMMANDS)
     for name in names:  # for one command, only its own function is imported
@@ -199,7 +216,6 @@ def _check_flags(words: list[str]) -> None:
 
 def _show(command: str, result: Any, as_json: bool) -> None:
     """Print the result to stdout: one JSON object, or a table."""
-    from tutelage.progress import main_process
     from tutelage.reporting.table import text_of
 
     if result is None or not (main_process() or "shard" in result):  # each process of a job array prints its share
@@ -207,6 +223,4 @@ def _show(command: str, result: Any, as_json: bool) -> None:
     if as_json:
         print(json.dumps(result))
         return
-    text = text_of(command, result)
-    if text:
-        print(text)
+    print(text_of(command, result))

@@ -1,12 +1,17 @@
-"""Progress messages for the user: bars on a terminal, plain lines elsewhere; always on stderr."""
+"""Messages for the user and the progress of work, through the logger `tutelage`: on stderr, bars on a terminal, plain lines elsewhere.
+
+The logger has level INFO. The command line takes another from TUTELAGE_LOG or --quiet; in Python, set that of the logger.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import TextIO
 
 PLAIN_EVERY = 15.0  # seconds between plain lines
 SHOWN_AFTER = 1.0  # seconds; work that finishes sooner prints no line
@@ -17,6 +22,26 @@ GROUP = (
     "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS",
     *(f"{mpi}_COMM_WORLD_{name}" for mpi in ("OMPI", "MV2") for name in ("SIZE", "LOCAL_RANK", "LOCAL_SIZE")),
 )  # fmt: skip
+
+
+class _Stderr(logging.StreamHandler):
+    """A handler that writes to the stderr of the moment, in the main process only."""
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, stream: TextIO) -> None: ...
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return main_process() and bool(super().filter(record))
+
+
+logger = logging.getLogger("tutelage")
+logger.addHandler(_Stderr())
+logger.setLevel(logging.INFO)
+logger.propagate = False
 
 
 def main_process() -> bool:
@@ -40,9 +65,8 @@ def on_its_own() -> Iterator[None]:
 
 
 def say(text: str) -> None:
-    """Print one line for the user on stderr, in the main process only."""
-    if main_process():
-        print(text, file=sys.stderr, flush=True)
+    """Log one line for the user."""
+    logger.info(text)
 
 
 def duration(seconds: float) -> str:
@@ -66,7 +90,7 @@ def progress(what: str, total: int, done: int = 0, unit: str = "images") -> Iter
     Yields:
         advance(n): call it after n more units.
     """
-    if not main_process():
+    if not main_process() or not logger.isEnabledFor(logging.INFO):
         yield lambda n: None
     elif sys.stderr.isatty():
         with _bar(what, total, done, unit) as advance:

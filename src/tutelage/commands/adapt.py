@@ -16,6 +16,7 @@ import numpy as np
 
 from tutelage.pipeline.stage import HELD_OUT_LOGITS, open_run, write_metrics
 from tutelage.progress import progress, say
+from tutelage.results import AdaptationResult
 from tutelage.run_folder import atomic_write, hash_of
 from tutelage.settings import command, identity
 from tutelage.settings.commands import AdaptSettings
@@ -29,12 +30,8 @@ THE_TEACHER = ("teacher", "teacher_weights", "teacher_size", "teacher_window")  
 
 
 @command(AdaptSettings)
-def adapt(settings: AdaptSettings) -> dict[str, Any]:
-    """Adapt the teacher to the task: fit a head on the labelled images, or fine-tune the whole network.
-
-    Returns:
-        result of the stage: mode, validation scores, strength, temperature, seconds.
-    """
+def adapt(settings: AdaptSettings) -> AdaptationResult:
+    """Adapt the teacher to the task: fit a head on the labelled images, or fine-tune the whole network."""
     from tutelage.data.manifest import load_task
     from tutelage.device import accelerator
     from tutelage.models.adapted_teacher import MOST
@@ -49,7 +46,7 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
         seen_at = [encoder.size, encoder.window] if encoder.window else encoder.size
         inputs = hash_of(["adapt", curated["outputs"], encoder.hash, seen_at, identity(settings, THE_TEACHER)])
         if done := run.done("adapt", inputs):
-            return {**done, "reused": True}
+            return AdaptationResult(**done, reused=True)
         clock, task = run.clock("adapt"), load_task(run.path, cache_dir)
         hardware, kind = accelerator(settings.device, settings.precision), task_of(task.task)
         work = _Work(kind, task, encoder, cache_dir, settings, hardware, clock)
@@ -95,7 +92,7 @@ def adapt(settings: AdaptSettings) -> dict[str, Any]:
             "validated_on": work.validated_on, "labels": len(task.train) + (len(task.val) if task.val else 0),
             "seconds": seconds, "compute_cost": work.meter.entry(run.path / "adapt", seconds),
         }  # fmt: skip
-        return run.finish("adapt", inputs, result)
+        return AdaptationResult(**run.finish("adapt", inputs, result))
 
 
 class _Work:

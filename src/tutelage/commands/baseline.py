@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from tutelage.pipeline.stage import MetricsLog, checkpoint_steps, file_hash, open_run, save_weights, training_steps
+from tutelage.results import StudentResult
 from tutelage.run_folder import hash_of
 from tutelage.settings import command, identity
 from tutelage.settings.commands import BaselineSettings
 
 
 @command(BaselineSettings)
-def baseline(settings: BaselineSettings) -> dict[str, Any]:
-    """Train the baseline: the same student on the labels only, for as many steps as the distilled student.
-
-    Returns:
-        result of the stage: steps, images seen, seconds.
-    """
+def baseline(settings: BaselineSettings) -> StudentResult:
+    """Train the baseline: the same student on the labels only, for as many steps as the distilled student."""
     from tutelage.compute_cost import CostMeter
     from tutelage.data.manifest import load_task
     from tutelage.device import accelerator, training_flops
@@ -31,7 +26,7 @@ def baseline(settings: BaselineSettings) -> dict[str, Any]:
         kind = task_of(curated["task"])
         inputs = hash_of(["baseline", curated["outputs"], identity(settings, kind.UNUSED)])
         if done := run.done("baseline", inputs):
-            return {**done, "reused": True}
+            return StudentResult(**done, reused=True)
         clock, task, hardware = (
             run.clock("baseline"),
             load_task(run.path, cache_dir),
@@ -56,4 +51,4 @@ def baseline(settings: BaselineSettings) -> dict[str, Any]:
             "images_seen": total * settings.batch_size, "loss": metrics.last, "seconds": seconds,
             "compute_cost": meter.entry(run.path / "baseline", seconds),
         }  # fmt: skip
-        return run.finish("baseline", inputs, result)
+        return StudentResult(**run.finish("baseline", inputs, result))

@@ -10,6 +10,7 @@ from typing import Any
 
 from tutelage.image_size import sides
 from tutelage.pipeline.finished_exports import export_folder, finished
+from tutelage.results import BenchmarkResult
 from tutelage.run_folder import read_json, write_json
 from tutelage.settings import command
 from tutelage.settings.commands import BenchmarkSettings
@@ -45,13 +46,8 @@ torch.set_grad_enabled(False)
 
 
 @command(BenchmarkSettings)
-def benchmark(settings: BenchmarkSettings) -> dict[str, Any]:
-    """Time the student of an exported run: batch sizes 1 and 32, one thread and all, PyTorch against the exported files.
-
-    Returns:
-        {"machine", "size", "rows": [{"model", "threads", "batch", "median_ms", "p95_ms", "times_as_fast"}], "files": {name: {"bytes",
-        "peak_mib"}}}; also in RUN/export/benchmark.json.
-    """
+def benchmark(settings: BenchmarkSettings) -> BenchmarkResult:
+    """Time the student of an exported run: batch sizes 1 and 32, one thread and all, PyTorch against the exported files."""
     import torch
 
     from tutelage.deploy import runtime
@@ -82,7 +78,7 @@ def benchmark(settings: BenchmarkSettings) -> dict[str, Any]:
     added = read_json(folder / runtime.EXPORT)
     write_json(folder / "benchmark.json", result)
     write_json(folder / runtime.EXPORT, {**added, "added": ["benchmark.json"]})
-    return result
+    return BenchmarkResult(**result)
 
 
 def _timed(

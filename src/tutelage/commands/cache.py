@@ -5,9 +5,9 @@ from __future__ import annotations
 import shutil
 import time
 from pathlib import Path
-from typing import Any
 
 from tutelage.errors import TutelageError
+from tutelage.results import CacheResult
 from tutelage.run_folder import read_json
 from tutelage.settings import command
 from tutelage.settings.commands import CacheSettings
@@ -16,13 +16,10 @@ KINDS = ("images-", "masks-", "outputs-", "embeddings-")  # what folders are nam
 
 
 @command(CacheSettings)
-def cache(settings: CacheSettings) -> dict[str, Any]:
+def cache(settings: CacheSettings) -> CacheResult:
     """List what the cache holds: decoded images, teacher outputs, embeddings; `--prune DAYS` removes those unused for so many days.
 
     Nothing is lost for good: a run recomputes what is missing.
-
-    Returns:
-        {"cache", "entries": [{"name", "what", "gib", "days"}], "gib", "removed"}.
     """
     folder = Path(settings.cache or "cache")
     if not folder.is_dir():
@@ -36,11 +33,4 @@ def cache(settings: CacheSettings) -> dict[str, Any]:
         if settings.prune is not None and days >= settings.prune:
             shutil.rmtree(path)
             removed.append(path.name)
-    if not settings.json:
-        for entry in entries:
-            gone = "  removed" if entry["name"] in removed else ""
-            print(
-                f"{entry['gib']:9.3f} GiB  used {entry['days']:5.1f} days ago  {entry['what']}  ({entry['name']}){gone}"
-            )
-        print(f"{sum(e['gib'] for e in entries):9.3f} GiB in {folder}")
-    return {"cache": str(folder), "entries": entries, "gib": sum(e["gib"] for e in entries), "removed": removed}
+    return CacheResult(cache=str(folder), entries=entries, gib=sum(e["gib"] for e in entries), removed=removed)

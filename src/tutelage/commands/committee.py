@@ -20,24 +20,21 @@ from tutelage.distillation.mixture import mixture_of
 from tutelage.metrics import log_softmax
 from tutelage.pipeline.stage import HELD_OUT_LOGITS, checkpoint_steps, file_hash, open_run, save_weights, training_steps
 from tutelage.progress import say
+from tutelage.results import CommitteeResult
 from tutelage.run_folder import Clock, Run, atomic_write, hash_of
 from tutelage.settings import command, identity
 from tutelage.settings.commands import CommitteeSettings
 
 UNJUDGED = {  # where no label can be held out: the teacher only
-    "folds": 0, "weight": 0.0, "temperature": 1.0, "bias": None, "students_temperature": 1.0, "gain": 0.0, "standard_error": 0.0,
-    "held_out": None,
+    "folds": 0, "weight": 0.0, "temperature": 1.0, "bias": [], "students_temperature": 1.0, "students_bias": [], "gain": 0.0,
+    "standard_error": 0.0, "held_out": None,
 }  # fmt: skip
 ROWS = 2**16  # held-out pixels, evenly spaced, on which the weight is chosen
 
 
 @command(CommitteeSettings)
-def committee(settings: CommitteeSettings) -> dict[str, Any]:
-    """Train students on parts of the labels, and choose their weight beside the adapted teacher.
-
-    Returns:
-        result of the stage: weight of the students, temperature, held-out scores of each member and of the mixture, seconds.
-    """
+def committee(settings: CommitteeSettings) -> CommitteeResult:
+    """Train students on parts of the labels, and choose their weight beside the adapted teacher."""
     from tutelage.data.label_budget import folds
     from tutelage.data.manifest import load_task
     from tutelage.device import accelerator
@@ -49,7 +46,7 @@ def committee(settings: CommitteeSettings) -> dict[str, Any]:
         grid = kind.member_grid(settings, curated["images"]["transfer"], len(curated["classes"]))
         inputs = hash_of(["committee", curated["outputs"], adapted["outputs"], grid, identity(settings, kind.UNUSED)])
         if done := run.done("committee", inputs):
-            return {**done, "reused": True}
+            return CommitteeResult(**done, reused=True)
         clock, task, hardware = (
             run.clock("committee"),
             load_task(run.path, cache_dir),
@@ -74,11 +71,11 @@ def committee(settings: CommitteeSettings) -> dict[str, Any]:
         log_committee(found, int(np.sum(fair.reshape(len(fair), -1).any(axis=1))))
         seconds = clock.stop()
         result = {
-            "outputs": hash_of([inputs, file_hash(path) if about else None]), "curated": curated["outputs"], "steps": total, **found,
-            "images_seen": round(meter.trained), "student": about, "seconds": seconds,
+            "outputs": hash_of([inputs, file_hash(path) if about else None]), "curated": curated["outputs"], "steps": total, "grid": grid,
+            **found, "images_seen": round(meter.trained), "student": about, "seconds": seconds,
             "compute_cost": meter.entry(run.path / "committee", seconds),
         }  # fmt: skip
-        finished = run.finish("committee", inputs, result)
+        finished = CommitteeResult(**run.finish("committee", inputs, result))
         for kept in sorted((run.path / "committee").glob("fold-*.npz")):
             kept.unlink()
         return finished

@@ -17,6 +17,7 @@ from tutelage.commands.run import walk
 from tutelage.errors import TutelageError
 from tutelage.pipeline.stage import open_run, settings_of
 from tutelage.progress import duration, processes, say
+from tutelage.results import StudyEstimate, StudyResult
 from tutelage.run_folder import DEFAULT, STUDY, folder_name, toml, write_text
 from tutelage.settings import command, declared, resolve
 from tutelage.settings.commands import CompareSettings, RunSettings
@@ -42,13 +43,10 @@ NOT_AN_ARMS = (
 
 
 @command(CompareSettings)
-def compare(settings: CompareSettings) -> dict[str, Any]:
+def compare(settings: CompareSettings) -> StudyResult | StudyEstimate:
     """Compare methods, label budgets and seeds on your own data, with all compute counted, and write one page of results.
 
     After an interruption the same command resumes. A failed method does not stop the others.
-
-    Returns:
-        {"study", "page", "runs": one row each, "failed": {run: reason}, "table": means and spreads}.
     """
     of_runs = declared(RunSettings)
     started, folder = time.monotonic(), Path(settings.out)
@@ -82,7 +80,7 @@ def compare(settings: CompareSettings) -> dict[str, Any]:
     if settings.dry_run:
         from tutelage.study.cost_estimate import estimate
 
-        return estimate(work, todo, impossible)
+        return StudyEstimate(**estimate(work, todo, impossible))
     about = {
         "methods": [variant.name for variant in chosen], "budgets": amounts, "seeds": draws, "set": settings.set, "match": settings.match,
         "results": str(kept.absolute()) if settings.results else "",
@@ -110,7 +108,7 @@ def compare(settings: CompareSettings) -> dict[str, Any]:
     work.say_what_it_is(about, failed)
     summary = write_study(folder)
     say(f"done in {duration(time.monotonic() - started)}; open {summary['page']}")
-    return summary
+    return StudyResult(**summary)
 
 
 def budgets_of(variants: list[Variant], budgets: list[int]) -> list[int]:
@@ -193,7 +191,8 @@ class _Study:
             if self.match == "flops" or variant.method.times > 1:
                 from tutelage.study.cost_estimate import steps_of
 
-                count = curate(**settings_of(curate, settings))["images"]["transfer"]
+                curate(**settings_of(curate, settings))
+                count = run.result("curate", "compare")["images"]["transfer"]
                 settings = replace(settings, epochs=None, steps=steps_of(variant, settings, count, self.match))
             walk(run, variant.method.stages, settings)
             return write_record(self.kept, run, variant.method, self.identity(variant, budget, seed))

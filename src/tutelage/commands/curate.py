@@ -18,6 +18,7 @@ from tutelage.errors import TutelageError
 from tutelage.pipeline.preflight import strategy_of
 from tutelage.pipeline.stage import open_run
 from tutelage.progress import progress, say
+from tutelage.results import CurationResult, ShardResult
 from tutelage.run_folder import Run, hash_of
 from tutelage.settings import command, identity
 from tutelage.settings.commands import CurateSettings
@@ -32,12 +33,8 @@ KNOWN_BY_CONTENT = {  # settings that hashes of the images, the labels and the e
 
 
 @command(CurateSettings)
-def curate(settings: CurateSettings) -> dict[str, Any]:
-    """Choose the transfer set that the student is trained on: the labelled images, and gallery images near them.
-
-    Returns:
-        result of the stage: classes, counts, similarities, duplicates and leaks, distances, hashes, seconds.
-    """
+def curate(settings: CurateSettings) -> CurationResult | ShardResult:
+    """Choose the transfer set that the student is trained on: the labelled images, and gallery images near them."""
     from tutelage.curation.candidates import fill_pool, nothing_left
     from tutelage.curation.curation_outputs import log_transfer_set
     from tutelage.curation.embedders import GalleryEmbedder
@@ -66,7 +63,7 @@ def curate(settings: CurateSettings) -> dict[str, Any]:
             target_set.splits.tolist(), target_set.labels.tolist(), target_set.groups.tolist()
         ])  # fmt: skip
         if done := run.done("curate", inputs):
-            return {**done, "reused": True}
+            return CurationResult(**done, reused=True)
         given = data_of(target_set, listed.refs)
         log_changed_data(run, given)
         clock = run.clock("curate")
@@ -153,7 +150,7 @@ class _Chosen:
         self.choice, self.passed = choose(self.pool, queries.vectors, wish, leaks)
         self.queries, self.wanted = queries, wish.wanted if wanted is not None else 0
 
-    def finish(self, inputs: str, store, leaks, twice: int, rejected: int, listed: int) -> dict[str, Any]:
+    def finish(self, inputs: str, store, leaks, twice: int, rejected: int, listed: int) -> CurationResult:
         """Decode the chosen images, and write manifests, leaks, montage and result."""
         from tutelage.curation import curation_outputs as written
         from tutelage.curation.vectors import Vectors
@@ -195,7 +192,7 @@ class _Chosen:
             "duplicates": twice, "near_duplicates": self.passed, "rejected": rejected, **summary,
             **labelled.target.about(labelled.drawn), "seconds": self.clock.stop()
         }  # fmt: skip
-        return self.run.finish("curate", inputs, result)
+        return CurationResult(**self.run.finish("curate", inputs, result))
 
 
 def unsure(
@@ -219,13 +216,10 @@ def unsure(
     return -(probabilities * np.log(np.maximum(probabilities, 1e-12))).sum(axis=1)
 
 
-def embed_share(shard: str, settings: CurateSettings) -> dict[str, Any]:
+def embed_share(shard: str, settings: CurateSettings) -> ShardResult:
     """Embed one share of the gallery into the cache; the run folder is left unchanged.
 
     The processes of a job array need not know each other: no process group is started, and each prints what it does.
-
-    Returns:
-        {"shard", "images", "embedded", "seconds"}.
     """
     from tutelage.curation.embedders import GalleryEmbedder
     from tutelage.data.gallery import list_gallery
@@ -242,9 +236,5 @@ def embed_share(shard: str, settings: CurateSettings) -> dict[str, Any]:
         _, pieces, embedded = GalleryEmbedder.of(settings, cache).embedded(refs, settings, share)
         mine = sum(len(piece.refs) for piece in pieces[share[0] :: share[1]])
         say(f"share {share[0]} of {share[1]}: {mine:,} of {len(refs):,} images, {embedded:,} of them embedded now")
-    return {
-        "shard": f"{share[0]}/{share[1]}",
-        "images": mine,
-        "embedded": embedded,
-        "seconds": time.monotonic() - start,
-    }
+    taken = time.monotonic() - start
+    return ShardResult(shard=f"{share[0]}/{share[1]}", images=mine, embedded=embedded, seconds=taken)

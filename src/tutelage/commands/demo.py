@@ -14,6 +14,7 @@ from typing import Any
 from tutelage.commands.run import run
 from tutelage.progress import duration, progress, say
 from tutelage.reporting.table import models_of, scores_table
+from tutelage.results import DemoResult
 from tutelage.settings import command
 from tutelage.settings.commands import DemoSettings
 
@@ -25,12 +26,8 @@ SETTINGS: dict[str, Any] = {
 
 
 @command(DemoSettings)
-def demo(settings: DemoSettings) -> dict[str, Any]:
-    """Run the main job on emoji: 10 labels in each of 9 categories, 500 test images, the rest unlabelled.
-
-    Returns:
-        what `run` returns, with the scores of logistic regression on pixels as "pixels" and the table as "text".
-    """
+def demo(settings: DemoSettings) -> DemoResult:
+    """Run the main job on emoji: 10 labels in each of 9 categories, 500 test images, the rest unlabelled."""
     from tutelage.data.emoji import draw_emoji
 
     started, folder = time.monotonic(), Path(settings.out)
@@ -48,7 +45,7 @@ def demo(settings: DemoSettings) -> dict[str, Any]:
         target=str(drawn.target), gallery=[str(drawn.gallery), str(drawn.target / "train")], budget=BUDGET,
         out=str(folder / f"run-{'smoke-' if settings.smoke else ''}{settings.seed}"), cache=str(folder / "cache"),
         seed=settings.seed, smoke=settings.smoke, **SETTINGS,
-    )  # fmt: skip
+    ).to_json()  # fmt: skip
     result["pixels"] = pixels_and_logistic_regression(Path(result["run"]), folder / "cache")
     models = models_of(result)
     order = [name for name in ("baseline", "distilled", "delivered", "teacher", "committee") if name in models]
@@ -62,7 +59,7 @@ def demo(settings: DemoSettings) -> dict[str, Any]:
         f"montage   {result['run']}/curate/montage.jpg: look at it, it shows the transfer set\n"
         f"images    {folder / 'data'}"
     )
-    return result
+    return DemoResult(**result)
 
 
 def pixels_and_logistic_regression(run: Path, cache: Path, size: int = 16) -> dict[str, Any]:

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from tutelage.pipeline.finished_exports import export_folder
 from tutelage.progress import say
+from tutelage.results import PageResult
 from tutelage.settings import command
 from tutelage.settings.commands import DemoPageSettings
 
 
 @command(DemoPageSettings)
-def demo_page(settings: DemoPageSettings) -> dict[str, Any]:
-    """Write OUT/index.html, which classifies images dropped on it: model, labels and runtime are inside, nothing is downloaded.
-
-    Returns:
-        {"page", "megabytes"}: path and size of the page.
-    """
+def demo_page(settings: DemoPageSettings) -> PageResult:
+    """Write OUT/index.html, which classifies images dropped on it: model, labels and runtime are inside, nothing is downloaded."""
     from tutelage.deploy import browser
 
     # a port in use is reported before the work starts
@@ -28,7 +24,7 @@ def demo_page(settings: DemoPageSettings) -> dict[str, Any]:
         if server is not None:
             server.server_close()
         raise
-    result = {"page": str(page), "megabytes": round(page.stat().st_size / 1e6, 1)}
+    result = PageResult(page=str(page), megabytes=round(page.stat().st_size / 1e6, 1))
     if server is None:
         say(f"open {page}")
         return result

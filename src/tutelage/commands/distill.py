@@ -9,41 +9,217 @@ their true labels. `--objective` selects other ways to distil, with which this m
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tutelage.errors import TutelageError
-from tutelage.pipeline.preflight import WITHOUT_TARGETS
+from tutelage.image_size import sides
 from tutelage.pipeline.stage import MetricsLog, checkpoint_steps, file_hash, open_run, save_weights, training_steps
 from tutelage.progress import progress, say
+from tutelage.results import DistillationResult
 from tutelage.run_folder import Clock, Run, hash_of
 from tutelage.settings import command, identity
-from tutelage.settings.commands import DistillSettings
+from tutelage.settings.commands import WITHOUT_TARGETS, DistillSettings
 from tutelage.tasks import peak_rate
 
 if TYPE_CHECKING:
-    import numpy as np
+    from torch import nn
 
+    from tutelage.compute_cost import CostMeter
+    from tutelage.data.manifest import TaskData
+    from tutelage.distillation.targets import Targets, TeacherOutputs
+    from tutelage.features.view_batches import ViewSettings
+    from tutelage.models.students import Student
 
 LEARNT_ON = 1000  # images of the transfer set on which student and targets are compared
 
 
 @command(DistillSettings)
-def distill(settings: DistillSettings) -> dict[str, Any]:
-    """Distil the targets into the student, on the transfer set.
-
-    Returns:
-        result of the stage: steps, images seen, labelled images in a batch, loss, seconds for the targets and for training.
-    """
+def distill(settings: DistillSettings) -> DistillationResult:
+    """Distil the targets into the student, on the transfer set."""
     from tutelage.device import accelerator
 
     with open_run(settings, together=True) as (run, cache_dir):
-        job = _Job(run, cache_dir, settings)
+        job = _distillation(run, cache_dir, settings)
         hardware = accelerator(settings.device, settings.precision)
         with hardware.main_process_first():  # it may copy the stage from another run of a study
             done = run.done("distill", job.inputs)
-        return {**done, "reused": True} if done else job.run_stage(hardware)
+        if done:
+            return DistillationResult(**done, reused=True)
+        _distil(job, hardware)
+        return DistillationResult(**run.result("distill", "distill"))
+
+
+@dataclass(frozen=True)
+class _Distillation:
+    """What a distillation depends on.
+
+    curated, adapted, committee: results of earlier stages; None where there is no teacher (`dino`), or where the targets are not a
+    committee's. inputs: hash of all that the student depends on. labelled: number of labelled images in a batch. looks: the views of an
+    image on which the teacher runs. level: index of the first of the task's kinds of outputs that fits the cache limit; None: the teacher
+    runs at every step.
+    """
+
+    run: Run
+    cache_dir: Path
+    settings: DistillSettings
+    kind: Any
+    curated: dict[str, Any]
+    adapted: dict[str, Any] | None
+    committee: dict[str, Any] | None
+    inputs: str
+    labelled: int
+    views: ViewSettings
+    looks: tuple[int, ...]
+    level: int | None
+
+    @property
+    def label_free(self) -> bool:
+        """Whether the student learns nothing from the labels."""
+        return self.settings.objective in WITHOUT_TARGETS and not self.labelled
+
+
+def _distillation(run: Run, cache_dir: Path, settings: DistillSettings) -> _Distillation:
+    from tutelage.distillation.distill_loop import labelled_images
+    from tutelage.features.output_cache import gibibytes
+    from tutelage.tasks import task_of
+
+    curated, objective = run.result("curate", "distill"), settings.objective
+    kind, images = task_of(curated["task"]), curated["images"]
+    adapted = None if objective == "dino" else run.result("adapt", "distill")
+    mixed = objective not in WITHOUT_TARGETS and settings.committee != "none"
+    labelled, level, views = 0, 0, kind.views(settings)
+    looks = (
+        views.looks[:1] if objective == "task-agnostic" else views.looks
+    )  # features are matched of the whole image only
+    if adapted is not None:
+        labelled = labelled_images(settings.label_share, images["train"], images["transfer"], settings.batch_size)
+        sizes = (gibibytes(images["transfer"], len(looks), width) for width in kind.widths(adapted, settings))
+        level = next((i for i, size in enumerate(sizes) if size <= settings.cache_limit), None)
+    job = _Distillation(
+        run, cache_dir, settings, kind, curated, adapted, run.result("committee", "distill") if mixed else None, "", labelled,
+        views, looks, level,
+    )  # fmt: skip
+    return replace(job, inputs=_identity(job))
+
+
+def _identity(job: _Distillation) -> str:
+    """Return the hash of all that the student depends on; label-free objectives depend on the images only, not on their labels."""
+    from tutelage.data.manifest import transfer_keys
+
+    images, teacher = job.curated["outputs"], job.adapted
+    if job.label_free:
+        images = hash_of([b"".join(sorted(transfer_keys(job.run.path))).hex(), len(job.curated["classes"])])
+    if teacher is not None:
+        about = teacher["teacher"]
+        window = [about["window"]] if about.get("window") else []
+        frozen = [about["hash"], about["size"], *window]
+        teacher = frozen if job.settings.objective == "task-agnostic" else teacher["outputs"]
+    used = identity(job.settings, job.kind.UNUSED)
+    if job.label_free:  # no class label is used
+        used["class_weight"] = "none"
+    members = job.committee and job.committee["outputs"]
+    return hash_of(["distill", images, teacher, members, job.level or job.level is None, job.labelled, used])
+
+
+def _distil(job: _Distillation, hardware: Any) -> None:
+    """Train the student, and write its weights and the result of the stage."""
+    import numpy as np
+    import torch
+
+    from tutelage.compute_cost import CostMeter
+    from tutelage.data.manifest import load_task
+    from tutelage.distillation.build_student import student_to_train
+    from tutelage.distillation.prepare_targets import without_labels
+
+    run, meter, task = job.run, CostMeter(), load_task(job.run.path, job.cache_dir)
+    task = without_labels(task) if job.label_free else task
+    targets, target_seconds = _targets(job, task, hardware, meter) if job.adapted else (None, 0.0)
+    first = np.zeros(1, np.int64)
+    width = targets.matched(first, first).shape[1] if targets else 0
+    module, built = student_to_train(job.kind, job.settings, len(task.classes), width)
+    module = module.to(hardware.device)
+    module = module.to(memory_format=torch.channels_last) if built.channels_last else module
+    schedule, clock = _schedule(job, module, built, len(task.transfer), meter), run.clock("distill")
+    module, loss = _train(job, task, (module, built), targets, schedule, hardware, clock)
+    if hardware.is_main_process:
+        path, module = run.path / "distill" / "weights.safetensors", getattr(module, "student", module)
+        save_weights(path, module.state_dict())
+        learnt = _learnt(job, task, module, built, targets, hardware) if targets else {}
+        seconds = clock.stop()
+        result = {
+            "outputs": hash_of([job.inputs, file_hash(path)]), "student": built.about(), "curated": job.curated["outputs"], **learnt,
+            "objective": job.settings.objective, "head": not job.label_free, "steps": schedule.steps,
+            "images_seen": round(schedule.steps * schedule.shown), "labelled_in_batch": job.labelled,
+            "processes": hardware.num_processes, "loss": loss, "online": job.level is None, "seconds": seconds,
+            "target_seconds": target_seconds, "compute_cost": meter.entry(run.path / "distill", seconds, target_seconds),
+        }  # fmt: skip
+        run.finish("distill", job.inputs, result)
+        (run.path / "distill" / "target_seconds.json").unlink(missing_ok=True)
+    hardware.wait_for_everyone()
+
+
+def _targets(job: _Distillation, task: TaskData, hardware: Any, meter: CostMeter) -> tuple[Targets, float]:
+    """Return the student's targets, and the seconds they took, summed over restarts."""
+    import numpy as np
+
+    from tutelage.distillation.mixture import Mixture, sharpness_of
+    from tutelage.distillation.prepare_targets import member_outputs, projected_features
+    from tutelage.distillation.targets import Targets
+
+    s, task_agnostic = job.settings, job.settings.objective == "task-agnostic"
+    clock = Clock(job.run.path / "distill" / "target_seconds.json")
+    mixture, students, outputs = Mixture(sharpness=s.sharpness or 1.0), None, None
+    if job.committee:
+        mixture = Mixture.of(job.committee, s.committee, s.sharpness or 1.0)
+        students = member_outputs(job.run.path / "committee", job.kind.grid(s)) if mixture.weight > 0 else None
+    if mixture.weight < 1:
+        outputs = _teacher_outputs(job, task, hardware, clock, meter)
+
+    def log_probabilities(positions: np.ndarray) -> np.ndarray:
+        if task_agnostic:  # no class probabilities are needed
+            return np.zeros((len(positions), 0), np.float32)
+        return mixture(
+            outputs.log_probabilities(positions) if outputs else None, students(positions) if students else None
+        )
+
+    if s.sharpness is None and not task_agnostic:
+        some = np.linspace(0, len(task.transfer) - 1, job.kind.COUNTED).astype(np.int64)
+        mixture = replace(mixture, sharpness=sharpness_of(log_probabilities(np.unique(some))))
+    matched = outputs is not None and (task_agnostic or _matches_features(job, outputs))
+    features = projected_features(outputs) if outputs and matched else None
+    seconds = clock.tick(force=True) if hardware.is_main_process else 0.0
+    return Targets(task.transfer, job.views, log_probabilities, features, mixture.sharpness), seconds
+
+
+def _matches_features(job: _Distillation, outputs: TeacherOutputs) -> bool:
+    """Whether the student also matches the teacher's pooled features: where this is asked for and they are kept."""
+    asked = job.settings.feature_weight > 0 and job.settings.objective == "task-oriented" and job.kind.POOLED
+    if asked and outputs.network.output != "features":
+        say("only the teacher's logits are kept (fine-tuned, or beyond --cache-limit): its features are not matched")
+    return asked and outputs.network.output == "features"
+
+
+def _teacher_outputs(
+    job: _Distillation, task: TaskData, hardware: Any, clock: Clock, meter: CostMeter
+) -> TeacherOutputs:  # fmt: skip
+    """Return the adapted teacher's outputs for the transfer set, in the form that the cache limit allows."""
+    from tutelage.device import flops
+    from tutelage.distillation.prepare_targets import log_reduction, teacher_outputs
+
+    s, folder = job.settings, job.run.path / "adapt"
+    teacher = job.kind.teacher_for_distillation(folder, job.adapted, s, hardware, job.level or 0)
+    if s.objective == "task-agnostic" and teacher.network.output != "features":
+        raise TutelageError(
+            f"--objective {s.objective} needs the features of a frozen teacher, but only logits are kept "
+            "(fine-tuned, or beyond --cache-limit)",
+            "use --objective task-oriented, --adapt probe, or a larger --cache-limit",
+        )
+    if job.level and job.kind.GRID:
+        whole = job.kind.teacher_for_distillation(folder, job.adapted, s, hardware, 0)
+        log_reduction(whole, teacher, task.transfer, job.views)
+    meter.teacher_flops = flops(teacher.module, teacher.network.size)
+    return teacher_outputs(task, teacher, job.views, job.looks, s.cache_limit, job.cache_dir, hardware, clock, meter)
 
 
 @dataclass(frozen=True)
@@ -52,303 +228,92 @@ class _Schedule:
 
     steps: int
     shown: float
-    small: Any
+    small: int
 
 
-@dataclass(frozen=True)
-class _Job:
-    """One distillation, derived from its settings and the results of earlier stages."""
+def _schedule(job: _Distillation, module: nn.Module, built: Student, images: int, meter: CostMeter) -> _Schedule:
+    """Return the length of the training, and record its cost in the meter. images: of the transfer set."""
+    from tutelage.device import training_flops
+    from tutelage.distillation import self_distillation
 
-    run: Run
-    cache_dir: Path
-    settings: DistillSettings
+    s, batch_size = job.settings, job.settings.batch_size
+    steps = training_steps(s, images, job.kind.IMAGES)
+    shown, small, extra = float(batch_size), 0, 0
+    if s.objective == "dino":  # as many pixels as with the other objectives
+        side = sides(built.size)[0]
+        small = self_distillation.small_side(built.module, side)
+        shown = self_distillation.images_in_a_step(batch_size, side, small)
+        steps = max(1, round(steps * batch_size / shown))
+        # the averaged network processes the large crops, and the head crops of every size
+        extra = self_distillation.extra_flops(module, built, batch_size / shown)
+    meter.trained, meter.train_flops = steps * shown, training_flops(module, built.size) + extra
+    if job.level is None and s.committee != "only":  # the teacher runs at every step
+        asked = steps * batch_size * len(job.looks)
+        meter.asked(0, b"online", asked, asked)
+    return _Schedule(steps, shown, small)
 
-    @cached_property
-    def curated(self) -> dict[str, Any]:
-        return self.run.result("curate", "distill")
 
-    @cached_property
-    def kind(self) -> Any:
-        from tutelage.tasks import task_of
+def _train(
+    job: _Distillation, task: TaskData, student: tuple[nn.Module, Student], targets: Targets | None, schedule: _Schedule,
+    hardware: Any, clock: Clock,
+) -> tuple[Any, float | None]:  # fmt: skip
+    """Train the student; return its module with the averaged weights, and the last loss."""
+    from tutelage.distillation import self_distillation
+    from tutelage.distillation.distill_loop import Plan, class_weights, distill_student
+    from tutelage.training import checkpoints, loop, optimization
 
-        return task_of(self.curated["task"])
-
-    @cached_property
-    def adapted(self) -> dict[str, Any] | None:
-        return None if self.settings.objective == "dino" else self.run.result("adapt", "distill")
-
-    @cached_property
-    def members(self) -> dict[str, Any] | None:
-        """The committee's result; None where the targets do not come from a committee."""
-        used = self.settings.objective not in WITHOUT_TARGETS and self.settings.committee != "none"
-        return self.run.result("committee", "distill") if used else None
-
-    @cached_property
-    def labelled(self) -> int:
-        """Number of labelled images in a batch."""
-        from tutelage.distillation.distill_loop import labelled_images
-
-        images, share = self.curated["images"], self.settings.label_share
-        if self.settings.objective == "dino":
-            return 0
-        return labelled_images(share, images["train"], images["transfer"], self.settings.batch_size)
-
-    @cached_property
-    def label_free(self) -> bool:
-        """Whether the student learns nothing from the labels."""
-        return self.settings.objective in WITHOUT_TARGETS and not self.labelled
-
-    @cached_property
-    def task(self) -> Any:
-        """The images and labels, loaded on first use: a finished stage does not open them."""
-        from tutelage.data.manifest import load_task
-        from tutelage.distillation.prepare_targets import without_labels
-
-        task = load_task(self.run.path, self.cache_dir)
-        return without_labels(task) if self.label_free else task
-
-    @cached_property
-    def views(self) -> Any:
-        return self.kind.views(self.settings)
-
-    @cached_property
-    def looks(self) -> tuple[int, ...]:
-        """The views of an image on which the teacher is run; for `task-agnostic`, which matches features, only the whole image."""
-        return self.views.looks[:1] if self.settings.objective == "task-agnostic" else self.views.looks
-
-    @cached_property
-    def level(self) -> int | None:
-        """Index of the first of the task's kinds of outputs that fits the cache limit; None: the teacher runs online."""
-        from tutelage.features.output_cache import gibibytes
-
-        if self.adapted is None:
-            return 0
-        count, limit = self.curated["images"]["transfer"], self.settings.cache_limit
-        widths = self.kind.widths(self.adapted, self.settings)
-        fits = (i for i, width in enumerate(widths) if gibibytes(count, len(self.looks), width) <= limit)
-        return next(fits, None)
-
-    @cached_property
-    def inputs(self) -> str:
-        """Hash of all that the student depends on; label-free objectives depend on the images only, not on their labels."""
-        from tutelage.data.manifest import transfer_keys
-
-        images, teacher = self.curated["outputs"], self.adapted
-        if self.label_free:
-            images = hash_of([b"".join(sorted(transfer_keys(self.run.path))).hex(), len(self.curated["classes"])])
-        if teacher is not None:
-            about = teacher["teacher"]
-            window = [about["window"]] if about.get("window") else []
-            frozen = [about["hash"], about["size"], *window]
-            teacher = frozen if self.settings.objective == "task-agnostic" else teacher["outputs"]
-        used = identity(self.settings, self.kind.UNUSED)
-        if self.label_free:  # no class label is used
-            used["class_weight"] = "none"
-        members = self.members and self.members["outputs"]
-        return hash_of(["distill", images, teacher, members, self.level or self.level is None, self.labelled, used])
-
-    def targets(self, hardware: Any, meter: Any) -> tuple[Any, float]:
-        """Return the student's targets, and the seconds they took, summed over restarts; None and 0 for `dino`."""
-        import numpy as np
-
-        from tutelage.distillation.mixture import Mixture, sharpness_of
-        from tutelage.distillation.prepare_targets import member_outputs, projected_features
-        from tutelage.distillation.targets import Targets
-
-        if self.adapted is None:
-            return None, 0.0
-        s, task_agnostic = self.settings, self.settings.objective == "task-agnostic"
-        clock = Clock(self.run.path / "distill" / "target_seconds.json")
-        mixture, students, outputs = Mixture(sharpness=s.sharpness or 1.0), None, None
-        if self.members:
-            mixture = Mixture.of(self.members, s.committee, s.sharpness or 1.0)
-            students = member_outputs(self.run.path / "committee", self.kind.grid(s)) if mixture.weight > 0 else None
-        if mixture.weight < 1:
-            outputs = self.teacher_outputs(task_agnostic, hardware, clock, meter)
-
-        def log_probabilities(positions: np.ndarray) -> np.ndarray:
-            if task_agnostic:  # no class probabilities are needed
-                return np.zeros((len(positions), 0), np.float32)
-            of_students = students(positions) if students else None
-            if of_students is not None and mixture.weight == 1:
-                return mixture(of_students, None)
-            assert outputs is not None
-            return mixture(outputs.log_probabilities(positions), of_students)
-
-        if s.sharpness is None and not task_agnostic:
-            some = np.linspace(0, len(self.task.transfer) - 1, self.kind.COUNTED).astype(np.int64)
-            mixture = replace(mixture, sharpness=sharpness_of(log_probabilities(np.unique(some))))
-        features = (
-            projected_features(outputs) if outputs and (task_agnostic or self.matches_features(outputs)) else None
-        )
-        seconds = clock.tick(force=True) if hardware.is_main_process else 0.0
-        return Targets(self.task.transfer, self.views, log_probabilities, features, mixture.sharpness), seconds
-
-    def matches_features(self, outputs: Any) -> bool:
-        """Whether the student also matches the teacher's pooled features: where this is asked for and they are kept."""
-        asked = self.settings.feature_weight > 0 and self.settings.objective == "task-oriented" and self.kind.POOLED
-        if asked and outputs.network.output != "features":
-            say(
-                "only the teacher's logits are kept (fine-tuned, or beyond --cache-limit): its features are not matched"
+    s, run, (module, built) = job.settings, job.run, student
+    rate, steps, shown = peak_rate(s, job.kind), schedule.steps, schedule.shown
+    optimizer = optimization.optimizer_for(module, rate, hardware.device)
+    # `dino` takes its targets from the average, which must not follow the first steps too quickly
+    decay = optimization.EMA_DECAY if targets else self_distillation.DECAY
+    average = optimization.EMA(module, decay, steady=targets is None)
+    every = checkpoint_steps(steps, round(shown))
+    resumable = checkpoints.Resumable(run.path / "checkpoints", "distill", job.inputs, every)
+    if start := resumable.start:
+        say(f"distill goes on after step {start:,} of {steps:,}")
+    hardware.wait_for_everyone()
+    prepared, optimizer = hardware.prepare(module, optimizer)
+    metrics = MetricsLog(run.path / "distill" / "metrics.jsonl", start, s.tracker, run.path, hardware)
+    matching = (s.temperature, s.objective, s.task_agnostic_loss, job.labelled, s.feature_weight)
+    plan = Plan(steps, s.batch_size, rate, s.seed, *matching)
+    more: dict[str, Any] = {"optimizer": optimizer, "average": average, "resumable": resumable}
+    with progress("distill", round(steps * shown), round(start * shown)) as advance:
+        watch = loop.Watch("distill", metrics.write, clock.ticking(advance) if hardware.is_main_process else advance)
+        if targets is None:
+            images = task.transfer
+            self_distillation.self_distill(
+                prepared, built, schedule.small, images, job.views, plan, hardware, watch, **more
             )
-        return asked and outputs.network.output == "features"
+        else:
+            weighted = s.class_weight == "balanced" and s.objective != "task-agnostic"
+            more["class_weights"] = class_weights(targets, job.kind) if weighted else None
+            more |= {"labels": task.train.labels, "classes": len(task.classes)}
+            distill_student(prepared, built, targets, plan, hardware, watch, **more)
+    metrics.close()
+    hardware.wait_for_everyone()
+    plain = hardware.unwrap_model(prepared)
+    plain.load_state_dict(average.state)
+    return plain, metrics.last
 
-    def teacher_outputs(self, needs_features: bool, hardware: Any, clock: Clock, meter: Any) -> Any:
-        """Return the adapted teacher's outputs for the transfer set, in the form that the cache limit allows."""
-        from tutelage.device import flops
-        from tutelage.distillation.prepare_targets import log_reduction, teacher_outputs
 
-        s, folder = self.settings, self.run.path / "adapt"
-        teacher = self.kind.teacher_for_distillation(folder, self.adapted, s, hardware, self.level or 0)
-        if needs_features and teacher.network.output != "features":
-            raise TutelageError(
-                f"--objective {s.objective} needs the features of a frozen teacher, but only logits are kept "
-                "(fine-tuned, or beyond --cache-limit)",
-                "use --objective task-oriented, --adapt probe, or a larger --cache-limit",
-            )
-        if self.level and self.kind.GRID:
-            whole = self.kind.teacher_for_distillation(folder, self.adapted, s, hardware, 0)
-            log_reduction(whole, teacher, self.task.transfer, self.views)
-        meter.teacher_flops = flops(teacher.module, teacher.network.size)
-        return teacher_outputs(
-            self.task, teacher, self.views, self.looks, s.cache_limit, self.cache_dir, hardware, clock, meter
-        )
+def _learnt(
+    job: _Distillation, task: TaskData, module: nn.Module, built: Student, targets: Targets, hardware: Any
+) -> dict[str, Any]:
+    """Return statistics of the targets of some images, and how often the student agrees with them; empty without targets."""
+    import numpy as np
 
-    def student(self, width: int, hardware: Any) -> tuple[Any, Any]:
-        """Return the module to train, and the student inside it. width: of the features to match, 0 for none."""
-        import torch
-
-        from tutelage.models.students import DINOStudent, StudentWithProjector, plain_head
-        from tutelage.training import batches
-
-        s = self.settings
-        torch.manual_seed(batches.seed_of(s.seed, "student"))
-        built = self.kind.student(s, len(self.task.classes))
-        module = self.kind.distillation_module(built.module, width, s)
-        if module is None:
-            strict = s.objective in WITHOUT_TARGETS
-            if strict and not plain_head(built.module, built.size):
-                raise TutelageError(
-                    f"--objective {s.objective} does not support --student {built.name}, "
-                    "whose head is not one linear layer on pooled features",
-                    "use --objective task-oriented or pseudo-label, or another student",
-                )
-            module = built.module
-            if width and (strict or StudentWithProjector.possible(module, built.size)):
-                module = StudentWithProjector(module, width, built.size)
-            elif width:
-                say(f"{built.name} has no single head on pooled features: the teacher's features are not matched")
-            elif strict:
-                module = DINOStudent(module, built.size)
-        module = module.to(hardware.device)
-        return (module.to(memory_format=torch.channels_last) if built.channels_last else module), built
-
-    def schedule(self, module: Any, built: Any, meter: Any) -> _Schedule:
-        """Return the length of the training, and record its cost in the meter."""
-        from tutelage.device import training_flops
-        from tutelage.distillation import self_distillation
-
-        s, batch_size = self.settings, self.settings.batch_size
-        steps = training_steps(s, len(self.task.transfer), self.kind.IMAGES)
-        shown, small, extra = float(batch_size), built.size, 0
-        if s.objective == "dino":  # as many pixels as with the other objectives
-            small = self_distillation.small_side(built.module, built.size)
-            shown = self_distillation.images_in_a_step(batch_size, built.size, small)
-            steps = max(1, round(steps * batch_size / shown))
-            # the averaged network processes the large crops, and the head crops of every size
-            extra = self_distillation.extra_flops(module, built, batch_size / shown)
-        meter.trained, meter.train_flops = steps * shown, training_flops(module, built.size) + extra
-        if self.level is None and self.settings.committee != "only":  # the teacher runs at every step
-            asked = steps * batch_size * len(self.looks)
-            meter.asked(0, b"online", asked, asked)
-        return _Schedule(steps, shown, small)
-
-    def train(
-        self, module: Any, built: Any, targets: Any, schedule: _Schedule, hardware: Any, clock: Clock
-    ) -> tuple[Any, float | None]:
-        """Train the student; return its module with the averaged weights, and the last loss."""
-        from tutelage.distillation import self_distillation
-        from tutelage.distillation.distill_loop import Plan, class_weights, distill_student
-        from tutelage.training import checkpoints, loop, optimization
-
-        s, run, main, dino = self.settings, self.run, hardware.is_main_process, self.settings.objective == "dino"
-        rate, steps, shown = peak_rate(s, self.kind), schedule.steps, schedule.shown
-        optimizer = optimization.optimizer_for(module, rate, hardware.device)
-        # `dino` takes its targets from the average, which must not follow the first steps too quickly
-        average = optimization.EMA(module, self_distillation.DECAY if dino else optimization.EMA_DECAY, steady=dino)
-        resumable = checkpoints.Resumable(
-            run.path / "checkpoints", "distill", self.inputs, checkpoint_steps(steps, round(shown))
-        )
-        if start := resumable.start:
-            say(f"distill goes on after step {start:,} of {steps:,}")
-        hardware.wait_for_everyone()
-        module, optimizer = hardware.prepare(module, optimizer)
-        metrics = MetricsLog(run.path / "distill" / "metrics.jsonl", start, s.tracker, run.path, hardware)
-        matching = (s.temperature, s.objective, s.task_agnostic_loss, self.labelled, s.feature_weight)
-        plan = Plan(steps, s.batch_size, rate, s.seed, *matching)
-        more: dict[str, Any] = {"optimizer": optimizer, "average": average, "resumable": resumable}
-        with progress("distill", round(steps * shown), round(start * shown)) as advance:
-            watch = loop.Watch("distill", metrics.write, clock.ticking(advance) if main else advance)
-            if dino:
-                images, views = self.task.transfer, self.views
-                self_distillation.self_distill(
-                    module, built, schedule.small, images, views, plan, hardware, watch, **more
-                )
-            else:
-                weighted = s.class_weight == "balanced" and s.objective != "task-agnostic"
-                more["class_weights"] = class_weights(targets, self.kind) if weighted else None
-                more |= {"labels": self.task.train.labels, "classes": len(self.task.classes)}
-                distill_student(module, built, targets, plan, hardware, watch, **more)
-        metrics.close()
-        hardware.wait_for_everyone()
-        plain = hardware.unwrap_model(module)
-        plain.load_state_dict(average.state)
-        return plain, metrics.last
-
-    def learnt(self, student: Any, built: Any, targets: Any, hardware: Any) -> dict[str, Any]:
-        """Return statistics of the targets of some images, and how often the student agrees with them; empty without targets."""
-        import numpy as np
-
-        first = len(self.task.train) if self.labelled and len(self.task.train) < len(self.task.transfer) else 0
-        sample = first + np.random.default_rng(0).permutation(len(self.task.transfer) - first)[:LEARNT_ON]
-        asked = targets.log_probabilities(sample)
-        if not asked.shape[1]:
-            return {}
-        found = self.kind.log_probabilities(
-            student, built, self.task.transfer.take(sample), self.views, hardware, self.kind.grid(self.settings), lambda n: None
-        )  # fmt: skip
-        shares = np.moveaxis(np.exp(asked), 1, -1).reshape(-1, asked.shape[1]).mean(axis=0)
-        return {
-            "sharpness": targets.sharpness,
-            "target_shares": [round(float(share), 4) for share in shares],
-            "agreement_with_targets": float((found.argmax(axis=1) == asked.argmax(axis=1)).mean()),
-        }
-
-    def run_stage(self, hardware: Any) -> dict[str, Any]:
-        """Train the student, and write its weights and the result of the stage."""
-        import numpy as np
-
-        from tutelage.compute_cost import CostMeter
-
-        run, meter = self.run, CostMeter()
-        targets, target_seconds = self.targets(hardware, meter)
-        width = targets.matched(np.zeros(1, np.int64), np.zeros(1, np.int64)).shape[1] if targets else 0
-        module, built = self.student(width, hardware)
-        schedule, clock = self.schedule(module, built, meter), run.clock("distill")
-        module, loss = self.train(module, built, targets, schedule, hardware, clock)
-        if hardware.is_main_process:
-            path, module = run.path / "distill" / "weights.safetensors", getattr(module, "student", module)
-            save_weights(path, module.state_dict())
-            learnt = self.learnt(module, built, targets, hardware) if targets else {}
-            seconds = clock.stop()
-            result = {
-                "outputs": hash_of([self.inputs, file_hash(path)]), "student": built.about(), "curated": self.curated["outputs"], **learnt,
-                "objective": self.settings.objective, "head": not self.label_free, "steps": schedule.steps,
-                "images_seen": round(schedule.steps * schedule.shown), "labelled_in_batch": self.labelled,
-                "processes": hardware.num_processes, "loss": loss, "online": self.level is None, "seconds": seconds,
-                "target_seconds": target_seconds, "compute_cost": meter.entry(run.path / "distill", seconds, target_seconds),
-            }  # fmt: skip
-            run.finish("distill", self.inputs, result)
-            (run.path / "distill" / "target_seconds.json").unlink(missing_ok=True)
-        hardware.wait_for_everyone()
-        return run.result("distill", "distill")
+    first = len(task.train) if job.labelled and len(task.train) < len(task.transfer) else 0
+    sample = first + np.random.default_rng(0).permutation(len(task.transfer) - first)[:LEARNT_ON]
+    asked = targets.log_probabilities(sample)
+    if not asked.shape[1]:
+        return {}
+    found = job.kind.log_probabilities(
+        module, built, task.transfer.take(sample), job.views, hardware, job.kind.grid(job.settings), lambda n: None
+    )
+    shares = np.moveaxis(np.exp(asked), 1, -1).reshape(-1, asked.shape[1]).mean(axis=0)
+    return {
+        "sharpness": targets.sharpness,
+        "target_shares": [round(float(share), 4) for share in shares],
+        "agreement_with_targets": float((found.argmax(axis=1) == asked.argmax(axis=1)).mean()),
+    }

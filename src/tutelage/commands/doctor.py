@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.device import cpu, free_memory
+from tutelage.results import DoctorResult
 from tutelage.settings import command
 from tutelage.settings.commands import DoctorSettings
 
@@ -22,14 +23,8 @@ DISK_GIB, MEMORY_GIB = 10, 4  # below these, a warning: 50,000 images at 224 px 
 
 
 @command(DoctorSettings)
-def doctor(settings: DoctorSettings) -> dict[str, Any]:
-    """Check this machine and say what to change.
-
-    Returns:
-        `python`, `versions` (name -> text or None), `devices`, `threads`, `disk_gib` (free GiB of "cache" and "here"),
-        `memory_gib` (available GiB), `weights` (`hub`: "" or why it cannot be reached; `packages`: name ->
-        installed), `extras` (name -> installed), `advice` (list of lines; empty when all is well).
-    """
+def doctor(settings: DoctorSettings) -> DoctorResult:
+    """Check this machine and say what to change."""
     policy_of_user = os.environ.get("OMP_WAIT_POLICY")
     from tutelage.models import weights  # loads torch, not timm
 
@@ -49,9 +44,7 @@ def doctor(settings: DoctorSettings) -> dict[str, Any]:
     asking.join(5)
     found["weights"] = {"hub": faults[0] if faults else "no answer in 5 seconds", "packages": installed}
     found["advice"] = advice(found)
-    if not settings.json:
-        _print(found)
-    return found
+    return DoctorResult(**found)
 
 
 def advice(found: dict[str, Any]) -> list[str]:
@@ -114,33 +107,3 @@ def _free_disk(folder: Path) -> float:
     folder = folder.expanduser().absolute()
     there = next(place for place in (folder, *folder.parents) if place.is_dir())
     return shutil.disk_usage(there).free / GIB
-
-
-def _print(found: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    devices, threads = found["devices"], found["threads"]
-    table.add_row("python", found["python"])
-    table.add_row("versions", ", ".join(f"{k} {v or 'missing'}" for k, v in found["versions"].items()))
-    table.add_row("cpu", f"{devices['cpu']}, {devices['cores']} cores, {threads['usable_cores']} usable")
-    table.add_row("gpu", ", ".join(devices["cuda"]) or ("Apple MPS" if devices["mps"] else "none"))
-    table.add_row("threads", f"{threads['torch']}; OMP_WAIT_POLICY {threads['omp_wait_policy']}")
-    table.add_row("free disk", ", ".join(f"{k} {v:.0f} GiB" for k, v in found["disk_gib"].items()))
-    table.add_row("free memory", f"{found['memory_gib']:.1f} GiB")
-    table.add_row("hub", _hub(found["weights"]["hub"]))
-    table.add_row("packages", ", ".join(f"{k}: {_yes(v)}" for k, v in found["weights"]["packages"].items()))
-    table.add_row("extras", ", ".join(f"{k}: {_yes(v)}" for k, v in found["extras"].items()))
-    table.add_row("to change", "\n".join(f"- {line}" for line in found["advice"]) or "nothing")
-    Console(highlight=False, markup=False).print(table)
-
-
-def _yes(there: bool) -> str:
-    return "yes" if there else "no"
-
-
-def _hub(fault: str) -> str:
-    return f"no: {fault}" if fault else "reachable"

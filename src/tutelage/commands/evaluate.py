@@ -5,16 +5,25 @@ Evaluation uses whole images, decoded and resized by data/decode.py as in export
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tutelage.errors import TutelageError, shown
 from tutelage.pipeline.stage import open_run
 from tutelage.progress import progress, say
+from tutelage.results import EvaluationResult
 from tutelage.run_folder import DEFAULT, TRAINED, Run, hash_of, read_json
 from tutelage.settings import command, declared
 from tutelage.settings.commands import EvaluateSettings
-from tutelage.settings.groups import Student, Views
+from tutelage.settings.groups import Views
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from tutelage.data.image_cache import Images
+    from tutelage.data.manifest import Labelled, TaskData
+    from tutelage.features.view_batches import ViewSettings
 
 TIMED_FLOPS = 1e12  # for one image, about half a minute on one thread; a larger teacher is not timed
 LEARNT_ON = 1000  # images of the transfer set on which student and teacher are compared
@@ -23,40 +32,30 @@ NAMED = 20  # largest number of unusable images that a message names
 
 
 @command(EvaluateSettings)
-def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
-    """Score the models of a run on its test images, or on the images of another target set.
-
-    Returns:
-        {"distilled": {"test": scores, "parameters", "flops", "latency_ms", "agreement"}, "baseline", "delivered" (with "what" it is),
-        "teacher", "committee"}, as far as the run has them.
-        Each architecture is timed once; a teacher above 1 TFLOP per image is not timed.
-    """
-    from tutelage.device import accelerator
+def evaluate(settings: EvaluateSettings) -> EvaluationResult:
+    """Score the models of a run on its test images, or on the images of another target set."""
     from tutelage.reporting.page import write_page
 
     if not (Path(settings.run) / "settings.toml").exists():
         hint = f"use a folder that `tutelage run` has written, or run `tutelage run --out {settings.run} ...` first"
         raise TutelageError(f"{settings.run} is not a run folder", hint)
-    with open_run(settings) as (folder, cache_dir):
-        kept = folder.settings()["settings"]
-        resize = kept.get("resize", "squash")
-        weights: str = settings.teacher_weights or kept.get("teacher_weights", "pretrained")
-        hardware = accelerator(settings.device, settings.precision)
-        stages = _results(folder)
-        inputs = hash_of(["evaluate", resize, {name: one and one["outputs"] for name, one in stages.items()}])
-        if settings.target is None and (done := folder.done("evaluate", inputs)):
-            write_page(folder.path)
-            return {**done, "reused": True}
-        clock = folder.clock("evaluate")
-        work = _Work(folder, stages, cache_dir, resize, weights, hardware, settings.target)
-        result: dict[str, Any] = work.scores()
+    with open_run(settings) as (run, cache_dir):
+        kept = {name: None if one == DEFAULT else one for name, one in run.settings()["settings"].items()}
+        kept["resize"] = kept.get("resize") or "squash"
+        stages = _results(run)
+        inputs = hash_of(["evaluate", kept["resize"], {name: one and one["outputs"] for name, one in stages.items()}])
+        if settings.target is None and (done := run.done("evaluate", inputs)):
+            write_page(run.path)
+            return EvaluationResult(**done, reused=True)
+        clock = run.clock("evaluate")
+        context = _context(run, stages, cache_dir, kept, settings)
+        result, predictions = _scores(context)
         if settings.target is not None:
-            return {"run": str(folder.path), "target": settings.target, **result}
-        work.keep_evidence()
-        result["seconds"] = clock.stop()
-        finished = folder.finish("evaluate", inputs, result)
-        write_page(folder.path)
-        return finished
+            return EvaluationResult(run=str(run.path), target=settings.target, **result)
+        _keep_evidence(context, predictions)
+        finished = run.finish("evaluate", inputs, {**result, "seconds": clock.stop()})
+        write_page(run.path)
+        return EvaluationResult(**finished)
 
 
 def _results(run: Run) -> dict[str, Any]:
@@ -70,172 +69,205 @@ def _results(run: Run) -> dict[str, Any]:
     return stages
 
 
-def _part(group: Any, settings: dict[str, Any]) -> dict[str, Any]:
-    return {name: one for name, one in settings.items() if name in declared(group)}
+@dataclass(frozen=True)
+class _Context:
+    """What is scored, and on which images.
 
+    stages: result of each stage, or None. teacher_weights: where the teacher's weights come from. views: of whole images. test: None if
+    there are no test images. sample: images of the transfer set on which the students are compared with the teacher.
+    """
 
-class _Work:
-    """State of the evaluation while it runs."""
+    run: Run
+    stages: dict[str, Any]
+    cache_dir: Path
+    teacher_weights: str
+    committee: str
+    hardware: Any
+    kind: Any
+    task: TaskData
+    views: ViewSettings
+    test: Labelled | None
+    sample: Images
 
-    def __init__(
-        self,
-        run: Run,
-        stages: dict[str, Any],
-        cache_dir: Path,
-        resize: str,
-        teacher_weights: str,
-        hardware: Any,
-        target: str | None,
-    ):
-        import numpy as np
-
-        from tutelage.data.manifest import load_task
-        from tutelage.tasks import task_of
-
-        self.run, self.stages, self.cache_dir = run, stages, cache_dir
-        self.teacher_weights, self.hardware = teacher_weights, hardware
-        run.result("curate", "evaluate")
-        self.task = load_task(run.path, cache_dir)
-        self.kind: Any = task_of(self.task.task)
-        kept = {name: None if one == DEFAULT else one for name, one in run.settings()["settings"].items()}
-        self.views = self.kind.views(Views(**{**_part(Views, kept), "resize": resize}))
-        self.student_settings = Student(**_part(Student, kept))
-        self.test = _new_images(target, self.task, cache_dir) if target else self.task.test
-        self.predictions: dict[str, Any] = {}  # model -> predictions for the test images: logits or decisions
-        some = np.random.default_rng(0).permutation(len(self.task.transfer))[:LEARNT_ON]
-        self.learnt_on = self.task.transfer.take(np.sort(some))
-        self.times: dict[str, float] = {}  # architecture -> milliseconds; each is timed once
-        self.teacher_on_transfer: Any = None  # the teacher's predictions for `learnt_on`
-
-    def scores(self) -> dict[str, Any]:
-        """Return the scores of all models that the run has."""
-        result: dict[str, Any] = {
-            "classes": list(self.task.classes),
-            "test_images": 0 if self.test is None else len(self.test),
-        }
-        if self.stages["adapt"]:
-            result["teacher"] = self.teacher()
-        if (members := self.stages["committee"] or {}).get("folds") and "teacher" in self.predictions:
-            result["committee"] = self.committee(members, result["teacher"])
-        delivered = (self.stages["finetune"] or {}).get("delivered")
-        for name, stage in STUDENTS.items():
-            if not self.stages[stage] or (name == "distilled" and not self.stages[stage]["head"]):
-                continue  # a student without a head has no scores before the last stage
-            result[name] = (
-                result[delivered] if name == "delivered" and delivered in result else self.student(name, stage)
-            )
-        if delivered:
-            result["delivered"] = {**result["delivered"], "what": delivered}
-        return result
-
-    def committee(self, members: dict[str, Any], teacher: dict[str, Any]) -> dict[str, Any]:
-        """Return the scores of the mixture that the targets come from. members: result of its stage. teacher: scores of the teacher."""
-        import numpy as np
-
-        from tutelage.distillation.mixture import Mixture
-        from tutelage.metrics import log_softmax
-        from tutelage.pipeline.load_student import load_student
-
+    def log_probabilities(self, module: Any, network: Any, grid: tuple[int, int] | None) -> np.ndarray:
+        """Return a model's float32 log probabilities of the test images: (n, C), or (n, C, *grid) of masks."""
         assert self.test is not None
-        count, about = members["folds"], members["student"]
-        mixture = Mixture.of(members, self.run.settings()["settings"].get("committee", "auto"))
-        of_teacher, of_students = self.predictions["teacher"], None
-        if self.kind.GRID:
-            of_teacher = self.log_probabilities(self.adapted.module, self.adapted.network)
-        if mixture.weight:
-            of_students = 0.0
-            for number in range(count):
-                student = load_student(self.run.path / "committee", about, len(self.task.classes), f"fold-{number}")
-                of_students = of_students + self.log_probabilities(student.module, student)
-            of_students = log_softmax(of_students / count)
-        mixed = mixture(log_softmax(np.asarray(of_teacher)), of_students)
-        self.predictions["committee"] = self.kind.predictions_of(mixed, self.test.labels, np.arange(len(mixed)))
-        return {
-            "name": f"{teacher['name']}, {count} x {about['name']}", "weight": mixture.weight,
-            "parameters": teacher["parameters"] + count * about["parameters"], "test": self.judged(self.predictions["committee"])
-        }  # fmt: skip
-
-    def log_probabilities(self, module: Any, network: Any) -> Any:
-        """Return a model's float32 log probabilities of the test images; those of masks on the grid of the student's logits."""
-        assert self.test is not None
-        module, grid = module.to(self.hardware.device).eval(), self.kind.grid(self.student_settings)
+        module, images = module.to(self.hardware.device).eval(), self.test.images
         found = self.kind.log_probabilities(
-            module, network, self.test.images, self.views, self.hardware, grid, lambda n: None
-        )
+            module, network, images, self.views, self.hardware, grid, lambda n: None
+        )  # fmt: skip
         return found.astype("float32")
-
-    def teacher(self) -> dict[str, Any]:
-        """Return the scores of the adapted teacher, and keep its predictions to compare the students' with."""
-        from tutelage.device import flops, latency_ms
-        from tutelage.features.output_cache import OutputCache
-
-        self.adapted = adapted = self.kind.adapted(
-            self.run.path / "adapt", self.stages["adapt"], self.teacher_weights, self.hardware
-        )
-        about: dict[str, Any] = {
-            "name": adapted.network.name,
-            "parameters": adapted.parameters,
-            "flops": flops(adapted.module, adapted.network.size),
-        }
-        if about["flops"] <= TIMED_FLOPS:
-            about["latency_ms"] = latency_ms(adapted.module, adapted.network.size)
-        cache = OutputCache(self.cache_dir, adapted.network, self.views.resize, self.task.side)
-
-        def predictions_of(images: Any, labels: Any, what: str) -> Any:
-            with progress(f"teacher on {what} images", len(images)) as advance:
-                return self.kind.teacher_predictions(adapted, cache, images, labels, self.views, self.hardware, advance)
-
-        self.teacher_on_transfer = predictions_of(self.learnt_on, None, "transfer")
-        if self.test is None:
-            return about
-        self.predictions["teacher"] = predictions_of(self.test.images, self.test.labels, "test")
-        return {**about, "test": self.judged(self.predictions["teacher"])}
-
-    def student(self, name: str, stage: str) -> dict[str, Any]:
-        """Return the scores of a student. stage: its folder."""
-        from tutelage.device import flops, latency_ms
-        from tutelage.pipeline.load_student import load_student
-
-        of = self.stages[stage]["student"]
-        student = load_student(self.run.path / stage, of, len(self.task.classes))
-        architecture = hash_of({name: value for name, value in of.items() if name != "initialisation"})
-        if architecture not in self.times:
-            self.times[architecture] = latency_ms(student.module, student.size)
-        about: dict[str, Any] = {
-            "name": student.name, "parameters": student.parameters, "flops": flops(student.module, student.size),
-            "latency_ms": self.times[architecture], "initialisation": student.initialisation
-        }  # fmt: skip
-        module = student.module.to(self.hardware.device)
-        if self.teacher_on_transfer is not None:
-            predictions = self.predict(module, student, self.learnt_on, None)
-            about["agreement_on_transfer"] = self.kind.agreement(predictions, self.teacher_on_transfer)
-        if name == "distilled" and "agreement_with_targets" in self.stages[stage]:
-            about["agreement_with_targets"] = self.stages[stage]["agreement_with_targets"]
-        if self.test is None:
-            return about
-        with progress(f"{name} on test images", len(self.test)) as advance:
-            predictions = self.predict(module, student, self.test.images, self.test.labels, advance)
-        if "teacher" in self.predictions:
-            about["agreement"] = self.kind.agreement(predictions, self.predictions["teacher"])
-        self.predictions[name] = predictions
-        return {**about, "test": self.judged(predictions)}
-
-    def predict(self, module: Any, student: Any, images: Any, labels: Any, advance: Any = lambda n: None) -> Any:
-        """Return a student's predictions for whole images."""
-        return self.kind.student_predictions(module, student, images, labels, self.views, self.hardware, advance)
-
-    def keep_evidence(self) -> None:
-        """Save what the page shows of single test images."""
-        from tutelage.reporting.example_predictions import remove_evidence
-
-        remove_evidence(self.run.path / "evaluate")
-        if self.test is not None:
-            self.kind.keep_evidence(self.run.path / "evaluate", self.test, self.predictions, self.task.about)
 
     def judged(self, predictions: Any) -> dict[str, Any]:
         """Return the scores of predictions for the test images."""
         assert self.test is not None
         return self.kind.judged(predictions, self.test.labels, len(self.task.classes))
+
+
+def _context(
+    run: Run, stages: dict[str, Any], cache_dir: Path, kept: dict[str, Any], settings: EvaluateSettings
+) -> _Context:
+    """Load the images of an evaluation. kept: the settings of the run."""
+    import numpy as np
+
+    from tutelage.data.manifest import load_task
+    from tutelage.device import accelerator
+    from tutelage.tasks import task_of
+
+    run.result("curate", "evaluate")
+    task = load_task(run.path, cache_dir)
+    kind: Any = task_of(task.task)
+    some = np.random.default_rng(0).permutation(len(task.transfer))[:LEARNT_ON]
+    return _Context(
+        run, stages, cache_dir, settings.teacher_weights or kept.get("teacher_weights") or "pretrained",
+        kept.get("committee") or "auto", accelerator(settings.device, settings.precision), kind, task,
+        kind.views(Views(**{name: one for name, one in kept.items() if name in declared(Views)})),
+        _new_images(settings.target, task, cache_dir) if settings.target else task.test, task.transfer.take(np.sort(some)),
+    )  # fmt: skip
+
+
+def _scores(context: _Context) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the scores of all models that the run has, and the predictions of each for the test images."""
+    stages, teacher = context.stages, None
+    result: dict[str, Any] = {
+        "classes": list(context.task.classes),
+        "test_images": 0 if context.test is None else len(context.test),
+    }
+    predictions: dict[str, Any] = {}  # model -> logits or decisions
+    if stages["adapt"]:
+        adapted = context.kind.adapted(
+            context.run.path / "adapt", stages["adapt"], context.teacher_weights, context.hardware
+        )
+        teacher = _teacher(context, adapted)
+        result["teacher"], predictions["teacher"] = teacher.scores, teacher.on_test
+        if context.test is not None and (stages["committee"] or {}).get("folds"):
+            result["committee"], predictions["committee"] = _committee(context, adapted, teacher)
+    delivered = (stages["finetune"] or {}).get("delivered")
+    times: dict[str, float] = {}
+    for name, stage in STUDENTS.items():
+        if not stages[stage] or (name == "distilled" and not stages[stage]["head"]):
+            continue  # a student without a head has no scores before the last stage
+        if name == "delivered" and delivered in result:
+            result[name] = result[delivered]
+        else:
+            result[name], predictions[name] = _student(context, name, stage, teacher, times)
+    if delivered:
+        result["delivered"] = {**result["delivered"], "what": delivered}
+    return result, {name: one for name, one in predictions.items() if one is not None}
+
+
+@dataclass(frozen=True)
+class _Teacher:
+    """Scores of the adapted teacher, and its predictions for the test images, if there are any, and for the sample."""
+
+    scores: dict[str, Any]
+    on_test: Any
+    on_sample: Any
+
+
+def _teacher(context: _Context, adapted: Any) -> _Teacher:
+    from tutelage.device import flops, latency_ms
+    from tutelage.features.output_cache import OutputCache
+
+    scores: dict[str, Any] = {
+        "name": adapted.network.name,
+        "parameters": adapted.parameters,
+        "flops": flops(adapted.module, adapted.network.size),
+    }
+    if scores["flops"] <= TIMED_FLOPS:
+        scores["latency_ms"] = latency_ms(adapted.module, adapted.network.size)
+    cache = OutputCache(context.cache_dir, adapted.network, context.views.resize, context.task.side)
+
+    def predict(images: Images, labels: Any, what: str) -> Any:
+        with progress(f"teacher on {what} images", len(images)) as advance:
+            return context.kind.teacher_predictions(
+                adapted, cache, images, labels, context.views, context.hardware, advance
+            )
+
+    on_sample = predict(context.sample, None, "transfer")
+    if context.test is None:
+        return _Teacher(scores, None, on_sample)
+    on_test = predict(context.test.images, context.test.labels, "test")
+    return _Teacher({**scores, "test": context.judged(on_test)}, on_test, on_sample)
+
+
+def _committee(context: _Context, adapted: Any, teacher: _Teacher) -> tuple[dict[str, Any], Any]:
+    """Return scores and predictions of the mixture that the targets come from."""
+    import numpy as np
+
+    from tutelage.distillation.mixture import Mixture
+    from tutelage.metrics import log_softmax
+    from tutelage.pipeline.load_student import load_student
+
+    assert context.test is not None
+    members, classes = context.stages["committee"], len(context.task.classes)
+    count, about, grid = members["folds"], members["student"], members["grid"]
+    mixture, of_teacher, of_students = Mixture.of(members, context.committee), None, None
+    if mixture.weight < 1:
+        of_teacher = (
+            log_softmax(teacher.on_test)
+            if grid is None
+            else context.log_probabilities(adapted.module, adapted.network, grid)
+        )
+    if mixture.weight:
+        students = (load_student(context.run.path / "committee", about, classes, f"fold-{k}") for k in range(count))
+        of_students = log_softmax(sum(context.log_probabilities(one.module, one, grid) for one in students) / count)
+    mixed = mixture(of_teacher, of_students)
+    predictions = context.kind.predictions_of(mixed, context.test.labels, np.arange(len(mixed)))
+    return {
+        "name": f"{teacher.scores['name']}, {count} x {about['name']}", "weight": mixture.weight,
+        "parameters": teacher.scores["parameters"] + count * about["parameters"], "test": context.judged(predictions),
+    }, predictions  # fmt: skip
+
+
+def _student(
+    context: _Context, name: str, stage: str, teacher: _Teacher | None, times: dict[str, float]
+) -> tuple[dict[str, Any], Any]:
+    """Return scores and test predictions of a student.
+
+    Args:
+        stage: its folder. times: architecture -> milliseconds for an image; what is not there is measured and added.
+    """
+    from tutelage.device import flops, latency_ms
+    from tutelage.pipeline.load_student import load_student
+
+    about = context.stages[stage]["student"]
+    student = load_student(context.run.path / stage, about, len(context.task.classes))
+    architecture = hash_of({key: value for key, value in about.items() if key != "initialisation"})
+    if architecture not in times:
+        times[architecture] = latency_ms(student.module, student.size)
+    scores: dict[str, Any] = {
+        "name": student.name, "parameters": student.parameters, "flops": flops(student.module, student.size),
+        "latency_ms": times[architecture], "initialisation": student.initialisation,
+    }  # fmt: skip
+    module = student.module.to(context.hardware.device)
+
+    def predict(images: Images, labels: Any, advance: Any = lambda n: None) -> Any:
+        return context.kind.student_predictions(
+            module, student, images, labels, context.views, context.hardware, advance
+        )
+
+    if teacher is not None:
+        scores["agreement_on_transfer"] = context.kind.agreement(predict(context.sample, None), teacher.on_sample)
+    if name == "distilled" and "agreement_with_targets" in context.stages[stage]:
+        scores["agreement_with_targets"] = context.stages[stage]["agreement_with_targets"]
+    if context.test is None:
+        return scores, None
+    with progress(f"{name} on test images", len(context.test)) as advance:
+        predictions = predict(context.test.images, context.test.labels, advance)
+    if teacher is not None:
+        scores["agreement"] = context.kind.agreement(predictions, teacher.on_test)
+    return {**scores, "test": context.judged(predictions)}, predictions
+
+
+def _keep_evidence(context: _Context, predictions: dict[str, Any]) -> None:
+    """Save what the page shows of single test images."""
+    from tutelage.reporting.example_predictions import remove_evidence
+
+    folder = context.run.path / "evaluate"
+    remove_evidence(folder)
+    if context.test is not None:
+        context.kind.keep_evidence(folder, context.test, predictions, context.task.about)
 
 
 def _new_images(target: str, task: Any, cache_dir: Path) -> Any:

@@ -13,6 +13,7 @@ from tutelage.errors import TutelageError
 from tutelage.pipeline.finished_exports import finished
 from tutelage.pipeline.stage import HELD_OUT, open_run
 from tutelage.progress import say
+from tutelage.results import ExportResult
 from tutelage.run_folder import hash_of, write_json, write_text
 from tutelage.settings import command
 from tutelage.settings.commands import ExportSettings
@@ -26,13 +27,10 @@ VERSIONS = ("torch", "timm", "onnx", "onnxruntime", "numpy", "pillow")  # Pillow
 
 
 @command(ExportSettings)
-def export(settings: ExportSettings) -> dict[str, Any]:
+def export(settings: ExportSettings) -> ExportResult:
     """Write RUN/export: model.onnx, model.int8.onnx, labels.txt, preprocess.json, predict.py, MODEL_CARD.md, export.json.
 
     Every file is run on test images and compared with the student; if one differs too much (int8 may), the old export is kept.
-
-    Returns:
-        the content of export.json, and the path of the folder.
     """
     from tutelage.deploy import formats
     from tutelage.deploy.folder import settle, staged
@@ -56,7 +54,7 @@ def export(settings: ExportSettings) -> dict[str, Any]:
             old = settle(new, place, about)
         if old:
             say(f"the previous export had been changed by hand; it is kept in {old}")
-        return {"export": str(place), **about}
+        return ExportResult(export=str(place), **about)
 
 
 class _Work:

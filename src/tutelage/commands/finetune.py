@@ -20,6 +20,7 @@ import numpy as np
 from tutelage.metrics import paired_gain
 from tutelage.pipeline.stage import HELD_OUT, file_hash, judged_by, open_run, save_weights, write_metrics
 from tutelage.progress import progress, say
+from tutelage.results import FinetuneResult
 from tutelage.run_folder import atomic_write, hash_of
 from tutelage.settings import command, identity
 from tutelage.settings.commands import FinetuneSettings
@@ -29,12 +30,8 @@ SCALE_SAMPLE = 1024  # images of the transfer set from which the scale of the fe
 
 
 @command(FinetuneSettings)
-def finetune(settings: FinetuneSettings) -> dict[str, Any]:
-    """Fine-tune the distilled student on the labelled images where that helps, and choose the student to deliver.
-
-    Returns:
-        result of the stage: what is delivered (distilled, head, full, long, steep or baseline), the scores on held-out labels, seconds.
-    """
+def finetune(settings: FinetuneSettings) -> FinetuneResult:
+    """Fine-tune the distilled student on the labelled images where that helps, and choose the student to deliver."""
     from tutelage.data.manifest import load_task
     from tutelage.device import accelerator
     from tutelage.pipeline.load_student import load_student
@@ -56,7 +53,7 @@ def finetune(settings: FinetuneSettings) -> dict[str, Any]:
             ]
         )
         if done := run.done("finetune", inputs):
-            return {**done, "reused": True}
+            return FinetuneResult(**done, reused=True)
         clock, task, hardware = (
             run.clock("finetune"),
             load_task(run.path, cache_dir),
@@ -80,7 +77,7 @@ def finetune(settings: FinetuneSettings) -> dict[str, Any]:
             "student": (baseline if delivered == "baseline" else distilled)["student"], "seconds": seconds,
             "compute_cost": work.meter.entry(run.path / "finetune", seconds),
         }  # fmt: skip
-        return run.finish("finetune", inputs, result)
+        return FinetuneResult(**run.finish("finetune", inputs, result))
 
 
 def _choice(work: _Work, finetune: str, baseline: Any, held_out: Path) -> tuple[str, dict[str, Any]]:

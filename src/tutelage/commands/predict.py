@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from tutelage.errors import shown
 from tutelage.pipeline.finished_exports import export_folder
 from tutelage.progress import progress, say
+from tutelage.results import PredictionsResult
 from tutelage.settings import command
 from tutelage.settings.commands import PredictSettings
 
 
 @command(PredictSettings)
-def predict(settings: PredictSettings) -> dict[str, Any]:
+def predict(settings: PredictSettings) -> PredictionsResult:
     """Classify images with an exported student, or paint their masks.
 
     Writes path, class, probability, unsure (below the threshold of the export) and, with --top, the next classes; for a segmentation
     student path, mask (a PNG in a folder beside OUT) and the share of each class. Images that cannot be read are listed in
     OUT.rejected.csv.
-
-    Returns:
-        {"predictions": path, "images", "unsure" or "masks", "rejected": count, "model": the file used}.
     """
     from tutelage.deploy import runtime
     from tutelage.deploy.predict_masks import predictions
@@ -34,8 +31,9 @@ def predict(settings: PredictSettings) -> dict[str, Any]:
     if listed:
         first = shown((f"{name} ({reason})" for name, reason in result.rejected), 3)
         say(f"{len(result.rejected):,} of {len(paths):,} images cannot be read, see {listed}: {first}")
-    columns = result.columns(1)
-    return {
-        "predictions": settings.out, "images": len(result.paths), "rejected": len(result.rejected), "model": opened.file,
-        **({"unsure": sum(columns["unsure"])} if "unsure" in columns else {"masks": str(Path(settings.out).with_suffix(""))}),
-    }  # fmt: skip
+    found = PredictionsResult(
+        predictions=settings.out, images=len(result.paths), rejected=len(result.rejected), model=opened.file
+    )
+    if "unsure" in (columns := result.columns(1)):
+        return found.model_copy(update={"unsure": sum(columns["unsure"])})
+    return found.model_copy(update={"masks": str(Path(settings.out).with_suffix(""))})

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from tutelage.progress import say
+from tutelage.results import PageResult
 from tutelage.settings import command
 from tutelage.settings.commands import ReportSettings
 
 
 @command(ReportSettings)
-def report(settings: ReportSettings) -> dict[str, Any]:
-    """Write report/index.html of a run or a study: scores, what limits them, charts, and the command to reproduce it.
-
-    Returns:
-        {"page"}: path of the page.
-    """
+def report(settings: ReportSettings) -> PageResult:
+    """Write report/index.html of a run or a study: scores, what limits them, charts, and the command to reproduce it."""
     from tutelage.reporting.page import write_page
     from tutelage.run_folder import STUDY
 
@@ -27,4 +23,4 @@ def report(settings: ReportSettings) -> dict[str, Any]:
     else:
         page = write_page(Path(settings.run))
     say(f"open {page}")
-    return {"page": str(page)}
+    return PageResult(page=str(page))

@@ -17,6 +17,7 @@ from tutelage.commands.finetune import finetune
 from tutelage.pipeline.pilot import pilot as judge
 from tutelage.pipeline.stage import needed, open_run, settings_of
 from tutelage.progress import duration, main_process, processes, say
+from tutelage.results import Result, RunResult
 from tutelage.run_folder import DEFAULT, Run, read_json
 from tutelage.settings import command
 from tutelage.settings.commands import RunSettings
@@ -29,14 +30,11 @@ MODELS = ("distilled", "baseline", "delivered", "teacher", "committee")  # in th
 
 
 @command(RunSettings)
-def run(settings: RunSettings) -> dict[str, Any]:
+def run(settings: RunSettings) -> RunResult:
     """Turn a few labelled images and a gallery of unlabelled ones into a small trained model.
 
     Curates the transfer set, adapts the teacher, forms the committee, distils it into the student, trains the same student on the
     labels only for comparison, and scores all models on the test images. A killed or stopped run resumes with the same command.
-
-    Returns:
-        the object that `--json` prints: run, distilled, baseline, delivered, teacher, committee, seconds, reused.
     """
     if settings.smoke:
         settings = replace(settings, **cut_down(settings))
@@ -49,7 +47,7 @@ def run(settings: RunSettings) -> dict[str, Any]:
         summary = walk(folder, names, settings)
     say(f"report: {folder.path / 'report' / 'index.html'}")
     say(f"done in {duration(time.monotonic() - started)}; {folder.path}")
-    return summary
+    return RunResult(**summary)
 
 
 def cut_down(settings: RunSettings) -> dict[str, Any]:
@@ -67,11 +65,7 @@ def cut_down(settings: RunSettings) -> dict[str, Any]:
 
 
 def walk(folder: Run, names: Sequence[str], settings: RunSettings) -> dict[str, Any]:
-    """Run these stages of STAGES in order, then the evaluation, in a run folder whose lock is held.
-
-    Returns:
-        what `run` returns.
-    """
+    """Run these stages of STAGES in order, then the evaluation, in a run folder whose lock is held; return the fields of `RunResult`."""
     stages = {name: STAGES[name] for name in needed(names, settings)}
     results = {name: _one(folder, stage, settings_of(stage, settings)) for name, stage in stages.items()}
     own = settings_of(evaluate, settings)
@@ -79,14 +73,14 @@ def walk(folder: Run, names: Sequence[str], settings: RunSettings) -> dict[str, 
     return _summary(folder, results)
 
 
-def _one(run: Run, stage: Callable[..., Any], own: dict[str, Any]) -> dict[str, Any]:
+def _one(run: Run, stage: Callable[..., Result], own: dict[str, Any]) -> dict[str, Any]:
     """Run one stage with its settings. Only `distill` uses several processes; in other stages they wait for the first."""
     if stage is distill or processes() == 1:
-        return stage(**own)
+        return stage(**own).to_json()
     from tutelage.device import accelerator
 
     hardware = accelerator(own["device"], own["precision"])
-    result = stage(**own) if main_process() else None
+    result = stage(**own).to_json() if main_process() else None
     hardware.wait_for_everyone()
     return result or read_json(run.path / stage.__name__ / "result.json")
 

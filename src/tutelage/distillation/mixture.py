@@ -37,17 +37,20 @@ class Mixture:
             TutelageError: committee is "only", and there are no students.
         """
         if committee != "only":
-            return cls(members["weight"], members["temperature"], sharpness, tuple(members["bias"] or ()))
+            return cls(members["weight"], members["temperature"], sharpness, tuple(members["bias"]))
         if not members["folds"]:
             raise TutelageError(
                 "--committee only needs a class with two labels or more: no class has labels to hold out, so there is no committee",
                 "label more images, or use --committee auto",
             )
-        return cls(1.0, members["students_temperature"], sharpness)
+        return cls(1.0, members["students_temperature"], sharpness, tuple(members["students_bias"]))
 
-    def __call__(self, teacher: np.ndarray, students: np.ndarray | None) -> np.ndarray:
-        """Mix log probabilities, (B, C) or (B, C, h, w) float32, of both; if students is None, only the teacher's count."""
-        mixed = teacher if students is None else (1 - self.weight) * teacher + self.weight * students
+    def __call__(self, teacher: np.ndarray | None, students: np.ndarray | None) -> np.ndarray:
+        """Mix log probabilities, (B, C) or (B, C, h, w) float32, of both. One of them may be None: the other counts alone."""
+        if teacher is None or students is None:
+            mixed = np.asarray(students if teacher is None else teacher)
+        else:
+            mixed = (1 - self.weight) * teacher + self.weight * students
         if not self.bias:
             return log_softmax(mixed * np.float32(self.sharpness / self.temperature))
         bias = np.array(self.bias, np.float32).reshape(-1, *[1] * (mixed.ndim - 2))
@@ -83,7 +86,8 @@ def mixture_of(
         biased: whether a bias for each class is chosen too (`bias_of`), as for pixels, whose classes are of very different shares.
 
     Returns:
-        weight, temperature, bias (or None), gain and its standard error in nats; the students' own temperature; held-out scores.
+        weight, temperature, bias (empty unless biased), gain and its standard error in nats; the students' own temperature and bias;
+        held-out scores of teacher, students and committee, each with its best temperature and, if biased, with the bias of `bias_of`.
     """
     counts = np.bincount(images)
     by_weight, biases = {}, {}
@@ -103,14 +107,23 @@ def mixture_of(
         name: {"log_loss": float(by_weight[one][1].mean()), "accuracy": by_weight[one][2]}
         for name, one in (("teacher", 0.0), ("students", 1.0), ("committee", weight))
     }
-    if biased:
+
+    def bias_at(weight: float) -> list[float]:
+        if not biased:
+            return []
         mixed = log_softmax((1 - weight) * teacher + weight * students) / by_weight[weight][0]
-        biases[weight] = bias_for_iou(mixed, labels, biases[weight])
-    temperature = by_weight[weight][0] if weight or biased else 1.0  # the teacher's head is calibrated already
+        return bias_for_iou(mixed, labels, biases[weight]).tolist()
+
     return {
-        "weight": weight, "temperature": temperature, "bias": biases[weight].tolist() if biased else None,
-        "students_temperature": by_weight[1.0][0], "gain": gain, "standard_error": error, "held_out": held_out,
-    }  # fmt: skip
+        "weight": weight,
+        "temperature": by_weight[weight][0] if weight or biased else 1.0,  # the teacher's head is calibrated already
+        "bias": bias_at(weight),
+        "students_temperature": by_weight[1.0][0],
+        "students_bias": bias_at(1.0),
+        "gain": gain,
+        "standard_error": error,
+        "held_out": held_out,
+    }
 
 
 def bias_of(log_probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:

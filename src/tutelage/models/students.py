@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tutelage.errors import TutelageError
-from tutelage.image_size import Size
+from tutelage.image_size import Size, sides
 from tutelage.models.teachers import build, default_size, input_statistics, resolve
 
 
@@ -72,7 +72,7 @@ class StudentWithProjector(nn.Module):
     forward: (B, 3, S, S) -> (B, C) logits of the student and (B, D) projected features.
     """
 
-    def __init__(self, student: nn.Module, width: int, size: int):
+    def __init__(self, student: nn.Module, width: int, size: Size):
         super().__init__()
         self.student = student
         self.projection = nn.Linear(pooled_width(student, size), width)
@@ -82,9 +82,10 @@ class StudentWithProjector(nn.Module):
         return self.student.get_classifier()(features), self.projection(features)  # pyright: ignore[reportCallIssue]
 
     @staticmethod
-    def possible(student: nn.Module, size: int) -> bool:
+    def possible(student: nn.Module, size: Size) -> bool:
         """Return whether the student has a single head on pooled features, as most timm models do."""
-        module, images = copy.deepcopy(student).eval(), torch.linspace(0, 1, 6 * size * size).reshape(2, 3, size, size)
+        module, (height, width) = copy.deepcopy(student).eval(), sides(size)
+        images = torch.linspace(0, 1, 6 * height * width).reshape(2, 3, height, width)
         try:
             with torch.no_grad():
                 features = pooled(module, images)
@@ -105,7 +106,7 @@ class DINOStudent(nn.Module):
 
     HIDDEN, BOTTLENECK, PROTOTYPES = 512, 128, 1024
 
-    def __init__(self, student: nn.Module, size: int):
+    def __init__(self, student: nn.Module, size: Size):
         super().__init__()
         self.student = student
         student.get_classifier().requires_grad_(False)  # pyright: ignore[reportCallIssue]  # unused
@@ -132,9 +133,9 @@ def pooled(student: nn.Module, images: torch.Tensor) -> torch.Tensor:
     return student.forward_head(student.forward_features(images), pre_logits=True)  # pyright: ignore[reportCallIssue]
 
 
-def pooled_width(student: nn.Module, size: int) -> int:
+def pooled_width(student: nn.Module, size: Size) -> int:
     """Return D of `pooled`, measured by one forward pass of a copy, so that the student and its BatchNorm are unchanged."""
-    images = torch.zeros(1, 3, size, size, device=next(student.parameters()).device)
+    images = torch.zeros(1, 3, *sides(size), device=next(student.parameters()).device)
     with torch.no_grad():
         return pooled(copy.deepcopy(student).eval(), images).shape[1]
 
@@ -156,7 +157,7 @@ def channels_last(module: nn.Module) -> bool:
     return len(convolutions) > 1 and not crashes and not slower
 
 
-def plain_head(module: nn.Module, size: int) -> bool:
+def plain_head(module: nn.Module, size: Size) -> bool:
     """Return whether the student's head is one linear layer on pooled features, which can be fitted, copied and mixed."""
     return StudentWithProjector.possible(module, size) and isinstance(module.get_classifier(), nn.Linear)  # pyright: ignore[reportCallIssue]
 

@@ -21,10 +21,9 @@ from tutelage.progress import processes
 from tutelage.run_folder import Run
 from tutelage.settings import flag
 from tutelage.settings import groups as g
-from tutelage.settings.commands import Curation
+from tutelage.settings.commands import WITHOUT_TARGETS, Curation
 from tutelage.tasks import task_of
 
-WITHOUT_TARGETS = ("task-agnostic", "dino")  # objectives that use no class probabilities, and so no committee
 KINDS = ("teacher", "student")
 FIXED = ("patch", "efficientvit_m")  # in names of our own table: the input size is part of the architecture
 

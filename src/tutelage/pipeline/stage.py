@@ -11,11 +11,11 @@ from typing import Any
 
 from tutelage.device import check_group
 from tutelage.errors import TutelageError
-from tutelage.pipeline.preflight import WITHOUT_TARGETS, preflight
+from tutelage.pipeline.preflight import preflight
 from tutelage.progress import main_process, processes, say
 from tutelage.run_folder import Run, atomic_write, read_json, write_text
 from tutelage.settings import declared
-from tutelage.settings.commands import Curation, DistillSettings, EvaluateSettings, ExportSettings
+from tutelage.settings.commands import WITHOUT_TARGETS, Curation, DistillSettings, EvaluateSettings, ExportSettings
 from tutelage.settings.groups import Group, Schedule, Stage
 from tutelage.tasks import task_of
 

@@ -133,7 +133,8 @@ def committee(stages: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any
             "The students have weight 0, and the targets are the teacher's only: no mixture had a log loss on held-out labels that "
             "is lower by more than a standard error."
         )
-    dense = (stages.get("curate") or {}).get("task") == "segmentation"
+    if found["bias"]:
+        said += " The scores below are those after each class's share of the held-out pixels has been met by a bias."
     titles = {"teacher": "teacher (adapted)", "students": "students (labels only)", "committee": "committee"}
     weights = {"teacher": 1 - found["weight"], "students": found["weight"]}
     rows = [
@@ -141,5 +142,5 @@ def committee(stages: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any
         for name, title in titles.items()
         if (one := found["held_out"].get(name))
     ]
-    head = ["on held-out labels", "weight", "log loss", "pixels" if dense else "accuracy"]
+    head = ["on held-out labels", "weight", "log loss", "pixels" if found["bias"] else "accuracy"]
     return {"said": said, "head": head, "rows": rows}

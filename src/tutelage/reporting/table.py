@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import textwrap
 from typing import Any
 
 from tutelage.reporting.scores import words_of
@@ -123,6 +125,47 @@ def export_text(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def cache_text(result: dict[str, Any]) -> str:
+    """What the cache holds: one line per entry, then the sum."""
+    lines = [
+        f"{one['gib']:9.3f} GiB  used {one['days']:5.1f} days ago  {one['what']}  ({one['name']})"
+        + ("  removed" if one["name"] in result["removed"] else "")
+        for one in result["entries"]
+    ]
+    return "\n".join([*lines, f"{result['gib']:9.3f} GiB in {result['cache']}"])
+
+
+def doctor_text(found: dict[str, Any]) -> str:
+    """What this machine has: one paragraph per subject, as wide as the terminal."""
+
+    def listed(what: dict[str, Any], text: str = "{}: {}") -> str:
+        words = {True: "yes", False: "no", None: "missing"}
+        return ", ".join(
+            text.format(k, words.get(v, v) if v is None or isinstance(v, bool) else v) for k, v in what.items()
+        )
+
+    devices, threads, hub = found["devices"], found["threads"], found["weights"]["hub"]
+    rows = {
+        "python": found["python"],
+        "versions": listed(found["versions"], "{} {}"),
+        "cpu": f"{devices['cpu']}, {devices['cores']} cores, {threads['usable_cores']} usable",
+        "gpu": ", ".join(devices["cuda"]) or ("Apple MPS" if devices["mps"] else "none"),
+        "threads": f"{threads['torch']}; OMP_WAIT_POLICY {threads['omp_wait_policy']}",
+        "free disk": listed(found["disk_gib"], "{} {:.0f} GiB"),
+        "free memory": f"{found['memory_gib']:.1f} GiB",
+        "hub": f"no: {hub}" if hub else "reachable",
+        "packages": listed(found["weights"]["packages"]),
+        "extras": listed(found["extras"]),
+    }
+    lines = list(rows.items())
+    lines += [("to change", f"- {line}") for line in found["advice"]] or [("to change", "nothing")]
+    width = shutil.get_terminal_size((120, 24)).columns
+    return "\n".join(
+        textwrap.fill(f"{name:<13}{text}", width, subsequent_indent=" " * 13, break_on_hyphens=False)
+        for name, text in lines
+    )
+
+
 def text_of(command: str, result: dict[str, Any]) -> str:
     """What a command prints on stdout without --json."""
     if command in ("run", "evaluate"):
@@ -135,7 +178,9 @@ def text_of(command: str, result: dict[str, Any]) -> str:
         return times_table(result)
     if command == "export":
         return export_text(result)
-    if command in ("doctor", "cache"):
-        return ""  # they print while they run
+    if command == "doctor":
+        return doctor_text(result)
+    if command == "cache":
+        return cache_text(result)
     plain = {name: value for name, value in result.items() if isinstance(value, str | int | float)}
     return "\n".join(f"{name}: {value}" for name, value in plain.items() if name not in ("inputs", "curated"))

@@ -48,7 +48,10 @@ def command(settings: Callable[P, S]) -> Callable[[Callable[[S], R]], Callable[P
             for name, one in own.items()
         ])  # fmt: skip
         lines = [f"    {name} ({one.type}, {default_of(one)!r}): {one.metadata['help']}" for name, one in own.items()]
-        made.__doc__ = f"{inspect.getdoc(function)}\n\nArgs:\n" + "\n".join(lines)
+        made.__doc__ = "\n".join([
+            f"{inspect.getdoc(function)}\n\nArgs:", *lines,
+            f"\nReturns:\n    {function.__annotations__['return']}: described in `tutelage.results`",
+        ])  # fmt: skip
         return checked
 
     return decorate

@@ -7,6 +7,8 @@ from typing import Literal
 from tutelage.settings import groups as g
 from tutelage.settings.groups import declared, setting
 
+WITHOUT_TARGETS = ("task-agnostic", "dino")  # objectives that use no class probabilities, and so no committee
+
 
 class Curation(g.Labelled, g.Gallery, g.Search, g.Teacher, g.StudentInput, g.Resize, g.Stage, g.Smoke):
     """Settings of `curate` that `run` has too."""

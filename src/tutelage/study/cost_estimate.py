@@ -9,10 +9,9 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from tutelage.pipeline.preflight import WITHOUT_TARGETS
 from tutelage.pipeline.stage import needed, training_steps
 from tutelage.progress import duration, say
-from tutelage.settings.commands import RunSettings
+from tutelage.settings.commands import WITHOUT_TARGETS, RunSettings
 from tutelage.settings.groups import Student
 from tutelage.study.methods import Variant
 from tutelage.tasks import task_of

@@ -56,7 +56,7 @@ def divergence(
 def feature_distance(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     """One minus the cosine between the student's projected features and the teacher's, mean over the batch.
 
-    L = 1 - 1/B sum_i  z_i . t_i / (|z_i| |t_i|)
+    L = 1 - 1/B sum_i  z_i . t_i / (norm(z_i) norm(t_i))
 
     Worked example: z = (1, 0), t = (1, 1): L = 1 - 1/sqrt(2) = 0.2929.
 
