@@ -19,6 +19,7 @@ import sys
 import tarfile
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # two OpenMP libraries must not wait for each other's threads
@@ -31,7 +32,7 @@ from tutelage.curation.embed import EmbeddingTable
 from tutelage.curation.image_match import layout
 from tutelage.curation.search import search
 from tutelage.curation.selection import Pool, SelectionRequest, choose
-from tutelage.curation.vectors import Vectors, mean_of
+from tutelage.curation.vectors import Part, Vectors, mean_of
 
 WIDTH, QUERIES, MORE_QUERIES, K = 384, 1000, 500, 128
 MEGABYTE = 2**20
@@ -76,11 +77,16 @@ def status(name: str) -> int:
     return 1024 * int(next(line for line in lines if line.startswith(name + ":")).split()[1])
 
 
+def mapped(path: Path | str) -> Part:
+    """The rows of a .npy file, as a part that is mapped while it is read."""
+    return partial(np.load, path, mmap_mode="r")
+
+
 def child(path: str, in_memory: bool, limit: int) -> None:
     """One search in this process: time, and peak memory beyond the imported process, as JSON."""
     before = status("VmRSS")
-    mean = mean_of((Path(path),))
-    vectors = Vectors((np.load(path) if in_memory else Path(path),), mean)
+    mean = mean_of((mapped(path),))
+    vectors = Vectors((np.load(path) if in_memory else mapped(path),), mean)
     queries = queries_of(QUERIES)
     took, _ = timed(lambda: search(vectors, queries, K, memory=limit or None))
     print(json.dumps({**took, "peak": status("VmHWM") - before}))
@@ -97,7 +103,7 @@ def against_faiss(path: Path, repeats: int) -> dict:
     import faiss
 
     rows = np.load(path)
-    vectors = Vectors((rows,), mean_of((path,)))
+    vectors = Vectors((rows,), mean_of((mapped(path),)))
     index = faiss.IndexFlatIP(WIDTH)
     for _, block in vectors.blocks(65536):
         index.add(block)
@@ -143,13 +149,19 @@ def curation(path: Path, folder: Path, repeats: int) -> dict:
     thumbs = windows(count, 1)
     parts = []
     for start in range(0, count, 2048):
-        parts.append(folder / f"{start}.layouts.npy")
-        np.save(parts[-1], layout(thumbs[start : start + 2048]).astype(np.float16))
+        np.save(folder / f"{start}.layouts.npy", layout(thumbs[start : start + 2048]).astype(np.float16))
+        parts.append(mapped(folder / f"{start}.layouts.npy"))
     embedded = EmbeddingTable(
-        (path,), np.arange(count), np.zeros((0, 32), np.uint8), np.array([0, count]), (thumbs,), tuple(parts), []
+        (mapped(path),),
+        np.arange(count),
+        np.zeros((0, 32), np.uint8),
+        np.array([0, count]),
+        (lambda: thumbs,),
+        tuple(parts),
+        [],
     )
     held = [np.repeat(np.repeat(one, 4, axis=0), 4, axis=1) for one in windows(MORE_QUERIES, 2)]
-    vectors, queries = Vectors((path,), mean_of((path,))), queries_of(QUERIES)
+    vectors, queries = Vectors((mapped(path),), mean_of((mapped(path),))), queries_of(QUERIES)
     more = queries_of(QUERIES + MORE_QUERIES)[QUERIES:]
     runs: dict[str, list[dict]] = {"search": [], "curate": []}
     for _ in range(repeats):

@@ -17,6 +17,7 @@ import tutelage
 from conftest import draw
 from forked import Forked
 from textures import CLASSES, texture
+from tutelage.data.block_cache import BlockCache
 from tutelage.data.manifest import read_manifest
 from tutelage.errors import TutelageError
 
@@ -272,7 +273,7 @@ def go(tutelage, monkeypatch):
 
 def killed_midway(words: list[str], cache: Path) -> int:
     """Begin a command and kill it when it has embedded three pieces of the gallery or a few more; how many it has."""
-    pieces = lambda: len(list(cache.glob("embeddings-*/*.parquet")))  # noqa: E731
+    pieces = lambda: len(list(cache.glob("embeddings-*/*.arrow")))  # noqa: E731
     before, deadline = pieces(), time.monotonic() + 240
     with Forked(words, piece_bits=4) as process:
         while pieces() < before + 3:
@@ -298,10 +299,10 @@ def test_killed_and_sharded_give_the_same_manifest(data, tmp_path, go):
         assert f"share {share[0]} of 2" in go(words(data, shared, "--shard", share)).stderr
         assert not (shared / "curate").exists()
         if share == "1/2":
-            assert 3 <= done < len(list(cache.glob("embeddings-*/*.parquet"))), "it was killed midway"
-    pieces = {p: p.stat().st_mtime_ns for p in cache.glob("embeddings-*/*.npy")}
+            assert 3 <= done < len(list(cache.glob("embeddings-*/*.arrow"))), "it was killed midway"
+    pieces = {p: p.stat().st_mtime_ns for p in cache.glob("embeddings-*/*.arrow")}
     go(words(data, shared))
-    assert {p: p.stat().st_mtime_ns for p in cache.glob("embeddings-*/*.npy")} == pieces
+    assert {p: p.stat().st_mtime_ns for p in cache.glob("embeddings-*/*.arrow")} == pieces
     assert manifest_bytes(shared) == manifest_bytes(whole)
 
 
@@ -315,15 +316,16 @@ def test_more_images_tomorrow(data, tmp_path):
     after = {p: p.stat().st_mtime_ns for p in cache.rglob("*") if p.is_file()}
     new = [p for p in after if p not in before and p.parent.name.startswith("embeddings-")]
     assert {p: after[p] for p in before} == before
-    assert len(new) == 4  # one piece
+    assert len(new) == 1  # one piece
 
 
 def test_later_stages_take_the_embeddings_over(data, tmp_path):
     """A run that searched its gallery asks the teacher nothing again about whole images: the later stages find them."""
     cache = tmp_path / "cache"
     curate(data, "handed", cache=str(cache))
-    clean = sorted(cache.glob("outputs-*/clean/*.keys.npy"))
-    keys = {key.tobytes() for path in clean for key in np.load(path)}
+    (clean,) = cache.glob("outputs-*/clean")
+    blocks = BlockCache(clean, ("key", "output"))
+    keys = {key.tobytes() for path in clean.iterdir() for key in blocks.column(path.stem, "key")}
     table = read_manifest(data / "runs" / "handed" / "curate" / "manifest.parquet")[1]
     assert set(table.column("key").to_pylist()) <= keys
 

@@ -282,7 +282,7 @@ def test_compare(data):
     }  # fmt: skip
     planned = tutelage.compare(**settings, dry_run=True).to_json()
     result = tutelage.compare(**settings).to_json()
-    kept = 2 * sum(path.stat().st_size for path in (study / "cache").glob("outputs-*/mirrored/*[!s].npy"))
+    kept = 2 * sum(path.stat().st_size for path in (study / "cache").glob("outputs-*/mirrored/*.arrow"))
     assert planned["outputs_gibibytes"] * 2**30 == pytest.approx(kept, rel=0.1), (
         "logits of every image and its mirror image, of each seed's teacher"
     )

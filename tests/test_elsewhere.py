@@ -14,7 +14,9 @@ import pytest
 
 import tutelage as package
 from conftest import TINY_CLIP, Task
+from tutelage.curation.embed import COLUMNS as EMBEDDED
 from tutelage.curation.precomputed_embeddings import PrecomputedEmbeddings, names_of
+from tutelage.data.block_cache import BlockCache
 from tutelage.data.gallery import list_gallery
 from tutelage.data.manifest import read_manifest
 from tutelage.errors import TutelageError
@@ -52,7 +54,8 @@ def test_the_gallery_is_searched_by_given_vectors(task):
     assert result["images"] == {"train": 9, "val": 0, "test": 12, "transfer": 18}
     cache = task.out.parent / "cache"
     assert not list(cache.glob("outputs-*"))
-    assert np.load(next(cache.glob("embeddings-*/*.npy"))).shape[1] in (WIDTH, 192, 16)
+    (piece,) = cache.glob("embeddings-*/*.arrow")
+    assert BlockCache(piece.parent, EMBEDDED).column(piece.stem, "features").shape[1] == WIDTH
     assert curate(task, task.root / "all.parquet")["reused"]
     write(task.root / "all.parquet", {**target_vectors(task), **gallery_vectors(), "other": vector(0, 1)})
     assert "reused" not in curate(task, task.root / "all.parquet")  # the file has changed

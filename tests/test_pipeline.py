@@ -289,7 +289,7 @@ def test_a_finished_run_opens_no_image(data, tmp_path, objective):
     again = go(data, f"opens-{objective}", **settings)
     members = ["committee"] if objective == "task-oriented" else []  # features need none
     assert again["reused"] == ["curate", "adapt", *members, "distill", "finetune", "evaluate"]
-    assert not list((tmp_path / "cache").glob("images-*/*.npy")), sorted((tmp_path / "cache").rglob("*"))
+    assert not list((tmp_path / "cache").glob("images-*/*.arrow")), sorted((tmp_path / "cache").rglob("*"))
 
 
 def test_evaluate_on_new_images(data):

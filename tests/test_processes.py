@@ -144,8 +144,8 @@ def test_a_job_array(data, tmp_path, tutelage):
         assert f"share {rank} of 2: 20 of 40 images, 20 of them embedded now" in done.stderr
         assert f"shard: {rank}/2\nimages: 20\nembedded: 20\n" in done.stdout
         assert not (tmp_path / "run").exists()
-    assert len(list((tmp_path / "cache").glob("embeddings-*/*.layouts.npy"))) == 2
+    assert len(list((tmp_path / "cache").glob("embeddings-*/*.arrow"))) == 2
     done = tutelage(*words)
     assert done.returncode == 0, done.stderr
     assert "of 40 gallery images" in done.stderr
-    assert len(list((tmp_path / "cache").glob("embeddings-*/*.layouts.npy"))) == 2
+    assert len(list((tmp_path / "cache").glob("embeddings-*/*.arrow"))) == 2

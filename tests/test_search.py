@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ import pytest
 
 from tutelage.curation.ivf import search_ivf
 from tutelage.curation.search import best_query, search
-from tutelage.curation.vectors import BLOCK, Vectors, mean_of
+from tutelage.curation.vectors import BLOCK, Part, Vectors, mean_of
+from tutelage.data.block_cache import BlockCache
 from tutelage.errors import TutelageError
 
 CLOSE = 2e-6  # float32 products of unit vectors against float64
@@ -33,15 +35,15 @@ def asked(count: int, width: int = 24, seed: int = 1) -> np.ndarray:
     return unit(np.random.default_rng(seed).standard_normal((count, width)))
 
 
-def cut(rows: np.ndarray, folder: Path | None, *cuts: int) -> tuple[np.ndarray | Path, ...]:
-    """The rows in parts that end at `cuts`, as files in a folder or in memory."""
+def cut(rows: np.ndarray, folder: Path | None, *cuts: int) -> tuple[Part, ...]:
+    """The rows in parts that end at `cuts`, as blocks of a cache in a folder or in memory."""
     parts = np.split(rows, cuts)
     if folder is None:
         return tuple(parts)
-    folder.mkdir(exist_ok=True)
+    cache = BlockCache(folder, ("rows",))
     for index, part in enumerate(parts):
-        np.save(folder / f"{index}.npy", part)
-    return tuple(folder / f"{index}.npy" for index in range(len(parts)))
+        cache.write({"rows": part}, str(index))
+    return tuple(partial(cache.column, str(index), "rows") for index in range(len(parts)))
 
 
 def prepared(rows: np.ndarray, mean: np.ndarray | None) -> np.ndarray:
@@ -183,18 +185,22 @@ def test_little_memory_changes_nothing():
 def test_memory_stays_within_the_limit(tmp_path):
     """A search in 40 MB of files with many neighbours takes less than its limit beyond the imported process."""
     rows = gallery(20 * BLOCK, 256)
-    parts = cut(rows, tmp_path, 777)
+    count = len(cut(rows, tmp_path, 777))
     program = f"""
 import re
 import numpy as np
+from functools import partial
 from pathlib import Path
 from tutelage.curation.search import search
 from tutelage.curation.vectors import Vectors
+from tutelage.data.block_cache import BlockCache
 def kilobytes(name):
     return int(re.search(name + r":\\s+(\\d+)", Path("/proc/self/status").read_text()).group(1))
 before = kilobytes("VmRSS")
 queries = np.eye(512, 256, dtype=np.float32)
-search(Vectors(tuple(map(Path, {[str(part) for part in parts]!r})), None), queries, 500, memory={160 << 20})
+cache = BlockCache(Path({str(tmp_path)!r}), ("rows",))
+parts = tuple(partial(cache.column, str(number), "rows") for number in range({count}))
+search(Vectors(parts, None), queries, 500, memory={160 << 20})
 print(kilobytes("VmHWM") - before)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -242,11 +248,14 @@ def test_shapes_that_do_not_fit_are_refused(tmp_path):
     """Wrong widths, masks, parts, means, row numbers and files are told with what is allowed."""
     rows = gallery(30)
     vectors = Vectors((rows,), None)
-    (tmp_path / "text.npy").write_text("rows")
-    np.save(tmp_path / "long.npy", rows)
-    shortened = Vectors((tmp_path / "long.npy",), None)
-    with (tmp_path / "long.npy").open("rb+") as file:
+    cache = BlockCache(tmp_path, ("rows",))
+    (tmp_path / "text.arrow").write_text("rows")
+    cache.write({"rows": rows}, "long")
+    none, text, long = (partial(cache.column, name, "rows") for name in ("none", "text", "long"))
+    shortened = Vectors((long,), None)
+    with (tmp_path / "long.arrow").open("rb+") as file:
         file.truncate(128 + 48 * 20)
+    lost = f"{tmp_path} has lost rows that it held a moment ago.*\nhint: run the same command again"
     faults = [
         (lambda: search(vectors, asked(3, 23), 2), r"queries of shape \(3, 23\) must be \(queries, 24\)"),
         (lambda: search(vectors, asked(3), 0), "0 neighbours"),
@@ -256,16 +265,10 @@ def test_shapes_that_do_not_fit_are_refused(tmp_path):
         (lambda: Vectors((), None), "parts with no features"),
         (lambda: Vectors((rows.astype(np.float64),), None), r"shape \(30, 24\), float64"),
         (lambda: Vectors((rows,), np.zeros(3, dtype=np.float32)), r"mean of shape \(3,\) must be \(24,\)"),
-        (
-            lambda: Vectors((tmp_path / "none.npy",), None),
-            "none.npy is not a readable .npy file of embeddings: .*No such file",
-        ),
-        (lambda: Vectors((tmp_path / "text.npy",), None), "text.npy"),
-        (
-            lambda: search(shortened, asked(1), 2),
-            "long.npy is not a readable .npy file of embeddings: .* greater than file size\nhint: write the file again",
-        ),
-        (lambda: Vectors((tmp_path / "long.npy",), None), "long.npy is not a readable .npy file of embeddings"),
+        (lambda: Vectors((none,), None), lost),
+        (lambda: Vectors((text,), None), lost),
+        (lambda: search(shortened, asked(1), 2), lost),
+        (lambda: Vectors((long,), None), lost),
         (lambda: vectors.rows(np.array([1, 30, -1])), "no row 30, -1: rows are 0 to 29"),
         (lambda: mean_of((rows[:0],)), "no rows"),
         (lambda: search_ivf(vectors, asked(3), 0), "0 neighbours"),

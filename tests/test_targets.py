@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from tutelage.data.block_cache import BlockCache
 from tutelage.data.decode import fit
 from tutelage.data.grids import crop_grid
 from tutelage.data.image_cache import Images
@@ -223,15 +224,13 @@ def test_how_the_student_sees_an_image_changes_no_output(tmp_path: Path):
     assert counted.seen == 6
 
 
-def test_a_block_without_its_keys_does_not_count(tmp_path: Path):
-    """A process killed between outputs and keys leaves a block that is ignored and computed again."""
+def test_a_damaged_block_does_not_count(tmp_path: Path):
+    """A block that is no whole file is ignored and computed again."""
     images, counted = images_of([1, 2, 3]), Counted()
     cache = cache_of(tmp_path, counted.network)
     compute_outputs(cache, counted.network, images, [CLEAN], SETTINGS)
     rows = cache.table(images, CLEAN).rows()
-    (keys,) = cache.folder.rglob("*.keys.npy")
-    keys.unlink()
-    block = next(path for path in cache.folder.rglob("*.npy"))
+    (block,) = cache.folder.rglob("*.arrow")
     block.write_bytes(b"half")
     assert len(cache.table(images, CLEAN).missing) == 3
     assert compute_outputs(cache, counted.network, images, [CLEAN], SETTINGS) == 3
@@ -271,8 +270,9 @@ def test_gibibytes_is_what_is_written(tmp_path: Path):
     images, counted = images_of(list(range(20)), 30, 40), Counted()
     cache = cache_of(tmp_path, counted.network)
     compute_outputs(cache, counted.network, images, LOOKS, SETTINGS)
-    blocks = [path for path in cache.folder.rglob("*.npy") if not path.name.endswith(".keys.npy")]
-    written = sum(np.load(path).nbytes for path in blocks)
+    read = BlockCache(cache.folder, ("key", "output")).read
+    blocks = [read(str(path.relative_to(cache.folder).with_suffix(""))) for path in cache.folder.rglob("*.arrow")]
+    written = sum(block["output"].nbytes for block in blocks if block)
     assert output_cache.gibibytes(20, 2, 8) * 2**30 == written
 
 

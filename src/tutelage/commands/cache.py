@@ -12,6 +12,8 @@ from tutelage.run_folder import read_json
 from tutelage.settings import command
 from tutelage.settings.commands import CacheSettings
 
+KINDS = ("images-", "masks-", "outputs-", "embeddings-")  # what folders are named for; others are left alone
+
 
 @command(CacheSettings)
 def cache(settings: CacheSettings) -> CacheResult:
@@ -23,23 +25,10 @@ def cache(settings: CacheSettings) -> CacheResult:
     if not folder.is_dir():
         raise TutelageError(f"--cache {folder} is not a folder", "use the cache folder (cache/ beside the run folders)")
     entries, removed = [], []
-    for path in sorted(
-        p
-        for p in folder.iterdir()
-        if p.is_dir() and p.name.startswith(("images-", "masks-", "outputs-", "embeddings-"))
-    ):
+    for path in sorted(p for p in folder.iterdir() if p.is_dir() and p.name.startswith(KINDS)):
         files = [p.stat() for p in path.rglob("*") if p.is_file()]
         days = (time.time() - max((max(s.st_mtime, s.st_atime) for s in files), default=0)) / 86400
-        about = read_json(path / "about.json")
-        what = (
-            f"{about['encoder']} at {about['size']} px, {about.get('output', 'embeddings of galleries')}"
-            if about and "encoder" in about
-            else "embeddings made elsewhere"
-            if about
-            else "decoded masks"
-            if path.name.startswith("masks-")
-            else f"decoded images, short side {path.name[7:]}"
-        )
+        what = (read_json(path / "about.json") or {}).get("what", "made by an earlier version, no longer used")
         entries.append({"name": path.name, "what": what, "gib": sum(s.st_size for s in files) / 2**30, "days": days})
         if settings.prune is not None and days >= settings.prune:
             shutil.rmtree(path)

@@ -67,7 +67,6 @@ def curate(settings: CurateSettings) -> CurationResult | ShardResult:
         given = data_of(target_set, listed.refs)
         log_changed_data(run, given)
         clock = run.clock("curate")
-        tick = clock.ticking(lambda count: None)
         for note in target_set.notes:
             say(note)
         store = Store(cache_dir, encoder.side)
@@ -81,7 +80,7 @@ def curate(settings: CurateSettings) -> CurationResult | ShardResult:
         spare = SPARE
         while True:
             refs = gallery_sample(listed.refs, settings, wanted, spare)
-            pool, leaks, known, twice, unreadable = fill_pool(encoder, refs, labelled, settings, tick)
+            pool, leaks, known, twice, unreadable = fill_pool(encoder, refs, labelled, settings, clock.ticking)
             chosen = _Chosen(run, settings, encoder, labelled, pool, refs, clock, given)
             every = len(refs) == len(listed.refs)
             if every or pool.usable.sum() >= (wanted or 0):
@@ -227,18 +226,15 @@ def embed_share(shard: str, settings: CurateSettings) -> ShardResult:
     from tutelage.device import on_a_device_of_its_own
     from tutelage.pipeline.preflight import preflight, share_of
 
-    share, start, done = share_of(shard), time.monotonic(), [0]
+    share, start = share_of(shard), time.monotonic()
     out = Path(settings.out).absolute()
     cache = Path(settings.cache) if settings.cache else out.parent / "cache"
-
-    def tick(count: int) -> None:
-        done[0] += count
 
     with on_a_device_of_its_own():
         preflight(replace(settings, out=str(out), shard=f"{share[0]}/{share[1]}"), cache)
         refs = list_gallery(settings.gallery).refs
-        _, pieces = GalleryEmbedder.of(settings, cache).embedded(refs, tick, settings, share)
+        _, pieces, embedded = GalleryEmbedder.of(settings, cache).embedded(refs, settings, share)
         mine = sum(len(piece.refs) for piece in pieces[share[0] :: share[1]])
-        say(f"share {share[0]} of {share[1]}: {mine:,} of {len(refs):,} images, {done[0]:,} of them embedded now")
+        say(f"share {share[0]} of {share[1]}: {mine:,} of {len(refs):,} images, {embedded:,} of them embedded now")
     taken = time.monotonic() - start
-    return ShardResult(shard=f"{share[0]}/{share[1]}", images=mine, embedded=done[0], seconds=taken)
+    return ShardResult(shard=f"{share[0]}/{share[1]}", images=mine, embedded=embedded, seconds=taken)

@@ -14,10 +14,10 @@ from tutelage.curation.labelled_set import LabelledSplit
 from tutelage.curation.search import search
 from tutelage.curation.selection import Leak, Pool, check_memory
 from tutelage.curation.vectors import Vectors, mean_of
+from tutelage.data.block_cache import as_void
 from tutelage.data.sources import ImageRef, Rejected
 from tutelage.device import free_memory
 from tutelage.errors import TutelageError
-from tutelage.features.output_cache import as_void
 from tutelage.progress import progress
 from tutelage.settings.commands import Curation
 
@@ -31,7 +31,7 @@ def fill_pool(
     refs: Sequence[ImageRef],
     labelled: LabelledSplit,
     settings: Curation,
-    tick: Callable[[int], None],
+    ticking: Callable[[Callable[[int], None]], Callable[[int], None]],
 ) -> tuple[Pool, LeakCheck, int, int, list[Rejected]]:
     """Embed a gallery and bar images that are known already: labelled images, held-out images, exact duplicates.
 
@@ -39,7 +39,7 @@ def fill_pool(
         the pool; its leak check, which holds the leaks so far and can be called to find near duplicates; the number of labelled
         images in the gallery; the number of exact duplicates, including those; rejected images.
     """
-    cache, pieces = encoder.embedded(refs, tick, settings)
+    cache, pieces, _ = encoder.embedded(refs, settings, ticking=ticking)
     embedded = cache.load(pieces)
     if not len(embedded):
         raise TutelageError("the gallery has no readable image", "see rejected.csv, and use another --gallery")

@@ -1,36 +1,37 @@
 """Embeddings of a gallery: the encoder sees each image once, and its pixels are not kept.
 
-`cache/embeddings-<hash>/` belongs to one encoder (weights, size, preprocessing). A piece, 2,048 images on average, is
-`<name>.npy` (float16 features), `<name>.thumbs.npy` and `<name>.layouts.npy` (small pixels for finding copies) and
-`<name>.parquet` (content hash of each image, or why it cannot be used), which is renamed into place last: a piece is
-complete or absent. Where pieces end depends only on the images, so that every machine, restart and share computes the
-same batches and gets the same bits; adding an image to a folder changes one piece.
+A cache folder belongs to one encoder (weights, size, preprocessing). A piece, 2,048 images on average, is one block of it:
+features, and small pixels for finding copies. Where pieces end depends only on the images, so that every machine, restart
+and share computes the same batches and gets the same bits; adding an image to a folder changes one piece.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from tutelage.curation.image_match import THUMB, layout, thumbnail
+from tutelage.curation.vectors import Part
 from tutelage.data import views
+from tutelage.data.block_cache import BlockCache, cache_folder, gather
 from tutelage.data.decode import fit
 from tutelage.data.image_cache import decoded
 from tutelage.data.sources import ImageRef, Rejected
 from tutelage.models.adapted_teacher import FeatureExtractor, half_precision
-from tutelage.run_folder import atomic_write, hash_of, write_json
 
 PIECE_BITS = 11  # a piece ends after an image whose fingerprint ends in this many zero bits: 2,048 images on average
 BATCH = 64  # images in one forward pass
+# Of a block. position: in the piece. rejected: JSON, position and reason of each image that cannot be used.
+COLUMNS = ("key", "position", "features", "thumbs", "layouts", "rejected")
 
 
 @dataclass(frozen=True)
@@ -66,17 +67,17 @@ def pieces_of(refs: Sequence[ImageRef]) -> list[Piece]:
 class EmbeddingTable:
     """The usable images of a gallery, in the gallery's order.
 
-    parts: files of float16 features, one for each piece. positions: (N,) int64 in the gallery. keys: (N, 32) uint8 content hashes.
-    starts: (P + 1,) int64, rows where the pieces begin. thumb_parts: memory-mapped (n, 16, 16, 3) uint8, one for each piece.
-    layout_parts: files of (n, 192) float16 layouts.
+    parts, layout_parts, thumb_parts: functions that map a piece's features (n, D) float16, layouts (n, 192) float16, thumbnails
+    (n, 16, 16, 3) uint8. positions: (N,) int64 in the gallery. keys: (N, 32) uint8 content hashes. starts: (P + 1,) int64, rows
+    where the pieces begin.
     """
 
-    parts: tuple[Path, ...]
+    parts: tuple[Part, ...]
     positions: np.ndarray
     keys: np.ndarray
     starts: np.ndarray
-    thumb_parts: tuple[np.ndarray, ...]
-    layout_parts: tuple[Path, ...]
+    thumb_parts: tuple[Callable[[], np.ndarray], ...]
+    layout_parts: tuple[Part, ...]
     rejected: list[Rejected]
 
     def __len__(self) -> int:
@@ -85,11 +86,7 @@ class EmbeddingTable:
     def thumbs(self, rows: np.ndarray) -> np.ndarray:
         """Return the (m, 16, 16, 3) uint8 thumbnails of these rows."""
         out = np.empty((len(rows), THUMB, THUMB, 3), np.uint8)
-        piece = np.searchsorted(self.starts, rows, side="right") - 1
-        for number in np.unique(piece):
-            here = piece == number
-            out[here] = self.thumb_parts[number][rows[here] - self.starts[number]]
-        return out
+        return gather(lambda piece: self.thumb_parts[piece](), self.starts, rows, out)
 
 
 class EmbeddingSource(Protocol):
@@ -142,15 +139,17 @@ class EmbeddingCache:
     """Embeddings from one source, on disk. side: short side in pixels of the decoded images."""
 
     def __init__(self, cache: str | Path, source: EmbeddingSource, side: int):
-        about = {**source.about, "store_side": side, "copies": "layouts"}
-        self.folder = Path(cache) / f"embeddings-{hash_of(about)[:24]}"
+        about = {**source.about, "store_side": side}
+        what = "embeddings made elsewhere"
+        if "encoder" in about:
+            what = f"{about['encoder']} at {about['size']} px, embeddings of galleries"
+        self.folder = cache_folder(cache, "embeddings", what, about)
         self.source, self.side = source, side
-        if not (self.folder / "about.json").exists():
-            write_json(self.folder / "about.json", about)
+        self._blocks = BlockCache(self.folder, COLUMNS)
 
     def has(self, piece: Piece) -> bool:
         """Return whether a piece is done."""
-        return (self.folder / f"{piece.name}.parquet").exists()
+        return self._blocks.read(piece.name) is not None
 
     def embed(self, piece: Piece, advance: Callable[[int], None] = lambda n: None) -> None:
         """Embed one piece. advance: called with the number of images that were read.
@@ -158,72 +157,64 @@ class EmbeddingCache:
         Raises:
             TutelageError: the encoder gives NaN, or values too large for float16.
         """
-        keys: list[bytes | None] = [None] * len(piece.refs)
-        reasons: list[str | None] = [None] * len(piece.refs)
-        rows, features, thumbs = [], [], []
+        features = [np.zeros((0, self.source.width), np.float16)]
+        rows: list[tuple[int, bytes, np.ndarray]] = []  # position, key and thumbnail of each usable image
+        rejected: list[tuple[int, str]] = []
         with ThreadPoolExecutor(os.cpu_count()) as pool, ThreadPoolExecutor(1) as reader:
-            batches = self._batches(piece.refs, keys, reasons, pool)
+            batches = self._batches(piece.refs, rejected, pool)
             coming = reader.submit(next, batches, None)
             while (batch := coming.result()) is not None:
                 coming = reader.submit(next, batches, None)  # decode it while the encoder works
-                positions, pixels, small, seen = batch
-                if positions:
-                    features.append(self.source.features([piece.refs[i] for i in positions], pixels))
-                    rows += positions
-                    thumbs += small
+                usable, pixels, seen = batch
+                if usable:
+                    features.append(self.source.features([piece.refs[position] for position, *_ in usable], pixels))
+                rows += usable
                 advance(seen)
-        order = np.argsort(np.array(rows, np.int64))
-        table = np.concatenate([np.zeros((0, self.source.width), np.float16), *features])[order]
-        small = np.array(thumbs, np.uint8).reshape(-1, THUMB, THUMB, 3)[order]
-        arrays = {".npy": table, ".thumbs.npy": small, ".layouts.npy": layout(small).astype(np.float16)}
-        for suffix, array in arrays.items():
-            with atomic_write(self.folder / f"{piece.name}{suffix}") as path, path.open("wb") as file:
-                np.save(file, array)
-        with atomic_write(self.folder / f"{piece.name}.parquet") as path:
-            pq.write_table(
-                pa.table({"key": pa.array(keys, pa.binary(32)), "reason": pa.array(reasons, pa.string())}), path
-            )
+        positions = np.array([position for position, *_ in rows], np.int64)
+        order = np.argsort(positions)
+        keys = np.frombuffer(b"".join(key for _, key, _ in rows), np.uint8).reshape(-1, 32)
+        thumbs = np.array([thumb for *_, thumb in rows], np.uint8).reshape(-1, THUMB, THUMB, 3)[order]
+        columns = {
+            "key": keys[order], "position": positions[order], "features": np.concatenate(features)[order],
+            "thumbs": thumbs, "layouts": layout(thumbs).astype(np.float16),
+            "rejected": np.frombuffer(json.dumps(sorted(rejected)).encode(), np.uint8),
+        }  # fmt: skip
+        self._blocks.write(columns, piece.name)
 
     def load(self, pieces: Sequence[Piece]) -> EmbeddingTable:
         """Open the embeddings of these pieces, all of which must be done."""
-        positions, keys, starts, rejected = [], [], [0], []
+        positions, keys, starts, rejected = [np.zeros(0, np.int64)], [np.zeros((0, 32), np.uint8)], [0], []
         for piece in pieces:
-            table = pq.read_table(self.folder / f"{piece.name}.parquet")
-            known = table.column("key").combine_chunks()
-            good = np.flatnonzero(np.asarray(known.is_valid()))
-            positions.append(good + piece.first)
-            keys += known.drop_null().to_pylist()
-            starts.append(starts[-1] + len(good))
-            reasons = table.column("reason").to_pylist()
-            rejected += [Rejected(ref.id, why) for ref, why in zip(piece.refs, reasons, strict=True) if why is not None]
+            block = self._blocks.read(piece.name)
+            if block is None:
+                raise self._blocks.lost()
+            positions.append(block["position"] + piece.first)
+            keys.append(block["key"].copy())  # or all blocks would stay mapped
+            starts.append(starts[-1] + len(keys[-1]))
+            rejected += [Rejected(piece.refs[at].id, why) for at, why in json.loads(bytes(block["rejected"]))]
+        features, thumbs, layouts = (
+            tuple(partial(self._blocks.column, piece.name, column) for piece in pieces)
+            for column in ("features", "thumbs", "layouts")
+        )
         return EmbeddingTable(
-            tuple(self.folder / f"{piece.name}.npy" for piece in pieces),
-            np.concatenate([np.zeros(0, np.int64), *positions]),
-            np.frombuffer(b"".join(keys), np.uint8).reshape(-1, 32), np.array(starts),
-            tuple(np.load(self.folder / f"{piece.name}.thumbs.npy", mmap_mode="r") for piece in pieces),
-            tuple(self.folder / f"{piece.name}.layouts.npy" for piece in pieces), rejected,
-        )  # fmt: skip
+            features, np.concatenate(positions), np.concatenate(keys), np.array(starts), thumbs, layouts, rejected
+        )
 
     def _batches(
-        self, refs, keys, reasons, pool
-    ) -> Iterator[tuple[list[int], list[np.ndarray], list[np.ndarray], int]]:
-        """Yield positions, prepared pixels and thumbnails of up to BATCH usable images, and how many images were read for them."""
-        positions: list[int] = []
-        pixels: list[np.ndarray] = []
-        thumbs: list[np.ndarray] = []
-        seen = 0
+        self, refs: Sequence[ImageRef], rejected: list[tuple[int, str]], pool: ThreadPoolExecutor
+    ) -> Iterator[tuple[list[tuple[int, bytes, np.ndarray]], list[np.ndarray], int]]:
+        """Yield position, key and thumbnail of up to BATCH usable images, their prepared pixels, and how many images were read."""
+        usable, pixels, seen = [], [], 0
         for position, rgb, key in decoded(refs, self.side, pool):
             seen += 1
             why = self.source.lacks(refs[position])
             if isinstance(rgb, str) or why:
-                reasons[position] = rgb if isinstance(rgb, str) else why
+                rejected.append((position, rgb if isinstance(rgb, str) else str(why)))
                 continue
-            keys[position] = key
-            positions.append(position)
+            usable.append((position, key, thumbnail(rgb)))
             pixels.append(self.source.prepare(rgb))
-            thumbs.append(thumbnail(rgb))
-            if len(positions) == BATCH:
-                yield positions, pixels, thumbs, seen
-                positions, pixels, thumbs, seen = [], [], [], 0
+            if len(usable) == BATCH:
+                yield usable, pixels, seen
+                usable, pixels, seen = [], [], 0
         if seen:
-            yield positions, pixels, thumbs, seen
+            yield usable, pixels, seen

@@ -17,7 +17,7 @@ from tutelage.curation.ray_backend import embed_on_ray
 from tutelage.data.image_cache import Images
 from tutelage.data.sources import ImageRef
 from tutelage.errors import TutelageError, shown
-from tutelage.features.output_cache import OutputCache, as_void, compute_outputs
+from tutelage.features.output_cache import OutputCache, compute_outputs
 from tutelage.features.view_batches import CLEAN, ViewSettings
 from tutelage.models.adapted_teacher import FeatureExtractor
 from tutelage.progress import progress, say
@@ -156,8 +156,6 @@ class GalleryEmbedder:
         """Cache the teacher's features of chosen images for the later stages. features: (n, D), as the encoder gave them."""
         cache, _ = self._output_cache()
         missing = cache.table(images, CLEAN).missing
-        _, first = np.unique(as_void(images.keys[missing]), return_index=True)
-        missing = missing[np.sort(first)]
         if len(missing):
             cache.add(images.keys[missing], features[missing], CLEAN)
 
@@ -172,25 +170,34 @@ class GalleryEmbedder:
         return EmbeddingCache(self.cache, source, self.side)
 
     def embedded(
-        self, refs: Sequence[ImageRef], tick: Callable[[int], None], settings: Curation, share: tuple[int, int] = (0, 1)
-    ) -> tuple[EmbeddingCache, list[Piece]]:  # fmt: skip
-        """Embed the missing pieces of this share, here or on a cluster, as the settings say; return the cache and all pieces."""
+        self, refs: Sequence[ImageRef], settings: Curation, share: tuple[int, int] = (0, 1),
+        ticking: Callable[[Callable[[int], None]], Callable[[int], None]] = lambda advance: advance,
+    ) -> tuple[EmbeddingCache, list[Piece], int]:  # fmt: skip
+        """Embed the missing pieces of this share, here or on a cluster, as the settings say.
+
+        Args:
+            ticking: wraps the function that reports progress, as `Clock.ticking` does.
+
+        Returns:
+            the cache; all pieces; the number of images in the pieces that were missing.
+        """
         if self.given is not None and (found := self.given.find(refs, "gallery images")).max(initial=-1) < 0:
             raise TutelageError(
                 f"--embeddings: none of its {len(self.given):,} names is one of the {len(found):,} gallery images",
                 f"use names such as {refs[0].id!r}, or paths, instead of names such as {self.given.names[0]!r}",
             )
         cache, pieces = self.cache_of_vectors(), pieces_of(refs)
-        rank, count = share
-        missing = [piece for piece in pieces[rank::count] if not cache.has(piece)]
-        with progress("embed the gallery", sum(len(piece.refs) for piece in missing)) as advance:
+        missing = [piece for piece in pieces[share[0] :: share[1]] if not cache.has(piece)]
+        count = sum(len(piece.refs) for piece in missing)
+        with progress("embed the gallery", count) as advance:
+            advance = ticking(advance)
             if missing and settings.engine == "ray":
                 make = partial(_cache_of, _everywhere(settings), self.cache.absolute())
-                embed_on_ray(make, cache.folder.name, missing, settings.device in ("auto", "cuda"), both(advance, tick))
+                embed_on_ray(make, cache.folder.name, missing, settings.device in ("auto", "cuda"), advance)
             else:
                 for piece in missing:
-                    cache.embed(piece, both(advance, tick))
-        return cache, pieces
+                    cache.embed(piece, advance)
+        return cache, pieces, count
 
     def held(self, labelled: LabelledSplit, mean: np.ndarray | None) -> np.ndarray | None:
         """Return (H, D) float32 unit vectors of validation and test images; None if precomputed embeddings lack all of them."""
@@ -218,16 +225,6 @@ def _everywhere(settings: Curation) -> Curation:
 def _cache_of(settings: Curation, cache: Path) -> EmbeddingCache:
     """Build the encoder and return the cache of its vectors."""
     return GalleryEmbedder.of(settings, cache).cache_of_vectors()
-
-
-def both(one: Callable[[int], None], other: Callable[[int], None]) -> Callable[[int], None]:
-    """Return a function that calls both."""
-
-    def called(count: int) -> None:
-        one(count)
-        other(count)
-
-    return called
 
 
 def unit(features: np.ndarray, mean: np.ndarray | None) -> np.ndarray:

@@ -10,7 +10,7 @@ import faiss
 import numpy as np
 
 from tutelage.curation.search import OVERHEAD, checked, search
-from tutelage.curation.vectors import BLOCK, Vectors, silent
+from tutelage.curation.vectors import BLOCK, Vectors
 from tutelage.errors import TutelageError
 
 SAMPLE_PER_LIST = 64  # rows that k-means uses for each list of an inverted file
@@ -50,7 +50,7 @@ def _ivf_index(
 
 def search_ivf(
     vectors: Vectors, queries: np.ndarray, k: int, *, usable: np.ndarray | None = None, memory: int | None = None,
-    advance: Callable[[int], None] = silent,
+    advance: Callable[[int], None] = lambda n: None,
 ) -> tuple[np.ndarray, np.ndarray, float]:  # fmt: skip
     """Search approximately with an inverted file: a query is compared only with the rows in the lists nearest to it.
 

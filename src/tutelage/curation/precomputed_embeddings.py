@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from tutelage.data.block_cache import gather
 from tutelage.data.sources import ImageRef
 from tutelage.errors import TutelageError, shown
 from tutelage.run_folder import hash_of
@@ -118,9 +119,8 @@ class PrecomputedEmbeddings:
 
     def _stored(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return (n, D) float64 vectors with the values in the files."""
-        part = np.searchsorted(self._starts, rows, side="right") - 1
-        taken = [self._parts[p][row - self._starts[p]] for p, row in zip(part, rows, strict=True)]
-        return np.array(taken, np.float64).reshape(-1, self.width)
+        rows = np.asarray(rows, np.int64)
+        return gather(self._parts.__getitem__, self._starts, rows, np.empty((len(rows), self.width)))
 
     def of_names(self, names: Sequence[str]) -> np.ndarray:
         """Return the (n, D) float32 vectors of these names.

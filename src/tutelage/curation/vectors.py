@@ -5,31 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
+from tutelage.data.block_cache import gather
 from tutelage.errors import TutelageError, shown
 
+Part = np.ndarray | Callable[[], np.ndarray]
 BLOCK = 2048  # rows read and compared at once: 1.5 MB of a file with 384 features
 
 
-def silent(count: int) -> None:
-    """Ignore progress."""
-
-
-def _opened(source: np.ndarray | Path) -> np.ndarray:
-    """Return the rows of an array or of a .npy file, mapped and not yet read: (n, D) float16 or float32."""
-    try:
-        rows = source if isinstance(source, np.ndarray) else np.lib.format.open_memmap(str(source), mode="r")
-    except (OSError, ValueError) as error:
-        raise TutelageError(
-            f"{source} is not a readable .npy file of embeddings: {error}", "write the file again"
-        ) from error
+def _opened(part: Part) -> np.ndarray:
+    """Return the rows of a part, (n, D) float16 or float32; those of a file are mapped and not yet read."""
+    rows = part() if callable(part) else part
     if rows.ndim != 2 or rows.shape[1] < 1 or rows.dtype not in (np.dtype(np.float16), np.dtype(np.float32)):
-        name = "an array" if isinstance(source, np.ndarray) else source
         raise TutelageError(
-            f"{name} has shape {rows.shape}, {rows.dtype}, but embeddings must be (rows, features), float16 or float32"
+            f"an array has shape {rows.shape}, {rows.dtype}, but embeddings must be (rows, features), float16 or float32"
         )
     return rows
 
@@ -39,15 +30,16 @@ class Vectors:
     """Embeddings of a gallery, cut into parts in any way; the rows are numbered through all parts.
 
     Args:
-        parts: arrays or .npy files, (n_i, D) float16 or float32 each. A file is mapped only while rows are read from it.
+        parts: (n_i, D) float16 or float32 each: arrays, or functions that map one from a file, which is mapped only while
+            rows are read from it.
         mean: (D,) float32 that is subtracted before every row is divided by its length; None: the rows are used
             unchanged, because they are normalised already. A row that equals the mean stays zero.
 
     Raises:
-        TutelageError: a part that cannot be read or has another shape or dtype, parts or a mean of different widths.
+        TutelageError: a part of another shape or dtype, parts or a mean of different widths.
     """
 
-    parts: tuple[np.ndarray | Path, ...]
+    parts: tuple[Part, ...]
     mean: np.ndarray | None
 
     def __post_init__(self):
@@ -81,7 +73,7 @@ class Vectors:
         return self._shapes[0][1]
 
     def blocks(
-        self, size: int = BLOCK, usable: np.ndarray | None = None, advance: Callable[[int], None] = silent
+        self, size: int = BLOCK, usable: np.ndarray | None = None, advance: Callable[[int], None] = lambda n: None
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield positions (n,) int64 and rows (n, D) as from `rows`, in order; a block starts at each multiple of `size`.
 
@@ -103,11 +95,7 @@ class Vectors:
         if len(outside):
             raise TutelageError(f"no row {shown(outside)}: rows are 0 to {self.count - 1}")
         rows = np.empty((len(positions), self.width), dtype=np.float32)
-        order = np.argsort(positions, kind="stable")  # disks read forwards fastest
-        part_of = np.searchsorted(self._starts, positions[order], side="right") - 1
-        parts, cuts = np.unique(part_of, return_index=True)
-        for part, places in zip(parts, np.split(order, cuts[1:]), strict=False):  # no part, but one split, of no rows
-            rows[places] = _opened(self.parts[part])[positions[places] - self._starts[part]]
+        gather(lambda part: _opened(self.parts[part]), self._starts, positions, rows)
         if self.mean is not None:
             rows -= self.mean.astype(np.float32)
         squares = np.einsum("nd,nd->n", rows, rows)
@@ -119,7 +107,7 @@ class Vectors:
         return rows
 
 
-def mean_of(parts: tuple[np.ndarray | Path, ...], sample: int = 100_000) -> np.ndarray:
+def mean_of(parts: tuple[Part, ...], sample: int = 100_000) -> np.ndarray:
     """Return the mean (D,) float32 of up to `sample` rows, evenly spaced over all parts: the same rows at every call."""
     vectors = Vectors(parts, None)
     if not vectors.count:

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from tutelage.compute_cost import CostMeter
+from tutelage.data.block_cache import as_void
 from tutelage.data.manifest import TaskData
 from tutelage.distillation.targets import TeacherOutputs
-from tutelage.features.output_cache import OutputCache, as_void, compute_outputs, gibibytes, run_network
+from tutelage.features.output_cache import OutputCache, compute_outputs, gibibytes, run_network
 from tutelage.features.principal_axes import principal_axes
 from tutelage.features.view_batches import CLEAN, ViewSettings, as_rows
 from tutelage.metrics import softmax

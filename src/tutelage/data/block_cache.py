@@ -1,0 +1,121 @@
+"""Rows that are computed once and kept on disk: found by key, in blocks that are complete or absent, memory-mapped.
+
+`CACHE/<kind>-<hash>/` belongs to one way of computing rows, which its `about.json` records. A block is one file of Arrow
+tensors: it is written under a temporary name and renamed when it is whole, so a killed process loses only the block that
+it was writing, and of two that write the same block the later replaces the other's. A file that is truncated or otherwise
+no block counts as absent, and its rows are computed again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from tutelage.errors import TutelageError
+from tutelage.run_folder import atomic_write, hash_of, write_json
+
+FORMAT = 2  # of the blocks; those of other formats lie in other folders
+SUFFIX = ".arrow"
+
+
+def cache_folder(cache: str | Path, kind: str, what: str, about: Mapping[str, Any]) -> Path:
+    """Return the folder of rows that depend on `about`, which is recorded there. what: for `tutelage cache`, in words."""
+    folder = Path(cache) / f"{kind}-{hash_of({'format': FORMAT, **about})[:24]}"
+    if not (folder / "about.json").exists():
+        write_json(folder / "about.json", {"what": what, **about})
+    return folder
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where a cache holds the rows of n keys.
+
+    blocks: all blocks of the cache. starts: (blocks + 1,) int64, number of the first row of each. places: (n,) int64 number
+    of each key's row, -1 where there is none. missing: (m,) int64 positions of the keys without a row, each key once.
+    """
+
+    blocks: tuple[dict[str, np.ndarray], ...]
+    starts: np.ndarray
+    places: np.ndarray
+    missing: np.ndarray
+
+    def take(self, column: str, out: np.ndarray, positions: np.ndarray | None = None) -> np.ndarray:
+        """Copy a column of these keys' rows (default: of all) into `out`, and return it."""
+        places = self.places if positions is None else self.places[positions]
+        assert (places >= 0).all(), "rows are written before they are read"
+        return gather(lambda number: self.blocks[number][column], self.starts, places, out)
+
+
+class BlockCache:
+    """The blocks of one folder. columns: names of the arrays in each; the first holds the keys, (n, bytes) uint8."""
+
+    def __init__(self, folder: Path, columns: tuple[str, ...]):
+        self.folder, self.columns = folder, columns
+
+    def write(self, columns: Mapping[str, np.ndarray], name: str = "") -> None:
+        """Write a block, in place of one of the same name (default: from its keys); all of it or, after an error, nothing."""
+        name = name or hashlib.sha256(columns[self.columns[0]].tobytes()).hexdigest()[:24]
+        with atomic_write(self.folder / f"{name}{SUFFIX}") as path, pa.OSFile(str(path), "wb") as file:
+            for column in self.columns:
+                pa.ipc.write_tensor(pa.Tensor.from_numpy(np.ascontiguousarray(columns[column])), file)
+
+    def read(self, name: str) -> dict[str, np.ndarray] | None:
+        """Return the read-only arrays of a block, mapped and not yet read; None if it is absent."""
+        try:
+            with pa.memory_map(str(self.folder / f"{name}{SUFFIX}")) as file:
+                return {column: pa.ipc.read_tensor(file).to_numpy() for column in self.columns}
+        except (OSError, pa.ArrowException):
+            return None
+
+    def column(self, name: str, column: str) -> np.ndarray:
+        """Return one array of a block that was there before."""
+        block = self.read(name)
+        if block is None:
+            raise self.lost()
+        return block[column]
+
+    def find(self, keys: np.ndarray) -> Rows:
+        """Look up keys, (n, bytes) uint8, in all blocks."""
+        read = [self.read(path.stem) for path in sorted(self.folder.glob(f"*{SUFFIX}"))]
+        blocks = tuple(block for block in read if block is not None)
+        known = [block[self.columns[0]] for block in blocks]
+        starts = np.cumsum([0, *map(len, known)])
+        count = starts[-1]
+        _, first, group = np.unique(as_void(np.concatenate([*known, keys])), return_index=True, return_inverse=True)
+        first = first[group[count:]]  # where each key occurs first: in a block, or behind all blocks, among `keys`
+        return Rows(blocks, starts, np.where(first < count, first, -1), np.unique(first[first >= count]) - count)
+
+    def lost(self) -> TutelageError:
+        """Return the error for rows that were there a moment ago."""
+        message = f"{self.folder} has lost rows that it held a moment ago: something else removes or damages its files"
+        return TutelageError(message, "run the same command again: what is missing is computed anew")
+
+
+def gather(open_part: Callable[[int], np.ndarray], starts: np.ndarray, rows: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """Copy rows of an array that is cut into parts into `out`, and return it.
+
+    Args:
+        open_part: number of a part -> its rows (n, ...); called once for each part with wanted rows.
+        starts: (parts + 1,) int64: number of the first row of each part, then of all rows.
+        rows: (m,) int64 in any order, also repeated.
+        out: (m, ...) of any dtype.
+    """
+    order = np.argsort(rows, kind="stable")  # disks read forwards fastest
+    part_of = np.searchsorted(starts, rows[order], side="right") - 1
+    parts, cuts = np.unique(part_of, return_index=True)
+    # Without rows there is no part, but one split, of no rows.
+    for part, here in zip(parts.tolist(), np.split(order, cuts[1:]), strict=False):
+        out[here] = open_part(part)[rows[here] - starts[part]]
+    return out
+
+
+def as_void(keys: np.ndarray) -> np.ndarray:
+    """View (n, W) uint8 keys as (n,) strings of W bytes, which NumPy can compare, sort and search."""
+    kind = f"S{keys.shape[1]}"
+    return np.ascontiguousarray(keys).view(kind)[:, 0] if len(keys) else np.zeros(0, kind)
