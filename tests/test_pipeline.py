@@ -200,7 +200,7 @@ def test_validation_split(data, tmp_path, monkeypatch):
 
 def test_without_validation_images_nothing_is_judged(data, capsys, monkeypatch):
     """The distilled student is delivered as it is, which is said: nothing is trained or scored for a choice."""
-    monkeypatch.setattr("tutelage.commands.finetune._Work.held_out", lambda *given: pytest.fail("scored"))
+    monkeypatch.setattr("tutelage.commands.finetune._LastStage.held_out", lambda *given: pytest.fail("scored"))
     result = go(data, "unjudged", finetune="auto", no_baseline=False, steps=4)
     assert "without a validation split (--val) nothing can judge it" in capsys.readouterr().err
     finished, folder = about(result, "finetune"), Path(result["run"])

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from tutelage import progress as progress_module
-from tutelage.progress import duration, main_process, progress, say
+from tutelage.progress import duration, logger, main_process, progress
 
 
 @pytest.fixture
@@ -67,11 +67,11 @@ def test_only_the_first_process_speaks(clock, capsys, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     assert main_process(), "alone, whatever else its environment says"
     monkeypatch.setenv("WORLD_SIZE", "2")
-    say("hello")
+    logger.info("hello")
     with progress("decode", 10) as advance:
         clock[0] += 60
         advance(5)
     assert capsys.readouterr().err == ""
     monkeypatch.setenv("RANK", "0")
-    say("hello")
+    logger.info("hello")
     assert capsys.readouterr().err == "hello\n"

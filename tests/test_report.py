@@ -289,17 +289,17 @@ def test_the_committee_in_words():
         "folds": 5, "steps": 60, "weight": 0.3, "gain": 0.1, "standard_error": 0.04, "held_out": scores, "bias": [],
     }  # fmt: skip
     mixed = committee({"committee": found}, {})
-    assert "5 students" in mixed["said"]
-    assert "weight 0.3: with it, the log loss on held-out labels is lower by 0.100 ± 0.040" in mixed["said"]
+    assert "5 students" in mixed["text"]
+    assert "weight 0.3: with it, the log loss on held-out labels is lower by 0.100 ± 0.040" in mixed["text"]
     assert mixed["rows"][0] == ["teacher (adapted)", "0.7", "0.900", "0.500"]
     assert mixed["rows"][2] == ["committee", "", "0.800", "0.500"]
-    assert "the teacher's only" in committee({"committee": {**found, "weight": 0.0}}, {})["said"]
-    assert "the students only" in committee({"committee": found}, {"committee": "only"})["said"]
+    assert "the teacher's only" in committee({"committee": {**found, "weight": 0.0}}, {})["text"]
+    assert "the students only" in committee({"committee": found}, {"committee": "only"})["text"]
     masks = committee({"committee": {**found, "bias": [0.1, -0.2]}}, {})
-    assert "held-out pixels has been met by a bias" in masks["said"]
+    assert "held-out pixels has been met by a bias" in masks["text"]
     assert masks["head"][-1] == "pixels"
     for nothing in (None, {"teacher": None, "students": None, "committee": None}):
-        assert "no weights could be chosen" in committee({"committee": {**found, "held_out": nothing}}, {})["said"]
+        assert "no weights could be chosen" in committee({"committee": {**found, "held_out": nothing}}, {})["text"]
     assert committee({}, {}) == {}
 
 

@@ -64,11 +64,6 @@ def on_its_own() -> Iterator[None]:
         os.environ |= kept
 
 
-def say(text: str) -> None:
-    """Log one line for the user."""
-    logger.info(text)
-
-
 def duration(seconds: float) -> str:
     """Return a duration as text: 8.1 s, 3 min 20 s, 2 h 05 min."""
     if seconds < 60:
@@ -133,9 +128,9 @@ def _lines(what: str, total: int, done: int, unit: str) -> Iterator[Callable[[in
             last = now
             rate = count / (now - start)
             left = duration((total - done - count) / rate)
-            say(f"{what}: {done + count:,} of {total:,} {unit}, {rate:,.0f} {unit}/s, {left} left")
+            logger.info(f"{what}: {done + count:,} of {total:,} {unit}, {rate:,.0f} {unit}/s, {left} left")
 
     yield advance
     seconds = time.monotonic() - start
     if count and seconds >= SHOWN_AFTER:
-        say(f"{what}: {count:,} {unit} in {duration(seconds)}, {count / seconds:,.0f} {unit}/s")
+        logger.info(f"{what}: {count:,} {unit} in {duration(seconds)}, {count / seconds:,.0f} {unit}/s")

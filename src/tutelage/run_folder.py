@@ -75,8 +75,8 @@ def _no_room(error: Exception, folder: Path) -> bool:
     """Whether a write failed for lack of space; safetensors, NumPy and Arrow each raise their own exceptions for it."""
     if isinstance(error, TutelageError):
         return False
-    said = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
-    return said or shutil.disk_usage(folder).free < 2**14
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
+    return full or shutil.disk_usage(folder).free < 2**14
 
 
 def write_text(path: Path, text: str) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from tutelage.features.view_batches import CLEAN, view_outputs
 from tutelage.models import heads
 from tutelage.pipeline.stage import HELD_OUT_LOGITS, open_run, write_metrics
-from tutelage.progress import progress, say
+from tutelage.progress import logger, progress
 from tutelage.results import AdaptationResult
 from tutelage.run_folder import atomic_write, hash_of
 from tutelage.settings import command, identity
@@ -51,7 +51,7 @@ def adapt(settings: AdaptSettings) -> AdaptationResult:
             return AdaptationResult(**done, reused=True)
         clock, task = run.clock("adapt"), load_task(run.path, cache_dir)
         hardware, kind = accelerator(settings.device, settings.precision), task_of(task.task)
-        work = _Work(kind, task, encoder, cache_dir, settings, hardware, clock)
+        work = _TeacherFitter(kind, task, encoder, cache_dir, settings, hardware, clock)
         found: dict[str, dict[str, Any]] = {}
         if settings.adapt != "full":
             found["probe"] = work.probe()
@@ -63,13 +63,13 @@ def adapt(settings: AdaptSettings) -> AdaptationResult:
         best = found[mode]
         for name, one in found.items():
             scores = ", ".join(f"{title} {one[key]:.3f}" for key, title in JUDGED.items() if key in one)
-            say(f"teacher, {name}: validation {scores}")
+            logger.info(f"teacher, {name}: validation {scores}")
         if not work.fair.any():
-            say(
+            logger.info(
                 "no class has labels to hold out: nothing could be validated, and the probe is not calibrated on this task"
             )
         elif best["accuracy"] < 1.5 / len(task.classes):
-            say("the teacher is hardly better than chance on validation: the student can learn little from it")
+            logger.info("the teacher is hardly better than chance on validation: the student can learn little from it")
         if mode == "probe":
             best["head"].save(run.path / "adapt")
         else:
@@ -96,7 +96,7 @@ def adapt(settings: AdaptSettings) -> AdaptationResult:
         return AdaptationResult(**run.finish("adapt", inputs, result))
 
 
-class _Work:
+class _TeacherFitter:
     """State of the stage: the images, features and folds that the modes share."""
 
     def __init__(self, kind: Task, task, encoder, cache_dir, settings, hardware, clock):

@@ -19,7 +19,7 @@ from tutelage.data.manifest import TaskData
 from tutelage.distillation.mixture import mixture_of
 from tutelage.metrics import log_softmax
 from tutelage.pipeline.stage import HELD_OUT_LOGITS, checkpoint_steps, file_hash, open_run, save_weights, training_steps
-from tutelage.progress import say
+from tutelage.progress import logger
 from tutelage.results import CommitteeResult
 from tutelage.run_folder import Clock, Run, atomic_write, hash_of
 from tutelage.settings import command, identity
@@ -169,13 +169,13 @@ def log_committee(found: dict[str, Any], judged: int) -> None:
     """Log the held-out scores of the committee and the weight of its students."""
     scores = found["held_out"]
     if scores is None:
-        say(
+        logger.info(
             "committee: no class has labels to hold out, so no weight can be chosen: the targets come from the adapted teacher only"
         )
         return
     each = ", ".join(
         f"{name} {one['log_loss']:.3f} ({100 * one['accuracy']:.0f} % correct)" for name, one in scores.items()
     )
-    say(
+    logger.info(
         f"committee: log loss on {judged:,} held-out images: {each}; weight of the labels-only students {found['weight']:.1f}"
     )

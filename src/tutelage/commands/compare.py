@@ -16,7 +16,7 @@ from tutelage.commands.curate import curate
 from tutelage.commands.run import walk
 from tutelage.errors import TutelageError
 from tutelage.pipeline.stage import open_run, settings_of
-from tutelage.progress import duration, processes, say
+from tutelage.progress import duration, logger, processes
 from tutelage.results import StudyEstimate, StudyResult
 from tutelage.run_folder import DEFAULT, STUDY, folder_name, toml, write_text
 from tutelage.settings import command, declared, resolve
@@ -73,7 +73,7 @@ def compare(settings: CompareSettings) -> StudyResult | StudyEstimate:
     done = [kept_record(kept, *work.identity(*one)) for one in plan]
     check_data(kept, [(record, work.identity(*one)[3]) for record, one in zip(done, plan, strict=True) if record])
     todo = [one for one, record in zip(plan, done, strict=True) if record is None]
-    say(
+    logger.info(
         f"{len(plan)} runs: {len(chosen)} methods x {len(amounts)} budgets x {len(draws)} seeds; {len(plan) - len(todo)} are done"
     )
     impossible = work.impossible({one[0].name: one for one in reversed(todo)}, first_start=len(todo) == len(plan))
@@ -87,12 +87,12 @@ def compare(settings: CompareSettings) -> StudyResult | StudyEstimate:
         "plan": [record_name(variant.name, *others) for variant, *others in plan],
     }  # fmt: skip
     failed = dict(impossible)
-    work.say_what_it_is(about, failed)
+    work.write_settings(about, failed)
     for number, (variant, budget, seed) in enumerate(todo, 1):
         name = record_name(variant.name, budget, seed)
         if variant.name in impossible or kept_record(kept, *work.identity(variant, budget, seed)):
             continue  # or finished meanwhile: several processes may work on one study, each on some of its methods
-        say(f"run {number} of {len(todo)}: {variant.name}, budget {budget}, seed {seed}")
+        logger.info(f"run {number} of {len(todo)}: {variant.name}, budget {budget}, seed {seed}")
         try:
             work.one(variant, budget, seed)
         except Exception as error:  # the failure of one method does not stop the others; a full disk does
@@ -100,14 +100,14 @@ def compare(settings: CompareSettings) -> StudyResult | StudyEstimate:
                 raise
             kind = "" if isinstance(error, TutelageError) else f"{type(error).__name__}: "
             failed[name] = kind + " ".join(str(error).split())
-            say(f"{name} has failed, the others go on: {failed[name]}")
+            logger.info(f"{name} has failed, the others go on: {failed[name]}")
     if len(failed) and not any(kept_record(kept, *work.identity(*one)) for one in plan):
         raise TutelageError(f"no run of the study could be finished: {next(iter(failed.values()))}")
     from tutelage.study.page import write_study
 
-    work.say_what_it_is(about, failed)
+    work.write_settings(about, failed)
     summary = write_study(folder)
-    say(f"done in {duration(time.monotonic() - started)}; open {summary['page']}")
+    logger.info(f"done in {duration(time.monotonic() - started)}; open {summary['page']}")
     return StudyResult(**summary)
 
 
@@ -131,7 +131,7 @@ class _Study:
         }
         self._clip: dict[str, str] = {}  # student -> its name with CLIP weights
 
-    def say_what_it_is(self, about: dict[str, Any], failed: dict[str, str]) -> None:
+    def write_settings(self, about: dict[str, Any], failed: dict[str, str]) -> None:
         """Write study.toml: what is compared, what failed and why, and the settings."""
         settings = {name: DEFAULT if value is None else value for name, value in self.given.items()}
         reasons = [f"{name}: {reason}" for name, reason in failed.items()]
@@ -180,7 +180,7 @@ class _Study:
         if first_start and faults and len(faults) == len(first):
             raise next(iter(faults.values()))
         for name, error in faults.items():
-            say(f"method {name} cannot be run, the others can: {' '.join(str(error).split())}")
+            logger.info(f"method {name} cannot be run, the others can: {' '.join(str(error).split())}")
         return {name: " ".join(str(error).split()) for name, error in faults.items()}
 
     def one(self, variant: Variant, budget: int, seed: int) -> Record:

@@ -8,20 +8,29 @@ chooses the images that the student is trained on. Only these are decoded into t
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tutelage.errors import TutelageError
 from tutelage.pipeline.preflight import strategy_of
 from tutelage.pipeline.stage import open_run
-from tutelage.progress import progress, say
+from tutelage.progress import logger, progress
 from tutelage.results import CurationResult, ShardResult
-from tutelage.run_folder import Run, hash_of
+from tutelage.run_folder import Clock, Run, hash_of
 from tutelage.settings import command, identity
 from tutelage.settings.commands import CurateSettings
+
+if TYPE_CHECKING:
+    from tutelage.curation.candidates import LeakCheck
+    from tutelage.curation.embedders import GalleryEmbedder, Queries
+    from tutelage.curation.labelled_set import LabelledSplit
+    from tutelage.curation.selection import Pool, SelectionRequest
+    from tutelage.curation.strategies import Choice
+    from tutelage.data.image_cache import Store
+    from tutelage.data.sources import ImageRef, Rejected
 
 SPARE = 1.25  # `random` first looks at this many times the wanted number of images, since some will be duplicates
 SMOKE_PART = 512  # gallery images that --smoke looks at
@@ -35,7 +44,6 @@ KNOWN_BY_CONTENT = {  # settings that hashes of the images, the labels and the e
 @command(CurateSettings)
 def curate(settings: CurateSettings) -> CurationResult | ShardResult:
     """Choose the transfer set that the student is trained on: the labelled images, and gallery images near them."""
-    from tutelage.curation.candidates import fill_pool, nothing_left
     from tutelage.curation.curation_outputs import log_transfer_set
     from tutelage.curation.embedders import GalleryEmbedder
     from tutelage.curation.labelled_set import (
@@ -46,7 +54,6 @@ def curate(settings: CurateSettings) -> CurationResult | ShardResult:
         reject,
         split_labels,
     )
-    from tutelage.curation.selection import wanted_of
     from tutelage.data.gallery import list_gallery
     from tutelage.data.image_cache import Store
 
@@ -68,7 +75,7 @@ def curate(settings: CurateSettings) -> CurationResult | ShardResult:
         log_changed_data(run, given)
         clock = run.clock("curate")
         for note in target_set.notes:
-            say(note)
+            logger.info(note)
         store = Store(cache_dir, encoder.side)
         with progress("decode", len(store.missing(target_set.refs))) as advance:
             store.add(target_set.refs, clock.ticking(advance))
@@ -76,35 +83,133 @@ def curate(settings: CurateSettings) -> CurationResult | ShardResult:
         bad = [("target", one) for one in [*target_set.rejected, *bad]]
         list_rejected(run, bad)  # now, for errors about labels point there; --max-rejected counts all images
         labelled = split_labels(target_set, images, rows, settings.budget, settings.seed)
-        wanted = wanted_of(settings, len(labelled.drawn), len(target_set.classes))
-        spare = SPARE
-        while True:
-            refs = gallery_sample(listed.refs, settings, wanted, spare)
-            pool, leaks, known, twice, unreadable = fill_pool(encoder, refs, labelled, settings, clock.ticking)
-            chosen = _Chosen(run, settings, encoder, labelled, pool, refs, clock, given)
-            every = len(refs) == len(listed.refs)
-            if every or pool.usable.sum() >= (wanted or 0):
-                chosen.choose(wanted, leaks)
-                if every or len(chosen.choice) >= (wanted or 0):
-                    break
-            spare *= 2  # the sample was too small: too many of its images were duplicates or copies
-        if not len(chosen.choice):
-            if known < len(pool.embedded):
-                raise nothing_left(pool, leaks.leaks, known)
-            say("the gallery holds nothing but the labelled images: the student is trained on these only")
-        bad += [("gallery", one) for one in [*listed.rejected, *unreadable]]
-        reject(
-            run,
-            bad,
-            len(target_set.refs) + len(refs) + len(target_set.rejected) + len(listed.rejected),
-            settings.max_rejected,
-        )
+        chosen = _choose(settings, encoder, labelled, listed.refs, clock)
+        bad += [("gallery", one) for one in [*listed.rejected, *chosen.unreadable]]
+        looked_at = len(target_set.refs) + len(chosen.refs) + len(target_set.rejected) + len(listed.rejected)
+        reject(run, bad, looked_at, settings.max_rejected)
         if len(chosen.choice):
-            log_transfer_set(len(chosen.choice), chosen.wanted, leaks.looked_at, leaks.near)
-        return chosen.finish(inputs, store, leaks.leaks, twice, len(bad), len(listed.refs))
+            log_transfer_set(len(chosen.choice), chosen.wanted, chosen.leaks.looked_at, chosen.leaks.near)
+        summary = _write(run, settings, encoder, labelled, chosen, store, clock)
+        counts = {split: int((target_set.splits[labelled.kept] == split).sum()) for split in ("train", "val", "test")}
+        counts["transfer"] = len(labelled.drawn) + len(chosen.choice)
+        logger.info(
+            f"validation {counts['val']:,} · test {counts['test']:,} · transfer set {counts['transfer']:,}: "
+            f"{len(labelled.drawn):,} labelled + {len(chosen.choice):,} of {len(listed.refs):,} gallery images ("
+            f"{len(chosen.leaks.leaks):,} held out as validation/test, {chosen.duplicates:,} duplicates, "
+            f"{chosen.near_duplicates:,} near duplicates)"
+        )
+        result = {
+            "given": given, "task": target_set.task, "classes": list(target_set.classes), "store_side": encoder.side,
+            "strategy": settings.strategy, "images": counts, "gallery": len(listed.refs), "leaks": len(chosen.leaks.leaks),
+            "duplicates": chosen.duplicates, "near_duplicates": chosen.near_duplicates, "rejected": len(bad), **summary,
+            **target_set.about(labelled.drawn), "seconds": clock.stop()
+        }  # fmt: skip
+        return CurationResult(**run.finish("curate", inputs, result))
 
 
-def gallery_sample(refs: list, settings: CurateSettings, wanted: int | None, spare: float) -> list:
+@dataclass(frozen=True)
+class _Chosen:
+    """The images that were chosen.
+
+    pool: the gallery images that were looked at, whose references are `refs`. choice: rows of the pool, none if the gallery holds nothing
+    but the labelled images. wanted: number of images asked for, 0 for all. near_duplicates, duplicates: numbers of images left out.
+    unreadable: gallery images that cannot be decoded.
+    """
+
+    pool: Pool
+    refs: list[ImageRef]
+    choice: Choice
+    queries: Queries
+    wanted: int
+    near_duplicates: int
+    duplicates: int
+    leaks: LeakCheck
+    unreadable: list[Rejected]
+
+
+def _choose(
+    settings: CurateSettings, encoder: GalleryEmbedder, labelled: LabelledSplit, listed: list[ImageRef], clock: Clock
+) -> _Chosen:
+    """Embed the gallery and choose from it. A sample with too few images of its own is doubled. listed: the gallery.
+
+    Raises:
+        TutelageError: more images are wanted than can be used, or none can.
+    """
+    from tutelage.curation.candidates import fill_pool, nothing_left
+    from tutelage.curation.selection import choose, wanted_of
+
+    wanted, spare = wanted_of(settings, len(labelled.drawn), len(labelled.target.classes)), SPARE
+    while True:
+        refs = gallery_sample(listed, settings, wanted, spare)
+        spare *= 2
+        pool, leaks, known, duplicates, unreadable = fill_pool(encoder, refs, labelled, settings, clock.ticking)
+        every, free = len(refs) == len(listed), int(pool.usable.sum())
+        if not every and free < (wanted or 0):
+            continue
+        queries = encoder.queries(labelled, pool.vectors.mean)
+        request = _request(settings, labelled, queries, wanted, free)
+        choice, near_duplicates = choose(pool, queries.vectors, request, leaks)
+        if every or len(choice) >= (wanted or 0):
+            break
+    if not len(choice):
+        if known < len(pool.embedded):
+            raise nothing_left(pool, leaks.leaks, known)
+        logger.info("the gallery holds nothing but the labelled images: the student is trained on these only")
+    choice, asked = choice.take(np.argsort(choice.rows, kind="stable")), 0 if wanted is None else request.wanted
+    return _Chosen(pool, refs, choice, queries, asked, near_duplicates, duplicates, leaks, unreadable)
+
+
+def _request(
+    settings: CurateSettings, labelled: LabelledSplit, queries: Queries, wanted: int | None, free: int
+) -> SelectionRequest:
+    """Return what to choose. wanted: number of gallery images; None for all. free: number of those that may be chosen."""
+    from tutelage.curation.selection import SelectionRequest
+
+    labels, related = labelled.target.labels[labelled.drawn], labelled.target.groups[labelled.drawn]
+    if wanted is not None and wanted > free > 0 and not settings.smoke:
+        raise TutelageError(
+            f"--total {settings.total or wanted + len(labels)} is more than the {free + len(labels):,} images "
+            f"that can be used: {len(labels):,} labelled and {free:,} of the gallery's own",
+            "lower --total, or add another --gallery",
+        )
+    count = free if wanted is None or wanted > free > 0 else wanted
+    groups = queries.labels if settings.balance == "class" else np.arange(len(queries.labels))
+    return SelectionRequest(
+        settings.strategy, count, groups, settings.seed, settings.dedup,
+        lambda embeddings: unsure(queries.vectors, labels, related, embeddings, settings.seed),
+    )  # fmt: skip
+
+
+def _write(
+    run: Run, settings: CurateSettings, encoder: GalleryEmbedder, labelled: LabelledSplit, chosen: _Chosen, store: Store, clock: Clock
+) -> dict[str, Any]:  # fmt: skip
+    """Decode the chosen images; write manifests, leaks and montage; return what the result says about the choice."""
+    from tutelage.curation import curation_outputs as written
+    from tutelage.curation.vectors import Vectors
+
+    choice, embedded, queries = chosen.choice, chosen.pool.embedded, chosen.queries
+    refs = [chosen.refs[i] for i in embedded.positions[choice.rows]]
+    with progress("decode the chosen", len(store.missing(refs))) as advance:
+        store.add(refs, clock.ticking(advance))
+    images, found, bad = store.find(refs)
+    if len(bad) or not np.array_equal(images.keys, embedded.keys[choice.rows]):
+        raise TutelageError(
+            f"the gallery changed while it was read: {len(refs) - len(found):,} chosen images can no longer be read, "
+            "or others have changed",
+            "run the same command again, and leave the gallery unchanged meanwhile",
+        )
+    if encoder.is_teacher:
+        encoder.hand_on(images, Vectors(embedded.parts, None).rows(choice.rows))
+    written.write_manifests(run, labelled, refs, choice, embedded, settings.strategy, queries.names)
+    leaks = chosen.leaks.leaks
+    leak_refs = [chosen.refs[embedded.positions[leak.row]] for leak in leaks]
+    written.write_leaks(run, labelled, leak_refs, leaks)
+    written.write_montage(run, labelled, images, choice, written.pairs(store, labelled, leak_refs, leaks), queries)
+    outputs = written.identity(labelled, refs, embedded, choice)
+    return {"outputs": outputs, **written.summary(chosen.pool, choice, queries, labelled)}
+
+
+def gallery_sample(refs: list[ImageRef], settings: CurateSettings, wanted: int | None, spare: float) -> list[ImageRef]:
     """Return the part of the gallery to embed: all of it, except for `random` a seeded part of `spare` times the wanted number, and
     with --smoke a seeded part for every strategy, twice as large where it searches."""
     if settings.strategy == "random" and wanted is not None:
@@ -114,85 +219,9 @@ def gallery_sample(refs: list, settings: CurateSettings, wanted: int | None, spa
     else:
         return refs
     if settings.smoke and most < len(refs):
-        say(f"--smoke looks at {most:,} of {len(refs):,} gallery images")
+        logger.info(f"--smoke looks at {most:,} of {len(refs):,} gallery images")
     order = np.random.default_rng(settings.seed).permutation(len(refs))
     return [refs[i] for i in np.sort(order[:most])]
-
-
-class _Chosen:
-    """The chosen images, and what is written about them."""
-
-    def __init__(self, run: Run, settings, encoder, labelled, pool, refs, clock, given):
-        self.run, self.settings, self.encoder, self.labelled, self.given = run, settings, encoder, labelled, given
-        self.pool, self.refs, self.clock = pool, refs, clock
-
-    def choose(self, wanted: int | None, leaks: Any) -> None:
-        """Choose the gallery images. leaks: the LeakCheck of the pool."""
-        from tutelage.curation.selection import SelectionRequest, choose
-
-        labelled, settings = self.labelled, self.settings
-        labels, related = labelled.target.labels[labelled.drawn], labelled.target.groups[labelled.drawn]
-        queries = self.encoder.queries(labelled, self.pool.vectors.mean)
-        free = int(self.pool.usable.sum())
-        if wanted is not None and wanted > free > 0:
-            if not settings.smoke:
-                raise TutelageError(
-                    f"--total {settings.total or wanted + len(labels)} is more than the {free + len(labels):,} images "
-                    f"that can be used: {len(labels):,} labelled and {free:,} of the gallery's own",
-                    "lower --total, or add another --gallery",
-                )
-            wanted = free
-        groups = queries.labels if settings.balance == "class" else np.arange(len(queries.labels))
-        wish = SelectionRequest(
-            settings.strategy, free if wanted is None else wanted, groups, settings.seed, settings.dedup,
-            lambda embeddings: unsure(queries.vectors, labels, related, embeddings, settings.seed)
-        )  # fmt: skip
-        self.choice, self.passed = choose(self.pool, queries.vectors, wish, leaks)
-        self.queries, self.wanted = queries, wish.wanted if wanted is not None else 0
-
-    def finish(self, inputs: str, store, leaks, twice: int, rejected: int, listed: int) -> CurationResult:
-        """Decode the chosen images, and write manifests, leaks, montage and result."""
-        from tutelage.curation import curation_outputs as written
-        from tutelage.curation.vectors import Vectors
-
-        queries = self.queries
-        choice = self.choice.take(np.argsort(self.choice.rows, kind="stable"))
-        embedded, labelled = self.pool.embedded, self.labelled
-        refs = [self.refs[i] for i in embedded.positions[choice.rows]]
-        with progress("decode the chosen", len(store.missing(refs))) as advance:
-            store.add(refs, self.clock.ticking(advance))
-        images, found, bad = store.find(refs)
-        if len(bad) or not np.array_equal(images.keys, embedded.keys[choice.rows]):
-            raise TutelageError(
-                f"the gallery changed while it was read: {len(refs) - len(found):,} chosen images can no longer be read, "
-                "or others have changed",
-                "run the same command again, and leave the gallery unchanged meanwhile",
-            )
-        if self.encoder.is_teacher:
-            self.encoder.hand_on(images, Vectors(embedded.parts, None).rows(choice.rows))
-        written.write_manifests(self.run, labelled, refs, choice, embedded, self.settings.strategy, queries.names)
-        leak_refs = [self.refs[embedded.positions[leak.row]] for leak in leaks]
-        written.write_leaks(self.run, labelled, leak_refs, leaks)
-        kept_out = written.pairs(store, labelled, leak_refs, leaks)
-        written.write_montage(self.run, labelled, images, choice, kept_out, queries)
-        summary = written.summary(self.pool, choice, queries, labelled)
-        counts = {
-            split: int((labelled.target.splits[labelled.kept] == split).sum()) for split in ("train", "val", "test")
-        }
-        chosen = len(refs)
-        say(
-            f"validation {counts['val']:,} · test {counts['test']:,} · transfer set {chosen + len(labelled.drawn):,}: "
-            f"{len(labelled.drawn):,} labelled + {chosen:,} of {listed:,} gallery images ("
-            f"{len(leaks):,} held out as validation/test, {twice:,} duplicates, {self.passed:,} near duplicates)"
-        )
-        result = {
-            "outputs": written.identity(labelled, refs, embedded, choice), "given": self.given, "task": labelled.target.task,
-            "classes": list(labelled.target.classes), "store_side": self.encoder.side, "strategy": self.settings.strategy,
-            "images": {**counts, "transfer": chosen + len(labelled.drawn)}, "gallery": listed, "leaks": len(leaks),
-            "duplicates": twice, "near_duplicates": self.passed, "rejected": rejected, **summary,
-            **labelled.target.about(labelled.drawn), "seconds": self.clock.stop()
-        }  # fmt: skip
-        return CurationResult(**self.run.finish("curate", inputs, result))
 
 
 def unsure(
@@ -235,6 +264,8 @@ def embed_share(shard: str, settings: CurateSettings) -> ShardResult:
         refs = list_gallery(settings.gallery).refs
         _, pieces, embedded = GalleryEmbedder.of(settings, cache).embedded(refs, settings, share)
         mine = sum(len(piece.refs) for piece in pieces[share[0] :: share[1]])
-        say(f"share {share[0]} of {share[1]}: {mine:,} of {len(refs):,} images, {embedded:,} of them embedded now")
+        logger.info(
+            f"share {share[0]} of {share[1]}: {mine:,} of {len(refs):,} images, {embedded:,} of them embedded now"
+        )
     taken = time.monotonic() - start
     return ShardResult(shard=f"{share[0]}/{share[1]}", images=mine, embedded=embedded, seconds=taken)

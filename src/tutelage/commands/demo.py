@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.commands.run import run
-from tutelage.progress import duration, progress, say
+from tutelage.progress import duration, logger, progress
 from tutelage.reporting.table import models_of, scores_table
 from tutelage.results import DemoResult
 from tutelage.settings import command
@@ -36,11 +36,11 @@ def demo(settings: DemoSettings) -> DemoResult:
         per_class=20 if settings.smoke else None,
         progress=progress,
     )
-    say(
+    logger.info(
         f"emoji of OpenMoji ({drawn.licence}), {drawn.source}: "
         f"{drawn.train} drawings to label, {drawn.test} test, {drawn.unlabelled} others"
     )
-    say(f"{BUDGET} labels in each of {len(drawn.classes)} classes; all other drawings are used without labels")
+    logger.info(f"{BUDGET} labels in each of {len(drawn.classes)} classes; all other drawings are used without labels")
     result = run(
         target=str(drawn.target), gallery=[str(drawn.gallery), str(drawn.target / "train")], budget=BUDGET,
         out=str(folder / f"run-{'smoke-' if settings.smoke else ''}{settings.seed}"), cache=str(folder / "cache"),

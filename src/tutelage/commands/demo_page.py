@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tutelage.pipeline.finished_exports import export_folder
-from tutelage.progress import say
+from tutelage.progress import logger
 from tutelage.results import PageResult
 from tutelage.settings import command
 from tutelage.settings.commands import DemoPageSettings
@@ -26,8 +26,8 @@ def demo_page(settings: DemoPageSettings) -> PageResult:
         raise
     result = PageResult(page=str(page), megabytes=round(page.stat().st_size / 1e6, 1))
     if server is None:
-        say(f"open {page}")
+        logger.info(f"open {page}")
         return result
-    say(f"open http://{browser.LOOPBACK}:{server.server_address[1]}/ (Ctrl-C stops it)")
+    logger.info(f"open http://{browser.LOOPBACK}:{server.server_address[1]}/ (Ctrl-C stops it)")
     browser.serve(server, page.read_bytes())
     return result

@@ -17,7 +17,7 @@ import numpy as np
 from tutelage.errors import TutelageError
 from tutelage.image_size import sides
 from tutelage.pipeline.stage import MetricsLog, checkpoint_steps, file_hash, open_run, save_weights, training_steps
-from tutelage.progress import progress, say
+from tutelage.progress import logger, progress
 from tutelage.results import DistillationResult
 from tutelage.run_folder import Clock, Run, hash_of
 from tutelage.settings import command, identity
@@ -196,7 +196,9 @@ def _matches_features(job: _Distillation, outputs: TeacherOutputs) -> bool:
     s, pooled = job.settings, not outputs.network.shape
     asked = s.feature_weight > 0 and s.objective == "task-oriented" and pooled
     if asked and outputs.network.output != "features":
-        say("only the teacher's logits are kept (fine-tuned, or beyond --cache-limit): its features are not matched")
+        logger.info(
+            "only the teacher's logits are kept (fine-tuned, or beyond --cache-limit): its features are not matched"
+        )
     return asked and outputs.network.output == "features"
 
 
@@ -272,7 +274,7 @@ def _train(
     every = checkpoint_steps(steps, round(shown))
     resumable = checkpoints.Resumable(run.path / "checkpoints", "distill", job.inputs, every)
     if start := resumable.start:
-        say(f"distill goes on after step {start:,} of {steps:,}")
+        logger.info(f"distill goes on after step {start:,} of {steps:,}")
     hardware.wait_for_everyone()
     prepared, optimizer = hardware.prepare(module, optimizer)
     metrics = MetricsLog(run.path / "distill" / "metrics.jsonl", start, s.tracker, run.path, hardware)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tutelage.errors import TutelageError, shown
 from tutelage.pipeline.stage import open_run
-from tutelage.progress import progress, say
+from tutelage.progress import logger, progress
 from tutelage.results import EvaluationResult
 from tutelage.run_folder import DEFAULT, TRAINED, Run, hash_of, read_json
 from tutelage.settings import command, declared
@@ -65,7 +65,7 @@ def _results(run: Run) -> dict[str, Any]:
     for name in TRAINED:
         stages[name] = read_json(run.path / name / "result.json")
         if stages[name] and run.outdated(stages[name]):
-            say(f"{name} is left out: it was made from another transfer set; tutelage {name} redoes it")
+            logger.info(f"{name} is left out: it was made from another transfer set; tutelage {name} redoes it")
             stages[name] = None
     return stages
 
@@ -280,10 +280,10 @@ def _new_images(target: str, task: Any, cache_dir: Path) -> Any:
     kind = task_of(task.task)
     found = kind.read_any(target, task.classes)
     for note in found.notes:
-        say(note)
+        logger.info(note)
     if found.rejected:
         first = shown((f"{item.id} ({item.reason})" for item in found.rejected), 3)
-        say(f"{target}: {len(found.rejected):,} images cannot be used and are not scored: {first}")
+        logger.info(f"{target}: {len(found.rejected):,} images cannot be used and are not scored: {first}")
     store = Store(cache_dir, task.side)
     store.add(found.refs)
     images, good, bad = store.find(found.refs)
@@ -294,6 +294,6 @@ def _new_images(target: str, task: Any, cache_dir: Path) -> Any:
         )
     trained = {key.tobytes() for key in task.transfer.keys}
     if known := sum(key.tobytes() in trained for key in images.keys):
-        say(f"{known:,} of {len(images):,} images of {target} are among those that the run was trained on")
+        logger.info(f"{known:,} of {len(images):,} images of {target} are among those that the run was trained on")
     labels = kind.labels_of(found, good, images, cache_dir)
     return Labelled([found.refs[i].id for i in good], images, labels, np.full(len(good), ""))

@@ -12,7 +12,7 @@ import numpy as np
 from tutelage.errors import TutelageError
 from tutelage.pipeline.finished_exports import finished
 from tutelage.pipeline.stage import HELD_OUT, open_run
-from tutelage.progress import say
+from tutelage.progress import logger
 from tutelage.results import ExportResult
 from tutelage.run_folder import hash_of, write_json, write_text
 from tutelage.settings import command
@@ -42,7 +42,7 @@ def export(settings: ExportSettings) -> ExportResult:
     with open_run(settings) as (folder, cache_dir):
         if not settings.no_int8:
             enough(min(settings.calibration, stages["curate"]["images"]["transfer"]))
-        work = _Work(folder, stages, cache_dir, settings.bake_preprocess, settings.tolerance)
+        work = _Exporter(folder, stages, cache_dir, settings.bake_preprocess, settings.tolerance)
         place = folder.path / "export"
         with staged(place) as new:
             work.write_float(new)
@@ -54,11 +54,11 @@ def export(settings: ExportSettings) -> ExportResult:
             about = work.about(new)
             old = settle(new, place, about)
         if old:
-            say(f"the previous export had been changed by hand; it is kept in {old}")
+            logger.info(f"the previous export had been changed by hand; it is kept in {old}")
         return ExportResult(export=str(place), **about)
 
 
-class _Work:
+class _Exporter:
     """State of the export while it is made."""
 
     def __init__(self, run: Any, stages: dict[str, Any], cache_dir: Path, baked: bool, tolerance: float):
@@ -148,16 +148,16 @@ class _Work:
         if len(judges) < len(ranges) / 2:  # in a small transfer set the same images serve for both
             judges = order[: min(JUDGED_ON, most)]
         given, judged = (self.inputs_of(self.task.transfer, np.sort(some)) for some in (ranges, judges))
-        self.int8 = quantise(folder / FLOAT, folder / INT8, given, judged, most_lost / 3, self.logits, say)
+        self.int8 = quantise(folder / FLOAT, folder / INT8, given, judged, most_lost / 3, self.logits, logger.info)
         if self.int8.kept_float:
-            say(
+            logger.info(
                 f"int8: {len(self.int8.kept_float)} of {self.int8.layers} layers stay float: {', '.join(self.int8.kept_float)}"
             )
         self.prove(folder / INT8, self.in_onnxruntime(folder / INT8), strict=False)
         files = self.proof["files"]
         lost = None if self.labels is None else files[FLOAT]["score"] - files[INT8]["score"]
         if lost is not None and lost > most_lost:
-            say(
+            logger.info(
                 f"int8 lost {100 * lost:.2f} points on test images, more than --int8-loss {most_lost:g} aims at: check it before use"
             )
 
@@ -209,7 +209,9 @@ class _Work:
         found = {"difference": difference, "agreement": agreement, "score": score, "bytes": size}
         self.proof["files"][path.name] = found
         shown = "" if score is None else f", {self.kind.SCORE_TITLE} {score:.4f}"
-        say(f"{path.name}: {size:,} bytes, difference {difference:.1e}, same decision for {agreement:.2%}{shown}")
+        logger.info(
+            f"{path.name}: {size:,} bytes, difference {difference:.1e}, same decision for {agreement:.2%}{shown}"
+        )
         if strict and not difference <= self.tolerance:
             raise TutelageError(
                 f"{path.name} differs from the student by {difference:.2e} of its largest output "

@@ -21,7 +21,7 @@ from tutelage.features.view_batches import CLEAN, view_outputs
 from tutelage.metrics import paired_gain
 from tutelage.models import heads
 from tutelage.pipeline.stage import HELD_OUT, file_hash, judged_by, open_run, save_weights, write_metrics
-from tutelage.progress import progress, say
+from tutelage.progress import logger, progress
 from tutelage.results import FinetuneResult
 from tutelage.run_folder import atomic_write, hash_of
 from tutelage.settings import command, identity
@@ -52,7 +52,7 @@ def finetune(settings: FinetuneSettings) -> FinetuneResult:
         hardware = accelerator(settings.device, settings.precision)
         student = load_student(run.path / "distill", distilled["student"], len(task.classes))
         other = load_student(run.path / "baseline", baseline["student"], len(task.classes)) if baseline else None
-        work = _Work(task_of(task.task), task, student, settings, hardware, clock, headless=not distilled["head"])
+        work = _LastStage(task_of(task.task), task, student, settings, hardware, clock, headless=not distilled["head"])
         if piloted:
             delivered, validation, judged_on = _of_pilot(piloted)
         else:
@@ -71,7 +71,7 @@ def finetune(settings: FinetuneSettings) -> FinetuneResult:
         return FinetuneResult(**run.finish("finetune", inputs, result))
 
 
-def _choice(work: _Work, finetune: str, baseline: Any, held_out: Path) -> tuple[str, dict[str, Any]]:
+def _choice(work: _LastStage, finetune: str, baseline: Any, held_out: Path) -> tuple[str, dict[str, Any]]:
     """Return what is delivered, and the scores of the candidates on held-out images; no scores where nothing can judge.
 
     Args:
@@ -80,11 +80,11 @@ def _choice(work: _Work, finetune: str, baseline: Any, held_out: Path) -> tuple[
     kind, val = work.kind, work.task.val
     if finetune != "auto":
         if work.headless and finetune == "keep":
-            say("the student was distilled without labels and has no head to keep: it gets one from the labels")
+            logger.info("the student was distilled without labels and has no head to keep: it gets one from the labels")
             return kind.FROM_FEATURES[0], {}
         return ("distilled" if finetune == "keep" else finetune), {}
     if val is None and not work.headless:
-        say(
+        logger.info(
             "last stage: the distilled student is delivered unchanged; without a validation split (--val) nothing can judge it"
         )
         return "distilled", {}
@@ -101,7 +101,7 @@ def _choice(work: _Work, finetune: str, baseline: Any, held_out: Path) -> tuple[
         better = how == "baseline" or gain > validation[delivered]["gain"]
         delivered = how if how != ways[0] and gain > error * (1 + 1e-9) and better else delivered
     scores = ", ".join(f"{how} {one[kind.IMAGE_SCORE]:.3f}" for how, one in validation.items())
-    say(f"last stage: {delivered} is delivered; validation {kind.SCORE_TITLE} {scores}")
+    logger.info(f"last stage: {delivered} is delivered; validation {kind.SCORE_TITLE} {scores}")
     if (sure := kind.confidence(predictions[delivered], truth)) is not None:
         save_held_out(held_out, *sure)
     return delivered, validation
@@ -118,7 +118,7 @@ def _of_pilot(found: dict[str, Any]) -> tuple[str, dict[str, Any], str]:
     return delivered, validation, f"{found['images']} labels, each held out of a run of its own"
 
 
-def _judged_on(work: _Work, validation: dict[str, Any]) -> str:
+def _judged_on(work: _LastStage, validation: dict[str, Any]) -> str:
     """Return which images decided what is delivered; an empty text where none did."""
     if not validation:
         return ""
@@ -132,7 +132,7 @@ def save_held_out(path: Path, confidence: np.ndarray, right: np.ndarray) -> None
         np.savez(file, confidence=confidence, right=right)
 
 
-class _Work:
+class _LastStage:
     """State of the last stage while it runs."""
 
     def __init__(self, kind: Task, task, student, settings, hardware, clock, headless):

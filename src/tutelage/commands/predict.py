@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tutelage.errors import shown
 from tutelage.pipeline.finished_exports import export_folder
-from tutelage.progress import progress, say
+from tutelage.progress import logger, progress
 from tutelage.results import PredictionsResult
 from tutelage.settings import command
 from tutelage.settings.commands import PredictSettings
@@ -30,7 +30,7 @@ def predict(settings: PredictSettings) -> PredictionsResult:
     listed = runtime.write_predictions(Path(settings.out), result, settings.top)
     if listed:
         first = shown((f"{name} ({reason})" for name, reason in result.rejected), 3)
-        say(f"{len(result.rejected):,} of {len(paths):,} images cannot be read, see {listed}: {first}")
+        logger.info(f"{len(result.rejected):,} of {len(paths):,} images cannot be read, see {listed}: {first}")
     found = PredictionsResult(
         predictions=settings.out, images=len(result.paths), rejected=len(result.rejected), model=opened.file
     )

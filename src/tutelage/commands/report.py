@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tutelage.progress import say
+from tutelage.progress import logger
 from tutelage.results import PageResult
 from tutelage.settings import command
 from tutelage.settings.commands import ReportSettings
@@ -22,5 +22,5 @@ def report(settings: ReportSettings) -> PageResult:
         page = write_study(Path(settings.run))["page"]
     else:
         page = write_page(Path(settings.run))
-    say(f"open {page}")
+    logger.info(f"open {page}")
     return PageResult(page=str(page))

@@ -16,7 +16,7 @@ from tutelage.commands.evaluate import evaluate
 from tutelage.commands.finetune import finetune
 from tutelage.pipeline.pilot import pilot as judge
 from tutelage.pipeline.stage import needed, open_run, settings_of
-from tutelage.progress import duration, main_process, processes, say
+from tutelage.progress import duration, logger, main_process, processes
 from tutelage.results import Result, RunResult
 from tutelage.run_folder import DEFAULT, Run, read_json
 from tutelage.settings import command
@@ -45,8 +45,8 @@ def run(settings: RunSettings) -> RunResult:
             _one(folder, curate, settings_of(curate, settings))
             judge(folder, settings, walk)
         summary = walk(folder, names, settings)
-    say(f"report: {folder.path / 'report' / 'index.html'}")
-    say(f"done in {duration(time.monotonic() - started)}; {folder.path}")
+    logger.info(f"report: {folder.path / 'report' / 'index.html'}")
+    logger.info(f"done in {duration(time.monotonic() - started)}; {folder.path}")
     return RunResult(**summary)
 
 
@@ -59,8 +59,10 @@ def cut_down(settings: RunSettings) -> dict[str, Any]:
         cut["strategy"], number = "random", SMOKE_TOTAL
     cut["total"] = None if number is None else min(number, SMOKE_TOTAL)
     words = {name: DEFAULT if getattr(settings, name) is None else getattr(settings, name) for name in sorted(cut)}
-    said = [f"{name} {words[name]} -> {cut[name] or DEFAULT}" for name in words if getattr(settings, name) != cut[name]]
-    say(f"--smoke cuts down: {', '.join(said) or 'no setting'}")
+    changes = [
+        f"{name} {words[name]} -> {cut[name] or DEFAULT}" for name in words if getattr(settings, name) != cut[name]
+    ]
+    logger.info(f"--smoke cuts down: {', '.join(changes) or 'no setting'}")
     return cut
 
 

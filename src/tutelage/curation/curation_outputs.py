@@ -17,7 +17,7 @@ from tutelage.curation.strategies import Choice
 from tutelage.data.image_cache import Images, Store
 from tutelage.data.manifest import write_manifest
 from tutelage.data.sources import SOURCE, ImageRef
-from tutelage.progress import say
+from tutelage.progress import logger
 from tutelage.run_folder import Run, hash_of
 
 MANY_LEAKS = 0.05  # share of the compared images above which the log comments on leaks
@@ -32,11 +32,11 @@ def log_transfer_set(chosen: int, wanted: int, compared: int, near: int) -> None
     wanted: 0 = all usable images.
     """
     if chosen < wanted:
-        say(
+        logger.info(
             f"{chosen:,} gallery images instead of {wanted:,}: the others are near duplicates of these, or of validation or test images"
         )
     if near > MANY_LEAKS * compared:
-        say(
+        logger.info(
             f"{near:,} of {compared:,} gallery images that were compared count as copies of validation or test images: where all "
             "images show the same scene, that is to be expected; look at montage.jpg. --dedup none excludes only identical images"
         )
@@ -88,7 +88,7 @@ def write_leaks(run: Run, labelled: LabelledSplit, refs: list[ImageRef], leaks: 
         for ref, leak in zip(refs, leaks, strict=True)
     ]
     write_csv(path, [("gallery_image", "is", "split", "how"), *rows])
-    say(f"{len(leaks):,} gallery images are validation or test images and stay out (curate/leaks.csv)")
+    logger.info(f"{len(leaks):,} gallery images are validation or test images and stay out (curate/leaks.csv)")
 
 
 def pairs(store: Store, labelled: LabelledSplit, refs: list[ImageRef], leaks: Sequence[Leak]) -> list[KeptOut]:
@@ -149,14 +149,14 @@ def summary(pool: Pool, choice: Choice, queries: Queries, labelled: LabelledSpli
     brought = np.bincount(queries.labels[choice.query], minlength=len(labelled.target.classes))
     found["brought"] = dict(zip(labelled.target.classes, brought.tolist(), strict=True))
     if without := [name for name, count in found["brought"].items() if not count]:
-        say(
+        logger.info(
             f"the queries of {', '.join(without)} find nothing new: their nearest images went to other queries or are duplicates"
         )
     warning, named = nothing_near(pool, choice, queries.labels, labelled.target.classes) if images else ("", [])
     if warning:
-        say(warning)
+        logger.info(warning)
         found |= {"far_classes": named} if named else {"nothing_near": True}
-    say(
+    logger.info(
         f"similarity of an image to the query that found it: median {quantiles[3]:.2f}, 5 % below {quantiles[1]:.2f}"
         + (
             f"; distance (MMD^2) to the labelled images: {near:.3f}, and {far:.3f} for the whole gallery"

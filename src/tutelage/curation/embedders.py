@@ -20,7 +20,7 @@ from tutelage.errors import TutelageError, shown
 from tutelage.features.output_cache import OutputCache, compute_outputs
 from tutelage.features.view_batches import CLEAN, ViewSettings
 from tutelage.models.adapted_teacher import FeatureExtractor
-from tutelage.progress import progress, say
+from tutelage.progress import logger, progress
 from tutelage.settings.commands import Curation
 
 
@@ -203,7 +203,7 @@ class GalleryEmbedder:
         """Return (H, D) float32 unit vectors of validation and test images; None if precomputed embeddings lack all of them."""
         features = self.target(labelled, labelled.held, "validation and test images")
         if features is None:
-            say(
+            logger.info(
                 "--embeddings has no vectors of validation and test images: copies of them are found by their pixels only"
             )
             return None

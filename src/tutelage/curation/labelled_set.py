@@ -15,7 +15,7 @@ from tutelage.data.label_budget import draw
 from tutelage.data.sources import ImageRef, Rejected
 from tutelage.data.target_set import TargetSet
 from tutelage.errors import MOST_NAMED, FilesMissing, TutelageError, raise_all, shown, single
-from tutelage.progress import say
+from tutelage.progress import logger
 from tutelage.run_folder import TRAINED, Run, hash_of, read_json, write_text
 from tutelage.settings.commands import Curation
 from tutelage.tasks import task_of
@@ -98,7 +98,7 @@ def log_changed_data(run: Run, given: dict[str, str]) -> None:
     what = f"other images or labels in {' and '.join(changed)}" if changed else "files or weights were rewritten"
     later = [name for name in TRAINED[1:] if (run.path / name / "result.json").exists()]
     then = f", then {', '.join(later)} wherever the transfer set comes out different" if later else ""
-    say(
+    logger.info(
         f"the data have changed since {run.path} was made ({what}): curate runs again{then}. The new results replace the "
         "present ones: to keep these, stop now and copy the folder"
     )
@@ -154,9 +154,9 @@ def _draw(target: TargetSet, usable: np.ndarray, keys: list[bytes], budget: int 
     labels = None if target.masks else target.labels[rows]
     chosen, lines = draw(labels, shows, target.classes, [keys[i] for i in train], budget, seed, target.groups[rows])
     for line in lines:
-        say(line)
+        logger.info(line)
     if beyond := len(rows) - len(chosen):
-        say(
+        logger.info(
             f"{beyond:,} train images are beyond the budget: their labels are not used, and the images only if they are in the gallery"
         )
     return rows[chosen]
@@ -177,7 +177,7 @@ def reject(run: Run, rejected: Sequence[tuple[str, Rejected]], total: int, most:
     count = len(rejected)
     if not count:
         return
-    say(f"{count:,} of {total:,} images cannot be used; they are listed in {run.path / 'rejected.csv'}")
+    logger.info(f"{count:,} of {total:,} images cannot be used; they are listed in {run.path / 'rejected.csv'}")
     if count > most * total:
         first = shown((f"{item.id} ({item.reason})" for _, item in rejected), 3)
         raise TutelageError(

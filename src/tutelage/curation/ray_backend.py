@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tutelage.curation.embed import EmbeddingCache, Piece
 from tutelage.errors import TutelageError
-from tutelage.progress import say
+from tutelage.progress import logger
 
 RETRIES = 5  # restarts of an actor, and retries of a piece
 
@@ -83,7 +83,9 @@ def embed_on_ray(
         has = ray.cluster_resources()
         kind = "GPU" if has.get("GPU") and on_gpus else "CPU"
         count = max(1, min(int(has.get(kind, 1)), len(pieces)))
-        say(f"embedding {len(pieces):,} pieces of the gallery, spread over {count} Ray workers, one for each {kind}")
+        logger.info(
+            f"embedding {len(pieces):,} pieces of the gallery, spread over {count} Ray workers, one for each {kind}"
+        )
         gpus, cpus = (1, 0) if kind == "GPU" else (0, 1)
         worker = ray.remote(max_restarts=RETRIES, max_task_retries=RETRIES, num_gpus=gpus, num_cpus=cpus)(Embedder)
         pool = ActorPool([worker.remote(cache, folder, torch.get_num_threads()) for _ in range(count)])  # type: ignore[attr-defined]

@@ -15,7 +15,7 @@ from tutelage.curation.search import best_query, search
 from tutelage.curation.strategies import Choice
 from tutelage.curation.vectors import Vectors
 from tutelage.errors import TutelageError, shown
-from tutelage.progress import progress, say
+from tutelage.progress import logger, progress
 from tutelage.settings.groups import Gallery
 
 EXACT = 5_000_000  # above this many vectors --index auto uses an inverted file
@@ -53,7 +53,7 @@ class Pool:
         many = self.vectors.count > EXACT
         self.index = "ivf" if many and needed <= self.memory else "exact"
         if many and self.index == "exact":
-            say(
+            logger.info(
                 f"an inverted file over {count:,} images takes {needed / 2**30:.1f} GiB of memory, but the limit is "
                 f"{self.memory / 2**30:.1f} GiB (--memory, or half of what is free): the search is exact, and takes longer"
             )
@@ -78,7 +78,9 @@ class Pool:
                 self.vectors, queries, k, usable=self.usable, memory=self.memory, advance=advance
             )
         self.recalls.append(recall)
-        say(f"inverted file over {self.vectors.count:,} images: finds {100 * recall:.1f} % of the true {k} nearest")
+        logger.info(
+            f"inverted file over {self.vectors.count:,} images: finds {100 * recall:.1f} % of the true {k} nearest"
+        )
         short = np.flatnonzero((rows >= 0).sum(axis=1) < min(k, int(self.usable.sum())))
         if len(short):
             similarity[short], rows[short] = self.neighbours(queries[short], k, f"{what}, short lists", exact=True)

@@ -47,8 +47,8 @@ def predict_file(version: str) -> str:
                 dropped |= set(rows)
             elif number == 0 and isinstance(node, ast.Expr):  # the module's docstring becomes a comment
                 dropped |= set(rows)
-                said = ast.literal_eval(node.value).strip().split("\n")
-                bodies.append("\n".join(f"# {line}".rstrip() for line in said))
+                docstring = ast.literal_eval(node.value).strip().split("\n")
+                bodies.append("\n".join(f"# {line}".rstrip() for line in docstring))
         bodies.append("\n".join(line for row, line in enumerate(lines) if row not in dropped).strip("\n"))
     first = sorted(imports, key=lambda line: (not line.startswith("from __future__"), line))
     return OPENING.format(version=version) + "\n" + "\n".join(first) + "\n\n\n" + "\n\n\n".join(bodies) + ENDING

@@ -58,7 +58,7 @@ class Quantised:
 
 def quantise(
     source: Path, out: Path, calibration: np.ndarray, judged_on: np.ndarray, most_lost: float,
-    logits_of: Callable[[Any], np.ndarray], say: Callable[[str], None] = lambda text: None,
+    logits_of: Callable[[Any], np.ndarray], log: Callable[[str], None] = lambda text: None,
 ) -> Quantised:  # fmt: skip
     """Write an int8 copy of an ONNX classifier.
 
@@ -73,10 +73,10 @@ def quantise(
     """
     enough(len(calibration))
     with tempfile.TemporaryDirectory(dir=out.parent, prefix="int8-") as folder:
-        work = _Work(source, Path(folder), calibration, judged_on, logits_of)
+        work = _Quantiser(source, Path(folder), calibration, judged_on, logits_of)
         tried = {ranges: work.measured(SAFE[0], ranges, ()) for ranges in RANGES}
         ranges = min(tried, key=lambda one: tried[one]["lost"])
-        say(f"int8 ranges: {ranges} loses least, {tried[ranges]['lost']:.2%} expected")
+        log(f"int8 ranges: {ranges} loses least, {tried[ranges]['lost']:.2%} expected")
         others = {scheme: work.measured(scheme, ranges, ()) for scheme in SCHEMES if scheme != SAFE[0]}
         schemes = {SAFE[0]: tried[ranges], **others}
         scheme = min(SAFE, key=lambda one: (round(schemes[one]["lost"] / EQUAL), SAFE.index(one)))
@@ -124,7 +124,7 @@ def expected_loss(reference: np.ndarray, other: np.ndarray) -> tuple[float, floa
     return float((p[rows, mine] - p[rows, others]).mean()), float((mine == others).mean())
 
 
-class _Work:
+class _Quantiser:
     """A search for a quantisation. layers: name of the ONNX node -> name of the layer in the torch module."""
 
     def __init__(

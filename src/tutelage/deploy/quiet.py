@@ -14,9 +14,9 @@ def quiet(level: int) -> Iterator[None]:
     """Within the block, show no warnings, nothing that Python prints, and no log messages up to `level`, as of `logging`."""
     before = logging.root.manager.disable
     logging.disable(level)
-    said = io.StringIO()
+    output = io.StringIO()
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        with warnings.catch_warnings(), contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
             warnings.simplefilter("ignore")
             yield
     finally:

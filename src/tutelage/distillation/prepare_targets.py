@@ -18,7 +18,7 @@ from tutelage.features.principal_axes import principal_axes
 from tutelage.features.view_batches import CLEAN, ViewSettings, as_rows
 from tutelage.metrics import softmax
 from tutelage.models.adapted_teacher import AdaptedTeacher, half_precision
-from tutelage.progress import progress, say
+from tutelage.progress import logger, progress
 from tutelage.run_folder import Clock
 
 REDUCED = 32  # images on which the error of a coarser grid is measured
@@ -38,11 +38,11 @@ def teacher_outputs(
     network, images = teacher.network, task.transfer
     needed = gibibytes(len(images), len(looks), network.width)
     if needed > cache_limit:
-        say(
+        logger.info(
             f"teacher outputs would take {needed:.2f} GiB, more than --cache-limit {cache_limit:g}: the teacher runs online"
         )
         return TeacherOutputs(images, network, teacher.head, settings, looks, None)
-    say(f"teacher outputs: {len(images):,} images x {len(looks)} views, {needed:.2f} GiB in {cache_dir}")
+    logger.info(f"teacher outputs: {len(images):,} images x {len(looks)} views, {needed:.2f} GiB in {cache_dir}")
     cache = OutputCache(cache_dir, network, settings.resize, task.side)
     share = (hardware.process_index, hardware.num_processes)
     with progress("targets", len(images) * len(looks)) as advance:
@@ -109,7 +109,7 @@ def log_reduction(whole: AdaptedTeacher, reduced: AdaptedTeacher, images: Any, s
     losses = [(one * (np.log(one.clip(1e-12)) - log_q)).sum(axis=-1) for one in (p, r)]
     error = float(np.abs(losses[0] - losses[1]).mean())
     shape, kept = whole.network.shape, reduced.network.shape
-    say(
+    logger.info(
         f"teacher outputs are kept on a grid of {kept[1]} x {kept[2]} instead of {shape[1]} x {shape[2]} to stay within --cache-limit: "
         f"this changes the loss of a pixel by {error:.3f} on average; the loss itself is about {losses[0].mean():.3f}"
     )

@@ -23,7 +23,7 @@ from tutelage.data.sources import read_bytes
 from tutelage.errors import TutelageError
 from tutelage.metrics import paired_gain
 from tutelage.pipeline.stage import open_run
-from tutelage.progress import say
+from tutelage.progress import logger
 from tutelage.reporting.example_predictions import read_counts
 from tutelage.run_folder import Run, atomic_write, hash_of
 from tutelage.settings import identity
@@ -57,7 +57,7 @@ def pilot(run: Run, settings: RunSettings, walk: Callable[[Run, Sequence[str], R
             "label more images, or leave --pilot out",
         )
     numbers, students = np.unique(fold).tolist(), 2 if settings.committee == "none" else 3
-    say(
+    logger.info(
         f"pilot: {len(numbers)} runs on parts of the labels, each as long as this one: {students * len(numbers)} times its training steps"
     )
     right: dict[str, list[np.ndarray]] = {"distilled": [], "baseline": []}
@@ -84,7 +84,7 @@ def pilot(run: Run, settings: RunSettings, walk: Callable[[Run, Sequence[str], R
         "curated": curated["outputs"], "images": len(distilled), "distilled": float(distilled.mean()), "baseline": float(baseline.mean()),
         "gain": gain, "standard_error": error, "seconds": clock.stop(),
     }  # fmt: skip
-    say(
+    logger.info(
         f"pilot: on {len(distilled)} held-out labels the distilled student has {distilled.mean():.3f}, the baseline {baseline.mean():.3f}"
     )
     return run.finish("pilot", inputs, {"outputs": hash_of(result), **result})

@@ -12,7 +12,7 @@ from typing import Any
 from tutelage.device import check_group
 from tutelage.errors import TutelageError
 from tutelage.pipeline.preflight import preflight
-from tutelage.progress import main_process, processes, say
+from tutelage.progress import logger, main_process, processes
 from tutelage.run_folder import Run, atomic_write, read_json, write_text
 from tutelage.settings import declared
 from tutelage.settings.commands import WITHOUT_TARGETS, Curation, DistillSettings, EvaluateSettings, ExportSettings
@@ -74,7 +74,7 @@ def open_run(settings: Stage | EvaluateSettings | ExportSettings, together: bool
         preflight(stage, cache_dir)
     with Run(path) as run:
         if stage and (old := run.claim(_used(run, stage), stage.overwrite, _moved_by(stage))):
-            say(f"the previous run in {out}, or the part of it that is redone, is now in {old}")
+            logger.info(f"the previous run in {out}, or the part of it that is redone, is now in {old}")
         _HELD[path] = run
         try:
             yield run, cache_dir

@@ -20,8 +20,8 @@ def answer(results: dict[str, Any], stages: dict[str, Any], settings: dict[str, 
     if "delivered" in results:
         return f"{delivery(stages, settings)} {_on_test(results, stages)}"
     if "distilled" in results:
-        said = _scored("The distilled student", results["distilled"])
-        return f"No student is delivered yet: tutelage finetune makes the choice. {said}"
+        text = _scored("The distilled student", results["distilled"])
+        return f"No student is delivered yet: tutelage finetune makes the choice. {text}"
     if "baseline" in results:
         return f"{_scored('The baseline, the student trained on the labels only,', results['baseline'])} {ONE_SEED}"
     return "This run has no student yet: tutelage distill and tutelage finetune make one."
@@ -75,16 +75,16 @@ def _scored(subject: str, model: dict[str, Any]) -> str:
     if not test:
         return "How good it is cannot be measured: there are no test images (--test)."
     words = words_of(test)
-    return f"{subject} {words.says.format(100 * main_score(test))} {words.over} {test['images']:,} test images."
+    return f"{subject} {words.phrase.format(100 * main_score(test))} {words.over} {test['images']:,} test images."
 
 
 def _on_test(results: dict[str, Any], stages: dict[str, Any]) -> str:
     """State the score of the delivered student, compared with its rival and the teacher."""
     delivered, test = results["delivered"], results["delivered"].get("test")
-    said = _scored("It", delivered)
+    text = _scored("It", delivered)
     if not test:
-        return said
-    said, words = said.removesuffix("."), words_of(test)
+        return text
+    text, words = text.removesuffix("."), words_of(test)
     rival = "distilled" if delivered_name(results) == "baseline" else "baseline"
     if gained := difference(results, "delivered", rival):
         sure = abs(gained[0]) > NOISE * gained[1] or not gained[1]
@@ -93,13 +93,13 @@ def _on_test(results: dict[str, Any], stages: dict[str, Any]) -> str:
         other = "the distilled student"
         if rival == "baseline":
             other = f"the baseline, the same student trained on the {trained} only"
-        said += f", {abs(100 * gained[0]):.1f} points {'more' if gained[0] >= 0 else 'fewer'} than {other}"
-        said += "" if sure else f" (± {100 * NOISE * gained[1]:.1f}: with so few test images, that may be chance)"
+        text += f", {abs(100 * gained[0]):.1f} points {'more' if gained[0] >= 0 else 'fewer'} than {other}"
+        text += "" if sure else f" (± {100 * NOISE * gained[1]:.1f}: with so few test images, that may be chance)"
     if teacher := (results.get("teacher") or {}).get("test"):
         times = results["teacher"]["parameters"] / max(1, delivered["parameters"])
-        says = words.says.format(100 * main_score(teacher))
-        said += f"; the teacher, {times:.0f} times as large, {says}"
-    return f"{said}. {ONE_SEED}"
+        phrase = words.phrase.format(100 * main_score(teacher))
+        text += f"; the teacher, {times:.0f} times as large, {phrase}"
+    return f"{text}. {ONE_SEED}"
 
 
 def committee(stages: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
@@ -109,32 +109,32 @@ def committee(stages: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any
         stages, settings: as in `answer`.
 
     Returns:
-        {"said": sentences, "head": titles, "rows": the members' scores on held-out labels}; empty for a run without a committee.
+        {"text": sentences, "head": titles, "rows": the members' scores on held-out labels}; empty for a run without a committee.
     """
     found = stages.get("committee") or {}
     if not found:
         return {}
     if not (found.get("held_out") or {}).get("teacher"):
-        said = "No class has labels to hold out, so no weights could be chosen: the targets are the adapted teacher's probabilities only."
-        return {"said": said, "head": [], "rows": []}
-    said = (
+        text = "No class has labels to hold out, so no weights could be chosen: the targets are the adapted teacher's probabilities only."
+        return {"text": text, "head": [], "rows": []}
+    text = (
         f"The student's targets are class probabilities: a mixture of those of the adapted teacher and of {found['folds']} students that "
         f"were trained on the labels only, each without one fold of them, for {found['steps']:,} steps. "
     )
     if settings.get("committee") == "only":
-        said += "As --committee only asks, the targets come from the students only."
+        text += "As --committee only asks, the targets come from the students only."
     elif found["weight"]:
-        said += (
+        text += (
             f"The students have weight {found['weight']:.1f}: with it, the log loss on held-out labels is lower by {found['gain']:.3f} ± "
             f"{found['standard_error']:.3f} (± one standard error) than the teacher's."
         )
     else:
-        said += (
+        text += (
             "The students have weight 0, and the targets are the teacher's only: no mixture had a log loss on held-out labels that "
             "is lower by more than a standard error."
         )
     if found["bias"]:
-        said += " The scores below are those after each class's share of the held-out pixels has been met by a bias."
+        text += " The scores below are those after each class's share of the held-out pixels has been met by a bias."
     titles = {"teacher": "teacher (adapted)", "students": "students (labels only)", "committee": "committee"}
     weights = {"teacher": 1 - found["weight"], "students": found["weight"]}
     rows = [
@@ -143,4 +143,4 @@ def committee(stages: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any
         if (one := found["held_out"].get(name))
     ]
     head = ["on held-out labels", "weight", "log loss", "pixels" if found["bias"] else "accuracy"]
-    return {"said": said, "head": head, "rows": rows}
+    return {"text": text, "head": head, "rows": rows}

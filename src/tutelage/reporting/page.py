@@ -151,13 +151,13 @@ def _metrics(path: Path) -> list[dict[str, Any]]:
 def disagreement(one: dict[str, Any], classes: list[str]) -> dict[str, str]:
     """A test image on which student and teacher disagree, as the page shows it."""
 
-    def said(model: str) -> str:
+    def prediction_of(model: str) -> str:
         label, sure = one[model]
         return f"{classes[label]} ({100 * sure:.0f} %){' ✓' if label == one['label'] else ''}"
 
     return {
         "id": one["id"], "jpeg": one["jpeg"], "truth": classes[one["label"]],
-        "student": said(shown_student(one) or "distilled"), "teacher": said("teacher"),
+        "student": prediction_of(shown_student(one) or "distilled"), "teacher": prediction_of("teacher"),
     }  # fmt: skip
 
 
@@ -175,18 +175,18 @@ def montage(path: Path) -> str:
 def transfer_set(curated: dict[str, Any]) -> str:
     """Describe how the transfer set was chosen in a few sentences."""
     images = curated.get("images", {})
-    said = f"{images.get('transfer', 0):,} images, {images.get('train', 0):,} of them labelled, by strategy {curated.get('strategy')} "
-    said += f"from a gallery of {curated.get('gallery', 0):,}. Kept out: {curated.get('leaks', 0):,} copies of validation or test images, "
-    said += f"{curated.get('duplicates', 0):,} identical and {curated.get('near_duplicates', 0):,} near duplicates; "
-    said += f"{curated.get('rejected', 0):,} images cannot be used."
+    text = f"{images.get('transfer', 0):,} images, {images.get('train', 0):,} of them labelled, by strategy {curated.get('strategy')} "
+    text += f"from a gallery of {curated.get('gallery', 0):,}. Kept out: {curated.get('leaks', 0):,} copies of validation or test images, "
+    text += f"{curated.get('duplicates', 0):,} identical and {curated.get('near_duplicates', 0):,} near duplicates; "
+    text += f"{curated.get('rejected', 0):,} images cannot be used."
     if recall := curated.get("recall"):
-        said += f" The approximate search (inverted file) finds {100 * recall:.1f} % of the true nearest images."
+        text += f" The approximate search (inverted file) finds {100 * recall:.1f} % of the true nearest images."
     if similarity := curated.get("similarity"):
         asked = "words" if curated.get("strategy") == "text" else "labelled image"
-        said += f" Similarity to the {asked} each was chosen for: median {similarity['50 %']:.2f}, 5 % below {similarity['5 %']:.2f}."
+        text += f" Similarity to the {asked} each was chosen for: median {similarity['50 %']:.2f}, 5 % below {similarity['5 %']:.2f}."
     if distance := curated.get("distance"):
-        said += f" Distance to the labelled images (MMD²): {distance['transfer_set']:.3f}, of the whole gallery {distance['gallery']:.3f}."
-    return said
+        text += f" Distance to the labelled images (MMD²): {distance['transfer_set']:.3f}, of the whole gallery {distance['gallery']:.3f}."
+    return text
 
 
 def _costs(stages: dict[str, Any]) -> list[tuple[str, str]]:
@@ -232,7 +232,7 @@ def _made_with(stages: dict[str, Any]) -> list[tuple[str, str]]:
             found.setdefault(", ".join(f"{what} {one}" for what, one in made.items()), []).append(name)
     if len(found) == 1:
         return [("made with", next(iter(found)))]
-    return [(f"made with ({', '.join(names)})", said) for said, names in found.items()]
+    return [(f"made with ({', '.join(names)})", text) for text, names in found.items()]
 
 
 def _csv(results: dict[str, Any]) -> str:

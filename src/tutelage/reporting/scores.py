@@ -13,7 +13,7 @@ from tutelage.metrics import mean_iou
 
 @dataclass(frozen=True)
 class MetricSpec:
-    """A task's scores. main: key of the main score. title: its name. says: phrase for a model's main score, "is right for {} %".
+    """A task's scores. main: key of the main score. title: its name. phrase: phrase for a model's main score, "is right for {} %".
     over: the preposition before "N test images". labels: unit of a label budget. table: (title, score) of the columns. each: (title,
     score) of the chart by class. score: main score from the mean counts of some test images. unit: what is decided, images or pixels.
     best_low: scores where lower is better.
@@ -21,7 +21,7 @@ class MetricSpec:
 
     main: str
     title: str
-    says: str
+    phrase: str
     over: str
     labels: str
     table: tuple[tuple[str, str], ...]

@@ -174,8 +174,8 @@ def _fault(name: str, value: Any, fault: Any, hint: Any) -> TutelageError:
     if value in ("", [], ()):
         message = f"no {flag(name)} was given ({_help(hint)})"
         return TutelageError(message, f"add {flag(name)} to the command or the TOML file")
-    said = fault["msg"].partition(", unable to")[0]
-    message = re.sub(r": (Input should be|Value error,) ", " must be ", f"{flag(name)} {value}: {said}", count=1)
+    reason = fault["msg"].partition(", unable to")[0]
+    message = re.sub(r": (Input should be|Value error,) ", " must be ", f"{flag(name)} {value}: {reason}", count=1)
     choices = typing.get_args(typing.get_args(hint)[0]) if fault["type"] == "literal_error" else ()
     return TutelageError(message, did_you_mean(str(value), [str(c) for c in choices]))
 

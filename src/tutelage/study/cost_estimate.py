@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from tutelage.pipeline.stage import needed, training_steps
-from tutelage.progress import duration, say
+from tutelage.progress import duration, logger
 from tutelage.settings.commands import WITHOUT_TARGETS, RunSettings
 from tutelage.settings.groups import Student
 from tutelage.study.methods import Variant
@@ -160,8 +160,8 @@ def estimate(study: Any, todo: list[tuple[Variant, int, int]], impossible: dict[
         seconds += took
         plan.append(f"{variant.name}, budget {budget}, seed {seed}: {'shared' if not took else duration(took)}")
     for line in plan:
-        say(line)
-    say(f"{len(todo)} runs, about {duration(1.2 * seconds)} in all, last stages and evaluation included")
+        logger.info(line)
+    logger.info(f"{len(todo)} runs, about {duration(1.2 * seconds)} in all, last stages and evaluation included")
     disk = {"gibibytes": room + images, "outputs_gibibytes": room}
     return {"runs": len(todo), "hours": 1.2 * seconds / 3600, **disk, "plan": plan}
 

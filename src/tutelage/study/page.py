@@ -87,32 +87,32 @@ def answer(cells: list[Cell], budget: int, best: Cell, references: dict[int, Ref
     """Summarise the study in a sentence: the best method, its lead over scratch and over the next method, and the teacher."""
     mean, deviation = best.accuracy
     words, baseline = best.words, _scratch(cells, budget, best)
-    said = f"With {budget} {words.labels}, {best.method} {words.says.format(100 * mean)}"
-    said = f"{said.removesuffix(' %')} ± {100 * deviation:.1f} %" if deviation is not None else said
-    said += f" {words.over} {best.counts.shape[1]:,} test images"
+    text = f"With {budget} {words.labels}, {best.method} {words.phrase.format(100 * mean)}"
+    text = f"{text.removesuffix(' %')} ± {100 * deviation:.1f} %" if deviation is not None else text
+    text += f" {words.over} {best.counts.shape[1]:,} test images"
     if baseline is not None and (gain := compared(best, baseline)):
-        said += f", {100 * gain.mean:.1f} points more than scratch, the same student trained on the labels only"
+        text += f", {100 * gain.mean:.1f} points more than scratch, the same student trained on the labels only"
     second = _second(cells, budget, best)
     if second is not None and second is not baseline and (gain := compared(best, second)):
-        said += f"; next is {second.method}, {100 * gain.mean:.1f} points behind"
+        text += f"; next is {second.method}, {100 * gain.mean:.1f} points behind"
     if budget in references:
-        said += f"; the adapted teacher {words.says.format(100 * references[budget].accuracy[0])}"
-    return said + "."
+        text += f"; the adapted teacher {words.phrase.format(100 * references[budget].accuracy[0])}"
+    return text + "."
 
 
 def sureness(cells: list[Cell], budget: int, best: Cell) -> str:
     """State how certain the answer is: number of seeds, and intervals and p-values of its differences."""
     count = len(best.records)
-    said = [f"Mean of {count} seeds, ± one standard deviation" if count > 1 else "One seed: no spread"]
+    text = [f"Mean of {count} seeds, ± one standard deviation" if count > 1 else "One seed: no spread"]
     baseline, second = _scratch(cells, budget, best), _second(cells, budget, best)
     for other in (baseline, None if second is baseline else second):
         if other is not None and (gain := compared(best, other)):
             certainty = "95 % interval over test images"
             certainty += f"; p = {gain.p:.2g} over {gain.seeds} seeds" if gain.p is not None else ""
-            said.append(
+            text.append(
                 f"ahead of {other.method} by {100 * gain.low:.1f} to {100 * gain.high:.1f} points ({certainty})"
             )
-    return "; ".join(said) + "."
+    return "; ".join(text) + "."
 
 
 def _second(cells: list[Cell], budget: int, best: Cell) -> Cell | None:
@@ -246,7 +246,9 @@ def _numbers(record: Record) -> Iterator[tuple[Any, ...]]:
         for name, value in flat.items():
             if name == "confusion":
                 for truth, row in zip(classes, value, strict=True):
-                    yield from ((model, name, f"{truth} -> {said}", n) for said, n in zip(classes, row, strict=True))
+                    yield from (
+                        (model, name, f"{truth} -> {predicted}", n) for predicted, n in zip(classes, row, strict=True)
+                    )
             elif isinstance(value, list):
                 yield from ((model, name, klass, share) for klass, share in zip(classes, value, strict=True))
             else:

@@ -17,7 +17,7 @@ from tutelage.errors import TutelageError
 from tutelage.features.view_batches import CLEAN, ViewSettings, view_outputs
 from tutelage.metrics import LEAST_LOG, classification, log_softmax, softmax
 from tutelage.models import heads
-from tutelage.progress import say
+from tutelage.progress import logger
 from tutelage.reporting.example_predictions import write_evidence
 from tutelage.reporting.scores import CLASSES
 from tutelage.settings import groups as g
@@ -165,7 +165,7 @@ class Classification(Task):
         if width and (strict or StudentWithProjector.possible(module, size)):
             return StudentWithProjector(module, width, size)
         if width:
-            say(f"{student.name} has no single head on pooled features: the teacher's features are not matched")
+            logger.info(f"{student.name} has no single head on pooled features: the teacher's features are not matched")
         return DINOStudent(module, size) if strict and not width else module
 
     def member_grid(self, settings: CommitteeSettings, images: int, classes: int) -> None:
