@@ -54,12 +54,14 @@ def site(tmp_path_factory) -> Path:
     return folder / "html"
 
 
+@pytest.mark.slow
 def test_site_builds_without_a_warning(site):
     """Every page of docs/ is on the site and reached from another one; a broken link or a broken docstring fails the build."""
     for page in DOCS.rglob("*.md"):
         assert (site / page.relative_to(DOCS)).with_suffix(".html").exists()
 
 
+@pytest.mark.slow
 def test_every_function_is_in_the_api(site):
     """The API page has every function of `import tutelage` and every loss, with the text of its docstring."""
     page = (site / "api.html").read_text(encoding="utf-8")
@@ -70,6 +72,7 @@ def test_every_function_is_in_the_api(site):
         assert f'id="tutelage.training.losses.{name}"' in page
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason=NO_CHROMIUM)
 def test_pages_fit_telephones_and_screens(site, tmp_path):
     """At 400 and 1600 pixels no page scrolls sideways or lacks an image, and the figure's letters can be read."""

@@ -67,6 +67,7 @@ def same(one: dict[str, np.ndarray], two: dict[str, np.ndarray]) -> bool:
     return all(np.array_equal(one[name], two[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_more_labels_tomorrow(data):
     """A rerun with more labels decodes nothing and asks the teacher nothing that it has said already."""
     gallery = [str(data / "gallery"), str(data / "target" / "train")]
@@ -78,6 +79,7 @@ def test_more_labels_tomorrow(data):
     assert "teacher" in result
 
 
+@pytest.mark.slow
 def test_budgets_are_nested(data):
     """The labelled images of a small budget are among those of a larger one with the same seed."""
     drawn = []
@@ -312,6 +314,7 @@ def test_student_learns(tmp_path):
     assert result["distilled"]["agreement"] > 0.8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["balanced", "auto"])
 def test_smoke_keeps_the_strategy(data, capsys, monkeypatch, strategy):
     """--smoke chooses by the strategy that is asked for, from a part of the gallery; by chance where none is. It says what it changes."""
