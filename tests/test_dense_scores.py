@@ -9,7 +9,8 @@ from sklearn.metrics import jaccard_score
 from torch.nn import functional as F
 
 from tutelage import metrics
-from tutelage.training import losses
+from tutelage.distillation import losses
+from tutelage.training import cross_entropy
 
 RANDOM = np.random.default_rng(0)
 
@@ -21,17 +22,17 @@ def test_cross_entropy_is_torchs():
     truth[0, :2] = 255
     weights = torch.tensor([1.0, 2.0, 0.5, 3.0, 1.5])
     for one in (None, weights):
-        ours = losses.soft_cross_entropy(logits, losses.one_hot(truth, 5), one)
+        ours = cross_entropy.soft_cross_entropy(logits, cross_entropy.one_hot(truth, 5), one)
         torch.testing.assert_close(ours, F.cross_entropy(logits, truth, one, ignore_index=255))
-    nothing = losses.soft_cross_entropy(logits, losses.one_hot(torch.full_like(truth, 255), 5))
+    nothing = cross_entropy.soft_cross_entropy(logits, cross_entropy.one_hot(torch.full_like(truth, 255), 5))
     assert float(nothing) == 0
 
 
 def test_one_hot():
     """The worked example, and the same as torch where every label is a class."""
-    assert losses.one_hot(torch.tensor([1, 255]), 2).tolist() == [[0, 1], [0, 0]]
+    assert cross_entropy.one_hot(torch.tensor([1, 255]), 2).tolist() == [[0, 1], [0, 0]]
     labels = torch.tensor([2, 0, 1])
-    assert torch.equal(losses.one_hot(labels, 3), F.one_hot(labels, 3).float())
+    assert torch.equal(cross_entropy.one_hot(labels, 3), F.one_hot(labels, 3).float())
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])

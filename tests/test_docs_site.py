@@ -69,7 +69,7 @@ def test_every_function_is_in_the_api(site):
         assert name == "__version__" or f'id="tutelage.{name}"' in page
     assert "Turn a few labelled images and a gallery of unlabelled ones into a small trained model." in page
     for name in ("distillation", "feature_distance", "contrastive"):
-        assert f'id="tutelage.training.losses.{name}"' in page
+        assert f'id="tutelage.distillation.losses.{name}"' in page
 
 
 @pytest.mark.slow

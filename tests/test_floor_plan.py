@@ -193,8 +193,8 @@ def test_no_room_without_a_word():
     ("files", "fault"),
     [
         (
-            {"training/losses.py": "from tutelage.models import heads", "models/heads.py": ""},
-            "losses imports tutelage.models",
+            {"training/loop.py": "from tutelage.models import linear_probe", "models/linear_probe.py": ""},
+            "loop imports tutelage.models",
         ),
         ({"run_folder.py": "def f():\n    import tutelage.cli", "cli.py": ""}, "run_folder imports tutelage.cli"),
         ({"data/masks.py": "from .. import metrics", "metrics.py": ""}, "data.masks imports tutelage.metrics"),
@@ -246,10 +246,10 @@ def test_allowed_imports_are_no_fault(tmp_path: Path):
         "commands/__init__.py": "",
         "commands/demo.py": "from tutelage.commands.run import run",
         "commands/run.py": "from tutelage.commands.adapt import adapt",
-        "commands/adapt.py": "import torch\nfrom tutelage.models import heads\nfrom tutelage.pipeline import stage",
+        "commands/adapt.py": "import torch\nfrom tutelage.models import linear_probe\nfrom tutelage.pipeline import stage",
         "pipeline/stage.py": "from tutelage.finetuning.supervised import train\nfrom tutelage import errors",
         "finetuning/supervised.py": "",
-        "models/heads.py": "from tutelage.data.views import draw",
+        "models/linear_probe.py": "from tutelage.data.views import draw",
         "data/views.py": "from tutelage.errors import did_you_mean",
         "errors.py": "",
     }

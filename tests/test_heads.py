@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from tutelage.metrics import softmax
-from tutelage.models.heads import (
+from tutelage.models.linear_probe import (
     LinearHead,
     best_temperature,
     cross_validate,

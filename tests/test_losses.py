@@ -10,16 +10,15 @@ import torch
 from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
 
-from tutelage.training.losses import (
-    class_weights,
+from tutelage.distillation.losses import (
     contrastive,
     distillation,
     divergence,
-    one_hot,
+    feature_distance,
     queue_similarity,
     self_distillation,
-    soft_cross_entropy,
 )
+from tutelage.training.cross_entropy import class_weights, one_hot, soft_cross_entropy
 
 
 def logits_of(seed: int, batch: int = 6, classes: int = 5, size: float = 3.0) -> torch.Tensor:
@@ -30,6 +29,15 @@ def softmax_loop(row: list[float]) -> list[float]:
     top = max(row)
     exp = [math.exp(x - top) for x in row]
     return [e / sum(exp) for e in exp]
+
+
+def test_feature_distance_worked_example():
+    """The numbers of the docstring: 1 - cos, whatever the lengths, on the mean of rows."""
+    student, teacher = torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 1.0]])
+    assert feature_distance(student, teacher).item() == pytest.approx(0.2929, abs=5e-5)
+    assert feature_distance(3 * student, teacher).item() == pytest.approx(1 - 1 / math.sqrt(2), abs=1e-6)
+    both = torch.cat([student, teacher]), torch.cat([teacher, -teacher])
+    assert feature_distance(*both).item() == pytest.approx((1 - 1 / math.sqrt(2) + 2) / 2, abs=1e-6)
 
 
 def test_distillation_worked_example():

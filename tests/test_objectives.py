@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from tutelage.data.image_cache import Images
+from tutelage.distillation import losses
 from tutelage.distillation.distill_loop import Plan, _batches, class_weights, labelled_images
 from tutelage.distillation.objectives import QUEUE, TASK_AGNOSTIC, Batch, objective_loss
 from tutelage.distillation.self_distillation import images_in_a_step, small_side
 from tutelage.distillation.targets import Targets
 from tutelage.features.view_batches import ViewSettings, view_input
 from tutelage.models.students import DINOStudent, build_student
-from tutelage.training import losses
+from tutelage.training import cross_entropy
 
 LABELLED, IMAGES = 3, 9  # of the small transfer set below, the labelled ones first
 LABELS = np.array([2, 0, 1], np.int64)
@@ -163,7 +164,7 @@ def test_true_masks_count_at_their_own_resolution():
     """A labelled image counts as much as another, at each pixel of its mask, though soft targets are on a grid of half the resolution."""
     torch.manual_seed(0)
     logits, soft = torch.randn(3, 2, 2, 2), torch.rand(2, 2, 2, 2).softmax(1)
-    truth = losses.one_hot(torch.randint(0, 2, (1, 4, 4)), 2)
+    truth = cross_entropy.one_hot(torch.randint(0, 2, (1, 4, 4)), 2)
     batch = Batch(soft, truth, torch.zeros(3, 0), torch.zeros(0, 0))
     large = torch.nn.functional.interpolate(logits[:1], (4, 4), mode="bilinear")
     expected = losses.divergence(large, truth) / 3 + losses.divergence(logits[1:], soft) * 2 / 3

@@ -15,15 +15,15 @@ from tutelage.data.decode import fit
 from tutelage.data.grids import crop_grid
 from tutelage.data.image_cache import Images
 from tutelage.data.views import draw, render, to_input
+from tutelage.distillation import losses
 from tutelage.distillation.targets import Targets, TeacherOutputs
 from tutelage.features import output_cache, view_batches
 from tutelage.features.output_cache import OutputCache, compute_outputs, run_network
 from tutelage.features.view_batches import CLEAN, MIRRORED, ViewSettings, crop_or_pad, view_input
 from tutelage.models import weights
 from tutelage.models.adapted_teacher import FeatureExtractor, network_of
-from tutelage.models.heads import LinearHead
+from tutelage.models.linear_probe import LinearHead
 from tutelage.models.teachers import build_teacher
-from tutelage.training import losses
 
 SETTINGS = ViewSettings()
 LOOKS = (CLEAN, MIRRORED)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tutelage.features.view_batches import CLEAN, view_outputs
-from tutelage.models import heads
+from tutelage.models import linear_probe
 from tutelage.pipeline.stage import HELD_OUT_LOGITS, open_run, write_metrics
 from tutelage.progress import logger, progress
 from tutelage.results import AdaptationResult
@@ -115,7 +115,7 @@ class _TeacherFitter:
         self.judged = kind.head_truth(task.val.labels, self.network) if task.val else self.truth
         self.fair = self.judged < len(task.classes)
         if self.folds is not None:
-            self.fair &= heads.judgeable(self.truth, self.folds)
+            self.fair &= linear_probe.judgeable(self.truth, self.folds)
         count = 0 if self.folds is None else len(np.unique(self.folds))
         self.validated_on = f"{len(task.val)} validation images" if task.val else f"{count}-fold cross-validation"
 
@@ -165,13 +165,13 @@ class _TeacherFitter:
     def judge(self, logits: np.ndarray) -> dict[str, Any]:
         """Return accuracy and, after calibration, log loss of held-out logits (n, C), or (n, C, h, w) for pixels."""
         if not self.fair.any():
-            temperature = heads.UNJUDGED["temperature"]
+            temperature = linear_probe.UNJUDGED["temperature"]
             return {"accuracy": 0.0, "log_loss": 0.0, "temperature": temperature, "logits": logits / temperature}
         fair, labels = np.moveaxis(logits, 1, -1)[self.fair], self.judged[self.fair]
         step = 1 if logits.ndim == 2 else -(-len(labels) // PIXELS)
         fair, labels = fair[::step], labels[::step]
-        temperature = heads.best_temperature(fair, labels)
-        loss = float(heads.log_loss(fair / temperature, labels).mean())
+        temperature = linear_probe.best_temperature(fair, labels)
+        loss = float(linear_probe.log_loss(fair / temperature, labels).mean())
         accuracy = float((fair.argmax(1) == labels).mean())
         more = self.kind.extra_metrics(fair, labels)
         calibrated = {"temperature": temperature, "logits": logits / temperature}

@@ -237,10 +237,10 @@ def unsure(
     """
     from tutelage.data.label_budget import folds
     from tutelage.metrics import softmax
-    from tutelage.models import heads
+    from tutelage.models import linear_probe
 
     fold = folds(labels, groups, seed)
-    probe = heads.best_probe(queries, labels, fold, int(labels.max()) + 1, heads.scale_of(embeddings))
+    probe = linear_probe.best_probe(queries, labels, fold, int(labels.max()) + 1, linear_probe.scale_of(embeddings))
     probabilities = softmax(probe(embeddings))
     return -(probabilities * np.log(np.maximum(probabilities, 1e-12))).sum(axis=1)
 

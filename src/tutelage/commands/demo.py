@@ -77,7 +77,7 @@ def pixels_and_logistic_regression(run: Path, cache: Path, size: int = 16) -> di
     from tutelage.data.label_budget import folds
     from tutelage.data.manifest import load_task
     from tutelage.metrics import classification
-    from tutelage.models import heads
+    from tutelage.models import linear_probe
 
     task = load_task(run, cache)
     assert task.test is not None
@@ -87,7 +87,9 @@ def pixels_and_logistic_regression(run: Path, cache: Path, size: int = 16) -> di
         return np.stack(rows).astype(np.float32)
 
     features, labels, classes = pixels(task.train.images), task.train.strata, len(task.classes)
-    head = heads.best_probe(features, labels, folds(labels, task.train.groups, 0), classes, heads.scale_of(features))
+    head = linear_probe.best_probe(
+        features, labels, folds(labels, task.train.groups, 0), classes, linear_probe.scale_of(features)
+    )
     return {
         "test": classification(head(pixels(task.test.images)), task.test.strata),
         "parameters": head.weight.size + head.bias.size,

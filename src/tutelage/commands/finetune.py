@@ -19,7 +19,7 @@ import numpy as np
 
 from tutelage.features.view_batches import CLEAN, view_outputs
 from tutelage.metrics import paired_gain
-from tutelage.models import heads
+from tutelage.models import linear_probe
 from tutelage.pipeline.stage import HELD_OUT, file_hash, judged_by, open_run, save_weights, write_metrics
 from tutelage.progress import logger, progress
 from tutelage.results import FinetuneResult
@@ -205,8 +205,8 @@ class _LastStage:
         from tutelage.models.students import head_of
 
         features, scale, strength = self.features()
-        mine = heads.stacked(features[:, positions], self.task.train.labels[positions])
-        head = heads.fit_probe(*mine, len(self.task.classes), strength, scale, self.settings.class_weight)
+        mine = linear_probe.stacked(features[:, positions], self.task.train.labels[positions])
+        head = linear_probe.fit_probe(*mine, len(self.task.classes), strength, scale, self.settings.class_weight)
         layer: Any = head_of(module)
         with torch.no_grad():
             for parameter, value in ((layer.weight, head.weight), (layer.bias, head.bias)):
@@ -221,10 +221,10 @@ class _LastStage:
             module = self.student.module.to(self.hardware.device)
             sample = np.sort(np.random.default_rng(0).permutation(len(self.task.transfer))[:SCALE_SAMPLE])
             of = [self.pooled(module, images, number) for number in (CLEAN, *range(HEAD_VIEWS))]
-            scale = heads.scale_of(self.pooled(module, self.task.transfer.take(sample), CLEAN))
+            scale = linear_probe.scale_of(self.pooled(module, self.task.transfer.take(sample), CLEAN))
             train, classes = self.task.train, len(self.task.classes)
             fold = folds(train.labels, train.groups, self.settings.seed)
-            strength = heads.best_strength(np.stack(of), train.labels, fold, classes, scale)
+            strength = linear_probe.best_strength(np.stack(of), train.labels, fold, classes, scale)
             self._features = np.stack(of), scale, strength
         return self._features
 

@@ -15,7 +15,7 @@ from tutelage.distillation.targets import Targets
 from tutelage.features.view_batches import view_input, view_truth
 from tutelage.image_size import sides
 from tutelage.tasks import Task
-from tutelage.training import batches, loop, losses
+from tutelage.training import batches, cross_entropy, loop
 
 LEAST_SHARE = 1e-3  # a class's weight is computed as if it had at least this share
 
@@ -85,7 +85,7 @@ def distill_student(
     def loss_of(step, images, soft, truth, features, queue) -> torch.Tensor:
         with hardware.autocast():
             output = module(images)
-        known = losses.one_hot(truth, classes)
+        known = cross_entropy.one_hot(truth, classes)
         batch = Batch(soft, known, features, queue, plan.temperature, class_weights, plan.features)
         return distance(output if isinstance(output, tuple) else (output, None), batch)
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from tutelage.errors import TutelageError
 from tutelage.metrics import confusion, intersection_over_union, log_softmax, paired_gain
-from tutelage.models.heads import best_temperature, log_loss
+from tutelage.models.linear_probe import best_temperature, log_loss
 
 SURE, SHARPEST = 0.8, 2.0  # wanted mean confidence of the targets; largest sharpness used to reach it
 WEIGHTS = np.linspace(0, 1, 11)  # of the students in the mixture, all tried

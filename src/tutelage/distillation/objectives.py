@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from tutelage.training import losses
+from tutelage.distillation import losses
+from tutelage.training import cross_entropy
 
 QUEUE = 1024  # how many other images' features the loss "queue" compares with
 
@@ -86,7 +87,7 @@ def task_agnostic(loss: str) -> Callable[[Output, Batch], torch.Tensor]:
         if not count:
             return distance + 0 * logits.sum()  # so that the head gets a gradient in every process
         share, known = count / len(logits), _of_labelled(logits, batch)
-        return (1 - share) * distance + share * losses.soft_cross_entropy(known, batch.labels, batch.weights)
+        return (1 - share) * distance + share * cross_entropy.soft_cross_entropy(known, batch.labels, batch.weights)
 
     return of
 

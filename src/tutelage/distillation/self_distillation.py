@@ -14,8 +14,9 @@ import torch
 from tutelage.data.image_cache import Images
 from tutelage.data.views import draw, render, to_input
 from tutelage.device import flops
+from tutelage.distillation import losses
 from tutelage.features.view_batches import ViewSettings, crop_or_pad
-from tutelage.training import batches, loop, losses, optimization
+from tutelage.training import batches, loop, optimization
 
 LARGE, SMALL = 2, 4  # crops of each image
 LARGE_AREA, SMALL_AREA = (0.4, 1.0), (0.05, 0.4)  # share of the image, as in the paper

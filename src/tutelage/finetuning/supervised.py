@@ -15,7 +15,7 @@ from torch import nn
 from tutelage.data.manifest import Labelled
 from tutelage.features.view_batches import ViewSettings, plain_labels, view_input, view_truth
 from tutelage.image_size import sides
-from tutelage.training import batches, checkpoints, loop, losses, optimization
+from tutelage.training import batches, checkpoints, cross_entropy, loop, optimization
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def train_on_labels(
     optimizer = hardware.prepare_optimizer(optimizer)  # with fp16 it unscales gradients and skips steps that overflowed
     average, order = optimization.EMA(module), batches.seed_of(plan.seed, "order")
     images, labels = labelled.images, labelled.labels
-    weights = losses.class_weights(torch.from_numpy(plain_labels(labels)), plan.classes, plan.class_weight)
+    weights = cross_entropy.class_weights(torch.from_numpy(plain_labels(labels)), plan.classes, plan.class_weight)
     weights = None if weights is None else weights.to(hardware.device)
 
     def make(step: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -66,7 +66,7 @@ def train_on_labels(
     def loss_of(step: int, inputs: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
         with hardware.autocast():
             logits = module(inputs)
-        return losses.soft_cross_entropy(logits, losses.one_hot(truth, plan.classes), weights)
+        return cross_entropy.soft_cross_entropy(logits, cross_entropy.one_hot(truth, plan.classes), weights)
 
     module.train(plan.backbone)
     if not plan.statistics:

@@ -15,7 +15,7 @@ from torch import nn
 
 from tutelage.errors import TutelageError
 from tutelage.image_size import Size
-from tutelage.models.heads import LinearHead
+from tutelage.models.linear_probe import LinearHead
 from tutelage.models.teachers import FrozenEncoder, build_teacher
 from tutelage.models.weights import weights_hash
 from tutelage.run_folder import atomic_write

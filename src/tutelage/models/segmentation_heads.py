@@ -1,7 +1,7 @@
 """Task heads on a teacher's dense features: linear on the patch tokens of a ViT, a small decoder on the levels of a CNN.
 
 Both are fitted on features of the whole labelled images, which are computed once; their number of steps is chosen on
-held-out masks. The functions have the same names as those in models/heads.py, which are for classification.
+held-out masks. The functions have the same names as those in models/linear_probe.py, which are for classification.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from tutelage.data.masks import Masks
 from tutelage.run_folder import atomic_write
-from tutelage.training import batches, loop, losses, optimization
+from tutelage.training import batches, cross_entropy, loop, optimization
 
 STRENGTHS = (100, 300)  # numbers of steps to choose from: 300 is better on 20 street scenes, 100 on 5
 UNJUDGED = {"strength": 100, "temperature": 1.0}
@@ -121,7 +121,7 @@ def fit_probe(
         torch.manual_seed(0)
         head = new_head(scale, classes)
         truth, optimizer = torch.from_numpy(labels), optimization.optimizer_for(head, RATE, "cpu")
-        weights = losses.class_weights(truth[truth < classes], classes, class_weight)
+        weights = cross_entropy.class_weights(truth[truth < classes], classes, class_weight)
         size = max(2, min(BATCH, len(features)))
         head.train()
         for step in range(steps):
@@ -132,7 +132,7 @@ def fit_probe(
             masks = torch.where(turned[:, None, None], truth[positions].flip(2), truth[positions])
             for group in optimizer.param_groups:
                 group["lr"] = optimization.learning_rate(step, steps, RATE)
-            loss = losses.soft_cross_entropy(head(levels), losses.one_hot(masks, classes), weights)
+            loss = cross_entropy.soft_cross_entropy(head(levels), cross_entropy.one_hot(masks, classes), weights)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(head.parameters(), loop.CLIP)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from tutelage.features.output_cache import OutputCache
     from tutelage.models.adapted_teacher import AdaptedTeacher, FeatureExtractor
-    from tutelage.models.heads import LinearHead
+    from tutelage.models.linear_probe import LinearHead
     from tutelage.models.segmentation_heads import DenseHead
     from tutelage.models.students import Student
     from tutelage.models.teachers import FrozenEncoder

@@ -16,7 +16,7 @@ from tutelage.device import flops
 from tutelage.errors import TutelageError
 from tutelage.features.view_batches import CLEAN, ViewSettings, view_outputs
 from tutelage.metrics import LEAST_LOG, classification, log_softmax, softmax
-from tutelage.models import heads
+from tutelage.models import linear_probe
 from tutelage.progress import logger
 from tutelage.reporting.example_predictions import write_evidence
 from tutelage.reporting.scores import CLASSES
@@ -93,12 +93,12 @@ class Classification(Task):
     def head_fitter(
         self, network: FeatureExtractor, features: Callable[[int], np.ndarray], classes: int, class_weight: str
     ) -> HeadFitter:
-        scale = heads.scale_of(features(SCALE_SAMPLE))
+        scale = linear_probe.scale_of(features(SCALE_SAMPLE))
         return HeadFitter(
-            heads.STRENGTHS,
-            heads.UNJUDGED["strength"],
-            lambda x, y, strength: heads.fit_probe(x, y, classes, strength, scale, class_weight),
-            lambda x, y, fold, c: heads.cross_validate(x[None], y, fold, classes, c, scale, class_weight),
+            linear_probe.STRENGTHS,
+            linear_probe.UNJUDGED["strength"],
+            lambda x, y, strength: linear_probe.fit_probe(x, y, classes, strength, scale, class_weight),
+            lambda x, y, fold, c: linear_probe.cross_validate(x[None], y, fold, classes, c, scale, class_weight),
         )
 
     def head_truth(self, labels: Labels, network: FeatureExtractor) -> np.ndarray:
@@ -112,7 +112,7 @@ class Classification(Task):
     ) -> tuple[nn.Module, nn.Module, nn.Module]:
         from tutelage.models.adapted_teacher import whole_teacher
 
-        assert head is None or isinstance(head, heads.LinearHead)
+        assert head is None or isinstance(head, linear_probe.LinearHead)
         teacher = whole_teacher(module, encoder.features, classes, head)
         return teacher, teacher.backbone, teacher.head
 
@@ -173,7 +173,7 @@ class Classification(Task):
 
     def member_truth(self, labels: Labels, grid: Grid | None, fold: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         truth = _numbers(labels)
-        return truth, np.ones(len(truth), bool) if fold is None else heads.judgeable(truth, fold)
+        return truth, np.ones(len(truth), bool) if fold is None else linear_probe.judgeable(truth, fold)
 
     def log_probabilities(
         self, module: nn.Module, network: Network, images: Images, views: ViewSettings, accelerator: Accelerator,

@@ -19,7 +19,7 @@ from tutelage.device import flops
 from tutelage.errors import TutelageError
 from tutelage.features.view_batches import CLEAN, MIRRORED, ViewSettings, forward_batches, view_outputs
 from tutelage.image_size import sides
-from tutelage.models.heads import judgeable
+from tutelage.models.linear_probe import judgeable
 from tutelage.reporting.scores import MASKS
 from tutelage.reporting.segmentation_examples import write_dense_evidence
 from tutelage.settings import groups as g

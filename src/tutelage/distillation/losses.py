@@ -1,4 +1,4 @@
-"""Losses: pure functions of tensors, each with its formula, its source and a worked example that a test checks."""
+"""Losses of distillation: pure functions of tensors, each with its formula, its source and a worked example that a test checks."""
 
 from __future__ import annotations
 
@@ -69,63 +69,9 @@ def feature_distance(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tens
     return 1 - F.cosine_similarity(student.float(), teacher.float(), dim=1).mean()
 
 
-def soft_cross_entropy(
-    logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Cross-entropy with probabilities as targets and weighted classes.
-
-    L = - sum_i sum_c w_c t_ic log q_ic / sum_i sum_c w_c t_ic,  q = softmax(logits)
-
-    Worked example: logits (0, 0), target (1, 0): L = ln 2 = 0.6931, whatever the weights.
-
-    Args:
-        logits: (B, C) float, or (B, C, h, w).
-        targets: (B, C) float, rows sum to 1, or (B, C, h, w); a row or pixel without a class is all 0
-            and is ignored.
-        weights: (C,) float > 0, or None for 1.
-
-    Returns:
-        scalar float32; 0 if no row or pixel has a class.
-    """
-    weighted = targets if weights is None else targets * weights.reshape(-1, *[1] * (targets.ndim - 2))
-    return -(weighted * F.log_softmax(logits.float(), dim=1)).sum() / weighted.sum().clamp(min=1e-8)
-
-
-def one_hot(labels: torch.Tensor, classes: int) -> torch.Tensor:
-    """Return class numbers as one-hot probabilities; a number that is not a class gives all 0.
-
-    one_hot([1, 255], 2) == [[0, 1], [0, 0]]
-
-    Args:
-        labels: (B,) or (B, H, W) int64.
-
-    Returns:
-        (B, C) or (B, C, H, W) float32.
-    """
-    known = labels < classes
-    return (F.one_hot(labels * known, classes) * known[..., None]).movedim(-1, 1).float()
-
-
 def rows(values: torch.Tensor) -> torch.Tensor:
     """Return (B, C) unchanged, and (B, C, h, w) as (B h w, C): one row per pixel."""
     return values if values.ndim == 2 else values.movedim(1, -1).reshape(-1, values.shape[1])
-
-
-def class_weights(labels: torch.Tensor, classes: int, how: str) -> torch.Tensor | None:
-    """Return the class weights: None, or n / (C n_c) like scikit-learn's "balanced".
-
-    Args:
-        labels: (B,) int64 in [0, classes).
-        classes: C.
-        how: "none" or "balanced".
-
-    Returns:
-        (C,) float32, or None for "none".
-    """
-    if how == "none":
-        return None
-    counts = torch.bincount(labels, minlength=classes).clamp(min=1)
-    return len(labels) / (classes * counts.float())
 
 
 def contrastive(student: torch.Tensor, teacher: torch.Tensor, temperature: float = 0.07) -> torch.Tensor:
