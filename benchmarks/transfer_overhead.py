@@ -34,7 +34,7 @@ from tutelage.features.view_batches import ViewSettings  # noqa: E402
 from tutelage.models.adapted_teacher import network_of  # noqa: E402
 from tutelage.models.students import build_student  # noqa: E402
 from tutelage.models.teachers import build_teacher  # noqa: E402
-from tutelage.training import optimization  # noqa: E402
+from tutelage.training import loop, optimization  # noqa: E402
 
 IMAGES, BATCH, SIZE, CLASSES, WIDTH = 2560, 128, 64, 10, 384
 DATA = Path(os.environ.get("TUTELAGE_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -73,9 +73,8 @@ def transfer(targets: Targets, hardware, images: int = IMAGES) -> float:
     student, module, optimizer, average = fresh()
     plan, labels = Plan(images // BATCH, BATCH, 1e-3), np.zeros(0, np.int64)
     start = time.perf_counter()
-    distill_student(
-        module, student, targets, plan, hardware, optimizer=optimizer, average=average, labels=labels, classes=CLASSES
-    )
+    state = loop.TrainState(module, optimizer, average)
+    distill_student(state, student, targets, plan, hardware, loop.Watch("distill"), labels, CLASSES)
     return time.perf_counter() - start
 
 

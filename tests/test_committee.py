@@ -218,7 +218,7 @@ def test_a_mirrored_network_gives_mirrored_grids(monkeypatch):
 
     images = np.random.default_rng(0).normal(size=(2, 3, 4, 6)).astype(np.float32)
 
-    def outputs(forward, module, network, given, look, *rest):
+    def outputs(forward, module, network, given, look, *rest, **more):
         return forward(torch.from_numpy(images if look == -1 else images[..., ::-1].copy())).numpy()
 
     monkeypatch.setattr("tutelage.tasks.segmentation.view_outputs", outputs)

@@ -172,7 +172,7 @@ def test_validation_split(data, tmp_path, monkeypatch):
     """With validation images every choice is made on them, the baseline among the students that are judged; what was trained for
     the choice is not trained again, and where the baseline is delivered, it is as it was."""
     trained, before = [], supervised.train_on_labels
-    monkeypatch.setattr(supervised, "train_on_labels", lambda *a, **o: trained.append(a[6].what) or before(*a, **o))
+    monkeypatch.setattr(supervised, "train_on_labels", lambda *a, **o: trained.append(a[5].what) or before(*a, **o))
     for split, number in (("train", 0), ("val", 5000), ("test", 1000)):
         for name in CLASSES:
             place = tmp_path / "target" / split / name

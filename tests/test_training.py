@@ -269,9 +269,9 @@ def train(folder: Path, stop: int, steps: int = 12, format: torch.memory_format 
             raise Killed
 
     plan, watch = loop.Plan(steps, 8, 1e-2), loop.Watch("loop", advance=advance)
-    more = {"optimizer": optimizer, "average": average, "resumable": resumable}
+    state = loop.TrainState(module, optimizer, average, resumable)
     with contextlib.suppress(Killed):
-        loop.train(module, plan, make, loss_of, Accelerator(cpu=True), watch, **more)
+        loop.train(state, plan, make, loss_of, Accelerator(cpu=True), watch)
     assert done[0] == stop
     return start, {**module.state_dict(), **{f"average.{n}": v for n, v in average.state.items()}}
 

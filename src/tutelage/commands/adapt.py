@@ -228,13 +228,14 @@ class _TeacherFitter:
         self.meter.trained += steps * batch
         self.meter.train_flops = self.meter.train_flops or training_flops(module, self.encoder.size)
         # BatchNorm keeps its pretrained statistics: with those of batches of a few labels a perfect probe fell to 0.71
-        plan = supervised.Plan(steps, batch, rate, seed, classes, self.settings.class_weight, statistics=False)
+        weight, views = self.settings.class_weight, self.views
+        plan = supervised.Plan(steps, batch, rate, seed, classes, weight, statistics=False, views=views)
         with progress(f"fine-tune teacher, {passes} passes", steps * batch) as advance:
             watch = loop.Watch("fine-tuning the teacher", log, self.clock.ticking(advance))
-            how = (plan, self.views, self.hardware, watch)
+            how = (plan, self.hardware, watch)
             return supervised.train_on_labels(module, self.encoder, train.take(positions), *how, groups=groups)
 
     def logits(self, module, images) -> np.ndarray:
         forward = self.kind.head_forward(module, self.network)
-        how = (images, CLEAN, self.views, self.hardware)
-        return view_outputs(forward, module, self.encoder, *how, batch_size=self.kind.EVALUATION_BATCH)
+        how = (images, CLEAN, self.views, self.hardware, self.kind.EVALUATION_BATCH)
+        return view_outputs(forward, module, self.encoder, *how)

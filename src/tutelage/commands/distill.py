@@ -208,6 +208,7 @@ def _teacher_outputs(
     """Return the adapted teacher's outputs for the transfer set, in the form that the cache limit allows."""
     from tutelage.device import flops
     from tutelage.distillation.prepare_targets import log_reduction, teacher_outputs
+    from tutelage.features.output_cache import OutputCache
 
     assert job.adapted is not None
     s, folder = job.settings, job.run.path / "adapt"
@@ -222,7 +223,9 @@ def _teacher_outputs(
         whole = job.kind.teacher_for_distillation(folder, job.adapted, s, hardware, 0)
         log_reduction(whole, teacher, task.transfer, job.views)
     meter.teacher_flops = flops(teacher.module, teacher.network.size)
-    return teacher_outputs(task, teacher, job.views, job.looks, s.cache_limit, job.cache_dir, hardware, clock, meter)
+    fits, network = job.level is not None, teacher.network
+    cache = OutputCache(job.cache_dir, network, job.views.resize, task.side) if fits else None
+    return teacher_outputs(task.transfer, teacher, job.views, job.looks, cache, hardware, clock, meter)
 
 
 @dataclass(frozen=True)
@@ -279,20 +282,17 @@ def _train(
     prepared, optimizer = hardware.prepare(module, optimizer)
     metrics = MetricsLog(run.path / "distill" / "metrics.jsonl", start, s.tracker, run.path, hardware)
     matching = (s.temperature, s.objective, s.task_agnostic_loss, job.labelled, s.feature_weight)
-    plan = Plan(steps, s.batch_size, rate, s.seed, *matching)
-    more: dict[str, Any] = {"optimizer": optimizer, "average": average, "resumable": resumable}
+    weighted = targets is not None and s.class_weight == "balanced" and s.objective != "task-agnostic"
+    weights = class_weights(targets, job.kind) if targets and weighted else None
+    plan = Plan(steps, s.batch_size, rate, s.seed, *matching, weights)
+    state = loop.TrainState(prepared, optimizer, average, resumable)
     with progress("distill", round(steps * shown), round(start * shown)) as advance:
         watch = loop.Watch("distill", metrics.write, clock.ticking(advance) if hardware.is_main_process else advance)
         if targets is None:
-            images = task.transfer
-            self_distillation.self_distill(
-                prepared, built, schedule.small, images, job.views, plan, hardware, watch, **more
-            )
+            how = (task.transfer, job.views, plan, hardware, watch)
+            self_distillation.self_distill(state, built, schedule.small, *how)
         else:
-            weighted = s.class_weight == "balanced" and s.objective != "task-agnostic"
-            more["class_weights"] = class_weights(targets, job.kind) if weighted else None
-            more |= {"labels": task.train.labels, "classes": len(task.classes)}
-            distill_student(prepared, built, targets, plan, hardware, watch, **more)
+            distill_student(state, built, targets, plan, hardware, watch, task.train.labels, len(task.classes))
     metrics.close()
     hardware.wait_for_everyone()
     plain = hardware.unwrap_model(prepared)

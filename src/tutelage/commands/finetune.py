@@ -193,10 +193,11 @@ class _LastStage:
         self.meter.trained += steps * batch
         rate = optimization.scaled_rate(kind.RATES[how], batch)
         classes, labelled = len(self.task.classes), self.task.train.take(positions)
-        plan = supervised.Plan(steps, batch, rate, s.seed, classes, s.class_weight, backbone=how != "head")
+        more: dict[str, Any] = {"backbone": how != "head", "views": self.views}
+        plan = supervised.Plan(steps, batch, rate, s.seed, classes, s.class_weight, **more)
         with progress(f"last stage, {how}", steps * batch) as advance:
             watch = loop.Watch("fine-tuning the student", log, self.clock.ticking(advance))
-            return supervised.train_on_labels(module, self.student, labelled, plan, self.views, self.hardware, watch)
+            return supervised.train_on_labels(module, self.student, labelled, plan, self.hardware, watch)
 
     def give_head(self, module, positions: np.ndarray) -> None:
         """Fit a head by logistic regression on the student's features of these labelled images, several views of each."""

@@ -26,6 +26,7 @@ class Plan(loop.Plan):
 
     labelled: how many images of a batch are labelled images with their true labels.
     features: weight of the feature distance, which is added to the loss on the targets.
+    class_weights: (C,) float32; a row weighs what its target's classes weigh on average.
     """
 
     temperature: float = 1.0
@@ -33,6 +34,7 @@ class Plan(loop.Plan):
     task_agnostic_loss: str = "contrastive"
     labelled: int = 0
     features: float = 0.0
+    class_weights: torch.Tensor | None = None
 
 
 def labelled_images(share: float | None, labelled: int, transfer: int, batch_size: int) -> int:
@@ -63,35 +65,32 @@ def class_weights(targets: Targets, kind: Task) -> torch.Tensor:
 
 
 def distill_student(
-    module: Any, student: Any, targets: Targets, plan: Plan, hardware: Any, watch: loop.Watch, *, labels: np.ndarray | Masks,
-    classes: int, class_weights: torch.Tensor | None = None, **more: Any,
+    state: loop.TrainState, student: Any, targets: Targets, plan: Plan, hardware: Any, watch: loop.Watch, labels: np.ndarray | Masks,
+    classes: int,
 ) -> None:  # fmt: skip
     """Train a student to match the targets on new views of the transfer set.
 
     Args:
-        module: a plain student, or a `StudentWithProjector`, prepared by `hardware`; changed in place. student: its size, mean and std.
+        state: of a plain student, or of a `StudentWithProjector`. student: its size, mean and std.
         targets: of all images. labels: of the labelled images, which come first in the transfer set; used only if
-            `plan.labelled` > 0, and then these images have no soft target.
-        class_weights: (C,) float32; a row weighs what its target's classes weigh on average.
-        more: optimizer, average and resumable of `loop.train`.
+            `plan.labelled` > 0, and then these images have no soft target. classes: C.
 
     Raises:
         TutelageError: the loss is NaN or infinite.
     """
-    if class_weights is not None:
-        class_weights = class_weights.to(hardware.device)
+    weights = None if plan.class_weights is None else plan.class_weights.to(hardware.device)
     distance = objective_loss(plan.objective, plan.task_agnostic_loss)
 
     def loss_of(step, images, soft, truth, features, queue) -> torch.Tensor:
         with hardware.autocast():
-            output = module(images)
+            output = state.module(images)
         known = cross_entropy.one_hot(truth, classes)
-        batch = Batch(soft, known, features, queue, plan.temperature, class_weights, plan.features)
+        batch = Batch(soft, known, features, queue, plan.temperature, weights, plan.features)
         return distance(output if isinstance(output, tuple) else (output, None), batch)
 
     make = _batches(targets, plan, student, labels, hardware.process_index, hardware.num_processes)
-    module.train()
-    loop.train(module, plan, make, loss_of, hardware, watch, **more)
+    state.module.train()
+    loop.train(state, plan, make, loss_of, hardware, watch)
 
 
 def _batches(

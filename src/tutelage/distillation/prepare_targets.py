@@ -11,6 +11,7 @@ import numpy as np
 
 from tutelage.compute_cost import CostMeter
 from tutelage.data.block_cache import as_void
+from tutelage.data.image_cache import Images
 from tutelage.data.manifest import TaskData
 from tutelage.distillation.targets import TeacherOutputs
 from tutelage.features.output_cache import OutputCache, compute_outputs, gibibytes, run_network
@@ -26,24 +27,21 @@ SAMPLE = 2048  # images whose features determine the principal axes on which the
 
 
 def teacher_outputs(
-    task: TaskData, teacher: AdaptedTeacher, settings: ViewSettings, looks: tuple[int, ...], cache_limit: float, cache_dir: Path,
+    images: Images, teacher: AdaptedTeacher, settings: ViewSettings, looks: tuple[int, ...], cache: OutputCache | None,
     hardware: Any, clock: Clock, meter: CostMeter,
 ) -> TeacherOutputs:  # fmt: skip
     """Return the teacher's outputs for the transfer set, computing those that are not in the cache.
 
     Args:
-        looks: the views of an image that the teacher runs on. cache_limit: GiB of outputs, above which the teacher runs online.
+        looks: the views of an image that the teacher runs on. cache: None if they are too large for it: the teacher runs online.
         clock: measures the time. meter: counts the outputs that are needed.
     """
-    network, images = teacher.network, task.transfer
+    network = teacher.network
     needed = gibibytes(len(images), len(looks), network.width)
-    if needed > cache_limit:
-        logger.info(
-            f"teacher outputs would take {needed:.2f} GiB, more than --cache-limit {cache_limit:g}: the teacher runs online"
-        )
+    if cache is None:
+        logger.info(f"teacher outputs would take {needed:.2f} GiB, more than --cache-limit: the teacher runs online")
         return TeacherOutputs(images, network, teacher.head, settings, looks, None)
-    logger.info(f"teacher outputs: {len(images):,} images x {len(looks)} views, {needed:.2f} GiB in {cache_dir}")
-    cache = OutputCache(cache_dir, network, settings.resize, task.side)
+    logger.info(f"teacher outputs: {len(images):,} images x {len(looks)} views, {needed:.2f} GiB in {cache.folder}")
     share = (hardware.process_index, hardware.num_processes)
     with progress("targets", len(images) * len(looks)) as advance:
         tick = clock.ticking(advance) if hardware.is_main_process else advance

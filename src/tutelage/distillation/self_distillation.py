@@ -69,17 +69,16 @@ def crop(
 
 
 def self_distill(
-    module: Any, student: Any, small: int, images: Images, views: ViewSettings, plan: loop.Plan, hardware: Any,
-    watch: loop.Watch, **more: Any,
+    state: loop.TrainState, student: Any, small: int, images: Images, views: ViewSettings, plan: loop.Plan, hardware: Any,
+    watch: loop.Watch,
 ) -> None:  # fmt: skip
     """Train a student with DINO.
 
     Args:
-        module: a `DINOStudent`, prepared by `hardware`. small: side of the small crops in pixels.
-        more: optimizer, resumable and average of `loop.train`; the average is of the module, with DECAY, and gives the targets.
+        state: of a `DINOStudent`; its average, with DECAY, gives the targets. small: side of the small crops in pixels.
     """
-    rank, processes, plain = hardware.process_index, hardware.num_processes, hardware.unwrap_model(module)
-    order, state = batches.seed_of(plan.seed, "order"), more["average"].state
+    module, rank, processes = state.module, hardware.process_index, hardware.num_processes
+    plain, order = hardware.unwrap_model(module), batches.seed_of(plan.seed, "order")
     shown = round(images_in_a_step(plan.batch_size, student.size, small))
     kinds = [(LARGE_AREA, student.size)] * LARGE + [(SMALL_AREA, small)] * SMALL
     waiting = True
@@ -96,7 +95,9 @@ def self_distill(
         nonlocal waiting
         waiting = step < optimization.WARM_UP * plan.steps
         with torch.no_grad(), hardware.autocast():
-            now = {name: value.clone() for name, value in state.items()}  # copies: its BatchNorm must not change
+            now = {
+                name: value.clone() for name, value in state.average.state.items()
+            }  # copies: its BatchNorm must not change
             targets = torch.func.functional_call(plain, now, (torch.cat(crops[:LARGE]),)).float()
         with hardware.autocast():
             outputs = [*module(torch.cat(crops[:LARGE])).chunk(LARGE), *module(torch.cat(crops[LARGE:])).chunk(SMALL)]
@@ -107,5 +108,5 @@ def self_distill(
     # as in the paper's first epoch, prototypes stay fixed until the features differ between images
     hook = plain.prototypes.register_hook(lambda gradient: torch.zeros_like(gradient) if waiting else gradient)
     module.train()
-    loop.train(module, plan, make, loss_of, hardware, watch, images=shown, **more)
+    loop.train(state, plan, make, loss_of, hardware, watch, images=shown)
     hook.remove()

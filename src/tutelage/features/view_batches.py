@@ -128,7 +128,7 @@ def as_rows(outputs: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 def forward_batches(
     forward: Callable[[torch.Tensor], torch.Tensor], module: torch.nn.Module, network: Any, images: Images, number: int,
-    settings: ViewSettings, accelerator: Any, advance: Callable[[int], None] = lambda n: None, batch_size: int = 256,
+    settings: ViewSettings, accelerator: Any, batch_size: int = 256,
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:  # fmt: skip
     """Yield the outputs of `forward` for one view of each image, batch by batch.
 
@@ -148,9 +148,15 @@ def forward_batches(
         with torch.inference_mode(), accelerator.autocast():
             output = forward(batch).float()
         yield positions, output
+
+
+def view_outputs(*given: Any, advance: Callable[[int], None] = lambda n: None) -> np.ndarray:
+    """Return the outputs of `forward_batches`, which takes the same arguments, as one (n, D) float32 array.
+
+    advance: called with the number of images that were just computed.
+    """
+    found = []
+    for positions, output in forward_batches(*given):
+        found.append(output.cpu().numpy())
         advance(len(positions))
-
-
-def view_outputs(*given: Any, **more: Any) -> np.ndarray:
-    """Return the outputs of `forward_batches`, which takes the same arguments, as one (n, D) float32 array."""
-    return np.concatenate([output.cpu().numpy() for _, output in forward_batches(*given, **more)])
+    return np.concatenate(found)

@@ -48,8 +48,8 @@ def train_student(
     module = student.module.to(hardware.device)
     module = module.to(memory_format=torch.channels_last) if student.channels_last else module
     rate, views, labelled = peak_rate(settings, job.kind), job.kind.views(settings), job.task.train.take(job.positions)
-    plan = supervised.Plan(job.steps, batch_size, rate, job.seed, classes, settings.class_weight)
+    plan = supervised.Plan(job.steps, batch_size, rate, job.seed, classes, settings.class_weight, views=views)
     with progress(job.what, job.steps * batch_size, resumable.start * batch_size) as shown:
         watch = loop.Watch(job.what, log, lambda count: (shown(count), advance(count)))
-        how = (plan, views, hardware, watch)
-        return student, supervised.train_on_labels(module, student, labelled, *how, resumable=resumable)
+        module = supervised.train_on_labels(module, student, labelled, plan, hardware, watch, resumable=resumable)
+        return student, module

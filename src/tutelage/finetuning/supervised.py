@@ -6,7 +6,7 @@ training may stop after any step and resume from a checkpoint with the same resu
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,17 +24,18 @@ class Plan(loop.Plan):
 
     backbone: whether more than the head is trained; if not, the network stays in evaluation mode (BatchNorm frozen).
     statistics: whether BatchNorm normalises by each batch's mean and variance and updates its own; if not, it uses its own unchanged.
-    class_weight: of the loss, "none" or "balanced".
+    class_weight: of the loss, "none" or "balanced". views: of the images.
     """
 
     classes: int = 0
     class_weight: str = "none"
     backbone: bool = True
     statistics: bool = True
+    views: ViewSettings = field(kw_only=True)
 
 
 def train_on_labels(
-    module: nn.Module, network: Any, labelled: Labelled, plan: Plan, views: ViewSettings, hardware: Any, watch: loop.Watch, *,
+    module: nn.Module, network: Any, labelled: Labelled, plan: Plan, hardware: Any, watch: loop.Watch, *,
     groups: list[dict[str, Any]] | None = None, resumable: checkpoints.Resumable | None = None,
 ) -> nn.Module:  # fmt: skip
     """Train a network on labelled images.
@@ -60,8 +61,8 @@ def train_on_labels(
 
     def make(step: int) -> tuple[torch.Tensor, torch.Tensor]:
         positions, epochs = batches.batch_of(step, plan.batch_size, len(labels), order)
-        truth = view_truth(images, labels, positions, epochs, views, sides(network.size))
-        return view_input(images, positions, epochs, views, network), truth
+        truth = view_truth(images, labels, positions, epochs, plan.views, sides(network.size))
+        return view_input(images, positions, epochs, plan.views, network), truth
 
     def loss_of(step: int, inputs: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
         with hardware.autocast():
@@ -73,7 +74,7 @@ def train_on_labels(
         for part in module.modules():
             if isinstance(part, nn.modules.batchnorm._BatchNorm):
                 part.eval()
-    loop.train(module, plan, make, loss_of, hardware, watch, optimizer=optimizer, average=average, resumable=resumable)
+    loop.train(loop.TrainState(module, optimizer, average, resumable), plan, make, loss_of, hardware, watch)
     module.load_state_dict(average.state)
     return module.eval()
 

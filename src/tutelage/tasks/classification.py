@@ -53,7 +53,6 @@ class Classification(Task):
     UNUSED = ("decoder", "task_agnostic_features")
     METRICS, SCORE_TITLE, IMAGE_SCORE = CLASSES, "accuracy", "accuracy"
     BUDGET_PER_CLASS, PILOT = True, True
-    GRID = False  # for commands/evaluate.py
 
     def check(self, settings: g.Group) -> list[TutelageError]:
         task, other, faults = "with --task classification", "or use --task segmentation", []
@@ -179,16 +178,19 @@ class Classification(Task):
         self, module: nn.Module, network: Network, images: Images, views: ViewSettings, accelerator: Accelerator,
         grid: Grid | None, advance: Advance,
     ) -> np.ndarray:  # fmt: skip
-        more = (views, accelerator, advance, self.EVALUATION_BATCH)
-        found = [log_softmax(view_outputs(module, module, network, images, look, *more)) for look in views.looks]
+        more = (views, accelerator, self.EVALUATION_BATCH)
+        found = [
+            log_softmax(view_outputs(module, module, network, images, look, *more, advance=advance))
+            for look in views.looks
+        ]
         return log_softmax(np.mean(found, axis=0)).clip(LEAST_LOG).astype(np.float16)
 
     def student_predictions(
         self, module: nn.Module, network: Network, images: Images, labels: Labels | None, views: ViewSettings,
         accelerator: Accelerator, advance: Advance,
     ) -> np.ndarray:  # fmt: skip
-        more = (views, accelerator, advance, self.EVALUATION_BATCH)
-        return view_outputs(module, module, network, images, CLEAN, *more)
+        more = (views, accelerator, self.EVALUATION_BATCH)
+        return view_outputs(module, module, network, images, CLEAN, *more, advance=advance)
 
     def teacher_predictions(
         self, adapted: AdaptedTeacher, cache: OutputCache, images: Images, labels: Labels | None, views: ViewSettings,

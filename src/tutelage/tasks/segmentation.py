@@ -57,7 +57,6 @@ class Segmentation(Task):
     UNUSED = ()
     METRICS, SCORE_TITLE, IMAGE_SCORE = MASKS, "mean IoU", "miou_of_images"
     BUDGET_PER_CLASS, PILOT = False, False
-    GRID = True  # for commands/evaluate.py
 
     def check(self, settings: g.Group) -> list[TutelageError]:
         return faults_of(settings)
@@ -199,8 +198,8 @@ class Segmentation(Task):
             return _dense(module).on_grid(batch, grid)
 
         def seen(look: int) -> np.ndarray:
-            more = (views, accelerator, advance, self.EVALUATION_BATCH)
-            found = metrics.log_softmax(view_outputs(forward, module, network, images, look, *more))
+            more = (views, accelerator, self.EVALUATION_BATCH)
+            found = metrics.log_softmax(view_outputs(forward, module, network, images, look, *more, advance=advance))
             return found[..., ::-1] if look == MIRRORED else found
 
         mean = np.mean([seen(look) for look in views.looks], axis=0)
@@ -213,12 +212,13 @@ class Segmentation(Task):
         from torch.nn.functional import interpolate
 
         found: list[np.ndarray] = []
-        more = (views, accelerator, advance, self.EVALUATION_BATCH)
+        more = (views, accelerator, self.EVALUATION_BATCH)
         for positions, logits in forward_batches(module, module, network, images, CLEAN, *more):
             for place, one in zip(positions.tolist(), logits, strict=True):
                 shape = tuple(one.shape[1:]) if labels is None else _masks(labels).one(place).shape
                 full = one[None] if shape == tuple(one.shape[1:]) else interpolate(one[None], shape, mode="bilinear")
                 found.append(full.argmax(1)[0].byte().cpu().numpy())
+            advance(len(positions))
         return found
 
     def teacher_predictions(

@@ -34,6 +34,20 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class TrainState:
+    """What a loop changes in place: a network with its optimizer and the moving average of its weights.
+
+    module: prepared by accelerate. optimizer: its groups may have an "lr_scale". average: of the plain module's weights.
+    resumable: where checkpoints are kept and from where training resumes; None: no checkpoints.
+    """
+
+    module: nn.Module
+    optimizer: Any
+    average: EMA
+    resumable: Resumable | None = None
+
+
+@dataclass(frozen=True)
 class Watch:
     """Callbacks through which a loop reports its progress.
 
@@ -46,24 +60,22 @@ class Watch:
 
 
 def train(
-    module: nn.Module, plan: Plan, make: Callable[[int], Iterable[torch.Tensor]], loss_of: Callable[..., torch.Tensor], hardware: Any,
-    watch: Watch, *, optimizer: Any, average: EMA, resumable: Resumable | None = None, images: int | None = None,
+    state: TrainState, plan: Plan, make: Callable[[int], Iterable[torch.Tensor]], loss_of: Callable[..., torch.Tensor],
+    hardware: Any, watch: Watch, images: int | None = None,
 ) -> None:  # fmt: skip
     """Train a network: each step makes a batch, computes its loss, updates the weights and their moving average.
 
     Args:
-        module: prepared by `hardware`; changed in place.
         make: step -> tensors of this process's batch, on the CPU; called ahead in threads, must depend on nothing but the step.
         loss_of: step and those tensors, on the device -> scalar loss.
-        optimizer: its groups may have an "lr_scale". average: of the plain module's weights.
-        resumable: where checkpoints are kept and from where training resumes; None: no checkpoints.
         images: number of images that a step counts as, if other than the batch size.
 
     Raises:
         TutelageError: the loss is NaN or infinite.
     """
+    module, optimizer, average, kept = state.module, state.optimizer, state.average, state.resumable
     plain, shown, seen = hardware.unwrap_model(module), images or plan.batch_size, LossLog(watch.what)
-    kept, start, every = resumable, 0, resumable.every if resumable else 2**62
+    start, every = 0, kept.every if kept else 2**62
     if kept:
         start = load_checkpoint(kept.folder, kept.stage, kept.inputs, plain, optimizer, average)
     scales = [group.get("lr_scale", 1.0) for group in optimizer.param_groups]
