@@ -7,7 +7,11 @@ import re
 import pytest
 
 from tutelage import progress as progress_module
+from tutelage.cli import call
 from tutelage.progress import duration, logger, main_process, progress
+from tutelage.results import CacheResult
+from tutelage.settings import command
+from tutelage.settings.commands import CacheSettings
 
 
 @pytest.fixture
@@ -75,3 +79,46 @@ def test_only_the_first_process_speaks(clock, capsys, monkeypatch):
     monkeypatch.setenv("RANK", "0")
     logger.info("hello")
     assert capsys.readouterr().err == "hello\n"
+
+
+def test_a_library_can_be_silenced(clock, capsys):
+    """Above the level INFO nothing is printed, neither messages nor progress; warnings are."""
+    logger.setLevel("WARNING")
+    try:
+        logger.info("no")
+        logger.warning("yes")
+        with progress("decode", 2) as advance:
+            clock[0] += 60
+            advance(1)
+    finally:
+        logger.setLevel("INFO")
+    assert capsys.readouterr().err == "yes\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "level", "told"), [((), "WARNING", False), (("--quiet",), "INFO", False), ((), "INFO", True)]
+)
+def test_quiet_on_the_command_line(words, level, told, monkeypatch, capsys, tmp_path):
+    """--quiet and TUTELAGE_LOG silence messages of one command, not its result; the next command is as loud as before."""
+    monkeypatch.setenv("TUTELAGE_LOG", level)
+    (tmp_path / "cache").mkdir()
+    monkeypatch.setattr("tutelage.cli.function_of", lambda name: cache)
+    assert call(["cache", "--cache", str(tmp_path / "cache"), *words]) == 0
+    out, err = capsys.readouterr()
+    assert ("GiB in" in out, "a message" in err) == (True, told)
+    assert logger.level == 20
+
+
+@command(CacheSettings)
+def cache(settings: CacheSettings) -> CacheResult:
+    """A command that has something to say."""
+    logger.info("a message")
+    return CacheResult(cache=settings.cache or "", entries=[], gib=0.0, removed=[])
+
+
+def test_a_level_that_is_none(monkeypatch, capsys):
+    """A level that logging does not know is one error with what it may have meant."""
+    monkeypatch.setenv("TUTELAGE_LOG", "WARNIN")
+    assert call(["doctor", "--json"]) == 2
+    assert "TUTELAGE_LOG=WARNIN" in (err := capsys.readouterr().err)
+    assert "WARNING" in err
