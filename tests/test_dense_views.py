@@ -64,7 +64,7 @@ def test_image_and_mask_agree_in_every_pixel(size, scale):
     """In flipped, cropped and resized views each pixel's colour says its mask's class; teacher's and student's sizes alike."""
     image, mask = board(scale)
     images, masks = stored([image]), stored([mask])
-    settings = ViewSettings(seed=1, flip="both", area=0.3, colour=0.0, follow=True)
+    settings = ViewSettings(seed=1, flip="both", crop_area=0.3, colour=0.0, follow=True)
     labels, checked = Masks(masks, images.sizes), 0
     for number in (CLEAN, *range(12)):
         pixels = view_input(images, np.array([0]), number, settings, Shape(size))[0, 0].numpy() * 51
@@ -81,7 +81,7 @@ def test_two_networks_see_the_same_places():
     image, mask = board()
     images, labels = stored([image]), None
     labels = Masks(stored([mask]), images.sizes)
-    settings = ViewSettings(seed=2, flip="both", area=0.3, follow=True)
+    settings = ViewSettings(seed=2, flip="both", crop_area=0.3, follow=True)
     for number in range(8):
         one, other = (
             view_truth(images, labels, np.array([0]), number, settings, size)[0].numpy()
@@ -95,7 +95,7 @@ def test_targets_and_masks_show_the_same_places():
     """A target that says of each place the mask's class is, cropped for a pass, the mask that the pass shows of a labelled image."""
     image, mask = board()
     images = stored([image])
-    labels, settings = Masks(stored([mask]), images.sizes), ViewSettings(seed=3, flip="both", area=0.2, follow=True)
+    labels, settings = Masks(stored([mask]), images.sizes), ViewSettings(seed=3, flip="both", crop_area=0.2, follow=True)
     one_hot = np.eye(48, dtype=np.float32)[mask.astype(int)].transpose(2, 0, 1)[None]
     given = Targets(images, settings, lambda positions: np.log(one_hot[positions] + 1e-6))
     for number in range(8):
@@ -122,7 +122,7 @@ def test_no_class_stays_no_class():
     mask = np.full((40, 40), 1, np.uint8)
     mask[:, 20:] = IGNORE
     images = stored([np.zeros((40, 40, 3), np.uint8)])
-    settings = ViewSettings(seed=0, flip="none", area=1.0, follow=True)
+    settings = ViewSettings(seed=0, flip="none", crop_area=1.0, follow=True)
     truth = view_truth(images, Masks(stored([mask]), images.sizes), np.array([0]), CLEAN, settings, (64, 64))[0]
     assert torch.equal(truth[:, :32], torch.ones(64, 32, dtype=torch.int64))
     assert torch.equal(truth[:, 32:], torch.full((64, 32), IGNORE))

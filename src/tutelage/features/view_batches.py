@@ -27,7 +27,7 @@ class ViewSettings:
 
     seed: int = 0
     flip: str = "horizontal"
-    area: float = views.CROP_AREA[0]
+    crop_area: float = views.CROP_AREA[0]
     colour: float = views.COLOUR
     resize: str = "squash"
     follow: bool = False  # aspect ratios of crops vary around the image's instead of around 1
@@ -87,7 +87,7 @@ def view_input(
 
 def drawn_views(seeds: np.ndarray, sizes: np.ndarray, number: int | np.ndarray, settings: ViewSettings) -> views.Views:
     """Return the random crops, flips and colours of view `number`, given the images' seeds (B,) and sizes (B, 2)."""
-    area = (settings.area, 1.0)
+    area = (settings.crop_area, 1.0)
     return views.draw(
         seeds, sizes, number, settings.seed, flip=settings.flip, area=area, colour=settings.colour, follow=settings.follow
     )  # fmt: skip
