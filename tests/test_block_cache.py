@@ -218,13 +218,19 @@ def test_the_cache_of_an_earlier_version_is_told_and_removed(tmp_path: Path):
     earlier.mkdir()
     (earlier / "a.pixels").write_bytes(bytes(1000))
     (tmp_path / "other").mkdir()
+    for name in ("images-summer", "masks-2024"):  # of the user's: photos among them, or nothing yet
+        (tmp_path / name).mkdir()
+    (tmp_path / "images-summer" / "1.npy").write_bytes(bytes(10))
+    (tmp_path / "images-summer" / "1.jpg").write_bytes(bytes(10))
     result = tutelage.cache(cache=str(tmp_path)).to_json()
     told = {entry["name"]: entry["what"] for entry in result["entries"]}
     assert told == {
         folder.name: "decoded images, short side 258",
         "images-258": "made by an earlier version, no longer used",
     }
-    for path in earlier.rglob("*"):
+    for path in (*earlier.rglob("*"), *(tmp_path / "images-summer").rglob("*")):
         os.utime(path, (0, 0))
     assert tutelage.cache(cache=str(tmp_path), prune=30).to_json()["removed"] == ["images-258"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([folder.name, "other"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        [folder.name, "images-summer", "masks-2024", "other"]
+    )

@@ -95,7 +95,10 @@ def test_targets_and_masks_show_the_same_places():
     """A target that says of each place the mask's class is, cropped for a pass, the mask that the pass shows of a labelled image."""
     image, mask = board()
     images = stored([image])
-    labels, settings = Masks(stored([mask]), images.sizes), ViewSettings(seed=3, flip="both", crop_area=0.2, follow=True)
+    labels, settings = (
+        Masks(stored([mask]), images.sizes),
+        ViewSettings(seed=3, flip="both", crop_area=0.2, follow=True),
+    )
     one_hot = np.eye(48, dtype=np.float32)[mask.astype(int)].transpose(2, 0, 1)[None]
     given = Targets(images, settings, lambda positions: np.log(one_hot[positions] + 1e-6))
     for number in range(8):

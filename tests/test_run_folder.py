@@ -69,3 +69,27 @@ def test_files_of_other_systems():
         "import tutelage.device, tutelage.run_folder"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_files_of_the_users_in_the_run_folder_stay(tmp_path: Path):
+    """Leftovers are known by the names that we give: other .partial files and folders stay, and a .lock of another program is refused."""
+    for name in ("download.partial", "backup.partial/file", "runs/3.partial"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    for name in (
+        f"result.json.{2**20}.partial",
+        f"adapt/head.npz.{2**20}-12345.partial",
+        f"export.{2**20}.partial/model.onnx",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("half")
+    with Run(tmp_path):
+        pass
+    left = sorted(
+        str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"
+    )
+    assert left == ["backup.partial/file", "download.partial", "runs/3.partial"]
+    (tmp_path / ".lock").write_text("held by something else")
+    with pytest.raises(TutelageError, match="another program"), Run(tmp_path):
+        pass
+    assert (tmp_path / ".lock").read_text() == "held by something else"

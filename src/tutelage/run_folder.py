@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import threading
 import time
@@ -31,12 +32,14 @@ SETTINGS = "settings.toml"
 DEFAULT = "default"  # stands for None in settings.toml, since TOML has no null
 FORMER = "transfer_set"  # folder of the first stage before it had the name of its command
 TEMPORARY = ".partial"  # suffix of files being written
+LEFTOVER = re.compile(r"\.\d+(?:-\d+)?\.partial$")  # with the number of the process
 TRAINED = ("curate", "adapt", "committee", "distill", "baseline", "finetune")  # stages that runs of a study share
 STAGES = (*TRAINED, "evaluate")  # commands of a run, each with a folder of its name that holds its result.json
 STUDY = (
     "study.toml"  # marks the folder of a study, whose runs (METHOD/budget-N/seed-N) share stages with the same inputs
 )
 BESIDE = {"curate": ("target_set", "rejected.csv")}  # stage -> what it writes outside its own folder
+COPIES = {f"{name}{TEMPORARY}" for name in (*TRAINED, *(one for many in BESIDE.values() for one in many))}
 TABLES = {"adapt": "teacher", "curate": "data"}  # stage -> its table in settings.toml, about model or data
 # Free until this stage is finished: a student is not bit-identical if its teacher ran online, not from the cache.
 HELD = {"cache_limit": "distill"}
@@ -106,12 +109,12 @@ def toml(tables: dict[str, Any]) -> str:
 
 
 def remove_partial(folder: Path) -> None:
-    """Remove the partly written files that a killed process left below `folder`."""
+    """Remove what a killed process left half-written: files as `atomic_write` names them, and copies of stages."""
     for path in list(folder.rglob(f"*{TEMPORARY}")):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
+        if path.is_file() and LEFTOVER.search(path.name):
             path.unlink(missing_ok=True)
+        elif path.is_dir() and path.parent == folder and (path.name in COPIES or LEFTOVER.search(path.name)):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 class Run:
@@ -125,10 +128,14 @@ class Run:
         """Create the folder and take its lock, which the system releases when the process is killed.
 
         Raises:
-            TutelageError: the folder cannot be written, or another process holds the lock.
+            TutelageError: the folder cannot be written, another process holds the lock, or `.lock` is another program's.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError, PermissionError):  # Windows lets nobody else read it
+                if not re.fullmatch(rb"\d*", (self.path / ".lock").read_bytes()):
+                    message = f"--out {self.path} holds a file .lock of another program"
+                    raise TutelageError(message, "choose another --out")
             self._lock.acquire(blocking=False)
         except filelock.Timeout as error:
             holder = ""

@@ -12,7 +12,8 @@ from tutelage.run_folder import read_json
 from tutelage.settings import command
 from tutelage.settings.commands import CacheSettings
 
-KINDS = ("images-", "masks-", "outputs-", "embeddings-")  # what folders are named for; others are left alone
+KINDS = ("images-", "masks-", "outputs-", "embeddings-")  # what folders are named for
+BLOCKS = {".arrow", ".npy", ".parquet", ".pixels", ".json", ".partial"}  # endings of the files in them
 
 
 @command(CacheSettings)
@@ -25,7 +26,7 @@ def cache(settings: CacheSettings) -> CacheResult:
     if not folder.is_dir():
         raise TutelageError(f"--cache {folder} is not a folder", "use the cache folder (cache/ beside the run folders)")
     entries, removed = [], []
-    for path in sorted(p for p in folder.iterdir() if p.is_dir() and p.name.startswith(KINDS)):
+    for path in sorted(p for p in folder.iterdir() if _ours(p)):
         files = [p.stat() for p in path.rglob("*") if p.is_file()]
         days = (time.time() - max((max(s.st_mtime, s.st_atime) for s in files), default=0)) / 86400
         what = (read_json(path / "about.json") or {}).get("what", "made by an earlier version, no longer used")
@@ -34,3 +35,11 @@ def cache(settings: CacheSettings) -> CacheResult:
             shutil.rmtree(path)
             removed.append(path.name)
     return CacheResult(cache=str(folder), entries=entries, gib=sum(e["gib"] for e in entries), removed=removed)
+
+
+def _ours(path: Path) -> bool:
+    """Whether a folder was made by a cache: it has such a name, and holds nothing but blocks."""
+    if not path.name.startswith(KINDS) or not path.is_dir() or path.is_symlink():
+        return False
+    files = [one for one in path.rglob("*") if not one.is_dir()]
+    return bool(files) and all(one.suffix in BLOCKS for one in files)

@@ -8,10 +8,19 @@ from types import ModuleType
 
 from tutelage import errors, image_size
 from tutelage.data import decode, upsample
-from tutelage.deploy import predict_cli, predict_masks, runtime
+from tutelage.deploy import predict_cli, predict_masks, prediction_files, runtime
 
 # Each imports only from those before it.
-PARTS: tuple[ModuleType, ...] = (errors, image_size, decode, upsample, runtime, predict_masks, predict_cli)
+PARTS: tuple[ModuleType, ...] = (
+    errors,
+    image_size,
+    decode,
+    upsample,
+    runtime,
+    prediction_files,
+    predict_masks,
+    predict_cli,
+)
 
 OPENING = '''"""Classify images with the model in this folder:  python predict.py IMAGES_OR_FOLDERS... --out predictions.csv
 

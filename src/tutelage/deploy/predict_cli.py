@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from tutelage.deploy.predict_masks import predictions
-from tutelage.deploy.runtime import NAMES, files_in, open_export, write_predictions
+from tutelage.deploy.prediction_files import write_predictions
+from tutelage.deploy.runtime import NAMES, files_in, open_export
 from tutelage.errors import TutelageError, rendered
 
 

@@ -12,7 +12,8 @@ from PIL import Image
 
 from tutelage.data.decode import decode, fit
 from tutelage.data.upsample import decided
-from tutelage.deploy.runtime import Model, Predictions, file_bytes, predict_images, whole
+from tutelage.deploy.prediction_files import check_outputs, whole
+from tutelage.deploy.runtime import Model, Predictions, file_bytes, predict_images
 from tutelage.errors import Unreadable
 
 
@@ -38,8 +39,14 @@ class MaskPredictions:
 def predictions(
     model: Model, paths: Iterable[str], out: Path, advance: Callable[[int], None] = lambda n: None
 ) -> Predictions | MaskPredictions:
-    """Predict image files: classes, or masks, which are written to a folder named like `out` without its suffix."""
-    if model.about.get("task") == "segmentation":
+    """Predict image files: classes, or masks, which are written to a folder named like `out` without its suffix.
+
+    Raises:
+        TutelageError: `out` or that folder holds something other than earlier predictions.
+    """
+    masks = model.about.get("task") == "segmentation"
+    check_outputs(out, masks)
+    if masks:
         return paint_images(model, paths, out.with_suffix(""), advance)
     return predict_images(model, paths, advance=advance)
 

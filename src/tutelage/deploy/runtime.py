@@ -6,12 +6,10 @@ decode and resize of data/decode.py that training and evaluation use.
 
 from __future__ import annotations
 
-import contextlib
-import csv
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -236,64 +234,3 @@ def predict_images(
         advance(1)
     run()
     return result
-
-
-@contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """Yield the path of a file beside `path`, in a folder that is made, which replaces it once the block has succeeded."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    yield partial
-    partial.replace(path)
-
-
-def write_csv(path: Path, columns: dict[str, list[Any]]) -> None:
-    """Write a table as CSV, completely or not at all; booleans are written as true and false."""
-
-    def text(value: Any) -> Any:
-        return str(bool(value)).lower() if isinstance(value, (bool, np.bool_)) else value
-
-    with whole(path) as partial, partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows([text(value) for value in row] for row in zip(*columns.values(), strict=True))
-
-
-def write_predictions(path: Path, result: Any, top: int) -> Path | None:
-    """Write predictions.csv (or .parquet), and beside it a list of the rejected images.
-
-    Args:
-        result: Predictions, or anything with paths, rejected and columns(top).
-
-    Returns:
-        the path of the list of rejected images; None if all could be read.
-
-    Raises:
-        TutelageError: no image could be read, or a .parquet is requested without pyarrow.
-    """
-    if result.rejected and not result.paths:
-        first = shown((f"{name} ({reason})" for name, reason in result.rejected), 3)
-        raise TutelageError(f"none of {len(result.rejected):,} files can be read as an image: {first}")
-    columns = result.columns(top)
-    if path.suffix.lower() == ".parquet":
-        write_parquet(path, columns)
-    else:
-        write_csv(path, columns)
-    listed = path.with_name(f"{path.stem}.rejected.csv")
-    if not result.rejected:
-        listed.unlink(missing_ok=True)
-        return None
-    write_csv(listed, {"path": [name for name, _ in result.rejected], "reason": [why for _, why in result.rejected]})
-    return listed
-
-
-def write_parquet(path: Path, columns: dict[str, list[Any]]) -> None:
-    """Write a table as Parquet, completely or not at all."""
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError:
-        hint = "use a .csv, or run `pip install pyarrow`"
-        raise TutelageError(f"--out {path}: pyarrow is not installed", hint) from None
-    with whole(path) as partial:
-        pq.write_table(pa.table({name: pa.array([*values]) for name, values in columns.items()}), partial)
