@@ -118,7 +118,8 @@ def bare_site(folder: Path, *modules: Any) -> dict[str, str]:
         (folder / home.name).symlink_to(home)
         for libraries in home.parent.glob(f"{home.name.lower()}*.libs"):
             (folder / libraries.name).symlink_to(libraries)
-    return {"PYTHONPATH": str(folder), "PATH": os.environ["PATH"]}
+    (folder.parent / "home").mkdir()
+    return {"PYTHONPATH": str(folder), "PATH": os.environ["PATH"], "HOME": str(folder.parent / "home")}
 
 
 def test_predict_file_needs_three_packages(finished, tmp_path):
@@ -142,6 +143,7 @@ def test_predict_file_needs_three_packages(finished, tmp_path):
     assert done.stdout == f"15 images, {theirs}; 1 rejected, {tmp_path / 'theirs.rejected.csv'}\n"
     assert ours.read_bytes() == theirs.read_bytes()
     assert rows_of(tmp_path / "ours.rejected.csv") == rows_of(tmp_path / "theirs.rejected.csv")
+    assert not any((tmp_path / "home").iterdir()), "onnxruntime keeps nothing in the home folder"
     (tmp_path / "site" / "onnxruntime").unlink()
     done = subprocess.run([str(word) for word in words], capture_output=True, text=True, env=site, timeout=60)
     assert done.returncode == 2
