@@ -18,6 +18,7 @@ from PIL import Image, ImageChops, features
 
 from tutelage.data.decode import MAX_PIXELS, RESIZES, content_key, decode, fit
 from tutelage.data.sources import list_images, read_bytes
+from tutelage.deploy.runtime import files_in
 from tutelage.errors import TutelageError, Unreadable
 
 DATA = Path(os.environ.get("TUTELAGE_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -343,3 +344,57 @@ def test_all_photos_decode():
         assert min(rgb.shape[:2]) == min(64, *size)
         sizes.append(min(size))
     assert max(sizes) <= 224
+
+
+@pytest.mark.parametrize(
+    ("ending", "kind"),
+    [
+        ("jfif", "JPEG"),
+        ("JPE", "JPEG"),
+        ("mpo", "MPO"),
+        ("pnm", "PPM"),
+        ("pbm", "PPM"),
+        ("jp2", "JPEG2000"),
+        ("j2k", "JPEG2000"),
+    ],
+)
+def test_endings_that_cameras_and_scanners_write(tmp_path, ending: str, kind: str):
+    """What Pillow reads under its usual endings is found, and read as the pixels that Pillow sees."""
+    path = tmp_path / f"photo.{ending}"
+    picture = Image.effect_noise((40, 30), 60).convert("1" if ending == "pbm" else "RGB")
+    picture.save(path, kind)
+    (found,), rejected = list_images(tmp_path)
+    assert (found.id, rejected) == (path.name, [])
+    rgb, size = decode(path.read_bytes())
+    assert size == (30, 40)
+    np.testing.assert_array_equal(rgb, np.asarray(Image.open(path).convert("RGB")))
+    assert files_in([str(tmp_path)]) == [str(path)]
+
+
+def test_photographs_that_are_not_read_are_listed(tmp_path):
+    """HEIC and raw photographs among others are found and counted, so that they end in the list of rejected images."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "1.jpg")
+    for name in ("2.HEIC", "3.cr2", "4.jxl"):
+        (tmp_path / name).write_bytes(b"\0\0\0\x18ftypheic" + bytes(50))
+    (tmp_path / "notes.txt").write_text("no image")
+    refs, _ = list_images(tmp_path)
+    assert [ref.id for ref in refs] == ["1.jpg", "2.HEIC", "3.cr2", "4.jxl"]
+    for ref in refs[1:]:
+        with pytest.raises(Unreadable, match="not an image"):
+            decode((tmp_path / ref.id).read_bytes())
+    assert [Path(one).name for one in files_in([str(tmp_path)])] == [ref.id for ref in refs]
+
+
+def test_predict_walks_like_training(tmp_path):
+    """Hidden names are skipped, links are followed, and a link back up is no circle; training finds the same files."""
+    photos = tmp_path / "photos"
+    for name in ("a/1.jpg", "a/._1.jpg", ".thumbs/2.jpg", "b/3.PNG"):
+        (photos / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(photos / name, "JPEG")
+    (photos / "b" / "up").symlink_to(photos)
+    (tmp_path / "elsewhere").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "elsewhere" / "4.jpg")
+    (photos / "link").symlink_to(tmp_path / "elsewhere")
+    found = [str(Path(one).relative_to(photos)) for one in files_in([str(photos)])]
+    assert sorted(found) == ["a/1.jpg", "b/3.PNG", "link/4.jpg"]
+    assert sorted(found) == [ref.id for ref in list_images(photos)[0]]

@@ -26,6 +26,7 @@ from PIL import (
     Image,
     ImageChops,
     ImageFile,
+    Jpeg2KImagePlugin,
     JpegImagePlugin,
     PngImagePlugin,
     PpmImagePlugin,
@@ -41,6 +42,12 @@ try:
 except ImportError:  # before Pillow 11.3
     AvifImagePlugin = None
 
+# Endings of the files that are read, and of photographs that are not: these are counted and listed, never passed over.
+SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif", ".ppm", ".pgm", ".pbm", ".pnm",
+    ".jp2", ".j2k",
+)  # fmt: skip
+UNREAD_SUFFIXES = (".heic", ".heif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".psd")
 MAX_PIXELS = 178_956_970  # Pillow's own limit: 2 x 1 GiB / 4 / 3
 RESIZES = ("squash", "crop", "pad")
 PAD_GREY = 128
@@ -52,6 +59,8 @@ _Opener = Callable[[io.BytesIO], ImageFile.ImageFile]
 _OPENERS: dict[bytes, _Opener] = {
     b"\xff\xd8\xff": JpegImagePlugin.JpegImageFile,
     b"\x89PNG\r\n\x1a\n": PngImagePlugin.PngImageFile,
+    b"\0\0\0\x0cjP  ": Jpeg2KImagePlugin.Jpeg2KImageFile,
+    b"\xff\x4f\xff\x51": Jpeg2KImagePlugin.Jpeg2KImageFile,
     b"GIF8": GifImagePlugin.GifImageFile,
     b"RIFF": WebPImagePlugin.WebPImageFile,
     b"BM": BmpImagePlugin.BmpImageFile,
@@ -64,7 +73,7 @@ _OPENERS: dict[bytes, _Opener] = {
 
 _AVIF = AvifImagePlugin is not None and AvifImagePlugin.SUPPORTED
 _AVIF_BRANDS = (b"avif", b"avis", b"mif1", b"msf1")  # in the box `ftyp`; other formats use the last two too
-_KINDS = f"JPEG, PNG, GIF, WebP, {'AVIF, ' if _AVIF else ''}BMP, TIFF and PPM"
+_KINDS = f"JPEG, JPEG 2000, PNG, GIF, WebP, {'AVIF, ' if _AVIF else ''}BMP, TIFF and PPM"
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

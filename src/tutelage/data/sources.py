@@ -23,10 +23,11 @@ from typing import IO, cast
 
 import pyarrow.parquet as pq
 
+from tutelage.data import decode
 from tutelage.data.tabular import image_column, read_rows
 from tutelage.errors import TutelageError, Unreadable, did_you_mean
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif", ".ppm", ".pgm")
+IMAGE_SUFFIXES = (*decode.SUFFIXES, *decode.UNREAD_SUFFIXES)  # the latter are listed, and rejected when they are read
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 SUFFIXES = (*IMAGE_SUFFIXES, *TAR_SUFFIXES, ".parquet")
 MAX_BYTES = 1 << 30  # no image of at most decode.MAX_PIXELS needs more
@@ -82,7 +83,7 @@ def list_images(root: str | Path) -> tuple[list[ImageRef], list[Rejected]]:
     elif name.lower().endswith(SUFFIXES):
         found = _inside(path, clean(name), named=True)
     else:
-        hint = f"use a folder, a .tar, .tar.gz, .tgz or .parquet file, or an image ({' '.join(IMAGE_SUFFIXES)})"
+        hint = f"use a folder, a .tar, .tar.gz, .tgz or .parquet file, or an image ({' '.join(decode.SUFFIXES)})"
         raise TutelageError(f"{root} is not a kind of file that tutelage reads", hint)
     return [one for one in found if isinstance(one, ImageRef)], [one for one in found if isinstance(one, Rejected)]
 

@@ -16,13 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from tutelage.data.decode import decode, fit
+from tutelage.data.decode import SUFFIXES, UNREAD_SUFFIXES, decode, fit
 from tutelage.errors import TutelageError, Unreadable, shown
 
 FLOAT, INT8 = "model.onnx", "model.int8.onnx"
 NAMES = {"float": FLOAT, "int8": INT8}
 ABOUT, LABELS, EXPORT = "preprocess.json", "labels.txt", "export.json"
-IMAGES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
 
 
 @dataclass(frozen=True)
@@ -184,6 +183,8 @@ def changed_files(folder: Path, files: dict[str, str]) -> list[str]:
 def files_in(places: Sequence[str]) -> list[str]:
     """Paths of the images that are named or lie in the folders, in the order given; within a folder by name.
 
+    Links are followed, but never in circles, and hidden names are skipped, as in training.
+
     Raises:
         TutelageError: a place does not exist, or there is no image in any of them.
     """
@@ -195,11 +196,20 @@ def files_in(places: Sequence[str]) -> list[str]:
         if not os.path.isdir(place):
             found.append(str(place))
             continue
-        for folder, below, names in os.walk(place):
-            below.sort()
-            found += [os.path.join(folder, name) for name in sorted(names) if name.lower().endswith(IMAGES)]
+        for folder, below, names in os.walk(place, followlinks=True):
+            above = [Path(folder), *Path(folder).parents]
+            below[:] = [
+                name
+                for name in sorted(below)
+                if not name.startswith(".")
+                and not any(os.path.samefile(one, os.path.join(folder, name)) for one in above)
+            ]
+            names = [name for name in sorted(names) if not name.startswith(".")]
+            found += [
+                os.path.join(folder, name) for name in names if name.lower().endswith((*SUFFIXES, *UNREAD_SUFFIXES))
+            ]
     if not found:
-        raise TutelageError(f"no image in {shown(places)}", f"name files that end in {', '.join(IMAGES)}")
+        raise TutelageError(f"no image in {shown(places)}", f"name files that end in {', '.join(SUFFIXES)}")
     return list(dict.fromkeys(found))
 
 
