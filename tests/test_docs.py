@@ -99,3 +99,25 @@ def test_where_to_change_what():
     assert len(places) >= 7
     for place in places:
         assert (ROOT / "src" / "tutelage" / place).exists(), place
+
+
+def test_words_of_the_field():
+    """Code and docs use the field's terms; the dated entries of the log stay as they were written."""
+    private = re.compile(r"\b(told|taught|mend|pile|is no number|the teacher's word)\b", re.IGNORECASE)
+    kinds = (".py", ".md", ".j2", ".toml", ".js", ".css")
+    folders = [
+        path for name in ("src", "docs", "examples") for path in (ROOT / name).rglob("*") if path.suffix in kinds
+    ]
+    texts = [
+        path
+        for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *folders)
+        if path.name != "log.md" and "_build" not in path.parts
+    ]
+    assert len(texts) > 150
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path in texts
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if private.search(line)
+    ]
+    assert found == []

@@ -100,7 +100,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 def session_of(model: Path | bytes, threads: int | None = None) -> Any:
     """Open an ONNX file, or its bytes, in onnxruntime on the CPU; threads: None for its default.
 
-    onnxruntime 1.32 for Linux keeps an identity of the machine and a list of events in the home folder, unless it is told not to.
+    onnxruntime 1.32 for Linux keeps an identity of the machine and a list of events in the home folder, unless that is switched off.
 
     Raises:
         TutelageError: onnxruntime is not installed, or cannot read the file.
