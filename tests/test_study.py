@@ -216,6 +216,9 @@ def test_a_failed_run_leaves_the_others(task, tmp_path, capsys):
     own = ("--set", "self-training:one.budget=1")
     assert call(words(task, *own, methods="self-training:one,scratch", budgets="2", out=tmp_path / "study")) == 0
     assert "self-training+one-budget-1-seed-0 has failed, the others go on" in capsys.readouterr().err
+    place = tmp_path / "study" / "self-training+one" / "budget-1" / "seed-0"
+    assert "Traceback" in (trace := (place / "traceback.txt").read_text())
+    assert "mixture.py" in trace
     page = (tmp_path / "study" / "report" / "index.html").read_text()
     assert "no class has labels to hold out, so there is no committee" in page
     assert "scratch is right for" in page

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import time
+import traceback
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,9 @@ def compare(settings: CompareSettings) -> StudyResult | StudyEstimate:
         except Exception as error:  # the failure of one method does not stop the others; a full disk does
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            kind = "" if isinstance(error, TutelageError) else f"{type(error).__name__}: "
+            where = work.place(variant, budget, seed) / "traceback.txt"
+            write_text(where, traceback.format_exc())
+            kind = "" if isinstance(error, TutelageError) else f"{type(error).__name__}, see {where}: "
             failed[name] = kind + " ".join(str(error).split())
             logger.info(f"{name} has failed, the others go on: {failed[name]}")
     if len(failed) and not any(kept_record(kept, *work.identity(*one)) for one in plan):
@@ -137,10 +140,14 @@ class _Study:
         reasons = [f"{name}: {reason}" for name, reason in failed.items()]
         write_text(self.folder / STUDY, toml({"study": {**about, "failed": reasons}, "settings": settings}))
 
+    def place(self, variant: Variant, budget: int, seed: int) -> Path:
+        """Return the folder of one run."""
+        return self.folder / folder_name(variant.name) / f"budget-{budget}" / f"seed-{seed}"
+
     def of(self, variant: Variant, budget: int, seed: int) -> dict[str, Any]:
         """Return all settings of one run."""
-        place = self.folder / folder_name(variant.name) / f"budget-{budget}" / f"seed-{seed}"
-        own = {**variant.method.settings, **variant.own, "budget": budget, "seed": seed, "out": str(place)}
+        own = {**variant.method.settings, **variant.own, "budget": budget, "seed": seed}
+        own["out"] = str(self.place(variant, budget, seed))
         settings = {**self.settings, **own}
         if variant.name.partition(":")[0] == "clip":
             if settings["student"] not in self._clip:
