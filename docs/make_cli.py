@@ -16,7 +16,7 @@ HEAD = """# The command
 Made by `python docs/make_cli.py` from the declared settings; a test holds it to them.
 The same names are arguments in Python (`tutelage.run(teacher_size=112)`) and keys in a TOML file (`teacher-size = 112`, given
 by `--config FILE.toml`; a flag beats the file). Exit codes: 0 done, 2 an error that the user can fix
-(what is wrong, then a hint what to do), 130 Ctrl-C.
+(what is wrong, then a hint what to do), 130 Ctrl-C. `--quiet` with any command prints warnings and errors only.
 """
 
 
