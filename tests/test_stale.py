@@ -250,3 +250,24 @@ def test_half_a_line_of_metrics(tmp_path):
     path.write_text("\n".join([*rows, rows[0][:9]]))
     MetricsLog(path, 2, "none", tmp_path, main).write({"step": 3, "loss": 0.5})
     assert [json.loads(line)["loss"] for line in path.read_text().splitlines()] == [1.0, 1.0, 0.5]
+
+
+@pytest.mark.slow
+def test_a_damaged_result(task):
+    """A result.json that is cut off, is no text, or lacks what it must hold is one error that names it; nothing is trained on it."""
+    result = run(task)
+    path = Path(result["run"]) / "finetune" / "result.json"
+    whole = path.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"\xff\xfe" + whole[2:], b""):
+        path.write_bytes(damaged)
+        with pytest.raises(TutelageError, match=r"finetune/result\.json is not as tutelage wrote it") as error:
+            run(task)
+        assert "restore it" in error.value.hint
+        assert path.read_bytes() == damaged
+    kept = json.loads(whole)
+    del kept["delivered"]
+    path.write_text(json.dumps(kept))
+    with pytest.raises(TutelageError, match="FinetuneResult, delivered: Field required"):
+        run(task)
+    path.write_bytes(whole)
+    assert set(run(task)["reused"]) >= {"finetune", "evaluate"}

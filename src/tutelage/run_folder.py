@@ -94,9 +94,18 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Return the content of a JSON file; None if it does not exist."""
-    with contextlib.suppress(FileNotFoundError):
+    """Return the content of a JSON file; None if it does not exist.
+
+    Raises:
+        TutelageError: it is damaged.
+    """
+    try:
         return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:  # no JSON, or no text
+        hint = "restore it, or remove the folder that holds it: the same command makes it anew"
+        raise TutelageError(f"{path} is not as tutelage wrote it: {error}", hint) from error
 
 
 def toml(tables: dict[str, Any]) -> str:

@@ -37,7 +37,15 @@ def command(settings: Callable[P, S]) -> Callable[[Callable[[S], R]], Callable[P
     def decorate(function: Callable[[S], R]) -> Callable[P, R]:
         @functools.wraps(function)
         def checked(*args: P.args, **given: P.kwargs) -> R:
-            return function(resolve(settings, given))
+            checked_settings = resolve(settings, given)
+            try:
+                return function(checked_settings)
+            except ValidationError as error:  # of a result.json, which `tutelage.results` describes
+                what = f"{error.title}, {'.'.join(map(str, error.errors()[0]['loc']))}: {error.errors()[0]['msg']}"
+                raise TutelageError(
+                    f"a result.json of this run is damaged or of another version of tutelage ({what})",
+                    "use another folder, or --overwrite to move the old run aside",
+                ) from error
 
         made: Any = checked
         del made.__wrapped__

@@ -88,8 +88,8 @@ def read_record(path: Path) -> Record | None:
     """
     try:
         record = read_json(path)
-    except ValueError as error:
-        message = f"{path}, the record of a finished run, is not valid JSON ({error})"
+    except TutelageError as error:
+        message = f"{path}, the record of a finished run, is not valid JSON ({error.__cause__})"
         raise TutelageError(message, "remove it, and it is computed again") from error
     if record is not None and not {"right", "pixels"} & record.keys():
         raise TutelageError(
