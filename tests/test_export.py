@@ -22,7 +22,7 @@ from conftest import MODELS, Task, environment, make_task, seconds_without_torch
 from tutelage.deploy import onnx_graph, runtime, timing
 from tutelage.deploy.model_card import model_card
 from tutelage.errors import TutelageError
-from tutelage.run_folder import Run
+from tutelage.run_folder import Run, write_json
 
 pytestmark = pytest.mark.slow
 
@@ -148,6 +148,24 @@ def test_predict_file_needs_three_packages(finished, tmp_path):
     done = subprocess.run([str(word) for word in words], capture_output=True, text=True, env=site, timeout=60)
     assert done.returncode == 2
     assert "pip install onnxruntime" in done.stderr
+
+
+def test_an_export_of_an_earlier_student(finished, tmp_path):
+    """Where a run has another student than its export, every command that uses the export says so; else nothing is said."""
+    run, out = tmp_path / "run", tmp_path / "p.csv"
+    shutil.copytree(finished.out / "export", run / "export")
+    for outputs, warned in (
+        (json.loads((run / "export" / "export.json").read_text())["outputs"], False),
+        ("another", True),
+    ):
+        write_json(run / "finetune" / "result.json", {"outputs": outputs})
+        for words in (
+            ("predict", run, finished.target / "test"),
+            ("predict", run / "export", finished.target / "test"),
+        ):
+            done = command(*words, "--out", out, "--quiet")
+            assert done.returncode == 0, done.stderr
+            assert ("is of an earlier student of this run" in done.stderr) == warned
 
 
 def test_parquet(finished, tmp_path):

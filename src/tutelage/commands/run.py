@@ -14,6 +14,7 @@ from tutelage.commands.curate import curate
 from tutelage.commands.distill import distill
 from tutelage.commands.evaluate import evaluate
 from tutelage.commands.finetune import finetune
+from tutelage.pipeline.finished_exports import warn_of_old_export
 from tutelage.pipeline.pilot import pilot as judge
 from tutelage.pipeline.stage import needed, open_run, settings_of
 from tutelage.progress import duration, logger, main_process, processes
@@ -45,6 +46,7 @@ def run(settings: RunSettings) -> RunResult:
             _one(folder, curate, settings_of(curate, settings))
             judge(folder, settings, walk)
         summary = walk(folder, names, settings)
+        warn_of_old_export(folder.path)
     logger.info(f"report: {folder.path / 'report' / 'index.html'}")
     logger.info(f"done in {duration(time.monotonic() - started)}; {folder.path}")
     return RunResult(**summary)

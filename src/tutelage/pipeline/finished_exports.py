@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 from tutelage.errors import TutelageError
-from tutelage.run_folder import Run
+from tutelage.progress import logger
+from tutelage.run_folder import Run, read_json
 
 
 def export_folder(place: str) -> Path:
-    """Return the export folder at a place: the folder itself, or its export/ if it is a run folder."""
+    """Return the export folder at a place: the folder itself, or its export/ if it is a run folder; warn if the run has another student."""
     folder = Path(place)
-    return folder / "export" if (folder / "export").is_dir() and not (folder / "export.json").exists() else folder
+    folder = folder / "export" if (folder / "export").is_dir() and not (folder / "export.json").exists() else folder
+    warn_of_old_export(folder.parent)
+    return folder
+
+
+def warn_of_old_export(run: Path) -> None:
+    """Warn if a run's export/ is not of the student that the run has now; say nothing where either is missing."""
+    with contextlib.suppress(TutelageError):  # damaged: reported where they are used
+        exported, delivered = read_json(run / "export" / "export.json"), read_json(run / "finetune" / "result.json")
+        if not exported or not delivered or exported.get("outputs") == delivered.get("outputs"):
+            return
+        logger.warning(f"{run / 'export'} is of an earlier student of this run: `tutelage export {run}` makes it anew")
 
 
 def finished(run: Path) -> dict[str, Any]:
