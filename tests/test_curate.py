@@ -408,3 +408,23 @@ def test_what_is_near():
     assert near(clusters, np.concatenate([of_centres(np.arange(16)), noise(2)]), labels[:18]) == ("", [])
     one_kind = noise(1, 3) + noise(2000, 3)  # three features: whatever is asked finds something
     assert near(one_kind, one_kind[:24] + 0.5 * noise(24, 3), labels) == ("", [])
+
+
+def test_a_gallery_that_holds_runs_and_their_cache(data, tmp_path, capsys):
+    """Runs, studies, exports and caches inside a gallery or target set are left out, so the same command again finds the same images."""
+    everything = tmp_path / "everything"
+    (everything / "photos").mkdir(parents=True)
+    for number in range(30):
+        draw(everything / "photos" / f"{number}.png", number % 3, number, 64)
+    (everything / "export").mkdir()
+    for name in ("export.json", "preprocess.json"):
+        (everything / "export" / name).write_text("{}")
+    draw(everything / "export" / "picture.png", 1, 1, 64)
+    settings = {"gallery": [str(everything)], "out": str(everything / "runs" / "first"), "total": 24}
+    first = curate(data, "", **settings)
+    assert (everything / "runs" / "first" / "curate" / "montage.jpg").exists()
+    again = curate(data, "", **settings)
+    assert (first["gallery"], again["reused"]) == (30, True)
+    told = capsys.readouterr().err
+    for what in ("is a run of tutelage", "is an export of tutelage"):
+        assert what in told

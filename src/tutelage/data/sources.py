@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from tutelage.data import decode
 from tutelage.data.tabular import image_column, read_rows
 from tutelage.errors import TutelageError, Unreadable, did_you_mean
+from tutelage.progress import logger
 
 IMAGE_SUFFIXES = (*decode.SUFFIXES, *decode.UNREAD_SUFFIXES)  # the latter are listed, and rejected when they are read
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -151,6 +152,9 @@ def _walk(folder: str, prefix: str, above: frozenset) -> Iterator[ImageRef | Rej
         return
     if (key := (status.st_dev, status.st_ino)) in above:  # a link back up
         return
+    if prefix and (what := _own(folder, set(names))):
+        logger.info(f"{folder} is {what} of tutelage: its pictures are left out")
+        return
     for name in names:
         path = os.path.join(folder, name)
         if name.startswith("."):
@@ -159,6 +163,18 @@ def _walk(folder: str, prefix: str, above: frozenset) -> Iterator[ImageRef | Rej
             yield from _walk(path, prefix + name + "/", above | {key})
         elif name.lower().endswith(SUFFIXES):
             yield from _inside(path, clean(prefix + name), named=False)
+
+
+def _own(folder: str, names: set[str]) -> str:
+    """Return what a folder is that tutelage itself has written (its montages are no images of the user's); else an empty text."""
+    if "settings.toml" in names and names & {".lock", "curate"}:
+        return "a run"
+    if "study.toml" in names:
+        return "a study"
+    if {"export.json", "preprocess.json"} <= names:
+        return "an export"
+    kind = os.path.basename(folder).partition("-")[0]
+    return "a cache" if "about.json" in names and kind in ("images", "masks", "outputs", "embeddings") else ""
 
 
 def _inside(path: str, id: str, named: bool) -> Sequence[ImageRef | Rejected]:
