@@ -457,3 +457,36 @@ def test_official_lists(tmp_path: Path):
     assert Counter(found.splits.tolist()) == {"train": 80, "val": 250, "test": 20}
     assert "names 100 files that do not exist" in message(DATA / "splits" / "EuroSAT" / "train_10img_per_class.txt")
     assert "no label column" in message(DATA / "splits" / "ADE20K" / "val.txt")
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("training", "testing"),
+        ("train2017", "test2017"),
+        ("Train_Set", "TEST-set"),
+        ("training_images", "validation_images"),
+        ("train", "Testing"),
+    ],
+)
+def test_usual_names_of_splits(tmp_path, train: str, test: str):
+    """Folders of splits under their usual names are splits, not classes."""
+    put(tmp_path, {f"{train}/cat": 3, f"{train}/dog": 3, f"{test}/cat": 2, f"{test}/dog": 2})
+    found = read_any(str(tmp_path), ("cat", "dog"))
+    assert found.classes == ("cat", "dog")
+    whole = read_target_set(str(tmp_path))
+    other = "val" if test.startswith("val") else "test"
+    assert Counter(whole.splits.tolist())[other] == 4
+
+
+def test_classes_that_are_called_like_splits(tmp_path):
+    """A class called training, alone among other classes, stays a class."""
+    put(tmp_path, {"cooking": 5, "training": 5, "sleeping": 5})
+    assert read_target_set(str(tmp_path)).classes == ("cooking", "sleeping", "training")
+
+
+def test_folders_of_storage_systems_are_no_classes(tmp_path):
+    """What a NAS, an archive or a recycle bin leaves beside the classes, and inside them, is passed over."""
+    put(tmp_path, {"cat": 4, "dog": 4, "@eaDir": 3, "__MACOSX": 2, "cat/@eaDir": 3, "$RECYCLE.BIN": 1})
+    found = read_target_set(str(tmp_path))
+    assert (found.classes, len(found.refs)) == (("cat", "dog"), 8)

@@ -48,6 +48,8 @@ SUFFIXES = (
     ".jp2", ".j2k",
 )  # fmt: skip
 UNREAD_SUFFIXES = (".heic", ".heif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".psd")
+# Folders that storage systems and archives make, with previews and copies in them.
+SYSTEM_FOLDERS = ("@eadir", "__macosx", "$recycle.bin", "system volume information", "lost+found", "#recycle")
 MAX_PIXELS = 178_956_970  # Pillow's own limit: 2 x 1 GiB / 4 / 3
 RESIZES = ("squash", "crop", "pad")
 PAD_GREY = 128
@@ -84,6 +86,11 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+def hidden(name: str) -> bool:
+    """Return whether a file or folder of this name is passed over: hidden ones, and those of storage systems."""
+    return name.startswith(".") or name.lower() in SYSTEM_FOLDERS
 
 
 def decode(data: bytes, short_side: int | None = None) -> tuple[np.ndarray, tuple[int, int]]:

@@ -17,6 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tutelage.data.decode import hidden
 from tutelage.data.sources import IMAGE_SUFFIXES, ImageRef, Rejected, clean, file_ref, list_images
 from tutelage.data.tabular import image_column, text_rows
 from tutelage.errors import FilesMissing, TutelageError, raise_all, shown
@@ -74,17 +75,19 @@ def read_labelled(place: Path) -> LabelledPlace:
 def _read_folder(place: Path) -> LabelledPlace:
     """Read `train|val|test` with classes or shards in each, Parquet shards (also in `data/`), or a folder of classes."""
     listing = LabelledPlace()
-    folders = sorted(p for p in place.iterdir() if p.is_dir() and not p.name.startswith("."))
-    splits = [p for p in folders if p.name.lower() in _SPLIT_WORDS]
+    folders = sorted(p for p in place.iterdir() if p.is_dir() and not hidden(p.name))
+    splits = _split_folders(folders)
     if splits:
-        for folder in splits:
-            split, inside = _SPLIT_WORDS[folder.name.lower()], sorted(folder.glob("[!.]*.parquet"))
+        for folder, split in splits.items():
+            inside = sorted(folder.glob("[!.]*.parquet"))
             if inside and not any(p.is_dir() and not p.name.startswith(".") for p in folder.iterdir()):
                 _add_shards(listing, inside, clean(folder.name) + "/", split)
             else:
                 _add_classes(listing, folder, clean(folder.name) + "/", split)
         if others := [p.name for p in folders if p not in splits]:
-            listing.notes.append(f"{place}: folders beside {splits[0].name} that are not read: {shown(others)}")
+            listing.notes.append(
+                f"{place}: folders beside {next(iter(splits)).name} that are not read: {shown(others)}"
+            )
     elif shards := _shards(place):
         _add_shards(listing, shards, "", "")
     else:
@@ -92,6 +95,24 @@ def _read_folder(place: Path) -> LabelledPlace:
     if not {image.label for image in listing.images} <= set(listing.names):  # folders beside shards
         listing.names = ()
     return listing
+
+
+def _split_folders(folders: Sequence[Path]) -> dict[Path, str]:
+    """Return the folders that are splits, each with its split; none if these are folders of classes.
+
+    Names like `training` and `val2017` count only beside another split: alone, they may be classes.
+    """
+    found = {folder: split for folder in folders if (split := _split_word(folder.name))}
+    plain = any(folder.name.lower() in _SPLIT_WORDS for folder in found)
+    return found if plain or len({*found.values()}) > 1 else {}
+
+
+def _split_word(name: str) -> str:
+    """Return the split that a folder's name says, such as train, Training, train_set, val2017; else an empty text."""
+    word = re.fullmatch(
+        r"(train|valid|val|validation|test)(?:ing)?[-_ ]?(?:set|split|data|images)?[-_ ]?(?:\d{4})?", name.lower()
+    )
+    return _SPLIT_WORDS[word[1]] if word else ""
 
 
 def _shards(place: Path) -> list[Path]:

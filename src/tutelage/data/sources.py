@@ -157,7 +157,7 @@ def _walk(folder: str, prefix: str, above: frozenset) -> Iterator[ImageRef | Rej
         return
     for name in names:
         path = os.path.join(folder, name)
-        if name.startswith("."):
+        if decode.hidden(name):
             continue
         if os.path.isdir(path):
             yield from _walk(path, prefix + name + "/", above | {key})

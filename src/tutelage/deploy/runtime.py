@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tutelage.data.decode import SUFFIXES, UNREAD_SUFFIXES, decode, fit
+from tutelage.data.decode import SUFFIXES, UNREAD_SUFFIXES, decode, fit, hidden
 from tutelage.errors import TutelageError, Unreadable, shown
 
 FLOAT, INT8 = "model.onnx", "model.int8.onnx"
@@ -201,10 +201,9 @@ def files_in(places: Sequence[str]) -> list[str]:
             below[:] = [
                 name
                 for name in sorted(below)
-                if not name.startswith(".")
-                and not any(os.path.samefile(one, os.path.join(folder, name)) for one in above)
+                if not hidden(name) and not any(os.path.samefile(one, os.path.join(folder, name)) for one in above)
             ]
-            names = [name for name in sorted(names) if not name.startswith(".")]
+            names = [name for name in sorted(names) if not hidden(name)]
             found += [
                 os.path.join(folder, name) for name in names if name.lower().endswith((*SUFFIXES, *UNREAD_SUFFIXES))
             ]
