@@ -18,7 +18,9 @@ from PIL import Image
 from tutelage.data.label_budget import draw_budget, folds, shortfalls
 from tutelage.data.sources import read_bytes
 from tutelage.data.target_set import TargetSet, read_any, read_target_set
-from tutelage.errors import TutelageError, rendered
+from tutelage.deploy.runtime import file_bytes
+from tutelage.errors import TutelageError, Unreadable, rendered
+from tutelage.models.aliases import weights_path
 
 DATA = Path(os.environ.get("TUTELAGE_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -490,3 +492,16 @@ def test_folders_of_storage_systems_are_no_classes(tmp_path):
     put(tmp_path, {"cat": 4, "dog": 4, "@eaDir": 3, "__MACOSX": 2, "cat/@eaDir": 3, "$RECYCLE.BIN": 1})
     found = read_target_set(str(tmp_path))
     assert (found.classes, len(found.refs)) == (("cat", "dog"), 8)
+
+
+def test_pipes_are_not_waited_for(tmp_path):
+    """A named pipe given as list, weights or image is an error, or a rejected image, at once: nothing waits for a writer."""
+    pipes = [tmp_path / name for name in ("list.csv", "weights.safetensors", "photo.jpg")]
+    for pipe in pipes:
+        os.mkfifo(pipe)
+    with pytest.raises(TutelageError, match="regular file"):
+        read_any(str(pipes[0]), ("cat",))
+    with pytest.raises(TutelageError, match="regular file"):
+        weights_path(str(pipes[1]))
+    with pytest.raises(Unreadable, match="regular file"):
+        file_bytes(str(pipes[2]))

@@ -57,6 +57,8 @@ class LabelledPlace:
 def read_labelled(place: Path) -> LabelledPlace:
     """Read the labelled images of one path, in any of FORMS. Raises TutelageError: everything wrong, reported at once."""
     suffix = place.suffix.lower()
+    if place.exists() and not place.is_dir() and not place.is_file():  # reading a pipe or a device might never end
+        raise TutelageError(f"{place} is neither a folder nor a regular file", "copy what it holds into a file")
     if place.is_dir():
         listing = _read_folder(place)
     elif suffix in (".csv", ".txt", ".tsv"):

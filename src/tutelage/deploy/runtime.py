@@ -215,6 +215,8 @@ def files_in(places: Sequence[str]) -> list[str]:
 def file_bytes(path: str) -> bytes:
     """Return the bytes of a file. Raises Unreadable: it cannot be read."""
     try:
+        if not Path(path).is_file() and Path(path).exists():  # reading a pipe or a device might never end
+            raise Unreadable("not a regular file")
         return Path(path).read_bytes()
     except OSError as error:
         raise Unreadable(error.strerror or "cannot be read") from None

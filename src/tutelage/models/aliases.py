@@ -139,6 +139,8 @@ def weights_path(weights: str, kind: str = "teacher") -> Path | None:
         except OSError:
             beside = []
         raise TutelageError(f"{flag}: no such file; {expected}", did_you_mean(path.name, [*words, *beside]))
+    if not path.is_file():  # reading a pipe or a device might never end
+        raise TutelageError(f"{flag} is not a regular file; {expected}", "copy what it holds into a file")
     if path.suffix not in SUFFIXES:
         raise TutelageError(f"{flag} is a file ending in {path.suffix!r}; {expected}", "rename or convert it")
     return path
