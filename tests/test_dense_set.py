@@ -326,3 +326,35 @@ def test_what_only_deserves_a_word(tutelage, place):
     assert "5 labelled images; number of images that show each class: ground 5" in done.stderr
     rejected = (place / "run" / "rejected.csv").read_text()
     assert "train/broken.png,its mask: " in rejected
+
+
+def test_one_name_for_two_files(tutelage, place):
+    """Two images, or two masks, that differ by their ending only are an error that names them: none is dropped in silence."""
+    for kind in ("images", "masks"):
+        first = sorted((place / "target" / kind / "train").iterdir())[0]
+        Image.open(first).convert("RGB").save(first.with_suffix(".bmp"))
+    told = refused(curate(tutelage, place))
+    for kind in ("images", "masks"):
+        assert f"{kind} has 1 names twice, with two endings: train/" in told
+
+
+@pytest.mark.parametrize("other", ["mask", "split"])
+def test_an_image_listed_twice(drawn, tmp_path, other: str):
+    """The same row twice counts once; the same image with another mask or split is an error that names it."""
+    images = sorted((drawn / "target" / "images" / "train").iterdir())[:3]
+    rows = [[str(path), str(path).replace("/images/", "/masks/"), "train"] for path in images]
+    rows += [
+        [str(path), str(path).replace("/images/", "/masks/"), "test"]
+        for path in sorted((drawn / "target" / "images" / "test").iterdir())
+    ]
+    shutil.copy(drawn / "target" / "classes.txt", tmp_path)
+
+    def write(*more: list[str]) -> Path:
+        with (tmp_path / "list.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([["image", "mask", "split"], *rows, *more])
+        return tmp_path / "list.csv"
+
+    assert len(read_dense_set(write(rows[0])).refs) == len(rows)
+    again = [rows[0][0], rows[1][1], "train"] if other == "mask" else [*rows[0][:2], "test"]
+    with pytest.raises(TutelageError, match="1 images are listed twice with two masks, splits or groups"):
+        read_dense_set(write(again))

@@ -75,12 +75,16 @@ def _read_folder(place: Path) -> LabelledPlace:
         raise TutelageError(f"{place} has images/ but no masks/", hint)
     listing = LabelledPlace()
     by_name: dict[str, dict[str, ImageRef]] = {}
+    errors = []
     for kind in ("images", "masks"):
         refs, rejected = list_images(place / kind)
         by_name[kind] = {os.path.splitext(ref.id)[0]: ref for ref in refs}
+        twice = [ref.id for ref in refs if by_name[kind][os.path.splitext(ref.id)[0]] is not ref]
+        if twice:
+            message = f"{place}/{kind} has {len(twice)} names twice, with two endings: {shown(twice, 20)}"
+            errors.append(TutelageError(message, "keep one file of each name: a mask belongs to one image"))
         listing.rejected += [Rejected(f"{kind}/{bad.id}", bad.reason) for bad in rejected]
     images, masks = by_name["images"], by_name["masks"]
-    errors = []
     for kind, rest, other in (("image", images.keys() - masks, "a mask"), ("mask", masks.keys() - images, "an image")):
         if rest:
             names = sorted(by_name[f"{kind}s"][name].id for name in rest)
@@ -101,7 +105,7 @@ def _read_folder(place: Path) -> LabelledPlace:
 
 def _read_list(place: Path, columns: dict[str, list[str]]) -> LabelledPlace:
     """Read images and masks named by a list, relative to its folder."""
-    listing, seen = LabelledPlace(), set()
+    listing, seen, twice = LabelledPlace(), {}, []
     splits, groups = (columns.get(word) or [""] * len(columns["image"]) for word in ("split", "group"))
     errors = _unknown_splits(place, splits)
     path_of, without, lost = partial(os.path.join, place.parent), [], []
@@ -111,11 +115,19 @@ def _read_list(place: Path, columns: dict[str, list[str]]) -> LabelledPlace:
             continue
         gone = [clean(name) for name in (image, mask) if not os.path.isfile(path_of(name))]
         lost += gone
-        if not gone and path_of(image) not in seen:
-            seen.add(path_of(image))
+        if gone:
+            continue
+        row = (path_of(mask), split.lower(), group)
+        before = seen.setdefault(path_of(image), row)
+        if before != row:
+            twice.append(clean(image))
+        elif before is row:  # the first time
             refs = [file_ref(path_of(name), clean(name.removeprefix("./"))) for name in (image, mask)]
             split = _SPLIT_WORDS.get(split.lower(), "train")
             listing.images.append(LabelledRef(refs[0], "", split, clean(group), refs[1]))
+    if twice:
+        message = f"{place}: {len(twice)} images are listed twice with two masks, splits or groups: {shown(twice, 20)}"
+        errors.append(TutelageError(message, "list every image once, with the right mask and split"))
     if without:
         errors.append(_unpaired(f"{place} has {len(without)} rows without an image or without a mask", without))
     if lost:
