@@ -16,6 +16,7 @@ from tutelage.distillation.mixture import BIAS, Mixture, bias_for_iou, bias_of, 
 from tutelage.errors import TutelageError
 from tutelage.finetuning import supervised
 from tutelage.metrics import confusion, intersection_over_union, log_softmax, softmax
+from tutelage.results import CommitteeResult
 from tutelage.settings.groups import Views
 from tutelage.tasks import Classification, Segmentation
 
@@ -71,12 +72,13 @@ def test_the_students_alone_have_biases_of_their_own():
     """For masks, --committee only mixes as if the students' weight were 1: with their temperature and their biases."""
     labels = np.random.default_rng(0).choice(3, 400, p=[0.8, 0.15, 0.05])
     teacher, students, images = noisy(labels, 4, 1), noisy(labels, 1, 2), np.arange(400)
-    found = {"folds": 5, **mixture_of(teacher, students, labels, images, biased=True)}
+    mixed = mixture_of(teacher, students, labels, images, biased=True)
+    found = CommitteeResult.model_construct(folds=5, **mixed)
     alone = mixture_of(students, students, labels, images, biased=True)
     only = Mixture.of(found, "only")
     assert (only.weight, only.temperature, list(only.bias)) == (1.0, alone["temperature"], alone["bias"])
     assert np.ptp(only.bias) > 0.5
-    assert list(Mixture.of(found, "auto").bias) == found["bias"] != alone["bias"]
+    assert list(Mixture.of(found, "auto").bias) == mixed["bias"] != alone["bias"]
     assert mixture_of(teacher, students, labels, images)["students_bias"] == []
 
 

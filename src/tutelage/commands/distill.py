@@ -18,7 +18,7 @@ from tutelage.errors import TutelageError
 from tutelage.image_size import sides
 from tutelage.pipeline.stage import MetricsLog, checkpoint_steps, file_hash, open_run, save_weights, training_steps
 from tutelage.progress import logger, progress
-from tutelage.results import DistillationResult
+from tutelage.results import CommitteeResult, DistillationResult
 from tutelage.run_folder import Clock, Run, hash_of
 from tutelage.settings import command, identity
 from tutelage.settings.commands import WITHOUT_TARGETS, DistillSettings
@@ -68,7 +68,7 @@ class _Distillation:
     kind: Task
     curated: dict[str, Any]
     adapted: dict[str, Any] | None
-    committee: dict[str, Any] | None
+    committee: CommitteeResult | None
     inputs: str
     labelled: int
     views: ViewSettings
@@ -89,6 +89,7 @@ def _distillation(run: Run, cache_dir: Path, settings: DistillSettings) -> _Dist
     kind, images = task_of(curated["task"]), curated["images"]
     adapted = None if objective == "dino" else run.result("adapt", "distill")
     mixed = objective not in WITHOUT_TARGETS and settings.committee != "none"
+    committee = CommitteeResult(**run.result("committee", "distill")) if mixed else None
     labelled, level, views = 0, 0, kind.views(settings)
     looks = (
         views.looks[:1] if objective == "task-agnostic" else views.looks
@@ -98,7 +99,7 @@ def _distillation(run: Run, cache_dir: Path, settings: DistillSettings) -> _Dist
         sizes = (gibibytes(images["transfer"], len(looks), width) for width in kind.widths(adapted, settings))
         level = next((i for i, size in enumerate(sizes) if size <= settings.cache_limit), None)
     job = _Distillation(
-        run, cache_dir, settings, kind, curated, adapted, run.result("committee", "distill") if mixed else None, "", labelled,
+        run, cache_dir, settings, kind, curated, adapted, committee, "", labelled,
         views, looks, level,
     )  # fmt: skip
     return replace(job, inputs=_identity(job))
@@ -119,7 +120,7 @@ def _identity(job: _Distillation) -> str:
     used = identity(job.settings, job.kind.UNUSED)
     if job.label_free:  # no class label is used
         used["class_weight"] = "none"
-    members = job.committee and job.committee["outputs"]
+    members = job.committee and job.committee.outputs
     return hash_of(["distill", images, teacher, members, job.level or job.level is None, job.labelled, used])
 
 

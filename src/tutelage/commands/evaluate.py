@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tutelage.errors import TutelageError, shown
 from tutelage.pipeline.stage import open_run
 from tutelage.progress import logger, progress
-from tutelage.results import EvaluationResult
+from tutelage.results import CommitteeResult, EvaluationResult
 from tutelage.run_folder import DEFAULT, TRAINED, Run, hash_of, read_json
 from tutelage.settings import command, declared
 from tutelage.settings.commands import EvaluateSettings
@@ -200,8 +200,8 @@ def _committee(context: _Context, adapted: Any, teacher: _Teacher) -> tuple[dict
     from tutelage.pipeline.load_student import load_student
 
     assert context.test is not None
-    members, classes = context.stages["committee"], len(context.task.classes)
-    count, about, grid = members["folds"], members["student"], members["grid"]
+    members, classes = CommitteeResult(**context.stages["committee"]), len(context.task.classes)
+    count, about, grid = members.folds, members.student, members.grid
     mixture, of_teacher, of_students = Mixture.of(members, context.committee), None, None
     if mixture.weight < 1:
         of_teacher = (
@@ -211,7 +211,9 @@ def _committee(context: _Context, adapted: Any, teacher: _Teacher) -> tuple[dict
         )
     if mixture.weight:
         students = (load_student(context.run.path / "committee", about, classes, f"fold-{k}") for k in range(count))
-        of_students = log_softmax(sum(context.log_probabilities(one.module, one, grid) for one in students) / count)
+        of_students = log_softmax(
+            np.asarray(sum(context.log_probabilities(one.module, one, grid) for one in students)) / count
+        )
     mixed = mixture(of_teacher, of_students)
     predictions = context.kind.predictions_of(mixed, context.test.labels, np.arange(len(mixed)))
     return {

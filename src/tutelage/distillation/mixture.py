@@ -10,6 +10,7 @@ import numpy as np
 from tutelage.errors import TutelageError
 from tutelage.metrics import confusion, intersection_over_union, log_softmax, paired_gain
 from tutelage.models.linear_probe import best_temperature, log_loss
+from tutelage.results import CommitteeResult
 
 SURE, SHARPEST = 0.8, 2.0  # wanted mean confidence of the targets; largest sharpness used to reach it
 WEIGHTS = np.linspace(0, 1, 11)  # of the students in the mixture, all tried
@@ -30,20 +31,20 @@ class Mixture:
     bias: tuple[float, ...] = ()
 
     @classmethod
-    def of(cls, members: dict[str, Any], committee: str, sharpness: float = 1.0) -> Mixture:
+    def of(cls, members: CommitteeResult, committee: str, sharpness: float = 1.0) -> Mixture:
         """Return the mixture described by a committee's result. committee: "auto", or "only" for the students without the teacher.
 
         Raises:
             TutelageError: committee is "only", and there are no students.
         """
         if committee != "only":
-            return cls(members["weight"], members["temperature"], sharpness, tuple(members["bias"]))
-        if not members["folds"]:
+            return cls(members.weight, members.temperature, sharpness, tuple(members.bias))
+        if not members.folds:
             raise TutelageError(
                 "--committee only needs a class with two labels or more: no class has labels to hold out, so there is no committee",
                 "label more images, or use --committee auto",
             )
-        return cls(1.0, members["students_temperature"], sharpness, tuple(members["students_bias"]))
+        return cls(1.0, members.students_temperature, sharpness, tuple(members.students_bias))
 
     def __call__(self, teacher: np.ndarray | None, students: np.ndarray | None) -> np.ndarray:
         """Mix log probabilities, (B, C) or (B, C, h, w) float32, of both. One of them may be None: the other counts alone."""
