@@ -15,6 +15,7 @@ myst_heading_anchors = 3  # links to headings as on GitHub: page.md#heading
 html_theme = "furo"
 html_title = "Tutelage"
 html_show_sphinx = False
+html_use_index = False  # its page of names is wider than a telephone, and the search finds them
 html_copy_source = False
 html_static_path = ["site.css"]
 html_css_files = ["site.css"]

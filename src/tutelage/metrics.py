@@ -7,7 +7,6 @@ import functools
 from typing import Any
 
 import numpy as np
-from scipy import ndimage, special
 
 ECE_BINS = 15
 RESAMPLES, RESAMPLED_AT_ONCE = 2000, 100
@@ -16,11 +15,15 @@ LEAST_LOG = -1e4  # lower clip of stored log probabilities: it fits in float16, 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
     """(..., C) float logits -> (..., C) float64 probabilities."""
+    from scipy import special  # a tenth of a second, which `--help` need not wait
+
     return special.softmax(np.asarray(logits, dtype=np.float64), axis=-1)
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     """(B, C) or (B, C, h, w) float32 logits -> log probabilities over the classes, same shape; C = 0 gives an empty array."""
+    from scipy import special
+
     # C = 0: outputs of a frozen teacher, which has no classes
     return special.log_softmax(logits, axis=1) if logits.shape[1] else logits
 
@@ -224,6 +227,8 @@ def boundary_f1(labels: np.ndarray, decisions: np.ndarray, classes: int, toleran
     Returns:
         float in [0, 1], NaN if no class has an outline.
     """
+    from scipy import ndimage
+
     near = max(1, round(0.0075 * float(np.hypot(*labels.shape)))) if tolerance is None else tolerance
     widened = functools.partial(ndimage.maximum_filter, size=2 * near + 1, mode="constant")
     known, scores = labels < classes, []
@@ -239,6 +244,8 @@ def boundary_f1(labels: np.ndarray, decisions: np.ndarray, classes: int, toleran
 
 def _outline(inside: np.ndarray, known: np.ndarray) -> np.ndarray:
     """Return (H, W) bool: the pixels of a class next to a labelled pixel of another class."""
+    from scipy import ndimage
+
     return np.logical_and(inside & known, ndimage.binary_dilation(known & ~inside))
 
 
