@@ -163,6 +163,7 @@ def test_a_batch_that_the_processes_cannot_share(tutelage, task):
     assert "use --batch-size 6" in text
 
 
+@pytest.mark.slow
 def test_stages_that_one_process_does(tutelage, task):
     """`curate` in several processes of one group would write one folder together: refused, and the way for several machines named."""
     text = refused(tutelage(*task.words("curate", *KNOWN), WORLD_SIZE="2", RANK="1"))
@@ -589,6 +590,7 @@ def test_full_disk(tutelage, task):
         assert json.loads(done.stdout)["reused"] == ["curate", "adapt"]
 
 
+@pytest.mark.slow
 def test_loss_that_is_no_number(tutelage, task):
     """A loss that is no number stops the run and names the step; what was finished before is kept."""
     import timm

@@ -116,6 +116,7 @@ def test_a_file_that_is_no_block_is_absent(cache: BlockCache, content: bytes):
     assert not len(cache.find(block(2)["key"]).missing)
 
 
+@pytest.mark.slow
 def test_a_writer_that_is_killed_leaves_whole_blocks(tmp_path: Path):
     """SIGKILL at any time: every block is right or absent, also one that was being replaced, and the rest can be written."""
     folder = tmp_path / "rows"
@@ -152,6 +153,7 @@ def test_an_error_on_the_way_leaves_nothing(cache: BlockCache):
     assert sorted(path.name for path in cache.folder.iterdir()) == ["0.arrow", "1.arrow", "2.arrow"]
 
 
+@pytest.mark.slow
 def test_many_writers_at_once(tmp_path: Path):
     """Two processes and eight threads write the same and other blocks while they are read: what is read is right."""
     folder = tmp_path / "rows"

@@ -143,6 +143,7 @@ def test_a_gallery_larger_than_memory(data, monkeypatch):
     assert "a smaller --total, --dedup none" in error.value.hint
 
 
+@pytest.mark.slow
 def test_an_inverted_file_that_memory_does_not_hold(data, go, tutelage, tmp_path, monkeypatch):
     """Of more images than are searched exactly, --index auto makes an inverted file where memory holds it, and says so where not."""
     monkeypatch.setattr("tutelage.curation.selection.EXACT", 100)
@@ -216,6 +217,7 @@ def leaks_of(data: Path, name: str) -> dict[str, dict[str, str]]:
         return {row["gallery_image"]: row for row in csv.DictReader(file)}
 
 
+@pytest.mark.slow
 def test_strategies_differ_and_repeat(data):
     """The strategies choose different sets, and the one with k-means in it the same one again."""
     curate(data, "diverse-again", strategy="diverse", total=72, cache=str(data / "other-cache"))
@@ -306,6 +308,7 @@ def test_killed_and_sharded_give_the_same_manifest(data, tmp_path, go):
     assert manifest_bytes(shared) == manifest_bytes(whole)
 
 
+@pytest.mark.slow
 def test_more_images_tomorrow(data, tmp_path):
     """More gallery images tomorrow: only those are embedded, and the encoder is not asked again about labelled images."""
     cache = tmp_path / "cache"
@@ -350,6 +353,7 @@ def test_what_cannot_work_is_told(data, more, said):
     assert all(part in str(error.value) for part in said), str(error.value)
 
 
+@pytest.mark.slow
 def test_random_looks_further_where_most_are_duplicates(data, tmp_path):
     """`random` draws from a part of the gallery; where that is nearly all duplicates it looks at more, and fails no one."""
     for number in range(300):

@@ -149,6 +149,7 @@ def export(tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     ("width", "scheme", "resize", "baked"), [(500, "dark", "pad", False), (1600, "light", "crop", True)]
 )
+@pytest.mark.slow
 def test_a_dropped_image_is_classified(tmp_path, width, scheme, resize, baked):
     """Images dropped on the page, opened from its file, get the classes and probabilities that onnxruntime gives in Python."""
     folder = write_export(tmp_path / "fruit" / "export", resize, baked)
@@ -187,6 +188,7 @@ def test_a_dropped_image_is_classified(tmp_path, width, scheme, resize, baked):
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason=NO_CHROMIUM)
+@pytest.mark.slow
 def test_a_model_that_does_not_fit_its_labels_is_told(tmp_path):
     """A page whose model and class names do not agree says so, and does not guess."""
     folder = write_export(tmp_path / "export", "squash", baked=False)
@@ -230,6 +232,7 @@ def test_the_resize_is_pillows(tmp_path):
 # The command
 
 
+@pytest.mark.slow
 def test_the_page_is_alone(export, tutelage, tmp_path):
     """The command writes one file that names no address to fetch from and forbids itself to ask for any; twice, the same bytes."""
     done = tutelage("demo-page", str(export), "--out", str(tmp_path / "page"))

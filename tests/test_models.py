@@ -292,6 +292,7 @@ def test_hub_refused(no_hub):
     assert time.monotonic() - start < 5
 
 
+@pytest.mark.slow
 def test_hub_silent(monkeypatch, no_hub):
     """A hub that takes the connection and never answers is told within five seconds too."""
     import huggingface_hub

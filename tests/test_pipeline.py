@@ -294,6 +294,7 @@ def test_a_finished_run_opens_no_image(data, tmp_path, objective):
     assert not list((tmp_path / "cache").glob("images-*/*.arrow")), sorted((tmp_path / "cache").rglob("*"))
 
 
+@pytest.mark.slow
 def test_evaluate_on_new_images(data):
     """`evaluate --target` scores a finished run on other labelled images, and leaves the run as it was."""
     result = go(data, "evaluated")
@@ -332,6 +333,7 @@ def test_smoke_keeps_the_strategy(data, capsys, monkeypatch, strategy):
     assert ("--smoke looks at 40 of 90 gallery images" in said) == (strategy == "balanced")
 
 
+@pytest.mark.slow
 def test_smoke_keeps_vectors_made_elsewhere(data, tmp_path):
     """--smoke searches with --embeddings where they are given, and refuses them as the run itself would where nothing searches."""
     names = sorted(path.name for path in (data / "gallery").iterdir())

