@@ -82,7 +82,7 @@ def _read_folder(place: Path) -> LabelledPlace:
     if splits:
         for folder, split in splits.items():
             inside = sorted(folder.glob("[!.]*.parquet"))
-            if inside and not any(p.is_dir() and not p.name.startswith(".") for p in folder.iterdir()):
+            if inside and not any(p.is_dir() and not hidden(p.name) for p in folder.iterdir()):
                 _add_shards(listing, inside, clean(folder.name) + "/", split)
             else:
                 _add_classes(listing, folder, clean(folder.name) + "/", split)
