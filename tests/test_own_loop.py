@@ -161,7 +161,11 @@ def test_the_run_folder_stays_as_it_is(recorded):
     before = {path: path.stat().st_mtime_ns for path in recorded.folder.rglob("*")}
     dataset = tutelage.DistillationDataset(recorded.folder)
     assert len(list(dataset)) == len(dataset)
-    torch.testing.assert_close(dataset[-1], dataset[len(dataset) - 1])
+    for name, last in dataset[-1]._asdict().items():
+        assert torch.equal(last, getattr(dataset[len(dataset) - 1], name))
+    assert dataset.batch([-114, -1], [0, 0]).label.tolist() == [0, -1]
+    with pytest.raises(IndexError):
+        dataset[114]
     tutelage.load_student(str(recorded.folder))
     assert {path: path.stat().st_mtime_ns for path in recorded.folder.rglob("*")} == before
 
@@ -297,6 +301,7 @@ def test_select_refuses_what_does_not_fit():
         "queries of shape (4, 7) must be (queries, 8), as wide as the gallery": {"queries": queries[:, :7]},
         "usable: (9,) bool must be (50,) bool": {"usable": np.ones(9, bool)},
         "count 26: 1 to 25 rows can be chosen": {"usable": usable, "count": 26},
+        "count 0: 1 to 50 rows can be chosen": {"count": 0},
         "NaN or infinite numbers in row": {"gallery": np.full((50, 8), np.nan)},
     }.items():
         with pytest.raises(tutelage.TutelageError, match=re.escape(fault)):

@@ -28,8 +28,8 @@ UNLABELLED = -1
 class DistillationItem(NamedTuple):
     """One view of one image.
 
-    view: (3, H, W) float32, normalised. target: (C,) float32 class probabilities; of masks (C, h, w), cropped like the view. label: ()
-    int64 class, -1 without a label; of masks (H, W) int64, -1 for pixels without a label.
+    view: (3, H, W) float32, normalised. target: (C,) float32 class probabilities, softened by the run's --temperature (1 by default); of
+    masks (C, h, w), cropped like the view. label: () int64 class, -1 without a label; of masks (H, W) int64, -1 for pixels without one.
     """
 
     view: torch.Tensor
@@ -109,6 +109,7 @@ class DistillationDataset(Dataset[DistillationItem]):
             positions, epochs: B integers each.
         """
         at, passes = np.asarray(positions, np.int64), np.asarray(epochs, np.int64)
+        at = np.where(at < 0, at + len(self), at)
         images, views, shape = self._targets.images, self._targets.settings, sides(self.preprocess.size)
         targets = torch.from_numpy(self._targets.probabilities(at, passes, self._temperature))
         masks, known = not isinstance(self._labels, np.ndarray), at < self.labelled
@@ -129,22 +130,17 @@ class DistillationDataset(Dataset[DistillationItem]):
         views, rows, sharpness = state.pop("_kept")
         vars(self).update(state)
         task = load_task(self._run, self._cache)
-        self._targets, self._labels = (
-            Targets(task.transfer, views, rows.__getitem__, None, sharpness),
-            task.train.labels,
-        )
+        self._labels = task.train.labels
+        self._targets = Targets(task.transfer, views, rows.__getitem__, None, sharpness)
 
 
 def _settings(
     run: Run, student: str | None, size: Size | None, committee: str | None, sharpness: float | None
 ) -> DistillSettings:  # fmt: skip
     """Return the settings with which `distill` would prepare the run's targets; arguments that are not None replace the run's."""
-    alone = not (run.path / "committee" / "result.json").exists()  # what a run has chosen in its settings counts more
-    of_run = run.settings().get("settings", {})
-    kept: dict[str, Any] = {"committee": "none" if alone else "auto"} | {
-        k: v for k, v in of_run.items() if v != DEFAULT
-    }
+    there = (run.path / "committee" / "result.json").exists()
     given = {"student": student, "student_size": size, "committee": committee, "sharpness": sharpness}
-    kept |= {name: one for name, one in given.items() if one is not None}
-    known = {name: one for name, one in kept.items() if name in declared(DistillSettings)}
-    return replace(DistillSettings(**known), objective="task-oriented", feature_weight=0.0)
+    chosen: dict[str, Any] = {"committee": "auto" if there else "none"}
+    for settings, unset in ((run.settings().get("settings", {}), DEFAULT), (given, None)):
+        chosen |= {name: one for name, one in settings.items() if one != unset and name in declared(DistillSettings)}
+    return replace(DistillSettings(**chosen), objective="task-oriented", feature_weight=0.0)

@@ -37,7 +37,7 @@ def select(
     Args:
         gallery: (N, D) float, may be memory-mapped.
         queries: (Q, D) float, embeddings of labelled images, for "text" of class names; None for "all" and "random".
-        count: rows to choose, from 1 to the number of usable rows; None for all of these.
+        count: rows to choose, from 1 to the number of usable rows; None, and always for "all": all of these.
         strategy: "all", "random", "best", "balanced", "diverse", "hard" or "text".
         labels: (Q,) integers, the class of each query, for "hard" and for balance "class".
         balance: what takes turns in choosing rows: each query, or each class.
@@ -60,17 +60,16 @@ def select(
     free = np.ones(len(gallery), bool) if usable is None else np.array(usable)
     _check(strategy, asked, labels, balance, free, gallery.shape)
     most = int(free.sum())
-    if not 1 <= (count or most) <= most:
-        raise TutelageError(
-            f"count {count or 0}: 1 to {most:,} rows can be chosen", "give another count, or leave it out"
-        )
+    wanted = most if count is None else count
+    if not 1 <= wanted <= most:
+        raise TutelageError(f"count {wanted}: 1 to {most:,} rows can be chosen", "give another, or leave it out")
     asked, own = unit(asked, mean), np.arange(len(asked))
     classes = own if labels is None else np.unique(labels, return_inverse=True)[1]
     table = EmbeddingTable(
         rows, np.arange(len(gallery)), np.zeros((0, 32), np.uint8), np.zeros(1, np.int64), (), (), []
     )
     wish = SelectionRequest(
-        strategy, count or most, classes if balance == "class" else own, seed, "none",
+        strategy, wanted, classes if balance == "class" else own, seed, "none",
         lambda near: unsure(asked, classes, np.full(len(asked), ""), near, seed),
     )  # fmt: skip
     pool = Pool(table, Vectors(rows, mean), free, "auto", int(free_memory() / 2))

@@ -82,5 +82,5 @@ def load_student(run: str | Path) -> LoadedStudent:
 
 def resize_of(run: Run) -> str:
     """Return how the images of a run get the shape of a network's input."""
-    kept = run.settings()["settings"].get("resize", DEFAULT)
+    kept = run.settings().get("settings", {}).get("resize", DEFAULT)
     return "squash" if kept == DEFAULT else kept
