@@ -16,6 +16,8 @@ SRC = Path(__file__).parents[1] / "src"
 # From top to bottom: a room imports only rooms below it. A room is a file or a folder of src/tutelage.
 ROOMS = (
     "cli",
+    "own_loop",
+    "losses",
     "commands",
     "study",
     "pipeline",
@@ -54,6 +56,7 @@ LOADS_NO_TORCH = (
     "tutelage",
     "tutelage.cli",
     "tutelage.reporting",
+    "tutelage.own_loop.select",
     "tutelage.deploy.runtime",
     "tutelage.commands.predict",
     "tutelage.deploy.browser",

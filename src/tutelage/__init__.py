@@ -1,16 +1,19 @@
 """Tutelage: distil a vision foundation model into a small, fast student, with a few labelled and many unlabelled images.
 
-Every command is also a function with the same name and arguments: `tutelage.run(target=..., gallery=[...], ...)`.
+Every command is also a function with the same name and arguments: `tutelage.run(target=..., gallery=[...], ...)`. For a training
+loop of one's own there are `select`, `DistillationDataset`, `losses` and `load_student`.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from tutelage.errors import TutelageError
 from tutelage.version import __version__
 
 if TYPE_CHECKING:
+    from tutelage import losses
     from tutelage.commands.adapt import adapt
     from tutelage.commands.baseline import baseline
     from tutelage.commands.benchmark import benchmark
@@ -28,14 +31,24 @@ if TYPE_CHECKING:
     from tutelage.commands.predict import predict
     from tutelage.commands.report import report
     from tutelage.commands.run import run
+    from tutelage.own_loop.dataset import DistillationDataset
+    from tutelage.own_loop.select import select
+    from tutelage.own_loop.student import load_student
 
 __all__ = [
-    "TutelageError", "__version__", "adapt", "baseline", "benchmark", "cache", "committee", "compare", "curate", "demo", "demo_page",
-    "distill", "doctor", "evaluate", "export", "finetune", "predict", "report", "run",
+    "DistillationDataset", "TutelageError", "__version__", "adapt", "baseline", "benchmark", "cache", "committee", "compare", "curate",
+    "demo", "demo_page", "distill", "doctor", "evaluate", "export", "finetune", "load_student", "losses", "predict", "report", "run",
+    "select",
 ]  # fmt: skip
+
+_OWN_LOOP = {"DistillationDataset": "dataset", "load_student": "student", "select": "select"}  # name -> file
 
 
 def __getattr__(name: str) -> Any:
+    if name == "losses":
+        return importlib.import_module("tutelage.losses")
+    if name in _OWN_LOOP:
+        return getattr(importlib.import_module(f"tutelage.own_loop.{_OWN_LOOP[name]}"), name)
     from tutelage.cli import COMMANDS, function_of
 
     if (command := name.replace("_", "-")) in COMMANDS:

@@ -42,7 +42,7 @@ def distill(settings: DistillSettings) -> DistillationResult:
     from tutelage.device import accelerator
 
     with open_run(settings, together=True) as (run, cache_dir):
-        job = _distillation(run, cache_dir, settings)
+        job = distillation_of(run, cache_dir, settings)
         hardware = accelerator(settings.device, settings.precision)
         with hardware.main_process_first():  # it may copy the stage from another run of a study
             done = run.done("distill", job.inputs)
@@ -81,7 +81,12 @@ class _Distillation:
         return self.settings.objective in WITHOUT_TARGETS and not self.labelled
 
 
-def _distillation(run: Run, cache_dir: Path, settings: DistillSettings) -> _Distillation:
+def distillation_of(run: Run, cache_dir: Path, settings: DistillSettings) -> _Distillation:
+    """Return what a distillation depends on.
+
+    Raises:
+        TutelageError: an earlier stage is not finished.
+    """
     from tutelage.distillation.distill_loop import labelled_images
     from tutelage.features.output_cache import gibibytes
 
@@ -135,7 +140,9 @@ def _distil(job: _Distillation, hardware: Any) -> None:
 
     run, meter, task = job.run, CostMeter(), load_task(job.run.path, job.cache_dir)
     task = without_labels(task) if job.label_free else task
-    targets, target_seconds = _targets(job, task, hardware, meter) if job.adapted else (None, 0.0)
+    target_clock = Clock(run.path / "distill" / "target_seconds.json")
+    targets = targets_of(job, task, hardware, target_clock, meter) if job.adapted else None
+    target_seconds = target_clock.tick(force=True) if targets and hardware.is_main_process else 0.0
     first = np.zeros(1, np.int64)
     width = targets.matched(first, first).shape[1] if targets else 0
     torch.manual_seed(seed_of(job.settings.seed, "student"))
@@ -161,14 +168,13 @@ def _distil(job: _Distillation, hardware: Any) -> None:
     hardware.wait_for_everyone()
 
 
-def _targets(job: _Distillation, task: TaskData, hardware: Any, meter: CostMeter) -> tuple[Targets, float]:
-    """Return the student's targets, and the seconds they took, summed over restarts."""
+def targets_of(job: _Distillation, task: TaskData, hardware: Any, clock: Clock | None, meter: CostMeter) -> Targets:
+    """Return the student's targets. clock: measures the time that they take."""
     from tutelage.distillation.mixture import Mixture, sharpness_of
     from tutelage.distillation.prepare_targets import member_outputs, projected_features
     from tutelage.distillation.targets import Targets
 
     s, task_agnostic = job.settings, job.settings.objective == "task-agnostic"
-    clock = Clock(job.run.path / "distill" / "target_seconds.json")
     mixture, students, outputs = Mixture(sharpness=s.sharpness or 1.0), None, None
     if job.committee:
         mixture = Mixture.of(job.committee, s.committee, s.sharpness or 1.0)
@@ -188,8 +194,7 @@ def _targets(job: _Distillation, task: TaskData, hardware: Any, meter: CostMeter
         mixture = replace(mixture, sharpness=sharpness_of(log_probabilities(np.unique(some))))
     matched = outputs is not None and (task_agnostic or _matches_features(job, outputs))
     features = projected_features(outputs) if outputs and matched else None
-    seconds = clock.tick(force=True) if hardware.is_main_process else 0.0
-    return Targets(task.transfer, job.views, log_probabilities, features, mixture.sharpness), seconds
+    return Targets(task.transfer, job.views, log_probabilities, features, mixture.sharpness)
 
 
 def _matches_features(job: _Distillation, outputs: TeacherOutputs) -> bool:
@@ -204,7 +209,7 @@ def _matches_features(job: _Distillation, outputs: TeacherOutputs) -> bool:
 
 
 def _teacher_outputs(
-    job: _Distillation, task: TaskData, hardware: Any, clock: Clock, meter: CostMeter
+    job: _Distillation, task: TaskData, hardware: Any, clock: Clock | None, meter: CostMeter
 ) -> TeacherOutputs:  # fmt: skip
     """Return the adapted teacher's outputs for the transfer set, in the form that the cache limit allows."""
     from tutelage.device import flops

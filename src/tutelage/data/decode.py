@@ -109,18 +109,22 @@ def decode(data: bytes, short_side: int | None = None) -> tuple[np.ndarray, tupl
         Unreadable: empty, not an image, cut off, broken, more than MAX_PIXELS, or zero-sized.
     """
     try:
-        image = _open(data)
-        rgb, (width, height) = _rgb(image, short_side)
-        orientation = _orientation(image)
-        if orientation in _TURNS:
-            rgb = rgb.transpose(_TURNS[orientation])
-        return np.array(rgb), (width, height) if orientation in (5, 6, 7, 8) else (height, width)
+        return shrunken(_open(data), short_side)
     except Unreadable:
         raise
     except MemoryError:
         raise Unreadable("decoding needs more memory than there is") from None
     except Exception as error:  # Pillow's readers raise almost anything on broken data
         raise Unreadable(_reason(error)) from None
+
+
+def shrunken(image: Image.Image, short_side: int | None) -> tuple[np.ndarray, tuple[int, int]]:
+    """Convert an image of Pillow to RGB, shrink and turn it. Arguments and results as for `decode`; Pillow's errors are raised."""
+    rgb, (width, height) = _rgb(image, short_side)
+    orientation = _orientation(image)
+    if orientation in _TURNS:
+        rgb = rgb.transpose(_TURNS[orientation])
+    return np.array(rgb), (width, height) if orientation in (5, 6, 7, 8) else (height, width)
 
 
 def fit(rgb: np.ndarray, size: Size, resize: str) -> np.ndarray:
@@ -184,7 +188,7 @@ def _open(data: bytes) -> ImageFile.ImageFile:
     return image
 
 
-def _rgb(image: ImageFile.ImageFile, short_side: int | None) -> tuple[Image.Image, tuple[int, int]]:
+def _rgb(image: Image.Image, short_side: int | None) -> tuple[Image.Image, tuple[int, int]]:
     """Decode, convert and shrink: mode RGB, not yet turned, and the (width, height) before shrinking."""
     size, box = image.size, None
     if short_side is not None and isinstance(image, JpegImagePlugin.JpegImageFile) and min(size) > 2 * short_side:
@@ -228,7 +232,7 @@ def _grey8(values: np.ndarray) -> np.ndarray:
     return ((np.clip(values, 0, 65535).astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
-def _orientation(image: ImageFile.ImageFile) -> int:
+def _orientation(image: Image.Image) -> int:
     """Return the EXIF (or XMP) orientation, 1 to 8; 1 if there is none or it cannot be read."""
     try:
         value = image.getexif().get(0x0112, 1)

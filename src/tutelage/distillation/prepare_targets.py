@@ -28,13 +28,13 @@ SAMPLE = 2048  # images whose features determine the principal axes on which the
 
 def teacher_outputs(
     images: Images, teacher: AdaptedTeacher, settings: ViewSettings, looks: tuple[int, ...], cache: OutputCache | None,
-    hardware: Any, clock: Clock, meter: CostMeter,
+    hardware: Any, clock: Clock | None, meter: CostMeter,
 ) -> TeacherOutputs:  # fmt: skip
     """Return the teacher's outputs for the transfer set, computing those that are not in the cache.
 
     Args:
         looks: the views of an image that the teacher runs on. cache: None if they are too large for it: the teacher runs online.
-        clock: measures the time. meter: counts the outputs that are needed.
+        clock: measures the time, if there is one. meter: counts the outputs that are needed.
     """
     network = teacher.network
     needed = gibibytes(len(images), len(looks), network.width)
@@ -44,7 +44,7 @@ def teacher_outputs(
     logger.info(f"teacher outputs: {len(images):,} images x {len(looks)} views, {needed:.2f} GiB in {cache.folder}")
     share = (hardware.process_index, hardware.num_processes)
     with progress("targets", len(images) * len(looks)) as advance:
-        tick = clock.ticking(advance) if hardware.is_main_process else advance
+        tick = clock.ticking(advance) if clock and hardware.is_main_process else advance
         computed = compute_outputs(cache, network, images, looks, settings, tick, share)
     meter.output_bytes = 2 * network.width  # float16
     hardware.wait_for_everyone()
