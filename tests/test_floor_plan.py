@@ -38,6 +38,7 @@ ROOMS = (
     "results",
     "errors",
     "image_size",
+    "json_object",
     "environment",
     "version",
 )

@@ -5,12 +5,14 @@ Every command is also a function with the same name and arguments: `tutelage.run
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tutelage.errors import TutelageError
 from tutelage.version import __version__
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tutelage.commands.adapt import adapt
     from tutelage.commands.baseline import baseline
     from tutelage.commands.benchmark import benchmark
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from tutelage.commands.predict import predict
     from tutelage.commands.report import report
     from tutelage.commands.run import run
+    from tutelage.results import Result
 
 __all__ = [
     "TutelageError", "__version__", "adapt", "baseline", "benchmark", "cache", "committee", "compare", "curate", "demo", "demo_page",
@@ -35,7 +38,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> Callable[..., Result]:
     from tutelage.cli import COMMANDS, function_of
 
     if (command := name.replace("_", "-")) in COMMANDS:

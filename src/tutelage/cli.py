@@ -14,12 +14,16 @@ import sys
 import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tutelage.device import prepare_process
 from tutelage.errors import TutelageError, did_you_mean, raise_all, rendered
+from tutelage.json_object import JSON
 from tutelage.progress import logger, main_process
 from tutelage.version import __version__
+
+if TYPE_CHECKING:
+    from tutelage.results import Result
 
 # command -> module of its function, whose signature defines the command's settings
 COMMANDS = {
@@ -57,7 +61,7 @@ NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 NO_WRITING = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
 
 
-def function_of(name: str) -> Callable[..., Any]:
+def function_of(name: str) -> Callable[..., Result]:
     """Return the function behind a command."""
     return getattr(importlib.import_module(COMMANDS[name]), name.replace("-", "_"))
 
@@ -77,7 +81,7 @@ def call(words: list[str]) -> int:
     Returns:
         the exit code.
     """
-    given: dict[str, Any] = {}
+    given: dict[str, object] = {}
     level = logger.level
     try:
         logger.setLevel(_level("--quiet" in words))
@@ -116,10 +120,10 @@ def _level(quiet: bool) -> int:
     return levels[name.upper()]
 
 
-def _disk_fault(error: OSError, given: dict[str, Any]) -> TutelageError:
+def _disk_fault(error: OSError, given: dict[str, object]) -> TutelageError:
     """Return the error for a file that could not be written, with a hint on what to free or which folder to choose."""
     where = f"{error.filename or 'a file of the run or the cache'}: {error.strerror}"
-    cache = Path(given.get("cache") or Path(given.get("out") or ".").absolute().parent / "cache")
+    cache = Path(str(given.get("cache") or Path(str(given.get("out") or ".")).absolute().parent / "cache"))
     if error.errno in NO_WRITING:
         return TutelageError(where, "choose an --out and a --cache that can be written, or get write permission there")
     room = next(
@@ -133,7 +137,7 @@ def _disk_fault(error: OSError, given: dict[str, Any]) -> TutelageError:
     )
 
 
-def _parsed(words: list[str]) -> tuple[Callable[..., Any] | None, dict[str, Any]]:
+def _parsed(words: list[str]) -> tuple[Callable[..., Result] | None, dict[str, object]]:
     """Return the function and its explicit arguments; (None, {}) when help or the version was shown.
 
     Raises:
@@ -178,12 +182,12 @@ def _with_flags(words: list[str]) -> list[str]:
     return [*given, *rest]
 
 
-def _as_text(function: Callable[..., Any]) -> Callable[..., Any]:
+def _as_text(function: Callable[..., Result]) -> Callable[..., None]:
     """Return a function with the same flags but text values: `settings.resolve` turns them into numbers and reports all faults at once."""
 
     import cyclopts
 
-    def words(**given: Any) -> None: ...
+    def words(**given: object) -> None: ...
 
     hints = dict(function.__annotations__)
     parameters = []
@@ -214,11 +218,11 @@ def _check_flags(words: list[str]) -> None:
     raise_all(faults)
 
 
-def _show(command: str, result: Any, as_json: bool) -> None:
+def _show(command: str, result: JSON, as_json: bool) -> None:
     """Print the result to stdout: one JSON object, or a table."""
     from tutelage.reporting.table import text_of
 
-    if result is None or not (main_process() or "shard" in result):  # each process of a job array prints its share
+    if not (main_process() or "shard" in result):  # each process of a job array prints its share
         return
     if as_json:
         print(json.dumps(result))

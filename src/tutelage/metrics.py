@@ -4,9 +4,10 @@ against scikit-learn and torchmetrics."""
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import numpy as np
+
+from tutelage.json_object import JSON
 
 ECE_BINS = 15
 RESAMPLES, RESAMPLED_AT_ONCE = 2000, 100
@@ -116,7 +117,7 @@ def wilson(share: float, count: int) -> tuple[float, float]:
     return middle - half, middle + half
 
 
-def classification(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+def classification(logits: np.ndarray, labels: np.ndarray) -> JSON:
     """Return all scores of one classifier on one set of images.
 
     Balanced accuracy is the mean recall of the classes that have images; macro F1 leaves out classes that are neither
@@ -249,7 +250,7 @@ def _outline(inside: np.ndarray, known: np.ndarray) -> np.ndarray:
     return np.logical_and(inside & known, ndimage.binary_dilation(known & ~inside))
 
 
-def segmentation(tables: np.ndarray, outlines: np.ndarray) -> dict[str, Any]:
+def segmentation(tables: np.ndarray, outlines: np.ndarray) -> JSON:
     """Return all scores of one model on one set of masks.
 
     Args:

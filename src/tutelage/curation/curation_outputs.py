@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from tutelage.curation.strategies import Choice
 from tutelage.data.image_cache import Images, Store
 from tutelage.data.manifest import write_manifest
 from tutelage.data.sources import SOURCE, ImageRef
+from tutelage.json_object import JSON
 from tutelage.progress import logger
 from tutelage.run_folder import Run, hash_of
 
@@ -133,9 +133,9 @@ def write_montage(
     save_montage(run.path / "curate" / "montage.jpg", picture)
 
 
-def summary(pool: Pool, choice: Choice, queries: Queries, labelled: LabelledSplit) -> dict[str, Any]:
+def summary(pool: Pool, choice: Choice, queries: Queries, labelled: LabelledSplit) -> JSON:
     """Return and log similarities, images found per class, and the distances of transfer set and gallery to the target set."""
-    found: dict[str, Any] = {"index": "ivf", "recall": min(pool.recalls)} if pool.recalls else {}
+    found: JSON = {"index": "ivf", "recall": min(pool.recalls)} if pool.recalls else {}
     near = far = float("nan")
     images = not queries.text
     if images and len(queries.vectors) > 1 and len(choice) > 1:

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -92,7 +92,7 @@ class EmbeddingTable:
 class EmbeddingSource(Protocol):
     """Source of embeddings. about: what they depend on, hashed into the cache's name. width: number of features."""
 
-    about: dict[str, Any]
+    about: dict[str, object]
     width: int
 
     def lacks(self, ref: ImageRef) -> str | None:
@@ -112,7 +112,7 @@ class ByNetwork:
 
     def __init__(self, network: FeatureExtractor, resize: str):
         self.network, self.resize, self.width = network, resize, network.width
-        self.about: dict[str, Any] = {
+        self.about: dict[str, object] = {
             "encoder": network.name, "weights": network.hash, "width": network.width, "size": network.size,
             "mean": network.mean, "std": network.std, "resize": resize, "precision": network.precision,
         }  # fmt: skip

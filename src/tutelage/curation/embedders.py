@@ -54,7 +54,7 @@ class GalleryEmbedder:
     network: FeatureExtractor | None = None
     given: PrecomputedEmbeddings | None = None
     words: Callable[[Sequence[str]], np.ndarray] | None = None
-    about_words: list[Any] = field(default_factory=list)
+    about_words: list[object] = field(default_factory=list)
     is_teacher: bool = False
 
     @classmethod
@@ -100,7 +100,7 @@ class GalleryEmbedder:
         return cls(**place, network=network_of(teacher, hardware), is_teacher=True)
 
     @property
-    def identity(self) -> list[Any]:
+    def identity(self) -> list[object]:
         """Return everything besides the images that the vectors depend on."""
         if self.given is not None:
             return [self.given.about, *self.about_words]

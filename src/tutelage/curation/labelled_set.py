@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 
@@ -41,7 +41,7 @@ class LabelledSplit:
         """Rows of all images of the run: those drawn, then validation and test images."""
         return np.concatenate([self.drawn, self.held])
 
-    def columns(self, rows: np.ndarray) -> dict[str, list]:
+    def columns(self, rows: np.ndarray) -> dict[str, list[object]]:
         """Return split, label and group of these rows of the target set."""
         return self.target.columns(rows)
 
@@ -167,7 +167,7 @@ def list_rejected(run: Run, rejected: Sequence[tuple[str, Rejected]]) -> None:
     if not rejected:
         (run.path / "rejected.csv").unlink(missing_ok=True)
         return
-    listed: list[list[Any]] = [["set", "image", "reason"], *([kind, item.id, item.reason] for kind, item in rejected)]
+    listed = [("set", "image", "reason"), *((kind, item.id, item.reason) for kind, item in rejected)]
     write_csv(run.path / "rejected.csv", listed)
 
 
@@ -187,7 +187,7 @@ def reject(run: Run, rejected: Sequence[tuple[str, Rejected]], total: int, most:
         )
 
 
-def write_csv(path, rows: Sequence[Sequence[Any]]) -> None:
+def write_csv(path: Path, rows: Sequence[Sequence[object]]) -> None:
     """Write a whole CSV file."""
     text = io.StringIO()
     csv.writer(text).writerows(rows)

@@ -22,6 +22,8 @@ KEPT_OUT_LINES = 3
 GROUND, TILE, EDGE = (250, 250, 248), (238, 238, 235), (218, 218, 214)
 TEXT, FAINT = (32, 33, 36), (110, 112, 116)
 
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
 # Pillow's own font lacks accented letters; other text uses the first of these that is installed and has all letters.
 FONTS = (
     "DejaVuSans.ttf",
@@ -229,7 +231,7 @@ class _Pen:
 
 
 @lru_cache(maxsize=256)
-def _font(name: str, size: int) -> Any:
+def _font(name: str, size: int) -> Font | None:
     """Return a font by its file's name, or Pillow's own for an empty name; None if it is not installed."""
     try:
         return ImageFont.truetype(name, size) if name else ImageFont.load_default(size=size)
@@ -238,10 +240,11 @@ def _font(name: str, size: int) -> Any:
 
 
 @lru_cache(maxsize=4096)
-def _writable(text: str, size: int) -> tuple[str, Any]:
+def _writable(text: str, size: int) -> tuple[str, Font]:
     """Return the text on one line and a font for it; letters that no font has lose their accents or become ?."""
     text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     own = _font("", size)
+    assert own is not None  # Pillow's
     if not isinstance(own, ImageFont.FreeTypeFont):
         return text.encode("latin-1", "replace").decode("latin-1"), own
     for name in ("", *FONTS):
@@ -254,5 +257,5 @@ def _writable(text: str, size: int) -> tuple[str, Any]:
 
 
 def _has(font: Any, character: str) -> bool:
-    """Return whether a font has a character, instead of drawing the box that stands for missing ones."""
+    """Return whether a font has a character, instead of drawing the box that stands for missing ones. font: whose `getmask` may be read."""
     return character.isspace() or bytes(font.getmask(character)) != bytes(font.getmask("\uffff"))

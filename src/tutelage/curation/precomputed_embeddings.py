@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -53,7 +52,7 @@ class PrecomputedEmbeddings:
             twice = [name for name in self.names if name in seen or seen.add(name)]
             raise TutelageError(f"{flag} has two vectors for {shown(map(repr, twice))}", "keep one vector per name")
         facts = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-        self.about: dict[str, Any] = {"embeddings": hash_of([facts, self.width]), "width": self.width}
+        self.about: dict[str, object] = {"embeddings": hash_of([facts, self.width]), "width": self.width}
         self._claims: dict[int, ImageRef] = {}
         self._scale = self._scale_of()
 
@@ -172,7 +171,7 @@ def _files(path: Path, flag: str) -> list[Path]:
     return found
 
 
-def _natural(path: Path) -> list[Any]:
+def _natural(path: Path) -> list[int | str]:
     """Return a sort key that puts img_emb_10 after img_emb_9."""
     import re
 

@@ -106,7 +106,9 @@ def read_bytes(refs: Sequence[ImageRef]) -> Iterator[tuple[int, bytes | Unreadab
         positions[ref.container].append(i)
     for wanted in positions.values():
         wanted.sort(key=lambda i: refs[i].position)
-        reader = {"file": _read_file, "tar": _read_tar, "parquet": read_rows, "mask": read_rows}[refs[wanted[0]].kind]
+        reader = {"file": _read_file, "tar": _read_tar, "parquet": _read_parquet, "mask": _read_parquet}[
+            refs[wanted[0]].kind
+        ]
         left, reason = iter(wanted), "the container ends before this image"
         try:
             for data in reader([refs[i] for i in wanted]):
@@ -331,6 +333,10 @@ def _read_file(refs: list[ImageRef]) -> Iterator[bytes | Unreadable]:
 
 
 # Parquet
+
+
+def _read_parquet(refs: list[ImageRef]) -> Iterator[bytes | Unreadable]:
+    return read_rows(refs[0].container, [ref.position for ref in refs], refs[0].kind == "mask")
 
 
 def _list_parquet(path: str, id: str) -> list[ImageRef]:

@@ -11,7 +11,6 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from tutelage.data.gallery import place_names, unique_ids
 from tutelage.data.labelled import FORMS, LabelledPlace, LabelledRef, read_labelled
 from tutelage.data.sources import SOURCE, ImageRef, Rejected, missing
 from tutelage.errors import TutelageError, did_you_mean, raise_all, shown
+from tutelage.json_object import JSON
 
 TEST_SHARE = 0.2  # share held out if no test split is given
 
@@ -62,7 +62,7 @@ class TargetSet:
         """Return the ground truth of one image, for comparison with another's: its class, or the hash of its mask."""
         return self.truths[row] if self.truths else int(self.labels[row])
 
-    def about(self, rows: np.ndarray) -> dict[str, Any]:
+    def about(self, rows: np.ndarray) -> JSON:
         """Return what result.json says about these rows: for masks the colours and how many images show each class, else nothing."""
         if self.pixels is None:
             return {}
@@ -70,7 +70,7 @@ class TargetSet:
         colours, ignored = ([list(one) for one in several] for several in (self.colours, self.ignored))
         return {"colours": colours, "coloured": self.coloured, "ignored_colours": ignored, "shown_by": shown_by}
 
-    def columns(self, rows: np.ndarray) -> dict[str, list[Any]]:
+    def columns(self, rows: np.ndarray) -> dict[str, list[object]]:
         """Return the manifest's columns for these rows: split, label, group; for masks also their locations and hashes."""
         columns = {"split": self.splits, "label": self.labels, "group": self.groups}
         found = {name: column[rows].tolist() for name, column in columns.items()}

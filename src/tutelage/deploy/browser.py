@@ -14,7 +14,7 @@ import lzma
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import PIL
 from jinja2 import Environment, PackageLoader
@@ -133,7 +133,7 @@ def serve(server: ThreadingHTTPServer, page: bytes) -> None:
             self.end_headers()
             self.wfile.write(page)
 
-        def log_message(self, format: str, *args: Any) -> None: ...
+        def log_message(self, format: str, *args: object) -> None: ...
 
     server.RequestHandlerClass = Handler
     with server:

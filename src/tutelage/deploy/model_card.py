@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader
 
+from tutelage.json_object import JSON
 from tutelage.metrics import wilson
 from tutelage.reporting.choices import delivery
 from tutelage.reporting.diagnosis import diagnose
@@ -21,9 +21,7 @@ NOT_USED = (
 CONFUSIONS = 5  # the most frequent ones that are listed
 
 
-def model_card(
-    run: Path, stages: dict[str, Any], settings: dict[str, Any], teacher: dict[str, Any], export: dict[str, Any]
-) -> str:
+def model_card(run: Path, stages: JSON, settings: JSON, teacher: JSON, export: JSON) -> str:
     """Return the text of the card.
 
     Args:
@@ -46,7 +44,7 @@ def model_card(
     )  # fmt: skip
 
 
-def _others(report: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+def _others(report: JSON) -> list[tuple[str, JSON]]:
     """(title, scores) of the models shown for comparison."""
     delivered = delivered_name(report)
     return [model for name, model in models_of(report).items() if name != delivered and model[1].get("test")]
@@ -76,7 +74,7 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "\\`")
 
 
-def _interval(test: dict[str, Any] | None) -> tuple[float, float] | None:
+def _interval(test: JSON | None) -> tuple[float, float] | None:
     """95 % interval of the main score due to the choice of test images: Wilson's for accuracy, else ± 1.96 standard errors."""
     if not test:
         return None
@@ -86,7 +84,7 @@ def _interval(test: dict[str, Any] | None) -> tuple[float, float] | None:
     return main_score(test) - half, main_score(test) + half
 
 
-def _per_class(classes: list[str], test: dict[str, Any] | None) -> list[dict[str, Any]]:
+def _per_class(classes: list[str], test: JSON | None) -> list[JSON]:
     if not test:
         return []
     table = test["confusion"]
@@ -100,7 +98,7 @@ def _per_class(classes: list[str], test: dict[str, Any] | None) -> list[dict[str
     ]  # fmt: skip
 
 
-def _confusions(classes: list[str], test: dict[str, Any] | None) -> list[dict[str, Any]]:
+def _confusions(classes: list[str], test: JSON | None) -> list[JSON]:
     if not test:
         return []
     table = test["confusion"]
@@ -113,7 +111,7 @@ def _confusions(classes: list[str], test: dict[str, Any] | None) -> list[dict[st
     return sorted(found, key=lambda one: one["share"], reverse=True)[:CONFUSIONS]
 
 
-def _lowest(classes: list[str], test: dict[str, Any] | None) -> list[tuple[str, float]]:
+def _lowest(classes: list[str], test: JSON | None) -> list[tuple[str, float]]:
     if not test:
         return []
     there = [(name, recall) for name, recall in zip(classes, test["recall"], strict=True) if recall is not None]

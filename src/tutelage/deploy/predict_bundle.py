@@ -6,7 +6,7 @@ import ast
 import inspect
 from types import ModuleType
 
-from tutelage import errors, image_size
+from tutelage import errors, image_size, json_object
 from tutelage.data import decode, upsample
 from tutelage.deploy import predict_cli, predict_masks, prediction_files, runtime
 
@@ -14,6 +14,7 @@ from tutelage.deploy import predict_cli, predict_masks, prediction_files, runtim
 PARTS: tuple[ModuleType, ...] = (
     errors,
     image_size,
+    json_object,
     decode,
     upsample,
     runtime,

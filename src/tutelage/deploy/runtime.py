@@ -12,12 +12,16 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tutelage.data.decode import SUFFIXES, UNREAD_SUFFIXES, decode, fit, hidden
 from tutelage.errors import TutelageError, Unreadable, shown
+from tutelage.json_object import JSON
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
 
 FLOAT, INT8 = "model.onnx", "model.int8.onnx"
 NAMES = {"float": FLOAT, "int8": INT8}
@@ -31,8 +35,8 @@ class Model:
     session: of onnxruntime. about: contents of preprocess.json. labels: C class names. file: name of the ONNX file.
     """
 
-    session: Any
-    about: dict[str, Any]
+    session: InferenceSession
+    about: JSON
     labels: list[str]
     file: str
 
@@ -52,7 +56,7 @@ class Model:
 
     def outputs(self, pixels: np.ndarray) -> np.ndarray:
         """(B, S, S, 3) uint8 -> (B, C) float32 output of the file: logits, or probabilities if softmax is baked in."""
-        return self.session.run(None, {self.about["input"]["name"]: model_input(pixels, self.about)})[0]
+        return np.asarray(self.session.run(None, {self.about["input"]["name"]: model_input(pixels, self.about)})[0])
 
 
 @dataclass
@@ -65,12 +69,12 @@ class Predictions:
     probabilities: list[np.ndarray] = field(default_factory=list)
     rejected: list[tuple[str, str]] = field(default_factory=list)
 
-    def columns(self, top: int) -> dict[str, list[Any]]:
+    def columns(self, top: int) -> dict[str, list[object]]:
         """The table: path, class, probability, unsure, then the next most likely classes down to rank `top`."""
         table = np.array(self.probabilities).reshape(len(self.paths), len(self.labels))
         order = np.argsort(-table, axis=1, kind="stable")[:, : max(1, min(top, len(self.labels)))]
         best = np.take_along_axis(table, order, axis=1)
-        columns: dict[str, list[Any]] = {"path": self.paths}
+        columns: dict[str, list[object]] = {"path": [*self.paths]}
         for rank in range(order.shape[1]):
             end = f"_{rank + 1}" if rank else ""
             columns[f"class{end}"] = [self.labels[i] for i in order[:, rank]]
@@ -81,7 +85,7 @@ class Predictions:
         return columns
 
 
-def model_input(pixels: np.ndarray, about: dict[str, Any]) -> np.ndarray:
+def model_input(pixels: np.ndarray, about: JSON) -> np.ndarray:
     """(B, S, S, 3) uint8 -> the model's input: the same if preprocessing is baked in, else (B, 3, S, S) float32, normalised."""
     if about["input"]["dtype"] == "uint8":
         return pixels
@@ -97,7 +101,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return exp / exp.sum(axis=1, keepdims=True)
 
 
-def session_of(model: Path | bytes, threads: int | None = None) -> Any:
+def session_of(model: Path | bytes, threads: int | None = None) -> InferenceSession:
     """Open an ONNX file, or its bytes, in onnxruntime on the CPU; threads: None for its default.
 
     onnxruntime 1.32 for Linux keeps an identity of the machine and a list of events in the home folder, unless that is switched off.
@@ -142,7 +146,7 @@ def open_export(folder: Path, which: str = "auto", threads: int | None = None) -
     return Model(session_of(folder / name, threads), preprocess, labels, name)
 
 
-def checked(folder: Path) -> dict[str, Any]:
+def checked(folder: Path) -> JSON:
     """Return the contents of export.json, after checking the hashes of the files that it lists.
 
     Raises:
@@ -155,7 +159,7 @@ def checked(folder: Path) -> dict[str, Any]:
     return about
 
 
-def listed(folder: Path, flag: str = "") -> dict[str, Any]:
+def listed(folder: Path, flag: str = "") -> JSON:
     """Return the contents of export.json: the files' hashes by name, and the rest. flag: put before the folder in an error.
 
     Raises:

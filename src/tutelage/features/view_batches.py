@@ -16,6 +16,7 @@ from tutelage.device import to_device
 
 if TYPE_CHECKING:
     import torch
+    from accelerate import Accelerator
 
 CLEAN = -1  # number of the view that shows the whole image, as in evaluation
 MIRRORED = -2  # number of the view that shows it mirrored
@@ -60,7 +61,7 @@ def crop_or_pad(image: np.ndarray, resize: str) -> np.ndarray:
 
 
 def view_input(
-    images: Images, positions: np.ndarray, number: int | np.ndarray, settings: ViewSettings, network: Any
+    images: Images, positions: np.ndarray, number: int | np.ndarray, settings: ViewSettings, network: views.NetworkInput
 ) -> torch.Tensor:
     """Return one view of each image as input for a network.
 
@@ -69,7 +70,7 @@ def view_input(
         positions: (B,) of the images to use.
         number: of the view, one for all or (B,) integers; or CLEAN, or MIRRORED.
         settings: of the views.
-        network: anything with size (pixels), mean and std (3 floats each).
+        network: its input.
 
     Returns:
         (B, 3, size, size) float32, normalised, channels_last, on the CPU.
@@ -127,14 +128,20 @@ def as_rows(outputs: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def forward_batches(
-    forward: Callable[[torch.Tensor], torch.Tensor], module: torch.nn.Module, network: Any, images: Images, number: int,
-    settings: ViewSettings, accelerator: Any, batch_size: int = 256,
-) -> Iterator[tuple[np.ndarray, torch.Tensor]]:  # fmt: skip
+    forward: Callable[[torch.Tensor], torch.Tensor],
+    module: torch.nn.Module,
+    network: views.NetworkInput,
+    images: Images,
+    number: int,
+    settings: ViewSettings,
+    accelerator: Accelerator,
+    batch_size: int = 256,
+) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
     """Yield the outputs of `forward` for one view of each image, batch by batch.
 
     Args:
         forward: (B, 3, H, W) float32 -> (B, ...). module: the one that `forward` calls; put into evaluation mode.
-        network: size, mean and std of its input. number: of the view, or CLEAN.
+        network: its input. number: of the view, or CLEAN.
 
     Yields:
         (B,) positions of the images, and their (B, ...) float32 outputs.

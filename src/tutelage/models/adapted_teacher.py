@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,10 +15,14 @@ from torch import nn
 
 from tutelage.errors import TutelageError
 from tutelage.image_size import Size
+from tutelage.json_object import JSON
 from tutelage.models.linear_probe import LinearHead
 from tutelage.models.teachers import FrozenEncoder, build_teacher
 from tutelage.models.weights import weights_hash
 from tutelage.run_folder import atomic_write
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 MOST = 6e4  # logits are clamped to this, which fits in float16; softmax is 0 or 1 long before
 
@@ -35,8 +39,8 @@ class FeatureExtractor:
 
     forward: Callable[[torch.Tensor], torch.Tensor]
     size: Size
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     width: int
     hash: str
     output: str
@@ -102,27 +106,31 @@ def whole_teacher(backbone: nn.Module, features: int, classes: int, head: Linear
     return module
 
 
-def network_of(encoder: FrozenEncoder, accelerator: Any) -> FeatureExtractor:
+def network_of(encoder: FrozenEncoder, accelerator: Accelerator) -> FeatureExtractor:
     """Return the frozen encoder as a network whose outputs are pooled features."""
     module = encoder.module.eval().to(accelerator.device)
     return extractor(encoder, accelerator, module, encoder.features, encoder.hash, "features")
 
 
 def extractor(
-    encoder: FrozenEncoder, accelerator: Any, forward: Callable[[torch.Tensor], torch.Tensor], width: int, digest: str,
-    output: str, **shapes: Any,
-) -> FeatureExtractor:  # fmt: skip
-    """Return a network with the input of the encoder. Arguments as for `FeatureExtractor`; shapes: its shape or levels."""
+    encoder: FrozenEncoder,
+    accelerator: Accelerator,
+    forward: Callable[[torch.Tensor], torch.Tensor],
+    width: int,
+    digest: str,
+    output: str,
+    shape: tuple[int, ...] = (),
+    levels: tuple[tuple[int, int, int], ...] = (),
+) -> FeatureExtractor:
+    """Return a network with the input of the encoder. Arguments as for `FeatureExtractor`."""
 
     def outputs(images: torch.Tensor) -> torch.Tensor:
         with accelerator.autocast():
             found = forward(images)
         return found.clamp(-MOST, MOST) if output == "logits" else found
 
-    return FeatureExtractor(
-        outputs, encoder.size, encoder.mean, encoder.std, width, digest, output, encoder.name, str(accelerator.device),
-        accelerator.mixed_precision, **shapes,
-    )  # fmt: skip
+    seen, how = (encoder.size, encoder.mean, encoder.std), (str(accelerator.device), accelerator.mixed_precision)
+    return FeatureExtractor(outputs, *seen, width, digest, output, encoder.name, *how, shape, levels)
 
 
 def save_whole(folder: Path, module: nn.Module) -> None:
@@ -131,7 +139,7 @@ def save_whole(folder: Path, module: nn.Module) -> None:
         save_file({name: value.contiguous() for name, value in module.state_dict().items()}, path)
 
 
-def load_adapted(folder: Path, result: dict[str, Any], weights: str, accelerator: Any) -> AdaptedTeacher:
+def load_adapted(folder: Path, result: JSON, weights: str, accelerator: Accelerator) -> AdaptedTeacher:
     """Load the adapted teacher of a run.
 
     Args:
@@ -173,14 +181,14 @@ def with_logits(teacher: AdaptedTeacher) -> AdaptedTeacher:
     return replace(teacher, network=inside, head=lambda logits: logits)
 
 
-def frozen(folder: Path, result: dict[str, Any], weights: str, accelerator: Any) -> AdaptedTeacher:
+def frozen(folder: Path, result: JSON, weights: str, accelerator: Accelerator) -> AdaptedTeacher:
     """Load the unadapted encoder of a run's teacher; its head returns (B, 0), no classes. Arguments as for `load_adapted`."""
     encoder = _same_encoder(folder, result["teacher"], weights)
     network, size = network_of(encoder, accelerator), _count(encoder.module)
     return AdaptedTeacher(network, lambda features: np.zeros((len(features), 0), np.float32), encoder.module, size)
 
 
-def _same_encoder(folder: Path, about: dict[str, Any], weights: str) -> FrozenEncoder:
+def _same_encoder(folder: Path, about: JSON, weights: str) -> FrozenEncoder:
     encoder = build_teacher(about["name"], weights, about["size"], about.get("window"))
     if encoder.hash != about["hash"]:
         raise TutelageError(

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
 
 from tutelage.image_size import sides
+from tutelage.json_object import JSON
 from tutelage.models.adapted_teacher import AdaptedTeacher, FeatureExtractor, _same_encoder, extractor
 from tutelage.models.segmentation_grids import DenseNetwork, Pyramid, Windows, check_windows, levels_of, regrid
 from tutelage.models.segmentation_heads import DenseHead, Layout, new_head
 from tutelage.models.teachers import FrozenEncoder, build_teacher
 from tutelage.models.weights import weights_hash
 from tutelage.run_folder import hash_of
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 def pyramid_of(encoder: FrozenEncoder) -> Pyramid:
@@ -46,7 +50,7 @@ def multiple_of(encoder: FrozenEncoder) -> int:
     return 1 if "patch" in encoder.name else 32
 
 
-def network_of(encoder: FrozenEncoder, accelerator: Any) -> FeatureExtractor:
+def network_of(encoder: FrozenEncoder, accelerator: Accelerator) -> FeatureExtractor:
     """Return the frozen encoder as a network that gives the features of all levels, flattened to one row per image."""
     encoder.module.eval().to(accelerator.device)
     pyramid = pyramid_of(encoder)
@@ -79,7 +83,7 @@ def whole_teacher(
 
 
 def load_module(
-    folder: Path, result: dict[str, Any], weights: str, accelerator: Any
+    folder: Path, result: JSON, weights: str, accelerator: Accelerator
 ) -> tuple[FrozenEncoder, DenseNetwork, str]:
     """Load a run's teacher: its encoder, the whole network, a hash of the weights. Arguments as for `adapted_teacher.load_adapted`."""
     about, classes = result["teacher"], result["classes"]
@@ -102,8 +106,13 @@ def load_module(
 
 
 def load_adapted(
-    folder: Path, result: dict[str, Any], weights: str, accelerator: Any, grid: tuple[int, int], kept: tuple[int, int] | None = None
-) -> AdaptedTeacher:  # fmt: skip
+    folder: Path,
+    result: JSON,
+    weights: str,
+    accelerator: Accelerator,
+    grid: tuple[int, int],
+    kept: tuple[int, int] | None = None,
+) -> AdaptedTeacher:
     """Load the adapted teacher of a run, to give logits on a grid.
 
     Args:
@@ -124,9 +133,7 @@ def load_adapted(
     return AdaptedTeacher(network, head, module, size)
 
 
-def frozen(
-    folder: Path, result: dict[str, Any], weights: str, accelerator: Any, grid: tuple[int, int]
-) -> AdaptedTeacher:
+def frozen(folder: Path, result: JSON, weights: str, accelerator: Accelerator, grid: tuple[int, int]) -> AdaptedTeacher:
     """Load the unadapted encoder of a run's teacher, to give the features of its deepest level on a grid."""
     encoder = _same_encoder(folder, result["teacher"], weights)
     module = whole_teacher(encoder, encoder.module, 1, None).requires_grad_(False).eval().to(accelerator.device)

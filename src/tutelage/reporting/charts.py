@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from markupsafe import Markup, escape
+
+Place = TypeVar("Place", float, np.ndarray)
 
 WIDTH = 400  # units of a drawing, which the page shows 340 to 600 pixels wide
 NAMES = {  # of the models, in the order of the legend; the CSS classes have the same names
@@ -47,7 +49,7 @@ def polyline(points: Iterable[tuple[float, float]], kind: str, shape: str = "pol
     return f'<{shape} points="{places}" class="{kind}"/>'
 
 
-def scale(low: float, high: float, start: float, end: float) -> Callable[[Any], Any]:
+def scale(low: float, high: float, start: float, end: float) -> Callable[[Place], Place]:
     """Return the function from a quantity to its place on an axis that shows `low` at `start` and `high` at `end`."""
     return lambda value: start + (end - start) * (value - low) / ((high - low) or 1.0)
 
