@@ -25,34 +25,16 @@ from tutelage.version import __version__
 if TYPE_CHECKING:
     from tutelage.results import Result
 
-# command -> module of its function, whose signature defines the command's settings
-COMMANDS = {
-    "demo": "tutelage.commands.demo",
-    "run": "tutelage.commands.run",
-    "compare": "tutelage.commands.compare",
-    "curate": "tutelage.commands.curate",
-    "adapt": "tutelage.commands.adapt",
-    "committee": "tutelage.commands.committee",
-    "distill": "tutelage.commands.distill",
-    "finetune": "tutelage.commands.finetune",
-    "baseline": "tutelage.commands.baseline",
-    "evaluate": "tutelage.commands.evaluate",
-    "report": "tutelage.commands.report",
-    "export": "tutelage.commands.export",
-    "benchmark": "tutelage.commands.benchmark",
-    "predict": "tutelage.commands.predict",
-    "demo-page": "tutelage.commands.demo_page",
-    "cache": "tutelage.commands.cache",
-    "doctor": "tutelage.commands.doctor",
-}
+# in the order of `--help`; each is a function of a module of the same name in commands/, whose signature defines its settings
+COMMANDS = (
+    "demo", "run", "compare", "curate", "adapt", "committee", "distill", "finetune", "baseline", "evaluate", "report", "export",
+    "benchmark", "predict", "demo-page", "cache", "doctor",
+)  # fmt: skip
 
 # flags that the first positional words of a command stand for; the last flag takes all remaining words
 FIRST = {
     "compare": ("--config",),
-    "report": ("--run",),
-    "evaluate": ("--run",),
-    "export": ("--run",),
-    "benchmark": ("--run",),
+    **dict.fromkeys(("report", "evaluate", "export", "benchmark"), ("--run",)),
     "demo-page": ("--export",),
     "predict": ("--export", "--images"),
 }
@@ -63,7 +45,8 @@ NO_WRITING = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIS
 
 def function_of(name: str) -> Callable[..., Result]:
     """Return the function behind a command."""
-    return getattr(importlib.import_module(COMMANDS[name]), name.replace("-", "_"))
+    function = name.replace("-", "_")
+    return getattr(importlib.import_module(f"tutelage.commands.{function}"), function)
 
 
 def main() -> None:
@@ -73,14 +56,7 @@ def main() -> None:
 
 
 def call(words: list[str]) -> int:
-    """Run one command.
-
-    Args:
-        words: the command line without the program's name.
-
-    Returns:
-        the exit code.
-    """
+    """Run one command, and return the exit code. words: the command line without the program's name."""
     given: dict[str, object] = {}
     level = logger.level
     try:
@@ -138,11 +114,7 @@ def _disk_fault(error: OSError, given: dict[str, object]) -> TutelageError:
 
 
 def _parsed(words: list[str]) -> tuple[Callable[..., Result] | None, dict[str, object]]:
-    """Return the function and its explicit arguments; (None, {}) when help or the version was shown.
-
-    Raises:
-        TutelageError: unknown command, flag or value.
-    """
+    """Return the function and its explicit arguments; (None, {}) when help or the version was shown. Raises TutelageError."""
     import cyclopts
 
     words = _with_flags(words)
@@ -189,14 +161,12 @@ def _as_text(function: Callable[..., Result]) -> Callable[..., None]:
 
     def words(**given: object) -> None: ...
 
-    hints = dict(function.__annotations__)
-    parameters = []
+    hints, parameters = dict(function.__annotations__), []
     for parameter in inspect.signature(function).parameters.values():
-        hint = hints[parameter.name]
-        base, *notes = typing.get_args(hint) if typing.get_origin(hint) is typing.Annotated else (hint,)
+        base, *notes = typing.get_args(hints[parameter.name])  # as `settings.checking.hints_of` annotates them
         kind = base if base in (bool, list[str]) else str | None
         kept = [note for note in notes if isinstance(note, cyclopts.Parameter)]
-        hints[parameter.name] = typing.Annotated[kind, *kept] if kept else kind
+        hints[parameter.name] = typing.Annotated[kind, *kept]
         default = parameter.default if kind in (bool, list[str]) else None  # cyclopts checks defaults too
         parameters.append(parameter.replace(annotation=hints[parameter.name], default=default))
     words.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -83,8 +83,7 @@ def on_a_device_of_its_own() -> Iterator[None]:
 def check_group() -> None:
     """Check that an environment for several processes also defines how they find each other.
 
-    Raises:
-        TutelageError: WORLD_SIZE > 1 without RANK, MASTER_ADDR or MASTER_PORT.
+    Raises TutelageError: WORLD_SIZE > 1 without RANK, MASTER_ADDR or MASTER_PORT.
     """
     lacking = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
     if processes() > 1 and lacking:
@@ -114,9 +113,7 @@ def check_hardware(device: str, precision: str) -> str:
 def flops(module: nn.Module, size: Size) -> int:
     """Return the FLOPs of one forward pass of one image; 1 MAC = 2 FLOPs, attention included.
 
-    Args:
-        module: takes (1, 3, *sides(size)) float32.
-        size: of the input.
+    module: takes (1, 3, *sides(size)) float32. size: of the input.
     """
     import torch
 
@@ -132,8 +129,7 @@ def training_flops(module: nn.Module, size: Size) -> int:
 
     The image needs no gradient from the first layer, so this is a little less than three times the forward pass.
 
-    Args:
-        module: takes (B, 3, *sides(size)) float32, returns a tensor or a tuple of tensors; a copy of it is used.
+    module: takes (B, 3, *sides(size)) float32, returns a tensor or a tuple of tensors; a copy of it is used.
     """
     import copy
 
@@ -174,8 +170,7 @@ def latency_ms(module: nn.Module, size: Size, repeats: int = 50, seconds: float 
     """Return the median milliseconds of one forward pass on the CPU: batch 1, 1 thread, float32.
 
     Args:
-        module: takes (1, 3, *sides(size)) float32; not changed.
-        size: of the input.
+        module: takes (1, 3, *sides(size)) float32; not changed. size: of the input.
         repeats: timed passes, after 5 warm-up passes. seconds: no pass starts after this time, so slow networks get fewer
             timed passes, and those that do not even finish the warm-up are timed by its last pass.
     """

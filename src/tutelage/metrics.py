@@ -29,33 +29,33 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return special.log_softmax(logits, axis=1) if logits.shape[1] else logits
 
 
+def unit(rows: np.ndarray) -> np.ndarray:
+    """(n, D) float -> (n, D) float32 rows of unit length; a row of zeros stays zero."""
+    return (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)).astype(np.float32)
+
+
 def confusion(labels: np.ndarray, decisions: np.ndarray, classes: int) -> np.ndarray:
     """Return the confusion matrix: counts of (label, predicted class).
 
-    Args:
-        labels, decisions: (B,) integers in [0, classes); decisions are the predicted classes.
-
-    Returns:
-        (C, C) int64, rows are labels.
+    labels, decisions: (B,) integers in [0, classes); decisions are the predicted classes.
+    Returns (C, C) int64, rows are labels.
     """
     return np.bincount(labels * classes + decisions, minlength=classes**2).reshape(classes, classes)
 
 
-def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = ECE_BINS) -> float:
+def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Return the mean gap between confidence and accuracy over equal-width bins (Guo et al., ICML 2017).
 
     ECE = sum_b |B_b| / n  |acc(B_b) - conf(B_b)|, bins ((b-1)/15, b/15] of the largest probability.
 
     Worked example: two images with confidence 0.8, one of them right: ECE = |0.5 - 0.8| = 0.3.
 
-    Args:
-        probabilities: (B, C) float in [0, 1].
-        labels: (B,) integers.
+    probabilities: (B, C) float in [0, 1]. labels: (B,) integers.
     """
     confidence = probabilities.max(axis=1)
     right = probabilities.argmax(axis=1) == labels
-    number = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    gap = np.bincount(number, weights=right - confidence, minlength=bins)
+    number = np.clip(np.ceil(confidence * ECE_BINS).astype(int) - 1, 0, ECE_BINS - 1)
+    gap = np.bincount(number, weights=right - confidence, minlength=ECE_BINS)
     return float(np.abs(gap).sum() / len(labels))
 
 
@@ -86,11 +86,8 @@ def unsure_threshold(confidence: np.ndarray, right: np.ndarray) -> dict[str, flo
 
     Worked example: confidences 0.9, 0.8, 0.6, 0.5 that are right, right, wrong, right: at 0.8 the difference is 2/3 - 0, the largest.
 
-    Args:
-        confidence: (n,) float in [0, 1], the largest probability. right: (n,) bool.
-
-    Returns:
-        threshold; sure: the share of sure images; accuracy_sure and accuracy_unsure. None if all images are right or all are wrong.
+    confidence: (n,) float in [0, 1], the largest probability. right: (n,) bool.
+    Returns the threshold; sure: the share of sure images; accuracy_sure and accuracy_unsure. None if all images are right or all are wrong.
     """
     from sklearn.metrics import roc_curve
 
@@ -124,8 +121,7 @@ def classification(logits: np.ndarray, labels: np.ndarray) -> JSON:
     labelled nor predicted, as scikit-learn does.
 
     Args:
-        logits: (B, C) float.
-        labels: (B,) int64 in [0, C).
+        logits: (B, C) float. labels: (B,) int64 in [0, C).
 
     Returns:
         accuracy, balanced_accuracy, macro_f1, ece, log_loss: float in their usual ranges; recall: list of C floats (None
@@ -154,8 +150,7 @@ def classification(logits: np.ndarray, labels: np.ndarray) -> JSON:
 def pixel_confusion(labels: np.ndarray, decisions: np.ndarray, classes: int) -> np.ndarray:
     """Return the (C, C) int64 confusion matrix over the pixels whose label is a class.
 
-    Args:
-        labels: (H, W) integers; pixels with labels >= `classes` are left out. decisions: (H, W) integers in [0, classes).
+    labels: (H, W) integers; pixels with labels >= `classes` are left out. decisions: (H, W) integers in [0, classes).
     """
     known = labels < classes
     return confusion(labels[known].astype(np.int64), decisions[known].astype(np.int64), classes)
@@ -166,11 +161,8 @@ def intersection_over_union(table: np.ndarray) -> np.ndarray:
 
     Worked example: table ((3, 1), (0, 2)): 3 / (4 + 3 - 3) = 0.75 and 2 / (2 + 3 - 2) = 0.667.
 
-    Args:
-        table: (C, C) counts, rows are labels.
-
-    Returns:
-        (C,) float64, NaN for a class that is neither labelled nor predicted.
+    table: (C, C) counts, rows are labels.
+    Returns (C,) float64, NaN for a class that is neither labelled nor predicted.
     """
     labelled, decided, hits = np.moveaxis(pixel_counts(table), -1, 0)
     with np.errstate(invalid="ignore"):  # 0 / 0
@@ -184,13 +176,9 @@ def pixel_counts(tables: np.ndarray) -> np.ndarray:
 
 
 def mean_iou(counts: np.ndarray) -> np.ndarray:
-    """Return the mean IoU over the classes that are labelled or predicted, 0 if there are none.
+    """Return the mean IoU over the classes that are labelled or predicted, 0 if there are none: (...) float64 in [0, 1].
 
-    Args:
-        counts: (..., C, 3) of `pixel_counts`, summed or averaged over the images.
-
-    Returns:
-        (...) float64 in [0, 1].
+    counts: (..., C, 3) of `pixel_counts`, summed or averaged over the images.
     """
     union = counts[..., 0] + counts[..., 1] - counts[..., 2]
     there = union > 0
@@ -201,11 +189,8 @@ def mean_iou(counts: np.ndarray) -> np.ndarray:
 def resampled(counts: np.ndarray, seed: int = 0) -> np.ndarray:
     """Return bootstrap means, each over n images drawn from n with replacement (Efron, 1979); same seed and n, same draws.
 
-    Args:
-        counts: (n, ...) one entry per image.
-
-    Returns:
-        (RESAMPLES, ...) float64.
+    counts: (n, ...) one entry per image.
+    Returns (RESAMPLES, ...) float64.
     """
     random, n = np.random.default_rng(seed), len(counts)
     flat = counts.reshape(n, -1).astype(np.float64)
@@ -222,11 +207,8 @@ def boundary_f1(labels: np.ndarray, decisions: np.ndarray, classes: int, toleran
     F1 = 2 P R / (P + R), P the share of predicted outline pixels near a labelled one, R the reverse (Csurka et al., BMVC 2013).
     A class that occurs in only one of the two scores 0. Pixels without a label are left out of both.
 
-    Args:
-        labels, decisions: (H, W) integers. tolerance: pixels, along rows and columns; None for 0.75 % of the diagonal.
-
-    Returns:
-        float in [0, 1], NaN if no class has an outline.
+    labels, decisions: (H, W) integers. tolerance: pixels, along rows and columns; None for 0.75 % of the diagonal.
+    Returns a float in [0, 1], NaN if no class has an outline.
     """
     from scipy import ndimage
 

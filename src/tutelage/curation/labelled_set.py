@@ -60,8 +60,7 @@ class LabelledSplit:
 def read_labels(run: Run, settings: Curation) -> TargetSet:
     """Read the target set of a run.
 
-    Raises:
-        TutelageError: everything that is wrong with it. Missing files too numerous for the message are all in rejected.csv.
+    Raises TutelageError: everything that is wrong with it. Missing files too numerous for the message are all in rejected.csv.
     """
     try:
         return task_of(settings.task).read(settings)
@@ -88,8 +87,7 @@ def data_of(target: TargetSet, gallery: Sequence[ImageRef]) -> dict[str, str]:
 def log_changed_data(run: Run, given: dict[str, str]) -> None:
     """Log that the data of a finished run have changed and which stages run again, before any of them begins.
 
-    Args:
-        given: hashes of the present data, from `data_of`.
+    given: hashes of the present data, from `data_of`.
     """
     before = read_json(run.path / "curate" / "result.json")
     if before is None:
@@ -147,10 +145,9 @@ def _draw(target: TargetSet, usable: np.ndarray, keys: list[bytes], budget: int 
     rows = usable[np.array(train, dtype=np.int64)]
     shows = target.shows(rows)
     if lost := [name for number, name in enumerate(target.classes) if not shows[:, number].any()]:
-        raise TutelageError(
-            f"no usable train image in {len(lost)} of {len(target.classes)} classes: {shown(map(repr, lost), 10)}",
-            "see rejected.csv in the run folder, and repair the images or leave these classes out with --classes",
-        )
+        message = f"no usable train image in {len(lost)} of {len(target.classes)} classes: {shown(map(repr, lost), 10)}"
+        hint = "see rejected.csv in the run folder, and repair the images or leave these classes out with --classes"
+        raise TutelageError(message, hint)
     labels = None if target.masks else target.labels[rows]
     chosen, lines = draw(labels, shows, target.classes, [keys[i] for i in train], budget, seed, target.groups[rows])
     for line in lines:

@@ -62,11 +62,8 @@ class PrecomputedEmbeddings:
     def find(self, refs: Sequence[ImageRef], what: str) -> np.ndarray:
         """Return the rows of images: (n,) int64, -1 for images without a vector.
 
-        Args:
-            what: what the images are, for messages.
-
-        Raises:
-            TutelageError: two images share a vector, even if one of them was found by an earlier call.
+        what: what the images are, for messages.
+        Raises TutelageError: two images share a vector, even if one of them was found by an earlier call.
         """
         rows = np.array([self._find(ref) for ref in refs], np.int64)
         found = rows[rows >= 0]
@@ -124,8 +121,7 @@ class PrecomputedEmbeddings:
     def of_names(self, names: Sequence[str]) -> np.ndarray:
         """Return the (n, D) float32 vectors of these names.
 
-        Raises:
-            TutelageError: a name without a vector, or a vector with NaN or infinite numbers.
+        Raises TutelageError: a name without a vector, or a vector with NaN or infinite numbers.
         """
         if without := [name for name in names if name not in self._row]:
             raise TutelageError(

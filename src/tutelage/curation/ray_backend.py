@@ -36,8 +36,7 @@ class Embedder:
     def embed(self, piece: Piece) -> int:
         """Embed one piece unless the cache has it; return its number of images.
 
-        Raises:
-            TutelageError: this machine has another precision or other weights, or lacks the gallery.
+        Raises TutelageError: this machine has another precision or other weights, or lacks the gallery.
         """
         if self.cache.folder.name != self.wanted:
             raise TutelageError(
@@ -45,10 +44,8 @@ class Embedder:
                 "use the same ones on all machines, and --precision fp32 or bf16, not auto",
             )
         if not any(Path(place).exists() for place in {ref.container for ref in piece.refs}):
-            raise TutelageError(
-                f"--engine ray: {piece.refs[0].container} does not exist on {platform.node()}",
-                "mount the gallery under the same paths on all machines",
-            )
+            message = f"--engine ray: {piece.refs[0].container} does not exist on {platform.node()}"
+            raise TutelageError(message, "mount the gallery under the same paths on all machines")
         if not self.cache.has(piece):
             self.cache.embed(piece)
         return len(piece.refs)

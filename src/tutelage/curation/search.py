@@ -43,8 +43,7 @@ def search(
     this took 4.4 s (200,000 x 384 float16 on disk, 1,000 queries, k 100; interleaved, medians of 5 on 2 busy cores).
 
     Args:
-        queries: (Q, D) float32, unit length.
-        usable: (N,) bool; other rows are ignored and never returned.
+        queries: (Q, D) float32, unit length. usable: (N,) bool; other rows are ignored and never returned.
         memory: bytes that the search may take beyond the process and the arrays in `vectors`; None: no limit.
         advance: called with numbers of rows just done, N in all.
 
@@ -110,14 +109,9 @@ def best_query(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the query with the largest inner product with each row, the smaller query in a tie.
 
-    Args:
-        queries: (Q, D) float32, unit length. usable, advance: as in `search`.
-
-    Returns:
-        similarity (N,) float32 and query (N,) int32; -inf and -1 for rows that are not usable.
-
-    Raises:
-        TutelageError: NaN or infinite rows or queries, shapes that do not fit.
+    queries: (Q, D) float32, unit length. usable, advance: as in `search`.
+    Returns similarity (N,) float32 and query (N,) int32; -inf and -1 for rows that are not usable.
+    Raises TutelageError: NaN or infinite rows or queries, shapes that do not fit.
     """
     queries = np.asarray(queries, dtype=np.float32)
     checked(vectors, queries, usable)

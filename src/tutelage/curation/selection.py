@@ -143,8 +143,7 @@ def choose(
 def check_memory(pool: Pool, count: int, dedup: str) -> None:
     """Raise an error if memory cannot hold what comparing images with each other needs: vectors, thumbnails, intermediates.
 
-    Args:
-        count: number of images. dedup: the setting that has them compared, "gallery" or "candidates".
+    count: number of images. dedup: the setting that has them compared, "gallery" or "candidates".
     """
     needed = count * (12 * pool.vectors.width + EACH)
     if needed > pool.memory:
@@ -223,11 +222,8 @@ def nothing_near(pool: Pool, choice: Choice, labels: np.ndarray, classes: Sequen
 
     Each query counts by the nearest image that it retrieved; queries are judged all together, and class by class.
 
-    Args:
-        labels: (Q,) int64 class of each query. classes: names of the classes.
-
-    Returns:
-        the warning, "" if there is none; and the classes that it names, empty if it is about all of them.
+    labels: (Q,) int64 class of each query. classes: names of the classes.
+    Returns the warning, "" if there is none; and the classes that it names, empty if it is about all of them.
     """
     asked, null = np.unique(choice.query[choice.query >= 0]), _meaningless(pool)
     if not len(asked) or not np.isfinite(null).all():

@@ -61,15 +61,11 @@ _Opener = Callable[[io.BytesIO], ImageFile.ImageFile]
 _OPENERS: dict[bytes, _Opener] = {
     b"\xff\xd8\xff": JpegImagePlugin.JpegImageFile,
     b"\x89PNG\r\n\x1a\n": PngImagePlugin.PngImageFile,
-    b"\0\0\0\x0cjP  ": Jpeg2KImagePlugin.Jpeg2KImageFile,
-    b"\xff\x4f\xff\x51": Jpeg2KImagePlugin.Jpeg2KImageFile,
+    **dict.fromkeys((b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"), Jpeg2KImagePlugin.Jpeg2KImageFile),
     b"GIF8": GifImagePlugin.GifImageFile,
     b"RIFF": WebPImagePlugin.WebPImageFile,
     b"BM": BmpImagePlugin.BmpImageFile,
-    b"II*\0": TiffImagePlugin.TiffImageFile,
-    b"MM\0*": TiffImagePlugin.TiffImageFile,
-    b"II+\0": TiffImagePlugin.TiffImageFile,
-    b"MM\0+": TiffImagePlugin.TiffImageFile,
+    **dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), TiffImagePlugin.TiffImageFile),
     **{f"P{n}".encode(): PpmImagePlugin.PpmImageFile for n in range(1, 7)},
 }
 
@@ -94,7 +90,7 @@ def hidden(name: str) -> bool:
 
 
 def decode(data: bytes, short_side: int | None = None) -> tuple[np.ndarray, tuple[int, int]]:
-    """Decode one image.
+    """Decode one image. Raises Unreadable: empty, not an image, cut off, broken, more than MAX_PIXELS, or zero-sized.
 
     Args:
         data: the bytes of an image file.
@@ -104,9 +100,6 @@ def decode(data: bytes, short_side: int | None = None) -> tuple[np.ndarray, tupl
     Returns:
         rgb: (H, W, 3) uint8, C-contiguous, writable.
         original_size: (height, width) in pixels before shrinking, after the EXIF rotation.
-
-    Raises:
-        Unreadable: empty, not an image, cut off, broken, more than MAX_PIXELS, or zero-sized.
     """
     try:
         image = _open(data)
@@ -127,8 +120,7 @@ def fit(rgb: np.ndarray, size: Size, resize: str) -> np.ndarray:
     """Resize an image to a network's input size. This is the only resize of evaluation, export and `predict`.
 
     Args:
-        rgb: (H, W, 3) uint8.
-        size: of the result; smaller images are enlarged.
+        rgb: (H, W, 3) uint8. size: of the result; smaller images are enlarged.
         resize: "squash" the whole image, ignoring its proportions; for a square size also "crop", the centre square of
             the short side, and "pad", the whole image, centred on mid grey.
 
@@ -157,9 +149,7 @@ def fit(rgb: np.ndarray, size: Size, resize: str) -> np.ndarray:
 def content_key(rgb: np.ndarray, original_size: tuple[int, int]) -> bytes:
     """Return the key that identifies an image whatever its file is called: 32 bytes, SHA-256 of the sizes and the pixels.
 
-    Args:
-        rgb: (H, W, 3) uint8, as stored.
-        original_size: (height, width) before shrinking.
+    rgb: (H, W, 3) uint8, as stored. original_size: (height, width) before shrinking.
     """
     digest = hashlib.sha256(struct.pack("<4q", rgb.shape[0], rgb.shape[1], *original_size))
     digest.update(np.ascontiguousarray(rgb, np.uint8).data)

@@ -125,14 +125,11 @@ class Store:
         return [ref for ref in lost if ref.fingerprint not in self._reasons]
 
     def find(self, refs: Sequence[ImageRef]) -> tuple[Images, np.ndarray, list[Rejected]]:
-        """Look up images that were added before.
+        """Look up images that were added before. Raises TutelageError: another process has removed images since they were added.
 
         Returns:
             the usable images, in the order of `refs`; (n,) int64, their positions in `refs`; and the others with the
             reason why they cannot be used.
-
-        Raises:
-            TutelageError: another process has removed images since they were added.
         """
         found = self._blocks.find(_fingerprints(refs))
         good, bad = np.flatnonzero(found.places >= 0), np.flatnonzero(found.places < 0).tolist()

@@ -38,7 +38,7 @@ def draw_budget(
     if budget < 1:
         raise TutelageError(f"budget {budget} must be at least 1 label per class", "leave it out to use all labels")
     order = _hashed(labels, keys, seed, groups)
-    return np.sort(order[_places_in_runs(labels[order][:, None]) < budget])
+    return np.sort(order[places_in_runs(labels[order][:, None]) < budget])
 
 
 def _hashed(labels: np.ndarray, keys: Sequence[bytes] | np.ndarray, seed: int, groups: np.ndarray | None) -> np.ndarray:
@@ -50,7 +50,7 @@ def _hashed(labels: np.ndarray, keys: Sequence[bytes] | np.ndarray, seed: int, g
     if groups is not None and len(labels):
         codes = np.unique(groups, return_inverse=True)[1]
         order = np.lexsort((hashes, codes, labels))
-        turn[order] = _places_in_runs(np.stack([labels[order], codes[order]], axis=1))
+        turn[order] = places_in_runs(np.stack([labels[order], codes[order]], axis=1))
         turn[np.asarray(groups) == ""] = 0
     return np.lexsort((hashes, turn, labels))
 
@@ -71,11 +71,8 @@ def draw(
 ) -> tuple[np.ndarray, list[str]]:  # fmt: skip
     """Return the images within the budget and lines for the log: by `draw_budget`, or by `draw_images` if images have masks.
 
-    Args:
-        labels: (n,) int64, or None for masks. shows: (n, C) bool, which classes an image shows. Others as for `draw_budget`.
-
-    Returns:
-        (m,) int64, sorted positions; lines for the log.
+    labels: (n,) int64, or None for masks. shows: (n, C) bool, which classes an image shows. Others as for `draw_budget`.
+    Returns (m,) int64, sorted positions; lines for the log.
     """
     if labels is not None:
         return draw_budget(labels, keys, budget, seed, groups), shortfalls(labels, budget, classes)
@@ -97,11 +94,8 @@ def draw_images(
     with the fewest so far (in a tie the class that fewest images show); after that, the first by that hash. With groups, a
     second image of a group comes after one of every group.
 
-    Args:
-        shows: (n, C) bool. keys: n content keys. budget: images, at least 1; None = all. groups: (n,) str, "" = none.
-
-    Returns:
-        (m,) int64, sorted positions, m = min(n, budget).
+    shows: (n, C) bool. keys: n content keys. budget: images, at least 1; None = all. groups: (n,) str, "" = none.
+    Returns (m,) int64, sorted positions, m = min(n, budget).
     """
     if budget is None:
         return np.arange(len(shows))
@@ -127,11 +121,8 @@ def folds(labels: np.ndarray, groups: np.ndarray | None, seed: int) -> np.ndarra
     All images of a non-empty group share a fold. A class with one image or group is in one fold only, and is
     missing from the training part of that fold.
 
-    Args:
-        labels: (n,) int64. groups: (n,) str, "" = none, or None.
-
-    Returns:
-        (n,) int64, the fold in which each image is held out.
+    labels: (n,) int64. groups: (n,) str, "" = none, or None.
+    Returns (n,) int64, the fold in which each image is held out.
     """
     shuffled = np.random.default_rng(seed).permutation(len(labels))
     units: dict[object, list[int]] = defaultdict(list)
@@ -153,7 +144,7 @@ def folds(labels: np.ndarray, groups: np.ndarray | None, seed: int) -> np.ndarra
     return fold
 
 
-def _places_in_runs(rows: np.ndarray) -> np.ndarray:
+def places_in_runs(rows: np.ndarray) -> np.ndarray:
     """(n, k) sorted rows -> (n,) int64: 0, 1, 2, ... within every run of equal rows."""
     fresh = np.ones(len(rows), bool)
     fresh[1:] = (rows[1:] != rows[:-1]).any(axis=1)

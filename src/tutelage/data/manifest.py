@@ -90,8 +90,7 @@ def _refs(table: pa.Table, prefix: str = "") -> list[ImageRef]:
 def load_task(run: Path, cache: str | Path) -> TaskData:
     """Open the images of a run whose transfer set has been curated; decode only those that the cache lacks.
 
-    Raises:
-        TutelageError: images are gone or have changed since they were chosen.
+    Raises TutelageError: images are gone or have changed since they were chosen.
     """
     about = read_json(run / "curate" / "result.json")
     store = Store(cache, about["store_side"])

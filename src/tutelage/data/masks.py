@@ -53,8 +53,7 @@ class Values:
 def read_coding(path: Path) -> MaskEncoding:
     """Read class names, one per line, each followed by three numbers if the data set has colours of its own.
 
-    Raises:
-        TutelageError: an unreadable file, too few or too many names, a repeated name, or colours for only some classes.
+    Raises TutelageError: an unreadable file, too few or too many names, a repeated name, or colours for only some classes.
     """
     form = "one name per line, or `name red green blue`; `ignore red green blue` for a colour of no class"
     try:
@@ -82,20 +81,20 @@ def read_coding(path: Path) -> MaskEncoding:
 
 
 def made_colours(count: int) -> tuple[Colour, ...]:
-    """Return a colour for each class: hues a golden angle apart, alternately light and dark, so that neighbours differ."""
-    colours = []
-    for number in range(count):
-        light = (0.42, 0.62, 0.52)[number % 3]
-        red, green, blue = colorsys.hls_to_rgb((0.58 + 0.618034 * number) % 1, light, 0.65)
-        colours.append((round(255 * red), round(255 * green), round(255 * blue)))
-    return tuple(colours)
+    """Return a colour for each class, alternately light and dark."""
+    return tuple(hue(number, (0.42, 0.62, 0.52)[number % 3], 0.65) for number in range(count))
+
+
+def hue(number: int, light: float, saturation: float) -> Colour:
+    """Return the colour of a number, with lightness and saturation in [0, 1]; hues are a golden angle apart, so that neighbours differ."""
+    red, green, blue = colorsys.hls_to_rgb((0.58 + 0.618034 * number) % 1, light, saturation)
+    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def read_values(data: bytes) -> Values:
     """Decode one mask without interpreting its values.
 
-    Raises:
-        Unreadable: not an image, broken, or of a format that changes values (JPEG).
+    Raises Unreadable: not an image, broken, or of a format that changes values (JPEG).
     """
     try:
         image = _open(data)
@@ -117,8 +116,7 @@ def read_values(data: bytes) -> Values:
 def numbered(values: Values, coding: MaskEncoding) -> tuple[np.ndarray, dict[str, int]]:
     """Return the class numbers of a mask, and the values that are not a class.
 
-    Returns:
-        (H, W) uint8, IGNORE where the value is not a class; such values or colours as text -> number of pixels.
+    Returns (H, W) uint8, IGNORE where the value is not a class; such values or colours as text -> number of pixels.
     """
     classes, pixels = len(coding.classes), values.pixels
     if pixels.ndim == 2:
@@ -181,11 +179,8 @@ class Masks:
     def seen(self, drawn: views.Views | None, size: tuple[int, int]) -> np.ndarray:
         """Return the region of each mask that its view shows or, without views, whole masks.
 
-        Args:
-            drawn: views of the images, one for each mask. size: height and width of the result.
-
-        Returns:
-            (n, H, W) uint8: for each pixel the class at its centre.
+        drawn: views of the images, one for each mask. size: height and width of the result.
+        Returns (n, H, W) uint8: for each pixel the class at its centre.
         """
         out = np.empty((len(self), *size), np.uint8)
         for i in range(len(self)):

@@ -8,7 +8,6 @@ classes.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -35,6 +34,7 @@ FORMS = (
     "images/<split>/* and masks/<split>/*.png, a list (.csv, .txt, .tsv, .parquet) with the columns image, mask and split, or "
     "Parquet files with the bytes of both; classes.txt beside them"
 )
+BOTH = "give both in every row; images without labels belong in --gallery"
 _COLUMNS = {
     "image": ("image", "path", "file", "file_name"),
     "mask": ("mask", "annotation"),
@@ -46,8 +46,7 @@ _COLUMNS = {
 def read_pairs(place: Path) -> tuple[LabelledPlace, MaskEncoding]:
     """Read the images and masks of one path, in any of FORMS, and the classes beside it.
 
-    Raises:
-        TutelageError: everything that is wrong with it, reported at once.
+    Raises TutelageError: everything that is wrong with it, reported at once.
     """
     coding = read_coding((place if place.is_dir() else place.parent) / "classes.txt")
     suffix = place.suffix.lower()
@@ -60,11 +59,14 @@ def read_pairs(place: Path) -> tuple[LabelledPlace, MaskEncoding]:
     elif suffix in (".parquet", ".csv", ".txt", ".tsv"):
         listing = _read_list(place, _columns(place))
     else:
-        hint = f"put the images into images/ and the masks into masks/; tutelage reads {FORMS}"
-        raise TutelageError(f"{place} has no images with masks", hint)
-    if not listing.images:
-        hint = f"check the path and the names of its folders; tutelage reads {FORMS}"
-        raise TutelageError(f"{place} has no images with masks", hint)
+        listing = None
+    if listing is None or not listing.images:
+        way = (
+            "check the path and the names of its folders"
+            if listing
+            else "put the images into images/ and the masks into masks/"
+        )
+        raise TutelageError(f"{place} has no images with masks", f"{way}; tutelage reads {FORMS}")
     return listing, coding
 
 
@@ -113,9 +115,8 @@ def _read_list(place: Path, columns: dict[str, list[str]]) -> LabelledPlace:
         if not image or not mask:
             without.append(clean(image or mask or "an empty row"))
             continue
-        gone = [clean(name) for name in (image, mask) if not os.path.isfile(path_of(name))]
-        lost += gone
-        if gone:
+        if gone := [clean(name) for name in (image, mask) if not os.path.isfile(path_of(name))]:
+            lost += gone
             continue
         row = (path_of(mask), split.lower(), group)
         before = seen.setdefault(path_of(image), row)
@@ -129,30 +130,24 @@ def _read_list(place: Path, columns: dict[str, list[str]]) -> LabelledPlace:
         message = f"{place}: {len(twice)} images are listed twice with two masks, splits or groups: {shown(twice, 20)}"
         errors.append(TutelageError(message, "list every image once, with the right mask and split"))
     if without:
-        errors.append(_unpaired(f"{place} has {len(without)} rows without an image or without a mask", without))
+        message = f"{place} has {len(without)} rows without an image or without a mask: {shown(without, 20)}"
+        errors.append(TutelageError(message, BOTH))
     if lost:
         errors.append(FilesMissing(place, lost, f"relative to {place.parent}"))
     raise_all(errors)
     return listing
 
 
-def _unpaired(message: str, names: Sequence[str]) -> TutelageError:
-    hint = "give both in every row; images without labels belong in --gallery"
-    return TutelageError(f"{message}: {shown(names, 20)}", hint)
-
-
 def _columns(place: Path) -> dict[str, list[str]]:
     """Return the columns of a list, a text file with a header or Parquet, by our names."""
-    rows = [_schema(place).names] if place.suffix.lower() == ".parquet" else text_rows(place, "image,mask")
-    header = rows[0] if rows else []
+    table = place.suffix.lower() == ".parquet"
+    header, *rows = ([_schema(place).names] if table else text_rows(place, "image,mask")) or [[]]
     found = _found(header, _COLUMNS)
     if "image" not in found or "mask" not in found:
         message = f"{place} has no image and mask columns (columns: {shown(header, 20) or 'none'})"
         hint = "name columns image and mask (and optionally split and group), in a text list in its first line"
         raise TutelageError(message, hint)
-    if place.suffix.lower() == ".parquet":
-        return _texts(place, {word: header[at] for word, at in found.items()})
-    return _cells(rows[1:], found)
+    return _texts(place, {word: header[at] for word, at in found.items()}) if table else _cells(rows, found)
 
 
 def _read_shard(place: Path, split: str) -> LabelledPlace:
@@ -169,7 +164,7 @@ def _read_shard(place: Path, split: str) -> LabelledPlace:
     empty = pq.read_table(place, columns=[column]).column(column).is_null().to_pylist()
     errors = _unknown_splits(place, splits)
     if without := [ref.id for ref, none in zip(refs, empty, strict=True) if none]:
-        errors.append(_unpaired(f"{place} has {len(without)} images without a mask", without))
+        errors.append(TutelageError(f"{place} has {len(without)} images without a mask: {shown(without, 20)}", BOTH))
     raise_all(errors)
     fingerprint = _prints("mask", os.path.abspath(place), os.stat(place))
     for row, (ref, own, group) in enumerate(zip(refs, splits, groups, strict=True)):

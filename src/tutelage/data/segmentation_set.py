@@ -48,11 +48,8 @@ def read_dense_set(
 ) -> TargetSet:  # fmt: skip
     """Read images and masks and assign each pair to a split. Arguments and splits as in `target_set.read_target_set`.
 
-    Args:
-        size: of the student's input; smaller images are reported.
-
-    Raises:
-        TutelageError: everything that is wrong, reported at once.
+    size: of the student's input; smaller images are reported.
+    Raises TutelageError: everything that is wrong, reported at once.
     """
     shares, places, pattern = check_places(target, {"val": val, "test": test}, group_by)
     errors = []

@@ -88,7 +88,7 @@ def read_target_set(
     classes: Sequence[str] | None = None,
     group_by: str | None = None,
 ) -> TargetSet:
-    """Read the labelled images and assign each to a split.
+    """Read the labelled images and assign each to a split. Raises TutelageError: everything that is wrong, reported at once.
 
     Args:
         target: a path in any format that `labelled.read_labelled` reads.
@@ -97,9 +97,6 @@ def read_target_set(
             ids. If there is no test split at all, TEST_SHARE is held out and a note says so.
         classes: keep these classes only.
         group_by: regular expression searched in every id; its first group (or the whole match) is the image's group.
-
-    Raises:
-        TutelageError: everything that is wrong, reported at once.
     """
     shares, places, pattern = check_places(target, {"val": val, "test": test}, group_by)
     listings, errors = {}, []
@@ -140,10 +137,8 @@ def read_any(target: str | Path, classes: Sequence[str]) -> TargetSet:
     if unknown:
         near = [(name, did_you_mean(name, classes, 1)) for name in unknown]
         fixes = "; ".join(f"{name!r}: {hint}" for name, hint in near if hint) or "rename or remove the others"
-        raise TutelageError(
-            f"{target} has {len(unknown)} classes that the run does not have: {shown(map(repr, unknown), 20)}",
-            f"the run's classes are {shown(map(repr, classes), 20)}; {fixes}",
-        )
+        message = f"{target} has {len(unknown)} classes that the run does not have: {shown(map(repr, unknown), 20)}"
+        raise TutelageError(message, f"the run's classes are {shown(map(repr, classes), 20)}; {fixes}")
     return _numbered(listing.images, tuple(classes), listing.notes, listing.rejected)
 
 
@@ -210,10 +205,9 @@ def _grouped(images: list[LabelledRef], pattern: re.Pattern[str]) -> list[Labell
     found = [pattern.search(image.ref.id) for image in images]
     lost = [image.ref.id for image, match in zip(images, found, strict=True) if match is None]
     if lost:
-        raise TutelageError(
-            f"--group-by {pattern.pattern!r} finds nothing in {len(lost)} ids: {shown(lost)}",
-            "use a pattern that matches every image's id, or add '|$' at its end if some images have no group",
-        )
+        message = f"--group-by {pattern.pattern!r} finds nothing in {len(lost)} ids: {shown(lost)}"
+        hint = "use a pattern that matches every image's id, or add '|$' at its end if some images have no group"
+        raise TutelageError(message, hint)
     groups = [(m.group(1) if pattern.groups else m.group()) or "" for m in found if m]
     return [replace(image, group=group) for image, group in zip(images, groups, strict=True)]
 
@@ -299,8 +293,7 @@ def _merge(listings: dict[str, LabelledPlace], places: dict[str, Path]):
 def _held_out(images: list[LabelledRef], shares: dict[str, float], notes: list[str]) -> list[LabelledRef]:
     """Return the images with the splits requested as shares of train, and with a test split in any case; adds to `notes`.
 
-    Raises:
-        TutelageError: a split both exists and is requested.
+    Raises TutelageError: a split both exists and is requested.
     """
     raise_all(_taken_twice(shares, images))
     if "test" not in shares and not any(image.split == "test" for image in images):

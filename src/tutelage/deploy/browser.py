@@ -105,11 +105,8 @@ def _unwritable(out: Path, reason: str) -> TutelageError:
 def server_of(port: int) -> ThreadingHTTPServer:
     """Open a server that only this computer can reach; it answers nothing before `serve`.
 
-    Args:
-        port: 0 takes any free port.
-
-    Raises:
-        TutelageError: the port is in use, or using it is not permitted.
+    port: 0 takes any free port.
+    Raises TutelageError: the port is in use, or using it is not permitted.
     """
     try:
         return ThreadingHTTPServer((LOOPBACK, port), BaseHTTPRequestHandler)
@@ -144,11 +141,7 @@ def serve(server: ThreadingHTTPServer, page: bytes) -> None:
 
 
 def _page(folder: Path) -> str:
-    """The HTML of an export folder's page.
-
-    Raises:
-        TutelageError: see write_page.
-    """
+    """The HTML of an export folder's page. Raises TutelageError: see write_page."""
     name, data = _checked(folder)
     labels = _labels(folder, data[LABELS])
     about = _preprocess(folder, data[ABOUT])

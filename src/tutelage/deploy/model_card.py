@@ -36,11 +36,12 @@ def model_card(run: Path, stages: JSON, settings: JSON, teacher: JSON, export: J
     return environment.get_template("model_card.md.j2").render(
         name=run.resolve().name, classes=classes, kind=f"image-{stages['curate']['task']}",
         student=student, test=test, others=_others(report), baseline=baseline, delivery=delivery(stages, settings),
-        judged_on=stages["finetune"]["judged_on"], words=words_of(test), interval=_interval(test),
-        rows=_per_class(classes, test), confusions=_confusions(classes, test), teacher={**report.get("teacher", {}), **teacher},
+        judged_on=stages["finetune"]["judged_on"], words=words_of(test), interval=_interval(test) if test else None,
+        rows=_per_class(classes, test) if test else [], confusions=_confusions(classes, test) if test else [],
+        teacher={**report.get("teacher", {}), **teacher},
         licence=NOT_USED if baseline else licence_note(teacher.get("licence", "unknown")),
         set=stages["curate"], settings=settings, command=command("run", settings), export=export,
-        findings=diagnose(report, {name: one or {} for name, one in stages.items()}), low=_lowest(classes, test),
+        findings=diagnose(report, {name: one or {} for name, one in stages.items()}), low=_lowest(classes, test) if test else [],
     )  # fmt: skip
 
 
@@ -74,19 +75,15 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "\\`")
 
 
-def _interval(test: JSON | None) -> tuple[float, float] | None:
+def _interval(test: JSON) -> tuple[float, float]:
     """95 % interval of the main score due to the choice of test images: Wilson's for accuracy, else ± 1.96 standard errors."""
-    if not test:
-        return None
     if "standard_error" not in test:
         return wilson(test["accuracy"], test["images"])
     half = 1.96 * variance(test) ** 0.5
     return main_score(test) - half, main_score(test) + half
 
 
-def _per_class(classes: list[str], test: JSON | None) -> list[JSON]:
-    if not test:
-        return []
+def _per_class(classes: list[str], test: JSON) -> list[JSON]:
     table = test["confusion"]
     return [
         {
@@ -98,9 +95,7 @@ def _per_class(classes: list[str], test: JSON | None) -> list[JSON]:
     ]  # fmt: skip
 
 
-def _confusions(classes: list[str], test: JSON | None) -> list[JSON]:
-    if not test:
-        return []
+def _confusions(classes: list[str], test: JSON) -> list[JSON]:
     table = test["confusion"]
     found = [
         {"true": classes[i], "predicted": classes[j], "count": count, "share": count / max(1, sum(row))}
@@ -111,8 +106,6 @@ def _confusions(classes: list[str], test: JSON | None) -> list[JSON]:
     return sorted(found, key=lambda one: one["share"], reverse=True)[:CONFUSIONS]
 
 
-def _lowest(classes: list[str], test: JSON | None) -> list[tuple[str, float]]:
-    if not test:
-        return []
+def _lowest(classes: list[str], test: JSON) -> list[tuple[str, float]]:
     there = [(name, recall) for name, recall in zip(classes, test["recall"], strict=True) if recall is not None]
     return sorted(there, key=lambda one: one[1])[:3]

@@ -100,11 +100,7 @@ def quantise(
 
 
 def enough(images: int) -> None:
-    """Check that there are enough images to calibrate with.
-
-    Raises:
-        TutelageError: fewer than LEAST_CALIBRATION.
-    """
+    """Check that there are enough images to calibrate with. Raises TutelageError: fewer than LEAST_CALIBRATION."""
     if images < LEAST_CALIBRATION:
         raise TutelageError(
             f"{images} images to calibrate int8 with are too few: at least {LEAST_CALIBRATION} are needed, 500 are better",
@@ -117,8 +113,7 @@ def expected_loss(reference: np.ndarray, other: np.ndarray) -> tuple[float, floa
 
     Worked example: p = (0.6, 0.4) and the other model decides for the second class: 0.6 - 0.4 = 0.2 is lost on this image.
 
-    Args:
-        reference, other: (n, C) logits of the trusted model, and of the other one.
+    reference, other: (n, C) logits of the trusted model, and of the other one.
     """
     p, rows = softmax(reference), np.arange(len(reference))
     mine, others = reference.argmax(1), other.argmax(1)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 FLOAT, INT8 = "model.onnx", "model.int8.onnx"
 NAMES = {"float": FLOAT, "int8": INT8}
+BATCH = 32  # images classified at once
 ABOUT, LABELS, EXPORT = "preprocess.json", "labels.txt", "export.json"
 
 
@@ -43,8 +44,7 @@ class Model:
     def pixels(self, data: bytes) -> np.ndarray:
         """Decode and resize an image file's bytes as in evaluation -> (S, S, 3) uint8.
 
-        Raises:
-            Unreadable: not an image, broken, or too large.
+        Raises Unreadable: not an image, broken, or too large.
         """
         rgb, _ = decode(data, self.about["decode_short_side"])
         return fit(rgb, self.about["size"], self.about["resize"])
@@ -106,8 +106,7 @@ def session_of(model: Path | bytes, threads: int | None = None) -> InferenceSess
 
     onnxruntime 1.32 for Linux keeps an identity of the machine and a list of events in the home folder, unless that is switched off.
 
-    Raises:
-        TutelageError: onnxruntime is not installed, or cannot read the file.
+    Raises TutelageError: onnxruntime is not installed, or cannot read the file.
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
@@ -149,8 +148,7 @@ def open_export(folder: Path, which: str = "auto", threads: int | None = None) -
 def checked(folder: Path) -> JSON:
     """Return the contents of export.json, after checking the hashes of the files that it lists.
 
-    Raises:
-        TutelageError: there is no valid export.json, or files are missing or changed; the message names them all.
+    Raises TutelageError: there is no valid export.json, or files are missing or changed; the message names them all.
     """
     about = listed(folder)
     if changed := changed_files(folder, about["files"]):
@@ -162,8 +160,7 @@ def checked(folder: Path) -> JSON:
 def listed(folder: Path, flag: str = "") -> JSON:
     """Return the contents of export.json: the files' hashes by name, and the rest. flag: put before the folder in an error.
 
-    Raises:
-        TutelageError: there is no valid export.json.
+    Raises TutelageError: there is no valid export.json.
     """
     try:
         about = json.loads((folder / EXPORT).read_text(encoding="utf-8"))
@@ -189,8 +186,7 @@ def files_in(places: Sequence[str]) -> list[str]:
 
     Links are followed, but never in circles, and hidden names are skipped, as in training.
 
-    Raises:
-        TutelageError: a place does not exist, or there is no image in any of them.
+    Raises TutelageError: a place does not exist, or there is no image in any of them.
     """
     gone = [place for place in places if not os.path.exists(place)]
     if gone:
@@ -202,15 +198,12 @@ def files_in(places: Sequence[str]) -> list[str]:
             continue
         for folder, below, names in os.walk(place, followlinks=True):
             above = [Path(folder), *Path(folder).parents]
+            below[:] = [name for name in sorted(below) if not hidden(name)]
             below[:] = [
-                name
-                for name in sorted(below)
-                if not hidden(name) and not any(os.path.samefile(one, os.path.join(folder, name)) for one in above)
+                one for one in below if not any(os.path.samefile(up, os.path.join(folder, one)) for up in above)
             ]
-            names = [name for name in sorted(names) if not hidden(name)]
-            found += [
-                os.path.join(folder, name) for name in names if name.lower().endswith((*SUFFIXES, *UNREAD_SUFFIXES))
-            ]
+            images = (name for name in sorted(names) if name.lower().endswith((*SUFFIXES, *UNREAD_SUFFIXES)))
+            found += [os.path.join(folder, name) for name in images if not hidden(name)]
     if not found:
         raise TutelageError(f"no image in {shown(places)}", f"name files that end in {', '.join(SUFFIXES)}")
     return list(dict.fromkeys(found))
@@ -226,29 +219,19 @@ def file_bytes(path: str) -> bytes:
         raise Unreadable(error.strerror or "cannot be read") from None
 
 
-def predict_images(
-    model: Model, paths: Iterable[str], batch_size: int = 32, advance: Callable[[int], None] = lambda n: None
-) -> Predictions:
+def predict_images(model: Model, paths: Iterable[str], advance: Callable[[int], None] = lambda n: None) -> Predictions:
     """Classify image files; unreadable ones are listed in `rejected` and do not stop the rest."""
-    result = Predictions(model.labels, model.about.get("unsure_below"))
-    names: list[str] = []
-    batch: list[np.ndarray] = []
-
-    def run() -> None:
-        if batch:
-            result.paths.extend(names)
-            result.probabilities.extend(model.probabilities(np.stack(batch)))
-            names.clear()
-            batch.clear()
-
+    result, batch = Predictions(model.labels, model.about.get("unsure_below")), []
     for path in paths:
         try:
             batch.append(model.pixels(file_bytes(path)))
-            names.append(path)
+            result.paths.append(path)
         except Unreadable as error:
             result.rejected.append((path, str(error)))
-        if len(batch) == batch_size:
-            run()
+        if len(batch) == BATCH:
+            result.probabilities.extend(model.probabilities(np.stack(batch)))
+            batch = []
         advance(1)
-    run()
+    if batch:
+        result.probabilities.extend(model.probabilities(np.stack(batch)))
     return result

@@ -34,8 +34,7 @@ class Mixture:
     def of(cls, members: CommitteeResult, committee: str, sharpness: float = 1.0) -> Mixture:
         """Return the mixture described by a committee's result. committee: "auto", or "only" for the students without the teacher.
 
-        Raises:
-            TutelageError: committee is "only", and there are no students.
+        Raises TutelageError: committee is "only", and there are no students.
         """
         if committee != "only":
             return cls(members.weight, members.temperature, sharpness, tuple(members.bias))
@@ -64,8 +63,7 @@ def sharpness_of(log_probabilities: np.ndarray) -> float:
     Targets calibrated on few labels are flat where the teacher is unsure, and a student trained on them for few steps stays undecided;
     where the targets are confident already, sharpening them further only makes the student overfit them.
 
-    Args:
-        log_probabilities: (n, C) float32 of some images, or (n, C, h, w).
+    log_probabilities: (n, C) float32 of some images, or (n, C, h, w).
     """
 
     def sure(sharpness: float) -> float:
@@ -135,8 +133,7 @@ def bias_of(log_probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
     Worked example: probabilities (0.9, 0.1) for four pixels, one of them of class 1: bias (ln 3/4 - ln 0.9, ln 1/4 - ln 0.1).
 
-    Args:
-        log_probabilities: (N, C) float32. labels: (N,) int64.
+    log_probabilities: (N, C) float32. labels: (N,) int64.
     """
     shares = np.bincount(labels, minlength=log_probabilities.shape[1]) / len(labels)
     bias = np.zeros(len(shares), np.float32)

@@ -65,8 +65,7 @@ def teacher_outputs(
 def projected_features(outputs: TeacherOutputs) -> Callable[[np.ndarray], np.ndarray]:
     """Return a function that looks up the features a student matches: the teacher's, of whole images, on their principal axes.
 
-    Returns:
-        positions (B,) -> (B, d) float32, or (B, d, h, w) if the teacher's features have a grid.
+    Returns a function: positions (B,) -> (B, d) float32, or (B, d, h, w) if the teacher's features have a grid.
     """
     shape = outputs.network.shape
     few = SAMPLE // 8 if shape else SAMPLE  # a grid has many rows per image
@@ -83,8 +82,7 @@ def projected_features(outputs: TeacherOutputs) -> Callable[[np.ndarray], np.nda
 def member_outputs(folder: Path, grid: tuple[int, int] | None) -> Callable[[np.ndarray], np.ndarray]:
     """Return a function that looks up the predictions of the committee's students, read from the folder of the committee stage.
 
-    Returns:
-        positions (B,) -> (B, C) float32 log probabilities, or (B, C, *grid) if they have a grid.
+    Returns a function: positions (B,) -> (B, C) float32 log probabilities, or (B, C, *grid) if they have a grid.
     """
     import torch
 

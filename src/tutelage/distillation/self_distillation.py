@@ -46,8 +46,7 @@ def images_in_a_step(batch_size: int, size: int, small: int) -> float:
 def extra_flops(module: torch.nn.Module, student: Student, steps_an_image: float) -> int:
     """FLOPs per image counted, beyond those of training on it: the averaged network's passes, and the head's on every crop.
 
-    Args:
-        module: a `DINOStudent`. student: the student in it, for its size. steps_an_image: batch size / `images_in_a_step`.
+    module: a `DINOStudent`. student: the student in it, for its size. steps_an_image: batch size / `images_in_a_step`.
     """
     whole, backbone = flops(module, student.size), flops(module.get_submodule("student"), student.size)
     head = max(0, whole - backbone)
@@ -67,8 +66,7 @@ def crop(
 ) -> torch.Tensor:
     """One crop of each image: (B, 3, size, size) float32, normalised for the student, channels_last.
 
-    Args:
-        numbers: (B,) int64 crop numbers. area: smallest and largest share of the image. views: seed, flip, resize.
+    numbers: (B,) int64 crop numbers. area: smallest and largest share of the image. views: seed, flip, resize.
     """
     pixels = [crop_or_pad(images[int(i)], views.resize) for i in positions]
     sizes = np.array([one.shape[:2] for one in pixels])
@@ -88,8 +86,7 @@ def self_distill(
 ) -> None:
     """Train a student with DINO.
 
-    Args:
-        state: of a `DINOStudent`; its average, with DECAY, gives the targets. small: side of the small crops in pixels.
+    state: of a `DINOStudent`; its average, with DECAY, gives the targets. small: side of the small crops in pixels.
     """
     module, rank, processes = state.module, hardware.process_index, hardware.num_processes
     plain, order = hardware.unwrap_model(module), batches.seed_of(plan.seed, "order")

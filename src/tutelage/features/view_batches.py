@@ -42,11 +42,8 @@ class ViewSettings:
 def crop_or_pad(image: np.ndarray, resize: str) -> np.ndarray:
     """Return the part of a stored image that views are drawn from: all of it, the centre square, or the image padded square with grey.
 
-    Args:
-        image: (H, W, 3) uint8.
-
-    Returns:
-        (H', W', 3) uint8.
+    image: (H, W, 3) uint8.
+    Returns (H', W', 3) uint8.
     """
     height, width = image.shape[:2]
     if resize == "squash" or height == width:
@@ -63,17 +60,12 @@ def crop_or_pad(image: np.ndarray, resize: str) -> np.ndarray:
 def view_input(
     images: Images, positions: np.ndarray, number: int | np.ndarray, settings: ViewSettings, network: views.NetworkInput
 ) -> torch.Tensor:
-    """Return one view of each image as input for a network.
+    """Return one view of each image as input for a network: (B, 3, size, size) float32, normalised, channels_last, on the CPU.
 
     Args:
-        images: the stored images.
-        positions: (B,) of the images to use.
-        number: of the view, one for all or (B,) integers; or CLEAN, or MIRRORED.
-        settings: of the views.
+        images: the stored images. positions: (B,) of the images to use.
+        number: of the view, one for all or (B,) integers; or CLEAN, or MIRRORED. settings: of the views.
         network: its input.
-
-    Returns:
-        (B, 3, size, size) float32, normalised, channels_last, on the CPU.
     """
     import torch
 
@@ -100,11 +92,8 @@ def view_truth(
 ) -> torch.Tensor:  # fmt: skip
     """Return the labels of one view of each image: its class, or the part of its mask that the view shows.
 
-    Args:
-        labels: (n,) int64, or n masks. size: height and width of the returned masks. Other arguments as for `view_input`.
-
-    Returns:
-        (B,) int64, or (B, H, W) int64 with masks.IGNORE for pixels without a label.
+    labels: (n,) int64, or n masks. size: height and width of the returned masks. Other arguments as for `view_input`.
+    Returns (B,) int64, or (B, H, W) int64 with masks.IGNORE for pixels without a label.
     """
     import torch
 

@@ -18,7 +18,7 @@ from tutelage.image_size import Size
 from tutelage.json_object import JSON
 from tutelage.models.linear_probe import LinearHead
 from tutelage.models.teachers import FrozenEncoder, build_teacher
-from tutelage.models.weights import weights_hash
+from tutelage.models.weights import parameters_of, weights_hash
 from tutelage.run_folder import atomic_write
 
 if TYPE_CHECKING:
@@ -54,11 +54,8 @@ class FeatureExtractor:
 def half_precision(outputs: np.ndarray, name: str) -> np.ndarray:
     """Return a network's outputs as (n, D) float16, the type in which they are cached.
 
-    Args:
-        outputs: (n, D) float32. name: of the network, for the message.
-
-    Raises:
-        TutelageError: an output is NaN, infinite or too large for float16.
+    outputs: (n, D) float32. name: of the network, for the message.
+    Raises TutelageError: an output is NaN, infinite or too large for float16.
     """
     with np.errstate(over="ignore"):
         halves = outputs.astype(np.float16)
@@ -142,27 +139,21 @@ def save_whole(folder: Path, module: nn.Module) -> None:
 def load_adapted(folder: Path, result: JSON, weights: str, accelerator: Accelerator) -> AdaptedTeacher:
     """Load the adapted teacher of a run.
 
-    Args:
-        folder: teacher/ of the run. result: its result.json. weights: --teacher-weights of the run.
+    folder: teacher/ of the run. result: its result.json. weights: --teacher-weights of the run.
     """
     about = result["teacher"]
     if result["mode"] == "probe":
-        encoder = _same_encoder(folder, about, weights)
+        encoder = same_encoder(folder, about, weights)
         head = LinearHead(**load_arrays(folder / "head.safetensors"))
-        size = _count(encoder.module) + head.weight.size + head.bias.size
+        size = parameters_of(encoder.module) + head.weight.size + head.bias.size
         return AdaptedTeacher(network_of(encoder, accelerator), head, encoder.module, size)
-    encoder = build_teacher(about["name"], "scratch", about["size"])
-    encoder = replace(encoder, mean=tuple(about["mean"]), std=tuple(about["std"]))
+    encoder = fine_tuned_encoder(about)
     state = load_file(folder / "weights.safetensors")
     module = FineTunedTeacher(encoder.module, encoder.features, result["classes"])
     module.load_state_dict(state)
     module.eval().to(accelerator.device)
     network = extractor(encoder, accelerator, module, result["classes"], weights_hash(state), "logits")
-    return AdaptedTeacher(network, lambda logits: logits, module, _count(module))
-
-
-def _count(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
+    return AdaptedTeacher(network, lambda logits: logits, module, parameters_of(module))
 
 
 def with_logits(teacher: AdaptedTeacher) -> AdaptedTeacher:
@@ -183,16 +174,26 @@ def with_logits(teacher: AdaptedTeacher) -> AdaptedTeacher:
 
 def frozen(folder: Path, result: JSON, weights: str, accelerator: Accelerator) -> AdaptedTeacher:
     """Load the unadapted encoder of a run's teacher; its head returns (B, 0), no classes. Arguments as for `load_adapted`."""
-    encoder = _same_encoder(folder, result["teacher"], weights)
-    network, size = network_of(encoder, accelerator), _count(encoder.module)
-    return AdaptedTeacher(network, lambda features: np.zeros((len(features), 0), np.float32), encoder.module, size)
+    encoder = same_encoder(folder, result["teacher"], weights)
+    size = parameters_of(encoder.module)
+    return AdaptedTeacher(network_of(encoder, accelerator), without_classes, encoder.module, size)
 
 
-def _same_encoder(folder: Path, about: JSON, weights: str) -> FrozenEncoder:
+def without_classes(features: np.ndarray) -> np.ndarray:
+    """(B, D) features -> (B, 0) float32: the logits of a frozen teacher."""
+    return np.zeros((len(features), 0), np.float32)
+
+
+def fine_tuned_encoder(about: JSON) -> FrozenEncoder:
+    """Build the encoder of a fine-tuned teacher, whose weights are still to be loaded. about: its entry in result.json."""
+    encoder = build_teacher(about["name"], "scratch", about["size"], about.get("window"))
+    return replace(encoder, mean=tuple(about["mean"]), std=tuple(about["std"]))
+
+
+def same_encoder(folder: Path, about: JSON, weights: str) -> FrozenEncoder:
+    """Build the encoder that a run's teacher in `folder` was adapted with. Raises TutelageError: the weights are others."""
     encoder = build_teacher(about["name"], weights, about["size"], about.get("window"))
     if encoder.hash != about["hash"]:
-        raise TutelageError(
-            f"--teacher-weights {weights} are not the weights that the teacher in {folder} was adapted with",
-            "use the weights that were given to `adapt`, or another --out",
-        )
+        message = f"--teacher-weights {weights} are not the weights that the teacher in {folder} was adapted with"
+        raise TutelageError(message, "use the weights that were given to `adapt`, or another --out")
     return encoder

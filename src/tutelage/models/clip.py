@@ -23,6 +23,7 @@ from torch import nn
 from tutelage import device
 from tutelage.errors import TutelageError, did_you_mean, raise_all, shown
 from tutelage.json_object import JSON
+from tutelage.metrics import unit
 from tutelage.models.adapted_teacher import FeatureExtractor
 from tutelage.models.aliases import weights_path
 from tutelage.models.weights import (
@@ -87,8 +88,7 @@ def class_prompts(classes: Sequence[str], templates: Sequence[str] = TEMPLATES) 
 
     class_prompts(["polar_bear"], ["a photo of a {}."]) == [["a photo of a polar bear."]]
 
-    Raises:
-        TutelageError: no templates, one without {}, or a name without any words; all faults at once.
+    Raises TutelageError: no templates, one without {}, or a name without any words; all faults at once.
     """
     hint = f"write a sentence with {{}} where the class name goes, such as {TEMPLATES[0]!r}"
     faults = [TutelageError(f"template {one!r} has no {{}} in it", hint) for one in templates if "{}" not in one]
@@ -107,27 +107,16 @@ def class_prompts(classes: Sequence[str], templates: Sequence[str] = TEMPLATES) 
 def class_embeddings(clip: Clip, classes: Sequence[str], templates: Sequence[str] = TEMPLATES) -> np.ndarray:
     """Return one vector per class: the mean of its prompts' unit vectors, at unit length (Radford et al., ICML 2021, 3.1.4).
 
-    Returns:
-        (C, D) float32, unit length.
-
-    Raises:
-        TutelageError: as for class_prompts.
+    Returns (C, D) float32, unit length.
+    Raises TutelageError: as for class_prompts.
     """
     prompts = class_prompts(classes, templates)
     vectors = clip.text([prompt for one in prompts for prompt in one])
-    return _unit(vectors.reshape(len(prompts), len(templates), -1).mean(axis=1))
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    return (vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)).astype(np.float32)
+    return unit(vectors.reshape(len(prompts), len(templates), -1).mean(axis=1))
 
 
 def _open_clip() -> ModuleType:
-    """Import and return the package open_clip.
-
-    Raises:
-        TutelageError: not installed.
-    """
+    """Import and return the package open_clip. Raises TutelageError: not installed."""
     try:
         import open_clip
     except ImportError as error:
@@ -141,14 +130,9 @@ def _open_clip() -> ModuleType:
 def resolve_clip(name: str) -> tuple[str, str]:
     """Return open_clip's architecture and tag for a name.
 
-    Args:
-        name: "openclip-b", "ViT-B-32", "ViT-B/32" or "ViT-B-32:openai".
-
-    Returns:
-        ("ViT-B-32", "openai"); an empty tag if open_clip has no weights for the architecture.
-
-    Raises:
-        TutelageError: open_clip is not installed; unknown name or tag, with the most similar ones as a hint.
+    name: "openclip-b", "ViT-B-32", "ViT-B/32" or "ViT-B-32:openai".
+    Returns ("ViT-B-32", "openai"); an empty tag if open_clip has no weights for the architecture.
+    Raises TutelageError: open_clip is not installed; unknown name or tag, with the most similar ones as a hint.
     """
     open_clip = _open_clip()
     arch, _, tag = CLIPS.get(name, name).replace("/", "-").partition(":")
@@ -170,11 +154,8 @@ def resolve_clip(name: str) -> tuple[str, str]:
 def check_clip(name: str, weights: str = "pretrained") -> tuple[Path | None, str]:
     """Check, before anything is built, that a model, its tokenizer and its weights are available.
 
-    Returns:
-        The file of the weights, None if they are random or must be downloaded; their source, for the log.
-
-    Raises:
-        TutelageError: as for build_clip, except that files are not opened; within five seconds.
+    Returns The file of the weights, None if they are random or must be downloaded; their source, for the log.
+    Raises TutelageError: as for build_clip, except that files are not opened; within five seconds.
     """
     arch, tag = resolve_clip(name)
     text = _open_clip().get_model_config(arch)["text_cfg"]
@@ -201,10 +182,9 @@ def check_clip(name: str, weights: str = "pretrained") -> tuple[Path | None, str
 def _check_tokenizer(name: str, repository: str) -> None:
     """Check that the text encoder's tokenizer, and the package transformers to read it, are available."""
     if importlib.util.find_spec("transformers") is None:
-        raise TutelageError(
-            f"--clip {name} needs the package transformers for its tokenizer",
-            "pip install transformers sentencepiece, or use --clip openclip-b, which has CLIP's own tokenizer",
-        )
+        message = f"--clip {name} needs the package transformers for its tokenizer"
+        hint = "pip install transformers sentencepiece, or use --clip openclip-b, which has CLIP's own tokenizer"
+        raise TutelageError(message, hint)
     files = ("tokenizer.json", "tokenizer_config.json")
     if not cached_file(repository, files) and (fault := hub_fault()):
         raise TutelageError(
@@ -271,10 +251,9 @@ def build_clip(name: str, weights: str = "pretrained", accelerator: Accelerator 
 
     @torch.inference_mode()
     def text(prompts: list[str]) -> np.ndarray:
-        batches = (
-            tokenizer(prompts[start : start + TEXTS]).to(hardware.device) for start in range(0, len(prompts), TEXTS)
-        )
-        parts = [_unit(model.encode_text(tokens).float().cpu().numpy()) for tokens in batches]
+        starts = range(0, len(prompts), TEXTS)
+        batches = (tokenizer(prompts[start : start + TEXTS]).to(hardware.device) for start in starts)
+        parts = [unit(model.encode_text(tokens).float().cpu().numpy()) for tokens in batches]
         return np.concatenate([np.zeros((0, network.width), np.float32), *parts])
 
     return Clip(network, text, source, weights_hash(model.state_dict()))

@@ -50,8 +50,7 @@ def fit_probe(
     """Fit the probe on features of labelled images.
 
     Args:
-        features: (B, D) float32, raw.
-        labels: (B,) int64 in [0, classes).
+        features: (B, D) float32, raw. labels: (B,) int64 in [0, classes).
         classes: C; a class without an image gets the constant logit NEVER.
         strength: inverse strength of the penalty, > 0.
         scale: used to standardise; of the transfer set rather than of the few labelled images.
@@ -85,9 +84,14 @@ def scale_of(features: np.ndarray) -> Scale:
 
 
 def cross_validate(
-    features: np.ndarray, labels: np.ndarray, folds: np.ndarray, classes: int, strength: float, scale: Scale,
+    features: np.ndarray,
+    labels: np.ndarray,
+    folds: np.ndarray,
+    classes: int,
+    strength: float,
+    scale: Scale,
     class_weight: str = "none",
-) -> np.ndarray:  # fmt: skip
+) -> np.ndarray:
     """Return the logits of every labelled image from a probe fitted without it.
 
     Args:
@@ -108,8 +112,7 @@ def cross_validate(
 def best_probe(features: np.ndarray, labels: np.ndarray, folds: np.ndarray, classes: int, scale: Scale) -> LinearHead:
     """Fit a probe on all labelled images with the strength that has the smallest cross-validated log loss.
 
-    Args:
-        features: (B, D) float32. labels: (B,) int64. folds: (B,) int64 fold of each image.
+    features: (B, D) float32. labels: (B,) int64. folds: (B,) int64 fold of each image.
     """
     strength = best_strength(features[None], labels, folds, classes, scale)
     return fit_probe(features, labels, classes, strength, scale)
@@ -130,8 +133,7 @@ def best_strength(features: np.ndarray, labels: np.ndarray, folds: np.ndarray, c
 def judgeable(labels: np.ndarray, folds: np.ndarray) -> np.ndarray:
     """Return for each label, as bool, whether it also occurs outside its fold; if not, its prediction cannot be judged.
 
-    Args:
-        labels: (B,) int64, or masks (B, h, w) int64. folds: (B,) int64.
+    labels: (B,) int64, or masks (B, h, w) int64. folds: (B,) int64.
     """
     fair = np.zeros(labels.shape, bool)
     for fold in np.unique(folds):

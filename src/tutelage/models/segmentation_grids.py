@@ -35,11 +35,8 @@ class Level:
 def levels_of(module: TimmModel, name: str, size: Size, kind: str = "teacher") -> list[Level]:
     """Return the level of the deepest features at each stride >= FINEST, finest first, determined by one forward pass.
 
-    Args:
-        module: a timm model; its train or eval mode is kept. name: timm's. size: of its input.
-
-    Raises:
-        TutelageError: the model gives no features of intermediate layers.
+    module: a timm model; its train or eval mode is kept. name: timm's. size: of its input.
+    Raises TutelageError: the model gives no features of intermediate layers.
     """
     was, device = module.training, next(module.parameters()).device
     height, width = (-(-side // 32) * 32 if "patch" not in name else side for side in sides(size))
@@ -50,10 +47,8 @@ def levels_of(module: TimmModel, name: str, size: Size, kind: str = "teacher") -
                 torch.zeros(1, 3, height, width, device=device), intermediates_only=True
             )
     except (AttributeError, TypeError, NotImplementedError) as error:
-        raise TutelageError(
-            f"--{kind} {name} gives no features of intermediate layers",
-            "use a timm model with forward_intermediates, which nearly all have",
-        ) from error
+        message = f"--{kind} {name} gives no features of intermediate layers"
+        raise TutelageError(message, "use a timm model with forward_intermediates, which nearly all have") from error
     finally:
         module.train(was)
     found = {}
@@ -121,8 +116,7 @@ def check_windows(encoder: TimmModel, levels: list[Level], window: Size, size: S
     The stride that timm states counts too: encoders pad their inputs, so at stride 64 a window of 96 px gives two rows, from which the
     stride would be measured as 48.
 
-    Raises:
-        TutelageError: a side is not a multiple of the deepest stride.
+    Raises TutelageError: a side is not a multiple of the deepest stride.
     """
     stated = getattr(encoder, "feature_info", None) or []
     unit = max([levels[-1].stride, *(one.get("reduction", 1) for one in stated)])
@@ -140,8 +134,7 @@ def window_starts(side: int, window: int, unit: int) -> list[int]:
 
     window_starts(512, 256, 32) == [0, 128, 256]
 
-    Args:
-        side, window: pixels, multiples of unit; if the window is as long as the side or longer, the result is [0].
+    side, window: pixels, multiples of unit; if the window is as long as the side or longer, the result is [0].
     """
     if window >= side:
         return [0]
@@ -226,11 +219,7 @@ def grid_of(size: Size, stride: int) -> tuple[int, int]:
 
 
 def needed_level(levels: list[Level], stride: int, name: str, decoder: str) -> Level:
-    """Return the level with this stride.
-
-    Raises:
-        TutelageError: the encoder has no such level.
-    """
+    """Return the level with this stride. Raises TutelageError: the encoder has no such level."""
     for level in levels:
         if level.stride == stride:
             return level

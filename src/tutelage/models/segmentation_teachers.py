@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,24 +11,27 @@ from safetensors.torch import load_file
 
 from tutelage.image_size import sides
 from tutelage.json_object import JSON
-from tutelage.models.adapted_teacher import AdaptedTeacher, FeatureExtractor, _same_encoder, extractor
+from tutelage.models.adapted_teacher import (
+    AdaptedTeacher,
+    FeatureExtractor,
+    extractor,
+    fine_tuned_encoder,
+    same_encoder,
+    without_classes,
+)
 from tutelage.models.segmentation_grids import DenseNetwork, Pyramid, Windows, check_windows, levels_of, regrid
 from tutelage.models.segmentation_heads import DenseHead, Layout, new_head
-from tutelage.models.teachers import FrozenEncoder, build_teacher
-from tutelage.models.weights import weights_hash
+from tutelage.models.teachers import FrozenEncoder
+from tutelage.models.weights import parameters_of, weights_hash
 from tutelage.run_folder import hash_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-def pyramid_of(encoder: FrozenEncoder) -> Pyramid:
-    """Return the encoder as a module that gives its features at each level."""
-    return _pyramid(encoder, encoder.module)
-
-
-def _pyramid(encoder: FrozenEncoder, module: torch.nn.Module) -> Pyramid:
-    """Return `pyramid_of` for `module`, which is the encoder's own module or a copy of it."""
+def pyramid_of(encoder: FrozenEncoder, copy: torch.nn.Module | None = None) -> Pyramid:
+    """Return the encoder's module, or this copy of it, as a module that gives its features at each level."""
+    module = encoder.module if copy is None else copy
     levels = levels_of(module, encoder.name, encoder.at_once)
     if encoder.window is None:
         return Pyramid(module, levels)
@@ -73,7 +75,7 @@ def whole_teacher(
     encoder: FrozenEncoder, module: torch.nn.Module, classes: int, head: DenseHead | None
 ) -> DenseNetwork:
     """Return a teacher to fine-tune, with a fitted head or, if `head` is None, a new one. module: a copy of the encoder's."""
-    pyramid = _pyramid(encoder, module)
+    pyramid = pyramid_of(encoder, module)
     layout = tuple((level.channels, 0, 0) for level in pyramid.levels)
     network = DenseNetwork(pyramid, new_head(layout, classes), multiple_of(encoder))
     if head is not None:
@@ -88,15 +90,14 @@ def load_module(
     """Load a run's teacher: its encoder, the whole network, a hash of the weights. Arguments as for `adapted_teacher.load_adapted`."""
     about, classes = result["teacher"], result["classes"]
     if result["mode"] == "probe":
-        encoder = _same_encoder(folder, about, weights)
+        encoder = same_encoder(folder, about, weights)
         module = whole_teacher(encoder, encoder.module, classes, None)
         state = load_file(folder / "head.safetensors")
         digest = _digest(encoder, encoder.hash, weights_hash(state))
         module.temperature.copy_(state.pop("temperature"))
         module.head.load_state_dict(state)
     else:
-        encoder = build_teacher(about["name"], "scratch", about["size"], about.get("window"))
-        encoder = replace(encoder, mean=tuple(about["mean"]), std=tuple(about["std"]))
+        encoder = fine_tuned_encoder(about)
         module = whole_teacher(encoder, encoder.module, classes, None)
         state = load_file(folder / "weights.safetensors")
         module.load_state_dict(state)
@@ -115,8 +116,7 @@ def load_adapted(
 ) -> AdaptedTeacher:
     """Load the adapted teacher of a run, to give logits on a grid.
 
-    Args:
-        grid: rows and columns of the logits. kept: rows and columns of the cached logits, if coarser; None = the same.
+    grid: rows and columns of the logits. kept: rows and columns of the cached logits, if coarser; None = the same.
     """
     encoder, module, digest = load_module(folder, result, weights, accelerator)
     kept, classes = kept or grid, result["classes"]
@@ -129,13 +129,12 @@ def load_adapted(
         return regrid(torch.from_numpy(outputs.reshape(len(outputs), *shape)), grid).numpy()
 
     network = extractor(encoder, accelerator, forward, classes * kept[0] * kept[1], digest, "logits", shape=shape)
-    size = sum(p.numel() for p in module.parameters())
-    return AdaptedTeacher(network, head, module, size)
+    return AdaptedTeacher(network, head, module, parameters_of(module))
 
 
 def frozen(folder: Path, result: JSON, weights: str, accelerator: Accelerator, grid: tuple[int, int]) -> AdaptedTeacher:
     """Load the unadapted encoder of a run's teacher, to give the features of its deepest level on a grid."""
-    encoder = _same_encoder(folder, result["teacher"], weights)
+    encoder = same_encoder(folder, result["teacher"], weights)
     module = whole_teacher(encoder, encoder.module, 1, None).requires_grad_(False).eval().to(accelerator.device)
     shape = (module.pyramid.levels[-1].channels, *grid)
 
@@ -144,5 +143,4 @@ def frozen(folder: Path, result: JSON, weights: str, accelerator: Accelerator, g
 
     digest = _digest(encoder, encoder.hash, "deepest level")
     network = extractor(encoder, accelerator, forward, shape[0] * grid[0] * grid[1], digest, "features", shape=shape)
-    size = sum(p.numel() for p in encoder.module.parameters())
-    return AdaptedTeacher(network, lambda features: np.zeros((len(features), 0), np.float32), module, size)
+    return AdaptedTeacher(network, without_classes, module, parameters_of(encoder.module))

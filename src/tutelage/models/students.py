@@ -12,7 +12,7 @@ from tutelage.errors import TutelageError
 from tutelage.image_size import Size, sides
 from tutelage.json_object import JSON
 from tutelage.models.teachers import build, default_size, input_statistics, resolve
-from tutelage.models.weights import TimmModel
+from tutelage.models.weights import TimmModel, parameters_of
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,8 @@ def build_student(name: str, classes: int, weights: str = "scratch", size: Size 
     The caller sets the seed: `torch.manual_seed(seed)` right before this call makes the random weights reproducible.
 
     Args:
-        name: alias or any name of timm's.
-        classes: C, at least 1.
-        weights: "scratch", "pretrained" or the path of a file.
-        size: of the input; None for the model's own.
+        name: alias or any name of timm's. classes: C, at least 1.
+        weights: "scratch", "pretrained" or the path of a file. size: of the input; None for the model's own.
 
     Raises:
         TutelageError: unknown name, a size that the model does not accept, or weights that are unavailable or do not fit.
@@ -61,10 +59,8 @@ def build_student(name: str, classes: int, weights: str = "scratch", size: Size 
         raise TutelageError(f"{classes} classes for the student {name}: at least one is needed")
     size = default_size(name) if size is None else size
     module, source = build(name, weights, classes, size, "student")
-    count = sum(p.numel() for p in module.parameters())
-    return Student(
-        module.train(), name, size, *input_statistics(name), count, classes, source.text, channels_last(module)
-    )
+    more = (parameters_of(module), classes, source.text, channels_last(module))
+    return Student(module.train(), name, size, *input_statistics(name), *more)
 
 
 class StudentWithProjector(nn.Module):

@@ -100,8 +100,7 @@ def build(
 
     Args: as there; `size` is required.
 
-    Raises:
-        TutelageError: the architecture does not accept the size, or the weights are unavailable or do not fit.
+    Raises TutelageError: the architecture does not accept the size, or the weights are unavailable or do not fit.
     """
     check_size(name, size, kind)
     unusual = unusual_size(name, size)
@@ -152,8 +151,7 @@ def decayed_parameter_groups(
     Biases, norms and parameters that the model exempts (position embeddings) get no weight decay. timm's layer-wise
     decay; Bao et al., BEiT, ICLR 2022.
 
-    Returns:
-        Groups with `params`, `lr` (lr x lr_scale), `lr_scale` in (0, 1] and `weight_decay`.
+    Returns Groups with `params`, `lr` (lr x lr_scale), `lr_scale` in (0, 1] and `weight_decay`.
     """
     from timm.optim import param_groups_layer_decay  # pyright: ignore[reportPrivateImportUsage]
 

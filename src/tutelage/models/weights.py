@@ -47,8 +47,7 @@ UNFIT = (RuntimeError, LookupError, ValueError, TypeError, AttributeError, Asser
 class WeightSource:
     """Where weights came from.
 
-    text: for the log: "scratch", "hub timm/...", "file PATH" or "package NAME".
-    licence: of the weights, if known.
+    text: for the log: "scratch", "hub timm/...", "file PATH" or "package NAME". licence: of the weights, if known.
     """
 
     text: str
@@ -132,8 +131,7 @@ def weights_hash(state: Mapping[str, torch.Tensor]) -> str:
 def read_file(path: Path, kind: str = "teacher") -> State:
     """Return the tensors of a file, unwrapped from nested dicts, floating-point ones as float32.
 
-    Raises:
-        TutelageError: the file is missing or unreadable, holds pickled objects, no tensors, or values that are not finite.
+    Raises TutelageError: the file is missing or unreadable, holds pickled objects, no tensors, or values that are not finite.
     """
     flag = f"--{kind}-weights {path}"
     weights_path(str(path), kind)
@@ -209,6 +207,11 @@ def by_order(state: State, name: str, place: str) -> State:
     return dict(zip([*ours, *list(state)[len(ours) :]], state.values(), strict=False))
 
 
+def parameters_of(module: nn.Module) -> int:
+    """Return the number of a module's parameters."""
+    return sum(p.numel() for p in module.parameters())
+
+
 def shapes_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
     """Return the shape of each tensor."""
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -222,10 +225,8 @@ def wrong_architecture(place: str, model: str, state: State, ours: Mapping[str, 
     first = [*shapes, *missing, *unexpected][:5]
     lines = [f"{k}: {theirs.get(k, 'none')} in the file, {own.get(k, 'none')} in the model" for k in first]
     counts = f"{len(shapes)} tensors of another shape, {len(missing)} missing, {len(unexpected)} unexpected"
-    return TutelageError(
-        f"{place}: weights of another architecture than {model} ({counts})\n" + "\n".join(lines),
-        "name the model that the file was made for, or give a file made for this model",
-    )
+    message = f"{place}: weights of another architecture than {model} ({counts})\n" + "\n".join(lines)
+    return TutelageError(message, "name the model that the file was made for, or give a file made for this model")
 
 
 @contextmanager
@@ -282,14 +283,9 @@ def _load(name: str, state: State, overlay: Options, options: Options, place: st
 def check_within_reach(name: str, kind: str) -> tuple[Path | None, WeightSource]:
     """Check that pretrained weights are available, before anything is loaded; within five seconds.
 
-    Args:
-        name: timm's. kind: "teacher" or "student", for the messages.
-
-    Returns:
-        Their file, of a package or in the hub's cache, or None if it must be downloaded; their source.
-
-    Raises:
-        TutelageError: timm has none, or there is no package, no cached file and no hub.
+    name: timm's. kind: "teacher" or "student", for the messages.
+    Returns Their file, of a package or in the hub's cache, or None if it must be downloaded; their source.
+    Raises TutelageError: timm has none, or there is no package, no cached file and no hub.
     """
     arch, _, tag = name.partition(".")
     package = PACKAGES.get(arch, "") if tag in ("", "in1k") else ""
@@ -312,18 +308,14 @@ def check_within_reach(name: str, kind: str) -> tuple[Path | None, WeightSource]
 def create(
     name: str, weights: str, classes: int | None, size: Size | None = None, kind: str = "teacher", output_stride: int | None = None
 ) -> tuple[nn.Module, WeightSource]:  # fmt: skip
-    """Build a timm model and load its weights.
+    """Build a timm model and load its weights. Raises TutelageError: weights that are unavailable or do not fit.
 
     Args:
-        name: timm's name, with or without a tag.
-        weights: "pretrained", "scratch" or a path.
+        name: timm's name, with or without a tag. weights: "pretrained", "scratch" or a path.
         classes: 0 for pooled features; C for a newly initialised head of C classes; None keeps the weights' own head.
         size: of the input, for models whose architecture depends on it; None for their own.
         kind: "teacher" or "student", for the messages.
         output_stride: of the last layers, by dilation instead of strides, if the architecture supports it.
-
-    Raises:
-        TutelageError: weights that are unavailable or do not fit.
     """
     import timm
 

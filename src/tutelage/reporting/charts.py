@@ -82,8 +82,7 @@ def per_class(
 ) -> Markup:  # fmt: skip
     """Draw recall (or another score) of each class by each model, the weakest classes of the first model first.
 
-    Args:
-        recall: for each model C numbers in [0, 1], None for a class without test images. names: of the models, in their order.
+    recall: for each model C numbers in [0, 1], None for a class without test images. names: of the models, in their order.
     """
     models = [model for model in names if model in recall]
     student = recall[models[0]]
@@ -112,8 +111,7 @@ def matrix(
 ) -> Markup:  # fmt: skip
     """Draw a confusion matrix: rows are true classes, columns predicted ones; the shade is the share of the row.
 
-    Args:
-        shares: write percentages of the row instead of counts.
+    shares: write percentages of the row instead of counts.
     """
     table = np.array(counts)
     size, left, top = len(classes), 110, 92
@@ -152,11 +150,8 @@ def confusions(
 ) -> dict[str, object]:  # fmt: skip
     """The page's chart of confusions: the matrix, or with many classes a list of the most frequent confusions.
 
-    Args:
-        counts, shares: as in `matrix`. more: text appended to the note.
-
-    Returns:
-        {"title", "svg", "note"}.
+    counts, shares: as in `matrix`. more: text appended to the note.
+    Returns {"title", "svg", "note"}.
     """
     title = f"Confusions of {names[model]}"
     if len(classes) <= CELLS_SHOWN:
@@ -178,8 +173,7 @@ def pooled(evaluations: Sequence[Mapping[str, Sequence[Sequence[float]]]]) -> di
 def calibration(bins: Mapping[str, np.ndarray], names: Mapping[str, str] = NAMES) -> Markup:
     """Draw the accuracy of each model against its confidence.
 
-    Args:
-        bins: (b, 3) float for each model, as from `metrics.reliability`. names: of the models, in their order.
+    bins: (b, 3) float for each model, as from `metrics.reliability`. names: of the models, in their order.
     """
     models = [model for model in names if model in bins]
     left, right, top, bottom = 56, 356, 34, 334
@@ -207,8 +201,7 @@ def calibration(bins: Mapping[str, np.ndarray], names: Mapping[str, str] = NAMES
 def calibrations(bins: Mapping[str, np.ndarray], names: Mapping[str, str] = NAMES, more: str = "") -> dict[str, object]:
     """The page's calibration chart. bins, names: as in `calibration`. more: text appended to the note.
 
-    Returns:
-        {"title", "svg", "note"}.
+    Returns {"title", "svg", "note"}.
     """
     note = f"On the dashed line, accuracy equals confidence; bins with fewer than {FEWEST} images are left out.{more}"
     return {"title": "Calibration", "svg": calibration(bins, names), "note": note}

@@ -30,8 +30,7 @@ class Finding:
 def diagnose(results: JSON, stages: JSON) -> list[Finding]:
     """Return all findings, the most serious first.
 
-    Args:
-        results: of the evaluation. stages: result of each stage by its folder's name; some may be missing.
+    results: of the evaluation. stages: result of each stage by its folder's name; some may be missing.
     """
     found = [
         _teacher(stages),

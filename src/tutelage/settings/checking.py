@@ -31,8 +31,7 @@ def command(settings: Callable[P, S]) -> Callable[[Callable[[S], R]], Callable[P
 
     If `config` is among the settings, it names a TOML file with values for arguments that were not given.
 
-    Args:
-        settings: the class of the command's settings; the command has its names, types and defaults.
+    settings: the class of the command's settings; the command has its names, types and defaults.
     """
 
     def decorate(function: Callable[[S], R]) -> Callable[P, R]:
@@ -43,10 +42,8 @@ def command(settings: Callable[P, S]) -> Callable[[Callable[[S], R]], Callable[P
                 return function(checked_settings)
             except ValidationError as error:  # of a result.json, which `tutelage.results` describes
                 what = f"{error.title}, {'.'.join(map(str, error.errors()[0]['loc']))}: {error.errors()[0]['msg']}"
-                raise TutelageError(
-                    f"a result.json of this run is damaged or of another version of tutelage ({what})",
-                    "use another folder, or --overwrite to move the old run aside",
-                ) from error
+                message = f"a result.json of this run is damaged or of another version of tutelage ({what})"
+                raise TutelageError(message, "use another folder, or --overwrite to move the old run aside") from error
 
         made: Any = checked
         del made.__wrapped__
@@ -69,8 +66,7 @@ def command(settings: Callable[P, S]) -> Callable[[Callable[[S], R]], Callable[P
 def identity(settings: Group, known_otherwise: Collection[str] = ()) -> dict[str, object]:
     """Return the settings that determine a stage's results: all but the free ones.
 
-    Args:
-        known_otherwise: settings left out too: without effect on this task, or represented by a hash of what they refer to.
+    known_otherwise: settings left out too: without effect on this task, or represented by a hash of what they refer to.
     """
     return {
         name: getattr(settings, name)

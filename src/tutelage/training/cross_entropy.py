@@ -29,15 +29,11 @@ def soft_cross_entropy(
 
 
 def one_hot(labels: torch.Tensor, classes: int) -> torch.Tensor:
-    """Return class numbers as one-hot probabilities; a number that is not a class gives all 0.
+    """Return class numbers as one-hot probabilities; a number that is not a class gives all 0: (B, C) or (B, C, H, W) float32.
 
     one_hot([1, 255], 2) == [[0, 1], [0, 0]]
 
-    Args:
-        labels: (B,) or (B, H, W) int64.
-
-    Returns:
-        (B, C) or (B, C, H, W) float32.
+    labels: (B,) or (B, H, W) int64.
     """
     known = labels < classes
     return (F.one_hot(labels * known, classes) * known[..., None]).movedim(-1, 1).float()
@@ -46,13 +42,8 @@ def one_hot(labels: torch.Tensor, classes: int) -> torch.Tensor:
 def class_weights(labels: torch.Tensor, classes: int, how: str) -> torch.Tensor | None:
     """Return the class weights: None, or n / (C n_c) like scikit-learn's "balanced".
 
-    Args:
-        labels: (B,) int64 in [0, classes).
-        classes: C.
-        how: "none" or "balanced".
-
-    Returns:
-        (C,) float32, or None for "none".
+    labels: (B,) int64 in [0, classes). classes: C. how: "none" or "balanced".
+    Returns (C,) float32, or None for "none".
     """
     if how == "none":
         return None

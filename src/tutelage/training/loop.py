@@ -120,11 +120,7 @@ class LossLog:
         self._seen.append((step, loss.detach()))
 
     def mean(self) -> float:
-        """Mean loss since the last call.
-
-        Raises:
-            TutelageError: a loss is NaN or infinite; the message names the first such step.
-        """
+        """Mean loss since the last call. Raises TutelageError: a loss is NaN or infinite; the message names the first such step."""
         values = torch.stack([loss for _, loss in self._seen]).tolist()
         for (step, _), value in zip(self._seen, values, strict=True):
             if not math.isfinite(value):
