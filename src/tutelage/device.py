@@ -45,12 +45,9 @@ def prepare_process() -> None:
 def accelerator(device: str, precision: str) -> Accelerator:
     """Return accelerate's Accelerator for a device and a precision.
 
-    Args:
-        device: "auto", "cpu", "cuda" or "mps".
-        precision: "auto" (bf16 if the GPU supports it, else fp32), "fp32", "bf16" or "fp16".
-
-    Raises:
-        TutelageError: the device is not available, or does not support that precision.
+    device: "auto", "cpu", "cuda" or "mps".
+    precision: "auto" (bf16 if the GPU supports it, else fp32), "fp32", "bf16" or "fp16".
+    Raises TutelageError: the device is not available, or does not support that precision.
     """
     from datetime import timedelta
 
@@ -169,10 +166,9 @@ def _counted(module: nn.Module, size: Size, batch: int) -> int:
 def latency_ms(module: nn.Module, size: Size, repeats: int = 50, seconds: float = 20.0) -> float:
     """Return the median milliseconds of one forward pass on the CPU: batch 1, 1 thread, float32.
 
-    Args:
-        module: takes (1, 3, *sides(size)) float32; not changed. size: of the input.
-        repeats: timed passes, after 5 warm-up passes. seconds: no pass starts after this time, so slow networks get fewer
-            timed passes, and those that do not even finish the warm-up are timed by its last pass.
+    module: takes (1, 3, *sides(size)) float32; not changed. size: of the input.
+    repeats: timed passes, after 5 warm-up passes. seconds: no pass starts after this time, so slow networks get fewer
+        timed passes, and those that do not even finish the warm-up are timed by its last pass.
     """
     import copy
 

@@ -64,11 +64,8 @@ def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = 10) -
 
     Worked example: two images with confidence 0.85, one of them right, in 10 bins: row 8 is (1.7, 1, 2), the others 0.
 
-    Args:
-        probabilities: (B, C) float in [0, 1]. labels: (B,) integers.
-
-    Returns:
-        (bins, 3) float64: for the images whose confidence is in [b / bins, (b + 1) / bins), the sum of their confidences, the number
+    probabilities: (B, C) float in [0, 1]. labels: (B,) integers.
+    Returns (bins, 3) float64: for the images whose confidence is in [b / bins, (b + 1) / bins), the sum of their confidences, the number
         classified correctly, and the number of images.
     """
     confidence = probabilities.max(axis=1).astype(np.float64)

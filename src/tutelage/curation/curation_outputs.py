@@ -50,7 +50,7 @@ def write_manifests(
     target, kept, drawn = labelled.target, labelled.kept, labelled.drawn
     write_manifest(
         run.path / "target_set" / "manifest.parquet", [target.refs[i] for i in kept],
-        {**labelled.columns(kept), "key": labelled.keys_of(kept)}
+        {**labelled.target.columns(kept), "key": labelled.keys_of(kept)}
     )  # fmt: skip
     none = [None] * len(drawn)
     write_manifest(
@@ -70,7 +70,7 @@ def identity(labelled: LabelledSplit, refs: list[ImageRef], embedded: EmbeddingT
     """Return a hash of all that later stages use of the choice: contents and names, but not the files' paths or times."""
     kept = labelled.kept
     places = {f"mask_{name}" for name in SOURCE}
-    known = [column for name, column in labelled.columns(kept).items() if name not in places]
+    known = [column for name, column in labelled.target.columns(kept).items() if name not in places]
     return hash_of([
         [key.hex() for key in labelled.keys_of(kept)], labelled.target.classes, *known,
         [ref.id for ref in refs], [key.tobytes().hex() for key in embedded.keys[choice.rows]]

@@ -48,11 +48,8 @@ def opponent(images: np.ndarray) -> np.ndarray:
 def layout(thumbs: np.ndarray) -> np.ndarray:
     """Return where a picture is light and where it is dark, as a vector for a search by inner product.
 
-    Args:
-        thumbs: (n, 16, 16, 3) uint8.
-
-    Returns:
-        (n, 192) float32: 8 x 8 pixels minus their mean colour, at unit length; shorter where there is hardly any
+    thumbs: (n, 16, 16, 3) uint8.
+    Returns (n, 192) float32: 8 x 8 pixels minus their mean colour, at unit length; shorter where there is hardly any
         structure, so that rounding errors of a blank image match nothing.
     """
     flat = _less_mean(_halved(opponent(thumbs)))
@@ -97,12 +94,9 @@ def may_agree(one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.nd
 def compare(images: np.ndarray, thumbs: np.ndarray, image: np.ndarray, thumb: np.ndarray) -> np.ndarray:
     """Return how each pair of an image and a thumbnail is related, trying the whole image and the crop whose layout fits best.
 
-    Args:
-        images: (n, S, S, 3) float32. thumbs: (t, 16, 16, 3) float32. Both in opponent colours.
-        image, thumb: (p,) int64, index of each pair's image and thumbnail; ordered by image.
-
-    Returns:
-        (p,) int64, index in HOW: the simplest relation that agrees, 0 if none does.
+    images: (n, S, S, 3) float32. thumbs: (t, 16, 16, 3) float32. Both in opponent colours.
+    image, thumb: (p,) int64, index of each pair's image and thumbnail; ordered by image.
+    Returns (p,) int64, index in HOW: the simplest relation that agrees, 0 if none does.
     """
     layouts = _layouts_of_crops(images)
     mirrored = thumbs[:, :, ::-1]

@@ -41,10 +41,6 @@ class LabelledSplit:
         """Rows of all images of the run: those drawn, then validation and test images."""
         return np.concatenate([self.drawn, self.held])
 
-    def columns(self, rows: np.ndarray) -> dict[str, list[object]]:
-        """Return split, label and group of these rows of the target set."""
-        return self.target.columns(rows)
-
     def of(self, rows: np.ndarray) -> Images:
         """Return the images of these rows of the target set."""
         return self.images.take(self._places(rows))
@@ -105,12 +101,9 @@ def log_changed_data(run: Run, given: dict[str, str]) -> None:
 def split_labels(target: TargetSet, images: Images, rows: np.ndarray, budget: int | None, seed: int) -> LabelledSplit:
     """Check the labelled images and draw those within the budget; the labels of the others are not read after this.
 
-    Args:
-        images: the usable images of the target set. rows: (n,) int64 ascending, their rows in the target set.
-        budget: labels per class; None takes all. seed: of the draw.
-
-    Raises:
-        TutelageError: an image with two labels or in two splits, a class without a usable train image.
+    images: the usable images of the target set. rows: (n,) int64 ascending, their rows in the target set.
+    budget: labels per class; None takes all. seed: of the draw.
+    Raises TutelageError: an image with two labels or in two splits, a class without a usable train image.
     """
     keys = [key.tobytes() for key in images.keys]
     _check_labels(target, rows, keys)
@@ -171,8 +164,7 @@ def list_rejected(run: Run, rejected: Sequence[tuple[str, Rejected]]) -> None:
 def reject(run: Run, rejected: Sequence[tuple[str, Rejected]], total: int, most: float) -> None:
     """List the unusable images; raise an error if their share of all images exceeds `most`. total: images checked."""
     list_rejected(run, rejected)
-    count = len(rejected)
-    if not count:
+    if not (count := len(rejected)):
         return
     logger.info(f"{count:,} of {total:,} images cannot be used; they are listed in {run.path / 'rejected.csv'}")
     if count > most * total:

@@ -22,16 +22,11 @@ def mmd(x: np.ndarray, y: np.ndarray) -> float:
 
     With x = [[1, 0], [0, 1]] and y = [[-1, 0], [0, -1]]: exp(-1) + exp(-1) - 2 (2 exp(-2) + 2 exp(-1)) / 4 = 0.232544.
 
-    Args:
-        x: (n, D) float32, unit length. y: (m, D) float32, unit length. Both centred with the same mean (the gallery's)
-            and without common images, because an image in both sets makes them look nearer. Of more than 2,000 images
-            a random subset is used, the same at every call.
-
-    Returns:
-        0 on average for two samples of one distribution, and as often below 0 as above; at most 2 (1 - exp(-2)) = 1.73.
-
-    Raises:
-        TutelageError: fewer than two images in a set.
+    x: (n, D) float32, unit length. y: (m, D) float32, unit length. Both centred with the same mean (the gallery's)
+        and without common images, because an image in both sets makes them look nearer. Of more than 2,000 images
+        a random subset is used, the same at every call.
+    Returns 0 on average for two samples of one distribution, and as often below 0 as above; at most 2 (1 - exp(-2)) = 1.73.
+    Raises TutelageError: fewer than two images in a set.
     """
     return mmd_and_error(x, y)[0]
 
@@ -53,7 +48,7 @@ def mmd_and_error(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
                 "depends on the spread within each set",
                 "choose or label more images",
             )
-    x, y = _part(x), _part(y)
+    x, y = (rows[subsample_rows(len(rows))] for rows in (x, y))
     n, m = len(x), len(y)
     # Row means in float64; each kernel block is computed once and freed.
     among_x, among_y = (_kernel(x, x).sum(axis=1) - 1) / (n - 1), (_kernel(y, y).sum(axis=1) - 1) / (m - 1)
@@ -70,10 +65,6 @@ def subsample_rows(count: int) -> np.ndarray:
     Drawn at random: evenly spaced positions would miss classes in a set that lists its classes in turn.
     """
     return np.sort(np.random.default_rng(0).permutation(count)[:MOST])
-
-
-def _part(embeddings: np.ndarray) -> np.ndarray:
-    return embeddings if len(embeddings) <= MOST else embeddings[subsample_rows(len(embeddings))]
 
 
 def _kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:

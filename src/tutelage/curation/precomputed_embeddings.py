@@ -8,6 +8,7 @@ Supported are Parquet files with a column of vectors and one of names; .npy file
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -169,8 +170,6 @@ def _files(path: Path, flag: str) -> list[Path]:
 
 def _natural(path: Path) -> list[int | str]:
     """Return a sort key that puts img_emb_10 after img_emb_9."""
-    import re
-
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tutelage.curation.embed import EmbeddingCache, Piece
 from tutelage.errors import TutelageError
-from tutelage.progress import logger
+from tutelage.progress import Advance, logger
 
 RETRIES = 5  # restarts of an actor, and retries of a piece
 
@@ -52,16 +52,13 @@ class Embedder:
 
 
 def embed_on_ray(
-    cache: Callable[[], EmbeddingCache], folder: str, pieces: list[Piece], on_gpus: bool, advance: Callable[[int], None]
+    cache: Callable[[], EmbeddingCache], folder: str, pieces: list[Piece], on_gpus: bool, advance: Advance
 ) -> None:
     """Embed pieces on the cluster of RAY_ADDRESS, or on a local one.
 
-    Args:
-        cache: called in each worker. folder: name of the cache's folder here. on_gpus: whether GPUs may be used.
-        advance: called with the number of images of each finished piece.
-
-    Raises:
-        TutelageError: a worker dies again and again, or raises an error.
+    cache: called in each worker. folder: name of the cache's folder here. on_gpus: whether GPUs may be used.
+    advance: called with the number of images of each finished piece.
+    Raises TutelageError: a worker dies again and again, or raises an error.
     """
     import ray
     import torch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -13,6 +13,7 @@ from threadpoolctl import threadpool_limits
 
 from tutelage.curation.vectors import BLOCK, Vectors
 from tutelage.errors import TutelageError, shown
+from tutelage.progress import Advance
 
 TILE = 256  # most queries that one thread compares at once: their 2 MB of similarities stay in the processor's cache
 OVERHEAD = 48 << 20  # bytes for threads and buffers of the matrix product: 10 to 13 MB were measured on 2 cores
@@ -35,24 +36,19 @@ def checked(vectors: Vectors, queries: np.ndarray, usable: np.ndarray | None, k:
 
 def search(
     vectors: Vectors, queries: np.ndarray, k: int, *, usable: np.ndarray | None = None, memory: int | None = None,
-    advance: Callable[[int], None] = lambda n: None,
+    advance: Advance = lambda n: None,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Return the k rows with the largest inner product with each query: exact, whatever the parts in which the gallery is stored.
 
     `faiss.knn` block by block, and `knn_ground_truth` of faiss.contrib, return other rows in ties and took 6.8 and 7.2 s where
     this took 4.4 s (200,000 x 384 float16 on disk, 1,000 queries, k 100; interleaved, medians of 5 on 2 busy cores).
 
-    Args:
-        queries: (Q, D) float32, unit length. usable: (N,) bool; other rows are ignored and never returned.
-        memory: bytes that the search may take beyond the process and the arrays in `vectors`; None: no limit.
-        advance: called with numbers of rows just done, N in all.
-
-    Returns:
-        similarities (Q, k) float32 and rows (Q, k) int64, best first, the smaller row in a tie; -inf and -1 where
+    queries: (Q, D) float32, unit length. usable: (N,) bool; other rows are ignored and never returned.
+    memory: bytes that the search may take beyond the process and the arrays in `vectors`; None: no limit.
+    advance: called with numbers of rows just done, N in all.
+    Returns similarities (Q, k) float32 and rows (Q, k) int64, best first, the smaller row in a tie; -inf and -1 where
         fewer than k rows are usable.
-
-    Raises:
-        TutelageError: NaN or infinite rows or queries, shapes that do not fit, too little memory.
+    Raises TutelageError: NaN or infinite rows or queries, shapes that do not fit, too little memory.
     """
     queries = np.asarray(queries, dtype=np.float32)
     checked(vectors, queries, usable, k)
@@ -101,11 +97,7 @@ def _check_memory(width: int, queries: int, k: int, threads: int, memory: int | 
 
 
 def best_query(
-    vectors: Vectors,
-    queries: np.ndarray,
-    *,
-    usable: np.ndarray | None = None,
-    advance: Callable[[int], None] = lambda n: None,
+    vectors: Vectors, queries: np.ndarray, *, usable: np.ndarray | None = None, advance: Advance = lambda n: None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the query with the largest inner product with each row, the smaller query in a tie.
 

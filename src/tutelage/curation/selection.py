@@ -61,11 +61,8 @@ class Pool:
     def neighbours(self, queries: np.ndarray, k: int, what: str, exact: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """Return the usable rows nearest to each query.
 
-        Args:
-            queries: (Q, D) float32 unit vectors. what: label of the progress bar. exact: search exactly whatever the index.
-
-        Returns:
-            (Q, k) float32 similarities and (Q, k) int64 rows, best first; -1 where the gallery has no more rows. Queries for which
+        queries: (Q, D) float32 unit vectors. what: label of the progress bar. exact: search exactly whatever the index.
+        Returns (Q, k) float32 similarities and (Q, k) int64 rows, best first; -1 where the gallery has no more rows. Queries for which
             an inverted file finds too few rows are searched exactly.
         """
         if self.index == "auto" and not exact:
@@ -113,12 +110,9 @@ def choose(
 ) -> tuple[Choice, int]:
     """Let a strategy choose, bar the leaks and near duplicates in its choice, and repeat until there are none.
 
-    Args:
-        queries: (Q, D) float32 unit embeddings; may be empty for `all` and `random`.
-        leaks: bars leaks among rows of the pool, or among all rows (None), and returns how many it barred.
-
-    Returns:
-        the choice; the number of gallery images left out as near duplicates of chosen ones.
+    queries: (Q, D) float32 unit embeddings; may be empty for `all` and `random`.
+    leaks: bars leaks among rows of the pool, or among all rows (None), and returns how many it barred.
+    Returns the choice; the number of gallery images left out as near duplicates of chosen ones.
     """
     known, passed = np.zeros(pool.vectors.count, bool), 0
     if wish.dedup == "gallery":  # leaks are already barred in the whole gallery

@@ -62,9 +62,8 @@ def random(usable: np.ndarray, wanted: int, seed: int) -> Choice:
 def best(similarity: np.ndarray, query: np.ndarray, wanted: int) -> Choice:
     """Strategy "best": the rows most similar to any query.
 
-    Args:
-        similarity: (N,) float32 of each row to its best query, -inf for rows that may not be chosen. query: (N,) int.
-        wanted: how many.
+    similarity: (N,) float32 of each row to its best query, -inf for rows that may not be chosen. query: (N,) int.
+    wanted: how many.
     """
     order = np.argsort(-similarity, kind="stable")[:wanted]
     order = order[np.isfinite(similarity[order])]
@@ -84,12 +83,9 @@ def round_robin(groups: np.ndarray, wanted: int, seed: int) -> np.ndarray:
     If every query is a group of its own and `wanted` is total - queries, every query gets the same number of images,
     k = floor(total / queries) - 1, as in the paper; the rest is one more, partial round over groups drawn by the seed.
 
-    Args:
-        groups: (Q,) int64 group of each query; every group from 0 up has at least one query.
-        wanted: how many turns. seed: of the last, partial round.
-
-    Returns:
-        (wanted,) int64 queries.
+    groups: (Q,) int64 group of each query; every group from 0 up has at least one query.
+    wanted: how many turns. seed: of the last, partial round.
+    Returns (wanted,) int64 queries.
     """
     count = int(groups.max()) + 1
     rounds, rest = divmod(wanted, count)
@@ -105,15 +101,12 @@ def balanced(
 ) -> Choice | None:
     """Strategy "balanced" (query-balanced): in each turn a query takes its most similar row that is not yet taken.
 
-    Args:
-        similarity: (Q, K) float32, best first. rows: (Q, K) int64 neighbours of each query; -1 where the gallery has no more rows
-            (not merely where an inverted file's lists have no more).
-        turn: (m,) int64 queries in the order of their turns.
-        barred: (N,) bool: rows that may not be taken. complete: the lists hold all rows that were ever usable; a query whose list
-            has ended then skips its turn.
-
-    Returns:
-        the choice, shorter than `turn` only if the whole gallery is used up; or None if a query's list ended before that:
+    similarity: (Q, K) float32, best first. rows: (Q, K) int64 neighbours of each query; -1 where the gallery has no more rows
+        (not merely where an inverted file's lists have no more).
+    turn: (m,) int64 queries in the order of their turns.
+    barred: (N,) bool: rows that may not be taken. complete: the lists hold all rows that were ever usable; a query whose list
+        has ended then skips its turn.
+    Returns the choice, shorter than `turn` only if the whole gallery is used up; or None if a query's list ended before that:
         call again with more neighbours.
     """
     taken, place, depth = barred.copy(), np.zeros(len(rows), np.int64), rows.shape[1]
@@ -137,9 +130,8 @@ def balanced(
 def diverse(near: Choice, embeddings: np.ndarray, wanted: int, seed: int) -> Choice:
     """Strategy "diverse": the neighbourhood is clustered, and clusters take turns in giving their image nearest to a query.
 
-    Args:
-        near: the retrieved neighbourhood, larger than `wanted`. embeddings: (len(near), D) float32, unit length.
-        wanted: how many. seed: of k-means.
+    near: the retrieved neighbourhood, larger than `wanted`. embeddings: (len(near), D) float32, unit length.
+    wanted: how many. seed: of k-means.
     """
     import faiss
 
@@ -155,9 +147,8 @@ def diverse(near: Choice, embeddings: np.ndarray, wanted: int, seed: int) -> Cho
 def hard(near: Choice, unsure: np.ndarray, wanted: int) -> Choice:
     """Strategy "hard": of the images near each query, those on which a probe trained on the labels is least confident.
 
-    Args:
-        near: the retrieved neighbourhood, larger than `wanted`. unsure: (len(near),) float, higher for less confident.
-        wanted: how many; the queries take turns.
+    near: the retrieved neighbourhood, larger than `wanted`. unsure: (len(near),) float, higher for less confident.
+    wanted: how many; the queries take turns.
     """
     order = np.lexsort((near.rows, -unsure))
     return near.take(order[_in_turns(near.query[order], wanted)])

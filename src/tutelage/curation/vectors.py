@@ -10,6 +10,7 @@ import numpy as np
 
 from tutelage.data.block_cache import gather
 from tutelage.errors import TutelageError, shown
+from tutelage.progress import Advance
 
 Part = np.ndarray | Callable[[], np.ndarray]
 BLOCK = 2048  # rows read and compared at once: 1.5 MB of a file with 384 features
@@ -73,13 +74,12 @@ class Vectors:
         return self._shapes[0][1]
 
     def blocks(
-        self, size: int = BLOCK, usable: np.ndarray | None = None, advance: Callable[[int], None] = lambda n: None
+        self, size: int = BLOCK, usable: np.ndarray | None = None, advance: Advance = lambda n: None
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield positions (n,) int64 and rows (n, D) as from `rows`, in order; a block starts at each multiple of `size`.
 
-        Args:
-            usable: (N,) bool; other rows are left out, and may be NaN. None: all rows are usable.
-            advance: called with the numbers of rows just done, N in all.
+        usable: (N,) bool; other rows are left out, and may be NaN. None: all rows are usable.
+        advance: called with the numbers of rows just done, N in all.
         """
         for start in range(0, self.count, size):
             positions = np.arange(start, min(start + size, self.count))

@@ -119,13 +119,10 @@ def decode(data: bytes, short_side: int | None = None) -> tuple[np.ndarray, tupl
 def fit(rgb: np.ndarray, size: Size, resize: str) -> np.ndarray:
     """Resize an image to a network's input size. This is the only resize of evaluation, export and `predict`.
 
-    Args:
-        rgb: (H, W, 3) uint8. size: of the result; smaller images are enlarged.
-        resize: "squash" the whole image, ignoring its proportions; for a square size also "crop", the centre square of
-            the short side, and "pad", the whole image, centred on mid grey.
-
-    Returns:
-        (*sides(size), 3) uint8, C-contiguous. Bilinear, antialiased when shrinking.
+    rgb: (H, W, 3) uint8. size: of the result; smaller images are enlarged.
+    resize: "squash" the whole image, ignoring its proportions; for a square size also "crop", the centre square of
+        the short side, and "pad", the whole image, centred on mid grey.
+    Returns (*sides(size), 3) uint8, C-contiguous. Bilinear, antialiased when shrinking.
     """
     height, width = rgb.shape[:2]
     if resize == "squash":

@@ -23,6 +23,7 @@ from tutelage.data.decode import content_key, decode
 from tutelage.data.sources import ImageRef, Rejected, read_bytes
 from tutelage.errors import TutelageError, Unreadable
 from tutelage.image_size import Size, sides
+from tutelage.progress import Advance
 
 BLOCK, BLOCK_BYTES = 4096, 2**25  # most images in a block, and bytes of pixels after which it ends
 SHARE = 1.15  # short side of a stored image over the larger of the two networks' sizes
@@ -91,15 +92,12 @@ class Store:
         self._blocks = BlockCache(self.folder, ("fingerprint", "key", "place", "pixels"))
         self._reasons: dict[bytes, str] = {}  # fingerprint -> why this object could not decode the image
 
-    def add(self, refs: Sequence[ImageRef], advance: Callable[[int], None] = lambda n: None) -> None:
+    def add(self, refs: Sequence[ImageRef], advance: Advance = lambda n: None) -> None:
         """Decode the images that the store does not hold yet; remember why others cannot be used.
 
-        Args:
-            refs: what to decode; the same image may be named twice.
-            advance: called with the number of images just decoded.
-
-        Raises:
-            TutelageError: the disk has too little space for them.
+        refs: what to decode; the same image may be named twice.
+        advance: called with the number of images just decoded.
+        Raises TutelageError: the disk has too little space for them.
         """
         missing = self.missing(refs)
         if missing:
@@ -127,8 +125,7 @@ class Store:
     def find(self, refs: Sequence[ImageRef]) -> tuple[Images, np.ndarray, list[Rejected]]:
         """Look up images that were added before. Raises TutelageError: another process has removed images since they were added.
 
-        Returns:
-            the usable images, in the order of `refs`; (n,) int64, their positions in `refs`; and the others with the
+        Returns the usable images, in the order of `refs`; (n,) int64, their positions in `refs`; and the others with the
             reason why they cannot be used.
         """
         found = self._blocks.find(_fingerprints(refs))
@@ -182,11 +179,8 @@ def decoded(
 ) -> Iterator[tuple[int, np.ndarray | str, bytes]]:
     """Decode images in the pool's threads, in the order in which their containers are read.
 
-    Args:
-        side: short side in pixels, as `decode` takes it.
-
-    Yields:
-        position in `refs`; pixels (H, W, 3) uint8, or why there are none; content hash (32 bytes, or empty).
+    side: short side in pixels, as `decode` takes it.
+    Yields position in `refs`; pixels (H, W, 3) uint8, or why there are none; content hash (32 bytes, or empty).
     """
 
     def one(item: tuple[int, bytes | Unreadable]) -> tuple[int, np.ndarray | str, bytes]:

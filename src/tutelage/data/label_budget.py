@@ -26,12 +26,9 @@ def draw_budget(
     A smaller budget's images are a subset of a larger one's; the order of the images and the other classes do not matter.
     With groups, a second image of a group comes only after one image of every group of that class.
 
-    Args:
-        labels: (n,) int64. keys: n content keys of 32 bytes, or (n, 32) uint8. groups: (n,) str, "" = none.
-        budget: images per class, at least 1; None = all.
-
-    Returns:
-        (m,) int64, sorted positions. Of a class with fewer images all are chosen; see `shortfalls`.
+    labels: (n,) int64. keys: n content keys of 32 bytes, or (n, 32) uint8. groups: (n,) str, "" = none.
+    budget: images per class, at least 1; None = all.
+    Returns (m,) int64, sorted positions. Of a class with fewer images all are chosen; see `shortfalls`.
     """
     if budget is None:
         return np.arange(len(labels))

@@ -124,12 +124,9 @@ def load_masks(
 ) -> Masks:
     """Return masks from the cache, decoding those that it lacks.
 
-    Args:
-        refs: n masks. shapes: (n, 2), height and width of their stored images. about: the result of curation. truths: n hashes by
-            `masks.truth_of`, as they were when the images were chosen.
-
-    Raises:
-        TutelageError: masks are gone, cannot be read, or have changed.
+    refs: n masks. shapes: (n, 2), height and width of their stored images. about: the result of curation. truths: n hashes by
+        `masks.truth_of`, as they were when the images were chosen.
+    Raises TutelageError: masks are gone, cannot be read, or have changed.
     """
     colours = tuple((r, g, b) for r, g, b in about["colours"])
     ignored = tuple((r, g, b) for r, g, b in about["ignored_colours"])

@@ -203,9 +203,8 @@ def nearest(start: int, length: int, whole: int, pixels: int, size: int, flip: b
 
     nearest(0, 4, 4, 4, 2) == [1, 3]
 
-    Args:
-        start, length: of the view's region, in pixels of an image that is `whole` pixels long.
-        pixels: length of the mask, which covers the same extent. size: length of the result.
+    start, length: of the view's region, in pixels of an image that is `whole` pixels long.
+    pixels: length of the mask, which covers the same extent. size: length of the result.
     """
     centres = (start + (np.arange(size) + 0.5) * length / size) * pixels / whole
     found = np.minimum(centres.astype(np.int64), pixels - 1)

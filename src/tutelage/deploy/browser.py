@@ -62,15 +62,10 @@ class Preprocess(BaseModel):
 def write_page(folder: Path, out: Path) -> Path:
     """Write out/index.html from an export folder.
 
-    Args:
-        folder: as `tutelage export` wrote it. out: a folder, created if missing.
-
-    Returns:
-        the path of the page.
-
-    Raises:
-        TutelageError: not an export folder, changed or unusable files, too large a model, or `out` cannot be written;
-            all faults in one message.
+    folder: as `tutelage export` wrote it. out: a folder, created if missing.
+    Returns the path of the page.
+    Raises TutelageError: not an export folder, changed or unusable files, too large a model, or `out` cannot be written;
+        all faults in one message.
     """
     page, faults, path = "", _faults_of(out), out / "index.html"
     try:

@@ -33,30 +33,23 @@ def check_outputs(out: Path, masks: bool) -> None:
     Raises TutelageError: `out` has another ending; it, the list of rejected images beside it, or the folder of masks holds something else.
     """
     if out.suffix.lower() not in ENDINGS:
-        raise TutelageError(
-            f"--out {out} must end in .csv or .parquet", f"for example --out {out.name or 'predictions'}.csv"
-        )
+        example = f"for example --out {out.name or 'predictions'}.csv"
+        raise TutelageError(f"--out {out} must end in .csv or .parquet", example)
     hint = "choose another --out, or move that aside"
     try:
         if "\0" in str(out):
             raise ValueError("a NUL character in the name")
         for path, second in ((out, "mask" if masks else "class"), (rejected_list(out), "reason")):
             if path.exists() and [*_table(path)][:2] != ["path", second]:
-                raise TutelageError(
-                    f"--out {out}: {path} is there already, and is no table of earlier predictions", hint
-                )
+                message = f"--out {out}: {path} is there already, and is no table of earlier predictions"
+                raise TutelageError(message, hint)
         folder = out.with_suffix("")
         if masks and folder.exists():
             painted = set(_table(out).get("mask", ())) if out.exists() else set()
-            others = (
-                [str(path) for path in sorted(folder.iterdir()) if str(path) not in painted]
-                if folder.is_dir()
-                else [str(folder)]
-            )
-            if others:
-                raise TutelageError(
-                    f"--out {out}: the masks' folder {folder} holds other files: {shown(others, 3)}", hint
-                )
+            there = map(str, sorted(folder.iterdir()) if folder.is_dir() else [folder])
+            if others := [path for path in there if path not in painted]:
+                message = f"--out {out}: the masks' folder {folder} holds other files: {shown(others, 3)}"
+                raise TutelageError(message, hint)
     except (OSError, ValueError) as error:
         raise TutelageError(f"--out {out} cannot be written: {error}", "choose another --out") from error
 

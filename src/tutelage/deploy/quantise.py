@@ -63,14 +63,11 @@ def quantise(
 ) -> Quantised:  # fmt: skip
     """Write an int8 copy of an ONNX classifier.
 
-    Args:
-        source: the float model; its one input has a free batch size. out: the file to write.
-        calibration: (n, ...) inputs that give the ranges, best 300 or more. judged_on: (m, ...) other inputs, to measure the loss.
-        most_lost: limit of the expected loss of accuracy, in [0, 1]; layers stay float until it is met.
-        logits_of: outputs of a batch -> (N, C) logits or log probabilities of the classified images or pixels.
-
-    Raises:
-        TutelageError: fewer than 32 images to calibrate with, or no choice of layers meets `most_lost`.
+    source: the float model; its one input has a free batch size. out: the file to write.
+    calibration: (n, ...) inputs that give the ranges, best 300 or more. judged_on: (m, ...) other inputs, to measure the loss.
+    most_lost: limit of the expected loss of accuracy, in [0, 1]; layers stay float until it is met.
+    logits_of: outputs of a batch -> (N, C) logits or log probabilities of the classified images or pixels.
+    Raises TutelageError: fewer than 32 images to calibrate with, or no choice of layers meets `most_lost`.
     """
     enough(len(calibration))
     with tempfile.TemporaryDirectory(dir=out.parent, prefix="int8-") as folder:

@@ -128,12 +128,9 @@ def session_of(model: Path | bytes, threads: int | None = None) -> InferenceSess
 def open_export(folder: Path, which: str = "auto", threads: int | None = None) -> Model:
     """Open the model of an export folder, after checking that no file was changed.
 
-    Args:
-        folder: as `tutelage export` wrote it. which: "float", "int8", or "auto": the one that export.json recommends.
-        threads: of onnxruntime; None for its default.
-
-    Raises:
-        TutelageError: not an export folder, a file changed or missing, or the model is not in it.
+    folder: as `tutelage export` wrote it. which: "float", "int8", or "auto": the one that export.json recommends.
+    threads: of onnxruntime; None for its default.
+    Raises TutelageError: not an export folder, a file changed or missing, or the model is not in it.
     """
     about = checked(folder)
     name = about["recommended"] if which == "auto" else NAMES[which]

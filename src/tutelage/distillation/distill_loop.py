@@ -79,10 +79,9 @@ def distill_student(
 ) -> None:
     """Train a student to match the targets on new views of the transfer set. Raises TutelageError: the loss is NaN or infinite.
 
-    Args:
-        state: of a plain student, or of a `StudentWithProjector`. student: its input.
-        targets: of all images. labels: of the labelled images, which come first in the transfer set; used only if
-            `plan.labelled` > 0, and then these images have no soft target. classes: C.
+    state: of a plain student, or of a `StudentWithProjector`. student: its input.
+    targets: of all images. labels: of the labelled images, which come first in the transfer set; used only if
+        `plan.labelled` > 0, and then these images have no soft target. classes: C.
     """
     weights = None if plan.class_weights is None else plan.class_weights.to(hardware.device)
     distance = objective_loss(plan.objective, plan.task_agnostic_loss)

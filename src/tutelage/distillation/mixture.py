@@ -80,13 +80,11 @@ def mixture_of(
     The weight is the one of 0, 0.1, ... 1 with the smallest log loss, each at its best temperature; it is 0 unless its gain over the
     teacher without students, paired by image, exceeds one standard error.
 
-    Args:
-        teacher, students: (N, C) float32 held-out log probabilities. labels: (N,) int64. images: (N,) int64, the image of each row.
-        biased: whether a bias for each class is chosen too (`bias_of`), as for pixels, whose classes are of very different shares.
-
-    Returns:
-        weight, temperature, bias (empty unless biased), gain and its standard error in nats; the students' own temperature and bias;
-        held-out scores of teacher, students and committee, each with its best temperature and, if biased, with the bias of `bias_of`.
+    teacher, students: (N, C) float32 held-out log probabilities. labels: (N,) int64. images: (N,) int64, the image of each row.
+    biased: whether a bias for each class is chosen too (`bias_of`), as for pixels, whose classes are of very different shares.
+    Returns weight, temperature, bias (empty unless biased), gain and its standard error in nats; the students' own temperature and
+        bias; held-out scores of teacher, students and committee, each with its best temperature and, if biased, with the bias of
+        `bias_of`.
     """
     counts = np.bincount(images)
     by_weight, biases = {}, {}

@@ -41,9 +41,8 @@ def teacher_outputs(
 ) -> TeacherOutputs:
     """Return the teacher's outputs for the transfer set, computing those that are not in the cache.
 
-    Args:
-        looks: the views of an image that the teacher runs on. cache: None if they are too large for it: the teacher runs online.
-        clock: measures the time. meter: counts the outputs that are needed.
+    looks: the views of an image that the teacher runs on. cache: None if they are too large for it: the teacher runs online.
+    clock: measures the time. meter: counts the outputs that are needed.
     """
     network = teacher.network
     needed = gibibytes(len(images), len(looks), network.width)

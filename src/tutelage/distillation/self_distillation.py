@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from tutelage.data.image_cache import Images
-from tutelage.data.views import NetworkInput, draw, render, to_input
+from tutelage.data.views import draw, render, to_input
 from tutelage.device import flops
 from tutelage.distillation import losses
 from tutelage.features.view_batches import ViewSettings, crop_or_pad
@@ -55,25 +55,6 @@ def extra_flops(module: torch.nn.Module, student: Student, steps_an_image: float
     return round(LARGE * steps_an_image * whole + trained)
 
 
-def crop(
-    images: Images,
-    positions: np.ndarray,
-    numbers: np.ndarray,
-    area: tuple[float, float],
-    size: int,
-    student: NetworkInput,
-    views: ViewSettings,
-) -> torch.Tensor:
-    """One crop of each image: (B, 3, size, size) float32, normalised for the student, channels_last.
-
-    numbers: (B,) int64 crop numbers. area: smallest and largest share of the image. views: seed, flip, resize.
-    """
-    pixels = [crop_or_pad(images[int(i)], views.resize) for i in positions]
-    sizes = np.array([one.shape[:2] for one in pixels])
-    drawn = draw(images.seeds[positions], sizes, numbers, views.seed, flip=views.flip, area=area, colour=COLOUR)
-    return to_input(render(pixels, drawn, size), student.mean, student.std, drawn.colours)
-
-
 def self_distill(
     state: loop.TrainState,
     student: Student,
@@ -94,12 +75,16 @@ def self_distill(
     kinds = [(LARGE_AREA, large)] * LARGE + [(SMALL_AREA, small)] * SMALL
 
     def make(step: int) -> list[torch.Tensor]:
+        """Return each crop of the images of a step: (B, 3, side, side) float32, normalised for the student, channels_last."""
         positions, passes = batches.batch_of(step, plan.batch_size, len(images), order)
         positions, passes = positions[rank::processes], passes[rank::processes]
-        return [
-            crop(images, positions, passes * len(kinds) + number, area, size, student, views)
-            for number, (area, size) in enumerate(kinds)
-        ]
+        pixels = [crop_or_pad(images[int(i)], views.resize) for i in positions]
+        sizes, seeds, crops = np.array([one.shape[:2] for one in pixels]), images.seeds[positions], []
+        for number, (area, size) in enumerate(kinds):
+            numbers = passes * len(kinds) + number
+            drawn = draw(seeds, sizes, numbers, views.seed, flip=views.flip, area=area, colour=COLOUR)
+            crops.append(to_input(render(pixels, drawn, size), student.mean, student.std, drawn.colours))
+        return crops
 
     def loss_of(step: int, *crops: torch.Tensor) -> torch.Tensor:
         nonlocal waiting

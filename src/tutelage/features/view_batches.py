@@ -13,6 +13,7 @@ from tutelage.data.decode import fit
 from tutelage.data.image_cache import Images
 from tutelage.data.masks import Labels
 from tutelage.device import to_device
+from tutelage.progress import Advance
 
 if TYPE_CHECKING:
     import torch
@@ -62,10 +63,9 @@ def view_input(
 ) -> torch.Tensor:
     """Return one view of each image as input for a network: (B, 3, size, size) float32, normalised, channels_last, on the CPU.
 
-    Args:
-        images: the stored images. positions: (B,) of the images to use.
-        number: of the view, one for all or (B,) integers; or CLEAN, or MIRRORED. settings: of the views.
-        network: its input.
+    images: the stored images. positions: (B,) of the images to use.
+    number: of the view, one for all or (B,) integers; or CLEAN, or MIRRORED. settings: of the views.
+    network: its input.
     """
     import torch
 
@@ -128,12 +128,9 @@ def forward_batches(
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
     """Yield the outputs of `forward` for one view of each image, batch by batch.
 
-    Args:
-        forward: (B, 3, H, W) float32 -> (B, ...). module: the one that `forward` calls; put into evaluation mode.
-        network: its input. number: of the view, or CLEAN.
-
-    Yields:
-        (B,) positions of the images, and their (B, ...) float32 outputs.
+    forward: (B, 3, H, W) float32 -> (B, ...). module: the one that `forward` calls; put into evaluation mode.
+    network: its input. number: of the view, or CLEAN.
+    Yields (B,) positions of the images, and their (B, ...) float32 outputs.
     """
     import torch
 
@@ -146,7 +143,7 @@ def forward_batches(
         yield positions, output
 
 
-def view_outputs(*given: Any, advance: Callable[[int], None] = lambda n: None) -> np.ndarray:
+def view_outputs(*given: Any, advance: Advance = lambda n: None) -> np.ndarray:
     """Return the outputs of `forward_batches`, which takes the same arguments, as one (n, D) float32 array.
 
     advance: called with the number of images that were just computed.

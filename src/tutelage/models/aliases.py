@@ -69,9 +69,8 @@ _SPELLING = {"apache-2.0": "Apache-2.0", "mit": "MIT", "bsd-3-clause": "BSD-3-Cl
 def licence_of(tag_or_package: str, stated: str | None = None) -> str:
     """Return the licence of pretrained weights.
 
-    Args:
-        tag_or_package: timm's pretrained tag ("lvd142m") or the name of a package.
-        stated: the licence that timm states, used if the tag or package is not in LICENCES.
+    tag_or_package: timm's pretrained tag ("lvd142m") or the name of a package.
+    stated: the licence that timm states, used if the tag or package is not in LICENCES.
     """
     return LICENCES.get(tag_or_package) or _SPELLING.get(stated or "", stated or "unknown")
 

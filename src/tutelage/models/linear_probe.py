@@ -49,12 +49,11 @@ def fit_probe(
 ) -> LinearHead:
     """Fit the probe on features of labelled images.
 
-    Args:
-        features: (B, D) float32, raw. labels: (B,) int64 in [0, classes).
-        classes: C; a class without an image gets the constant logit NEVER.
-        strength: inverse strength of the penalty, > 0.
-        scale: used to standardise; of the transfer set rather than of the few labelled images.
-        class_weight: "none" or "balanced".
+    features: (B, D) float32, raw. labels: (B,) int64 in [0, classes).
+    classes: C; a class without an image gets the constant logit NEVER.
+    strength: inverse strength of the penalty, > 0.
+    scale: used to standardise; of the transfer set rather than of the few labelled images.
+    class_weight: "none" or "balanced".
     """
     from sklearn.linear_model import LogisticRegression
     from threadpoolctl import threadpool_limits
@@ -94,12 +93,9 @@ def cross_validate(
 ) -> np.ndarray:
     """Return the logits of every labelled image from a probe fitted without it.
 
-    Args:
-        features: (V, B, D) float32: V views of each image, the clean one first. All views are fitted, the clean one is predicted.
-        labels: (B,) int64. folds: (B,) int64 fold of each image.
-
-    Returns:
-        (B, C) float32 out-of-fold logits.
+    features: (V, B, D) float32: V views of each image, the clean one first. All views are fitted, the clean one is predicted.
+    labels: (B,) int64. folds: (B,) int64 fold of each image.
+    Returns (B, C) float32 out-of-fold logits.
     """
     out = np.zeros((len(labels), classes), dtype=np.float32)
     for fold in np.unique(folds):

@@ -112,9 +112,8 @@ def fit_probe(
 ) -> DenseHead:
     """Train a head on features.
 
-    Args:
-        features: (B, D) float32, all levels in a row. labels: (B, h, w) int64 on the finest level's grid, IGNORE for no class.
-        strength: number of steps. scale: shapes of the levels.
+    features: (B, D) float32, all levels in a row. labels: (B, h, w) int64 on the finest level's grid, IGNORE for no class.
+    strength: number of steps. scale: shapes of the levels.
     """
     steps = int(strength)
     with torch.random.fork_rng(devices=[]):

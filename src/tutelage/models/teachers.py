@@ -44,12 +44,9 @@ class FrozenEncoder:
 def resolve(name: str, kind: str = "teacher") -> str:
     """Return timm's name for an alias, or a name of timm's unchanged, with or without a tag.
 
-    Args:
-        name: "dinov2-s", "vit_small_patch14_dinov2" or "vit_small_patch14_dinov2.lvd142m".
-        kind: "teacher" or "student": whose aliases are searched first, and the flag in the message.
-
-    Raises:
-        TutelageError: unknown name; the hint gives the most similar ones.
+    name: "dinov2-s", "vit_small_patch14_dinov2" or "vit_small_patch14_dinov2.lvd142m".
+    kind: "teacher" or "student": whose aliases are searched first, and the flag in the message.
+    Raises TutelageError: unknown name; the hint gives the most similar ones.
     """
     if full := full_name(name, kind):
         return full
@@ -120,14 +117,11 @@ def build_teacher(
 ) -> FrozenEncoder:
     """Build a frozen encoder in eval mode.
 
-    Args:
-        name: alias or any name of timm's.
-        weights: "pretrained", "scratch" (random, but the same at every call, because a teacher's outputs are cached) or
-            the path of a file.
-        size: of the input; None for the model's own. window: input size of the module, if smaller than `size`.
-
-    Raises:
-        TutelageError: unknown name, a size that the model does not accept, or weights that are unavailable or do not fit.
+    name: alias or any name of timm's.
+    weights: "pretrained", "scratch" (random, but the same at every call, because a teacher's outputs are cached) or
+        the path of a file.
+    size: of the input; None for the model's own. window: input size of the module, if smaller than `size`.
+    Raises TutelageError: unknown name, a size that the model does not accept, or weights that are unavailable or do not fit.
     """
     name = resolve(name)
     size = default_size(name) if size is None else size

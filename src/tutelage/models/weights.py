@@ -310,12 +310,11 @@ def create(
 ) -> tuple[nn.Module, WeightSource]:  # fmt: skip
     """Build a timm model and load its weights. Raises TutelageError: weights that are unavailable or do not fit.
 
-    Args:
-        name: timm's name, with or without a tag. weights: "pretrained", "scratch" or a path.
-        classes: 0 for pooled features; C for a newly initialised head of C classes; None keeps the weights' own head.
-        size: of the input, for models whose architecture depends on it; None for their own.
-        kind: "teacher" or "student", for the messages.
-        output_stride: of the last layers, by dilation instead of strides, if the architecture supports it.
+    name: timm's name, with or without a tag. weights: "pretrained", "scratch" or a path.
+    classes: 0 for pooled features; C for a newly initialised head of C classes; None keeps the weights' own head.
+    size: of the input, for models whose architecture depends on it; None for their own.
+    kind: "teacher" or "student", for the messages.
+    output_stride: of the last layers, by dilation instead of strides, if the architecture supports it.
     """
     import timm
 

@@ -137,10 +137,8 @@ def doctor_text(found: JSON) -> str:
     """What this machine has: one paragraph per subject, as wide as the terminal."""
 
     def listed(what: JSON, text: str = "{}: {}") -> str:
-        words = {True: "yes", False: "no", None: "missing"}
-        return ", ".join(
-            text.format(k, words.get(v, v) if v is None or isinstance(v, bool) else v) for k, v in what.items()
-        )
+        words = {"True": "yes", "False": "no", "None": "missing"}
+        return ", ".join(text.format(name, words.get(str(value), value)) for name, value in what.items())
 
     devices, threads, hub = found["devices"], found["threads"], found["weights"]["hub"]
     rows = {
@@ -168,17 +166,10 @@ def text_of(command: str, result: JSON) -> str:
     """What a command prints on stdout without --json."""
     if command in ("run", "evaluate"):
         return scores_table(list(models_of(result).values()))
-    if command == "compare" and "table" in result:
-        return study_table(result)
     if command == "demo":
         return str(result["text"])
-    if command == "benchmark":
-        return times_table(result)
-    if command == "export":
-        return export_text(result)
-    if command == "doctor":
-        return doctor_text(result)
-    if command == "cache":
-        return cache_text(result)
+    texts = {"benchmark": times_table, "export": export_text, "doctor": doctor_text, "cache": cache_text}
+    if text := study_table if command == "compare" and "table" in result else texts.get(command):
+        return text(result)
     plain = {name: value for name, value in result.items() if isinstance(value, str | int | float)}
     return "\n".join(f"{name}: {value}" for name, value in plain.items() if name not in ("inputs", "curated"))

@@ -95,12 +95,9 @@ def hints_of(settings: Callable[..., Group]) -> dict[str, Any]:  # types
 def resolve(settings: Callable[..., S], given: Mapping[str, object]) -> S:
     """Return the checked settings of one call: explicit arguments over the file over defaults.
 
-    Args:
-        settings: the class of settings.
-        given: explicit arguments; values of the task and of --preset are used for what neither they nor the file give.
-
-    Raises:
-        TutelageError: unknown, missing or impossible settings, all of them in one message.
+    settings: the class of settings.
+    given: explicit arguments; values of the task and of --preset are used for what neither they nor the file give.
+    Raises TutelageError: unknown, missing or impossible settings, all of them in one message.
     """
     known = declared(settings)
     errors = [_unknown(name, known, "argument") for name in given if name not in known]

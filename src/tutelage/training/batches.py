@@ -45,9 +45,8 @@ def batch_of(step: int, batch_size: int, count: int, seed: int) -> tuple[np.ndar
 def prefetch(make: Callable[[int], T], steps: range, workers: int = 1, depth: int = 2) -> Iterator[tuple[int, T]]:
     """Yield (step, batch) in order; threads prepare the batches of the next steps while the current one is used.
 
-    Args:
-        make: step -> batch; called from threads, must depend on nothing but the step.
-        steps: the steps to make batches for. workers: number of threads. depth: batches prepared ahead per worker.
+    make: step -> batch; called from threads, must depend on nothing but the step.
+    steps: the steps to make batches for. workers: number of threads. depth: batches prepared ahead per worker.
     """
     waiting: deque = deque()
     # NumPy's BLAS threads busy-wait: running next to a training step on 2 cores, they halved the images per second

@@ -15,14 +15,11 @@ def soft_cross_entropy(
 
     Worked example: logits (0, 0), target (1, 0): L = ln 2 = 0.6931, whatever the weights.
 
-    Args:
-        logits: (B, C) float, or (B, C, h, w).
-        targets: (B, C) float, rows sum to 1, or (B, C, h, w); a row or pixel without a class is all 0
-            and is ignored.
-        weights: (C,) float > 0, or None for 1.
-
-    Returns:
-        scalar float32; 0 if no row or pixel has a class.
+    logits: (B, C) float, or (B, C, h, w).
+    targets: (B, C) float, rows sum to 1, or (B, C, h, w); a row or pixel without a class is all 0
+        and is ignored.
+    weights: (C,) float > 0, or None for 1.
+    Returns a scalar, float32; 0 if no row or pixel has a class.
     """
     weighted = targets if weights is None else targets * weights.reshape(-1, *[1] * (targets.ndim - 2))
     return -(weighted * F.log_softmax(logits.float(), dim=1)).sum() / weighted.sum().clamp(min=1e-8)

@@ -73,13 +73,10 @@ def train(
 ) -> None:
     """Train a network: each step makes a batch, computes its loss, updates the weights and their moving average.
 
-    Args:
-        make: step -> tensors of this process's batch, on the CPU; called ahead in threads, must depend on nothing but the step.
-        loss_of: step and those tensors, on the device -> scalar loss.
-        images: number of images that a step counts as, if other than the batch size.
-
-    Raises:
-        TutelageError: the loss is NaN or infinite.
+    make: step -> tensors of this process's batch, on the CPU; called ahead in threads, must depend on nothing but the step.
+    loss_of: step and those tensors, on the device -> scalar loss.
+    images: number of images that a step counts as, if other than the batch size.
+    Raises TutelageError: the loss is NaN or infinite.
     """
     module, optimizer, average, kept = state.module, state.optimizer, state.average, state.resumable
     plain, shown, seen = hardware.unwrap_model(module), images or plan.batch_size, LossLog(watch.what)
