@@ -123,11 +123,9 @@ def write_montage(
             captions = [""] * len(mine)
         brought = [(images[int(i)], caption) for i, caption in zip(mine, captions, strict=True)]
         rows.append(Row(target.classes[labels[query]], own[query], brought))
-    what = (
-        f"{'classes, each with a labelled image,' if queries.text else 'labelled images'} and the images that each of them found"
-        if by_query
-        else "labelled images, each beside randomly drawn images of the set"
-    )
+    asked = "classes, each with a labelled image," if queries.text else "labelled images"
+    what = f"{asked} and the images that each of them found"
+    what = what if by_query else "labelled images, each beside randomly drawn images of the set"
     picture = montage(rows, f"{len(choice):,} gallery images: {what}", kept_out, columns=SHOWN)
     save_montage(run.path / "curate" / "montage.jpg", picture)
 
@@ -155,12 +153,9 @@ def summary(pool: Pool, choice: Choice, queries: Queries, labelled: LabelledSpli
     if warning:
         logger.info(warning)
         found |= {"far_classes": named} if named else {"nothing_near": True}
+    apart = f"; distance (MMD^2) to the labelled images: {near:.3f}, and {far:.3f} for the whole gallery"
     logger.info(
         f"similarity of an image to the query that found it: median {quantiles[3]:.2f}, 5 % below {quantiles[1]:.2f}"
-        + (
-            f"; distance (MMD^2) to the labelled images: {near:.3f}, and {far:.3f} for the whole gallery"
-            if "distance" in found
-            else ""
-        )
+        + (apart if "distance" in found else "")
     )
     return found

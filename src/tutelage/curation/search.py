@@ -22,9 +22,8 @@ OVERHEAD = 48 << 20  # bytes for threads and buffers of the matrix product: 10 t
 def checked(vectors: Vectors, queries: np.ndarray, usable: np.ndarray | None, k: int = 1) -> None:
     """Raise an error for queries, masks and numbers of neighbours that do not fit the gallery."""
     if queries.ndim != 2 or queries.shape[1] != vectors.width:
-        raise TutelageError(
-            f"queries of shape {queries.shape} must be (queries, {vectors.width}), as wide as the gallery"
-        )
+        message = f"queries of shape {queries.shape} must be (queries, {vectors.width}), as wide as the gallery"
+        raise TutelageError(message)
     broken = np.flatnonzero(~np.isfinite(np.einsum("qd,qd->q", queries, queries)))
     if len(broken):
         raise TutelageError(f"NaN or infinite numbers in query {shown(broken)}")

@@ -50,9 +50,8 @@ class Vectors:
                 f"parts with {shown(widths) or 'no'} features: at least one part is needed, and all of the same width"
             )
         if self.mean is not None and (self.mean.shape != (self.width,) or not np.isfinite(self.mean).all()):
-            raise TutelageError(
-                f"a mean of shape {self.mean.shape} must be ({self.width},) finite numbers, as many as a row has"
-            )
+            message = f"a mean of shape {self.mean.shape} must be ({self.width},) finite numbers, as many as a row has"
+            raise TutelageError(message)
 
     @cached_property
     def _shapes(self) -> tuple[tuple[int, ...], ...]:

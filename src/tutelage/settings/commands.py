@@ -65,9 +65,7 @@ class RunSettings(Curation, g.Adaptation, DistillSettings, g.LastStage, g.Json):
     no_baseline: bool = setting(False, "do not train the baseline, the same student on the labels only", free=True)
 
 
-class Compared(
-    g.Labelled, g.Gallery, g.Teacher, g.Adaptation, g.Student, g.Distillation, g.Schedule, g.Training
-):  # fmt: skip
+class Compared(g.Labelled, g.Gallery, g.Teacher, g.Adaptation, g.Student, g.Distillation, g.Schedule, g.Training):
     """Settings of a run that the methods of a study may differ in."""
 
 
