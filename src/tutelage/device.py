@@ -45,8 +45,7 @@ def prepare_process() -> None:
 def accelerator(device: str, precision: str) -> Accelerator:
     """Return accelerate's Accelerator for a device and a precision.
 
-    device: "auto", "cpu", "cuda" or "mps".
-    precision: "auto" (bf16 if the GPU supports it, else fp32), "fp32", "bf16" or "fp16".
+    device: "auto", "cpu", "cuda" or "mps". precision: "auto" (bf16 if the GPU supports it, else fp32), "fp32", "bf16" or "fp16".
     Raises TutelageError: the device is not available, or does not support that precision.
     """
     from datetime import timedelta

@@ -45,8 +45,7 @@ class SeveralErrors(TutelageError):
 class FilesMissing(TutelageError):
     """Files that a list names but that do not exist.
 
-    Args:
-        place: the list. names: all missing files. where: what their paths are relative to, as text of the hint.
+    place: the list. names: all missing files. where: what their paths are relative to, as text of the hint.
     """
 
     def __init__(self, place: object, names: list[str], where: str):

@@ -117,11 +117,8 @@ def classification(logits: np.ndarray, labels: np.ndarray) -> JSON:
     Balanced accuracy is the mean recall of the classes that have images; macro F1 leaves out classes that are neither
     labelled nor predicted, as scikit-learn does.
 
-    Args:
-        logits: (B, C) float. labels: (B,) int64 in [0, C).
-
-    Returns:
-        accuracy, balanced_accuracy, macro_f1, ece, log_loss: float in their usual ranges; recall: list of C floats (None
+    logits: (B, C) float. labels: (B,) int64 in [0, C).
+    Returns accuracy, balanced_accuracy, macro_f1, ece, log_loss: float in their usual ranges; recall: list of C floats (None
         for a class without images); confusion: C lists of C counts; images: B.
     """
     labels = np.asarray(labels, dtype=np.int64)
@@ -232,11 +229,8 @@ def _outline(inside: np.ndarray, known: np.ndarray) -> np.ndarray:
 def segmentation(tables: np.ndarray, outlines: np.ndarray) -> JSON:
     """Return all scores of one model on one set of masks.
 
-    Args:
-        tables: (n, C, C) counts of pixels of each image, rows are labels. outlines: (n,) boundary F1 of each, NaN = none.
-
-    Returns:
-        miou: mean IoU of the classes that are labelled or predicted, over the pixels of all images; iou: C floats (None for the
+    tables: (n, C, C) counts of pixels of each image, rows are labels. outlines: (n,) boundary F1 of each, NaN = none.
+    Returns miou: mean IoU of the classes that are labelled or predicted, over the pixels of all images; iou: C floats (None for the
         other classes); accuracy: of pixels; balanced_accuracy: mean recall of the labelled classes; boundary_f1: mean over images;
         standard_error: of miou, from the choice of test images only (bootstrap);
         recall: C floats (None for a class without pixels); confusion: C lists of C counts; images: n.

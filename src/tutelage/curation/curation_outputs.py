@@ -83,10 +83,8 @@ def write_leaks(run: Run, labelled: LabelledSplit, refs: list[ImageRef], leaks: 
     if not leaks:
         path.unlink(missing_ok=True)
         return
-    rows = [
-        (ref.id, target.refs[leak.held].id, target.splits[leak.held], leak.how)
-        for ref, leak in zip(refs, leaks, strict=True)
-    ]
+    both = zip(refs, leaks, strict=True)
+    rows = [(ref.id, target.refs[leak.held].id, target.splits[leak.held], leak.how) for ref, leak in both]
     write_csv(path, [("gallery_image", "is", "split", "how"), *rows])
     logger.info(f"{len(leaks):,} gallery images are validation or test images and stay out (curate/leaks.csv)")
 

@@ -180,12 +180,8 @@ class _Pen:
     """Writes text in sizes (pixels) that depend on the side of a tile."""
 
     def __init__(self, tile: int):
-        self.tile, self.title, self.name, self.caption = (
-            tile,
-            max(16, tile * 5 // 16),
-            max(12, tile // 5),
-            max(9, tile // 6),
-        )
+        self.tile, self.title = tile, max(16, tile * 5 // 16)
+        self.name, self.caption = max(12, tile // 5), max(9, tile // 6)
 
     def width(self, text: str, size: int) -> int:
         """Return the width of a text in pixels, as `write` would draw it."""

@@ -29,11 +29,8 @@ FORMS = "Parquet with a column of vectors and one of names, or x.npy beside x.tx
 class PrecomputedEmbeddings:
     """Precomputed vectors, looked up by name.
 
-    Args:
-        paths: files, or folders of them. flag: the command-line flag that gave them, for messages.
-
-    Raises:
-        TutelageError: a file that cannot be read, without names or vectors, with other widths, or a name with two vectors.
+    paths: files, or folders of them. flag: the command-line flag that gave them, for messages.
+    Raises TutelageError: a file that cannot be read, without names or vectors, with other widths, or a name with two vectors.
     """
 
     def __init__(self, paths: Sequence[str | Path], flag: str = "--embeddings"):
@@ -55,7 +52,10 @@ class PrecomputedEmbeddings:
         facts = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         self.about: dict[str, object] = {"embeddings": hash_of([facts, self.width]), "width": self.width}
         self._claims: dict[int, ImageRef] = {}
-        self._scale = self._scale_of()
+        some = self._stored(np.linspace(0, len(self) - 1, min(1000, len(self))).astype(np.int64))
+        lengths = np.linalg.norm(some, axis=1)
+        lengths = lengths[np.isfinite(lengths) & (lengths > 0)]
+        self._scale = 1 / float(np.median(lengths)) if len(lengths) else 1.0  # fits all vectors into half precision
 
     def __len__(self) -> int:
         return len(self.names)
@@ -82,13 +82,6 @@ class PrecomputedEmbeddings:
                     "name each image by its whole path (/data/a.jpg, /data/a.tar/b.jpg, /data/a.parquet#7)",
                 )
         return rows
-
-    def _scale_of(self) -> float:
-        """Return a factor for all vectors that fits them into half precision: one over the median length of a thousand."""
-        some = self._stored(np.linspace(0, len(self) - 1, min(1000, len(self))).astype(np.int64))
-        lengths = np.linalg.norm(some, axis=1)
-        lengths = lengths[np.isfinite(lengths) & (lengths > 0)]
-        return 1 / float(np.median(lengths)) if len(lengths) else 1.0
 
     def _find(self, ref: ImageRef) -> int:
         return next((self._row[name] for name in names_of(ref) if name in self._row), -1)

@@ -62,8 +62,7 @@ def random(usable: np.ndarray, wanted: int, seed: int) -> Choice:
 def best(similarity: np.ndarray, query: np.ndarray, wanted: int) -> Choice:
     """Strategy "best": the rows most similar to any query.
 
-    similarity: (N,) float32 of each row to its best query, -inf for rows that may not be chosen. query: (N,) int.
-    wanted: how many.
+    similarity: (N,) float32 of each row to its best query, -inf for rows that may not be chosen. query: (N,) int. wanted: how many.
     """
     order = np.argsort(-similarity, kind="stable")[:wanted]
     order = order[np.isfinite(similarity[order])]

@@ -30,14 +30,11 @@ def _opened(part: Part) -> np.ndarray:
 class Vectors:
     """Embeddings of a gallery, cut into parts in any way; the rows are numbered through all parts.
 
-    Args:
-        parts: (n_i, D) float16 or float32 each: arrays, or functions that map one from a file, which is mapped only while
-            rows are read from it.
-        mean: (D,) float32 that is subtracted before every row is divided by its length; None: the rows are used
-            unchanged, because they are normalised already. A row that equals the mean stays zero.
-
-    Raises:
-        TutelageError: a part of another shape or dtype, parts or a mean of different widths.
+    parts: (n_i, D) float16 or float32 each: arrays, or functions that map one from a file, which is mapped only while
+        rows are read from it.
+    mean: (D,) float32 that is subtracted before every row is divided by its length; None: the rows are used
+        unchanged, because they are normalised already. A row that equals the mean stays zero.
+    Raises TutelageError: a part of another shape or dtype, parts or a mean of different widths.
     """
 
     parts: tuple[Part, ...]

@@ -92,14 +92,9 @@ def hidden(name: str) -> bool:
 def decode(data: bytes, short_side: int | None = None) -> tuple[np.ndarray, tuple[int, int]]:
     """Decode one image. Raises Unreadable: empty, not an image, cut off, broken, more than MAX_PIXELS, or zero-sized.
 
-    Args:
-        data: the bytes of an image file.
-        short_side: shrink so that the short side has this many pixels (antialiased); smaller images keep their size,
-            nothing is ever enlarged. None keeps the size.
-
-    Returns:
-        rgb: (H, W, 3) uint8, C-contiguous, writable.
-        original_size: (height, width) in pixels before shrinking, after the EXIF rotation.
+    data: the bytes of an image file. short_side: shrink so that the short side has this many pixels (antialiased); smaller images
+        keep their size, nothing is ever enlarged. None keeps the size.
+    Returns the pixels (H, W, 3) uint8, C-contiguous, writable; (height, width) before shrinking, after the EXIF rotation.
     """
     try:
         image = _open(data)

@@ -95,8 +95,7 @@ class Store:
     def add(self, refs: Sequence[ImageRef], advance: Advance = lambda n: None) -> None:
         """Decode the images that the store does not hold yet; remember why others cannot be used.
 
-        refs: what to decode; the same image may be named twice.
-        advance: called with the number of images just decoded.
+        refs: what to decode; the same image may be named twice. advance: called with the number of images just decoded.
         Raises TutelageError: the disk has too little space for them.
         """
         missing = self.missing(refs)

@@ -53,11 +53,8 @@ def read_pairs(place: Path) -> tuple[LabelledPlace, MaskEncoding]:
     else:
         listing = None
     if listing is None or not listing.images:
-        way = (
-            "check the path and the names of its folders"
-            if listing
-            else "put the images into images/ and the masks into masks/"
-        )
+        way = "put the images into images/ and the masks into masks/"
+        way = "check the path and the names of its folders" if listing else way
         raise TutelageError(f"{place} has no images with masks", f"{way}; tutelage reads {FORMS}")
     return listing, coding
 
@@ -141,11 +138,9 @@ def _columns(place: Path) -> dict[str, list[str]]:
         message = f"{place} has no image and mask columns (columns: {shown(header, 20) or 'none'})"
         hint = "name columns image and mask (and optionally split and group), in a text list in its first line"
         raise TutelageError(message, hint)
-    return (
-        labelled._texts(place, {word: header[at] for word, at in found.items()})
-        if table
-        else labelled._cells(rows, found)
-    )
+    if table:
+        return labelled._texts(place, {word: header[at] for word, at in found.items()})
+    return labelled._cells(rows, found)
 
 
 def _read_shard(place: Path, split: str) -> LabelledPlace:

@@ -38,12 +38,10 @@ MAX_BYTES = 1 << 30  # no image of at most decode.MAX_PIXELS needs more
 class ImageRef:
     """Location of the bytes of one image.
 
-    id: its name for people and manifests, always encodable as UTF-8.
-    container: absolute path of the file, the tar or the Parquet file.
+    id: its name for people and manifests, always encodable as UTF-8. container: absolute path of the file, the tar or the Parquet file.
     kind: "file", "tar" or "parquet"; "mask" is the mask in a row of a Parquet file.
     position: 0, or the byte where the member's data starts (in the unpacked stream for tar.gz), or the row number.
-    length: bytes; -1 for Parquet.
-    fingerprint: 16 bytes; if they are the same as last time, so is the image, and it need not be read.
+    length: bytes; -1 for Parquet. fingerprint: 16 bytes; if they are the same as last time, so is the image, and it need not be read.
     """
 
     id: str

@@ -31,8 +31,7 @@ class TargetSet:
     classes: C names; a label is an index into them. Sorted, or in the order of the file's own metadata.
     refs: n references. labels: (n,) int64 in [0, C), of a mask its rarest class. splits: (n,) str, train, val or test.
     groups: (n,) str, images that must stay in one split (one patient, product, video); "" = none.
-    notes: lines for the log, such as how the test images were chosen.
-    rejected: files of the target set that cannot be used, and why.
+    notes: lines for the log, such as how the test images were chosen. rejected: files of the target set that cannot be used, and why.
     With masks only: masks, n references; truths, n hashes of the classes of their pixels; pixels, (n, C) int64 counts; colours, C
     triples in [0, 255]; coloured, whether the masks hold colours instead of numbers; ignored, colours that are not a class.
     """
@@ -211,14 +210,11 @@ def _grouped(images: list[LabelledRef], pattern: re.Pattern[str]) -> list[Labell
 def _taken_twice(shares: dict[str, float], images: list[LabelledRef]) -> list[TutelageError]:
     """Return errors for a fraction of a split that exists already, and for images in two splits."""
     counts = Counter(image.split for image in images)
-    errors = [
-        TutelageError(
-            f"--{split} {share} conflicts with the {counts[split]} {split} images of the target set",
-            f"use one of the two: leave out --{split}, or give it a path",
-        )
-        for split, share in shares.items()
-        if counts[split]
-    ]
+    errors = []
+    for split, share in shares.items():
+        if counts[split]:
+            message = f"--{split} {share} conflicts with the {counts[split]} {split} images of the target set"
+            errors.append(TutelageError(message, f"use one of the two: leave out --{split}, or give it a path"))
     first: dict[bytes, LabelledRef] = {}
     twice = [i for i in images if first.setdefault(i.ref.fingerprint, i).split != i.split]
     if twice:

@@ -34,8 +34,7 @@ _DRAWS = 8  # random numbers that one view needs
 class Views:
     """What a batch of views shows.
 
-    boxes: (B, 4) int64, top, left, height, width in pixels of each image.
-    flips: (B, 2) bool, horizontal and vertical.
+    boxes: (B, 4) int64, top, left, height, width in pixels of each image. flips: (B, 2) bool, horizontal and vertical.
     colours: (B, 3) float32, factors of brightness, contrast and saturation; 1 leaves the image unchanged.
     """
 

@@ -31,10 +31,13 @@ def model_card(run: Path, stages: JSON, settings: JSON, teacher: JSON, export: J
     test, baseline = student.get("test"), student["what"] == "baseline"
     templates = PackageLoader("tutelage", "deploy")
     environment = Environment(loader=templates, trim_blocks=True, lstrip_blocks=True, autoescape=False)
-    classes = [_cell(name) for name in report["classes"]]
+    classes, delivered = [_cell(name) for name in report["classes"]], delivered_name(report)
+    others = [
+        one for name, one in models_of(report).items() if name != delivered and one[1].get("test")
+    ]  # (title, scores)
     return environment.get_template("model_card.md.j2").render(
         name=run.resolve().name, classes=classes, kind=f"image-{stages['curate']['task']}",
-        student=student, test=test, others=_others(report), baseline=baseline, delivery=delivery(stages, settings),
+        student=student, test=test, others=others, baseline=baseline, delivery=delivery(stages, settings),
         judged_on=stages["finetune"]["judged_on"], words=words_of(test), interval=_interval(test) if test else None,
         rows=_per_class(classes, test) if test else [], confusions=_confusions(classes, test) if test else [],
         teacher={**report.get("teacher", {}), **teacher},
@@ -42,12 +45,6 @@ def model_card(run: Path, stages: JSON, settings: JSON, teacher: JSON, export: J
         set=stages["curate"], settings=settings, command=command("run", settings), export=export,
         findings=diagnose(report, {name: one or {} for name, one in stages.items()}), low=_lowest(classes, test) if test else [],
     )  # fmt: skip
-
-
-def _others(report: JSON) -> list[tuple[str, JSON]]:
-    """(title, scores) of the models shown for comparison."""
-    delivered = delivered_name(report)
-    return [model for name, model in models_of(report).items() if name != delivered and model[1].get("test")]
 
 
 def licence_note(licence: str) -> str:

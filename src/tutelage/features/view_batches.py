@@ -64,8 +64,7 @@ def view_input(
     """Return one view of each image as input for a network: (B, 3, size, size) float32, normalised, channels_last, on the CPU.
 
     images: the stored images. positions: (B,) of the images to use.
-    number: of the view, one for all or (B,) integers; or CLEAN, or MIRRORED. settings: of the views.
-    network: its input.
+    number: of the view, one for all or (B,) integers; or CLEAN, or MIRRORED. settings: of the views. network: its input.
     """
     import torch
 

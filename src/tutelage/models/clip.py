@@ -220,8 +220,7 @@ def _fill(model: nn.Module, path: Path, arch: str) -> None:
 def build_clip(name: str, weights: str = "pretrained", accelerator: Accelerator | None = None) -> Clip:
     """Build a frozen CLIP model, image and text encoder, in eval mode.
 
-    name: as for `resolve_clip`.
-    weights: "pretrained", "scratch" (random, but the same at every call) or the path of a file.
+    name: as for `resolve_clip`. weights: "pretrained", "scratch" (random, but the same at every call) or the path of a file.
     accelerator: sets the device of both encoders and the precision of the image encoder; None for CPU and float32.
     Raises TutelageError: open_clip is not installed; unknown name; weights or tokenizer unavailable, or weights that do not fit.
     """

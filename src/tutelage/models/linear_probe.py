@@ -49,11 +49,9 @@ def fit_probe(
 ) -> LinearHead:
     """Fit the probe on features of labelled images.
 
-    features: (B, D) float32, raw. labels: (B,) int64 in [0, classes).
-    classes: C; a class without an image gets the constant logit NEVER.
+    features: (B, D) float32, raw. labels: (B,) int64 in [0, classes). classes: C; a class without an image gets the constant logit NEVER.
     strength: inverse strength of the penalty, > 0.
-    scale: used to standardise; of the transfer set rather than of the few labelled images.
-    class_weight: "none" or "balanced".
+    scale: used to standardise; of the transfer set rather than of the few labelled images. class_weight: "none" or "balanced".
     """
     from sklearn.linear_model import LogisticRegression
     from threadpoolctl import threadpool_limits

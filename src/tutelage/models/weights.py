@@ -312,8 +312,7 @@ def create(
 
     name: timm's name, with or without a tag. weights: "pretrained", "scratch" or a path.
     classes: 0 for pooled features; C for a newly initialised head of C classes; None keeps the weights' own head.
-    size: of the input, for models whose architecture depends on it; None for their own.
-    kind: "teacher" or "student", for the messages.
+    size: of the input, for models whose architecture depends on it; None for their own. kind: "teacher" or "student", for the messages.
     output_stride: of the last layers, by dilation instead of strides, if the architecture supports it.
     """
     import timm

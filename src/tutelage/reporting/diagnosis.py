@@ -32,16 +32,8 @@ def diagnose(results: JSON, stages: JSON) -> list[Finding]:
 
     results: of the evaluation. stages: result of each stage by its folder's name; some may be missing.
     """
-    found = [
-        _teacher(stages),
-        _targets(results, stages),
-        _labels(results, stages),
-        _set(stages),
-        _student(results),
-        _last_stage(results, stages),
-        _sure(results),
-        _gain(results, stages),
-    ]
+    found = [_teacher(stages), _targets(results, stages), _labels(results, stages), _set(stages), _student(results)]
+    found += [_last_stage(results, stages), _sure(results), _gain(results, stages)]
     return [one for one in found if one]
 
 

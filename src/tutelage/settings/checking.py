@@ -81,11 +81,8 @@ def hints_of(settings: Callable[..., Group]) -> dict[str, Any]:  # types
     found, types_of = {}, typing.get_type_hints(settings)
     for name, one in declared(settings).items():
         base, notes = types_of[name], one.metadata
-        parameter = Parameter(
-            help=notes["help"],
-            consume_multiple=True if base == list[str] else None,
-            negative=() if base in (bool, list[str]) else None,
-        )
+        negative, several = () if base in (bool, list[str]) else None, True if base == list[str] else None
+        parameter = Parameter(help=notes["help"], consume_multiple=several, negative=negative)
         checks: list[object] = [pydantic.Field(**notes["limits"])] if notes["limits"] else []
         checks += [BeforeValidator(notes["reads"])] if notes["reads"] else []
         found[name] = Annotated[base, parameter, *checks]

@@ -166,9 +166,5 @@ class DoctorSettings(CacheFolder, g.Json):
     """Settings of `doctor`."""
 
 
-FREE = frozenset(
-    name
-    for settings in (RunSettings, CompareSettings, CurateSettings)
-    for name, one in declared(settings).items()
-    if one.metadata["free"]
-)
+_ALL = declared(RunSettings) | declared(CompareSettings) | declared(CurateSettings)
+FREE = frozenset(name for name, one in _ALL.items() if one.metadata["free"])
