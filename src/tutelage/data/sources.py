@@ -16,7 +16,7 @@ import stat
 import struct
 import tarfile
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
@@ -141,7 +141,7 @@ def why(error: Exception) -> str:
     return f"cannot be read: {' '.join(str(error).split())[:120] or type(error).__name__}"
 
 
-def _walk(folder: str, prefix: str, above: frozenset) -> Iterator[ImageRef | Rejected]:
+def _walk(folder: str, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[ImageRef | Rejected]:
     """Yield all images under one folder; `above` holds (device, inode) of the folders that lead here."""
     try:
         status = os.stat(folder)
@@ -205,7 +205,7 @@ def _regular(path: str) -> os.stat_result:
     return status
 
 
-def _prints(kind: str, path: str, status: os.stat_result):
+def _prints(kind: str, path: str, status: os.stat_result) -> Callable[[int], bytes]:
     """Return a function from position to fingerprint for one container."""
     head = f"{kind}\0".encode() + os.fsencode(path) + struct.pack("<xqq", status.st_size, status.st_mtime_ns)
     base = hashlib.blake2b(head, digest_size=16)

@@ -157,7 +157,9 @@ def _numbered(
 # Settings and checks
 
 
-def check_places(target: str | Path, given: Mapping[str, str | Path | float | None], group_by: str | None):
+def check_places(
+    target: str | Path, given: Mapping[str, str | Path | float | None], group_by: str | None
+) -> tuple[dict[str, float], dict[str, Path], re.Pattern[str] | None]:
     """Check the settings before anything is read; return fractions by split, paths by split ("" = target), the pattern."""
     shares: dict[str, float] = {}
     places: dict[str, Path] = {"": Path(target)}
@@ -258,7 +260,9 @@ def _faults(images: list[LabelledRef], names: tuple[str, ...], target: str | Pat
 # Splits
 
 
-def _merge(listings: dict[str, LabelledPlace], places: dict[str, Path]):
+def _merge(
+    listings: dict[str, LabelledPlace], places: dict[str, Path]
+) -> tuple[list[LabelledRef], list[Rejected], list[str], dict[bytes, str]]:
     """Merge the images of the target ("") and of the paths given for val and test into one list.
 
     The last result maps fingerprints to unique ids, to be applied at the end: groups and fractions depend on the original

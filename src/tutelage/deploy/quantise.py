@@ -27,6 +27,7 @@ from tutelage.deploy.runtime import session_of, softmax
 from tutelage.errors import TutelageError
 from tutelage.json_object import JSON
 
+LogitsOf = Callable[[np.ndarray], np.ndarray]  # outputs of a batch -> (N, C) logits of what is classified
 LEAST_CALIBRATION = 32  # fewest images to calibrate with
 LAYERS = ("Conv", "Gemm", "MatMul")
 # How ranges of the activations are chosen -> percentile of their absolute values, if it is one
@@ -59,7 +60,7 @@ class Quantised:
 
 def quantise(
     source: Path, out: Path, calibration: np.ndarray, judged_on: np.ndarray, most_lost: float,
-    logits_of: Callable[[np.ndarray], np.ndarray], log: Callable[[str], None] = lambda text: None,
+    logits_of: LogitsOf, log: Callable[[str], None] = lambda text: None,
 ) -> Quantised:  # fmt: skip
     """Write an int8 copy of an ONNX classifier.
 
@@ -120,9 +121,7 @@ def expected_loss(reference: np.ndarray, other: np.ndarray) -> tuple[float, floa
 class _Quantiser:
     """A search for a quantisation. layers: name of the ONNX node -> name of the layer in the torch module."""
 
-    def __init__(
-        self, source: Path, folder: Path, calibration: np.ndarray, judged_on: np.ndarray, logits_of: Callable[[np.ndarray], np.ndarray]
-    ):  # fmt: skip
+    def __init__(self, source: Path, folder: Path, calibration: np.ndarray, judged_on: np.ndarray, logits_of: LogitsOf):
         import onnx
 
         self.source, self.folder, self.logits_of = source, folder, logits_of

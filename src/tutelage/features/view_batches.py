@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
 
+Number = int | np.ndarray  # of views: one for all images, or (B,) integers
 CLEAN = -1  # number of the view that shows the whole image, as in evaluation
 MIRRORED = -2  # number of the view that shows it mirrored
 
@@ -59,7 +60,7 @@ def crop_or_pad(image: np.ndarray, resize: str) -> np.ndarray:
 
 
 def view_input(
-    images: Images, positions: np.ndarray, number: int | np.ndarray, settings: ViewSettings, network: views.NetworkInput
+    images: Images, positions: np.ndarray, number: Number, settings: ViewSettings, network: views.NetworkInput
 ) -> torch.Tensor:
     """Return one view of each image as input for a network: (B, 3, size, size) float32, normalised, channels_last, on the CPU.
 
@@ -77,7 +78,7 @@ def view_input(
     return views.to_input(views.render(pixels, drawn, network.size), network.mean, network.std, drawn.colours)
 
 
-def drawn_views(seeds: np.ndarray, sizes: np.ndarray, number: int | np.ndarray, settings: ViewSettings) -> views.Views:
+def drawn_views(seeds: np.ndarray, sizes: np.ndarray, number: Number, settings: ViewSettings) -> views.Views:
     """Return the random crops, flips and colours of view `number`, given the images' seeds (B,) and sizes (B, 2)."""
     area = (settings.crop_area, 1.0)
     return views.draw(
@@ -86,9 +87,8 @@ def drawn_views(seeds: np.ndarray, sizes: np.ndarray, number: int | np.ndarray, 
 
 
 def view_truth(
-    images: Images, labels: Labels, positions: np.ndarray, number: int | np.ndarray, settings: ViewSettings,
-    size: tuple[int, int],
-) -> torch.Tensor:  # fmt: skip
+    images: Images, labels: Labels, positions: np.ndarray, number: Number, settings: ViewSettings, size: tuple[int, int]
+) -> torch.Tensor:
     """Return the labels of one view of each image: its class, or the part of its mask that the view shows.
 
     labels: (n,) int64, or n masks. size: height and width of the returned masks. Other arguments as for `view_input`.
