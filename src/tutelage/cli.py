@@ -56,7 +56,14 @@ def main() -> None:
 
 
 def call(words: list[str]) -> int:
-    """Run one command, and return the exit code. words: the command line without the program's name."""
+    """Run one command.
+
+    Args:
+        words: the command line without the program's name.
+
+    Returns:
+        the exit code.
+    """
     given: dict[str, object] = {}
     level = logger.level
     try:

@@ -45,8 +45,12 @@ def prepare_process() -> None:
 def accelerator(device: str, precision: str) -> Accelerator:
     """Return accelerate's Accelerator for a device and a precision.
 
-    device: "auto", "cpu", "cuda" or "mps". precision: "auto" (bf16 if the GPU supports it, else fp32), "fp32", "bf16" or "fp16".
-    Raises TutelageError: the device is not available, or does not support that precision.
+    Args:
+        device: "auto", "cpu", "cuda" or "mps".
+        precision: "auto" (bf16 if the GPU supports it, else fp32), "fp32", "bf16" or "fp16".
+
+    Raises:
+        TutelageError: the device is not available, or does not support that precision.
     """
     from datetime import timedelta
 
@@ -79,7 +83,8 @@ def on_a_device_of_its_own() -> Iterator[None]:
 def check_group() -> None:
     """Check that an environment for several processes also defines how they find each other.
 
-    Raises TutelageError: WORLD_SIZE > 1 without RANK, MASTER_ADDR or MASTER_PORT.
+    Raises:
+        TutelageError: WORLD_SIZE > 1 without RANK, MASTER_ADDR or MASTER_PORT.
     """
     lacking = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
     if processes() > 1 and lacking:
@@ -109,7 +114,9 @@ def check_hardware(device: str, precision: str) -> str:
 def flops(module: nn.Module, size: Size) -> int:
     """Return the FLOPs of one forward pass of one image; 1 MAC = 2 FLOPs, attention included.
 
-    module: takes (1, 3, *sides(size)) float32. size: of the input.
+    Args:
+        module: takes (1, 3, *sides(size)) float32.
+        size: of the input.
     """
     import torch
 
@@ -125,7 +132,8 @@ def training_flops(module: nn.Module, size: Size) -> int:
 
     The image needs no gradient from the first layer, so this is a little less than three times the forward pass.
 
-    module: takes (B, 3, *sides(size)) float32, returns a tensor or a tuple of tensors; a copy of it is used.
+    Args:
+        module: takes (B, 3, *sides(size)) float32, returns a tensor or a tuple of tensors; a copy of it is used.
     """
     import copy
 
@@ -165,9 +173,11 @@ def _counted(module: nn.Module, size: Size, batch: int) -> int:
 def latency_ms(module: nn.Module, size: Size, repeats: int = 50, seconds: float = 20.0) -> float:
     """Return the median milliseconds of one forward pass on the CPU: batch 1, 1 thread, float32.
 
-    module: takes (1, 3, *sides(size)) float32; not changed. size: of the input.
-    repeats: timed passes, after 5 warm-up passes. seconds: no pass starts after this time, so slow networks get fewer
-        timed passes, and those that do not even finish the warm-up are timed by its last pass.
+    Args:
+        module: takes (1, 3, *sides(size)) float32; not changed.
+        size: of the input.
+        repeats: timed passes, after 5 warm-up passes. seconds: no pass starts after this time, so slow networks get fewer
+            timed passes, and those that do not even finish the warm-up are timed by its last pass.
     """
     import copy
 

@@ -45,7 +45,8 @@ class SeveralErrors(TutelageError):
 class FilesMissing(TutelageError):
     """Files that a list names but that do not exist.
 
-    place: the list. names: all missing files. where: what their paths are relative to, as text of the hint.
+    Args:
+        place: the list. names: all missing files. where: what their paths are relative to, as text of the hint.
     """
 
     def __init__(self, place: object, names: list[str], where: str):

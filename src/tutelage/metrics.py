@@ -37,8 +37,11 @@ def unit(rows: np.ndarray) -> np.ndarray:
 def confusion(labels: np.ndarray, decisions: np.ndarray, classes: int) -> np.ndarray:
     """Return the confusion matrix: counts of (label, predicted class).
 
-    labels, decisions: (B,) integers in [0, classes); decisions are the predicted classes.
-    Returns (C, C) int64, rows are labels.
+    Args:
+        labels, decisions: (B,) integers in [0, classes); decisions are the predicted classes.
+
+    Returns:
+        (C, C) int64, rows are labels.
     """
     return np.bincount(labels * classes + decisions, minlength=classes**2).reshape(classes, classes)
 
@@ -50,7 +53,9 @@ def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray) ->
 
     Worked example: two images with confidence 0.8, one of them right: ECE = |0.5 - 0.8| = 0.3.
 
-    probabilities: (B, C) float in [0, 1]. labels: (B,) integers.
+    Args:
+        probabilities: (B, C) float in [0, 1].
+        labels: (B,) integers.
     """
     confidence = probabilities.max(axis=1)
     right = probabilities.argmax(axis=1) == labels
@@ -64,8 +69,11 @@ def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = 10) -
 
     Worked example: two images with confidence 0.85, one of them right, in 10 bins: row 8 is (1.7, 1, 2), the others 0.
 
-    probabilities: (B, C) float in [0, 1]. labels: (B,) integers.
-    Returns (bins, 3) float64: for the images whose confidence is in [b / bins, (b + 1) / bins), the sum of their confidences, the number
+    Args:
+        probabilities: (B, C) float in [0, 1]. labels: (B,) integers.
+
+    Returns:
+        (bins, 3) float64: for the images whose confidence is in [b / bins, (b + 1) / bins), the sum of their confidences, the number
         classified correctly, and the number of images.
     """
     confidence = probabilities.max(axis=1).astype(np.float64)
@@ -83,8 +91,11 @@ def unsure_threshold(confidence: np.ndarray, right: np.ndarray) -> dict[str, flo
 
     Worked example: confidences 0.9, 0.8, 0.6, 0.5 that are right, right, wrong, right: at 0.8 the difference is 2/3 - 0, the largest.
 
-    confidence: (n,) float in [0, 1], the largest probability. right: (n,) bool.
-    Returns the threshold; sure: the share of sure images; accuracy_sure and accuracy_unsure. None if all images are right or all are wrong.
+    Args:
+        confidence: (n,) float in [0, 1], the largest probability. right: (n,) bool.
+
+    Returns:
+        threshold; sure: the share of sure images; accuracy_sure and accuracy_unsure. None if all images are right or all are wrong.
     """
     from sklearn.metrics import roc_curve
 
@@ -117,8 +128,12 @@ def classification(logits: np.ndarray, labels: np.ndarray) -> JSON:
     Balanced accuracy is the mean recall of the classes that have images; macro F1 leaves out classes that are neither
     labelled nor predicted, as scikit-learn does.
 
-    logits: (B, C) float. labels: (B,) int64 in [0, C).
-    Returns accuracy, balanced_accuracy, macro_f1, ece, log_loss: float in their usual ranges; recall: list of C floats (None
+    Args:
+        logits: (B, C) float.
+        labels: (B,) int64 in [0, C).
+
+    Returns:
+        accuracy, balanced_accuracy, macro_f1, ece, log_loss: float in their usual ranges; recall: list of C floats (None
         for a class without images); confusion: C lists of C counts; images: B.
     """
     labels = np.asarray(labels, dtype=np.int64)
@@ -144,7 +159,8 @@ def classification(logits: np.ndarray, labels: np.ndarray) -> JSON:
 def pixel_confusion(labels: np.ndarray, decisions: np.ndarray, classes: int) -> np.ndarray:
     """Return the (C, C) int64 confusion matrix over the pixels whose label is a class.
 
-    labels: (H, W) integers; pixels with labels >= `classes` are left out. decisions: (H, W) integers in [0, classes).
+    Args:
+        labels: (H, W) integers; pixels with labels >= `classes` are left out. decisions: (H, W) integers in [0, classes).
     """
     known = labels < classes
     return confusion(labels[known].astype(np.int64), decisions[known].astype(np.int64), classes)
@@ -155,8 +171,11 @@ def intersection_over_union(table: np.ndarray) -> np.ndarray:
 
     Worked example: table ((3, 1), (0, 2)): 3 / (4 + 3 - 3) = 0.75 and 2 / (2 + 3 - 2) = 0.667.
 
-    table: (C, C) counts, rows are labels.
-    Returns (C,) float64, NaN for a class that is neither labelled nor predicted.
+    Args:
+        table: (C, C) counts, rows are labels.
+
+    Returns:
+        (C,) float64, NaN for a class that is neither labelled nor predicted.
     """
     labelled, decided, hits = np.moveaxis(pixel_counts(table), -1, 0)
     with np.errstate(invalid="ignore"):  # 0 / 0
@@ -170,9 +189,13 @@ def pixel_counts(tables: np.ndarray) -> np.ndarray:
 
 
 def mean_iou(counts: np.ndarray) -> np.ndarray:
-    """Return the mean IoU over the classes that are labelled or predicted, 0 if there are none: (...) float64 in [0, 1].
+    """Return the mean IoU over the classes that are labelled or predicted, 0 if there are none.
 
-    counts: (..., C, 3) of `pixel_counts`, summed or averaged over the images.
+    Args:
+        counts: (..., C, 3) of `pixel_counts`, summed or averaged over the images.
+
+    Returns:
+        (...) float64 in [0, 1].
     """
     union = counts[..., 0] + counts[..., 1] - counts[..., 2]
     there = union > 0
@@ -183,8 +206,11 @@ def mean_iou(counts: np.ndarray) -> np.ndarray:
 def resampled(counts: np.ndarray, seed: int = 0) -> np.ndarray:
     """Return bootstrap means, each over n images drawn from n with replacement (Efron, 1979); same seed and n, same draws.
 
-    counts: (n, ...) one entry per image.
-    Returns (RESAMPLES, ...) float64.
+    Args:
+        counts: (n, ...) one entry per image.
+
+    Returns:
+        (RESAMPLES, ...) float64.
     """
     random, n = np.random.default_rng(seed), len(counts)
     flat = counts.reshape(n, -1).astype(np.float64)
@@ -201,8 +227,11 @@ def boundary_f1(labels: np.ndarray, decisions: np.ndarray, classes: int, toleran
     F1 = 2 P R / (P + R), P the share of predicted outline pixels near a labelled one, R the reverse (Csurka et al., BMVC 2013).
     A class that occurs in only one of the two scores 0. Pixels without a label are left out of both.
 
-    labels, decisions: (H, W) integers. tolerance: pixels, along rows and columns; None for 0.75 % of the diagonal.
-    Returns a float in [0, 1], NaN if no class has an outline.
+    Args:
+        labels, decisions: (H, W) integers. tolerance: pixels, along rows and columns; None for 0.75 % of the diagonal.
+
+    Returns:
+        float in [0, 1], NaN if no class has an outline.
     """
     from scipy import ndimage
 
@@ -229,8 +258,11 @@ def _outline(inside: np.ndarray, known: np.ndarray) -> np.ndarray:
 def segmentation(tables: np.ndarray, outlines: np.ndarray) -> JSON:
     """Return all scores of one model on one set of masks.
 
-    tables: (n, C, C) counts of pixels of each image, rows are labels. outlines: (n,) boundary F1 of each, NaN = none.
-    Returns miou: mean IoU of the classes that are labelled or predicted, over the pixels of all images; iou: C floats (None for the
+    Args:
+        tables: (n, C, C) counts of pixels of each image, rows are labels. outlines: (n,) boundary F1 of each, NaN = none.
+
+    Returns:
+        miou: mean IoU of the classes that are labelled or predicted, over the pixels of all images; iou: C floats (None for the
         other classes); accuracy: of pixels; balanced_accuracy: mean recall of the labelled classes; boundary_f1: mean over images;
         standard_error: of miou, from the choice of test images only (bootstrap);
         recall: C floats (None for a class without pixels); confusion: C lists of C counts; images: n.

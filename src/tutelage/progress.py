@@ -77,8 +77,13 @@ def duration(seconds: float) -> str:
 def progress(what: str, total: int, done: int = 0) -> Iterator[Advance]:
     """Show the progress of work: how much is done, how fast, and how much time is left.
 
-    what: name of the work, such as "decode". total: number of images. done: images that an earlier process has already done.
-    Yields advance(n): call it after n more images.
+    Args:
+        what: name of the work, such as "decode".
+        total: number of units.
+        done: units that an earlier process has already done.
+
+    Yields:
+        advance(n): call it after n more units.
     """
     if not main_process() or not logger.isEnabledFor(logging.INFO):
         yield lambda n: None

@@ -31,7 +31,8 @@ def fill_pool(
 ) -> tuple[Pool, LeakCheck, int, int, list[Rejected]]:
     """Embed a gallery and bar images that are known already: labelled images, held-out images, exact duplicates.
 
-    Returns the pool; its leak check, which holds the leaks so far and can be called to find near duplicates; the number of labelled
+    Returns:
+        the pool; its leak check, which holds the leaks so far and can be called to find near duplicates; the number of labelled
         images in the gallery; the number of exact duplicates, including those; rejected images.
     """
     cache, pieces, _ = encoder.embedded(refs, settings, ticking=ticking)
@@ -132,11 +133,14 @@ def near_leaks(
 ) -> list[tuple[int, int, str, float]]:
     """Return near duplicates of held-out images, found by embedding and by layout and confirmed on pixels.
 
-    held: H images, (H_i, W_i, 3) uint8 each. queries: (H, D) float32 unit vectors of them, if there are any.
-    among: (m,) int64 rows of the pool to search, which are read into memory; None: all usable rows.
-    counts: as for `find_leaks`. k: neighbours of each held-out image by embedding, and by layout. More than COPIES are wanted
-        for a few images only and searched exactly, because building an inverted file takes longer.
-    Returns the same as `find_leaks`.
+    Args:
+        held: H images, (H_i, W_i, 3) uint8 each. queries: (H, D) float32 unit vectors of them, if there are any.
+        among: (m,) int64 rows of the pool to search, which are read into memory; None: all usable rows.
+        counts: as for `find_leaks`. k: neighbours of each held-out image by embedding, and by layout. More than COPIES are wanted
+            for a few images only and searched exactly, because building an inverted file takes longer.
+
+    Returns:
+        as from `find_leaks`.
     """
     layouts, exact, near = Vectors(pool.embedded.layout_parts, None), k > COPIES, []
     k = min(k, pool.vectors.count)

@@ -105,7 +105,8 @@ def write_montage(
 ) -> None:
     """Write montage.jpg: queries and the images that each of them found; without queries, labelled and random chosen images.
 
-    images: the chosen gallery images, in the order of `choice`.
+    Args:
+        images: the chosen gallery images, in the order of `choice`.
     """
     target, drawn = labelled.target, labelled.drawn
     labels, own = queries.labels, labelled.of(drawn[queries.drawn])

@@ -51,9 +51,12 @@ def search_layouts(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the gallery images whose layouts are nearest to that of each held-out image and of its mirror image.
 
-    held: H held-out images, (H_i, W_i, 3) uint8 each. layouts: the gallery's layouts, 192 features, not centred.
-    memory, advance, usable: as in `search`.
-    Returns (H, 2 k) float32 cosines and (H, 2 k) int64 gallery rows: k for the image, then k for its mirror image. A row may occur in
+    Args:
+        held: H held-out images, (H_i, W_i, 3) uint8 each. layouts: the gallery's layouts, 192 features, not centred.
+        memory, advance, usable: as in `search`.
+
+    Returns:
+        (H, 2 k) float32 cosines and (H, 2 k) int64 gallery rows: k for the image, then k for its mirror image. A row may occur in
         both; -1 where the gallery has no more rows.
     """
     thumbs = np.array([thumbnail(image) for image in held], np.uint8).reshape(-1, THUMB, THUMB, 3)
@@ -72,12 +75,15 @@ def find_leaks(
 ) -> list[tuple[int, int, str, float]]:
     """Return the gallery images that are copies of held-out images.
 
-    similarity: (H, k) float32 cosines; those below FLOOR are ignored.
-    rows: (H, k) int64 gallery rows near each held-out image, found by embedding and by `search_layouts`, side by side
-        in any order; -1 where there is none.
-    held: H held-out images, (H_i, W_i, 3) uint8 each. thumbs: (m,) int64 rows -> their (m, 16, 16, 3) uint8 thumbnails.
-    advance: called with the number of held-out images just done. counts: (H,) int64, filled with the number of copies of each.
-    Returns (gallery row, position of the held-out image, how, similarity), ordered by row. Each row appears once, with the most
+    Args:
+        similarity: (H, k) float32 cosines; those below FLOOR are ignored.
+        rows: (H, k) int64 gallery rows near each held-out image, found by embedding and by `search_layouts`, side by side
+            in any order; -1 where there is none.
+        held: H held-out images, (H_i, W_i, 3) uint8 each. thumbs: (m,) int64 rows -> their (m, 16, 16, 3) uint8 thumbnails.
+        advance: called with the number of held-out images just done. counts: (H,) int64, filled with the number of copies of each.
+
+    Returns:
+        (gallery row, position of the held-out image, how, similarity), ordered by row. Each row appears once, with the most
         similar held-out image that it is a copy of. how: one of HOW[1:].
     """
 
@@ -108,13 +114,15 @@ def near_duplicates(
 ) -> np.ndarray:
     """Return which image each image duplicates: an image is a duplicate if it is a copy of an earlier, kept image.
 
-    Images that are copies only of a duplicate (a crop of a crop) are kept. Pairs whose embeddings have a cosine below FLOOR are compared
-    only if their layouts have one of at least SURE.
+    Images that are copies only of a duplicate (a crop of a crop) are kept.
 
-    embeddings: (n, D) float32, unit length. thumbs: (n, 16, 16, 3) uint8.
-    fresh: (m,) int64 positions of images to check; the others are known not to be copies of each other. None: check all.
-    advance: called with the number of images searched, once for each of the SEARCHES searches.
-    Returns (n,) int64: the smallest position of a kept image that this one is a copy of; its own position if it is kept.
+    Args:
+        embeddings: (n, D) float32, unit length. thumbs: (n, 16, 16, 3) uint8.
+        fresh: (m,) int64 positions of images to check; the others are known not to be copies of each other. None: check all.
+        advance: called with the number of images searched, once for each of the SEARCHES searches.
+
+    Returns:
+        (n,) int64: the smallest position of a kept image that this one is a copy of; its own position if it is kept.
     """
     first, small, layouts = np.arange(len(thumbs)), opponent(thumbs), layout(thumbs)
     asked = first if fresh is None else fresh

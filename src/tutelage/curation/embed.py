@@ -155,7 +155,8 @@ class EmbeddingCache:
     def embed(self, piece: Piece, advance: Advance = lambda n: None) -> None:
         """Embed one piece. advance: called with the number of images that were read.
 
-        Raises TutelageError: the encoder gives NaN, or values too large for float16.
+        Raises:
+            TutelageError: the encoder gives NaN, or values too large for float16.
         """
         features = [np.zeros((0, self.source.width), np.float16)]
         rows: list[tuple[int, bytes, np.ndarray]] = []  # position, key and thumbnail of each usable image

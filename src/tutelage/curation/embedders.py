@@ -109,7 +109,8 @@ class GalleryEmbedder:
     def target(self, labelled: LabelledSplit, rows: np.ndarray, what: str) -> np.ndarray | None:
         """Return raw vectors (n, D) float32 of these rows of the target set; None if precomputed embeddings lack all of them.
 
-        Raises TutelageError: precomputed embeddings lack some of the images.
+        Raises:
+            TutelageError: precomputed embeddings lack some of the images.
         """
         if self.given is None:
             return self._outputs(labelled.of(rows), what)
@@ -175,8 +176,11 @@ class GalleryEmbedder:
     ) -> tuple[EmbeddingCache, list[Piece], int]:
         """Embed the missing pieces of this share, here or on a cluster, as the settings say.
 
-        ticking: wraps the function that reports progress, as `Clock.ticking` does.
-        Returns the cache; all pieces; the number of images in the pieces that were missing.
+        Args:
+            ticking: wraps the function that reports progress, as `Clock.ticking` does.
+
+        Returns:
+            the cache; all pieces; the number of images in the pieces that were missing.
         """
         if self.given is not None and (found := self.given.find(refs, "gallery images")).max(initial=-1) < 0:
             message = f"--embeddings: none of its {len(self.given):,} names is one of the {len(found):,} gallery images"

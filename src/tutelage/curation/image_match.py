@@ -48,8 +48,11 @@ def opponent(images: np.ndarray) -> np.ndarray:
 def layout(thumbs: np.ndarray) -> np.ndarray:
     """Return where a picture is light and where it is dark, as a vector for a search by inner product.
 
-    thumbs: (n, 16, 16, 3) uint8.
-    Returns (n, 192) float32: 8 x 8 pixels minus their mean colour, at unit length; shorter where there is hardly any
+    Args:
+        thumbs: (n, 16, 16, 3) uint8.
+
+    Returns:
+        (n, 192) float32: 8 x 8 pixels minus their mean colour, at unit length; shorter where there is hardly any
         structure, so that rounding errors of a blank image match nothing.
     """
     flat = _less_mean(_halved(opponent(thumbs)))
@@ -59,8 +62,11 @@ def layout(thumbs: np.ndarray) -> np.ndarray:
 def confirm(image: np.ndarray, thumbs: np.ndarray) -> np.ndarray:
     """Return which thumbnails show the same picture as an image, a crop of it, or a picture of which it is a crop.
 
-    image: (H, W, 3) uint8. thumbs: (m, 16, 16, 3) uint8.
-    Returns (m,) int64, index in HOW: 0 a different picture, 1 the same, 2 mirrored, 3 cropped, 4 cropped and mirrored.
+    Args:
+        image: (H, W, 3) uint8. thumbs: (m, 16, 16, 3) uint8.
+
+    Returns:
+        (m,) int64, index in HOW: 0 a different picture, 1 the same, 2 mirrored, 3 cropped, 4 cropped and mirrored.
     """
     how = np.zeros(len(thumbs), np.int64)
     small, own = opponent(thumbs), opponent(thumbnail(image)[None])
@@ -94,9 +100,12 @@ def may_agree(one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.nd
 def compare(images: np.ndarray, thumbs: np.ndarray, image: np.ndarray, thumb: np.ndarray) -> np.ndarray:
     """Return how each pair of an image and a thumbnail is related, trying the whole image and the crop whose layout fits best.
 
-    images: (n, S, S, 3) float32. thumbs: (t, 16, 16, 3) float32. Both in opponent colours.
-    image, thumb: (p,) int64, index of each pair's image and thumbnail; ordered by image.
-    Returns (p,) int64, index in HOW: the simplest relation that agrees, 0 if none does.
+    Args:
+        images: (n, S, S, 3) float32. thumbs: (t, 16, 16, 3) float32. Both in opponent colours.
+        image, thumb: (p,) int64, index of each pair's image and thumbnail; ordered by image.
+
+    Returns:
+        (p,) int64, index in HOW: the simplest relation that agrees, 0 if none does.
     """
     layouts = _layouts_of_crops(images)
     mirrored = thumbs[:, :, ::-1]

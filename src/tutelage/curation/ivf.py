@@ -34,10 +34,15 @@ def search_ivf(
     Of N usable rows there are sqrt(N) lists, made by k-means on a sample; a query looks into 2 N^(1/4) of them, at least 8.
     Building takes as long as an exact search for about sqrt(N) queries, so it pays only with many more queries than that.
 
-    queries, k, usable, memory, advance: as in `search`; the index holds all usable rows in memory.
-    Returns the similarities (Q, k) float32, of rows rounded to half precision; rows (Q, k) int64, -1 where the searched lists have no
+    Args:
+        queries, k, usable, memory, advance: as in `search`; the index holds all usable rows in memory.
+
+    Returns:
+        similarities (Q, k) float32, of rows rounded to half precision; rows (Q, k) int64, -1 where the searched lists have no
         more, though others may; and the recall: which share of the exact neighbours of up to 32 of the queries was found.
-    Raises TutelageError: as `search`; an index that does not fit in `memory`.
+
+    Raises:
+        TutelageError: as `search`; an index that does not fit in `memory`.
     """
     queries = np.asarray(queries, dtype=np.float32)
     checked(vectors, queries, usable, k)

@@ -56,7 +56,8 @@ class LabelledSplit:
 def read_labels(run: Run, settings: Curation) -> TargetSet:
     """Read the target set of a run.
 
-    Raises TutelageError: everything that is wrong with it. Missing files too numerous for the message are all in rejected.csv.
+    Raises:
+        TutelageError: everything that is wrong with it. Missing files too numerous for the message are all in rejected.csv.
     """
     try:
         return task_of(settings.task).read(settings)
@@ -83,7 +84,8 @@ def data_of(target: TargetSet, gallery: Sequence[ImageRef]) -> dict[str, str]:
 def log_changed_data(run: Run, given: dict[str, str]) -> None:
     """Log that the data of a finished run have changed and which stages run again, before any of them begins.
 
-    given: hashes of the present data, from `data_of`.
+    Args:
+        given: hashes of the present data, from `data_of`.
     """
     before = read_json(run.path / "curate" / "result.json")
     if before is None:
@@ -101,9 +103,12 @@ def log_changed_data(run: Run, given: dict[str, str]) -> None:
 def split_labels(target: TargetSet, images: Images, rows: np.ndarray, budget: int | None, seed: int) -> LabelledSplit:
     """Check the labelled images and draw those within the budget; the labels of the others are not read after this.
 
-    images: the usable images of the target set. rows: (n,) int64 ascending, their rows in the target set.
-    budget: labels per class; None takes all. seed: of the draw.
-    Raises TutelageError: an image with two labels or in two splits, a class without a usable train image.
+    Args:
+        images: the usable images of the target set. rows: (n,) int64 ascending, their rows in the target set.
+        budget: labels per class; None takes all. seed: of the draw.
+
+    Raises:
+        TutelageError: an image with two labels or in two splits, a class without a usable train image.
     """
     keys = [key.tobytes() for key in images.keys]
     _check_labels(target, rows, keys)

@@ -22,11 +22,16 @@ def mmd(x: np.ndarray, y: np.ndarray) -> float:
 
     With x = [[1, 0], [0, 1]] and y = [[-1, 0], [0, -1]]: exp(-1) + exp(-1) - 2 (2 exp(-2) + 2 exp(-1)) / 4 = 0.232544.
 
-    x: (n, D) float32, unit length. y: (m, D) float32, unit length. Both centred with the same mean (the gallery's)
-        and without common images, because an image in both sets makes them look nearer. Of more than 2,000 images
-        a random subset is used, the same at every call.
-    Returns 0 on average for two samples of one distribution, and as often below 0 as above; at most 2 (1 - exp(-2)) = 1.73.
-    Raises TutelageError: fewer than two images in a set.
+    Args:
+        x: (n, D) float32, unit length. y: (m, D) float32, unit length. Both centred with the same mean (the gallery's)
+            and without common images, because an image in both sets makes them look nearer. Of more than 2,000 images
+            a random subset is used, the same at every call.
+
+    Returns:
+        0 on average for two samples of one distribution, and as often below 0 as above; at most 2 (1 - exp(-2)) = 1.73.
+
+    Raises:
+        TutelageError: fewer than two images in a set.
     """
     return mmd_and_error(x, y)[0]
 

@@ -60,9 +60,12 @@ def choose_rows(labels: np.ndarray, most: int = 30) -> np.ndarray:
 
     choose_rows([0, 0, 0, 1, 1, 1], most=4) == [0, 3, 2, 5]
 
-    labels: (n,) integers, the class of each query; a negative one is never chosen.
-    most: queries in all. If there are more classes, `most` of them are taken, evenly spaced.
-    Returns (k,) int64 positions, k <= most: one query of each shown class, then a second one of each that has more, ...
+    Args:
+        labels: (n,) integers, the class of each query; a negative one is never chosen.
+        most: queries in all. If there are more classes, `most` of them are taken, evenly spaced.
+
+    Returns:
+        (k,) int64 positions, k <= most: one query of each shown class, then a second one of each that has more, ...
     """
     labels = np.asarray(labels)
     classes = np.unique(labels[labels >= 0])
@@ -84,10 +87,13 @@ def montage(
 ) -> Image.Image:
     """Draw the picture: one line per query, which is framed in its class's colour, and the excluded images at the end.
 
-    rows: in the order to be shown. title: one line above, cut if too long.
-    kept_out: images excluded as leaks or duplicates; as many are shown as fit on three lines.
-    tile: side in pixels at which every image is shown, its proportions kept; 16 to 256. columns: images per line.
-    Returns RGB, at most 3,000 x 6,000 pixels. Columns and lines that do not fit are left out; the number of such lines is written.
+    Args:
+        rows: in the order to be shown. title: one line above, cut if too long.
+        kept_out: images excluded as leaks or duplicates; as many are shown as fit on three lines.
+        tile: side in pixels at which every image is shown, its proportions kept; 16 to 256. columns: images per line.
+
+    Returns:
+        RGB, at most 3,000 x 6,000 pixels. Columns and lines that do not fit are left out; the number of such lines is written.
     """
     tile = min(max(tile, 16), 256)
     pen = _Pen(tile)

@@ -29,8 +29,11 @@ FORMS = "Parquet with a column of vectors and one of names, or x.npy beside x.tx
 class PrecomputedEmbeddings:
     """Precomputed vectors, looked up by name.
 
-    paths: files, or folders of them. flag: the command-line flag that gave them, for messages.
-    Raises TutelageError: a file that cannot be read, without names or vectors, with other widths, or a name with two vectors.
+    Args:
+        paths: files, or folders of them. flag: the command-line flag that gave them, for messages.
+
+    Raises:
+        TutelageError: a file that cannot be read, without names or vectors, with other widths, or a name with two vectors.
     """
 
     def __init__(self, paths: Sequence[str | Path], flag: str = "--embeddings"):
@@ -63,8 +66,11 @@ class PrecomputedEmbeddings:
     def find(self, refs: Sequence[ImageRef], what: str) -> np.ndarray:
         """Return the rows of images: (n,) int64, -1 for images without a vector.
 
-        what: what the images are, for messages.
-        Raises TutelageError: two images share a vector, even if one of them was found by an earlier call.
+        Args:
+            what: what the images are, for messages.
+
+        Raises:
+            TutelageError: two images share a vector, even if one of them was found by an earlier call.
         """
         rows = np.array([self._find(ref) for ref in refs], np.int64)
         found = rows[rows >= 0]
@@ -115,7 +121,8 @@ class PrecomputedEmbeddings:
     def of_names(self, names: Sequence[str]) -> np.ndarray:
         """Return the (n, D) float32 vectors of these names.
 
-        Raises TutelageError: a name without a vector, or a vector with NaN or infinite numbers.
+        Raises:
+            TutelageError: a name without a vector, or a vector with NaN or infinite numbers.
         """
         if without := [name for name in names if name not in self._row]:
             raise TutelageError(

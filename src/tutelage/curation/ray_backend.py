@@ -36,7 +36,8 @@ class Embedder:
     def embed(self, piece: Piece) -> int:
         """Embed one piece unless the cache has it; return its number of images.
 
-        Raises TutelageError: this machine has another precision or other weights, or lacks the gallery.
+        Raises:
+            TutelageError: this machine has another precision or other weights, or lacks the gallery.
         """
         if self.cache.folder.name != self.wanted:
             raise TutelageError(
@@ -56,9 +57,12 @@ def embed_on_ray(
 ) -> None:
     """Embed pieces on the cluster of RAY_ADDRESS, or on a local one.
 
-    cache: called in each worker. folder: name of the cache's folder here. on_gpus: whether GPUs may be used.
-    advance: called with the number of images of each finished piece.
-    Raises TutelageError: a worker dies again and again, or raises an error.
+    Args:
+        cache: called in each worker. folder: name of the cache's folder here. on_gpus: whether GPUs may be used.
+        advance: called with the number of images of each finished piece.
+
+    Raises:
+        TutelageError: a worker dies again and again, or raises an error.
     """
     import ray
     import torch

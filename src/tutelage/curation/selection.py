@@ -61,8 +61,11 @@ class Pool:
     def neighbours(self, queries: np.ndarray, k: int, what: str, exact: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """Return the usable rows nearest to each query.
 
-        queries: (Q, D) float32 unit vectors. what: label of the progress bar. exact: search exactly whatever the index.
-        Returns (Q, k) float32 similarities and (Q, k) int64 rows, best first; -1 where the gallery has no more rows. Queries for which
+        Args:
+            queries: (Q, D) float32 unit vectors. what: label of the progress bar. exact: search exactly whatever the index.
+
+        Returns:
+            (Q, k) float32 similarities and (Q, k) int64 rows, best first; -1 where the gallery has no more rows. Queries for which
             an inverted file finds too few rows are searched exactly.
         """
         vectors, usable, memory = self.vectors, self.usable, self.memory
@@ -106,9 +109,12 @@ def choose(
 ) -> tuple[Choice, int]:
     """Let a strategy choose, bar the leaks and near duplicates in its choice, and repeat until there are none.
 
-    queries: (Q, D) float32 unit embeddings; may be empty for `all` and `random`.
-    leaks: bars leaks among rows of the pool, or among all rows (None), and returns how many it barred.
-    Returns the choice; the number of gallery images left out as near duplicates of chosen ones.
+    Args:
+        queries: (Q, D) float32 unit embeddings; may be empty for `all` and `random`.
+        leaks: bars leaks among rows of the pool, or among all rows (None), and returns how many it barred.
+
+    Returns:
+        the choice; the number of gallery images left out as near duplicates of chosen ones.
     """
     known, passed = np.zeros(pool.vectors.count, bool), 0
     if wish.dedup == "gallery":  # leaks are already barred in the whole gallery
@@ -133,7 +139,8 @@ def choose(
 def check_memory(pool: Pool, count: int, dedup: str) -> None:
     """Raise an error if memory cannot hold what comparing images with each other needs: vectors, thumbnails, intermediates.
 
-    count: number of images. dedup: the setting that has them compared, "gallery" or "candidates".
+    Args:
+        count: number of images. dedup: the setting that has them compared, "gallery" or "candidates".
     """
     needed = count * (12 * pool.vectors.width + EACH)
     if needed > pool.memory:
@@ -212,8 +219,11 @@ def nothing_near(pool: Pool, choice: Choice, labels: np.ndarray, classes: Sequen
 
     Each query counts by the nearest image that it retrieved; queries are judged all together, and class by class.
 
-    labels: (Q,) int64 class of each query. classes: names of the classes.
-    Returns the warning, "" if there is none; and the classes that it names, empty if it is about all of them.
+    Args:
+        labels: (Q,) int64 class of each query. classes: names of the classes.
+
+    Returns:
+        the warning, "" if there is none; and the classes that it names, empty if it is about all of them.
     """
     asked, null = np.unique(choice.query[choice.query >= 0]), _meaningless(pool)
     if not len(asked) or not np.isfinite(null).all():

@@ -53,7 +53,8 @@ def random(usable: np.ndarray, wanted: int, seed: int) -> Choice:
     Draws with another seed or another size of the gallery are independent of this one; in the same gallery, a row that becomes
     unusable is replaced and the other rows stay.
 
-    usable: (N,) bool. wanted: how many; fewer if fewer are usable.
+    Args:
+        usable: (N,) bool. wanted: how many; fewer if fewer are usable.
     """
     order = np.random.default_rng(seed).permutation(len(usable))
     return without_queries(np.sort(order[usable[order]][:wanted]))
@@ -62,7 +63,9 @@ def random(usable: np.ndarray, wanted: int, seed: int) -> Choice:
 def best(similarity: np.ndarray, query: np.ndarray, wanted: int) -> Choice:
     """Strategy "best": the rows most similar to any query.
 
-    similarity: (N,) float32 of each row to its best query, -inf for rows that may not be chosen. query: (N,) int. wanted: how many.
+    Args:
+        similarity: (N,) float32 of each row to its best query, -inf for rows that may not be chosen. query: (N,) int.
+        wanted: how many.
     """
     order = np.argsort(-similarity, kind="stable")[:wanted]
     order = order[np.isfinite(similarity[order])]
@@ -82,9 +85,12 @@ def round_robin(groups: np.ndarray, wanted: int, seed: int) -> np.ndarray:
     If every query is a group of its own and `wanted` is total - queries, every query gets the same number of images,
     k = floor(total / queries) - 1, as in the paper; the rest is one more, partial round over groups drawn by the seed.
 
-    groups: (Q,) int64 group of each query; every group from 0 up has at least one query.
-    wanted: how many turns. seed: of the last, partial round.
-    Returns (wanted,) int64 queries.
+    Args:
+        groups: (Q,) int64 group of each query; every group from 0 up has at least one query.
+        wanted: how many turns. seed: of the last, partial round.
+
+    Returns:
+        (wanted,) int64 queries.
     """
     count = int(groups.max()) + 1
     rounds, rest = divmod(wanted, count)
@@ -100,12 +106,15 @@ def balanced(
 ) -> Choice | None:
     """Strategy "balanced" (query-balanced): in each turn a query takes its most similar row that is not yet taken.
 
-    similarity: (Q, K) float32, best first. rows: (Q, K) int64 neighbours of each query; -1 where the gallery has no more rows
-        (not merely where an inverted file's lists have no more).
-    turn: (m,) int64 queries in the order of their turns.
-    barred: (N,) bool: rows that may not be taken. complete: the lists hold all rows that were ever usable; a query whose list
-        has ended then skips its turn.
-    Returns the choice, shorter than `turn` only if the whole gallery is used up; or None if a query's list ended before that:
+    Args:
+        similarity: (Q, K) float32, best first. rows: (Q, K) int64 neighbours of each query; -1 where the gallery has no more rows
+            (not merely where an inverted file's lists have no more).
+        turn: (m,) int64 queries in the order of their turns.
+        barred: (N,) bool: rows that may not be taken. complete: the lists hold all rows that were ever usable; a query whose list
+            has ended then skips its turn.
+
+    Returns:
+        the choice, shorter than `turn` only if the whole gallery is used up; or None if a query's list ended before that:
         call again with more neighbours.
     """
     taken, place, depth = barred.copy(), np.zeros(len(rows), np.int64), rows.shape[1]
@@ -129,8 +138,9 @@ def balanced(
 def diverse(near: Choice, embeddings: np.ndarray, wanted: int, seed: int) -> Choice:
     """Strategy "diverse": the neighbourhood is clustered, and clusters take turns in giving their image nearest to a query.
 
-    near: the retrieved neighbourhood, larger than `wanted`. embeddings: (len(near), D) float32, unit length.
-    wanted: how many. seed: of k-means.
+    Args:
+        near: the retrieved neighbourhood, larger than `wanted`. embeddings: (len(near), D) float32, unit length.
+        wanted: how many. seed: of k-means.
     """
     import faiss
 
@@ -146,8 +156,9 @@ def diverse(near: Choice, embeddings: np.ndarray, wanted: int, seed: int) -> Cho
 def hard(near: Choice, unsure: np.ndarray, wanted: int) -> Choice:
     """Strategy "hard": of the images near each query, those on which a probe trained on the labels is least confident.
 
-    near: the retrieved neighbourhood, larger than `wanted`. unsure: (len(near),) float, higher for less confident.
-    wanted: how many; the queries take turns.
+    Args:
+        near: the retrieved neighbourhood, larger than `wanted`. unsure: (len(near),) float, higher for less confident.
+        wanted: how many; the queries take turns.
     """
     order = np.lexsort((near.rows, -unsure))
     return near.take(order[_in_turns(near.query[order], wanted)])

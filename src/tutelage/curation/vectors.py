@@ -30,11 +30,14 @@ def _opened(part: Part) -> np.ndarray:
 class Vectors:
     """Embeddings of a gallery, cut into parts in any way; the rows are numbered through all parts.
 
-    parts: (n_i, D) float16 or float32 each: arrays, or functions that map one from a file, which is mapped only while
-        rows are read from it.
-    mean: (D,) float32 that is subtracted before every row is divided by its length; None: the rows are used
-        unchanged, because they are normalised already. A row that equals the mean stays zero.
-    Raises TutelageError: a part of another shape or dtype, parts or a mean of different widths.
+    Args:
+        parts: (n_i, D) float16 or float32 each: arrays, or functions that map one from a file, which is mapped only while
+            rows are read from it.
+        mean: (D,) float32 that is subtracted before every row is divided by its length; None: the rows are used
+            unchanged, because they are normalised already. A row that equals the mean stays zero.
+
+    Raises:
+        TutelageError: a part of another shape or dtype, parts or a mean of different widths.
     """
 
     parts: tuple[Part, ...]
@@ -74,8 +77,9 @@ class Vectors:
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield positions (n,) int64 and rows (n, D) as from `rows`, in order; a block starts at each multiple of `size`.
 
-        usable: (N,) bool; other rows are left out, and may be NaN. None: all rows are usable.
-        advance: called with the numbers of rows just done, N in all.
+        Args:
+            usable: (N,) bool; other rows are left out, and may be NaN. None: all rows are usable.
+            advance: called with the numbers of rows just done, N in all.
         """
         for start in range(0, self.count, size):
             positions = np.arange(start, min(start + size, self.count))

@@ -99,9 +99,11 @@ class BlockCache:
 def gather(open_part: Callable[[int], np.ndarray], starts: np.ndarray, rows: np.ndarray, out: np.ndarray) -> np.ndarray:
     """Copy rows of an array that is cut into parts into `out`, and return it.
 
-    open_part: number of a part -> its rows (n, ...); called once for each part with wanted rows.
-    starts: (parts + 1,) int64: number of the first row of each part, then of all rows.
-    rows: (m,) int64 in any order, also repeated. out: (m, ...) of any dtype.
+    Args:
+        open_part: number of a part -> its rows (n, ...); called once for each part with wanted rows.
+        starts: (parts + 1,) int64: number of the first row of each part, then of all rows.
+        rows: (m,) int64 in any order, also repeated.
+        out: (m, ...) of any dtype.
     """
     order = np.argsort(rows, kind="stable")  # disks read forwards fastest
     part_of = np.searchsorted(starts, rows[order], side="right") - 1

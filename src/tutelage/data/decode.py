@@ -90,11 +90,19 @@ def hidden(name: str) -> bool:
 
 
 def decode(data: bytes, short_side: int | None = None) -> tuple[np.ndarray, tuple[int, int]]:
-    """Decode one image. Raises Unreadable: empty, not an image, cut off, broken, more than MAX_PIXELS, or zero-sized.
+    """Decode one image.
 
-    data: the bytes of an image file. short_side: shrink so that the short side has this many pixels (antialiased); smaller images
-        keep their size, nothing is ever enlarged. None keeps the size.
-    Returns the pixels (H, W, 3) uint8, C-contiguous, writable; (height, width) before shrinking, after the EXIF rotation.
+    Args:
+        data: the bytes of an image file.
+        short_side: shrink so that the short side has this many pixels (antialiased); smaller images keep their size,
+            nothing is ever enlarged. None keeps the size.
+
+    Returns:
+        rgb: (H, W, 3) uint8, C-contiguous, writable.
+        original_size: (height, width) in pixels before shrinking, after the EXIF rotation.
+
+    Raises:
+        Unreadable: empty, not an image, cut off, broken, more than MAX_PIXELS, or zero-sized.
     """
     try:
         image = _open(data)
@@ -114,10 +122,14 @@ def decode(data: bytes, short_side: int | None = None) -> tuple[np.ndarray, tupl
 def fit(rgb: np.ndarray, size: Size, resize: str) -> np.ndarray:
     """Resize an image to a network's input size. This is the only resize of evaluation, export and `predict`.
 
-    rgb: (H, W, 3) uint8. size: of the result; smaller images are enlarged.
-    resize: "squash" the whole image, ignoring its proportions; for a square size also "crop", the centre square of
-        the short side, and "pad", the whole image, centred on mid grey.
-    Returns (*sides(size), 3) uint8, C-contiguous. Bilinear, antialiased when shrinking.
+    Args:
+        rgb: (H, W, 3) uint8.
+        size: of the result; smaller images are enlarged.
+        resize: "squash" the whole image, ignoring its proportions; for a square size also "crop", the centre square of
+            the short side, and "pad", the whole image, centred on mid grey.
+
+    Returns:
+        (*sides(size), 3) uint8, C-contiguous. Bilinear, antialiased when shrinking.
     """
     height, width = rgb.shape[:2]
     if resize == "squash":
@@ -141,7 +153,9 @@ def fit(rgb: np.ndarray, size: Size, resize: str) -> np.ndarray:
 def content_key(rgb: np.ndarray, original_size: tuple[int, int]) -> bytes:
     """Return the key that identifies an image whatever its file is called: 32 bytes, SHA-256 of the sizes and the pixels.
 
-    rgb: (H, W, 3) uint8, as stored. original_size: (height, width) before shrinking.
+    Args:
+        rgb: (H, W, 3) uint8, as stored.
+        original_size: (height, width) before shrinking.
     """
     digest = hashlib.sha256(struct.pack("<4q", rgb.shape[0], rgb.shape[1], *original_size))
     digest.update(np.ascontiguousarray(rgb, np.uint8).data)

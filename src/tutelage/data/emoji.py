@@ -81,11 +81,12 @@ def draw_emoji(
     the code points. The 500 test images are in proportion to the classes and fixed by a hash of the motif. Everything is
     drawn into a temporary folder beside `folder`, which is then renamed; if the images exist already, nothing is drawn.
 
-    folder: must not exist, be empty, or hold what an earlier call with the same settings drew.
-    per_class: a smaller set for a quick look: at most this many images of a class in train and in test, and this
-        many times the number of classes in the gallery. None draws all.
-    seed: determines the images of the smaller set; without `per_class` it has no effect.
-    progress: shows progress, as `tutelage.progress.progress` does; it is not called if nothing is drawn.
+    Args:
+        folder: must not exist, be empty, or hold what an earlier call with the same settings drew.
+        per_class: a smaller set for a quick look: at most this many images of a class in train and in test, and this
+            many times the number of classes in the gallery. None draws all.
+        seed: determines the images of the smaller set; without `per_class` it has no effect.
+        progress: shows progress, as `tutelage.progress.progress` does; it is not called if nothing is drawn.
     """
     folder = Path(folder)
     if per_class is not None and per_class < 1:

@@ -35,7 +35,8 @@ def list_gallery(paths: Sequence[str | Path]) -> Gallery:
     A file reached from two of the paths is listed once. If an id occurs under two paths, all ids are prefixed with the
     name of their path.
 
-    Raises TutelageError: no path at all, a path that is missing or cannot be read, or one without images.
+    Raises:
+        TutelageError: no path at all, a path that is missing or cannot be read, or one without images.
     """
     errors: list[TutelageError] = []
     listed: list[tuple[list[ImageRef], list[Rejected]]] = []

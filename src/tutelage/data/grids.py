@@ -10,9 +10,13 @@ from tutelage.data.views import Views
 def crop_grid(values: np.ndarray, views: Views, sizes: np.ndarray) -> np.ndarray:
     """Return the values on the views' own grids, bilinear between the image's cells; beyond the outermost centres, theirs.
 
-    values: (B, D, h, w) float32 of whole images. views: B views, one for each image.
-    sizes: (B, 2) integers, height and width of the images that the views' boxes are measured in.
-    Returns (B, D, h, w) float32, mirrored as the views are.
+    Args:
+        values: (B, D, h, w) float32 of whole images.
+        views: B views, one for each image.
+        sizes: (B, 2) integers, height and width of the images that the views' boxes are measured in.
+
+    Returns:
+        (B, D, h, w) float32, mirrored as the views are.
     """
     import torch
     from torch.nn.functional import affine_grid, grid_sample

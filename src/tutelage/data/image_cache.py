@@ -95,8 +95,12 @@ class Store:
     def add(self, refs: Sequence[ImageRef], advance: Advance = lambda n: None) -> None:
         """Decode the images that the store does not hold yet; remember why others cannot be used.
 
-        refs: what to decode; the same image may be named twice. advance: called with the number of images just decoded.
-        Raises TutelageError: the disk has too little space for them.
+        Args:
+            refs: what to decode; the same image may be named twice.
+            advance: called with the number of images just decoded.
+
+        Raises:
+            TutelageError: the disk has too little space for them.
         """
         missing = self.missing(refs)
         if missing:
@@ -122,10 +126,14 @@ class Store:
         return [ref for ref in lost if ref.fingerprint not in self._reasons]
 
     def find(self, refs: Sequence[ImageRef]) -> tuple[Images, np.ndarray, list[Rejected]]:
-        """Look up images that were added before. Raises TutelageError: another process has removed images since they were added.
+        """Look up images that were added before.
 
-        Returns the usable images, in the order of `refs`; (n,) int64, their positions in `refs`; and the others with the
+        Returns:
+            the usable images, in the order of `refs`; (n,) int64, their positions in `refs`; and the others with the
             reason why they cannot be used.
+
+        Raises:
+            TutelageError: another process has removed images since they were added.
         """
         found = self._blocks.find(_fingerprints(refs))
         good, bad = np.flatnonzero(found.places >= 0), np.flatnonzero(found.places < 0).tolist()
@@ -178,8 +186,11 @@ def decoded(
 ) -> Iterator[tuple[int, np.ndarray | str, bytes]]:
     """Decode images in the pool's threads, in the order in which their containers are read.
 
-    side: short side in pixels, as `decode` takes it.
-    Yields position in `refs`; pixels (H, W, 3) uint8, or why there are none; content hash (32 bytes, or empty).
+    Args:
+        side: short side in pixels, as `decode` takes it.
+
+    Yields:
+        position in `refs`; pixels (H, W, 3) uint8, or why there are none; content hash (32 bytes, or empty).
     """
 
     def one(item: tuple[int, bytes | Unreadable]) -> tuple[int, np.ndarray | str, bytes]:

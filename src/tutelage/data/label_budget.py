@@ -26,9 +26,12 @@ def draw_budget(
     A smaller budget's images are a subset of a larger one's; the order of the images and the other classes do not matter.
     With groups, a second image of a group comes only after one image of every group of that class.
 
-    labels: (n,) int64. keys: n content keys of 32 bytes, or (n, 32) uint8. groups: (n,) str, "" = none.
-    budget: images per class, at least 1; None = all.
-    Returns (m,) int64, sorted positions. Of a class with fewer images all are chosen; see `shortfalls`.
+    Args:
+        labels: (n,) int64. keys: n content keys of 32 bytes, or (n, 32) uint8. groups: (n,) str, "" = none.
+        budget: images per class, at least 1; None = all.
+
+    Returns:
+        (m,) int64, sorted positions. Of a class with fewer images all are chosen; see `shortfalls`.
     """
     if budget is None:
         return np.arange(len(labels))
@@ -68,8 +71,11 @@ def draw(
 ) -> tuple[np.ndarray, list[str]]:  # fmt: skip
     """Return the images within the budget and lines for the log: by `draw_budget`, or by `draw_images` if images have masks.
 
-    labels: (n,) int64, or None for masks. shows: (n, C) bool, which classes an image shows. Others as for `draw_budget`.
-    Returns (m,) int64, sorted positions; lines for the log.
+    Args:
+        labels: (n,) int64, or None for masks. shows: (n, C) bool, which classes an image shows. Others as for `draw_budget`.
+
+    Returns:
+        (m,) int64, sorted positions; lines for the log.
     """
     if labels is not None:
         return draw_budget(labels, keys, budget, seed, groups), shortfalls(labels, budget, classes)
@@ -91,8 +97,11 @@ def draw_images(
     with the fewest so far (in a tie the class that fewest images show); after that, the first by that hash. With groups, a
     second image of a group comes after one of every group.
 
-    shows: (n, C) bool. keys: n content keys. budget: images, at least 1; None = all. groups: (n,) str, "" = none.
-    Returns (m,) int64, sorted positions, m = min(n, budget).
+    Args:
+        shows: (n, C) bool. keys: n content keys. budget: images, at least 1; None = all. groups: (n,) str, "" = none.
+
+    Returns:
+        (m,) int64, sorted positions, m = min(n, budget).
     """
     if budget is None:
         return np.arange(len(shows))
@@ -118,8 +127,11 @@ def folds(labels: np.ndarray, groups: np.ndarray | None, seed: int) -> np.ndarra
     All images of a non-empty group share a fold. A class with one image or group is in one fold only, and is
     missing from the training part of that fold.
 
-    labels: (n,) int64. groups: (n,) str, "" = none, or None.
-    Returns (n,) int64, the fold in which each image is held out.
+    Args:
+        labels: (n,) int64. groups: (n,) str, "" = none, or None.
+
+    Returns:
+        (n,) int64, the fold in which each image is held out.
     """
     shuffled = np.random.default_rng(seed).permutation(len(labels))
     units: dict[object, list[int]] = defaultdict(list)

@@ -90,7 +90,8 @@ def _refs(table: pa.Table, prefix: str = "") -> list[ImageRef]:
 def load_task(run: Path, cache: str | Path) -> TaskData:
     """Open the images of a run whose transfer set has been curated; decode only those that the cache lacks.
 
-    Raises TutelageError: images are gone or have changed since they were chosen.
+    Raises:
+        TutelageError: images are gone or have changed since they were chosen.
     """
     about = read_json(run / "curate" / "result.json")
     store = Store(cache, about["store_side"])
@@ -124,9 +125,12 @@ def load_masks(
 ) -> Masks:
     """Return masks from the cache, decoding those that it lacks.
 
-    refs: n masks. shapes: (n, 2), height and width of their stored images. about: the result of curation. truths: n hashes by
-        `masks.truth_of`, as they were when the images were chosen.
-    Raises TutelageError: masks are gone, cannot be read, or have changed.
+    Args:
+        refs: n masks. shapes: (n, 2), height and width of their stored images. about: the result of curation. truths: n hashes by
+            `masks.truth_of`, as they were when the images were chosen.
+
+    Raises:
+        TutelageError: masks are gone, cannot be read, or have changed.
     """
     colours = tuple((r, g, b) for r, g, b in about["colours"])
     ignored = tuple((r, g, b) for r, g, b in about["ignored_colours"])

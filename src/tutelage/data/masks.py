@@ -53,7 +53,8 @@ class Values:
 def read_coding(path: Path) -> MaskEncoding:
     """Read class names, one per line, each followed by three numbers if the data set has colours of its own.
 
-    Raises TutelageError: an unreadable file, too few or too many names, a repeated name, or colours for only some classes.
+    Raises:
+        TutelageError: an unreadable file, too few or too many names, a repeated name, or colours for only some classes.
     """
     form = "one name per line, or `name red green blue`; `ignore red green blue` for a colour of no class"
     try:
@@ -94,7 +95,8 @@ def hue(number: int, light: float, saturation: float) -> Colour:
 def read_values(data: bytes) -> Values:
     """Decode one mask without interpreting its values.
 
-    Raises Unreadable: not an image, broken, or of a format that changes values (JPEG).
+    Raises:
+        Unreadable: not an image, broken, or of a format that changes values (JPEG).
     """
     try:
         image = _open(data)
@@ -116,7 +118,8 @@ def read_values(data: bytes) -> Values:
 def numbered(values: Values, coding: MaskEncoding) -> tuple[np.ndarray, dict[str, int]]:
     """Return the class numbers of a mask, and the values that are not a class.
 
-    Returns (H, W) uint8, IGNORE where the value is not a class; such values or colours as text -> number of pixels.
+    Returns:
+        (H, W) uint8, IGNORE where the value is not a class; such values or colours as text -> number of pixels.
     """
     classes, pixels = len(coding.classes), values.pixels
     if pixels.ndim == 2:
@@ -179,8 +182,11 @@ class Masks:
     def seen(self, drawn: views.Views | None, size: tuple[int, int]) -> np.ndarray:
         """Return the region of each mask that its view shows or, without views, whole masks.
 
-        drawn: views of the images, one for each mask. size: height and width of the result.
-        Returns (n, H, W) uint8: for each pixel the class at its centre.
+        Args:
+            drawn: views of the images, one for each mask. size: height and width of the result.
+
+        Returns:
+            (n, H, W) uint8: for each pixel the class at its centre.
         """
         out = np.empty((len(self), *size), np.uint8)
         for i in range(len(self)):
@@ -203,8 +209,9 @@ def nearest(start: int, length: int, whole: int, pixels: int, size: int, flip: b
 
     nearest(0, 4, 4, 4, 2) == [1, 3]
 
-    start, length: of the view's region, in pixels of an image that is `whole` pixels long.
-    pixels: length of the mask, which covers the same extent. size: length of the result.
+    Args:
+        start, length: of the view's region, in pixels of an image that is `whole` pixels long.
+        pixels: length of the mask, which covers the same extent. size: length of the result.
     """
     centres = (start + (np.arange(size) + 0.5) * length / size) * pixels / whole
     found = np.minimum(centres.astype(np.int64), pixels - 1)

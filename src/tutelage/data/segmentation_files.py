@@ -36,7 +36,8 @@ _COLUMNS = {
 def read_pairs(place: Path) -> tuple[LabelledPlace, MaskEncoding]:
     """Read the images and masks of one path, in any of FORMS, and the classes beside it.
 
-    Raises TutelageError: everything that is wrong with it, reported at once.
+    Raises:
+        TutelageError: everything that is wrong with it, reported at once.
     """
     coding = read_coding((place if place.is_dir() else place.parent) / "classes.txt")
     suffix = place.suffix.lower()

@@ -48,8 +48,11 @@ def read_dense_set(
 ) -> TargetSet:  # fmt: skip
     """Read images and masks and assign each pair to a split. Arguments and splits as in `target_set.read_target_set`.
 
-    size: of the student's input; smaller images are reported.
-    Raises TutelageError: everything that is wrong, reported at once.
+    Args:
+        size: of the student's input; smaller images are reported.
+
+    Raises:
+        TutelageError: everything that is wrong, reported at once.
     """
     shares, places, pattern = check_places(target, {"val": val, "test": test}, group_by)
     errors = []

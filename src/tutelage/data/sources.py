@@ -70,7 +70,8 @@ def list_images(root: str | Path) -> tuple[list[ImageRef], list[Rejected]]:
     opened too; hidden names are skipped. Ids are the path under the root, for members `tarname/member`, for rows
     `file.parquet#row`.
 
-    Raises TutelageError: no such path, an unsupported kind of file, or a Parquet file without one clear image column.
+    Raises:
+        TutelageError: no such path, an unsupported kind of file, or a Parquet file without one clear image column.
     """
     path = os.path.abspath(root)
     if not os.path.exists(path):

@@ -20,7 +20,8 @@ BATCH_BYTES = 64 << 20  # bytes of one Parquet column in memory at a time
 def text_rows(place: Path, columns: str) -> list[list[str]]:
     """Return the rows of a text list, including the header; the delimiter is detected, blank rows are left out.
 
-    Raises TutelageError: not a readable list. columns: those it should have, for the message.
+    Raises:
+        TutelageError: not a readable list. columns: those it should have, for the message.
     """
     text = place.read_bytes().decode("utf-8-sig", "surrogateescape")
     first = text.lstrip().partition("\n")[0]
@@ -35,7 +36,8 @@ def text_rows(place: Path, columns: str) -> list[list[str]]:
 def image_column(schema: pa.Schema, where: str) -> str:
     """Return the name of the column with image bytes: a struct with `bytes`, or binary with a name in IMAGE_COLUMNS.
 
-    Raises TutelageError: none or several such columns.
+    Raises:
+        TutelageError: none or several such columns.
     """
     found = [f.name for f in schema if _holds_images(f) and f.name.lower() not in MASK_COLUMNS]
     if len(found) == 1:

@@ -87,14 +87,18 @@ def read_target_set(
     classes: Sequence[str] | None = None,
     group_by: str | None = None,
 ) -> TargetSet:
-    """Read the labelled images and assign each to a split. Raises TutelageError: everything that is wrong, reported at once.
+    """Read the labelled images and assign each to a split.
 
-    target: a path in any format that `labelled.read_labelled` reads.
-    val, test: a path in any of those formats, all of whose images go to that split (instead of the target's own);
-        or a fraction in (0, 1) of the train images, per class, with groups kept whole, chosen by a fixed hash of the
-        ids. If there is no test split at all, TEST_SHARE is held out and a note says so.
-    classes: keep these classes only.
-    group_by: regular expression searched in every id; its first group (or the whole match) is the image's group.
+    Args:
+        target: a path in any format that `labelled.read_labelled` reads.
+        val, test: a path in any of those formats, all of whose images go to that split (instead of the target's own);
+            or a fraction in (0, 1) of the train images, per class, with groups kept whole, chosen by a fixed hash of the
+            ids. If there is no test split at all, TEST_SHARE is held out and a note says so.
+        classes: keep these classes only.
+        group_by: regular expression searched in every id; its first group (or the whole match) is the image's group.
+
+    Raises:
+        TutelageError: everything that is wrong, reported at once.
     """
     shares, places, pattern = check_places(target, {"val": val, "test": test}, group_by)
     listings, errors = {}, []
@@ -121,9 +125,12 @@ def read_target_set(
 def read_any(target: str | Path, classes: Sequence[str]) -> TargetSet:
     """Read all labelled images of one path, whatever their split, to score a model whose classes are known.
 
-    target: a path in any format that `labelled.read_labelled` reads; of a folder all splits are used.
-    classes: the run's C classes; a label is an index into them. Not all of them need to have images.
-    Raises TutelageError: no such path, no labelled images, or classes that are not among those of the run.
+    Args:
+        target: a path in any format that `labelled.read_labelled` reads; of a folder all splits are used.
+        classes: the run's C classes; a label is an index into them. Not all of them need to have images.
+
+    Raises:
+        TutelageError: no such path, no labelled images, or classes that are not among those of the run.
     """
     if not Path(target).exists():
         raise missing(target)

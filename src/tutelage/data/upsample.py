@@ -10,8 +10,11 @@ ROWS = 64  # rows of the mask computed at once, to save memory
 def decided(logits: np.ndarray, height: int, width: int) -> np.ndarray:
     """Return the class of every pixel: argmax of bilinearly enlarged logits, as torch's `interpolate` with align_corners=False.
 
-    logits: (C, h, w) float32. height, width: of the mask, in pixels.
-    Returns (height, width) uint8.
+    Args:
+        logits: (C, h, w) float32. height, width: of the mask, in pixels.
+
+    Returns:
+        (height, width) uint8.
     """
     if logits.shape[1:] == (height, width):
         return logits.argmax(0).astype(np.uint8)

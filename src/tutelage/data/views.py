@@ -65,10 +65,16 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 
 def uniforms(seed: int, keys: np.ndarray, number: int | np.ndarray, count: int) -> np.ndarray:
-    """Return random numbers that depend on (seed, key, number) only: (B, count) float64 in [0, 1).
+    """Return random numbers that depend on (seed, key, number) only.
 
-    seed: any integer from 0 to 2**63. keys: (B,) uint64, one per image.
-    number: which view, from 0; one for all images or (B,) integers. count: how many numbers for each image.
+    Args:
+        seed: any integer from 0 to 2**63.
+        keys: (B,) uint64, one per image.
+        number: which view, from 0; one for all images or (B,) integers.
+        count: how many numbers for each image.
+
+    Returns:
+        (B, count) float64 in [0, 1).
     """
     with np.errstate(over="ignore"):  # arithmetic modulo 2**64 is intended
         start = _mix(np.uint64(seed) * _GOLDEN + np.asarray(number, dtype=np.uint64) + np.uint64(1))
@@ -94,11 +100,15 @@ def draw(
     The region follows Szegedy et al. (CVPR 2015) as torchvision's RandomResizedCrop does it: area uniform in
     `area`, log-ratio uniform; a region that would leave the image is cut at the image's edge.
 
-    keys: (B,) uint64, one per image. sizes: (B, 2) integers, height and width in pixels.
-    number: which view, from 0; one for all or (B,) integers. seed: the view seed.
-    flip: "none", "horizontal" or "both". area: smallest and largest share of the image, in (0, 1].
-    colour: half-width of the colour factors, in [0, 1).
-    follow: the region's proportions vary around the image's own instead of a square's.
+    Args:
+        keys: (B,) uint64, one per image.
+        sizes: (B, 2) integers, height and width in pixels.
+        number: which view, from 0; one for all or (B,) integers.
+        seed: the view seed.
+        flip: "none", "horizontal" or "both".
+        area: smallest and largest share of the image, in (0, 1].
+        colour: half-width of the colour factors, in [0, 1).
+        follow: the region's proportions vary around the image's own instead of a square's.
     """
     u = uniforms(seed, keys, number, _DRAWS)
     sizes = np.asarray(sizes, dtype=np.int64).reshape(len(u), 2)
@@ -121,8 +131,13 @@ def draw(
 def render(images: list[np.ndarray], views: Views, size: Size) -> torch.Tensor:
     """Render the views' regions at one resolution, antialiased; colours are not applied here.
 
-    images: B arrays (H, W, 3) uint8. views: what to show of each image. size: of the result.
-    Returns (B, 3, *sides(size)) uint8, channels_last.
+    Args:
+        images: B arrays (H, W, 3) uint8.
+        views: what to show of each image.
+        size: of the result.
+
+    Returns:
+        (B, 3, *sides(size)) uint8, channels_last.
     """
     import torch
     from torch.nn.functional import interpolate
@@ -153,9 +168,13 @@ def to_input(
     g(x) the grey of a pixel, a view shows  s (c b x + (1 - c) b m) + (1 - s) g(c b x + (1 - c) b m), which is
     linear in x. Nothing is clipped: the factors are light and both networks get the same values.
 
-    pixels: (B, 3, H, W) uint8. mean, std: of the network's input, 3 numbers each, in units of [0, 1].
-    colours: (B, 3) float32, or None for unchanged images.
-    Returns (B, 3, H, W) float32, channels_last.
+    Args:
+        pixels: (B, 3, H, W) uint8.
+        mean, std: of the network's input, 3 numbers each, in units of [0, 1].
+        colours: (B, 3) float32, or None for unchanged images.
+
+    Returns:
+        (B, 3, H, W) float32, channels_last.
     """
     import torch
 

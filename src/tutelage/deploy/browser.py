@@ -62,10 +62,15 @@ class Preprocess(BaseModel):
 def write_page(folder: Path, out: Path) -> Path:
     """Write out/index.html from an export folder.
 
-    folder: as `tutelage export` wrote it. out: a folder, created if missing.
-    Returns the path of the page.
-    Raises TutelageError: not an export folder, changed or unusable files, too large a model, or `out` cannot be written;
-        all faults in one message.
+    Args:
+        folder: as `tutelage export` wrote it. out: a folder, created if missing.
+
+    Returns:
+        the path of the page.
+
+    Raises:
+        TutelageError: not an export folder, changed or unusable files, too large a model, or `out` cannot be written;
+            all faults in one message.
     """
     page, faults, path = "", _faults_of(out), out / "index.html"
     try:
@@ -100,8 +105,11 @@ def _unwritable(out: Path, reason: str) -> TutelageError:
 def server_of(port: int) -> ThreadingHTTPServer:
     """Open a server that only this computer can reach; it answers nothing before `serve`.
 
-    port: 0 takes any free port.
-    Raises TutelageError: the port is in use, or using it is not permitted.
+    Args:
+        port: 0 takes any free port.
+
+    Raises:
+        TutelageError: the port is in use, or using it is not permitted.
     """
     try:
         return ThreadingHTTPServer((LOOPBACK, port), BaseHTTPRequestHandler)

@@ -30,8 +30,11 @@ def staged(place: Path) -> Iterator[Path]:
 def settle(folder: Path, place: Path, about: JSON) -> Path | None:
     """Write export.json with the hash of every file, and move the folder to its place.
 
-    folder: from `staged`. place: where it goes. about: the rest of export.json.
-    Returns the new path of the old export if it had been changed by hand; else None, and the old export is deleted.
+    Args:
+        folder: from `staged`. place: where it goes. about: the rest of export.json.
+
+    Returns:
+        the new path of the old export if it had been changed by hand; else None, and the old export is deleted.
     """
     write_json(folder / EXPORT, {"files": hashes(folder), **about})
     old = None

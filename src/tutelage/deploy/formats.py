@@ -22,7 +22,8 @@ FILES = {"onnx": "model.onnx", "torchscript": "model.pt", "executorch": "model.p
 def check(names: Sequence[str]) -> None:
     """Refuse the formats that cannot be written or checked on this machine, all in one error.
 
-    Raises TutelageError: an unknown format, a missing extra, or a system that cannot run the file.
+    Raises:
+        TutelageError: an unknown format, a missing extra, or a system that cannot run the file.
     """
     faults = []
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
@@ -49,8 +50,11 @@ Program = Callable[[np.ndarray], np.ndarray]
 def write(name: str, module: nn.Module, size: Size, baked: bool, folder: Path) -> tuple[Path, Program]:
     """Write the student in one format.
 
-    name: "torchscript", "executorch" or "coreml". module: in evaluation mode, fused.
-    Returns the path of the file, and a function that runs it: (n, ...) inputs -> (n, ...) float32 outputs.
+    Args:
+        name: "torchscript", "executorch" or "coreml". module: in evaluation mode, fused.
+
+    Returns:
+        the path of the file, and a function that runs it: (n, ...) inputs -> (n, ...) float32 outputs.
     """
     path = folder / FILES[name]
     writers = {"torchscript": _torchscript, "executorch": _executorch, "coreml": _coreml}

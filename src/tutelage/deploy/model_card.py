@@ -24,8 +24,9 @@ CONFUSIONS = 5  # the most frequent ones that are listed
 def model_card(run: Path, stages: JSON, settings: JSON, teacher: JSON, export: JSON) -> str:
     """Return the text of the card.
 
-    run: the run folder. stages: result of each stage, by its folder's name. settings: of the run. teacher: its entry in
-        settings.toml, or {}. export: contents of export.json.
+    Args:
+        run: the run folder. stages: result of each stage, by its folder's name. settings: of the run. teacher: its entry in
+            settings.toml, or {}. export: contents of export.json.
     """
     report, student = stages["evaluate"], stages["evaluate"]["delivered"]
     test, baseline = student.get("test"), student["what"] == "baseline"

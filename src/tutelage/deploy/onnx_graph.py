@@ -58,8 +58,12 @@ def example(size: Size, baked: bool, batch: int = 2) -> torch.Tensor:
 def write_onnx(module: nn.Module, size: Size, baked: bool, path: Path) -> None:
     """Write a module as one ONNX file with a free batch size, without the exporter's metadata on every node.
 
-    module: in evaluation mode; takes what `example` gives. size: of the input.
-    Raises TutelageError: the exporter is not installed, or an operation cannot be exported; the message names the layer.
+    Args:
+        module: in evaluation mode; takes what `example` gives.
+        size: of the input.
+
+    Raises:
+        TutelageError: the exporter is not installed, or an operation cannot be exported; the message names the layer.
     """
     try:
         import onnx

@@ -26,7 +26,11 @@ if __name__ == "__main__":
 
 
 def predict_file(version: str) -> str:
-    """The text of predict.py. version: of tutelage."""
+    """The text of predict.py.
+
+    Args:
+        version: of tutelage.
+    """
     imports: dict[str, None] = {}
     bodies = []
     for module in PARTS:

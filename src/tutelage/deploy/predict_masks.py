@@ -42,7 +42,8 @@ def predictions(
 ) -> Predictions | MaskPredictions:
     """Predict image files: classes, or masks, which are written to a folder named like `out` without its suffix.
 
-    Raises TutelageError: `out` or that folder holds something other than earlier predictions.
+    Raises:
+        TutelageError: `out` or that folder holds something other than earlier predictions.
     """
     masks = model.about.get("task") == "segmentation"
     check_outputs(out, masks)

@@ -30,7 +30,8 @@ class Predicted(Protocol):
 def check_outputs(out: Path, masks: bool) -> None:
     """Check before anything is predicted that only earlier predictions are replaced. masks: whether masks are painted.
 
-    Raises TutelageError: `out` has another ending; it, the list of rejected images beside it, or the folder of masks holds something else.
+    Raises:
+        TutelageError: `out` has another ending; it, the list of rejected images beside it, or the folder of masks holds something else.
     """
     if out.suffix.lower() not in ENDINGS:
         example = f"for example --out {out.name or 'predictions'}.csv"
@@ -106,9 +107,14 @@ def write_csv(path: Path, columns: Mapping[str, Sequence[object]]) -> None:
 def write_predictions(path: Path, result: Predicted, top: int) -> Path | None:
     """Write predictions.csv (or .parquet), and beside it a list of the rejected images.
 
-    result: of the images; top: classes listed for each.
-    Returns the path of the list of rejected images; None if all could be read.
-    Raises TutelageError: no image could be read, or a .parquet is requested without pyarrow.
+    Args:
+        result: Predictions, or anything with paths, rejected and columns(top).
+
+    Returns:
+        the path of the list of rejected images; None if all could be read.
+
+    Raises:
+        TutelageError: no image could be read, or a .parquet is requested without pyarrow.
     """
     if result.rejected and not result.paths:
         first = shown((f"{name} ({reason})" for name, reason in result.rejected), 3)

@@ -64,11 +64,14 @@ def quantise(
 ) -> Quantised:  # fmt: skip
     """Write an int8 copy of an ONNX classifier.
 
-    source: the float model; its one input has a free batch size. out: the file to write.
-    calibration: (n, ...) inputs that give the ranges, best 300 or more. judged_on: (m, ...) other inputs, to measure the loss.
-    most_lost: limit of the expected loss of accuracy, in [0, 1]; layers stay float until it is met.
-    logits_of: outputs of a batch -> (N, C) logits or log probabilities of the classified images or pixels.
-    Raises TutelageError: fewer than 32 images to calibrate with, or no choice of layers meets `most_lost`.
+    Args:
+        source: the float model; its one input has a free batch size. out: the file to write.
+        calibration: (n, ...) inputs that give the ranges, best 300 or more. judged_on: (m, ...) other inputs, to measure the loss.
+        most_lost: limit of the expected loss of accuracy, in [0, 1]; layers stay float until it is met.
+        logits_of: outputs of a batch -> (N, C) logits or log probabilities of the classified images or pixels.
+
+    Raises:
+        TutelageError: fewer than 32 images to calibrate with, or no choice of layers meets `most_lost`.
     """
     enough(len(calibration))
     with tempfile.TemporaryDirectory(dir=out.parent, prefix="int8-") as folder:
@@ -98,7 +101,11 @@ def quantise(
 
 
 def enough(images: int) -> None:
-    """Check that there are enough images to calibrate with. Raises TutelageError: fewer than LEAST_CALIBRATION."""
+    """Check that there are enough images to calibrate with.
+
+    Raises:
+        TutelageError: fewer than LEAST_CALIBRATION.
+    """
     if images < LEAST_CALIBRATION:
         raise TutelageError(
             f"{images} images to calibrate int8 with are too few: at least {LEAST_CALIBRATION} are needed, 500 are better",
@@ -111,7 +118,8 @@ def expected_loss(reference: np.ndarray, other: np.ndarray) -> tuple[float, floa
 
     Worked example: p = (0.6, 0.4) and the other model decides for the second class: 0.6 - 0.4 = 0.2 is lost on this image.
 
-    reference, other: (n, C) logits of the trusted model, and of the other one.
+    Args:
+        reference, other: (n, C) logits of the trusted model, and of the other one.
     """
     p, rows = softmax(reference), np.arange(len(reference))
     mine, others = reference.argmax(1), other.argmax(1)

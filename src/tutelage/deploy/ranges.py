@@ -18,8 +18,11 @@ LEVELS = 255
 def least_error(source: Path, inputs: np.ndarray, batch_size: int, ranges: JSON) -> JSON:
     """Narrow the ranges where finer rounding of the many values outweighs clipping the few far ones.
 
-    source: the float model. inputs: (n, ...) its inputs. ranges: onnxruntime's calibration file with the smallest and largest values.
-    Returns a copy of `ranges` with new bounds.
+    Args:
+        source: the float model. inputs: (n, ...) its inputs. ranges: onnxruntime's calibration file with the smallest and largest values.
+
+    Returns:
+        a copy of `ranges` with new bounds.
     """
     samples = _samples(source, inputs[:IMAGES], batch_size, list(ranges["data"]))
     chosen = json.loads(json.dumps(ranges))

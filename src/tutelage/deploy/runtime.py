@@ -44,7 +44,8 @@ class Model:
     def pixels(self, data: bytes) -> np.ndarray:
         """Decode and resize an image file's bytes as in evaluation -> (S, S, 3) uint8.
 
-        Raises Unreadable: not an image, broken, or too large.
+        Raises:
+            Unreadable: not an image, broken, or too large.
         """
         rgb, _ = decode(data, self.about["decode_short_side"])
         return fit(rgb, self.about["size"], self.about["resize"])
@@ -106,7 +107,8 @@ def session_of(model: Path | bytes, threads: int | None = None) -> InferenceSess
 
     onnxruntime 1.32 for Linux keeps an identity of the machine and a list of events in the home folder, unless that is switched off.
 
-    Raises TutelageError: onnxruntime is not installed, or cannot read the file.
+    Raises:
+        TutelageError: onnxruntime is not installed, or cannot read the file.
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
@@ -128,9 +130,12 @@ def session_of(model: Path | bytes, threads: int | None = None) -> InferenceSess
 def open_export(folder: Path, which: str = "auto", threads: int | None = None) -> Model:
     """Open the model of an export folder, after checking that no file was changed.
 
-    folder: as `tutelage export` wrote it. which: "float", "int8", or "auto": the one that export.json recommends.
-    threads: of onnxruntime; None for its default.
-    Raises TutelageError: not an export folder, a file changed or missing, or the model is not in it.
+    Args:
+        folder: as `tutelage export` wrote it. which: "float", "int8", or "auto": the one that export.json recommends.
+        threads: of onnxruntime; None for its default.
+
+    Raises:
+        TutelageError: not an export folder, a file changed or missing, or the model is not in it.
     """
     about = checked(folder)
     name = about["recommended"] if which == "auto" else NAMES[which]
@@ -145,7 +150,8 @@ def open_export(folder: Path, which: str = "auto", threads: int | None = None) -
 def checked(folder: Path) -> JSON:
     """Return the contents of export.json, after checking the hashes of the files that it lists.
 
-    Raises TutelageError: there is no valid export.json, or files are missing or changed; the message names them all.
+    Raises:
+        TutelageError: there is no valid export.json, or files are missing or changed; the message names them all.
     """
     about = listed(folder)
     if changed := changed_files(folder, about["files"]):
@@ -157,7 +163,8 @@ def checked(folder: Path) -> JSON:
 def listed(folder: Path, flag: str = "") -> JSON:
     """Return the contents of export.json: the files' hashes by name, and the rest. flag: put before the folder in an error.
 
-    Raises TutelageError: there is no valid export.json.
+    Raises:
+        TutelageError: there is no valid export.json.
     """
     try:
         about = json.loads((folder / EXPORT).read_text(encoding="utf-8"))
@@ -183,7 +190,8 @@ def files_in(places: Sequence[str]) -> list[str]:
 
     Links are followed, but never in circles, and hidden names are skipped, as in training.
 
-    Raises TutelageError: a place does not exist, or there is no image in any of them.
+    Raises:
+        TutelageError: a place does not exist, or there is no image in any of them.
     """
     gone = [place for place in places if not os.path.exists(place)]
     if gone:

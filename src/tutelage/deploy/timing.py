@@ -12,7 +12,11 @@ SECONDS = 2.0  # after which a comparison ends, once it has had LEAST rounds
 
 
 def in_turn(programs: Mapping[str, Callable[[], object]], seconds: float = SECONDS) -> dict[str, dict[str, float]]:
-    """Time programs by calling each once per round. Returns name -> median_ms and p95_ms of one call, and rounds."""
+    """Time programs by calling each once per round.
+
+    Returns:
+        name -> median_ms and p95_ms of one call, and rounds.
+    """
     for program in programs.values():
         for _ in range(WARM_UP):
             program()

@@ -49,7 +49,8 @@ def labelled_images(share: float | None, labelled: int, transfer: int, batch_siz
 
     labelled_images(None, 100, 1000, 128) == 48; with 10,100 images instead of 1000: 5.
 
-    share: of a batch, in [0, 1), or None for the default. labelled: number of labelled images. transfer: of all images, them included.
+    Args:
+        share: of a batch, in [0, 1), or None for the default. labelled: number of labelled images. transfer: of all images, them included.
     """
     share = min(3 / 8, 4 * labelled / transfer) if share is None else share
     return min(round(share * batch_size), batch_size - 1)
@@ -77,11 +78,15 @@ def distill_student(
     labels: Labels,
     classes: int,
 ) -> None:
-    """Train a student to match the targets on new views of the transfer set. Raises TutelageError: the loss is NaN or infinite.
+    """Train a student to match the targets on new views of the transfer set.
 
-    state: of a plain student, or of a `StudentWithProjector`. student: its input.
-    targets: of all images. labels: of the labelled images, which come first in the transfer set; used only if
-        `plan.labelled` > 0, and then these images have no soft target. classes: C.
+    Args:
+        state: of a plain student, or of a `StudentWithProjector`. student: its size, mean and std.
+        targets: of all images. labels: of the labelled images, which come first in the transfer set; used only if
+            `plan.labelled` > 0, and then these images have no soft target. classes: C.
+
+    Raises:
+        TutelageError: the loss is NaN or infinite.
     """
     weights = None if plan.class_weights is None else plan.class_weights.to(hardware.device)
     distance = objective_loss(plan.objective, plan.task_agnostic_loss)

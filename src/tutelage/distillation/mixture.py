@@ -34,7 +34,8 @@ class Mixture:
     def of(cls, members: CommitteeResult, committee: str, sharpness: float = 1.0) -> Mixture:
         """Return the mixture described by a committee's result. committee: "auto", or "only" for the students without the teacher.
 
-        Raises TutelageError: committee is "only", and there are no students.
+        Raises:
+            TutelageError: committee is "only", and there are no students.
         """
         if committee != "only":
             return cls(members.weight, members.temperature, sharpness, tuple(members.bias))
@@ -63,7 +64,8 @@ def sharpness_of(log_probabilities: np.ndarray) -> float:
     Targets calibrated on few labels are flat where the teacher is unsure, and a student trained on them for few steps stays undecided;
     where the targets are confident already, sharpening them further only makes the student overfit them.
 
-    log_probabilities: (n, C) float32 of some images, or (n, C, h, w).
+    Args:
+        log_probabilities: (n, C) float32 of some images, or (n, C, h, w).
     """
 
     def sure(sharpness: float) -> float:
@@ -80,11 +82,13 @@ def mixture_of(
     The weight is the one of 0, 0.1, ... 1 with the smallest log loss, each at its best temperature; it is 0 unless its gain over the
     teacher without students, paired by image, exceeds one standard error.
 
-    teacher, students: (N, C) float32 held-out log probabilities. labels: (N,) int64. images: (N,) int64, the image of each row.
-    biased: whether a bias for each class is chosen too (`bias_of`), as for pixels, whose classes are of very different shares.
-    Returns weight, temperature, bias (empty unless biased), gain and its standard error in nats; the students' own temperature and
-        bias; held-out scores of teacher, students and committee, each with its best temperature and, if biased, with the bias of
-        `bias_of`.
+    Args:
+        teacher, students: (N, C) float32 held-out log probabilities. labels: (N,) int64. images: (N,) int64, the image of each row.
+        biased: whether a bias for each class is chosen too (`bias_of`), as for pixels, whose classes are of very different shares.
+
+    Returns:
+        weight, temperature, bias (empty unless biased), gain and its standard error in nats; the students' own temperature and bias;
+        held-out scores of teacher, students and committee, each with its best temperature and, if biased, with the bias of `bias_of`.
     """
     counts = np.bincount(images)
     by_weight, biases = {}, {}
@@ -131,7 +135,8 @@ def bias_of(log_probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
     Worked example: probabilities (0.9, 0.1) for four pixels, one of them of class 1: bias (ln 3/4 - ln 0.9, ln 1/4 - ln 0.1).
 
-    log_probabilities: (N, C) float32. labels: (N,) int64.
+    Args:
+        log_probabilities: (N, C) float32. labels: (N,) int64.
     """
     shares = np.bincount(labels, minlength=log_probabilities.shape[1]) / len(labels)
     bias = np.zeros(len(shares), np.float32)

@@ -41,8 +41,9 @@ def teacher_outputs(
 ) -> TeacherOutputs:
     """Return the teacher's outputs for the transfer set, computing those that are not in the cache.
 
-    looks: the views of an image that the teacher runs on. cache: None if they are too large for it: the teacher runs online.
-    clock: measures the time. meter: counts the outputs that are needed.
+    Args:
+        looks: the views of an image that the teacher runs on. cache: None if they are too large for it: the teacher runs online.
+        clock: measures the time. meter: counts the outputs that are needed.
     """
     network = teacher.network
     needed = gibibytes(len(images), len(looks), network.width)
@@ -64,7 +65,8 @@ def teacher_outputs(
 def projected_features(outputs: TeacherOutputs) -> Callable[[np.ndarray], np.ndarray]:
     """Return a function that looks up the features a student matches: the teacher's, of whole images, on their principal axes.
 
-    Returns a function: positions (B,) -> (B, d) float32, or (B, d, h, w) if the teacher's features have a grid.
+    Returns:
+        positions (B,) -> (B, d) float32, or (B, d, h, w) if the teacher's features have a grid.
     """
     shape = outputs.network.shape
     few = SAMPLE // 8 if shape else SAMPLE  # a grid has many rows per image
@@ -81,7 +83,8 @@ def projected_features(outputs: TeacherOutputs) -> Callable[[np.ndarray], np.nda
 def member_outputs(folder: Path, grid: tuple[int, int] | None) -> Callable[[np.ndarray], np.ndarray]:
     """Return a function that looks up the predictions of the committee's students, read from the folder of the committee stage.
 
-    Returns a function: positions (B,) -> (B, C) float32 log probabilities, or (B, C, *grid) if they have a grid.
+    Returns:
+        positions (B,) -> (B, C) float32 log probabilities, or (B, C, *grid) if they have a grid.
     """
     import torch
 

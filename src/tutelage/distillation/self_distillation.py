@@ -46,7 +46,8 @@ def images_in_a_step(batch_size: int, size: int, small: int) -> float:
 def extra_flops(module: torch.nn.Module, student: Student, steps_an_image: float) -> int:
     """FLOPs per image counted, beyond those of training on it: the averaged network's passes, and the head's on every crop.
 
-    module: a `DINOStudent`. student: the student in it, for its size. steps_an_image: batch size / `images_in_a_step`.
+    Args:
+        module: a `DINOStudent`. student: the student in it, for its size. steps_an_image: batch size / `images_in_a_step`.
     """
     whole, backbone = flops(module, student.size), flops(module.get_submodule("student"), student.size)
     head = max(0, whole - backbone)
@@ -67,7 +68,8 @@ def self_distill(
 ) -> None:
     """Train a student with DINO.
 
-    state: of a `DINOStudent`; its average, with DECAY, gives the targets. small: side of the small crops in pixels.
+    Args:
+        state: of a `DINOStudent`; its average, with DECAY, gives the targets. small: side of the small crops in pixels.
     """
     module, rank, processes = state.module, hardware.process_index, hardware.num_processes
     plain, order = hardware.unwrap_model(module), batches.seed_of(plan.seed, "order")

@@ -65,9 +65,12 @@ class Targets:
     ) -> np.ndarray:
         """Return the targets of the views that the student sees in these passes.
 
-        positions: (B,) int64 images. passes: (B,) int64; pass e shows view e. temperature: divides the log probabilities.
-        hard: whether each row (or place of a grid) is 1 for its most likely class and 0 for the others.
-        Returns (B, C) float32, or (B, C, h, w), summing to 1 over the classes; (B, 0) if there are no class targets.
+        Args:
+            positions: (B,) int64 images. passes: (B,) int64; pass e shows view e. temperature: divides the log probabilities.
+            hard: whether each row (or place of a grid) is 1 for its most likely class and 0 for the others.
+
+        Returns:
+            (B, C) float32, or (B, C, h, w), summing to 1 over the classes; (B, 0) if there are no class targets.
         """
         found = self.log_probabilities(positions)
         if not found.shape[1]:

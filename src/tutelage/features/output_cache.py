@@ -61,7 +61,8 @@ class OutputCache:
     def add(self, keys: np.ndarray, outputs: np.ndarray, number: int) -> None:
         """Write one block: keys (n, 32) uint8, outputs (n, D).
 
-        Raises TutelageError: an output is NaN, infinite, or too large for float16.
+        Raises:
+            TutelageError: an output is NaN, infinite, or too large for float16.
         """
         self._views[number].write({"key": keys, "output": half_precision(outputs, self.name)})
 
@@ -93,10 +94,15 @@ def compute_outputs(
 ) -> int:
     """Make sure that the cache holds the network's outputs for these views of these images.
 
-    cache: of this network and these view settings. images: images with the same content are computed once.
-    numbers: views: CLEAN, MIRRORED. advance: called with the number of outputs just computed or found.
-    share: (rank, processes): each process computes the images whose content hash modulo processes is its rank.
-    Returns the number of outputs that this call computed.
+    Args:
+        cache: of this network and these view settings.
+        images: images with the same content are computed once.
+        numbers: views: CLEAN, MIRRORED.
+        advance: called with the number of outputs just computed or found.
+        share: (rank, processes): each process computes the images whose content hash modulo processes is its rank.
+
+    Returns:
+        the number of outputs that this call computed.
     """
     rank, processes = share
     computed = 0

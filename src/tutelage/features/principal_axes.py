@@ -21,8 +21,11 @@ def principal_axes(features: np.ndarray, components: int = COMPONENTS) -> tuple[
 def unit_embeddings(features: np.ndarray, components: int = COMPONENTS) -> np.ndarray:
     """Project centred features on their first principal axes and scale each row to unit length.
 
-    features: (n, D) float32.
-    Returns (n, min(D, components)) float32.
+    Args:
+        features: (n, D) float32.
+
+    Returns:
+        (n, min(D, components)) float32.
     """
     centred = features - features.mean(axis=0)
     if centred.shape[1] > components:

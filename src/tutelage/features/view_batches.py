@@ -44,8 +44,11 @@ class ViewSettings:
 def crop_or_pad(image: np.ndarray, resize: str) -> np.ndarray:
     """Return the part of a stored image that views are drawn from: all of it, the centre square, or the image padded square with grey.
 
-    image: (H, W, 3) uint8.
-    Returns (H', W', 3) uint8.
+    Args:
+        image: (H, W, 3) uint8.
+
+    Returns:
+        (H', W', 3) uint8.
     """
     height, width = image.shape[:2]
     if resize == "squash" or height == width:
@@ -62,10 +65,17 @@ def crop_or_pad(image: np.ndarray, resize: str) -> np.ndarray:
 def view_input(
     images: Images, positions: np.ndarray, number: Number, settings: ViewSettings, network: views.NetworkInput
 ) -> torch.Tensor:
-    """Return one view of each image as input for a network: (B, 3, size, size) float32, normalised, channels_last, on the CPU.
+    """Return one view of each image as input for a network.
 
-    images: the stored images. positions: (B,) of the images to use.
-    number: of the view, one for all or (B,) integers; or CLEAN, or MIRRORED. settings: of the views. network: its input.
+    Args:
+        images: the stored images.
+        positions: (B,) of the images to use.
+        number: of the view, one for all or (B,) integers; or CLEAN, or MIRRORED.
+        settings: of the views.
+        network: anything with size (pixels), mean and std (3 floats each).
+
+    Returns:
+        (B, 3, size, size) float32, normalised, channels_last, on the CPU.
     """
     import torch
 
@@ -91,8 +101,11 @@ def view_truth(
 ) -> torch.Tensor:
     """Return the labels of one view of each image: its class, or the part of its mask that the view shows.
 
-    labels: (n,) int64, or n masks. size: height and width of the returned masks. Other arguments as for `view_input`.
-    Returns (B,) int64, or (B, H, W) int64 with masks.IGNORE for pixels without a label.
+    Args:
+        labels: (n,) int64, or n masks. size: height and width of the returned masks. Other arguments as for `view_input`.
+
+    Returns:
+        (B,) int64, or (B, H, W) int64 with masks.IGNORE for pixels without a label.
     """
     import torch
 
@@ -127,9 +140,12 @@ def forward_batches(
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
     """Yield the outputs of `forward` for one view of each image, batch by batch.
 
-    forward: (B, 3, H, W) float32 -> (B, ...). module: the one that `forward` calls; put into evaluation mode.
-    network: its input. number: of the view, or CLEAN.
-    Yields (B,) positions of the images, and their (B, ...) float32 outputs.
+    Args:
+        forward: (B, 3, H, W) float32 -> (B, ...). module: the one that `forward` calls; put into evaluation mode.
+        network: size, mean and std of its input. number: of the view, or CLEAN.
+
+    Yields:
+        (B,) positions of the images, and their (B, ...) float32 outputs.
     """
     import torch
 

@@ -54,8 +54,11 @@ class FeatureExtractor:
 def half_precision(outputs: np.ndarray, name: str) -> np.ndarray:
     """Return a network's outputs as (n, D) float16, the type in which they are cached.
 
-    outputs: (n, D) float32. name: of the network, for the message.
-    Raises TutelageError: an output is NaN, infinite or too large for float16.
+    Args:
+        outputs: (n, D) float32. name: of the network, for the message.
+
+    Raises:
+        TutelageError: an output is NaN, infinite or too large for float16.
     """
     with np.errstate(over="ignore"):
         halves = outputs.astype(np.float16)
@@ -139,7 +142,8 @@ def save_whole(folder: Path, module: nn.Module) -> None:
 def load_adapted(folder: Path, result: JSON, weights: str, accelerator: Accelerator) -> AdaptedTeacher:
     """Load the adapted teacher of a run.
 
-    folder: teacher/ of the run. result: its result.json. weights: --teacher-weights of the run.
+    Args:
+        folder: teacher/ of the run. result: its result.json. weights: --teacher-weights of the run.
     """
     about = result["teacher"]
     if result["mode"] == "probe":

@@ -69,8 +69,9 @@ _SPELLING = {"apache-2.0": "Apache-2.0", "mit": "MIT", "bsd-3-clause": "BSD-3-Cl
 def licence_of(tag_or_package: str, stated: str | None = None) -> str:
     """Return the licence of pretrained weights.
 
-    tag_or_package: timm's pretrained tag ("lvd142m") or the name of a package.
-    stated: the licence that timm states, used if the tag or package is not in LICENCES.
+    Args:
+        tag_or_package: timm's pretrained tag ("lvd142m") or the name of a package.
+        stated: the licence that timm states, used if the tag or package is not in LICENCES.
     """
     return LICENCES.get(tag_or_package) or _SPELLING.get(stated or "", stated or "unknown")
 
@@ -101,7 +102,8 @@ def check_size(name: str, size: Size, kind: str = "teacher") -> None:
 def weights_path(weights: str, kind: str = "teacher") -> Path | None:
     """Return the path of the file that --teacher-weights or the like names; None for "pretrained" and "scratch".
 
-    Raises TutelageError: no such file, a folder, or an unsupported file ending.
+    Raises:
+        TutelageError: no such file, a folder, or an unsupported file ending.
     """
     if weights in ("pretrained", "scratch"):
         return None

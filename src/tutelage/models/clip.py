@@ -88,7 +88,8 @@ def class_prompts(classes: Sequence[str], templates: Sequence[str] = TEMPLATES) 
 
     class_prompts(["polar_bear"], ["a photo of a {}."]) == [["a photo of a polar bear."]]
 
-    Raises TutelageError: no templates, one without {}, or a name without any words; all faults at once.
+    Raises:
+        TutelageError: no templates, one without {}, or a name without any words; all faults at once.
     """
     hint = f"write a sentence with {{}} where the class name goes, such as {TEMPLATES[0]!r}"
     faults = [TutelageError(f"template {one!r} has no {{}} in it", hint) for one in templates if "{}" not in one]
@@ -107,8 +108,11 @@ def class_prompts(classes: Sequence[str], templates: Sequence[str] = TEMPLATES) 
 def class_embeddings(clip: Clip, classes: Sequence[str], templates: Sequence[str] = TEMPLATES) -> np.ndarray:
     """Return one vector per class: the mean of its prompts' unit vectors, at unit length (Radford et al., ICML 2021, 3.1.4).
 
-    Returns (C, D) float32, unit length.
-    Raises TutelageError: as for class_prompts.
+    Returns:
+        (C, D) float32, unit length.
+
+    Raises:
+        TutelageError: as for class_prompts.
     """
     prompts = class_prompts(classes, templates)
     vectors = clip.text([prompt for one in prompts for prompt in one])
@@ -130,9 +134,14 @@ def _open_clip() -> ModuleType:
 def resolve_clip(name: str) -> tuple[str, str]:
     """Return open_clip's architecture and tag for a name.
 
-    name: "openclip-b", "ViT-B-32", "ViT-B/32" or "ViT-B-32:openai".
-    Returns ("ViT-B-32", "openai"); an empty tag if open_clip has no weights for the architecture.
-    Raises TutelageError: open_clip is not installed; unknown name or tag, with the most similar ones as a hint.
+    Args:
+        name: "openclip-b", "ViT-B-32", "ViT-B/32" or "ViT-B-32:openai".
+
+    Returns:
+        ("ViT-B-32", "openai"); an empty tag if open_clip has no weights for the architecture.
+
+    Raises:
+        TutelageError: open_clip is not installed; unknown name or tag, with the most similar ones as a hint.
     """
     open_clip = _open_clip()
     arch, _, tag = CLIPS.get(name, name).replace("/", "-").partition(":")
@@ -154,8 +163,11 @@ def resolve_clip(name: str) -> tuple[str, str]:
 def check_clip(name: str, weights: str = "pretrained") -> tuple[Path | None, str]:
     """Check, before anything is built, that a model, its tokenizer and its weights are available.
 
-    Returns The file of the weights, None if they are random or must be downloaded; their source, for the log.
-    Raises TutelageError: as for build_clip, except that files are not opened; within five seconds.
+    Returns:
+        The file of the weights, None if they are random or must be downloaded; their source, for the log.
+
+    Raises:
+        TutelageError: as for build_clip, except that files are not opened; within five seconds.
     """
     arch, tag = resolve_clip(name)
     text = _open_clip().get_model_config(arch)["text_cfg"]
@@ -220,9 +232,13 @@ def _fill(model: nn.Module, path: Path, arch: str) -> None:
 def build_clip(name: str, weights: str = "pretrained", accelerator: Accelerator | None = None) -> Clip:
     """Build a frozen CLIP model, image and text encoder, in eval mode.
 
-    name: as for `resolve_clip`. weights: "pretrained", "scratch" (random, but the same at every call) or the path of a file.
-    accelerator: sets the device of both encoders and the precision of the image encoder; None for CPU and float32.
-    Raises TutelageError: open_clip is not installed; unknown name; weights or tokenizer unavailable, or weights that do not fit.
+    Args:
+        name: as for `resolve_clip`.
+        weights: "pretrained", "scratch" (random, but the same at every call) or the path of a file.
+        accelerator: sets the device of both encoders and the precision of the image encoder; None for CPU and float32.
+
+    Raises:
+        TutelageError: open_clip is not installed; unknown name; weights or tokenizer unavailable, or weights that do not fit.
     """
     open_clip = _open_clip()
     file, source = check_clip(name, weights)

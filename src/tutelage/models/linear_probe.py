@@ -49,9 +49,13 @@ def fit_probe(
 ) -> LinearHead:
     """Fit the probe on features of labelled images.
 
-    features: (B, D) float32, raw. labels: (B,) int64 in [0, classes). classes: C; a class without an image gets the constant logit NEVER.
-    strength: inverse strength of the penalty, > 0.
-    scale: used to standardise; of the transfer set rather than of the few labelled images. class_weight: "none" or "balanced".
+    Args:
+        features: (B, D) float32, raw.
+        labels: (B,) int64 in [0, classes).
+        classes: C; a class without an image gets the constant logit NEVER.
+        strength: inverse strength of the penalty, > 0.
+        scale: used to standardise; of the transfer set rather than of the few labelled images.
+        class_weight: "none" or "balanced".
     """
     from sklearn.linear_model import LogisticRegression
     from threadpoolctl import threadpool_limits
@@ -91,9 +95,12 @@ def cross_validate(
 ) -> np.ndarray:
     """Return the logits of every labelled image from a probe fitted without it.
 
-    features: (V, B, D) float32: V views of each image, the clean one first. All views are fitted, the clean one is predicted.
-    labels: (B,) int64. folds: (B,) int64 fold of each image.
-    Returns (B, C) float32 out-of-fold logits.
+    Args:
+        features: (V, B, D) float32: V views of each image, the clean one first. All views are fitted, the clean one is predicted.
+        labels: (B,) int64. folds: (B,) int64 fold of each image.
+
+    Returns:
+        (B, C) float32 out-of-fold logits.
     """
     out = np.zeros((len(labels), classes), dtype=np.float32)
     for fold in np.unique(folds):
@@ -106,7 +113,8 @@ def cross_validate(
 def best_probe(features: np.ndarray, labels: np.ndarray, folds: np.ndarray, classes: int, scale: Scale) -> LinearHead:
     """Fit a probe on all labelled images with the strength that has the smallest cross-validated log loss.
 
-    features: (B, D) float32. labels: (B,) int64. folds: (B,) int64 fold of each image.
+    Args:
+        features: (B, D) float32. labels: (B,) int64. folds: (B,) int64 fold of each image.
     """
     strength = best_strength(features[None], labels, folds, classes, scale)
     return fit_probe(features, labels, classes, strength, scale)
@@ -127,7 +135,8 @@ def best_strength(features: np.ndarray, labels: np.ndarray, folds: np.ndarray, c
 def judgeable(labels: np.ndarray, folds: np.ndarray) -> np.ndarray:
     """Return for each label, as bool, whether it also occurs outside its fold; if not, its prediction cannot be judged.
 
-    labels: (B,) int64, or masks (B, h, w) int64. folds: (B,) int64.
+    Args:
+        labels: (B,) int64, or masks (B, h, w) int64. folds: (B,) int64.
     """
     fair = np.zeros(labels.shape, bool)
     for fold in np.unique(folds):

@@ -35,8 +35,11 @@ class Level:
 def levels_of(module: TimmModel, name: str, size: Size, kind: str = "teacher") -> list[Level]:
     """Return the level of the deepest features at each stride >= FINEST, finest first, determined by one forward pass.
 
-    module: a timm model; its train or eval mode is kept. name: timm's. size: of its input.
-    Raises TutelageError: the model gives no features of intermediate layers.
+    Args:
+        module: a timm model; its train or eval mode is kept. name: timm's. size: of its input.
+
+    Raises:
+        TutelageError: the model gives no features of intermediate layers.
     """
     was, device = module.training, next(module.parameters()).device
     height, width = (-(-side // 32) * 32 if "patch" not in name else side for side in sides(size))
@@ -116,7 +119,8 @@ def check_windows(encoder: TimmModel, levels: list[Level], window: Size, size: S
     The stride that timm states counts too: encoders pad their inputs, so at stride 64 a window of 96 px gives two rows, from which the
     stride would be measured as 48.
 
-    Raises TutelageError: a side is not a multiple of the deepest stride.
+    Raises:
+        TutelageError: a side is not a multiple of the deepest stride.
     """
     stated = getattr(encoder, "feature_info", None) or []
     unit = max([levels[-1].stride, *(one.get("reduction", 1) for one in stated)])
@@ -134,7 +138,8 @@ def window_starts(side: int, window: int, unit: int) -> list[int]:
 
     window_starts(512, 256, 32) == [0, 128, 256]
 
-    side, window: pixels, multiples of unit; if the window is as long as the side or longer, the result is [0].
+    Args:
+        side, window: pixels, multiples of unit; if the window is as long as the side or longer, the result is [0].
     """
     if window >= side:
         return [0]
@@ -219,7 +224,11 @@ def grid_of(size: Size, stride: int) -> tuple[int, int]:
 
 
 def needed_level(levels: list[Level], stride: int, name: str, decoder: str) -> Level:
-    """Return the level with this stride. Raises TutelageError: the encoder has no such level."""
+    """Return the level with this stride.
+
+    Raises:
+        TutelageError: the encoder has no such level.
+    """
     for level in levels:
         if level.stride == stride:
             return level

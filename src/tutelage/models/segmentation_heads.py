@@ -112,8 +112,9 @@ def fit_probe(
 ) -> DenseHead:
     """Train a head on features.
 
-    features: (B, D) float32, all levels in a row. labels: (B, h, w) int64 on the finest level's grid, IGNORE for no class.
-    strength: number of steps. scale: shapes of the levels.
+    Args:
+        features: (B, D) float32, all levels in a row. labels: (B, h, w) int64 on the finest level's grid, IGNORE for no class.
+        strength: number of steps. scale: shapes of the levels.
     """
     steps = int(strength)
     with torch.random.fork_rng(devices=[]):

@@ -70,8 +70,11 @@ def build_student(
 ) -> Student:
     """Build a segmentation student, its decoder always newly initialised; arguments and seeding as for `students.build_student`.
 
-    decoder: a name of DECODERS.
-    Raises TutelageError: as `students.build_student`; also if the encoder lacks features that the decoder needs.
+    Args:
+        decoder: a name of DECODERS.
+
+    Raises:
+        TutelageError: as `students.build_student`; also if the encoder lacks features that the decoder needs.
     """
     name = resolve(name, "student")
     size = default_size(name) if size is None else size

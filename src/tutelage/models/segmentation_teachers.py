@@ -116,7 +116,8 @@ def load_adapted(
 ) -> AdaptedTeacher:
     """Load the adapted teacher of a run, to give logits on a grid.
 
-    grid: rows and columns of the logits. kept: rows and columns of the cached logits, if coarser; None = the same.
+    Args:
+        grid: rows and columns of the logits. kept: rows and columns of the cached logits, if coarser; None = the same.
     """
     encoder, module, digest = load_module(folder, result, weights, accelerator)
     kept, classes = kept or grid, result["classes"]

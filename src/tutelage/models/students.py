@@ -47,9 +47,14 @@ def build_student(name: str, classes: int, weights: str = "scratch", size: Size 
 
     The caller sets the seed: `torch.manual_seed(seed)` right before this call makes the random weights reproducible.
 
-    name: alias or any name of timm's. classes: C, at least 1.
-    weights: "scratch", "pretrained" or the path of a file. size: of the input; None for the model's own.
-    Raises TutelageError: unknown name, a size that the model does not accept, or weights that are unavailable or do not fit.
+    Args:
+        name: alias or any name of timm's.
+        classes: C, at least 1.
+        weights: "scratch", "pretrained" or the path of a file.
+        size: of the input; None for the model's own.
+
+    Raises:
+        TutelageError: unknown name, a size that the model does not accept, or weights that are unavailable or do not fit.
     """
     name = resolve(name, "student")
     if classes < 1:

@@ -44,9 +44,12 @@ class FrozenEncoder:
 def resolve(name: str, kind: str = "teacher") -> str:
     """Return timm's name for an alias, or a name of timm's unchanged, with or without a tag.
 
-    name: "dinov2-s", "vit_small_patch14_dinov2" or "vit_small_patch14_dinov2.lvd142m".
-    kind: "teacher" or "student": whose aliases are searched first, and the flag in the message.
-    Raises TutelageError: unknown name; the hint gives the most similar ones.
+    Args:
+        name: "dinov2-s", "vit_small_patch14_dinov2" or "vit_small_patch14_dinov2.lvd142m".
+        kind: "teacher" or "student": whose aliases are searched first, and the flag in the message.
+
+    Raises:
+        TutelageError: unknown name; the hint gives the most similar ones.
     """
     if full := full_name(name, kind):
         return full
@@ -97,7 +100,8 @@ def build(
 
     Args: as there; `size` is required.
 
-    Raises TutelageError: the architecture does not accept the size, or the weights are unavailable or do not fit.
+    Raises:
+        TutelageError: the architecture does not accept the size, or the weights are unavailable or do not fit.
     """
     check_size(name, size, kind)
     unusual = unusual_size(name, size)
@@ -117,11 +121,14 @@ def build_teacher(
 ) -> FrozenEncoder:
     """Build a frozen encoder in eval mode.
 
-    name: alias or any name of timm's.
-    weights: "pretrained", "scratch" (random, but the same at every call, because a teacher's outputs are cached) or
-        the path of a file.
-    size: of the input; None for the model's own. window: input size of the module, if smaller than `size`.
-    Raises TutelageError: unknown name, a size that the model does not accept, or weights that are unavailable or do not fit.
+    Args:
+        name: alias or any name of timm's.
+        weights: "pretrained", "scratch" (random, but the same at every call, because a teacher's outputs are cached) or
+            the path of a file.
+        size: of the input; None for the model's own. window: input size of the module, if smaller than `size`.
+
+    Raises:
+        TutelageError: unknown name, a size that the model does not accept, or weights that are unavailable or do not fit.
     """
     name = resolve(name)
     size = default_size(name) if size is None else size
@@ -145,7 +152,8 @@ def decayed_parameter_groups(
     Biases, norms and parameters that the model exempts (position embeddings) get no weight decay. timm's layer-wise
     decay; Bao et al., BEiT, ICLR 2022.
 
-    Returns Groups with `params`, `lr` (lr x lr_scale), `lr_scale` in (0, 1] and `weight_decay`.
+    Returns:
+        Groups with `params`, `lr` (lr x lr_scale), `lr_scale` in (0, 1] and `weight_decay`.
     """
     from timm.optim import param_groups_layer_decay  # pyright: ignore[reportPrivateImportUsage]
 

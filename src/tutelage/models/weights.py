@@ -131,7 +131,8 @@ def weights_hash(state: Mapping[str, torch.Tensor]) -> str:
 def read_file(path: Path, kind: str = "teacher") -> State:
     """Return the tensors of a file, unwrapped from nested dicts, floating-point ones as float32.
 
-    Raises TutelageError: the file is missing or unreadable, holds pickled objects, no tensors, or values that are not finite.
+    Raises:
+        TutelageError: the file is missing or unreadable, holds pickled objects, no tensors, or values that are not finite.
     """
     flag = f"--{kind}-weights {path}"
     weights_path(str(path), kind)
@@ -283,9 +284,14 @@ def _load(name: str, state: State, overlay: Options, options: Options, place: st
 def check_within_reach(name: str, kind: str) -> tuple[Path | None, WeightSource]:
     """Check that pretrained weights are available, before anything is loaded; within five seconds.
 
-    name: timm's. kind: "teacher" or "student", for the messages.
-    Returns Their file, of a package or in the hub's cache, or None if it must be downloaded; their source.
-    Raises TutelageError: timm has none, or there is no package, no cached file and no hub.
+    Args:
+        name: timm's. kind: "teacher" or "student", for the messages.
+
+    Returns:
+        Their file, of a package or in the hub's cache, or None if it must be downloaded; their source.
+
+    Raises:
+        TutelageError: timm has none, or there is no package, no cached file and no hub.
     """
     arch, _, tag = name.partition(".")
     package = PACKAGES.get(arch, "") if tag in ("", "in1k") else ""
@@ -308,12 +314,18 @@ def check_within_reach(name: str, kind: str) -> tuple[Path | None, WeightSource]
 def create(
     name: str, weights: str, classes: int | None, size: Size | None = None, kind: str = "teacher", output_stride: int | None = None
 ) -> tuple[nn.Module, WeightSource]:  # fmt: skip
-    """Build a timm model and load its weights. Raises TutelageError: weights that are unavailable or do not fit.
+    """Build a timm model and load its weights.
 
-    name: timm's name, with or without a tag. weights: "pretrained", "scratch" or a path.
-    classes: 0 for pooled features; C for a newly initialised head of C classes; None keeps the weights' own head.
-    size: of the input, for models whose architecture depends on it; None for their own. kind: "teacher" or "student", for the messages.
-    output_stride: of the last layers, by dilation instead of strides, if the architecture supports it.
+    Args:
+        name: timm's name, with or without a tag.
+        weights: "pretrained", "scratch" or a path.
+        classes: 0 for pooled features; C for a newly initialised head of C classes; None keeps the weights' own head.
+        size: of the input, for models whose architecture depends on it; None for their own.
+        kind: "teacher" or "student", for the messages.
+        output_stride: of the last layers, by dilation instead of strides, if the architecture supports it.
+
+    Raises:
+        TutelageError: weights that are unavailable or do not fit.
     """
     import timm
 

@@ -84,7 +84,8 @@ def per_class(
 ) -> Markup:
     """Draw recall (or another score) of each class by each model, the weakest classes of the first model first.
 
-    recall: for each model C numbers in [0, 1], None for a class without test images. names: of the models, in their order.
+    Args:
+        recall: for each model C numbers in [0, 1], None for a class without test images. names: of the models, in their order.
     """
     models = [model for model in names if model in recall]
     student = recall[models[0]]
@@ -111,7 +112,8 @@ def per_class(
 def matrix(classes: Sequence[str], counts: Counts, model: str, shares: bool = False, names: Names = NAMES) -> Markup:
     """Draw a confusion matrix: rows are true classes, columns predicted ones; the shade is the share of the row.
 
-    shares: write percentages of the row instead of counts.
+    Args:
+        shares: write percentages of the row instead of counts.
     """
     table = np.array(counts)
     size, left, top = len(classes), 110, 92
@@ -149,8 +151,11 @@ def confusions(
 ) -> dict[str, object]:
     """The page's chart of confusions: the matrix, or with many classes a list of the most frequent confusions.
 
-    counts, shares: as in `matrix`. more: text appended to the note.
-    Returns {"title", "svg", "note"}.
+    Args:
+        counts, shares: as in `matrix`. more: text appended to the note.
+
+    Returns:
+        {"title", "svg", "note"}.
     """
     title = f"Confusions of {names[model]}"
     if len(classes) <= CELLS_SHOWN:
@@ -172,7 +177,8 @@ def pooled(evaluations: Sequence[Mapping[str, Sequence[Sequence[float]]]]) -> di
 def calibration(bins: Mapping[str, np.ndarray], names: Names = NAMES) -> Markup:
     """Draw the accuracy of each model against its confidence.
 
-    bins: (b, 3) float for each model, as from `metrics.reliability`. names: of the models, in their order.
+    Args:
+        bins: (b, 3) float for each model, as from `metrics.reliability`. names: of the models, in their order.
     """
     models = [model for model in names if model in bins]
     left, right, top, bottom = 56, 356, 34, 334
@@ -200,7 +206,8 @@ def calibration(bins: Mapping[str, np.ndarray], names: Names = NAMES) -> Markup:
 def calibrations(bins: Mapping[str, np.ndarray], names: Names = NAMES, more: str = "") -> dict[str, object]:
     """The page's calibration chart. bins, names: as in `calibration`. more: text appended to the note.
 
-    Returns {"title", "svg", "note"}.
+    Returns:
+        {"title", "svg", "note"}.
     """
     note = f"On the dashed line, accuracy equals confidence; bins with fewer than {FEWEST} images are left out.{more}"
     return {"title": "Calibration", "svg": calibration(bins, names), "note": note}

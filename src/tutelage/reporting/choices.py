@@ -13,7 +13,8 @@ ONE_SEED = "One run: another seed would give other numbers."
 def answer(results: JSON, stages: JSON, settings: JSON | None = None) -> str:
     """Summarise a run in a few sentences: which student is delivered and why, then its scores on the test images.
 
-    results: of the evaluation. stages: result of each stage by its folder's name; some may be missing. settings: of the run.
+    Args:
+        results: of the evaluation. stages: result of each stage by its folder's name; some may be missing. settings: of the run.
     """
     if "delivered" in results:
         return f"{delivery(stages, settings)} {_on_test(results, stages)}"
@@ -26,7 +27,11 @@ def answer(results: JSON, stages: JSON, settings: JSON | None = None) -> str:
 
 
 def delivery(stages: JSON, settings: JSON | None = None) -> str:
-    """State in a sentence which student is delivered, and what decided it. stages, settings: as in `answer`."""
+    """State in a sentence which student is delivered, and what decided it.
+
+    Args:
+        stages, settings: as in `answer`.
+    """
     student = stages.get("finetune") or {}
     what, validation = student.get("delivered", "distilled"), student.get("validation") or {}
     title = title_of(what).removesuffix(" (labels only)")
@@ -99,8 +104,11 @@ def _on_test(results: JSON, stages: JSON) -> str:
 def committee(stages: JSON, settings: JSON) -> JSON:
     """Describe where the student's targets come from.
 
-    stages, settings: as in `answer`.
-    Returns {"text": sentences, "head": titles, "rows": the members' scores on held-out labels}; empty for a run without a committee.
+    Args:
+        stages, settings: as in `answer`.
+
+    Returns:
+        {"text": sentences, "head": titles, "rows": the members' scores on held-out labels}; empty for a run without a committee.
     """
     found = stages.get("committee") or {}
     if not found:

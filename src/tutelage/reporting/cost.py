@@ -29,7 +29,8 @@ def shares(records: Sequence[JSON]) -> dict[str, float]:
     Stages taken over from another run and teacher outputs found in the cache cost the study nothing. One by one, each run is
     charged for both; outputs that were found are charged the time it takes to compute as many.
 
-    Returns {"flops", "flops_unshared", "flops_share", "seconds", "seconds_unshared", "seconds_share"}.
+    Returns:
+        {"flops", "flops_unshared", "flops_share", "seconds", "seconds_unshared", "seconds_share"}.
     """
     entries = [entry for record in records for entry in record["compute_cost"].values()]
     times = [

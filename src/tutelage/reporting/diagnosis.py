@@ -30,7 +30,8 @@ class Finding:
 def diagnose(results: JSON, stages: JSON) -> list[Finding]:
     """Return all findings, the most serious first.
 
-    results: of the evaluation. stages: result of each stage by its folder's name; some may be missing.
+    Args:
+        results: of the evaluation. stages: result of each stage by its folder's name; some may be missing.
     """
     found = [_teacher(stages), _targets(results, stages), _labels(results, stages), _set(stages), _student(results)]
     found += [_last_stage(results, stages), _sure(results), _gain(results, stages)]

@@ -25,7 +25,8 @@ def write_evidence(
 ) -> None:  # fmt: skip
     """Write predictions.npz and disagreements.json into a report folder.
 
-    labels: (n,) int64. ids: n names. image: row -> (H, W, 3) uint8. probabilities: (n, C) float for each model.
+    Args:
+        labels: (n,) int64. ids: n names. image: row -> (H, W, 3) uint8. probabilities: (n, C) float for each model.
     """
     with atomic_write(folder / "predictions.npz") as path, path.open("wb") as file:
         halves = {name: one.astype(np.float16) for name, one in probabilities.items()}
@@ -49,8 +50,11 @@ def shown_student(models: Iterable[str]) -> str | None:
 def disagreements(student: np.ndarray, teacher: np.ndarray, most: int = SHOWN) -> np.ndarray:
     """Return the images that two models decide differently, the most confident disagreements first.
 
-    student, teacher: (n, C) float probabilities.
-    Returns (m,) int64 rows, m <= most, by decreasing product of both models' confidence.
+    Args:
+        student, teacher: (n, C) float probabilities.
+
+    Returns:
+        (m,) int64 rows, m <= most, by decreasing product of both models' confidence.
     """
     apart = np.flatnonzero(student.argmax(axis=1) != teacher.argmax(axis=1))
     sure = student[apart].max(axis=1) * teacher[apart].max(axis=1)

@@ -34,8 +34,11 @@ MONTAGE = 1_600_000  # bytes of the montage above which it is shrunk, so that th
 def write_page(run: Path) -> Path:
     """Write report/index.html and report/results.csv of a run that has been evaluated.
 
-    Returns the path of the page.
-    Raises TutelageError: the folder holds no run, or a run without scores.
+    Returns:
+        the path of the page.
+
+    Raises:
+        TutelageError: the folder holds no run, or a run without scores.
     """
     stages = Run(run).results()
     results = stages["evaluate"] or None

@@ -25,8 +25,9 @@ def write_dense_evidence(
 ) -> None:  # fmt: skip
     """Write predictions.npz (pixel counts by model, image and class) and pictures.json into a report folder.
 
-    test: images with their names and masks. predictions: for each model the predicted (H, W) uint8 class numbers of every image.
-    counts: (n, C, 3) of `metrics.pixel_counts` for each model. colours: C triples.
+    Args:
+        test: images with their names and masks. predictions: for each model the predicted (H, W) uint8 class numbers of every image.
+        counts: (n, C, 3) of `metrics.pixel_counts` for each model. colours: C triples.
     """
     scores = {name: mean_iou(one) for name, one in counts.items()}
     with atomic_write(folder / "predictions.npz") as path, path.open("wb") as file:

@@ -17,7 +17,8 @@ TITLES = {  # of the models of an evaluation, in the order of tables and legends
 def delivered_name(results: JSON) -> str | None:
     """Name of the delivered model in an evaluation: "distilled" or "baseline" if it is one of these, else "delivered".
 
-    Returns None if no student has been delivered.
+    Returns:
+        None if no student has been delivered.
     """
     if "delivered" not in results:
         return None
@@ -49,7 +50,8 @@ def models_of(results: JSON) -> dict[str, tuple[str, JSON]]:
 def scores_table(rows: list[tuple[str, JSON]]) -> str:
     """Format one line per model, with aligned columns.
 
-    rows: title and scores: {"test": {"accuracy", ...}, "parameters", "latency_ms"}; a dash for what is missing.
+    Args:
+        rows: title and scores: {"test": {"accuracy", ...}, "parameters", "latency_ms"}; a dash for what is missing.
     """
     columns = words_of(next((one["test"] for _, one in rows if one.get("test")), None)).table[:4]
     cells: list[tuple[str, ...]] = [("model", *(title for title, _ in columns), "parameters", "ms/image")]

@@ -31,7 +31,8 @@ def command(settings: Callable[P, S]) -> Callable[[Callable[[S], R]], Callable[P
 
     If `config` is among the settings, it names a TOML file with values for arguments that were not given.
 
-    settings: the class of the command's settings; the command has its names, types and defaults.
+    Args:
+        settings: the class of the command's settings; the command has its names, types and defaults.
     """
 
     def decorate(function: Callable[[S], R]) -> Callable[P, R]:
@@ -66,7 +67,8 @@ def command(settings: Callable[P, S]) -> Callable[[Callable[[S], R]], Callable[P
 def identity(settings: Group, known_otherwise: Collection[str] = ()) -> dict[str, object]:
     """Return the settings that determine a stage's results: all but the free ones.
 
-    known_otherwise: settings left out too: without effect on this task, or represented by a hash of what they refer to.
+    Args:
+        known_otherwise: settings left out too: without effect on this task, or represented by a hash of what they refer to.
     """
     return {
         name: getattr(settings, name)
@@ -92,9 +94,12 @@ def hints_of(settings: Callable[..., Group]) -> dict[str, Any]:  # types
 def resolve(settings: Callable[..., S], given: Mapping[str, object]) -> S:
     """Return the checked settings of one call: explicit arguments over the file over defaults.
 
-    settings: the class of settings.
-    given: explicit arguments; values of the task and of --preset are used for what neither they nor the file give.
-    Raises TutelageError: unknown, missing or impossible settings, all of them in one message.
+    Args:
+        settings: the class of settings.
+        given: explicit arguments; values of the task and of --preset are used for what neither they nor the file give.
+
+    Raises:
+        TutelageError: unknown, missing or impossible settings, all of them in one message.
     """
     known = declared(settings)
     errors = [_unknown(name, known, "argument") for name in given if name not in known]

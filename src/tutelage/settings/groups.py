@@ -21,9 +21,10 @@ def setting(
 ) -> Any:  # whatever type the field is declared with, as of `dataclasses.field`
     """Declare a setting as a field of a group.
 
-    default: its value where none is given; a tuple stands for a list of several values.
-    help: text for `--help` and the docs. free: whether it leaves the results of a command as they are.
-    reads: turns a given value into the form that is stored. limits: pydantic's, such as ge=1 or min_length=1.
+    Args:
+        default: its value where none is given; a tuple stands for a list of several values.
+        help: text for `--help` and the docs. free: whether it leaves the results of a command as they are.
+        reads: turns a given value into the form that is stored. limits: pydantic's, such as ge=1 or min_length=1.
     """
     metadata = {"help": help, "free": free, "reads": reads, "limits": limits}
     if isinstance(default, tuple):

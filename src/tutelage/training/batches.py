@@ -29,8 +29,14 @@ def batch_of(step: int, batch_size: int, count: int, seed: int) -> tuple[np.ndar
 
     No image is dropped: a batch may hold the end of one pass and the beginning of the next.
 
-    step: counted from 0. batch_size: B, over all processes. count: number of images n. seed: of the order.
-    Returns positions (B,) int64 in [0, n) and the pass (epoch) that each belongs to, (B,) int64.
+    Args:
+        step: counted from 0.
+        batch_size: B, over all processes.
+        count: number of images n.
+        seed: of the order.
+
+    Returns:
+        positions (B,) int64 in [0, n) and the pass (epoch) that each belongs to, (B,) int64.
     """
     stream = np.arange(step * batch_size, (step + 1) * batch_size)
     epochs = stream // count
@@ -45,8 +51,11 @@ def batch_of(step: int, batch_size: int, count: int, seed: int) -> tuple[np.ndar
 def prefetch(make: Callable[[int], T], steps: range, workers: int = 1, depth: int = 2) -> Iterator[tuple[int, T]]:
     """Yield (step, batch) in order; threads prepare the batches of the next steps while the current one is used.
 
-    make: step -> batch; called from threads, must depend on nothing but the step.
-    steps: the steps to make batches for. workers: number of threads. depth: batches prepared ahead per worker.
+    Args:
+        make: step -> batch; called from threads, must depend on nothing but the step.
+        steps: the steps to make batches for.
+        workers: number of threads.
+        depth: batches prepared ahead per worker.
     """
     waiting: deque = deque()
     # NumPy's BLAS threads busy-wait: running next to a training step on 2 cores, they halved the images per second

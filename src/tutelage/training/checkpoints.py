@@ -48,7 +48,8 @@ def load_checkpoint(
 ) -> int:
     """Load the newest checkpoint of this stage that was made from the same inputs.
 
-    Returns the number of steps done; 0 if there is no checkpoint.
+    Returns:
+        the number of steps done; 0 if there is no checkpoint.
     """
     path, step = _newest(folder, stage, inputs)
     if path is None:

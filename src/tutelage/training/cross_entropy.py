@@ -15,22 +15,29 @@ def soft_cross_entropy(
 
     Worked example: logits (0, 0), target (1, 0): L = ln 2 = 0.6931, whatever the weights.
 
-    logits: (B, C) float, or (B, C, h, w).
-    targets: (B, C) float, rows sum to 1, or (B, C, h, w); a row or pixel without a class is all 0
-        and is ignored.
-    weights: (C,) float > 0, or None for 1.
-    Returns a scalar, float32; 0 if no row or pixel has a class.
+    Args:
+        logits: (B, C) float, or (B, C, h, w).
+        targets: (B, C) float, rows sum to 1, or (B, C, h, w); a row or pixel without a class is all 0
+            and is ignored.
+        weights: (C,) float > 0, or None for 1.
+
+    Returns:
+        scalar float32; 0 if no row or pixel has a class.
     """
     weighted = targets if weights is None else targets * weights.reshape(-1, *[1] * (targets.ndim - 2))
     return -(weighted * F.log_softmax(logits.float(), dim=1)).sum() / weighted.sum().clamp(min=1e-8)
 
 
 def one_hot(labels: torch.Tensor, classes: int) -> torch.Tensor:
-    """Return class numbers as one-hot probabilities; a number that is not a class gives all 0: (B, C) or (B, C, H, W) float32.
+    """Return class numbers as one-hot probabilities; a number that is not a class gives all 0.
 
     one_hot([1, 255], 2) == [[0, 1], [0, 0]]
 
-    labels: (B,) or (B, H, W) int64.
+    Args:
+        labels: (B,) or (B, H, W) int64.
+
+    Returns:
+        (B, C) or (B, C, H, W) float32.
     """
     known = labels < classes
     return (F.one_hot(labels * known, classes) * known[..., None]).movedim(-1, 1).float()
@@ -39,8 +46,13 @@ def one_hot(labels: torch.Tensor, classes: int) -> torch.Tensor:
 def class_weights(labels: torch.Tensor, classes: int, how: str) -> torch.Tensor | None:
     """Return the class weights: None, or n / (C n_c) like scikit-learn's "balanced".
 
-    labels: (B,) int64 in [0, classes). classes: C. how: "none" or "balanced".
-    Returns (C,) float32, or None for "none".
+    Args:
+        labels: (B,) int64 in [0, classes).
+        classes: C.
+        how: "none" or "balanced".
+
+    Returns:
+        (C,) float32, or None for "none".
     """
     if how == "none":
         return None

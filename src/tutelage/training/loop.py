@@ -73,10 +73,13 @@ def train(
 ) -> None:
     """Train a network: each step makes a batch, computes its loss, updates the weights and their moving average.
 
-    make: step -> tensors of this process's batch, on the CPU; called ahead in threads, must depend on nothing but the step.
-    loss_of: step and those tensors, on the device -> scalar loss.
-    images: number of images that a step counts as, if other than the batch size.
-    Raises TutelageError: the loss is NaN or infinite.
+    Args:
+        make: step -> tensors of this process's batch, on the CPU; called ahead in threads, must depend on nothing but the step.
+        loss_of: step and those tensors, on the device -> scalar loss.
+        images: number of images that a step counts as, if other than the batch size.
+
+    Raises:
+        TutelageError: the loss is NaN or infinite.
     """
     module, optimizer, average, kept = state.module, state.optimizer, state.average, state.resumable
     plain, shown, seen = hardware.unwrap_model(module), images or plan.batch_size, LossLog(watch.what)
@@ -117,7 +120,11 @@ class LossLog:
         self._seen.append((step, loss.detach()))
 
     def mean(self) -> float:
-        """Mean loss since the last call. Raises TutelageError: a loss is NaN or infinite; the message names the first such step."""
+        """Mean loss since the last call.
+
+        Raises:
+            TutelageError: a loss is NaN or infinite; the message names the first such step.
+        """
         values = torch.stack([loss for _, loss in self._seen]).tolist()
         for (step, _), value in zip(self._seen, values, strict=True):
             if not math.isfinite(value):
