@@ -40,6 +40,7 @@ ROOMS = (
     "results",
     "errors",
     "image_size",
+    "json_object",
     "environment",
     "version",
 )

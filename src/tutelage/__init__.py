@@ -7,12 +7,15 @@ loop of one's own there are `select`, `DistillationDataset`, `losses` and `load_
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tutelage.errors import TutelageError
 from tutelage.version import __version__
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import ModuleType
+
     from tutelage import losses
     from tutelage.commands.adapt import adapt
     from tutelage.commands.baseline import baseline
@@ -44,7 +47,7 @@ __all__ = [
 _OWN_LOOP = {"DistillationDataset": "dataset", "load_student": "student", "select": "select"}  # name -> file
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> ModuleType | Callable[..., object]:
     if name == "losses":
         return importlib.import_module("tutelage.losses")
     if name in _OWN_LOOP:

@@ -14,41 +14,27 @@ import sys
 import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tutelage.device import prepare_process
 from tutelage.errors import TutelageError, did_you_mean, raise_all, rendered
+from tutelage.json_object import JSON
 from tutelage.progress import logger, main_process
 from tutelage.version import __version__
 
-# command -> module of its function, whose signature defines the command's settings
-COMMANDS = {
-    "demo": "tutelage.commands.demo",
-    "run": "tutelage.commands.run",
-    "compare": "tutelage.commands.compare",
-    "curate": "tutelage.commands.curate",
-    "adapt": "tutelage.commands.adapt",
-    "committee": "tutelage.commands.committee",
-    "distill": "tutelage.commands.distill",
-    "finetune": "tutelage.commands.finetune",
-    "baseline": "tutelage.commands.baseline",
-    "evaluate": "tutelage.commands.evaluate",
-    "report": "tutelage.commands.report",
-    "export": "tutelage.commands.export",
-    "benchmark": "tutelage.commands.benchmark",
-    "predict": "tutelage.commands.predict",
-    "demo-page": "tutelage.commands.demo_page",
-    "cache": "tutelage.commands.cache",
-    "doctor": "tutelage.commands.doctor",
-}
+if TYPE_CHECKING:
+    from tutelage.results import Result
+
+# in the order of `--help`; each is a function of a module of the same name in commands/, whose signature defines its settings
+COMMANDS = (
+    "demo", "run", "compare", "curate", "adapt", "committee", "distill", "finetune", "baseline", "evaluate", "report", "export",
+    "benchmark", "predict", "demo-page", "cache", "doctor",
+)  # fmt: skip
 
 # flags that the first positional words of a command stand for; the last flag takes all remaining words
 FIRST = {
     "compare": ("--config",),
-    "report": ("--run",),
-    "evaluate": ("--run",),
-    "export": ("--run",),
-    "benchmark": ("--run",),
+    **dict.fromkeys(("report", "evaluate", "export", "benchmark"), ("--run",)),
     "demo-page": ("--export",),
     "predict": ("--export", "--images"),
 }
@@ -57,9 +43,10 @@ NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 NO_WRITING = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
 
 
-def function_of(name: str) -> Callable[..., Any]:
+def function_of(name: str) -> Callable[..., Result]:
     """Return the function behind a command."""
-    return getattr(importlib.import_module(COMMANDS[name]), name.replace("-", "_"))
+    function = name.replace("-", "_")
+    return getattr(importlib.import_module(f"tutelage.commands.{function}"), function)
 
 
 def main() -> None:
@@ -77,7 +64,7 @@ def call(words: list[str]) -> int:
     Returns:
         the exit code.
     """
-    given: dict[str, Any] = {}
+    given: dict[str, object] = {}
     level = logger.level
     try:
         logger.setLevel(_level("--quiet" in words))
@@ -116,10 +103,10 @@ def _level(quiet: bool) -> int:
     return levels[name.upper()]
 
 
-def _disk_fault(error: OSError, given: dict[str, Any]) -> TutelageError:
+def _disk_fault(error: OSError, given: dict[str, object]) -> TutelageError:
     """Return the error for a file that could not be written, with a hint on what to free or which folder to choose."""
     where = f"{error.filename or 'a file of the run or the cache'}: {error.strerror}"
-    cache = Path(given.get("cache") or Path(given.get("out") or ".").absolute().parent / "cache")
+    cache = Path(str(given.get("cache") or Path(str(given.get("out") or ".")).absolute().parent / "cache"))
     if error.errno in NO_WRITING:
         return TutelageError(where, "choose an --out and a --cache that can be written, or get write permission there")
     room = next(
@@ -133,12 +120,8 @@ def _disk_fault(error: OSError, given: dict[str, Any]) -> TutelageError:
     )
 
 
-def _parsed(words: list[str]) -> tuple[Callable[..., Any] | None, dict[str, Any]]:
-    """Return the function and its explicit arguments; (None, {}) when help or the version was shown.
-
-    Raises:
-        TutelageError: unknown command, flag or value.
-    """
+def _parsed(words: list[str]) -> tuple[Callable[..., Result] | None, dict[str, object]]:
+    """Return the function and its explicit arguments; (None, {}) when help or the version was shown. Raises TutelageError."""
     import cyclopts
 
     words = _with_flags(words)
@@ -178,21 +161,19 @@ def _with_flags(words: list[str]) -> list[str]:
     return [*given, *rest]
 
 
-def _as_text(function: Callable[..., Any]) -> Callable[..., Any]:
+def _as_text(function: Callable[..., Result]) -> Callable[..., None]:
     """Return a function with the same flags but text values: `settings.resolve` turns them into numbers and reports all faults at once."""
 
     import cyclopts
 
-    def words(**given: Any) -> None: ...
+    def words(**given: object) -> None: ...
 
-    hints = dict(function.__annotations__)
-    parameters = []
+    hints, parameters = dict(function.__annotations__), []
     for parameter in inspect.signature(function).parameters.values():
-        hint = hints[parameter.name]
-        base, *notes = typing.get_args(hint) if typing.get_origin(hint) is typing.Annotated else (hint,)
+        base, *notes = typing.get_args(hints[parameter.name])  # as `settings.checking.hints_of` annotates them
         kind = base if base in (bool, list[str]) else str | None
         kept = [note for note in notes if isinstance(note, cyclopts.Parameter)]
-        hints[parameter.name] = typing.Annotated[kind, *kept] if kept else kind
+        hints[parameter.name] = typing.Annotated[kind, *kept]
         default = parameter.default if kind in (bool, list[str]) else None  # cyclopts checks defaults too
         parameters.append(parameter.replace(annotation=hints[parameter.name], default=default))
     words.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -214,11 +195,11 @@ def _check_flags(words: list[str]) -> None:
     raise_all(faults)
 
 
-def _show(command: str, result: Any, as_json: bool) -> None:
+def _show(command: str, result: JSON, as_json: bool) -> None:
     """Print the result to stdout: one JSON object, or a table."""
     from tutelage.reporting.table import text_of
 
-    if result is None or not (main_process() or "shard" in result):  # each process of a job array prints its share
+    if not (main_process() or "shard" in result):  # each process of a job array prints its share
         return
     if as_json:
         print(json.dumps(result))

@@ -7,9 +7,9 @@ counts what was computed this time.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from tutelage.device import PeakMemory
+from tutelage.json_object import JSON
 
 
 class CostMeter:
@@ -29,7 +29,7 @@ class CostMeter:
         self._asked[number, keys] = images
         self.computed += computed
 
-    def entry(self, folder: Path, seconds: float, teacher_seconds: float = 0.0) -> dict[str, Any]:
+    def entry(self, folder: Path, seconds: float, teacher_seconds: float = 0.0) -> JSON:
         """Return the stage's compute cost: FLOPs, images, seconds, peak memory in MiB, bytes on disk."""
         outputs = sum(self._asked.values())
         taken = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0

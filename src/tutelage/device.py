@@ -17,10 +17,12 @@ import psutil
 
 from tutelage.errors import TutelageError
 from tutelage.image_size import Size, sides
+from tutelage.json_object import JSON
 from tutelage.progress import on_its_own, processes
 
 if TYPE_CHECKING:
     import torch
+    from accelerate import Accelerator
     from torch import nn
 
 
@@ -40,7 +42,7 @@ def prepare_process() -> None:
             libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
-def accelerator(device: str, precision: str) -> Any:
+def accelerator(device: str, precision: str) -> Accelerator:
     """Return accelerate's Accelerator for a device and a precision.
 
     Args:
@@ -138,17 +140,16 @@ def training_flops(module: nn.Module, size: Size) -> int:
     return _counted(copy.deepcopy(module).cpu().float().train(), size, 2) // 2
 
 
-def _convolution_backward(
-    grad_shape: Any, x_shape: Any, w_shape: Any, _bias: Any, _stride: Any, _padding: Any, _dilation: Any, transposed: bool,
-    _output_padding: Any, _groups: Any, output_mask: Any, out_shape: Any = None, **_: Any,
-) -> int:  # fmt: skip
+def _convolution_backward(*given: Any, **_: object) -> int:
     """Return the FLOPs of a convolution's backward pass: each requested gradient costs as much as the forward pass.
 
     torch's own formula ignores groups in the gradient of the weights: it counts a depthwise layer of C channels C-fold.
+    given: the arguments of `torch.ops.aten.convolution_backward`, with shapes instead of tensors.
     """
     from torch.utils.flop_counter import conv_flop_count
 
-    return sum(bool(wanted) for wanted in output_mask[:2]) * conv_flop_count(x_shape, w_shape, grad_shape, transposed)
+    (grad_shape, x_shape, w_shape), transposed, wanted = given[:3], given[7], given[10]
+    return sum(map(bool, wanted[:2])) * conv_flop_count(x_shape, w_shape, grad_shape, transposed)
 
 
 def _counted(module: nn.Module, size: Size, batch: int) -> int:
@@ -236,7 +237,7 @@ INSTRUCTION_SETS = (
 )  # fmt: skip
 
 
-def cpu() -> dict[str, Any]:
+def cpu() -> JSON:
     """Return cpu: name of the processor; instruction_sets: the available ones of INSTRUCTION_SETS; cores: usable by this process."""
     import platform
 
@@ -252,7 +253,7 @@ def cpu() -> dict[str, Any]:
     }
 
 
-def to_device(batch: torch.Tensor, device: Any) -> torch.Tensor:
+def to_device(batch: torch.Tensor, device: torch.device | str) -> torch.Tensor:
     """Move a batch to a device; to a GPU from pinned memory, without waiting."""
     if str(device).startswith("cuda"):
         return batch.pin_memory().to(device, non_blocking=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import Any
 
 MOST_NAMED = 100  # up to this number a message names all missing files; of more it names the first 20
 
@@ -21,7 +20,7 @@ class TutelageError(Exception):
         self.message, self.hint = message, hint
         super().__init__(str(self))
 
-    def __reduce__(self) -> tuple[Any, ...]:  # so that it can be pickled and sent to another process
+    def __reduce__(self) -> tuple[object, ...]:  # so that it can be pickled and sent to another process
         return type(self), (self.message, self.hint)
 
     def __str__(self) -> str:
@@ -36,7 +35,7 @@ class SeveralErrors(TutelageError):
         self.errors = errors
         Exception.__init__(self, str(self))
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.errors,)
 
     def __str__(self) -> str:
@@ -55,7 +54,7 @@ class FilesMissing(TutelageError):
         few = shown(names, MOST_NAMED if len(names) <= MOST_NAMED else 20)
         super().__init__(f"{place} names {len(names)} files that do not exist: {few}", f"paths are {where}")
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.place, self.names, self.where)
 
 

@@ -4,9 +4,10 @@ against scikit-learn and torchmetrics."""
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import numpy as np
+
+from tutelage.json_object import JSON
 
 ECE_BINS = 15
 RESAMPLES, RESAMPLED_AT_ONCE = 2000, 100
@@ -28,6 +29,11 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return special.log_softmax(logits, axis=1) if logits.shape[1] else logits
 
 
+def unit(rows: np.ndarray) -> np.ndarray:
+    """(n, D) float -> (n, D) float32 rows of unit length; a row of zeros stays zero."""
+    return (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)).astype(np.float32)
+
+
 def confusion(labels: np.ndarray, decisions: np.ndarray, classes: int) -> np.ndarray:
     """Return the confusion matrix: counts of (label, predicted class).
 
@@ -40,7 +46,7 @@ def confusion(labels: np.ndarray, decisions: np.ndarray, classes: int) -> np.nda
     return np.bincount(labels * classes + decisions, minlength=classes**2).reshape(classes, classes)
 
 
-def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = ECE_BINS) -> float:
+def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Return the mean gap between confidence and accuracy over equal-width bins (Guo et al., ICML 2017).
 
     ECE = sum_b |B_b| / n  |acc(B_b) - conf(B_b)|, bins ((b-1)/15, b/15] of the largest probability.
@@ -53,8 +59,8 @@ def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bi
     """
     confidence = probabilities.max(axis=1)
     right = probabilities.argmax(axis=1) == labels
-    number = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    gap = np.bincount(number, weights=right - confidence, minlength=bins)
+    number = np.clip(np.ceil(confidence * ECE_BINS).astype(int) - 1, 0, ECE_BINS - 1)
+    gap = np.bincount(number, weights=right - confidence, minlength=ECE_BINS)
     return float(np.abs(gap).sum() / len(labels))
 
 
@@ -116,7 +122,7 @@ def wilson(share: float, count: int) -> tuple[float, float]:
     return middle - half, middle + half
 
 
-def classification(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+def classification(logits: np.ndarray, labels: np.ndarray) -> JSON:
     """Return all scores of one classifier on one set of images.
 
     Balanced accuracy is the mean recall of the classes that have images; macro F1 leaves out classes that are neither
@@ -249,7 +255,7 @@ def _outline(inside: np.ndarray, known: np.ndarray) -> np.ndarray:
     return np.logical_and(inside & known, ndimage.binary_dilation(known & ~inside))
 
 
-def segmentation(tables: np.ndarray, outlines: np.ndarray) -> dict[str, Any]:
+def segmentation(tables: np.ndarray, outlines: np.ndarray) -> JSON:
     """Return all scores of one model on one set of masks.
 
     Args:

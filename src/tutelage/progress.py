@@ -16,6 +16,7 @@ from typing import TextIO
 PLAIN_EVERY = 15.0  # seconds between plain lines
 SHOWN_AFTER = 1.0  # seconds; work that finishes sooner prints no line
 
+Advance = Callable[[int], None]  # called with the number of units, mostly images, that were just done
 
 # Environment variables that describe the process group, as torch.distributed.run, accelerate and MPI read them.
 GROUP = (
@@ -73,14 +74,13 @@ def duration(seconds: float) -> str:
 
 
 @contextlib.contextmanager
-def progress(what: str, total: int, done: int = 0, unit: str = "images") -> Iterator[Callable[[int], None]]:
+def progress(what: str, total: int, done: int = 0) -> Iterator[Advance]:
     """Show the progress of work: how much is done, how fast, and how much time is left.
 
     Args:
         what: name of the work, such as "decode".
         total: number of units.
         done: units that an earlier process has already done.
-        unit: name of the units.
 
     Yields:
         advance(n): call it after n more units.
@@ -88,15 +88,15 @@ def progress(what: str, total: int, done: int = 0, unit: str = "images") -> Iter
     if not main_process() or not logger.isEnabledFor(logging.INFO):
         yield lambda n: None
     elif sys.stderr.isatty():
-        with _bar(what, total, done, unit) as advance:
+        with _bar(what, total, done) as advance:
             yield advance
     else:
-        with _lines(what, total, done, unit) as advance:
+        with _lines(what, total, done) as advance:
             yield advance
 
 
 @contextlib.contextmanager
-def _bar(what: str, total: int, done: int, unit: str) -> Iterator[Callable[[int], None]]:
+def _bar(what: str, total: int, done: int) -> Iterator[Advance]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -110,13 +110,13 @@ def _bar(what: str, total: int, done: int, unit: str) -> Iterator[Callable[[int]
         def advance(n: int) -> None:
             nonlocal count
             count += n
-            bar.update(task, advance=n, rate=f"{count / max(time.monotonic() - start, 1e-9):,.0f} {unit}/s")
+            bar.update(task, advance=n, rate=f"{count / max(time.monotonic() - start, 1e-9):,.0f} images/s")
 
         yield advance
 
 
 @contextlib.contextmanager
-def _lines(what: str, total: int, done: int, unit: str) -> Iterator[Callable[[int], None]]:
+def _lines(what: str, total: int, done: int) -> Iterator[Advance]:
     start = last = time.monotonic()
     count = 0
 
@@ -128,9 +128,9 @@ def _lines(what: str, total: int, done: int, unit: str) -> Iterator[Callable[[in
             last = now
             rate = count / (now - start)
             left = duration((total - done - count) / rate)
-            logger.info(f"{what}: {done + count:,} of {total:,} {unit}, {rate:,.0f} {unit}/s, {left} left")
+            logger.info(f"{what}: {done + count:,} of {total:,} images, {rate:,.0f} images/s, {left} left")
 
     yield advance
     seconds = time.monotonic() - start
     if count and seconds >= SHOWN_AFTER:
-        logger.info(f"{what}: {count:,} {unit} in {duration(seconds)}, {count / seconds:,.0f} {unit}/s")
+        logger.info(f"{what}: {count:,} images in {duration(seconds)}, {count / seconds:,.0f} images/s")

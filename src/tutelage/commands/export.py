@@ -177,7 +177,7 @@ class _Exporter:
         from tutelage.deploy.runtime import session_of
 
         session, name = session_of(path), self.preprocess["input"]["name"]
-        return lambda inputs: session.run(None, {name: inputs})[0]
+        return lambda inputs: np.asarray(session.run(None, {name: inputs})[0])
 
     def prove(
         self, path: Path, run: Callable[[np.ndarray], np.ndarray], strict: bool = True, scored: bool = True

@@ -35,5 +35,5 @@ def predict(settings: PredictSettings) -> PredictionsResult:
         predictions=settings.out, images=len(result.paths), rejected=len(result.rejected), model=opened.file
     )
     if "unsure" in (columns := result.columns(1)):
-        return found.model_copy(update={"unsure": sum(columns["unsure"])})
+        return found.model_copy(update={"unsure": sum(map(bool, columns["unsure"]))})
     return found.model_copy(update={"masks": str(Path(settings.out).with_suffix(""))})

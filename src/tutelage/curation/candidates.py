@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from tutelage.curation.duplicates import COPIES, find_leaks, search_layouts
-from tutelage.curation.embedders import GalleryEmbedder
+from tutelage.curation.embedders import GalleryEmbedder, Ticking
 from tutelage.curation.labelled_set import LabelledSplit
 from tutelage.curation.search import search
 from tutelage.curation.selection import Leak, Pool, check_memory
@@ -27,11 +27,7 @@ DEEPEST = 4096
 
 
 def fill_pool(
-    encoder: GalleryEmbedder,
-    refs: Sequence[ImageRef],
-    labelled: LabelledSplit,
-    settings: Curation,
-    ticking: Callable[[Callable[[int], None]], Callable[[int], None]],
+    encoder: GalleryEmbedder, refs: Sequence[ImageRef], labelled: LabelledSplit, settings: Curation, ticking: Ticking
 ) -> tuple[Pool, LeakCheck, int, int, list[Rejected]]:
     """Embed a gallery and bar images that are known already: labelled images, held-out images, exact duplicates.
 
@@ -45,16 +41,13 @@ def fill_pool(
         raise TutelageError("the gallery has no readable image", "see rejected.csv, and use another --gallery")
     mean = mean_of(embedded.parts)
     # A CLIP model embeds texts and images in different regions: their cosine is used as in its training, not centred.
-    if encoder.words is not None:
-        mean = np.zeros_like(mean)
-    vectors = Vectors(embedded.parts, mean)
+    vectors = Vectors(embedded.parts, mean if encoder.words is None else np.zeros_like(mean))
     memory = settings.memory * 2**30 if settings.memory else free_memory() / 2
-    usable = np.ones(len(embedded), dtype=bool)
-    pool = Pool(embedded, vectors, usable, settings.index, int(memory))
+    pool = Pool(embedded, vectors, np.ones(len(embedded), dtype=bool), settings.index, int(memory))
     leaks, known, twice = _same_pixels(pool, labelled)
     check = LeakCheck(pool, labelled, encoder, leaks)
     if settings.dedup == "gallery":
-        check_memory(pool, int(usable.sum()), "gallery")  # before the search for leaks, which may take hours
+        check_memory(pool, int(pool.usable.sum()), "gallery")  # before the search for leaks, which may take hours
         check()
     return pool, check, known, twice, embedded.rejected
 
@@ -73,20 +66,17 @@ def nothing_left(pool: Pool, leaks: Sequence[Leak], labelled: int) -> TutelageEr
 def _same_pixels(pool: Pool, labelled: LabelledSplit) -> tuple[list[Leak], int, int]:
     """Bar by content hash: held-out images, labelled images, and all but the first image of each content.
 
-    Returns:
-        leaks; the number of labelled images; the number of these and of other duplicates.
+    Returns the leaks; the number of labelled images; the number of these and of other duplicates.
     """
     held = dict(zip(labelled.keys_of(labelled.held), labelled.held.tolist(), strict=True))
     keys = as_void(pool.embedded.keys)
-    _, first = np.unique(keys, return_index=True)
     fresh = np.zeros(len(keys), dtype=bool)
-    fresh[first] = True
+    fresh[np.unique(keys, return_index=True)[1]] = True
     is_held = np.isin(keys, np.array(list(held), dtype="S32"))
     is_drawn = np.isin(keys, np.array(labelled.keys_of(labelled.drawn), dtype="S32"))
     pool.usable &= fresh & ~is_held & ~is_drawn
-    leaks = [
-        Leak(row, held[pool.embedded.keys[row].tobytes()], "same pixels") for row in np.flatnonzero(is_held).tolist()
-    ]
+    rows = np.flatnonzero(is_held).tolist()
+    leaks = [Leak(row, held[pool.embedded.keys[row].tobytes()], "same pixels") for row in rows]
     return leaks, int(is_drawn.sum()), int((~is_held & (is_drawn | ~fresh)).sum())
 
 
@@ -122,10 +112,9 @@ class LeakCheck:
         asked, k, barred = np.arange(len(images)), COPIES, 0
         while len(asked):  # a search finds k neighbours of each image: those with many copies are searched again
             counts = np.zeros(len(asked), np.int64)
-            found = near_leaks(
-                self.pool, [images[i] for i in asked.tolist()], None if queries is None else queries[asked],
-                rows if rows is None else rows[usable[rows]], counts, k
-            )  # fmt: skip
+            shown, vectors = [images[i] for i in asked.tolist()], None if queries is None else queries[asked]
+            among = rows if rows is None else rows[usable[rows]]
+            found = near_leaks(self.pool, shown, vectors, among, counts, k)
             usable[[row for row, *_ in found]] = False
             self.leaks += [Leak(row, int(self.labelled.held[asked[at]]), how) for row, at, how, _ in found]
             barred += len(found)

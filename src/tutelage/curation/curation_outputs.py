@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from tutelage.curation.strategies import Choice
 from tutelage.data.image_cache import Images, Store
 from tutelage.data.manifest import write_manifest
 from tutelage.data.sources import SOURCE, ImageRef
+from tutelage.json_object import JSON
 from tutelage.progress import logger
 from tutelage.run_folder import Run, hash_of
 
@@ -50,7 +50,7 @@ def write_manifests(
     target, kept, drawn = labelled.target, labelled.kept, labelled.drawn
     write_manifest(
         run.path / "target_set" / "manifest.parquet", [target.refs[i] for i in kept],
-        {**labelled.columns(kept), "key": labelled.keys_of(kept)}
+        {**labelled.target.columns(kept), "key": labelled.keys_of(kept)}
     )  # fmt: skip
     none = [None] * len(drawn)
     write_manifest(
@@ -70,7 +70,7 @@ def identity(labelled: LabelledSplit, refs: list[ImageRef], embedded: EmbeddingT
     """Return a hash of all that later stages use of the choice: contents and names, but not the files' paths or times."""
     kept = labelled.kept
     places = {f"mask_{name}" for name in SOURCE}
-    known = [column for name, column in labelled.columns(kept).items() if name not in places]
+    known = [column for name, column in labelled.target.columns(kept).items() if name not in places]
     return hash_of([
         [key.hex() for key in labelled.keys_of(kept)], labelled.target.classes, *known,
         [ref.id for ref in refs], [key.tobytes().hex() for key in embedded.keys[choice.rows]]
@@ -83,10 +83,8 @@ def write_leaks(run: Run, labelled: LabelledSplit, refs: list[ImageRef], leaks: 
     if not leaks:
         path.unlink(missing_ok=True)
         return
-    rows = [
-        (ref.id, target.refs[leak.held].id, target.splits[leak.held], leak.how)
-        for ref, leak in zip(refs, leaks, strict=True)
-    ]
+    both = zip(refs, leaks, strict=True)
+    rows = [(ref.id, target.refs[leak.held].id, target.splits[leak.held], leak.how) for ref, leak in both]
     write_csv(path, [("gallery_image", "is", "split", "how"), *rows])
     logger.info(f"{len(leaks):,} gallery images are validation or test images and stay out (curate/leaks.csv)")
 
@@ -124,18 +122,16 @@ def write_montage(
             captions = [""] * len(mine)
         brought = [(images[int(i)], caption) for i, caption in zip(mine, captions, strict=True)]
         rows.append(Row(target.classes[labels[query]], own[query], brought))
-    what = (
-        f"{'classes, each with a labelled image,' if queries.text else 'labelled images'} and the images that each of them found"
-        if by_query
-        else "labelled images, each beside randomly drawn images of the set"
-    )
+    asked = "classes, each with a labelled image," if queries.text else "labelled images"
+    what = f"{asked} and the images that each of them found"
+    what = what if by_query else "labelled images, each beside randomly drawn images of the set"
     picture = montage(rows, f"{len(choice):,} gallery images: {what}", kept_out, columns=SHOWN)
     save_montage(run.path / "curate" / "montage.jpg", picture)
 
 
-def summary(pool: Pool, choice: Choice, queries: Queries, labelled: LabelledSplit) -> dict[str, Any]:
+def summary(pool: Pool, choice: Choice, queries: Queries, labelled: LabelledSplit) -> JSON:
     """Return and log similarities, images found per class, and the distances of transfer set and gallery to the target set."""
-    found: dict[str, Any] = {"index": "ivf", "recall": min(pool.recalls)} if pool.recalls else {}
+    found: JSON = {"index": "ivf", "recall": min(pool.recalls)} if pool.recalls else {}
     near = far = float("nan")
     images = not queries.text
     if images and len(queries.vectors) > 1 and len(choice) > 1:
@@ -156,12 +152,9 @@ def summary(pool: Pool, choice: Choice, queries: Queries, labelled: LabelledSpli
     if warning:
         logger.info(warning)
         found |= {"far_classes": named} if named else {"nothing_near": True}
+    apart = f"; distance (MMD^2) to the labelled images: {near:.3f}, and {far:.3f} for the whole gallery"
     logger.info(
         f"similarity of an image to the query that found it: median {quantiles[3]:.2f}, 5 % below {quantiles[1]:.2f}"
-        + (
-            f"; distance (MMD^2) to the labelled images: {near:.3f}, and {far:.3f} for the whole gallery"
-            if "distance" in found
-            else ""
-        )
+        + (apart if "distance" in found else "")
     )
     return found

@@ -30,6 +30,7 @@ from tutelage.curation.image_match import (
 from tutelage.curation.search import search
 from tutelage.curation.vectors import Vectors
 from tutelage.features.principal_axes import COMPONENTS, unit_embeddings
+from tutelage.progress import Advance
 
 COPIES = 20  # neighbours searched for each held-out image by embedding, and again by layout; more copies may be missed
 FLOOR = 0.45  # least cosine of a candidate: embeddings of 90 % crops start at 0.51, layouts of other copies at 0.68
@@ -41,9 +42,13 @@ SURE = 0.8  # pairs whose layouts have a larger cosine are compared whatever the
 
 
 def search_layouts(
-    held: Sequence[np.ndarray], layouts: Vectors, k: int = COPIES, memory: int | None = None,
-    advance: Callable[[int], None] = lambda n: None, usable: np.ndarray | None = None,
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    held: Sequence[np.ndarray],
+    layouts: Vectors,
+    k: int = COPIES,
+    memory: int | None = None,
+    advance: Advance = lambda n: None,
+    usable: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the gallery images whose layouts are nearest to that of each held-out image and of its mirror image.
 
     Args:
@@ -65,7 +70,7 @@ def find_leaks(
     rows: np.ndarray,
     held: Sequence[np.ndarray],
     thumbs: Callable[[np.ndarray], np.ndarray],
-    advance: Callable[[int], None] = lambda n: None,
+    advance: Advance = lambda n: None,
     counts: np.ndarray | None = None,
 ) -> list[tuple[int, int, str, float]]:
     """Return the gallery images that are copies of held-out images.
@@ -105,19 +110,15 @@ def find_leaks(
 
 
 def near_duplicates(
-    embeddings: np.ndarray,
-    thumbs: np.ndarray,
-    floor: float = FLOOR,
-    fresh: np.ndarray | None = None,
-    advance: Callable[[int], None] = lambda n: None,
+    embeddings: np.ndarray, thumbs: np.ndarray, fresh: np.ndarray | None = None, advance: Advance = lambda n: None
 ) -> np.ndarray:
     """Return which image each image duplicates: an image is a duplicate if it is a copy of an earlier, kept image.
 
-    Images that are copies only of a duplicate (a crop of a crop) are kept.
+    Images that are copies only of a duplicate (a crop of a crop) are kept. Pairs whose embeddings have a cosine below FLOOR are compared
+    only if their layouts have one of at least SURE.
 
     Args:
         embeddings: (n, D) float32, unit length. thumbs: (n, 16, 16, 3) uint8.
-        floor: pairs whose embeddings have a smaller cosine are compared only if their layouts have a cosine of at least SURE.
         fresh: (m,) int64 positions of images to check; the others are known not to be copies of each other. None: check all.
         advance: called with the number of images searched, once for each of the SEARCHES searches.
 
@@ -128,7 +129,7 @@ def near_duplicates(
     asked = first if fresh is None else fresh
     while len(asked):  # among many copies of one picture, an image's neighbours may all be dropped: search it again
         kept = np.flatnonzero(first == np.arange(len(first)))
-        pairs = kept[_pairs(embeddings[kept], layouts[kept], floor, np.searchsorted(kept, asked), advance)]
+        pairs = kept[_pairs(embeddings[kept], layouts[kept], np.searchsorted(kept, asked), advance)]
         for b, a in _copies(small, pairs).tolist():
             if first[a] == a and first[b] == b:
                 first[b] = a
@@ -160,15 +161,13 @@ def _copies(small: np.ndarray, pairs: np.ndarray) -> np.ndarray:
     return np.unique(np.sort(np.concatenate(copies), axis=1)[:, ::-1], axis=0)
 
 
-def _pairs(
-    embeddings: np.ndarray, layouts: np.ndarray, floor: float, fresh: np.ndarray, advance: Callable[[int], None]
-) -> np.ndarray:
+def _pairs(embeddings: np.ndarray, layouts: np.ndarray, fresh: np.ndarray, advance: Advance) -> np.ndarray:
     """Return the pairs to compare, (p, 2) int64 with a < b: nearest neighbours of `fresh` by embedding, layout and mirrored layout."""
     half = THUMB // 2
     mirrored = np.ascontiguousarray(layouts.reshape(-1, half, half, 3)[:, :, ::-1]).reshape(layouts.shape)
     if len(fresh) > MANY and embeddings.shape[1] > COMPONENTS:
         embeddings = unit_embeddings(embeddings)
-    a, b = _near(embeddings, embeddings, floor, fresh, advance)
+    a, b = _near(embeddings, embeddings, FLOOR, fresh, advance)
     blank = np.minimum(squared_length(layouts[a]), squared_length(layouts[b])) < 0.99  # too little structure to judge
     alike = [np.einsum("pd,pd->p", one[a], layouts[b]) for one in (layouts, mirrored)]
     keep = blank | (np.maximum(*alike) >= FLOOR)
@@ -178,7 +177,7 @@ def _pairs(
 
 
 def _near(
-    base: np.ndarray, queries: np.ndarray, floor: float, fresh: np.ndarray, advance: Callable[[int], None]
+    base: np.ndarray, queries: np.ndarray, floor: float, fresh: np.ndarray, advance: Advance
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return pairs, (p,) and (p,) int64: a query in `fresh` and a near row of `base`, not itself, with a cosine >= floor."""
     import faiss

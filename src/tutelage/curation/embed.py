@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -27,6 +28,7 @@ from tutelage.data.decode import fit
 from tutelage.data.image_cache import decoded
 from tutelage.data.sources import ImageRef, Rejected
 from tutelage.models.adapted_teacher import FeatureExtractor, half_precision
+from tutelage.progress import Advance
 
 PIECE_BITS = 11  # a piece ends after an image whose fingerprint ends in this many zero bits: 2,048 images on average
 BATCH = 64  # images in one forward pass
@@ -47,19 +49,19 @@ def pieces_of(refs: Sequence[ImageRef]) -> list[Piece]:
     """Cut a gallery into pieces; none crosses the end of a tar or Parquet file."""
     if not refs:
         return []
-    ends = []
     mask = (1 << PIECE_BITS) - 1
-    for at, ref in enumerate(refs):
-        last = at + 1 == len(refs)
-        other = not last and (refs[at + 1].kind, refs[at + 1].kind != "file" and refs[at + 1].container) != (
-            ref.kind, ref.kind != "file" and ref.container,
-        )  # fmt: skip
-        if last or other or not int.from_bytes(ref.fingerprint[-2:], "little") & mask:
-            ends.append(at + 1)
-    starts = [0, *ends[:-1]]
+
+    def shard(ref: ImageRef) -> tuple[str, str]:
+        return ref.kind, ref.container if ref.kind != "file" else ""
+
+    ends = [
+        at
+        for at, (ref, after) in enumerate(pairwise(refs), 1)
+        if shard(ref) != shard(after) or not int.from_bytes(ref.fingerprint[-2:], "little") & mask
+    ]
     return [
         Piece(part := refs[a:b], a, hashlib.sha256(b"".join(ref.fingerprint for ref in part)).hexdigest()[:24])
-        for a, b in zip(starts, ends, strict=True)
+        for a, b in pairwise([0, *ends, len(refs)])
     ]
 
 
@@ -92,7 +94,7 @@ class EmbeddingTable:
 class EmbeddingSource(Protocol):
     """Source of embeddings. about: what they depend on, hashed into the cache's name. width: number of features."""
 
-    about: dict[str, Any]
+    about: dict[str, object]
     width: int
 
     def lacks(self, ref: ImageRef) -> str | None:
@@ -112,7 +114,7 @@ class ByNetwork:
 
     def __init__(self, network: FeatureExtractor, resize: str):
         self.network, self.resize, self.width = network, resize, network.width
-        self.about: dict[str, Any] = {
+        self.about: dict[str, object] = {
             "encoder": network.name, "weights": network.hash, "width": network.width, "size": network.size,
             "mean": network.mean, "std": network.std, "resize": resize, "precision": network.precision,
         }  # fmt: skip
@@ -140,9 +142,8 @@ class EmbeddingCache:
 
     def __init__(self, cache: str | Path, source: EmbeddingSource, side: int):
         about = {**source.about, "store_side": side}
-        what = "embeddings made elsewhere"
-        if "encoder" in about:
-            what = f"{about['encoder']} at {about['size']} px, embeddings of galleries"
+        known = f"{about['encoder']} at {about['size']} px, embeddings of galleries" if "encoder" in about else ""
+        what = known or "embeddings made elsewhere"
         self.folder = cache_folder(cache, "embeddings", what, about)
         self.source, self.side = source, side
         self._blocks = BlockCache(self.folder, COLUMNS)
@@ -151,7 +152,7 @@ class EmbeddingCache:
         """Return whether a piece is done."""
         return self._blocks.read(piece.name) is not None
 
-    def embed(self, piece: Piece, advance: Callable[[int], None] = lambda n: None) -> None:
+    def embed(self, piece: Piece, advance: Advance = lambda n: None) -> None:
         """Embed one piece. advance: called with the number of images that were read.
 
         Raises:
@@ -185,8 +186,7 @@ class EmbeddingCache:
         """Open the embeddings of these pieces, all of which must be done."""
         positions, keys, starts, rejected = [np.zeros(0, np.int64)], [np.zeros((0, 32), np.uint8)], [0], []
         for piece in pieces:
-            block = self._blocks.read(piece.name)
-            if block is None:
+            if (block := self._blocks.read(piece.name)) is None:
                 raise self._blocks.lost()
             positions.append(block["position"] + piece.first)
             keys.append(block["key"].copy())  # or all blocks would stay mapped

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,14 +13,18 @@ from tutelage.curation.embed import ByNetwork, EmbeddingCache, Piece, pieces_of
 from tutelage.curation.labelled_set import LabelledSplit
 from tutelage.curation.precomputed_embeddings import PrecomputedEmbeddings
 from tutelage.curation.ray_backend import embed_on_ray
-from tutelage.data.image_cache import Images
+from tutelage.data.image_cache import Images, short_side
 from tutelage.data.sources import ImageRef
 from tutelage.errors import TutelageError, shown
 from tutelage.features.output_cache import OutputCache, compute_outputs
 from tutelage.features.view_batches import CLEAN, ViewSettings
+from tutelage.image_size import Size
+from tutelage.metrics import unit
 from tutelage.models.adapted_teacher import FeatureExtractor
-from tutelage.progress import logger, progress
+from tutelage.progress import Advance, logger, progress
 from tutelage.settings.commands import Curation
+
+Ticking = Callable[[Advance], Advance]  # wraps a function that reports progress, as `Clock.ticking` does
 
 
 @dataclass(frozen=True)
@@ -54,53 +57,49 @@ class GalleryEmbedder:
     network: FeatureExtractor | None = None
     given: PrecomputedEmbeddings | None = None
     words: Callable[[Sequence[str]], np.ndarray] | None = None
-    about_words: list[Any] = field(default_factory=list)
+    about_words: list[object] = field(default_factory=list)
     is_teacher: bool = False
 
     @classmethod
     def of(cls, settings: Curation, cache: Path) -> GalleryEmbedder:
         """Build the embedder that the settings of `curate` name."""
-        from tutelage.data.image_cache import short_side
         from tutelage.models.teachers import size_of
 
         sizes = [size_of(settings, kind) for kind in ("teacher", "student")]
-        place = {"side": short_side(*sizes), "cache": cache, "resize": settings.resize}
-        if settings.embeddings:
-            given, words = PrecomputedEmbeddings(settings.embeddings), None
-            if settings.text_embeddings:
-                words = PrecomputedEmbeddings([settings.text_embeddings], "--text-embeddings")
-                if words.width != given.width:
-                    raise TutelageError(
-                        f"--text-embeddings with {words.width} features, --embeddings with {given.width}: "
-                        "they are not of one model",
-                        "use the text and image vectors of the same CLIP model",
-                    )
-                return cls(**place, given=given, words=words.of_names, about_words=[words.about])
-            return cls(**place, given=given)
-        return cls._of_network(settings, place, sizes)
+        one = cls(short_side(*sizes), cache, settings.resize)
+        if not settings.embeddings:
+            return one._by_network(settings, sizes)
+        given = PrecomputedEmbeddings(settings.embeddings)
+        if not settings.text_embeddings:
+            return replace(one, given=given)
+        words = PrecomputedEmbeddings([settings.text_embeddings], "--text-embeddings")
+        if words.width != given.width:
+            raise TutelageError(
+                f"--text-embeddings with {words.width} features, --embeddings with {given.width}: they are not of one model",
+                "use the text and image vectors of the same CLIP model",
+            )
+        return replace(one, given=given, words=words.of_names, about_words=[words.about])
 
-    @classmethod
-    def _of_network(cls, settings: Curation, place: dict[str, Any], sizes: list[int | str]) -> GalleryEmbedder:
-        from tutelage.data.image_cache import short_side
+    def _by_network(self, settings: Curation, sizes: list[Size]) -> GalleryEmbedder:
         from tutelage.device import accelerator
         from tutelage.models.adapted_teacher import network_of
         from tutelage.models.teachers import build_teacher
 
         hardware = accelerator(settings.device, settings.precision)
-        if settings.strategy == "text":
-            from tutelage.models.clip import TEMPLATES, build_clip, class_embeddings
+        if settings.strategy != "text":
+            size = settings.teacher_window or settings.teacher_size  # embed whole images at the size of one window
+            teacher = build_teacher(settings.teacher, settings.teacher_weights, size)
+            return replace(self, network=network_of(teacher, hardware), is_teacher=True)
+        from tutelage.models.clip import TEMPLATES, build_clip, class_embeddings
 
-            clip = build_clip(settings.clip, settings.clip_weights, hardware)
-            templates = tuple(settings.templates) or TEMPLATES
-            words = lambda classes: class_embeddings(clip, classes, templates)  # noqa: E731
-            place["side"] = short_side(max(sizes), clip.network.size)  # or it would see enlarged images
-            return cls(**place, network=clip.network, words=words, about_words=[clip.hash, templates])
-        size = settings.teacher_window or settings.teacher_size  # embed whole images at the size of one window
-        teacher = build_teacher(settings.teacher, settings.teacher_weights, size)
-        return cls(**place, network=network_of(teacher, hardware), is_teacher=True)
+        clip = build_clip(settings.clip, settings.clip_weights, hardware)
+        templates = tuple(settings.templates) or TEMPLATES
+        words = partial(class_embeddings, clip, templates=templates)
+        side = short_side(max(sizes), clip.network.size)  # or it would see enlarged images
+        return replace(self, side=side, network=clip.network, words=words, about_words=[clip.hash, templates])
 
     @property
-    def identity(self) -> list[Any]:
+    def identity(self) -> list[object]:
         """Return everything besides the images that the vectors depend on."""
         if self.given is not None:
             return [self.given.about, *self.about_words]
@@ -121,10 +120,8 @@ class GalleryEmbedder:
             return None
         if (found < 0).any():
             without = [ref.id for ref, row in zip(refs, found, strict=True) if row < 0]
-            raise TutelageError(
-                f"--embeddings: {len(without):,} of {len(refs):,} {what} have no vector: {shown(without)}",
-                "embed all images of --target, or none of them",
-            )
+            message = f"--embeddings: {len(without):,} of {len(refs):,} {what} have no vector: {shown(without)}"
+            raise TutelageError(message, "embed all images of --target, or none of them")
         return self.given.finite(found)
 
     def queries(self, labelled: LabelledSplit, mean: np.ndarray | None) -> Queries:
@@ -133,7 +130,7 @@ class GalleryEmbedder:
         if self.words is not None:
             classes = list(labelled.target.classes)
             first = np.array([np.flatnonzero(labels == number)[0] for number in range(len(classes))])
-            vectors, names = unit(self.words(classes), None), [f"text: {name}" for name in classes]
+            vectors, names = unit(self.words(classes)), [f"text: {name}" for name in classes]
             return Queries(vectors, np.arange(len(classes)), names, first, text=True)
         features = self.target(labelled, labelled.drawn, "labelled images")
         if features is None:
@@ -143,36 +140,40 @@ class GalleryEmbedder:
                 "--strategy text --text-embeddings FILE",
             )
         ids = [labelled.target.refs[row].id for row in labelled.drawn]
-        return Queries(unit(features, mean), labels, ids, drawn)
+        return Queries(unit(features if mean is None else features - mean), labels, ids, drawn)
 
     def _outputs(self, images: Images, what: str) -> np.ndarray:
-        cache, settings = self._output_cache()
         assert self.network is not None
+        cache, settings = self._output_cache(), ViewSettings(resize=self.resize)
         with progress(what, len(images)) as advance:
             compute_outputs(cache, self.network, images, [CLEAN], settings, advance)
         return cache.table(images, CLEAN).rows()
 
     def hand_on(self, images: Images, features: np.ndarray) -> None:
         """Cache the teacher's features of chosen images for the later stages. features: (n, D), as the encoder gave them."""
-        cache, _ = self._output_cache()
+        cache = self._output_cache()
         missing = cache.table(images, CLEAN).missing
         if len(missing):
             cache.add(images.keys[missing], features[missing], CLEAN)
 
-    def _output_cache(self) -> tuple[OutputCache, ViewSettings]:
-        settings = ViewSettings(resize=self.resize)
+    def _output_cache(self) -> OutputCache:
         assert self.network is not None
-        return OutputCache(self.cache, self.network, self.resize, self.side), settings
+        return OutputCache(self.cache, self.network, self.resize, self.side)
 
     def cache_of_vectors(self) -> EmbeddingCache:
         """Return the cache of the gallery's vectors."""
-        source = self.given or ByNetwork(self.network, self.resize)  # type: ignore[arg-type]
-        return EmbeddingCache(self.cache, source, self.side)
+        if self.given is not None:
+            return EmbeddingCache(self.cache, self.given, self.side)
+        assert self.network is not None
+        return EmbeddingCache(self.cache, ByNetwork(self.network, self.resize), self.side)
 
     def embedded(
-        self, refs: Sequence[ImageRef], settings: Curation, share: tuple[int, int] = (0, 1),
-        ticking: Callable[[Callable[[int], None]], Callable[[int], None]] = lambda advance: advance,
-    ) -> tuple[EmbeddingCache, list[Piece], int]:  # fmt: skip
+        self,
+        refs: Sequence[ImageRef],
+        settings: Curation,
+        share: tuple[int, int] = (0, 1),
+        ticking: Ticking = lambda advance: advance,
+    ) -> tuple[EmbeddingCache, list[Piece], int]:
         """Embed the missing pieces of this share, here or on a cluster, as the settings say.
 
         Args:
@@ -182,10 +183,9 @@ class GalleryEmbedder:
             the cache; all pieces; the number of images in the pieces that were missing.
         """
         if self.given is not None and (found := self.given.find(refs, "gallery images")).max(initial=-1) < 0:
-            raise TutelageError(
-                f"--embeddings: none of its {len(self.given):,} names is one of the {len(found):,} gallery images",
-                f"use names such as {refs[0].id!r}, or paths, instead of names such as {self.given.names[0]!r}",
-            )
+            message = f"--embeddings: none of its {len(self.given):,} names is one of the {len(found):,} gallery images"
+            hint = f"use names such as {refs[0].id!r}, or paths, instead of names such as {self.given.names[0]!r}"
+            raise TutelageError(message, hint)
         cache, pieces = self.cache_of_vectors(), pieces_of(refs)
         missing = [piece for piece in pieces[share[0] :: share[1]] if not cache.has(piece)]
         count = sum(len(piece.refs) for piece in missing)
@@ -207,7 +207,7 @@ class GalleryEmbedder:
                 "--embeddings has no vectors of validation and test images: copies of them are found by their pixels only"
             )
             return None
-        return unit(features, mean)
+        return unit(features if mean is None else features - mean)
 
 
 def _everywhere(settings: Curation) -> Curation:
@@ -225,9 +225,3 @@ def _everywhere(settings: Curation) -> Curation:
 def _cache_of(settings: Curation, cache: Path) -> EmbeddingCache:
     """Build the encoder and return the cache of its vectors."""
     return GalleryEmbedder.of(settings, cache).cache_of_vectors()
-
-
-def unit(features: np.ndarray, mean: np.ndarray | None) -> np.ndarray:
-    """Return the centred features at unit length: (n, D) float32."""
-    centred = features if mean is None else features - mean
-    return (centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)).astype(np.float32)

@@ -194,14 +194,7 @@ def _crop(images: np.ndarray, numbers: np.ndarray) -> np.ndarray:
 
 
 def _agree(shown: np.ndarray, thumbs: np.ndarray) -> np.ndarray:
-    """Return whether two thumbnails show one picture: mean colours first, because that is cheap, then `_structure_agrees`.
-
-    Args:
-        shown: (m, 16, 16, 3) float32, which may be shifted a little. thumbs: (m, 16, 16, 3) float32.
-
-    Returns:
-        (m,) bool.
-    """
+    """(m, 16, 16, 3) float32 each -> (m,) bool: mean colours agree, which is cheap to see, and `_structure_agrees` with `shown` moved."""
     a, b = (images - images.mean(axis=(1, 2), keepdims=True) for images in (shown, thumbs))
     contrast = np.sqrt((np.square(a) + np.square(b)).sum(axis=3).mean(axis=(1, 2)) / 2)
     agree = (np.abs(shown.mean(axis=(1, 2)) - thumbs.mean(axis=(1, 2))) <= _most_shift(contrast)).all(axis=1)
@@ -225,11 +218,7 @@ def _structure_agrees(a: np.ndarray, b: np.ndarray, contrast: np.ndarray) -> np.
     First, `a` is moved and stretched by up to SHIFT pixels and its contrast changed by up to GAIN so that it agrees best
     with `b` (least squares on the first derivatives, as Lucas and Kanade, IJCAI 1981).
 
-    Args:
-        a: (m, 16, 16, 3) float32 minus its mean, to be moved. b: (m, 16, 16, 3) float32 minus its mean. contrast: (m,).
-
-    Returns:
-        (m,) bool.
+    a, b: (m, 16, 16, 3) float32, minus their means. contrast: (m,). Returns (m,) bool.
     """
     down, across = np.gradient(a, axis=(1, 2))
     place = ((np.arange(THUMB) + 0.5) / THUMB * 2 - 1).astype(np.float32)

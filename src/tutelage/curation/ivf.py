@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import faiss
@@ -12,6 +11,7 @@ import numpy as np
 from tutelage.curation.search import OVERHEAD, checked, search
 from tutelage.curation.vectors import BLOCK, Vectors
 from tutelage.errors import TutelageError
+from tutelage.progress import Advance
 
 SAMPLE_PER_LIST = 64  # rows that k-means uses for each list of an inverted file
 CHECKED = 32  # queries whose approximate neighbours are compared with the exact ones
@@ -25,32 +25,9 @@ def ivf_memory(number: int, width: int) -> int:
     return math.ceil(OVERHEAD + held + (2 * sample + 2 * lists + 4 * BLOCK) * width * 4)
 
 
-def _ivf_index(
-    vectors: Vectors, usable: np.ndarray | None, number: int, memory: int | None, advance: Callable[[int], None]
-) -> Any:
-    """Build a faiss inverted file of all usable rows, of which there are `number`, in half precision."""
-    lists, needed = round(math.sqrt(number)), ivf_memory(number, vectors.width)
-    if memory is not None and needed > memory:
-        raise TutelageError(
-            f"--index ivf: {memory / 2**20:,.0f} MB of memory is too little for an approximate index of {number:,} rows, "
-            f"which needs {math.ceil(needed / 2**20):,} MB",
-            "use --index exact, which reads the rows block by block, or a larger --memory",
-        )
-    index: Any = faiss.index_factory(vectors.width, f"IVF{lists},SQfp16", faiss.METRIC_INNER_PRODUCT)
-    index.by_residual, index.nprobe = False, min(lists, max(8, round(2 * math.sqrt(lists))))
-    index.cp.seed, index.cp.spherical, index.cp.niter = 0, True, 10
-    index.cp.min_points_per_centroid, index.cp.max_points_per_centroid = 1, SAMPLE_PER_LIST
-    sample = min(number, SAMPLE_PER_LIST * lists)
-    drawn = np.sort(np.random.default_rng(0).choice(number, sample, replace=False, shuffle=False))
-    index.train(vectors.rows(drawn if usable is None else np.flatnonzero(usable)[drawn]))
-    for positions, rows in vectors.blocks(BLOCK, usable, advance):
-        index.add_with_ids(rows, positions)
-    return index
-
-
 def search_ivf(
     vectors: Vectors, queries: np.ndarray, k: int, *, usable: np.ndarray | None = None, memory: int | None = None,
-    advance: Callable[[int], None] = lambda n: None,
+    advance: Advance = lambda n: None,
 ) -> tuple[np.ndarray, np.ndarray, float]:  # fmt: skip
     """Search approximately with an inverted file: a query is compared only with the rows in the lists nearest to it.
 
@@ -72,8 +49,23 @@ def search_ivf(
     count = vectors.count if usable is None else int(usable.sum())
     if not count or not len(queries):
         return (*search(vectors, queries, k, usable=usable, memory=memory, advance=advance), 1.0)
-    report = _shared(advance, 2)
-    index = _ivf_index(vectors, usable, count, memory, report)
+    lists, needed, report = round(math.sqrt(count)), ivf_memory(count, vectors.width), _shared(advance, 2)
+    if memory is not None and needed > memory:
+        raise TutelageError(
+            f"--index ivf: {memory / 2**20:,.0f} MB of memory is too little for an approximate index of {count:,} rows, "
+            f"which needs {math.ceil(needed / 2**20):,} MB",
+            "use --index exact, which reads the rows block by block, or a larger --memory",
+        )
+    # In half precision. SWIG's declarations do not have the methods' Python arguments
+    index: Any = faiss.index_factory(vectors.width, f"IVF{lists},SQfp16", faiss.METRIC_INNER_PRODUCT)
+    index.by_residual, index.nprobe = False, min(lists, max(8, round(2 * math.sqrt(lists))))
+    index.cp.seed, index.cp.spherical, index.cp.niter = 0, True, 10
+    index.cp.min_points_per_centroid, index.cp.max_points_per_centroid = 1, SAMPLE_PER_LIST
+    sample = min(count, SAMPLE_PER_LIST * lists)
+    drawn = np.sort(np.random.default_rng(0).choice(count, sample, replace=False, shuffle=False))
+    index.train(vectors.rows(drawn if usable is None else np.flatnonzero(usable)[drawn]))
+    for positions, rows in vectors.blocks(BLOCK, usable, report):
+        index.add_with_ids(rows, positions)
     similarities, rows = index.search(queries, k)
     del index
     similarities[rows < 0] = -np.inf
@@ -85,7 +77,7 @@ def search_ivf(
     return similarities, rows, hit / int((exact >= 0).sum())
 
 
-def _shared(advance: Callable[[int], None], passes: int) -> Callable[[int], None]:
+def _shared(advance: Advance, passes: int) -> Advance:
     """Return a progress function for `passes` passes over the same rows that counts up to the number of rows."""
     seen = [0]
 

@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 
@@ -40,10 +40,6 @@ class LabelledSplit:
     def kept(self) -> np.ndarray:
         """Rows of all images of the run: those drawn, then validation and test images."""
         return np.concatenate([self.drawn, self.held])
-
-    def columns(self, rows: np.ndarray) -> dict[str, list]:
-        """Return split, label and group of these rows of the target set."""
-        return self.target.columns(rows)
 
     def of(self, rows: np.ndarray) -> Images:
         """Return the images of these rows of the target set."""
@@ -147,10 +143,9 @@ def _draw(target: TargetSet, usable: np.ndarray, keys: list[bytes], budget: int 
     rows = usable[np.array(train, dtype=np.int64)]
     shows = target.shows(rows)
     if lost := [name for number, name in enumerate(target.classes) if not shows[:, number].any()]:
-        raise TutelageError(
-            f"no usable train image in {len(lost)} of {len(target.classes)} classes: {shown(map(repr, lost), 10)}",
-            "see rejected.csv in the run folder, and repair the images or leave these classes out with --classes",
-        )
+        message = f"no usable train image in {len(lost)} of {len(target.classes)} classes: {shown(map(repr, lost), 10)}"
+        hint = "see rejected.csv in the run folder, and repair the images or leave these classes out with --classes"
+        raise TutelageError(message, hint)
     labels = None if target.masks else target.labels[rows]
     chosen, lines = draw(labels, shows, target.classes, [keys[i] for i in train], budget, seed, target.groups[rows])
     for line in lines:
@@ -167,15 +162,14 @@ def list_rejected(run: Run, rejected: Sequence[tuple[str, Rejected]]) -> None:
     if not rejected:
         (run.path / "rejected.csv").unlink(missing_ok=True)
         return
-    listed: list[list[Any]] = [["set", "image", "reason"], *([kind, item.id, item.reason] for kind, item in rejected)]
+    listed = [("set", "image", "reason"), *((kind, item.id, item.reason) for kind, item in rejected)]
     write_csv(run.path / "rejected.csv", listed)
 
 
 def reject(run: Run, rejected: Sequence[tuple[str, Rejected]], total: int, most: float) -> None:
     """List the unusable images; raise an error if their share of all images exceeds `most`. total: images checked."""
     list_rejected(run, rejected)
-    count = len(rejected)
-    if not count:
+    if not (count := len(rejected)):
         return
     logger.info(f"{count:,} of {total:,} images cannot be used; they are listed in {run.path / 'rejected.csv'}")
     if count > most * total:
@@ -187,7 +181,7 @@ def reject(run: Run, rejected: Sequence[tuple[str, Rejected]], total: int, most:
         )
 
 
-def write_csv(path, rows: Sequence[Sequence[Any]]) -> None:
+def write_csv(path: Path, rows: Sequence[Sequence[object]]) -> None:
     """Write a whole CSV file."""
     text = io.StringIO()
     csv.writer(text).writerows(rows)

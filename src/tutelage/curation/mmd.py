@@ -53,7 +53,7 @@ def mmd_and_error(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
                 "depends on the spread within each set",
                 "choose or label more images",
             )
-    x, y = _part(x), _part(y)
+    x, y = (rows[subsample_rows(len(rows))] for rows in (x, y))
     n, m = len(x), len(y)
     # Row means in float64; each kernel block is computed once and freed.
     among_x, among_y = (_kernel(x, x).sum(axis=1) - 1) / (n - 1), (_kernel(y, y).sum(axis=1) - 1) / (m - 1)
@@ -70,10 +70,6 @@ def subsample_rows(count: int) -> np.ndarray:
     Drawn at random: evenly spaced positions would miss classes in a set that lists its classes in turn.
     """
     return np.sort(np.random.default_rng(0).permutation(count)[:MOST])
-
-
-def _part(embeddings: np.ndarray) -> np.ndarray:
-    return embeddings if len(embeddings) <= MOST else embeddings[subsample_rows(len(embeddings))]
 
 
 def _kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -13,14 +12,18 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from tutelage.data.masks import Colour, hue
 from tutelage.run_folder import atomic_write
 
 MOST_WIDTH, MOST_HEIGHT = 3_000, 6_000  # pixels
 MARGIN, GAP, FRAME = 24, 6, 3
 NAME_WIDTH = 150  # pixels at most for a class name; about 20 letters
 KEPT_OUT_LINES = 3
+PER_CLASS = 3  # most queries of one class
 GROUND, TILE, EDGE = (250, 250, 248), (238, 238, 235), (218, 218, 214)
 TEXT, FAINT = (32, 33, 36), (110, 112, 116)
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 # Pillow's own font lacks accented letters; other text uses the first of these that is installed and has all letters.
 FONTS = (
@@ -52,7 +55,7 @@ class KeptOut:
     caption: str = ""
 
 
-def choose_rows(labels: np.ndarray, most: int = 30, per_class: int = 3) -> np.ndarray:
+def choose_rows(labels: np.ndarray, most: int = 30) -> np.ndarray:
     """Choose the queries to show: equally many of each class, evenly spaced, with the classes taking turns.
 
     choose_rows([0, 0, 0, 1, 1, 1], most=4) == [0, 3, 2, 5]
@@ -60,7 +63,6 @@ def choose_rows(labels: np.ndarray, most: int = 30, per_class: int = 3) -> np.nd
     Args:
         labels: (n,) integers, the class of each query; a negative one is never chosen.
         most: queries in all. If there are more classes, `most` of them are taken, evenly spaced.
-        per_class: most queries of one class.
 
     Returns:
         (k,) int64 positions, k <= most: one query of each shown class, then a second one of each that has more, ...
@@ -69,15 +71,15 @@ def choose_rows(labels: np.ndarray, most: int = 30, per_class: int = 3) -> np.nd
     classes = np.unique(labels[labels >= 0])
     if len(classes) == 0 or most < 1:
         return np.zeros(0, np.int64)
-    classes = classes[np.unique(np.linspace(0, len(classes) - 1, min(most, len(classes))).round().astype(int))]
-    each = max(1, min(per_class, most // len(classes)))
-    rounds: list[list[int]] = [[] for _ in range(each)]
-    for one in classes:
-        own = np.flatnonzero(labels == one)
-        spaced = np.unique(np.linspace(0, len(own) - 1, min(each, len(own))).round().astype(int))
-        for turn, position in zip(rounds, own[spaced], strict=False):
-            turn.append(int(position))
-    return np.array([position for turn in rounds for position in turn], np.int64)
+    classes = _spaced(classes, most)
+    each = max(1, min(PER_CLASS, most // len(classes)))
+    chosen = [_spaced(np.flatnonzero(labels == one), each) for one in classes]
+    return np.array([own[turn] for turn in range(each) for own in chosen if turn < len(own)], np.int64)
+
+
+def _spaced(values: np.ndarray, most: int) -> np.ndarray:
+    """Return at most this many of the values, evenly spaced."""
+    return values[np.unique(np.linspace(0, len(values) - 1, min(most, len(values))).round().astype(int))]
 
 
 def montage(
@@ -175,32 +177,17 @@ def _tile(image: np.ndarray, side: int) -> Image.Image:
     return square
 
 
-def _colours(names: Iterable[str]) -> dict[str, tuple[int, int, int]]:
-    """Return a colour for each name, in order of appearance; hues are a golden angle apart, so that neighbours differ."""
-    colours = {}
-    for number, name in enumerate(dict.fromkeys(names)):
-        red, green, blue = colorsys.hls_to_rgb((0.58 + 0.618034 * number) % 1, 0.45, 0.62)
-        colours[name] = (round(255 * red), round(255 * green), round(255 * blue))
-    return colours
+def _colours(names: Iterable[str]) -> dict[str, Colour]:
+    """Return a colour for each name, in order of appearance."""
+    return {name: hue(number, 0.45, 0.62) for number, name in enumerate(dict.fromkeys(names))}
 
 
-@dataclass(frozen=True)
 class _Pen:
     """Writes text in sizes (pixels) that depend on the side of a tile."""
 
-    tile: int
-
-    @property
-    def title(self) -> int:
-        return max(16, self.tile * 5 // 16)
-
-    @property
-    def name(self) -> int:
-        return max(12, self.tile // 5)
-
-    @property
-    def caption(self) -> int:
-        return max(9, self.tile // 6)
+    def __init__(self, tile: int):
+        self.tile, self.title = tile, max(16, tile * 5 // 16)
+        self.name, self.caption = max(12, tile // 5), max(9, tile // 6)
 
     def width(self, text: str, size: int) -> int:
         """Return the width of a text in pixels, as `write` would draw it."""
@@ -213,7 +200,7 @@ class _Pen:
         place: tuple[int, int],
         text: str,
         size: int,
-        colour: tuple[int, int, int],
+        colour: Colour,
         width: int | None = None,
         align: float = 0,
     ) -> None:
@@ -229,7 +216,7 @@ class _Pen:
 
 
 @lru_cache(maxsize=256)
-def _font(name: str, size: int) -> Any:
+def _font(name: str, size: int) -> Font | None:
     """Return a font by its file's name, or Pillow's own for an empty name; None if it is not installed."""
     try:
         return ImageFont.truetype(name, size) if name else ImageFont.load_default(size=size)
@@ -238,10 +225,11 @@ def _font(name: str, size: int) -> Any:
 
 
 @lru_cache(maxsize=4096)
-def _writable(text: str, size: int) -> tuple[str, Any]:
+def _writable(text: str, size: int) -> tuple[str, Font]:
     """Return the text on one line and a font for it; letters that no font has lose their accents or become ?."""
     text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     own = _font("", size)
+    assert own is not None  # Pillow's
     if not isinstance(own, ImageFont.FreeTypeFont):
         return text.encode("latin-1", "replace").decode("latin-1"), own
     for name in ("", *FONTS):
@@ -254,5 +242,5 @@ def _writable(text: str, size: int) -> tuple[str, Any]:
 
 
 def _has(font: Any, character: str) -> bool:
-    """Return whether a font has a character, instead of drawing the box that stands for missing ones."""
+    """Return whether a font has a character, instead of drawing the box that stands for missing ones. font: whose `getmask` may be read."""
     return character.isspace() or bytes(font.getmask(character)) != bytes(font.getmask("\uffff"))

@@ -8,9 +8,9 @@ Supported are Parquet files with a column of vectors and one of names; .npy file
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -53,9 +53,12 @@ class PrecomputedEmbeddings:
             twice = [name for name in self.names if name in seen or seen.add(name)]
             raise TutelageError(f"{flag} has two vectors for {shown(map(repr, twice))}", "keep one vector per name")
         facts = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-        self.about: dict[str, Any] = {"embeddings": hash_of([facts, self.width]), "width": self.width}
+        self.about: dict[str, object] = {"embeddings": hash_of([facts, self.width]), "width": self.width}
         self._claims: dict[int, ImageRef] = {}
-        self._scale = self._scale_of()
+        some = self._stored(np.linspace(0, len(self) - 1, min(1000, len(self))).astype(np.int64))
+        lengths = np.linalg.norm(some, axis=1)
+        lengths = lengths[np.isfinite(lengths) & (lengths > 0)]
+        self._scale = 1 / float(np.median(lengths)) if len(lengths) else 1.0  # fits all vectors into half precision
 
     def __len__(self) -> int:
         return len(self.names)
@@ -85,13 +88,6 @@ class PrecomputedEmbeddings:
                     "name each image by its whole path (/data/a.jpg, /data/a.tar/b.jpg, /data/a.parquet#7)",
                 )
         return rows
-
-    def _scale_of(self) -> float:
-        """Return a factor for all vectors that fits them into half precision: one over the median length of a thousand."""
-        some = self._stored(np.linspace(0, len(self) - 1, min(1000, len(self))).astype(np.int64))
-        lengths = np.linalg.norm(some, axis=1)
-        lengths = lengths[np.isfinite(lengths) & (lengths > 0)]
-        return 1 / float(np.median(lengths)) if len(lengths) else 1.0
 
     def _find(self, ref: ImageRef) -> int:
         return next((self._row[name] for name in names_of(ref) if name in self._row), -1)
@@ -172,10 +168,8 @@ def _files(path: Path, flag: str) -> list[Path]:
     return found
 
 
-def _natural(path: Path) -> list[Any]:
+def _natural(path: Path) -> list[int | str]:
     """Return a sort key that puts img_emb_10 after img_emb_9."""
-    import re
-
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tutelage.curation.embed import EmbeddingCache, Piece
 from tutelage.errors import TutelageError
-from tutelage.progress import logger
+from tutelage.progress import Advance, logger
 
 RETRIES = 5  # restarts of an actor, and retries of a piece
 
@@ -45,17 +45,15 @@ class Embedder:
                 "use the same ones on all machines, and --precision fp32 or bf16, not auto",
             )
         if not any(Path(place).exists() for place in {ref.container for ref in piece.refs}):
-            raise TutelageError(
-                f"--engine ray: {piece.refs[0].container} does not exist on {platform.node()}",
-                "mount the gallery under the same paths on all machines",
-            )
+            message = f"--engine ray: {piece.refs[0].container} does not exist on {platform.node()}"
+            raise TutelageError(message, "mount the gallery under the same paths on all machines")
         if not self.cache.has(piece):
             self.cache.embed(piece)
         return len(piece.refs)
 
 
 def embed_on_ray(
-    cache: Callable[[], EmbeddingCache], folder: str, pieces: list[Piece], on_gpus: bool, advance: Callable[[int], None]
+    cache: Callable[[], EmbeddingCache], folder: str, pieces: list[Piece], on_gpus: bool, advance: Advance
 ) -> None:
     """Embed pieces on the cluster of RAY_ADDRESS, or on a local one.
 

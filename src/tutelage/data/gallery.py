@@ -10,13 +10,17 @@ from pathlib import Path
 from tutelage.data.sources import ImageRef, Rejected, clean, list_images
 from tutelage.errors import TutelageError, raise_all, shown
 
+KINDS = (
+    "check the path, or unpack the archives in it; a gallery is a folder, tar or Parquet file with images "
+    "(.jpg, .png, .webp, ...; hidden names are skipped)"
+)
+
 
 @dataclass(frozen=True)
 class Gallery:
     """The images of all paths, each with a unique id.
 
-    refs: in the order of the paths, and within each path as listed.
-    rejected: images that were found but cannot be used, and why.
+    refs: in the order of the paths, and within each path as listed. rejected: images that were found but cannot be used, and why.
     counts: path as given -> how many of `refs` came from it.
     """
 
@@ -44,7 +48,9 @@ def list_gallery(paths: Sequence[str | Path]) -> Gallery:
             errors.append(error)
             continue
         if not refs:
-            errors.append(_empty(path, rejected))
+            bad = shown((f"{image.id} ({image.reason})" for image in rejected), 3)
+            what = f"no images that can be used: {bad}" if rejected else "no images in it"
+            errors.append(TutelageError(f"gallery {path} has {what}", KINDS))
         listed.append(([ref for ref in refs if ref.fingerprint not in seen], rejected))
         seen.update(ref.fingerprint for ref in refs)
     if not paths:
@@ -81,13 +87,3 @@ def unique_ids(
         ([replace(ref, id=f"{name}/{ref.id}") for ref in refs], [Rejected(f"{name}/{b.id}", b.reason) for b in bads])
         for name, (refs, bads) in zip(names, listed, strict=True)
     ]
-
-
-def _empty(path: str | Path, rejected: list[Rejected]) -> TutelageError:
-    bad = shown((f"{image.id} ({image.reason})" for image in rejected), 3)
-    what = f"no images that can be used: {bad}" if rejected else "no images in it"
-    return TutelageError(
-        f"gallery {path} has {what}",
-        "check the path, or unpack the archives in it; a gallery is a folder, tar or Parquet file with images "
-        "(.jpg, .png, .webp, ...; hidden names are skipped)",
-    )

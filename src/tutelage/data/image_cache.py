@@ -23,6 +23,7 @@ from tutelage.data.decode import content_key, decode
 from tutelage.data.sources import ImageRef, Rejected, read_bytes
 from tutelage.errors import TutelageError, Unreadable
 from tutelage.image_size import Size, sides
+from tutelage.progress import Advance
 
 BLOCK, BLOCK_BYTES = 4096, 2**25  # most images in a block, and bytes of pixels after which it ends
 SHARE = 1.15  # short side of a stored image over the larger of the two networks' sizes
@@ -91,7 +92,7 @@ class Store:
         self._blocks = BlockCache(self.folder, ("fingerprint", "key", "place", "pixels"))
         self._reasons: dict[bytes, str] = {}  # fingerprint -> why this object could not decode the image
 
-    def add(self, refs: Sequence[ImageRef], advance: Callable[[int], None] = lambda n: None) -> None:
+    def add(self, refs: Sequence[ImageRef], advance: Advance = lambda n: None) -> None:
         """Decode the images that the store does not hold yet; remember why others cannot be used.
 
         Args:

@@ -38,7 +38,7 @@ def draw_budget(
     if budget < 1:
         raise TutelageError(f"budget {budget} must be at least 1 label per class", "leave it out to use all labels")
     order = _hashed(labels, keys, seed, groups)
-    return np.sort(order[_places_in_runs(labels[order][:, None]) < budget])
+    return np.sort(order[places_in_runs(labels[order][:, None]) < budget])
 
 
 def _hashed(labels: np.ndarray, keys: Sequence[bytes] | np.ndarray, seed: int, groups: np.ndarray | None) -> np.ndarray:
@@ -50,7 +50,7 @@ def _hashed(labels: np.ndarray, keys: Sequence[bytes] | np.ndarray, seed: int, g
     if groups is not None and len(labels):
         codes = np.unique(groups, return_inverse=True)[1]
         order = np.lexsort((hashes, codes, labels))
-        turn[order] = _places_in_runs(np.stack([labels[order], codes[order]], axis=1))
+        turn[order] = places_in_runs(np.stack([labels[order], codes[order]], axis=1))
         turn[np.asarray(groups) == ""] = 0
     return np.lexsort((hashes, turn, labels))
 
@@ -153,7 +153,7 @@ def folds(labels: np.ndarray, groups: np.ndarray | None, seed: int) -> np.ndarra
     return fold
 
 
-def _places_in_runs(rows: np.ndarray) -> np.ndarray:
+def places_in_runs(rows: np.ndarray) -> np.ndarray:
     """(n, k) sorted rows -> (n,) int64: 0, 1, 2, ... within every run of equal rows."""
     fresh = np.ones(len(rows), bool)
     fresh[1:] = (rows[1:] != rows[:-1]).any(axis=1)

@@ -87,9 +87,8 @@ def _read_folder(place: Path) -> LabelledPlace:
             else:
                 _add_classes(listing, folder, clean(folder.name) + "/", split)
         if others := [p.name for p in folders if p not in splits]:
-            listing.notes.append(
-                f"{place}: folders beside {next(iter(splits)).name} that are not read: {shown(others)}"
-            )
+            first = next(iter(splits)).name
+            listing.notes.append(f"{place}: folders beside {first} that are not read: {shown(others)}")
     elif shards := _shards(place):
         _add_shards(listing, shards, "", "")
     else:
@@ -201,10 +200,8 @@ def _read_list(place: Path, columns: dict[str, list[str]], names: tuple[str, ...
             torn += [clean(name)] if seen[path] != (label, split) else []
         else:
             seen[path] = (label, split)
-            ref = file_ref(path, clean(name.removeprefix("./")))
-            listing.images.append(
-                LabelledRef(ref, clean(label), _SPLIT_WORDS.get(split.lower(), "train"), clean(group))
-            )
+            ref, split = file_ref(path, clean(name.removeprefix("./"))), _SPLIT_WORDS.get(split.lower(), "train")
+            listing.images.append(LabelledRef(ref, clean(label), split, clean(group)))
     if lost:
         errors.append(FilesMissing(place, lost, f"relative to {place.parent}"))
     if unlabelled:
@@ -254,11 +251,9 @@ def _csv_columns(place: Path) -> tuple[dict[str, list[str]], tuple[str, ...]]:
     rows = text_rows(place, "path,label")
     if not rows:
         raise TutelageError(f"{place} is an empty list", "write a list with the columns path,label")
-    header = rows[0]
-    if header[0].strip().lower().endswith(IMAGE_SUFFIXES):  # no header: file.jpg,class
-        header = ["path", "label"][: len(header)]
-    else:
-        rows = rows[1:]
+    if rows[0][0].strip().lower().endswith(IMAGE_SUFFIXES):  # no header: file.jpg,class
+        rows.insert(0, ["path", "label"][: len(rows[0])])
+    header, *rows = rows
     found = _found(header, _COLUMNS)
     if lacking := [word for word in ("path", "label") if word not in found]:
         raise _lacking(place, header, lacking)

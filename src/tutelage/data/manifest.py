@@ -7,10 +7,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +19,7 @@ from tutelage.data.image_cache import Images, Store
 from tutelage.data.masks import Labels, MaskEncoding, Masks, kind_of, truth_of
 from tutelage.data.sources import SOURCE, ImageRef, _prints
 from tutelage.errors import TutelageError, shown
+from tutelage.json_object import JSON
 from tutelage.run_folder import atomic_write, read_json
 
 _RESTORE = "restore the files as they were when the transfer set was chosen, or curate again with --overwrite"
@@ -65,10 +65,10 @@ class TaskData:
     transfer: Images
     transfer_ids: list[str]
     side: int
-    about: dict[str, Any] = field(default_factory=dict)
+    about: JSON = field(default_factory=dict)
 
 
-def write_manifest(path: Path, refs: Sequence[ImageRef], columns: dict[str, Any]) -> None:
+def write_manifest(path: Path, refs: Sequence[ImageRef], columns: Mapping[str, Sequence[object]]) -> None:
     """Write one manifest: the location of each image, and further columns."""
     rows = {name: [getattr(ref, name) for ref in refs] for name in SOURCE}
     with atomic_write(path) as temporary:
@@ -121,7 +121,7 @@ def load_task(run: Path, cache: str | Path) -> TaskData:
 
 
 def load_masks(
-    cache: str | Path, refs: Sequence[ImageRef], shapes: np.ndarray, about: dict[str, Any], truths: Sequence[bytes]
+    cache: str | Path, refs: Sequence[ImageRef], shapes: np.ndarray, about: JSON, truths: Sequence[bytes]
 ) -> Masks:
     """Return masks from the cache, decoding those that it lacks.
 

@@ -82,13 +82,14 @@ def read_coding(path: Path) -> MaskEncoding:
 
 
 def made_colours(count: int) -> tuple[Colour, ...]:
-    """Return a colour for each class: hues a golden angle apart, alternately light and dark, so that neighbours differ."""
-    colours = []
-    for number in range(count):
-        light = (0.42, 0.62, 0.52)[number % 3]
-        red, green, blue = colorsys.hls_to_rgb((0.58 + 0.618034 * number) % 1, light, 0.65)
-        colours.append((round(255 * red), round(255 * green), round(255 * blue)))
-    return tuple(colours)
+    """Return a colour for each class, alternately light and dark."""
+    return tuple(hue(number, (0.42, 0.62, 0.52)[number % 3], 0.65) for number in range(count))
+
+
+def hue(number: int, light: float, saturation: float) -> Colour:
+    """Return the colour of a number, with lightness and saturation in [0, 1]; hues are a golden angle apart, so that neighbours differ."""
+    red, green, blue = colorsys.hls_to_rgb((0.58 + 0.618034 * number) % 1, light, saturation)
+    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def read_values(data: bytes) -> Values:

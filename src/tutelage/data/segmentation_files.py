@@ -8,24 +8,13 @@ classes.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from tutelage.data.labelled import (
-    _SPLIT_WORDS,
-    LabelledPlace,
-    LabelledRef,
-    _cells,
-    _found,
-    _schema,
-    _shards,
-    _split_of,
-    _texts,
-    _unknown_splits,
-)
+from tutelage.data import labelled
+from tutelage.data.labelled import LabelledPlace, LabelledRef
 from tutelage.data.masks import MaskEncoding, read_coding
 from tutelage.data.sources import ImageRef, Rejected, _prints, clean, file_ref, list_images
 from tutelage.data.tabular import MASK_COLUMNS, mask_column, text_rows
@@ -35,6 +24,7 @@ FORMS = (
     "images/<split>/* and masks/<split>/*.png, a list (.csv, .txt, .tsv, .parquet) with the columns image, mask and split, or "
     "Parquet files with the bytes of both; classes.txt beside them"
 )
+BOTH = "give both in every row; images without labels belong in --gallery"
 _COLUMNS = {
     "image": ("image", "path", "file", "file_name"),
     "mask": ("mask", "annotation"),
@@ -53,18 +43,20 @@ def read_pairs(place: Path) -> tuple[LabelledPlace, MaskEncoding]:
     suffix = place.suffix.lower()
     if place.is_dir() and (place / "images").is_dir():
         listing = _read_folder(place)
-    elif place.is_dir() and (shards := _shards(place)):
-        listing = LabelledPlace([image for shard in shards for image in _read_shard(shard, _split_of(shard)).images])
-    elif suffix == ".parquet" and mask_column(_schema(place)):
+    elif place.is_dir() and (shards := labelled._shards(place)):
+        listing = LabelledPlace(
+            [image for shard in shards for image in _read_shard(shard, labelled._split_of(shard)).images]
+        )
+    elif suffix == ".parquet" and mask_column(labelled._schema(place)):
         listing = _read_shard(place, "train")
     elif suffix in (".parquet", ".csv", ".txt", ".tsv"):
         listing = _read_list(place, _columns(place))
     else:
-        hint = f"put the images into images/ and the masks into masks/; tutelage reads {FORMS}"
-        raise TutelageError(f"{place} has no images with masks", hint)
-    if not listing.images:
-        hint = f"check the path and the names of its folders; tutelage reads {FORMS}"
-        raise TutelageError(f"{place} has no images with masks", hint)
+        listing = None
+    if listing is None or not listing.images:
+        way = "put the images into images/ and the masks into masks/"
+        way = "check the path and the names of its folders" if listing else way
+        raise TutelageError(f"{place} has no images with masks", f"{way}; tutelage reads {FORMS}")
     return listing, coding
 
 
@@ -93,13 +85,15 @@ def _read_folder(place: Path) -> LabelledPlace:
             errors.append(TutelageError(message, f"use the same names in masks/ and images/, or {move}"))
     raise_all(errors)
     folders = {name.split("/")[0] for name in images if "/" in name}
-    known = {name for name in folders if name.lower() in _SPLIT_WORDS}
+    known = {name for name in folders if name.lower() in labelled._SPLIT_WORDS}
     for name, ref in sorted(images.items()):
         split = name.split("/")[0]
         if known and split not in known:
             listing.rejected.append(Rejected(ref.id, "lies in no folder train, val or test"))
             continue
-        listing.images.append(LabelledRef(ref, "", _SPLIT_WORDS[split.lower()] if known else "train", mask=masks[name]))
+        listing.images.append(
+            LabelledRef(ref, "", labelled._SPLIT_WORDS[split.lower()] if known else "train", mask=masks[name])
+        )
     return listing
 
 
@@ -107,15 +101,14 @@ def _read_list(place: Path, columns: dict[str, list[str]]) -> LabelledPlace:
     """Read images and masks named by a list, relative to its folder."""
     listing, seen, twice = LabelledPlace(), {}, []
     splits, groups = (columns.get(word) or [""] * len(columns["image"]) for word in ("split", "group"))
-    errors = _unknown_splits(place, splits)
+    errors = labelled._unknown_splits(place, splits)
     path_of, without, lost = partial(os.path.join, place.parent), [], []
     for image, mask, split, group in zip(columns["image"], columns["mask"], splits, groups, strict=True):
         if not image or not mask:
             without.append(clean(image or mask or "an empty row"))
             continue
-        gone = [clean(name) for name in (image, mask) if not os.path.isfile(path_of(name))]
-        lost += gone
-        if gone:
+        if gone := [clean(name) for name in (image, mask) if not os.path.isfile(path_of(name))]:
+            lost += gone
             continue
         row = (path_of(mask), split.lower(), group)
         before = seen.setdefault(path_of(image), row)
@@ -123,56 +116,52 @@ def _read_list(place: Path, columns: dict[str, list[str]]) -> LabelledPlace:
             twice.append(clean(image))
         elif before is row:  # the first time
             refs = [file_ref(path_of(name), clean(name.removeprefix("./"))) for name in (image, mask)]
-            split = _SPLIT_WORDS.get(split.lower(), "train")
+            split = labelled._SPLIT_WORDS.get(split.lower(), "train")
             listing.images.append(LabelledRef(refs[0], "", split, clean(group), refs[1]))
     if twice:
         message = f"{place}: {len(twice)} images are listed twice with two masks, splits or groups: {shown(twice, 20)}"
         errors.append(TutelageError(message, "list every image once, with the right mask and split"))
     if without:
-        errors.append(_unpaired(f"{place} has {len(without)} rows without an image or without a mask", without))
+        message = f"{place} has {len(without)} rows without an image or without a mask: {shown(without, 20)}"
+        errors.append(TutelageError(message, BOTH))
     if lost:
         errors.append(FilesMissing(place, lost, f"relative to {place.parent}"))
     raise_all(errors)
     return listing
 
 
-def _unpaired(message: str, names: Sequence[str]) -> TutelageError:
-    hint = "give both in every row; images without labels belong in --gallery"
-    return TutelageError(f"{message}: {shown(names, 20)}", hint)
-
-
 def _columns(place: Path) -> dict[str, list[str]]:
     """Return the columns of a list, a text file with a header or Parquet, by our names."""
-    rows = [_schema(place).names] if place.suffix.lower() == ".parquet" else text_rows(place, "image,mask")
-    header = rows[0] if rows else []
-    found = _found(header, _COLUMNS)
+    table = place.suffix.lower() == ".parquet"
+    header, *rows = ([labelled._schema(place).names] if table else text_rows(place, "image,mask")) or [[]]
+    found = labelled._found(header, _COLUMNS)
     if "image" not in found or "mask" not in found:
         message = f"{place} has no image and mask columns (columns: {shown(header, 20) or 'none'})"
         hint = "name columns image and mask (and optionally split and group), in a text list in its first line"
         raise TutelageError(message, hint)
-    if place.suffix.lower() == ".parquet":
-        return _texts(place, {word: header[at] for word, at in found.items()})
-    return _cells(rows[1:], found)
+    if table:
+        return labelled._texts(place, {word: header[at] for word, at in found.items()})
+    return labelled._cells(rows, found)
 
 
 def _read_shard(place: Path, split: str) -> LabelledPlace:
     """Read the rows of a Parquet file with the bytes of image and mask; a `split` column in it overrides `split`."""
-    schema = _schema(place)
+    schema = labelled._schema(place)
     column = mask_column(schema)
     if not column:
         message = f"{place} has no column with masks (columns: {shown(schema.names, 20)})"
         raise TutelageError(message, f"name the column with the masks' bytes {' or '.join(MASK_COLUMNS)}")
     refs, rejected = list_images(place)
     listing = LabelledPlace(rejected=rejected)
-    texts = _texts(place, {n.lower(): n for n in reversed(schema.names) if n.lower() in ("split", "group")})
+    texts = labelled._texts(place, {n.lower(): n for n in reversed(schema.names) if n.lower() in ("split", "group")})
     splits, groups = (texts.get(word) or [""] * len(refs) for word in ("split", "group"))
     empty = pq.read_table(place, columns=[column]).column(column).is_null().to_pylist()
-    errors = _unknown_splits(place, splits)
+    errors = labelled._unknown_splits(place, splits)
     if without := [ref.id for ref, none in zip(refs, empty, strict=True) if none]:
-        errors.append(_unpaired(f"{place} has {len(without)} images without a mask", without))
+        errors.append(TutelageError(f"{place} has {len(without)} images without a mask: {shown(without, 20)}", BOTH))
     raise_all(errors)
     fingerprint = _prints("mask", os.path.abspath(place), os.stat(place))
     for row, (ref, own, group) in enumerate(zip(refs, splits, groups, strict=True)):
         mask = ImageRef(f"{ref.id} (mask)", ref.container, "mask", ref.position, -1, fingerprint(row))
-        listing.images.append(LabelledRef(ref, "", _SPLIT_WORDS[own.lower()] if own else split, group, mask))
+        listing.images.append(LabelledRef(ref, "", labelled._SPLIT_WORDS[own.lower()] if own else split, group, mask))
     return listing

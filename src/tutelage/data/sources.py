@@ -16,7 +16,7 @@ import stat
 import struct
 import tarfile
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
@@ -38,12 +38,10 @@ MAX_BYTES = 1 << 30  # no image of at most decode.MAX_PIXELS needs more
 class ImageRef:
     """Location of the bytes of one image.
 
-    id: its name for people and manifests, always encodable as UTF-8.
-    container: absolute path of the file, the tar or the Parquet file.
+    id: its name for people and manifests, always encodable as UTF-8. container: absolute path of the file, the tar or the Parquet file.
     kind: "file", "tar" or "parquet"; "mask" is the mask in a row of a Parquet file.
     position: 0, or the byte where the member's data starts (in the unpacked stream for tar.gz), or the row number.
-    length: bytes; -1 for Parquet.
-    fingerprint: 16 bytes; if they are the same as last time, so is the image, and it need not be read.
+    length: bytes; -1 for Parquet. fingerprint: 16 bytes; if they are the same as last time, so is the image, and it need not be read.
     """
 
     id: str
@@ -106,7 +104,9 @@ def read_bytes(refs: Sequence[ImageRef]) -> Iterator[tuple[int, bytes | Unreadab
         positions[ref.container].append(i)
     for wanted in positions.values():
         wanted.sort(key=lambda i: refs[i].position)
-        reader = {"file": _read_file, "tar": _read_tar, "parquet": read_rows, "mask": read_rows}[refs[wanted[0]].kind]
+        reader = {"file": _read_file, "tar": _read_tar, "parquet": _read_parquet, "mask": _read_parquet}[
+            refs[wanted[0]].kind
+        ]
         left, reason = iter(wanted), "the container ends before this image"
         try:
             for data in reader([refs[i] for i in wanted]):
@@ -142,7 +142,7 @@ def why(error: Exception) -> str:
     return f"cannot be read: {' '.join(str(error).split())[:120] or type(error).__name__}"
 
 
-def _walk(folder: str, prefix: str, above: frozenset) -> Iterator[ImageRef | Rejected]:
+def _walk(folder: str, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[ImageRef | Rejected]:
     """Yield all images under one folder; `above` holds (device, inode) of the folders that lead here."""
     try:
         status = os.stat(folder)
@@ -206,7 +206,7 @@ def _regular(path: str) -> os.stat_result:
     return status
 
 
-def _prints(kind: str, path: str, status: os.stat_result):
+def _prints(kind: str, path: str, status: os.stat_result) -> Callable[[int], bytes]:
     """Return a function from position to fingerprint for one container."""
     head = f"{kind}\0".encode() + os.fsencode(path) + struct.pack("<xqq", status.st_size, status.st_mtime_ns)
     base = hashlib.blake2b(head, digest_size=16)
@@ -331,6 +331,10 @@ def _read_file(refs: list[ImageRef]) -> Iterator[bytes | Unreadable]:
 
 
 # Parquet
+
+
+def _read_parquet(refs: list[ImageRef]) -> Iterator[bytes | Unreadable]:
+    return read_rows(refs[0].container, [ref.position for ref in refs], refs[0].kind == "mask")
 
 
 def _list_parquet(path: str, id: str) -> list[ImageRef]:

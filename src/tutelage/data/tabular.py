@@ -6,7 +6,6 @@ import csv
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -65,30 +64,30 @@ def _is_binary(kind: pa.DataType) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
-def read_rows(refs: Sequence[Any]) -> Iterator[bytes | Unreadable]:
-    """Yield the bytes of references (`sources.ImageRef`) to one file, in the order of rows.
+def read_rows(path: str, wanted: Sequence[int], masks: bool) -> Iterator[bytes | Unreadable]:
+    """Yield the bytes of images, or of masks, in these rows of a Parquet file, which are in ascending order.
 
     Row groups without a wanted row are skipped, the others are read in small batches.
     """
-    with pq.ParquetFile(refs[0].container, buffer_size=1 << 20) as file:
-        schema, kind = file.schema_arrow, refs[0].kind
-        column = mask_column(schema) if kind == "mask" else image_column(schema, refs[0].container)
+    with pq.ParquetFile(path, buffer_size=1 << 20) as file:
+        schema = file.schema_arrow
+        column = mask_column(schema) if masks else image_column(schema, path)
         nested = pa.types.is_struct(schema.field(column).type)
         leaf = f"{column}.bytes" if nested else column
-        first, at = 0, 0  # row where the group starts; place in refs
+        first, at = 0, 0  # row where the group starts; place in `wanted`
         for group in range(file.metadata.num_row_groups):
             rows, mean = _group_size(file, group, leaf)
-            if at < len(refs) and refs[at].position < first + rows:
+            if at < len(wanted) and wanted[at] < first + rows:
                 batch_rows = int(min(max(BATCH_BYTES // max(mean, 1), 1), 1024))
                 start = first
                 for batch in file.iter_batches(batch_rows, row_groups=[group], columns=[leaf]):
                     values = batch.column(0).field("bytes") if nested else batch.column(0)
-                    while at < len(refs) and refs[at].position < start + batch.num_rows:
-                        data = values[refs[at].position - start].as_py()
+                    while at < len(wanted) and wanted[at] < start + batch.num_rows:
+                        data = values[wanted[at] - start].as_py()
                         yield Unreadable("the row holds no image bytes") if data is None else data
                         at += 1
                     start += batch.num_rows
-                    if at == len(refs) or refs[at].position >= first + rows:
+                    if at == len(wanted) or wanted[at] >= first + rows:
                         break
             first += rows
 

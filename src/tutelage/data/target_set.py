@@ -11,7 +11,6 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from tutelage.data.gallery import place_names, unique_ids
 from tutelage.data.labelled import FORMS, LabelledPlace, LabelledRef, read_labelled
 from tutelage.data.sources import SOURCE, ImageRef, Rejected, missing
 from tutelage.errors import TutelageError, did_you_mean, raise_all, shown
+from tutelage.json_object import JSON
 
 TEST_SHARE = 0.2  # share held out if no test split is given
 
@@ -31,8 +31,7 @@ class TargetSet:
     classes: C names; a label is an index into them. Sorted, or in the order of the file's own metadata.
     refs: n references. labels: (n,) int64 in [0, C), of a mask its rarest class. splits: (n,) str, train, val or test.
     groups: (n,) str, images that must stay in one split (one patient, product, video); "" = none.
-    notes: lines for the log, such as how the test images were chosen.
-    rejected: files of the target set that cannot be used, and why.
+    notes: lines for the log, such as how the test images were chosen. rejected: files of the target set that cannot be used, and why.
     With masks only: masks, n references; truths, n hashes of the classes of their pixels; pixels, (n, C) int64 counts; colours, C
     triples in [0, 255]; coloured, whether the masks hold colours instead of numbers; ignored, colours that are not a class.
     """
@@ -62,7 +61,7 @@ class TargetSet:
         """Return the ground truth of one image, for comparison with another's: its class, or the hash of its mask."""
         return self.truths[row] if self.truths else int(self.labels[row])
 
-    def about(self, rows: np.ndarray) -> dict[str, Any]:
+    def about(self, rows: np.ndarray) -> JSON:
         """Return what result.json says about these rows: for masks the colours and how many images show each class, else nothing."""
         if self.pixels is None:
             return {}
@@ -70,7 +69,7 @@ class TargetSet:
         colours, ignored = ([list(one) for one in several] for several in (self.colours, self.ignored))
         return {"colours": colours, "coloured": self.coloured, "ignored_colours": ignored, "shown_by": shown_by}
 
-    def columns(self, rows: np.ndarray) -> dict[str, list[Any]]:
+    def columns(self, rows: np.ndarray) -> dict[str, list[object]]:
         """Return the manifest's columns for these rows: split, label, group; for masks also their locations and hashes."""
         columns = {"split": self.splits, "label": self.labels, "group": self.groups}
         found = {name: column[rows].tolist() for name, column in columns.items()}
@@ -140,10 +139,8 @@ def read_any(target: str | Path, classes: Sequence[str]) -> TargetSet:
     if unknown:
         near = [(name, did_you_mean(name, classes, 1)) for name in unknown]
         fixes = "; ".join(f"{name!r}: {hint}" for name, hint in near if hint) or "rename or remove the others"
-        raise TutelageError(
-            f"{target} has {len(unknown)} classes that the run does not have: {shown(map(repr, unknown), 20)}",
-            f"the run's classes are {shown(map(repr, classes), 20)}; {fixes}",
-        )
+        message = f"{target} has {len(unknown)} classes that the run does not have: {shown(map(repr, unknown), 20)}"
+        raise TutelageError(message, f"the run's classes are {shown(map(repr, classes), 20)}; {fixes}")
     return _numbered(listing.images, tuple(classes), listing.notes, listing.rejected)
 
 
@@ -167,7 +164,9 @@ def _numbered(
 # Settings and checks
 
 
-def check_places(target: str | Path, given: Mapping[str, str | Path | float | None], group_by: str | None):
+def check_places(
+    target: str | Path, given: Mapping[str, str | Path | float | None], group_by: str | None
+) -> tuple[dict[str, float], dict[str, Path], re.Pattern[str] | None]:
     """Check the settings before anything is read; return fractions by split, paths by split ("" = target), the pattern."""
     shares: dict[str, float] = {}
     places: dict[str, Path] = {"": Path(target)}
@@ -210,10 +209,9 @@ def _grouped(images: list[LabelledRef], pattern: re.Pattern[str]) -> list[Labell
     found = [pattern.search(image.ref.id) for image in images]
     lost = [image.ref.id for image, match in zip(images, found, strict=True) if match is None]
     if lost:
-        raise TutelageError(
-            f"--group-by {pattern.pattern!r} finds nothing in {len(lost)} ids: {shown(lost)}",
-            "use a pattern that matches every image's id, or add '|$' at its end if some images have no group",
-        )
+        message = f"--group-by {pattern.pattern!r} finds nothing in {len(lost)} ids: {shown(lost)}"
+        hint = "use a pattern that matches every image's id, or add '|$' at its end if some images have no group"
+        raise TutelageError(message, hint)
     groups = [(m.group(1) if pattern.groups else m.group()) or "" for m in found if m]
     return [replace(image, group=group) for image, group in zip(images, groups, strict=True)]
 
@@ -221,14 +219,11 @@ def _grouped(images: list[LabelledRef], pattern: re.Pattern[str]) -> list[Labell
 def _taken_twice(shares: dict[str, float], images: list[LabelledRef]) -> list[TutelageError]:
     """Return errors for a fraction of a split that exists already, and for images in two splits."""
     counts = Counter(image.split for image in images)
-    errors = [
-        TutelageError(
-            f"--{split} {share} conflicts with the {counts[split]} {split} images of the target set",
-            f"use one of the two: leave out --{split}, or give it a path",
-        )
-        for split, share in shares.items()
-        if counts[split]
-    ]
+    errors = []
+    for split, share in shares.items():
+        if counts[split]:
+            message = f"--{split} {share} conflicts with the {counts[split]} {split} images of the target set"
+            errors.append(TutelageError(message, f"use one of the two: leave out --{split}, or give it a path"))
     first: dict[bytes, LabelledRef] = {}
     twice = [i for i in images if first.setdefault(i.ref.fingerprint, i).split != i.split]
     if twice:
@@ -272,7 +267,9 @@ def _faults(images: list[LabelledRef], names: tuple[str, ...], target: str | Pat
 # Splits
 
 
-def _merge(listings: dict[str, LabelledPlace], places: dict[str, Path]):
+def _merge(
+    listings: dict[str, LabelledPlace], places: dict[str, Path]
+) -> tuple[list[LabelledRef], list[Rejected], list[str], dict[bytes, str]]:
     """Merge the images of the target ("") and of the paths given for val and test into one list.
 
     The last result maps fingerprints to unique ids, to be applied at the end: groups and fractions depend on the original
@@ -299,8 +296,7 @@ def _merge(listings: dict[str, LabelledPlace], places: dict[str, Path]):
 def _held_out(images: list[LabelledRef], shares: dict[str, float], notes: list[str]) -> list[LabelledRef]:
     """Return the images with the splits requested as shares of train, and with a test split in any case; adds to `notes`.
 
-    Raises:
-        TutelageError: a split both exists and is requested.
+    Raises TutelageError: a split both exists and is requested.
     """
     raise_all(_taken_twice(shares, images))
     if "test" not in shares and not any(image.split == "test" for image in images):

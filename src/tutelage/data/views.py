@@ -11,7 +11,7 @@ student render the same `Views` at their own size and with their own mean and st
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -34,8 +34,7 @@ _DRAWS = 8  # random numbers that one view needs
 class Views:
     """What a batch of views shows.
 
-    boxes: (B, 4) int64, top, left, height, width in pixels of each image.
-    flips: (B, 2) bool, horizontal and vertical.
+    boxes: (B, 4) int64, top, left, height, width in pixels of each image. flips: (B, 2) bool, horizontal and vertical.
     colours: (B, 3) float32, factors of brightness, contrast and saturation; 1 leaves the image unchanged.
     """
 
@@ -45,6 +44,17 @@ class Views:
 
     def __len__(self) -> int:
         return len(self.boxes)
+
+
+class NetworkInput(Protocol):
+    """Input of a network. size: in pixels. mean, std: 3 numbers each, per channel, for images in [0, 1]."""
+
+    @property
+    def size(self) -> Size: ...
+    @property
+    def mean(self) -> tuple[float, ...]: ...
+    @property
+    def std(self) -> tuple[float, ...]: ...
 
 
 def _mix(x: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ import lzma
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import PIL
 from jinja2 import Environment, PackageLoader
@@ -133,7 +133,7 @@ def serve(server: ThreadingHTTPServer, page: bytes) -> None:
             self.end_headers()
             self.wfile.write(page)
 
-        def log_message(self, format: str, *args: Any) -> None: ...
+        def log_message(self, format: str, *args: object) -> None: ...
 
     server.RequestHandlerClass = Handler
     with server:
@@ -144,11 +144,7 @@ def serve(server: ThreadingHTTPServer, page: bytes) -> None:
 
 
 def _page(folder: Path) -> str:
-    """The HTML of an export folder's page.
-
-    Raises:
-        TutelageError: see write_page.
-    """
+    """The HTML of an export folder's page. Raises TutelageError: see write_page."""
     name, data = _checked(folder)
     labels = _labels(folder, data[LABELS])
     about = _preprocess(folder, data[ABOUT])

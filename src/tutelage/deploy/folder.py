@@ -8,10 +8,10 @@ import shutil
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from tutelage.deploy.runtime import EXPORT, changed_files, file_hash, listed
 from tutelage.errors import TutelageError
+from tutelage.json_object import JSON
 from tutelage.run_folder import TEMPORARY, write_json
 
 
@@ -27,7 +27,7 @@ def staged(place: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def settle(folder: Path, place: Path, about: dict[str, Any]) -> Path | None:
+def settle(folder: Path, place: Path, about: JSON) -> Path | None:
     """Write export.json with the hash of every file, and move the folder to its place.
 
     Args:

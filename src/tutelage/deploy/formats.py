@@ -6,12 +6,15 @@ import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tutelage.errors import TutelageError, raise_all
 from tutelage.image_size import Size
+
+if TYPE_CHECKING:
+    from torch import nn
 
 FILES = {"onnx": "model.onnx", "torchscript": "model.pt", "executorch": "model.pte", "coreml": "model.mlpackage"}
 
@@ -44,7 +47,7 @@ def check(names: Sequence[str]) -> None:
 Program = Callable[[np.ndarray], np.ndarray]
 
 
-def write(name: str, module: Any, size: Size, baked: bool, folder: Path) -> tuple[Path, Program]:
+def write(name: str, module: nn.Module, size: Size, baked: bool, folder: Path) -> tuple[Path, Program]:
     """Write the student in one format.
 
     Args:
@@ -58,7 +61,7 @@ def write(name: str, module: Any, size: Size, baked: bool, folder: Path) -> tupl
     return path, writers[name](module, size, baked, path)
 
 
-def _torchscript(module: Any, size: Size, baked: bool, path: Path) -> Program:
+def _torchscript(module: nn.Module, size: Size, baked: bool, path: Path) -> Program:
     import torch
 
     from tutelage.deploy import onnx_graph
@@ -68,7 +71,7 @@ def _torchscript(module: Any, size: Size, baked: bool, path: Path) -> Program:
     return lambda inputs: onnx_graph.torch_outputs(loaded, inputs)
 
 
-def _executorch(module: Any, size: Size, baked: bool, path: Path) -> Program:
+def _executorch(module: nn.Module, size: Size, baked: bool, path: Path) -> Program:
     """A program for XNNPACK with batch size 1, as on a phone."""
     import torch
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner  # pyright: ignore[reportMissingImports]
@@ -85,7 +88,7 @@ def _executorch(module: Any, size: Size, baked: bool, path: Path) -> Program:
     )
 
 
-def _coreml(module: Any, size: Size, baked: bool, path: Path) -> Program:
+def _coreml(module: nn.Module, size: Size, baked: bool, path: Path) -> Program:
     import coremltools  # pyright: ignore[reportMissingImports]
     import torch
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader
 
+from tutelage.json_object import JSON
 from tutelage.metrics import wilson
 from tutelage.reporting.choices import delivery
 from tutelage.reporting.diagnosis import diagnose
@@ -21,9 +21,7 @@ NOT_USED = (
 CONFUSIONS = 5  # the most frequent ones that are listed
 
 
-def model_card(
-    run: Path, stages: dict[str, Any], settings: dict[str, Any], teacher: dict[str, Any], export: dict[str, Any]
-) -> str:
+def model_card(run: Path, stages: JSON, settings: JSON, teacher: JSON, export: JSON) -> str:
     """Return the text of the card.
 
     Args:
@@ -34,22 +32,20 @@ def model_card(
     test, baseline = student.get("test"), student["what"] == "baseline"
     templates = PackageLoader("tutelage", "deploy")
     environment = Environment(loader=templates, trim_blocks=True, lstrip_blocks=True, autoescape=False)
-    classes = [_cell(name) for name in report["classes"]]
+    classes, delivered = [_cell(name) for name in report["classes"]], delivered_name(report)
+    others = [
+        one for name, one in models_of(report).items() if name != delivered and one[1].get("test")
+    ]  # (title, scores)
     return environment.get_template("model_card.md.j2").render(
         name=run.resolve().name, classes=classes, kind=f"image-{stages['curate']['task']}",
-        student=student, test=test, others=_others(report), baseline=baseline, delivery=delivery(stages, settings),
-        judged_on=stages["finetune"]["judged_on"], words=words_of(test), interval=_interval(test),
-        rows=_per_class(classes, test), confusions=_confusions(classes, test), teacher={**report.get("teacher", {}), **teacher},
+        student=student, test=test, others=others, baseline=baseline, delivery=delivery(stages, settings),
+        judged_on=stages["finetune"]["judged_on"], words=words_of(test), interval=_interval(test) if test else None,
+        rows=_per_class(classes, test) if test else [], confusions=_confusions(classes, test) if test else [],
+        teacher={**report.get("teacher", {}), **teacher},
         licence=NOT_USED if baseline else licence_note(teacher.get("licence", "unknown")),
         set=stages["curate"], settings=settings, command=command("run", settings), export=export,
-        findings=diagnose(report, {name: one or {} for name, one in stages.items()}), low=_lowest(classes, test),
+        findings=diagnose(report, {name: one or {} for name, one in stages.items()}), low=_lowest(classes, test) if test else [],
     )  # fmt: skip
-
-
-def _others(report: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """(title, scores) of the models shown for comparison."""
-    delivered = delivered_name(report)
-    return [model for name, model in models_of(report).items() if name != delivered and model[1].get("test")]
 
 
 def licence_note(licence: str) -> str:
@@ -76,19 +72,15 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "\\`")
 
 
-def _interval(test: dict[str, Any] | None) -> tuple[float, float] | None:
+def _interval(test: JSON) -> tuple[float, float]:
     """95 % interval of the main score due to the choice of test images: Wilson's for accuracy, else ± 1.96 standard errors."""
-    if not test:
-        return None
     if "standard_error" not in test:
         return wilson(test["accuracy"], test["images"])
     half = 1.96 * variance(test) ** 0.5
     return main_score(test) - half, main_score(test) + half
 
 
-def _per_class(classes: list[str], test: dict[str, Any] | None) -> list[dict[str, Any]]:
-    if not test:
-        return []
+def _per_class(classes: list[str], test: JSON) -> list[JSON]:
     table = test["confusion"]
     return [
         {
@@ -100,9 +92,7 @@ def _per_class(classes: list[str], test: dict[str, Any] | None) -> list[dict[str
     ]  # fmt: skip
 
 
-def _confusions(classes: list[str], test: dict[str, Any] | None) -> list[dict[str, Any]]:
-    if not test:
-        return []
+def _confusions(classes: list[str], test: JSON) -> list[JSON]:
     table = test["confusion"]
     found = [
         {"true": classes[i], "predicted": classes[j], "count": count, "share": count / max(1, sum(row))}
@@ -113,8 +103,6 @@ def _confusions(classes: list[str], test: dict[str, Any] | None) -> list[dict[st
     return sorted(found, key=lambda one: one["share"], reverse=True)[:CONFUSIONS]
 
 
-def _lowest(classes: list[str], test: dict[str, Any] | None) -> list[tuple[str, float]]:
-    if not test:
-        return []
+def _lowest(classes: list[str], test: JSON) -> list[tuple[str, float]]:
     there = [(name, recall) for name, recall in zip(classes, test["recall"], strict=True) if recall is not None]
     return sorted(there, key=lambda one: one[1])[:3]

@@ -7,7 +7,6 @@ import copy
 import functools
 import logging
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -90,14 +89,16 @@ def write_onnx(module: nn.Module, size: Size, baked: bool, path: Path) -> None:
     onnx.save(model, path)
 
 
-def _exported(module: nn.Module, images: torch.Tensor, names: tuple[str, str] | None = None) -> Any:
+def _exported(module: nn.Module, images: torch.Tensor, names: tuple[str, str] | None = None) -> torch.onnx.ONNXProgram:
     """Run torch's ONNX exporter with its progress output suppressed."""
-    more: dict[str, Any] = {"input_names": [names[0]], "output_names": [names[1]]} if names else {}
+    inputs, outputs = ([names[0]], [names[1]]) if names else (None, None)
     with quiet(logging.ERROR), torch.no_grad():
-        return torch.onnx.export(
-            module, (images,), dynamo=True, dynamic_shapes=({0: torch.export.Dim("batch")},), opset_version=OPSET,
-            external_data=False, optimize=True, verbose=False, **more,
+        program = torch.onnx.export(
+            module, (images,), input_names=inputs, output_names=outputs, dynamo=True, opset_version=OPSET,
+            dynamic_shapes=({0: torch.export.Dim("batch")},), external_data=False, optimize=True, verbose=False,
         )  # fmt: skip
+    assert program is not None  # with dynamo
+    return program
 
 
 def _culprit(module: nn.Module, images: torch.Tensor, error: Exception) -> tuple[str, str]:
@@ -128,7 +129,7 @@ def _inputs_of_children(module: nn.Module, images: torch.Tensor) -> dict[str, to
     """The input that each child with a single tensor argument gets in a forward pass."""
     found: dict[str, torch.Tensor] = {}
 
-    def keep(name: str, _: nn.Module, given: tuple[Any, ...]) -> None:
+    def keep(name: str, _: nn.Module, given: tuple[object, ...]) -> None:
         if len(given) == 1 and isinstance(given[0], torch.Tensor):
             found.setdefault(name, given[0].detach())
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -28,12 +27,14 @@ class MaskPredictions:
     shares: list[np.ndarray] = field(default_factory=list)
     rejected: list[tuple[str, str]] = field(default_factory=list)
 
-    def columns(self, top: int) -> dict[str, list[Any]]:
+    def columns(self, top: int) -> dict[str, list[object]]:
         """The table: path, mask, and the share of the pixels that each class has."""
         table = np.array(self.shares).reshape(len(self.paths), len(self.labels))
         columns = zip(self.labels, table.T, strict=True)
-        shares = {f"share_{label}": [round(float(one), 6) for one in column] for label, column in columns}
-        return {"path": self.paths, "mask": self.masks, **shares}
+        shares: dict[str, list[object]] = {
+            f"share_{label}": [round(float(one), 6) for one in column] for label, column in columns
+        }
+        return {"path": [*self.paths], "mask": [*self.masks], **shares}
 
 
 def predictions(

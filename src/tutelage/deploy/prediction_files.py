@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Protocol
 
 import numpy as np
 
 from tutelage.errors import TutelageError, shown
 
 ENDINGS = (".csv", ".parquet")
+
+
+class Predicted(Protocol):
+    """Predictions of images. paths: of those that could be read. rejected: path and reason of the others."""
+
+    paths: list[str]
+    rejected: list[tuple[str, str]]
+
+    def columns(self, top: int) -> Mapping[str, Sequence[object]]:
+        """Return the table of predictions, with up to `top` classes for each image."""
+        ...
 
 
 def check_outputs(out: Path, masks: bool) -> None:
@@ -22,30 +34,23 @@ def check_outputs(out: Path, masks: bool) -> None:
         TutelageError: `out` has another ending; it, the list of rejected images beside it, or the folder of masks holds something else.
     """
     if out.suffix.lower() not in ENDINGS:
-        raise TutelageError(
-            f"--out {out} must end in .csv or .parquet", f"for example --out {out.name or 'predictions'}.csv"
-        )
+        example = f"for example --out {out.name or 'predictions'}.csv"
+        raise TutelageError(f"--out {out} must end in .csv or .parquet", example)
     hint = "choose another --out, or move that aside"
     try:
         if "\0" in str(out):
             raise ValueError("a NUL character in the name")
         for path, second in ((out, "mask" if masks else "class"), (rejected_list(out), "reason")):
             if path.exists() and [*_table(path)][:2] != ["path", second]:
-                raise TutelageError(
-                    f"--out {out}: {path} is there already, and is no table of earlier predictions", hint
-                )
+                message = f"--out {out}: {path} is there already, and is no table of earlier predictions"
+                raise TutelageError(message, hint)
         folder = out.with_suffix("")
         if masks and folder.exists():
             painted = set(_table(out).get("mask", ())) if out.exists() else set()
-            others = (
-                [str(path) for path in sorted(folder.iterdir()) if str(path) not in painted]
-                if folder.is_dir()
-                else [str(folder)]
-            )
-            if others:
-                raise TutelageError(
-                    f"--out {out}: the masks' folder {folder} holds other files: {shown(others, 3)}", hint
-                )
+            there = map(str, sorted(folder.iterdir()) if folder.is_dir() else [folder])
+            if others := [path for path in there if path not in painted]:
+                message = f"--out {out}: the masks' folder {folder} holds other files: {shown(others, 3)}"
+                raise TutelageError(message, hint)
     except (OSError, ValueError) as error:
         raise TutelageError(f"--out {out} cannot be written: {error}", "choose another --out") from error
 
@@ -55,7 +60,7 @@ def rejected_list(out: Path) -> Path:
     return out.with_name(f"{out.stem}.rejected.csv")
 
 
-def _table(path: Path) -> dict[str, list[Any]]:
+def _table(path: Path) -> Mapping[str, Sequence[object]]:
     """Return the columns of a table that was written before; empty if the file is something else."""
     if path.is_file() and path.suffix.lower() == ".parquet":
         with contextlib.suppress(Exception):  # pyarrow raises its own errors for other files
@@ -70,7 +75,7 @@ def _table(path: Path) -> dict[str, list[Any]]:
     return {}
 
 
-def _parquet() -> Any:
+def _parquet() -> ModuleType:
     try:
         import pyarrow.parquet
     except ImportError:
@@ -87,10 +92,10 @@ def whole(path: Path) -> Iterator[Path]:
     partial.replace(path)
 
 
-def write_csv(path: Path, columns: dict[str, list[Any]]) -> None:
+def write_csv(path: Path, columns: Mapping[str, Sequence[object]]) -> None:
     """Write a table as CSV, completely or not at all; booleans are written as true and false."""
 
-    def text(value: Any) -> Any:
+    def text(value: object) -> object:
         return str(bool(value)).lower() if isinstance(value, (bool, np.bool_)) else value
 
     with whole(path) as partial, partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
@@ -99,7 +104,7 @@ def write_csv(path: Path, columns: dict[str, list[Any]]) -> None:
         writer.writerows([text(value) for value in row] for row in zip(*columns.values(), strict=True))
 
 
-def write_predictions(path: Path, result: Any, top: int) -> Path | None:
+def write_predictions(path: Path, result: Predicted, top: int) -> Path | None:
     """Write predictions.csv (or .parquet), and beside it a list of the rejected images.
 
     Args:
@@ -127,7 +132,7 @@ def write_predictions(path: Path, result: Any, top: int) -> Path | None:
     return listed
 
 
-def write_parquet(path: Path, columns: dict[str, list[Any]]) -> None:
+def write_parquet(path: Path, columns: Mapping[str, Sequence[object]]) -> None:
     """Write a table as Parquet, completely or not at all."""
     module = _parquet()
     import pyarrow

@@ -25,7 +25,9 @@ from tutelage.deploy.quiet import quiet
 from tutelage.deploy.ranges import least_error
 from tutelage.deploy.runtime import session_of, softmax
 from tutelage.errors import TutelageError
+from tutelage.json_object import JSON
 
+LogitsOf = Callable[[np.ndarray], np.ndarray]  # outputs of a batch -> (N, C) logits of what is classified
 LEAST_CALIBRATION = 32  # fewest images to calibrate with
 LAYERS = ("Conv", "Gemm", "MatMul")
 # How ranges of the activations are chosen -> percentile of their absolute values, if it is one
@@ -53,12 +55,12 @@ class Quantised:
     agreement: float
     layers: int
     kept_float: list[str]
-    tried: list[dict[str, Any]]
+    tried: list[JSON]
 
 
 def quantise(
     source: Path, out: Path, calibration: np.ndarray, judged_on: np.ndarray, most_lost: float,
-    logits_of: Callable[[Any], np.ndarray], log: Callable[[str], None] = lambda text: None,
+    logits_of: LogitsOf, log: Callable[[str], None] = lambda text: None,
 ) -> Quantised:  # fmt: skip
     """Write an int8 copy of an ONNX classifier.
 
@@ -127,9 +129,7 @@ def expected_loss(reference: np.ndarray, other: np.ndarray) -> tuple[float, floa
 class _Quantiser:
     """A search for a quantisation. layers: name of the ONNX node -> name of the layer in the torch module."""
 
-    def __init__(
-        self, source: Path, folder: Path, calibration: np.ndarray, judged_on: np.ndarray, logits_of: Callable[[Any], np.ndarray]
-    ):  # fmt: skip
+    def __init__(self, source: Path, folder: Path, calibration: np.ndarray, judged_on: np.ndarray, logits_of: LogitsOf):
         import onnx
 
         self.source, self.folder, self.logits_of = source, folder, logits_of
@@ -146,9 +146,9 @@ class _Quantiser:
         """(N, C) logits of a model for these inputs, by `logits_of`."""
         session, step = session_of(model), batch_of(inputs)
         parts = [session.run(None, {self.input: inputs[at : at + step]})[0] for at in range(0, len(inputs), step)]
-        return np.concatenate([self.logits_of(one) for one in parts])
+        return np.concatenate([self.logits_of(np.asarray(one)) for one in parts])
 
-    def measured(self, scheme: str, ranges: str, kept_float: Sequence[str]) -> dict[str, Any]:
+    def measured(self, scheme: str, ranges: str, kept_float: Sequence[str]) -> JSON:
         """Expected loss, agreement and size of one choice."""
         model = self.model(scheme, ranges, kept_float)
         lost, agreement = expected_loss(self.reference, self.outputs(model, self.judged_on))

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from tutelage.deploy.runtime import session_of
+from tutelage.json_object import JSON
 
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)  # tried; of the range from smallest to largest value
 IMAGES, VALUES = 256, 8192  # images that are measured; values sampled of each tensor in each batch
 LEVELS = 255
 
 
-def least_error(source: Path, inputs: np.ndarray, batch_size: int, ranges: dict[str, Any]) -> dict[str, Any]:
+def least_error(source: Path, inputs: np.ndarray, batch_size: int, ranges: JSON) -> JSON:
     """Narrow the ranges where finer rounding of the many values outweighs clipping the few far ones.
 
     Args:

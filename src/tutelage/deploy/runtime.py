@@ -12,15 +12,20 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tutelage.data.decode import SUFFIXES, UNREAD_SUFFIXES, decode, fit, hidden
 from tutelage.errors import TutelageError, Unreadable, shown
+from tutelage.json_object import JSON
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
 
 FLOAT, INT8 = "model.onnx", "model.int8.onnx"
 NAMES = {"float": FLOAT, "int8": INT8}
+BATCH = 32  # images classified at once
 ABOUT, LABELS, EXPORT = "preprocess.json", "labels.txt", "export.json"
 
 
@@ -31,8 +36,8 @@ class Model:
     session: of onnxruntime. about: contents of preprocess.json. labels: C class names. file: name of the ONNX file.
     """
 
-    session: Any
-    about: dict[str, Any]
+    session: InferenceSession
+    about: JSON
     labels: list[str]
     file: str
 
@@ -52,7 +57,7 @@ class Model:
 
     def outputs(self, pixels: np.ndarray) -> np.ndarray:
         """(B, S, S, 3) uint8 -> (B, C) float32 output of the file: logits, or probabilities if softmax is baked in."""
-        return self.session.run(None, {self.about["input"]["name"]: model_input(pixels, self.about)})[0]
+        return np.asarray(self.session.run(None, {self.about["input"]["name"]: model_input(pixels, self.about)})[0])
 
 
 @dataclass
@@ -65,12 +70,12 @@ class Predictions:
     probabilities: list[np.ndarray] = field(default_factory=list)
     rejected: list[tuple[str, str]] = field(default_factory=list)
 
-    def columns(self, top: int) -> dict[str, list[Any]]:
+    def columns(self, top: int) -> dict[str, list[object]]:
         """The table: path, class, probability, unsure, then the next most likely classes down to rank `top`."""
         table = np.array(self.probabilities).reshape(len(self.paths), len(self.labels))
         order = np.argsort(-table, axis=1, kind="stable")[:, : max(1, min(top, len(self.labels)))]
         best = np.take_along_axis(table, order, axis=1)
-        columns: dict[str, list[Any]] = {"path": self.paths}
+        columns: dict[str, list[object]] = {"path": [*self.paths]}
         for rank in range(order.shape[1]):
             end = f"_{rank + 1}" if rank else ""
             columns[f"class{end}"] = [self.labels[i] for i in order[:, rank]]
@@ -81,7 +86,7 @@ class Predictions:
         return columns
 
 
-def model_input(pixels: np.ndarray, about: dict[str, Any]) -> np.ndarray:
+def model_input(pixels: np.ndarray, about: JSON) -> np.ndarray:
     """(B, S, S, 3) uint8 -> the model's input: the same if preprocessing is baked in, else (B, 3, S, S) float32, normalised."""
     if about["input"]["dtype"] == "uint8":
         return pixels
@@ -97,7 +102,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return exp / exp.sum(axis=1, keepdims=True)
 
 
-def session_of(model: Path | bytes, threads: int | None = None) -> Any:
+def session_of(model: Path | bytes, threads: int | None = None) -> InferenceSession:
     """Open an ONNX file, or its bytes, in onnxruntime on the CPU; threads: None for its default.
 
     onnxruntime 1.32 for Linux keeps an identity of the machine and a list of events in the home folder, unless that is switched off.
@@ -142,7 +147,7 @@ def open_export(folder: Path, which: str = "auto", threads: int | None = None) -
     return Model(session_of(folder / name, threads), preprocess, labels, name)
 
 
-def checked(folder: Path) -> dict[str, Any]:
+def checked(folder: Path) -> JSON:
     """Return the contents of export.json, after checking the hashes of the files that it lists.
 
     Raises:
@@ -155,7 +160,7 @@ def checked(folder: Path) -> dict[str, Any]:
     return about
 
 
-def listed(folder: Path, flag: str = "") -> dict[str, Any]:
+def listed(folder: Path, flag: str = "") -> JSON:
     """Return the contents of export.json: the files' hashes by name, and the rest. flag: put before the folder in an error.
 
     Raises:
@@ -198,15 +203,12 @@ def files_in(places: Sequence[str]) -> list[str]:
             continue
         for folder, below, names in os.walk(place, followlinks=True):
             above = [Path(folder), *Path(folder).parents]
+            below[:] = [name for name in sorted(below) if not hidden(name)]
             below[:] = [
-                name
-                for name in sorted(below)
-                if not hidden(name) and not any(os.path.samefile(one, os.path.join(folder, name)) for one in above)
+                one for one in below if not any(os.path.samefile(up, os.path.join(folder, one)) for up in above)
             ]
-            names = [name for name in sorted(names) if not hidden(name)]
-            found += [
-                os.path.join(folder, name) for name in names if name.lower().endswith((*SUFFIXES, *UNREAD_SUFFIXES))
-            ]
+            images = (name for name in sorted(names) if name.lower().endswith((*SUFFIXES, *UNREAD_SUFFIXES)))
+            found += [os.path.join(folder, name) for name in images if not hidden(name)]
     if not found:
         raise TutelageError(f"no image in {shown(places)}", f"name files that end in {', '.join(SUFFIXES)}")
     return list(dict.fromkeys(found))
@@ -222,29 +224,19 @@ def file_bytes(path: str) -> bytes:
         raise Unreadable(error.strerror or "cannot be read") from None
 
 
-def predict_images(
-    model: Model, paths: Iterable[str], batch_size: int = 32, advance: Callable[[int], None] = lambda n: None
-) -> Predictions:
+def predict_images(model: Model, paths: Iterable[str], advance: Callable[[int], None] = lambda n: None) -> Predictions:
     """Classify image files; unreadable ones are listed in `rejected` and do not stop the rest."""
-    result = Predictions(model.labels, model.about.get("unsure_below"))
-    names: list[str] = []
-    batch: list[np.ndarray] = []
-
-    def run() -> None:
-        if batch:
-            result.paths.extend(names)
-            result.probabilities.extend(model.probabilities(np.stack(batch)))
-            names.clear()
-            batch.clear()
-
+    result, batch = Predictions(model.labels, model.about.get("unsure_below")), []
     for path in paths:
         try:
             batch.append(model.pixels(file_bytes(path)))
-            names.append(path)
+            result.paths.append(path)
         except Unreadable as error:
             result.rejected.append((path, str(error)))
-        if len(batch) == batch_size:
-            run()
+        if len(batch) == BATCH:
+            result.probabilities.extend(model.probabilities(np.stack(batch)))
+            batch = []
         advance(1)
-    run()
+    if batch:
+        result.probabilities.extend(model.probabilities(np.stack(batch)))
     return result

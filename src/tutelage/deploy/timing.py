@@ -5,14 +5,13 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
 
 WARM_UP = 5
 LEAST, MOST = 20, 300  # rounds
 SECONDS = 2.0  # after which a comparison ends, once it has had LEAST rounds
 
 
-def in_turn(programs: Mapping[str, Callable[[], Any]], seconds: float = SECONDS) -> dict[str, dict[str, float]]:
+def in_turn(programs: Mapping[str, Callable[[], object]], seconds: float = SECONDS) -> dict[str, dict[str, float]]:
     """Time programs by calling each once per round.
 
     Returns:

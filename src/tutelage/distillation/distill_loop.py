@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from tutelage.data.masks import Masks
+from tutelage.data.masks import Labels
+from tutelage.data.views import NetworkInput
 from tutelage.distillation.objectives import QUEUE, Batch, objective_loss
 from tutelage.distillation.targets import Targets
 from tutelage.features.view_batches import view_input, view_truth
 from tutelage.image_size import sides
 from tutelage.tasks import Task
 from tutelage.training import batches, cross_entropy, loop
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 LEAST_SHARE = 1e-3  # a class's weight is computed as if it had at least this share
 
@@ -65,9 +69,15 @@ def class_weights(targets: Targets, kind: Task) -> torch.Tensor:
 
 
 def distill_student(
-    state: loop.TrainState, student: Any, targets: Targets, plan: Plan, hardware: Any, watch: loop.Watch, labels: np.ndarray | Masks,
+    state: loop.TrainState,
+    student: NetworkInput,
+    targets: Targets,
+    plan: Plan,
+    hardware: Accelerator,
+    watch: loop.Watch,
+    labels: Labels,
     classes: int,
-) -> None:  # fmt: skip
+) -> None:
     """Train a student to match the targets on new views of the transfer set.
 
     Args:
@@ -94,7 +104,7 @@ def distill_student(
 
 
 def _batches(
-    targets: Targets, plan: Plan, student: Any, labels: np.ndarray | Masks, rank: int, processes: int
+    targets: Targets, plan: Plan, student: NetworkInput, labels: Labels, rank: int, processes: int
 ) -> Callable[[int], tuple[torch.Tensor, ...]]:
     """Return a function: step -> this process's images, soft targets, labels of the first ones, features, queue."""
     order, labelled_order = batches.seed_of(plan.seed, "order"), batches.seed_of(plan.seed, "labelled order")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+TAU_T, TAU_S = 0.04, 0.1  # temperatures of DINO: of the averaged student, and of the student
 MOST_ROWS = 4096  # largest number of rows compared with each other: 64 MiB of similarities
 
 
@@ -116,24 +117,22 @@ def queue_similarity(
     return distillation(z @ u.T / temperature, t @ u.T / temperature, 1.0)
 
 
-def self_distillation(
-    student: list[torch.Tensor], teacher: list[torch.Tensor], centre: torch.Tensor, tau_s: float = 0.1, tau_t: float = 0.04
-) -> torch.Tensor:  # fmt: skip
+def self_distillation(student: list[torch.Tensor], teacher: list[torch.Tensor], centre: torch.Tensor) -> torch.Tensor:
     """DINO: the student's output on one crop should match the averaged student's output on another crop of the same image.
 
     L = mean over pairs (g, v), v another crop than g, of  - 1/B sum_i sum_k p_ik log q_ik,
-    p = softmax((teacher_g - centre) / tau_t), q = softmax(student_v / tau_s)  (Caron et al., ICCV 2021.)
+    p = softmax((teacher_g - centre) / tau_t), q = softmax(student_v / tau_s), tau_t = 0.04, tau_s = 0.1  (Caron et al., ICCV 2021.)
 
     Worked example: two crops, all outputs (0, 0), centre 0: L = ln 2 = 0.6931.
 
     Args:
         student: V tensors (B, K) float, the global crops first. teacher: G of them for the global crops, no gradient.
-        centre: (K,) or (1, K) float, running mean of the teacher's outputs. tau_s, tau_t: > 0.
+        centre: (K,) or (1, K) float, running mean of the teacher's outputs.
 
     Returns:
         scalar float32, at least 0.
     """
-    targets = [F.softmax((one.float() - centre) / tau_t, dim=1) for one in teacher]
-    outputs = [F.log_softmax(one.float() / tau_s, dim=1) for one in student]
+    targets = [F.softmax((one.float() - centre) / TAU_T, dim=1) for one in teacher]
+    outputs = [F.log_softmax(one.float() / TAU_S, dim=1) for one in student]
     pairs = [-(p * q).sum(1).mean() for g, p in enumerate(targets) for v, q in enumerate(outputs) if v != g]
     return torch.stack(pairs).mean()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from tutelage.errors import TutelageError
+from tutelage.json_object import JSON
 from tutelage.metrics import confusion, intersection_over_union, log_softmax, paired_gain
 from tutelage.models.linear_probe import best_temperature, log_loss
 from tutelage.results import CommitteeResult
@@ -76,7 +76,7 @@ def sharpness_of(log_probabilities: np.ndarray) -> float:
 
 def mixture_of(
     teacher: np.ndarray, students: np.ndarray, labels: np.ndarray, images: np.ndarray, biased: bool = False
-) -> dict[str, Any]:
+) -> JSON:
     """Choose the weight of the labels-only students beside the teacher, and the temperature of the mixture.
 
     The weight is the one of 0, 0.1, ... 1 with the smallest log loss, each at its best temperature; it is 0 unless its gain over the

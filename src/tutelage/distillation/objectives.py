@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch.nn import functional as F
@@ -76,22 +77,18 @@ TASK_AGNOSTIC: dict[str, Callable[[torch.Tensor, Batch], torch.Tensor]] = {
 }
 
 
-def task_agnostic(loss: str) -> Callable[[Output, Batch], torch.Tensor]:
+def task_agnostic(output: Output, batch: Batch, loss: str) -> torch.Tensor:
     """A loss of TASK_AGNOSTIC on the features, mixed with cross-entropy on the labels in proportion to the labelled share of the batch."""
-
-    def of(output: Output, batch: Batch) -> torch.Tensor:
-        logits, projected = output
-        assert projected is not None
-        distance = TASK_AGNOSTIC[loss](projected, batch)
-        count = len(batch.labels)
-        if not count:
-            return distance + 0 * logits.sum()  # so that the head gets a gradient in every process
-        share, known = count / len(logits), _of_labelled(logits, batch)
-        return (1 - share) * distance + share * cross_entropy.soft_cross_entropy(known, batch.labels, batch.weights)
-
-    return of
+    logits, projected = output
+    assert projected is not None
+    distance = TASK_AGNOSTIC[loss](projected, batch)
+    count = len(batch.labels)
+    if not count:
+        return distance + 0 * logits.sum()  # so that the head gets a gradient in every process
+    share, known = count / len(logits), _of_labelled(logits, batch)
+    return (1 - share) * distance + share * cross_entropy.soft_cross_entropy(known, batch.labels, batch.weights)
 
 
 def objective_loss(objective: str, task_agnostic_loss: str) -> Callable[[Output, Batch], torch.Tensor]:
     """Return the loss function of an objective; for "pseudo-label", the targets are made one-hot beforehand."""
-    return task_agnostic(task_agnostic_loss) if objective == "task-agnostic" else task_oriented
+    return partial(task_agnostic, loss=task_agnostic_loss) if objective == "task-agnostic" else task_oriented

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,14 +22,23 @@ from tutelage.models.adapted_teacher import AdaptedTeacher, half_precision
 from tutelage.progress import logger, progress
 from tutelage.run_folder import Clock
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
 REDUCED = 32  # images on which the error of a coarser grid is measured
 SAMPLE = 2048  # images whose features determine the principal axes on which the student matches them
 
 
 def teacher_outputs(
-    images: Images, teacher: AdaptedTeacher, settings: ViewSettings, looks: tuple[int, ...], cache: OutputCache | None,
-    hardware: Any, clock: Clock | None, meter: CostMeter,
-) -> TeacherOutputs:  # fmt: skip
+    images: Images,
+    teacher: AdaptedTeacher,
+    settings: ViewSettings,
+    looks: tuple[int, ...],
+    cache: OutputCache | None,
+    hardware: Accelerator,
+    clock: Clock | None,
+    meter: CostMeter,
+) -> TeacherOutputs:
     """Return the teacher's outputs for the transfer set, computing those that are not in the cache.
 
     Args:
@@ -90,7 +99,7 @@ def member_outputs(folder: Path, grid: tuple[int, int] | None) -> Callable[[np.n
     return of
 
 
-def log_reduction(whole: AdaptedTeacher, reduced: AdaptedTeacher, images: Any, settings: ViewSettings) -> float:
+def log_reduction(whole: AdaptedTeacher, reduced: AdaptedTeacher, images: Images, settings: ViewSettings) -> float:
     """Log and return the error of the loss that results from keeping logits on a coarser grid than the student's.
 
     The mean of | KL(p | q) - KL(p' | q) | over the pixels of some images: p are the teacher's probabilities, p' the same after storage

@@ -6,7 +6,7 @@ by their pixels: two crops of S x S and four of S/2 x S/2 count as three images 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,7 +16,11 @@ from tutelage.data.views import draw, render, to_input
 from tutelage.device import flops
 from tutelage.distillation import losses
 from tutelage.features.view_batches import ViewSettings, crop_or_pad
+from tutelage.models.students import Student, pooled_width
 from tutelage.training import batches, loop, optimization
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 LARGE, SMALL = 2, 4  # crops of each image
 LARGE_AREA, SMALL_AREA = (0.4, 1.0), (0.05, 0.4)  # share of the image, as in the paper
@@ -25,10 +29,8 @@ DECAY = 0.99  # of the average: short schedules must forget faster than with the
 CENTRE = 0.9  # decay of the running mean of the outputs
 
 
-def small_side(module: Any, size: int) -> int:
+def small_side(module: torch.nn.Module, size: int) -> int:
     """Side of the small crops: half of the student's input side if the student accepts that size, else the full side."""
-    from tutelage.models.students import pooled_width
-
     try:
         pooled_width(module, size // 2)
         return size // 2
@@ -41,37 +43,29 @@ def images_in_a_step(batch_size: int, size: int, small: int) -> float:
     return batch_size * (LARGE + SMALL * (small / size) ** 2)
 
 
-def extra_flops(module: Any, student: Any, steps_an_image: float) -> int:
+def extra_flops(module: torch.nn.Module, student: Student, steps_an_image: float) -> int:
     """FLOPs per image counted, beyond those of training on it: the averaged network's passes, and the head's on every crop.
 
     Args:
         module: a `DINOStudent`. student: the student in it, for its size. steps_an_image: batch size / `images_in_a_step`.
     """
-    whole, backbone = flops(module, student.size), flops(module.student, student.size)
+    whole, backbone = flops(module, student.size), flops(module.get_submodule("student"), student.size)
     head = max(0, whole - backbone)
     crops = LARGE + SMALL
     trained = 3 * head * (crops * steps_an_image - 1)  # the training pass already counts one head per image
     return round(LARGE * steps_an_image * whole + trained)
 
 
-def crop(
-    images: Images, positions: np.ndarray, numbers: np.ndarray, area: tuple[float, float], size: int, student: Any, views: ViewSettings
-) -> torch.Tensor:  # fmt: skip
-    """One crop of each image: (B, 3, size, size) float32, normalised for the student, channels_last.
-
-    Args:
-        numbers: (B,) int64 crop numbers. area: smallest and largest share of the image. views: seed, flip, resize.
-    """
-    pixels = [crop_or_pad(images[int(i)], views.resize) for i in positions]
-    sizes = np.array([one.shape[:2] for one in pixels])
-    drawn = draw(images.seeds[positions], sizes, numbers, views.seed, flip=views.flip, area=area, colour=COLOUR)
-    return to_input(render(pixels, drawn, size), student.mean, student.std, drawn.colours)
-
-
 def self_distill(
-    state: loop.TrainState, student: Any, small: int, images: Images, views: ViewSettings, plan: loop.Plan, hardware: Any,
+    state: loop.TrainState,
+    student: Student,
+    small: int,
+    images: Images,
+    views: ViewSettings,
+    plan: loop.Plan,
+    hardware: Accelerator,
     watch: loop.Watch,
-) -> None:  # fmt: skip
+) -> None:
     """Train a student with DINO.
 
     Args:
@@ -79,25 +73,27 @@ def self_distill(
     """
     module, rank, processes = state.module, hardware.process_index, hardware.num_processes
     plain, order = hardware.unwrap_model(module), batches.seed_of(plan.seed, "order")
-    shown = round(images_in_a_step(plan.batch_size, student.size, small))
-    kinds = [(LARGE_AREA, student.size)] * LARGE + [(SMALL_AREA, small)] * SMALL
-    waiting = True
+    large, waiting = int(student.size), True
+    kinds = [(LARGE_AREA, large)] * LARGE + [(SMALL_AREA, small)] * SMALL
 
     def make(step: int) -> list[torch.Tensor]:
+        """Return each crop of the images of a step: (B, 3, side, side) float32, normalised for the student, channels_last."""
         positions, passes = batches.batch_of(step, plan.batch_size, len(images), order)
         positions, passes = positions[rank::processes], passes[rank::processes]
-        return [
-            crop(images, positions, passes * len(kinds) + number, area, size, student, views)
-            for number, (area, size) in enumerate(kinds)
-        ]
+        pixels = [crop_or_pad(images[int(i)], views.resize) for i in positions]
+        sizes, seeds, crops = np.array([one.shape[:2] for one in pixels]), images.seeds[positions], []
+        for number, (area, size) in enumerate(kinds):
+            numbers = passes * len(kinds) + number
+            drawn = draw(seeds, sizes, numbers, views.seed, flip=views.flip, area=area, colour=COLOUR)
+            crops.append(to_input(render(pixels, drawn, size), student.mean, student.std, drawn.colours))
+        return crops
 
     def loss_of(step: int, *crops: torch.Tensor) -> torch.Tensor:
         nonlocal waiting
         waiting = step < optimization.WARM_UP * plan.steps
         with torch.no_grad(), hardware.autocast():
-            now = {
-                name: value.clone() for name, value in state.average.state.items()
-            }  # copies: its BatchNorm must not change
+            # copies: its BatchNorm must not change
+            now = {name: value.clone() for name, value in state.average.state.items()}
             targets = torch.func.functional_call(plain, now, (torch.cat(crops[:LARGE]),)).float()
         with hardware.autocast():
             outputs = [*module(torch.cat(crops[:LARGE])).chunk(LARGE), *module(torch.cat(crops[LARGE:])).chunk(SMALL)]
@@ -108,5 +104,6 @@ def self_distill(
     # as in the paper's first epoch, prototypes stay fixed until the features differ between images
     hook = plain.prototypes.register_hook(lambda gradient: torch.zeros_like(gradient) if waiting else gradient)
     module.train()
+    shown = round(images_in_a_step(plan.batch_size, large, small))
     loop.train(state, plan, make, loss_of, hardware, watch, images=shown)
     hook.remove()

@@ -38,11 +38,10 @@ class TeacherOutputs:
 
     def log_probabilities(self, positions: np.ndarray) -> np.ndarray:
         """(B, C) float32, or (B, C, h, w) on a grid over the whole image: the mean over `looks`, normalised."""
-        found = [log_softmax(self.head(self.rows(positions, look))) for look in self.looks]
-        found = [
-            one[..., ::-1] if look == MIRRORED and one.ndim == 4 else one
-            for one, look in zip(found, self.looks, strict=True)
-        ]
+        found = []
+        for look in self.looks:
+            one = log_softmax(self.head(self.rows(positions, look)))
+            found.append(one[..., ::-1] if look == MIRRORED and one.ndim == 4 else one)
         return log_softmax(np.mean(found, axis=0))
 
 

@@ -7,7 +7,7 @@ and logits are a matrix product; a fine-tuned teacher has a different weights ha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from tutelage.data.block_cache import BlockCache, Rows, cache_folder
 from tutelage.data.image_cache import BLOCK, Images
 from tutelage.features.view_batches import CLEAN, MIRRORED, ViewSettings, view_input
 from tutelage.models.adapted_teacher import FeatureExtractor, half_precision
+from tutelage.progress import Advance
 
 CHUNK = 64  # images in one forward pass of the teacher
 
@@ -68,7 +69,7 @@ class OutputCache:
 
 def run_network(
     network: FeatureExtractor, images: Images, positions: np.ndarray, number: int, settings: ViewSettings,
-    advance: Callable[[int], None] = lambda n: None,
+    advance: Advance = lambda n: None,
 ) -> np.ndarray:  # fmt: skip
     """Run the network on one view of each image, without the cache: (B, D) float32 outputs. advance: called with numbers of images."""
     import torch
@@ -88,7 +89,7 @@ def compute_outputs(
     images: Images,
     numbers: Sequence[int],
     settings: ViewSettings,
-    advance: Callable[[int], None] = lambda n: None,
+    advance: Advance = lambda n: None,
     share: tuple[int, int] = (0, 1),
 ) -> int:
     """Make sure that the cache holds the network's outputs for these views of these images.

@@ -13,10 +13,13 @@ from tutelage.data.decode import fit
 from tutelage.data.image_cache import Images
 from tutelage.data.masks import Labels
 from tutelage.device import to_device
+from tutelage.progress import Advance
 
 if TYPE_CHECKING:
     import torch
+    from accelerate import Accelerator
 
+Number = int | np.ndarray  # of views: one for all images, or (B,) integers
 CLEAN = -1  # number of the view that shows the whole image, as in evaluation
 MIRRORED = -2  # number of the view that shows it mirrored
 
@@ -60,7 +63,7 @@ def crop_or_pad(image: np.ndarray, resize: str) -> np.ndarray:
 
 
 def view_input(
-    images: Images, positions: np.ndarray, number: int | np.ndarray, settings: ViewSettings, network: Any
+    images: Images, positions: np.ndarray, number: Number, settings: ViewSettings, network: views.NetworkInput
 ) -> torch.Tensor:
     """Return one view of each image as input for a network.
 
@@ -85,7 +88,7 @@ def view_input(
     return views.to_input(views.render(pixels, drawn, network.size), network.mean, network.std, drawn.colours)
 
 
-def drawn_views(seeds: np.ndarray, sizes: np.ndarray, number: int | np.ndarray, settings: ViewSettings) -> views.Views:
+def drawn_views(seeds: np.ndarray, sizes: np.ndarray, number: Number, settings: ViewSettings) -> views.Views:
     """Return the random crops, flips and colours of view `number`, given the images' seeds (B,) and sizes (B, 2)."""
     area = (settings.crop_area, 1.0)
     return views.draw(
@@ -94,9 +97,8 @@ def drawn_views(seeds: np.ndarray, sizes: np.ndarray, number: int | np.ndarray, 
 
 
 def view_truth(
-    images: Images, labels: Labels, positions: np.ndarray, number: int | np.ndarray, settings: ViewSettings,
-    size: tuple[int, int],
-) -> torch.Tensor:  # fmt: skip
+    images: Images, labels: Labels, positions: np.ndarray, number: Number, settings: ViewSettings, size: tuple[int, int]
+) -> torch.Tensor:
     """Return the labels of one view of each image: its class, or the part of its mask that the view shows.
 
     Args:
@@ -127,9 +129,15 @@ def as_rows(outputs: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def forward_batches(
-    forward: Callable[[torch.Tensor], torch.Tensor], module: torch.nn.Module, network: Any, images: Images, number: int,
-    settings: ViewSettings, accelerator: Any, batch_size: int = 256,
-) -> Iterator[tuple[np.ndarray, torch.Tensor]]:  # fmt: skip
+    forward: Callable[[torch.Tensor], torch.Tensor],
+    module: torch.nn.Module,
+    network: views.NetworkInput,
+    images: Images,
+    number: int,
+    settings: ViewSettings,
+    accelerator: Accelerator,
+    batch_size: int = 256,
+) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
     """Yield the outputs of `forward` for one view of each image, batch by batch.
 
     Args:
@@ -150,7 +158,7 @@ def forward_batches(
         yield positions, output
 
 
-def view_outputs(*given: Any, advance: Callable[[int], None] = lambda n: None) -> np.ndarray:
+def view_outputs(*given: Any, advance: Advance = lambda n: None) -> np.ndarray:
     """Return the outputs of `forward_batches`, which takes the same arguments, as one (n, D) float32 array.
 
     advance: called with the number of images that were just computed.

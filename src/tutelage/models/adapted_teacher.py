@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,10 +15,14 @@ from torch import nn
 
 from tutelage.errors import TutelageError
 from tutelage.image_size import Size
+from tutelage.json_object import JSON
 from tutelage.models.linear_probe import LinearHead
 from tutelage.models.teachers import FrozenEncoder, build_teacher
-from tutelage.models.weights import weights_hash
+from tutelage.models.weights import parameters_of, weights_hash
 from tutelage.run_folder import atomic_write
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 MOST = 6e4  # logits are clamped to this, which fits in float16; softmax is 0 or 1 long before
 
@@ -35,8 +39,8 @@ class FeatureExtractor:
 
     forward: Callable[[torch.Tensor], torch.Tensor]
     size: Size
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     width: int
     hash: str
     output: str
@@ -102,27 +106,31 @@ def whole_teacher(backbone: nn.Module, features: int, classes: int, head: Linear
     return module
 
 
-def network_of(encoder: FrozenEncoder, accelerator: Any) -> FeatureExtractor:
+def network_of(encoder: FrozenEncoder, accelerator: Accelerator) -> FeatureExtractor:
     """Return the frozen encoder as a network whose outputs are pooled features."""
     module = encoder.module.eval().to(accelerator.device)
     return extractor(encoder, accelerator, module, encoder.features, encoder.hash, "features")
 
 
 def extractor(
-    encoder: FrozenEncoder, accelerator: Any, forward: Callable[[torch.Tensor], torch.Tensor], width: int, digest: str,
-    output: str, **shapes: Any,
-) -> FeatureExtractor:  # fmt: skip
-    """Return a network with the input of the encoder. Arguments as for `FeatureExtractor`; shapes: its shape or levels."""
+    encoder: FrozenEncoder,
+    accelerator: Accelerator,
+    forward: Callable[[torch.Tensor], torch.Tensor],
+    width: int,
+    digest: str,
+    output: str,
+    shape: tuple[int, ...] = (),
+    levels: tuple[tuple[int, int, int], ...] = (),
+) -> FeatureExtractor:
+    """Return a network with the input of the encoder. Arguments as for `FeatureExtractor`."""
 
     def outputs(images: torch.Tensor) -> torch.Tensor:
         with accelerator.autocast():
             found = forward(images)
         return found.clamp(-MOST, MOST) if output == "logits" else found
 
-    return FeatureExtractor(
-        outputs, encoder.size, encoder.mean, encoder.std, width, digest, output, encoder.name, str(accelerator.device),
-        accelerator.mixed_precision, **shapes,
-    )  # fmt: skip
+    seen, how = (encoder.size, encoder.mean, encoder.std), (str(accelerator.device), accelerator.mixed_precision)
+    return FeatureExtractor(outputs, *seen, width, digest, output, encoder.name, *how, shape, levels)
 
 
 def save_whole(folder: Path, module: nn.Module) -> None:
@@ -131,7 +139,7 @@ def save_whole(folder: Path, module: nn.Module) -> None:
         save_file({name: value.contiguous() for name, value in module.state_dict().items()}, path)
 
 
-def load_adapted(folder: Path, result: dict[str, Any], weights: str, accelerator: Any) -> AdaptedTeacher:
+def load_adapted(folder: Path, result: JSON, weights: str, accelerator: Accelerator) -> AdaptedTeacher:
     """Load the adapted teacher of a run.
 
     Args:
@@ -139,22 +147,17 @@ def load_adapted(folder: Path, result: dict[str, Any], weights: str, accelerator
     """
     about = result["teacher"]
     if result["mode"] == "probe":
-        encoder = _same_encoder(folder, about, weights)
+        encoder = same_encoder(folder, about, weights)
         head = LinearHead(**load_arrays(folder / "head.safetensors"))
-        size = _count(encoder.module) + head.weight.size + head.bias.size
+        size = parameters_of(encoder.module) + head.weight.size + head.bias.size
         return AdaptedTeacher(network_of(encoder, accelerator), head, encoder.module, size)
-    encoder = build_teacher(about["name"], "scratch", about["size"])
-    encoder = replace(encoder, mean=tuple(about["mean"]), std=tuple(about["std"]))
+    encoder = fine_tuned_encoder(about)
     state = load_file(folder / "weights.safetensors")
     module = FineTunedTeacher(encoder.module, encoder.features, result["classes"])
     module.load_state_dict(state)
     module.eval().to(accelerator.device)
     network = extractor(encoder, accelerator, module, result["classes"], weights_hash(state), "logits")
-    return AdaptedTeacher(network, lambda logits: logits, module, _count(module))
-
-
-def _count(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
+    return AdaptedTeacher(network, lambda logits: logits, module, parameters_of(module))
 
 
 def with_logits(teacher: AdaptedTeacher) -> AdaptedTeacher:
@@ -173,18 +176,28 @@ def with_logits(teacher: AdaptedTeacher) -> AdaptedTeacher:
     return replace(teacher, network=inside, head=lambda logits: logits)
 
 
-def frozen(folder: Path, result: dict[str, Any], weights: str, accelerator: Any) -> AdaptedTeacher:
+def frozen(folder: Path, result: JSON, weights: str, accelerator: Accelerator) -> AdaptedTeacher:
     """Load the unadapted encoder of a run's teacher; its head returns (B, 0), no classes. Arguments as for `load_adapted`."""
-    encoder = _same_encoder(folder, result["teacher"], weights)
-    network, size = network_of(encoder, accelerator), _count(encoder.module)
-    return AdaptedTeacher(network, lambda features: np.zeros((len(features), 0), np.float32), encoder.module, size)
+    encoder = same_encoder(folder, result["teacher"], weights)
+    size = parameters_of(encoder.module)
+    return AdaptedTeacher(network_of(encoder, accelerator), without_classes, encoder.module, size)
 
 
-def _same_encoder(folder: Path, about: dict[str, Any], weights: str) -> FrozenEncoder:
+def without_classes(features: np.ndarray) -> np.ndarray:
+    """(B, D) features -> (B, 0) float32: the logits of a frozen teacher."""
+    return np.zeros((len(features), 0), np.float32)
+
+
+def fine_tuned_encoder(about: JSON) -> FrozenEncoder:
+    """Build the encoder of a fine-tuned teacher, whose weights are still to be loaded. about: its entry in result.json."""
+    encoder = build_teacher(about["name"], "scratch", about["size"], about.get("window"))
+    return replace(encoder, mean=tuple(about["mean"]), std=tuple(about["std"]))
+
+
+def same_encoder(folder: Path, about: JSON, weights: str) -> FrozenEncoder:
+    """Build the encoder that a run's teacher in `folder` was adapted with. Raises TutelageError: the weights are others."""
     encoder = build_teacher(about["name"], weights, about["size"], about.get("window"))
     if encoder.hash != about["hash"]:
-        raise TutelageError(
-            f"--teacher-weights {weights} are not the weights that the teacher in {folder} was adapted with",
-            "use the weights that were given to `adapt`, or another --out",
-        )
+        message = f"--teacher-weights {weights} are not the weights that the teacher in {folder} was adapted with"
+        raise TutelageError(message, "use the weights that were given to `adapt`, or another --out")
     return encoder

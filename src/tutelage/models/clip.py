@@ -10,17 +10,20 @@ from __future__ import annotations
 import importlib.util
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from tutelage import device
 from tutelage.errors import TutelageError, did_you_mean, raise_all, shown
+from tutelage.json_object import JSON
+from tutelage.metrics import unit
 from tutelage.models.adapted_teacher import FeatureExtractor
 from tutelage.models.aliases import weights_path
 from tutelage.models.weights import (
@@ -35,6 +38,9 @@ from tutelage.models.weights import (
     without_prefix,
     wrong_architecture,
 )  # fmt: skip
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 # OpenAI's short list: on ImageNet these seven are at least as good as all eighty (Prompt_Engineering_for_ImageNet.ipynb).
 TEMPLATES = (
@@ -110,19 +116,11 @@ def class_embeddings(clip: Clip, classes: Sequence[str], templates: Sequence[str
     """
     prompts = class_prompts(classes, templates)
     vectors = clip.text([prompt for one in prompts for prompt in one])
-    return _unit(vectors.reshape(len(prompts), len(templates), -1).mean(axis=1))
+    return unit(vectors.reshape(len(prompts), len(templates), -1).mean(axis=1))
 
 
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    return (vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)).astype(np.float32)
-
-
-def _open_clip() -> Any:
-    """Import and return the package open_clip.
-
-    Raises:
-        TutelageError: not installed.
-    """
+def _open_clip() -> ModuleType:
+    """Import and return the package open_clip. Raises TutelageError: not installed."""
     try:
         import open_clip
     except ImportError as error:
@@ -196,10 +194,9 @@ def check_clip(name: str, weights: str = "pretrained") -> tuple[Path | None, str
 def _check_tokenizer(name: str, repository: str) -> None:
     """Check that the text encoder's tokenizer, and the package transformers to read it, are available."""
     if importlib.util.find_spec("transformers") is None:
-        raise TutelageError(
-            f"--clip {name} needs the package transformers for its tokenizer",
-            "pip install transformers sentencepiece, or use --clip openclip-b, which has CLIP's own tokenizer",
-        )
+        message = f"--clip {name} needs the package transformers for its tokenizer"
+        hint = "pip install transformers sentencepiece, or use --clip openclip-b, which has CLIP's own tokenizer"
+        raise TutelageError(message, hint)
     files = ("tokenizer.json", "tokenizer_config.json")
     if not cached_file(repository, files) and (fault := hub_fault()):
         raise TutelageError(
@@ -232,7 +229,7 @@ def _fill(model: nn.Module, path: Path, arch: str) -> None:
         raise wrong_architecture(f"--clip-weights {path}", f"open_clip's {arch}", state, own) from error
 
 
-def build_clip(name: str, weights: str = "pretrained", accelerator: Any = None) -> Clip:
+def build_clip(name: str, weights: str = "pretrained", accelerator: Accelerator | None = None) -> Clip:
     """Build a frozen CLIP model, image and text encoder, in eval mode.
 
     Args:
@@ -247,7 +244,7 @@ def build_clip(name: str, weights: str = "pretrained", accelerator: Any = None) 
     file, source = check_clip(name, weights)
     arch, tag = resolve_clip(name)
     cfg = open_clip.get_pretrained_cfg(arch, tag) if tag else {}
-    hardware = accelerator or SimpleNamespace(device="cpu", mixed_precision="no", autocast=nullcontext)
+    hardware = accelerator or device.accelerator("cpu", "fp32")
     with _quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         # Without the tag's activation, OpenAI's weights load into plain ViT-B-32 but give wrong outputs.
@@ -266,16 +263,15 @@ def build_clip(name: str, weights: str = "pretrained", accelerator: Any = None) 
 
     @torch.inference_mode()
     def text(prompts: list[str]) -> np.ndarray:
-        batches = (
-            tokenizer(prompts[start : start + TEXTS]).to(hardware.device) for start in range(0, len(prompts), TEXTS)
-        )
-        parts = [_unit(model.encode_text(tokens).float().cpu().numpy()) for tokens in batches]
+        starts = range(0, len(prompts), TEXTS)
+        batches = (tokenizer(prompts[start : start + TEXTS]).to(hardware.device) for start in starts)
+        parts = [unit(model.encode_text(tokens).float().cpu().numpy()) for tokens in batches]
         return np.concatenate([np.zeros((0, network.width), np.float32), *parts])
 
     return Clip(network, text, source, weights_hash(model.state_dict()))
 
 
-def _image_side(model: Any, name: str, cfg: dict[str, Any], hardware: Any) -> FeatureExtractor:
+def _image_side(model: Any, name: str, cfg: JSON, hardware: Accelerator) -> FeatureExtractor:
     """Return the image encoder as a FeatureExtractor. `cfg`: open_clip's entry for the tag; if empty, CLIP's normalisation is used."""
     open_clip, side = _open_clip(), model.visual.image_size
     size = int(side if isinstance(side, int) else side[0])
@@ -286,5 +282,5 @@ def _image_side(model: Any, name: str, cfg: dict[str, Any], hardware: Any) -> Fe
         with hardware.autocast():
             return model.encode_image(images, normalize=False)
 
-    digest, device = weights_hash(model.visual.state_dict()), str(hardware.device)
-    return FeatureExtractor(forward, size, mean, std, width, digest, "features", name, device, hardware.mixed_precision)
+    digest, where = weights_hash(model.visual.state_dict()), str(hardware.device)
+    return FeatureExtractor(forward, size, mean, std, width, digest, "features", name, where, hardware.mixed_precision)

@@ -85,9 +85,14 @@ def scale_of(features: np.ndarray) -> Scale:
 
 
 def cross_validate(
-    features: np.ndarray, labels: np.ndarray, folds: np.ndarray, classes: int, strength: float, scale: Scale,
+    features: np.ndarray,
+    labels: np.ndarray,
+    folds: np.ndarray,
+    classes: int,
+    strength: float,
+    scale: Scale,
     class_weight: str = "none",
-) -> np.ndarray:  # fmt: skip
+) -> np.ndarray:
     """Return the logits of every labelled image from a probe fitted without it.
 
     Args:

@@ -1,6 +1,6 @@
 """Code shared by all dense networks: the levels of an encoder, and resampling between grids.
 
-Any timm encoder with `forward_intermediates` works. A ViT gives one level, its patch tokens without class and register
+Every timm encoder with `forward_intermediates` works. A ViT gives one level, its patch tokens without class and register
 tokens; a CNN gives one level per stride. All grids cover the same image: a point of the image is at the same fraction
 of height and width in every grid.
 """
@@ -11,7 +11,6 @@ import inspect
 import itertools
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -19,6 +18,7 @@ from torch.nn import functional as F
 
 from tutelage.errors import TutelageError, shown
 from tutelage.image_size import Size, sides
+from tutelage.models.weights import TimmModel
 
 FINEST = 4  # smallest stride used; finer features cost the most and carry the least information
 
@@ -32,7 +32,7 @@ class Level:
     stride: int
 
 
-def levels_of(module: Any, name: str, size: Size, kind: str = "teacher") -> list[Level]:
+def levels_of(module: TimmModel, name: str, size: Size, kind: str = "teacher") -> list[Level]:
     """Return the level of the deepest features at each stride >= FINEST, finest first, determined by one forward pass.
 
     Args:
@@ -50,10 +50,8 @@ def levels_of(module: Any, name: str, size: Size, kind: str = "teacher") -> list
                 torch.zeros(1, 3, height, width, device=device), intermediates_only=True
             )
     except (AttributeError, TypeError, NotImplementedError) as error:
-        raise TutelageError(
-            f"--{kind} {name} gives no features of intermediate layers",
-            "use a timm model with forward_intermediates, which nearly all have",
-        ) from error
+        message = f"--{kind} {name} gives no features of intermediate layers"
+        raise TutelageError(message, "use a timm model with forward_intermediates, which nearly all have") from error
     finally:
         module.train(was)
     found = {}
@@ -67,19 +65,18 @@ def levels_of(module: Any, name: str, size: Size, kind: str = "teacher") -> list
 class Pyramid(nn.Module):
     """An encoder that gives its features at each level: (B, 3, H, W) -> one (B, C, h, w) per level, finest first."""
 
-    def __init__(self, encoder: nn.Module, levels: list[Level], prune: bool = False):
+    def __init__(self, encoder: TimmModel, levels: list[Level], prune: bool = False):
         super().__init__()
         self.encoder, self.levels = encoder, levels
         self._indices = [level.index for level in levels]
-        one: Any = encoder
         if prune:  # removes layers that no level needs, and the classifier
-            one.prune_intermediate_layers(self._indices, prune_norm=False, prune_head=True)
-        known = inspect.signature(one.forward_intermediates).parameters
+            encoder.prune_intermediate_layers(self._indices, prune_norm=False, prune_head=True)
+        known = inspect.signature(encoder.forward_intermediates).parameters
         self._options = {"norm": True} if "norm" in known and len(levels) == 1 else {}
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
-        encoder: Any = self.encoder
-        return encoder.forward_intermediates(images, indices=self._indices, intermediates_only=True, **self._options)
+        more = {"indices": self._indices, "intermediates_only": True, **self._options}
+        return self.encoder.forward_intermediates(images, **more)
 
 
 class Windows(Pyramid):
@@ -89,7 +86,7 @@ class Windows(Pyramid):
     every level; sides of inputs and windows must be multiples of it, which `check_windows` verifies.
     """
 
-    def __init__(self, encoder: nn.Module, levels: list[Level], window: tuple[int, int]):
+    def __init__(self, encoder: TimmModel, levels: list[Level], window: tuple[int, int]):
         super().__init__(encoder, levels)
         self.window, self.unit = window, levels[-1].stride
 
@@ -116,7 +113,7 @@ class Windows(Pyramid):
         return [total / count for total, count in zip(sums, counts, strict=True)]
 
 
-def check_windows(encoder: nn.Module, levels: list[Level], window: Size, size: Size) -> None:
+def check_windows(encoder: TimmModel, levels: list[Level], window: Size, size: Size) -> None:
     """Check that window and input are whole numbers of cells of the encoder's deepest level.
 
     The stride that timm states counts too: encoders pad their inputs, so at stride 64 a window of 96 px gives two rows, from which the
@@ -125,7 +122,7 @@ def check_windows(encoder: nn.Module, levels: list[Level], window: Size, size: S
     Raises:
         TutelageError: a side is not a multiple of the deepest stride.
     """
-    stated: Any = getattr(encoder, "feature_info", None) or []
+    stated = getattr(encoder, "feature_info", None) or []
     unit = max([levels[-1].stride, *(one.get("reduction", 1) for one in stated)])
     if not any(side % unit for side in (*sides(window), *sides(size))):
         return

@@ -141,10 +141,15 @@ def fit_probe(
 
 
 def cross_validate(
-    features: np.ndarray, labels: np.ndarray, folds: np.ndarray, classes: int, strength: float, scale: Layout,
+    features: np.ndarray,
+    labels: np.ndarray,
+    folds: np.ndarray,
+    classes: int,
+    strength: float,
+    scale: Layout,
     class_weight: str = "none",
-) -> np.ndarray:  # fmt: skip
-    """Return (B, C, h, w) float32 logits of every labelled image from a head fitted without it, like `heads.cross_validate`."""
+) -> np.ndarray:
+    """Return (B, C, h, w) float32 logits of every labelled image from a head fitted without it, like `linear_probe.cross_validate`."""
     out = np.zeros((len(labels), classes, *labels.shape[1:]), np.float32)
     for fold in np.unique(folds):
         rest, held = folds != fold, folds == fold

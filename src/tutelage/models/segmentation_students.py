@@ -10,6 +10,7 @@ from tutelage.image_size import Size
 from tutelage.models.segmentation_grids import DenseNetwork, Level, Pyramid, levels_of, needed_level
 from tutelage.models.students import Student, channels_last
 from tutelage.models.teachers import build, default_size, input_statistics, resolve
+from tutelage.models.weights import parameters_of
 
 STRIDES = {"lraspp": 8, "fpn": 4, "deeplabv3plus": 4}  # of the decoders' outputs
 DEEPEST = 32  # stride of the grid on which features are matched
@@ -90,10 +91,8 @@ def build_student(
     levels = levels_of(encoder, name, size, "student")
     head = DECODERS[decoder](levels, classes, name)
     module = DenseNetwork(Pyramid(encoder, levels, prune=True), head, 32)
-    count = sum(p.numel() for p in module.parameters())
-    return Student(
-        module.train(), name, size, *input_statistics(name), count, classes, source.text, channels_last(encoder), decoder
-    )  # fmt: skip
+    more = (parameters_of(module), classes, source.text, channels_last(encoder), decoder)
+    return Student(module.train(), name, size, *input_statistics(name), *more)
 
 
 class SegmentationStudentWithProjector(nn.Module):

@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
 
 from tutelage.image_size import sides
-from tutelage.models.adapted_teacher import AdaptedTeacher, FeatureExtractor, _same_encoder, extractor
+from tutelage.json_object import JSON
+from tutelage.models.adapted_teacher import (
+    AdaptedTeacher,
+    FeatureExtractor,
+    extractor,
+    fine_tuned_encoder,
+    same_encoder,
+    without_classes,
+)
 from tutelage.models.segmentation_grids import DenseNetwork, Pyramid, Windows, check_windows, levels_of, regrid
 from tutelage.models.segmentation_heads import DenseHead, Layout, new_head
-from tutelage.models.teachers import FrozenEncoder, build_teacher
-from tutelage.models.weights import weights_hash
+from tutelage.models.teachers import FrozenEncoder
+from tutelage.models.weights import parameters_of, weights_hash
 from tutelage.run_folder import hash_of
 
-
-def pyramid_of(encoder: FrozenEncoder) -> Pyramid:
-    """Return the encoder as a module that gives its features at each level."""
-    return _pyramid(encoder, encoder.module)
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
-def _pyramid(encoder: FrozenEncoder, module: torch.nn.Module) -> Pyramid:
-    """Return `pyramid_of` for `module`, which is the encoder's own module or a copy of it."""
+def pyramid_of(encoder: FrozenEncoder, copy: torch.nn.Module | None = None) -> Pyramid:
+    """Return the encoder's module, or this copy of it, as a module that gives its features at each level."""
+    module = encoder.module if copy is None else copy
     levels = levels_of(module, encoder.name, encoder.at_once)
     if encoder.window is None:
         return Pyramid(module, levels)
@@ -46,7 +52,7 @@ def multiple_of(encoder: FrozenEncoder) -> int:
     return 1 if "patch" in encoder.name else 32
 
 
-def network_of(encoder: FrozenEncoder, accelerator: Any) -> FeatureExtractor:
+def network_of(encoder: FrozenEncoder, accelerator: Accelerator) -> FeatureExtractor:
     """Return the frozen encoder as a network that gives the features of all levels, flattened to one row per image."""
     encoder.module.eval().to(accelerator.device)
     pyramid = pyramid_of(encoder)
@@ -69,7 +75,7 @@ def whole_teacher(
     encoder: FrozenEncoder, module: torch.nn.Module, classes: int, head: DenseHead | None
 ) -> DenseNetwork:
     """Return a teacher to fine-tune, with a fitted head or, if `head` is None, a new one. module: a copy of the encoder's."""
-    pyramid = _pyramid(encoder, module)
+    pyramid = pyramid_of(encoder, module)
     layout = tuple((level.channels, 0, 0) for level in pyramid.levels)
     network = DenseNetwork(pyramid, new_head(layout, classes), multiple_of(encoder))
     if head is not None:
@@ -79,20 +85,19 @@ def whole_teacher(
 
 
 def load_module(
-    folder: Path, result: dict[str, Any], weights: str, accelerator: Any
+    folder: Path, result: JSON, weights: str, accelerator: Accelerator
 ) -> tuple[FrozenEncoder, DenseNetwork, str]:
     """Load a run's teacher: its encoder, the whole network, a hash of the weights. Arguments as for `adapted_teacher.load_adapted`."""
     about, classes = result["teacher"], result["classes"]
     if result["mode"] == "probe":
-        encoder = _same_encoder(folder, about, weights)
+        encoder = same_encoder(folder, about, weights)
         module = whole_teacher(encoder, encoder.module, classes, None)
         state = load_file(folder / "head.safetensors")
         digest = _digest(encoder, encoder.hash, weights_hash(state))
         module.temperature.copy_(state.pop("temperature"))
         module.head.load_state_dict(state)
     else:
-        encoder = build_teacher(about["name"], "scratch", about["size"], about.get("window"))
-        encoder = replace(encoder, mean=tuple(about["mean"]), std=tuple(about["std"]))
+        encoder = fine_tuned_encoder(about)
         module = whole_teacher(encoder, encoder.module, classes, None)
         state = load_file(folder / "weights.safetensors")
         module.load_state_dict(state)
@@ -102,8 +107,13 @@ def load_module(
 
 
 def load_adapted(
-    folder: Path, result: dict[str, Any], weights: str, accelerator: Any, grid: tuple[int, int], kept: tuple[int, int] | None = None
-) -> AdaptedTeacher:  # fmt: skip
+    folder: Path,
+    result: JSON,
+    weights: str,
+    accelerator: Accelerator,
+    grid: tuple[int, int],
+    kept: tuple[int, int] | None = None,
+) -> AdaptedTeacher:
     """Load the adapted teacher of a run, to give logits on a grid.
 
     Args:
@@ -120,15 +130,12 @@ def load_adapted(
         return regrid(torch.from_numpy(outputs.reshape(len(outputs), *shape)), grid).numpy()
 
     network = extractor(encoder, accelerator, forward, classes * kept[0] * kept[1], digest, "logits", shape=shape)
-    size = sum(p.numel() for p in module.parameters())
-    return AdaptedTeacher(network, head, module, size)
+    return AdaptedTeacher(network, head, module, parameters_of(module))
 
 
-def frozen(
-    folder: Path, result: dict[str, Any], weights: str, accelerator: Any, grid: tuple[int, int]
-) -> AdaptedTeacher:
+def frozen(folder: Path, result: JSON, weights: str, accelerator: Accelerator, grid: tuple[int, int]) -> AdaptedTeacher:
     """Load the unadapted encoder of a run's teacher, to give the features of its deepest level on a grid."""
-    encoder = _same_encoder(folder, result["teacher"], weights)
+    encoder = same_encoder(folder, result["teacher"], weights)
     module = whole_teacher(encoder, encoder.module, 1, None).requires_grad_(False).eval().to(accelerator.device)
     shape = (module.pyramid.levels[-1].channels, *grid)
 
@@ -137,5 +144,4 @@ def frozen(
 
     digest = _digest(encoder, encoder.hash, "deepest level")
     network = extractor(encoder, accelerator, forward, shape[0] * grid[0] * grid[1], digest, "features", shape=shape)
-    size = sum(p.numel() for p in encoder.module.parameters())
-    return AdaptedTeacher(network, lambda features: np.zeros((len(features), 0), np.float32), module, size)
+    return AdaptedTeacher(network, without_classes, module, parameters_of(encoder.module))

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 
 from tutelage.errors import TutelageError
 from tutelage.image_size import Size, sides
+from tutelage.json_object import JSON
 from tutelage.models.teachers import build, default_size, input_statistics, resolve
+from tutelage.models.weights import TimmModel, parameters_of
 
 
 @dataclass(frozen=True)
@@ -27,15 +28,15 @@ class Student:
     module: nn.Module
     name: str
     size: Size
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     parameters: int
     classes: int
     initialisation: str
     channels_last: bool
     decoder: str = ""
 
-    def about(self) -> dict[str, Any]:
+    def about(self) -> JSON:
         """Return the student's entry in result.json, from which it can be built again."""
         names = ("name", "size", "mean", "std", "parameters", "initialisation", "channels_last")
         return {name: getattr(self, name) for name in (*names, *(("decoder",) if self.decoder else ()))}
@@ -60,10 +61,8 @@ def build_student(name: str, classes: int, weights: str = "scratch", size: Size 
         raise TutelageError(f"{classes} classes for the student {name}: at least one is needed")
     size = default_size(name) if size is None else size
     module, source = build(name, weights, classes, size, "student")
-    count = sum(p.numel() for p in module.parameters())
-    return Student(
-        module.train(), name, size, *input_statistics(name), count, classes, source.text, channels_last(module)
-    )
+    more = (parameters_of(module), classes, source.text, channels_last(module))
+    return Student(module.train(), name, size, *input_statistics(name), *more)
 
 
 class StudentWithProjector(nn.Module):
@@ -72,24 +71,24 @@ class StudentWithProjector(nn.Module):
     forward: (B, 3, S, S) -> (B, C) logits of the student and (B, D) projected features.
     """
 
-    def __init__(self, student: nn.Module, width: int, size: Size):
+    def __init__(self, student: TimmModel, width: int, size: Size):
         super().__init__()
         self.student = student
         self.projection = nn.Linear(pooled_width(student, size), width)
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         features = pooled(self.student, images)
-        return self.student.get_classifier()(features), self.projection(features)  # pyright: ignore[reportCallIssue]
+        return self.student.get_classifier()(features), self.projection(features)
 
     @staticmethod
-    def possible(student: nn.Module, size: Size) -> bool:
+    def possible(student: TimmModel, size: Size) -> bool:
         """Return whether the student has a single head on pooled features, as most timm models do."""
         module, (height, width) = copy.deepcopy(student).eval(), sides(size)
         images = torch.linspace(0, 1, 6 * height * width).reshape(2, 3, height, width)
         try:
             with torch.no_grad():
                 features = pooled(module, images)
-                again = module.get_classifier()(features)  # pyright: ignore[reportCallIssue]
+                again = module.get_classifier()(features)
                 return features.ndim == 2 and torch.allclose(again, module(images), atol=1e-5)
         except (AttributeError, TypeError, RuntimeError):
             return False
@@ -106,10 +105,10 @@ class DINOStudent(nn.Module):
 
     HIDDEN, BOTTLENECK, PROTOTYPES = 512, 128, 1024
 
-    def __init__(self, student: nn.Module, size: Size):
+    def __init__(self, student: TimmModel, size: Size):
         super().__init__()
         self.student = student
-        student.get_classifier().requires_grad_(False)  # pyright: ignore[reportCallIssue]  # unused
+        student.get_classifier().requires_grad_(False)  # unused
         normed = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in student.modules())
         layers: list[nn.Module] = []
         for width in (pooled_width(student, size), self.HIDDEN):
@@ -128,19 +127,19 @@ class DINOStudent(nn.Module):
         return bottleneck @ nn.functional.normalize(self.prototypes, dim=1).T
 
 
-def pooled(student: nn.Module, images: torch.Tensor) -> torch.Tensor:
+def pooled(student: TimmModel, images: torch.Tensor) -> torch.Tensor:
     """(B, 3, S, S) -> (B, D): the pooled features that the student's classifier takes."""
-    return student.forward_head(student.forward_features(images), pre_logits=True)  # pyright: ignore[reportCallIssue]
+    return student.forward_head(student.forward_features(images), pre_logits=True)
 
 
-def pooled_width(student: nn.Module, size: Size) -> int:
+def pooled_width(student: TimmModel, size: Size) -> int:
     """Return D of `pooled`, measured by one forward pass of a copy, so that the student and its BatchNorm are unchanged."""
     images = torch.zeros(1, 3, *sides(size), device=next(student.parameters()).device)
     with torch.no_grad():
         return pooled(copy.deepcopy(student).eval(), images).shape[1]
 
 
-def channels_last(module: nn.Module) -> bool:
+def channels_last(module: TimmModel) -> bool:
     """Return whether to train a model in the channels_last memory format.
 
     It speeds up most CNNs (one step on 2 cores, 16 images at 96 px: tf_efficientnet_lite0 370 ms instead of 554,
@@ -157,12 +156,12 @@ def channels_last(module: nn.Module) -> bool:
     return len(convolutions) > 1 and not crashes and not slower
 
 
-def plain_head(module: nn.Module, size: Size) -> bool:
+def plain_head(module: TimmModel, size: Size) -> bool:
     """Return whether the student's head is one linear layer on pooled features, which can be fitted, copied and mixed."""
-    return StudentWithProjector.possible(module, size) and isinstance(module.get_classifier(), nn.Linear)  # pyright: ignore[reportCallIssue]
+    return StudentWithProjector.possible(module, size) and isinstance(module.get_classifier(), nn.Linear)
 
 
-def head_of(module: nn.Module) -> nn.Module:
+def head_of(module: TimmModel) -> nn.Module:
     """Return a student's classifier or decoder; a ModuleList if it has several classifiers (LeViT, EfficientFormer)."""
-    head = module.get_classifier()  # pyright: ignore[reportCallIssue]
+    head = module.get_classifier()
     return nn.ModuleList(head) if isinstance(head, (tuple, list)) else head

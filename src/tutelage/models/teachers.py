@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -11,7 +10,7 @@ from torch import nn
 from tutelage.errors import TutelageError, did_you_mean, shown
 from tutelage.image_size import Size, sides
 from tutelage.models.aliases import STUDENTS, TEACHERS, check_size, full_name
-from tutelage.models.weights import WeightSource, create, first_line, timm_entry, weights_hash
+from tutelage.models.weights import TimmModel, WeightSource, create, first_line, timm_entry, weights_hash
 from tutelage.settings.groups import Group
 
 
@@ -28,8 +27,8 @@ class FrozenEncoder:
     module: nn.Module
     name: str
     size: Size
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     features: int
     licence: str
     weights: str
@@ -82,7 +81,7 @@ def size_of(settings: Group, kind: str) -> Size:
     return getattr(settings, f"{kind}_size") or default_size(resolve(getattr(settings, kind), kind))
 
 
-def input_statistics(name: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+def input_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel of a timm model's input, for images in [0, 1]."""
     entry = timm_entry(name)
     return entry.mean, entry.std
@@ -145,8 +144,8 @@ def build_teacher(
 
 
 def decayed_parameter_groups(
-    module: nn.Module, lr: float, weight_decay: float, layer_decay: float
-) -> list[dict[str, Any]]:
+    module: TimmModel, lr: float, weight_decay: float, layer_decay: float
+) -> list[dict[str, object]]:
     """Return optimizer groups whose learning rate shrinks by `layer_decay` per layer from the output to the input side.
 
     Only parameters that require a gradient are included: call `module.requires_grad_(True)` on a frozen encoder first.
@@ -158,6 +157,6 @@ def decayed_parameter_groups(
     """
     from timm.optim import param_groups_layer_decay  # pyright: ignore[reportPrivateImportUsage]
 
-    exempt: Any = getattr(module, "no_weight_decay", set)  # a method of timm's models
-    groups = param_groups_layer_decay(module, weight_decay, exempt(), layer_decay=layer_decay)
+    exempt = module.no_weight_decay() if hasattr(module, "no_weight_decay") else set()
+    groups = param_groups_layer_decay(module, weight_decay, exempt, layer_decay=layer_decay)
     return [{**group, "lr": lr * group["lr_scale"]} for group in groups]

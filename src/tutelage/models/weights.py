@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file
@@ -25,7 +25,13 @@ from tutelage.errors import TutelageError, shown
 from tutelage.image_size import Size, sides
 from tutelage.models.aliases import PACKAGES, licence_of, weights_path
 
+if TYPE_CHECKING:
+    from timm.models import PretrainedCfg
+    from torch.nn.modules.module import _IncompatibleKeys as LoadResult
+
 State = dict[str, torch.Tensor]
+TimmModel = Any  # has methods that nn.Module does not declare
+Options = dict[str, Any]  # keyword arguments of timm.create_model, which does not declare all of them
 
 HUB_SECONDS = 3.0  # timeout of one attempt to reach the hub; a failure is reported within five seconds
 # Keys under which checkpoints wrap the weights, in timm's order: averaged weights first.
@@ -41,8 +47,7 @@ UNFIT = (RuntimeError, LookupError, ValueError, TypeError, AttributeError, Asser
 class WeightSource:
     """Where weights came from.
 
-    text: for the log: "scratch", "hub timm/...", "file PATH" or "package NAME".
-    licence: of the weights, if known.
+    text: for the log: "scratch", "hub timm/...", "file PATH" or "package NAME". licence: of the weights, if known.
     """
 
     text: str
@@ -134,7 +139,7 @@ def read_file(path: Path, kind: str = "teacher") -> State:
     hint = "save only the tensors: safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
     try:
         if path.suffix == ".safetensors":
-            content: Any = load_file(path)
+            content: object = load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, tar, pickle, safetensors and the disk raise different ones
@@ -182,7 +187,7 @@ def reference(name: str, **options: Any) -> Mapping[str, torch.Tensor]:
     return model.state_dict()
 
 
-def timm_entry(name: str) -> Any:
+def timm_entry(name: str) -> PretrainedCfg:
     """Return timm's entry for a model: input size, mean, std, and where its weights are; the defaults if it has none."""
     from timm.models import PretrainedCfg, get_pretrained_cfg
 
@@ -203,6 +208,11 @@ def by_order(state: State, name: str, place: str) -> State:
     return dict(zip([*ours, *list(state)[len(ours) :]], state.values(), strict=False))
 
 
+def parameters_of(module: nn.Module) -> int:
+    """Return the number of a module's parameters."""
+    return sum(p.numel() for p in module.parameters())
+
+
 def shapes_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
     """Return the shape of each tensor."""
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -216,18 +226,18 @@ def wrong_architecture(place: str, model: str, state: State, ours: Mapping[str, 
     first = [*shapes, *missing, *unexpected][:5]
     lines = [f"{k}: {theirs.get(k, 'none')} in the file, {own.get(k, 'none')} in the model" for k in first]
     counts = f"{len(shapes)} tensors of another shape, {len(missing)} missing, {len(unexpected)} unexpected"
-    return TutelageError(
-        f"{place}: weights of another architecture than {model} ({counts})\n" + "\n".join(lines),
-        "name the model that the file was made for, or give a file made for this model",
-    )
+    message = f"{place}: weights of another architecture than {model} ({counts})\n" + "\n".join(lines)
+    return TutelageError(message, "name the model that the file was made for, or give a file made for this model")
 
 
 @contextmanager
-def _load_results() -> Iterator[dict[nn.Module, tuple[Any, Mapping[str, torch.Tensor]]]]:
+def _load_results() -> Iterator[dict[nn.Module, tuple[LoadResult, Mapping[str, torch.Tensor]]]]:
     """Keep, for each module, what `load_state_dict` returns and was given: timm neither returns it nor tells its checkpoint filters."""
     plain, kept = nn.Module.load_state_dict, {}
 
-    def load_state_dict(self: nn.Module, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+    def load_state_dict(
+        self: nn.Module, state_dict: Mapping[str, torch.Tensor], strict: bool = True, assign: bool = False
+    ) -> LoadResult:
         result = plain(self, state_dict, strict, assign)
         kept[self] = result, state_dict
         return type(result)([], [])  # timm would print the names
@@ -239,7 +249,7 @@ def _load_results() -> Iterator[dict[nn.Module, tuple[Any, Mapping[str, torch.Te
         nn.Module.load_state_dict = plain
 
 
-def _load(name: str, state: State, overlay: dict[str, Any], options: dict[str, Any], place: str) -> nn.Module:
+def _load(name: str, state: State, overlay: Options, options: Options, place: str) -> nn.Module:
     """Build a timm model with the tensors of `state`; all tensors except the classifier's must match the model's."""
     import timm
 
@@ -251,7 +261,7 @@ def _load(name: str, state: State, overlay: dict[str, Any], options: dict[str, A
     overlay = {**overlay, "state_dict": state}
     try:
         with _load_results() as results:
-            model: Any = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
+            model: TimmModel = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
     except UNFIT as error:
         if shapes_of(state) == shapes_of(ours):
             why = f"timm does not resize its position tables ({first_line(error)})"
@@ -288,7 +298,7 @@ def check_within_reach(name: str, kind: str) -> tuple[Path | None, WeightSource]
     if package and (file := package_file(package)):
         return file, WeightSource(f"package {package}", licence_of(package))
     entry = timm_entry(name)
-    where = entry.hf_hub_id or entry.url
+    where = str(entry.hf_hub_id or entry.url or "")
     if not where:
         raise TutelageError(f"--{kind} {name}: timm has no weights for it", f"use --{kind}-weights FILE or scratch")
     source = WeightSource(f"hub {where}", licence_of(entry.tag or "", entry.license))
@@ -319,7 +329,7 @@ def create(
     """
     import timm
 
-    options: dict[str, Any] = {} if classes is None else {"num_classes": classes}
+    options: Options = {} if classes is None else {"num_classes": classes}
     entry = timm_entry(name)
     # With a class count that no model has, timm drops the checkpoint's classifier whatever the model's count is.
     overlay = {} if classes is None else {"num_classes": -1}

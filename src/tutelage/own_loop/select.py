@@ -49,10 +49,10 @@ def select(
     """
     from tutelage.commands.curate import unsure
     from tutelage.curation.embed import EmbeddingTable
-    from tutelage.curation.embedders import unit
     from tutelage.curation.selection import Pool, SelectionRequest, choose
     from tutelage.curation.vectors import Vectors, mean_of
     from tutelage.device import free_memory
+    from tutelage.metrics import unit
 
     rows = (gallery if gallery.dtype == np.float16 else np.asarray(gallery, np.float32),)
     mean = np.zeros(Vectors(rows, None).width, np.float32) if strategy == "text" else mean_of(rows)
@@ -63,7 +63,7 @@ def select(
     wanted = most if count is None else count
     if not 1 <= wanted <= most:
         raise TutelageError(f"count {wanted}: 1 to {most:,} rows can be chosen", "give another, or leave it out")
-    asked, own = unit(asked, mean), np.arange(len(asked))
+    asked, own = unit(asked - mean), np.arange(len(asked))
     classes = own if labels is None else np.unique(labels, return_inverse=True)[1]
     table = EmbeddingTable(
         rows, np.arange(len(gallery)), np.zeros((0, 32), np.uint8), np.zeros(1, np.int64), (), (), []

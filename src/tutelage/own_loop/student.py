@@ -27,8 +27,8 @@ class Preprocess:
     """
 
     size: Size
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     resize: str
     side: int
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from markupsafe import Markup, escape
+
+Names = Mapping[str, str]  # model -> its name in a chart
+Counts = Sequence[Sequence[int]]  # C rows of true classes, C columns of predicted ones
+ByClass = dict[str, Sequence[float | None]]
+Place = TypeVar("Place", float, np.ndarray)
 
 WIDTH = 400  # units of a drawing, which the page shows 340 to 600 pixels wide
 NAMES = {  # of the models, in the order of the legend; the CSS classes have the same names
@@ -47,7 +52,7 @@ def polyline(points: Iterable[tuple[float, float]], kind: str, shape: str = "pol
     return f'<{shape} points="{places}" class="{kind}"/>'
 
 
-def scale(low: float, high: float, start: float, end: float) -> Callable[[Any], Any]:
+def scale(low: float, high: float, start: float, end: float) -> Callable[[Place], Place]:
     """Return the function from a quantity to its place on an axis that shows `low` at `start` and `high` at `end`."""
     return lambda value: start + (end - start) * (value - low) / ((high - low) or 1.0)
 
@@ -59,7 +64,7 @@ def mark(x: float, y: float, model: str) -> str:
     return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" class="{model} mark"/>'
 
 
-def legend(models: Sequence[str], y: float, names: Mapping[str, str] = NAMES) -> list[str]:
+def legend(models: Sequence[str], y: float, names: Names = NAMES) -> list[str]:
     """Markers and names in one row."""
     parts, x = [], 4.0
     for model in models:
@@ -75,9 +80,8 @@ def short(name: str, most: int = 12) -> str:
 
 
 def per_class(
-    classes: Sequence[str], recall: dict[str, Sequence[float | None]], title: str = "Recall of each class",
-    names: Mapping[str, str] = NAMES,
-) -> Markup:  # fmt: skip
+    classes: Sequence[str], recall: ByClass, title: str = "Recall of each class", names: Names = NAMES
+) -> Markup:
     """Draw recall (or another score) of each class by each model, the weakest classes of the first model first.
 
     Args:
@@ -105,9 +109,7 @@ def per_class(
     return svg(bottom + 4, title, words, parts)
 
 
-def matrix(
-    classes: Sequence[str], counts: Sequence[Sequence[int]], model: str, shares: bool = False, names: Mapping[str, str] = NAMES
-) -> Markup:  # fmt: skip
+def matrix(classes: Sequence[str], counts: Counts, model: str, shares: bool = False, names: Names = NAMES) -> Markup:
     """Draw a confusion matrix: rows are true classes, columns predicted ones; the shade is the share of the row.
 
     Args:
@@ -145,9 +147,8 @@ def _confused(classes: Sequence[str], table: np.ndarray) -> list[tuple[int, str,
 
 
 def confusions(
-    classes: Sequence[str], counts: Sequence[Sequence[int]], model: str, shares: bool = False,
-    names: Mapping[str, str] = NAMES, more: str = "",
-) -> dict[str, object]:  # fmt: skip
+    classes: Sequence[str], counts: Counts, model: str, shares: bool = False, names: Names = NAMES, more: str = ""
+) -> dict[str, object]:
     """The page's chart of confusions: the matrix, or with many classes a list of the most frequent confusions.
 
     Args:
@@ -173,7 +174,7 @@ def pooled(evaluations: Sequence[Mapping[str, Sequence[Sequence[float]]]]) -> di
     return {model: np.sum([one[model] for one in evaluations], axis=0) for model in models}
 
 
-def calibration(bins: Mapping[str, np.ndarray], names: Mapping[str, str] = NAMES) -> Markup:
+def calibration(bins: Mapping[str, np.ndarray], names: Names = NAMES) -> Markup:
     """Draw the accuracy of each model against its confidence.
 
     Args:
@@ -202,7 +203,7 @@ def calibration(bins: Mapping[str, np.ndarray], names: Mapping[str, str] = NAMES
     return svg(bottom + 40, "Calibration", "; ".join(words), parts)
 
 
-def calibrations(bins: Mapping[str, np.ndarray], names: Mapping[str, str] = NAMES, more: str = "") -> dict[str, object]:
+def calibrations(bins: Mapping[str, np.ndarray], names: Names = NAMES, more: str = "") -> dict[str, object]:
     """The page's calibration chart. bins, names: as in `calibration`. more: text appended to the note.
 
     Returns:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from tutelage.json_object import JSON
 from tutelage.reporting.diagnosis import NOISE, difference
 from tutelage.reporting.scores import CLASSES, main_score, words_of
 from tutelage.reporting.table import delivered_name, title_of
@@ -11,7 +10,7 @@ from tutelage.reporting.table import delivered_name, title_of
 ONE_SEED = "One run: another seed would give other numbers."
 
 
-def answer(results: dict[str, Any], stages: dict[str, Any], settings: dict[str, Any] | None = None) -> str:
+def answer(results: JSON, stages: JSON, settings: JSON | None = None) -> str:
     """Summarise a run in a few sentences: which student is delivered and why, then its scores on the test images.
 
     Args:
@@ -27,7 +26,7 @@ def answer(results: dict[str, Any], stages: dict[str, Any], settings: dict[str, 
     return "This run has no student yet: tutelage distill and tutelage finetune make one."
 
 
-def delivery(stages: dict[str, Any], settings: dict[str, Any] | None = None) -> str:
+def delivery(stages: JSON, settings: JSON | None = None) -> str:
     """State in a sentence which student is delivered, and what decided it.
 
     Args:
@@ -50,7 +49,7 @@ def delivery(stages: dict[str, Any], settings: dict[str, Any] | None = None) -> 
     )
 
 
-def _reference(validation: dict[str, Any], what: str) -> str:
+def _reference(validation: JSON, what: str) -> str:
     """The student that a gain was measured against: the first that was judged; for the baseline the best of the others."""
     best = next(iter(validation))
     if what != "baseline":
@@ -69,7 +68,7 @@ def _unjudged(what: str, finetune: str) -> str:
     return f", as --finetune {chosen} asks."
 
 
-def _scored(subject: str, model: dict[str, Any]) -> str:
+def _scored(subject: str, model: JSON) -> str:
     """State the main score of a model in a sentence."""
     test = model.get("test")
     if not test:
@@ -78,7 +77,7 @@ def _scored(subject: str, model: dict[str, Any]) -> str:
     return f"{subject} {words.phrase.format(100 * main_score(test))} {words.over} {test['images']:,} test images."
 
 
-def _on_test(results: dict[str, Any], stages: dict[str, Any]) -> str:
+def _on_test(results: JSON, stages: JSON) -> str:
     """State the score of the delivered student, compared with its rival and the teacher."""
     delivered, test = results["delivered"], results["delivered"].get("test")
     text = _scored("It", delivered)
@@ -102,7 +101,7 @@ def _on_test(results: dict[str, Any], stages: dict[str, Any]) -> str:
     return f"{text}. {ONE_SEED}"
 
 
-def committee(stages: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+def committee(stages: JSON, settings: JSON) -> JSON:
     """Describe where the student's targets come from.
 
     Args:

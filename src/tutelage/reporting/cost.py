@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from typing import Any
+
+from tutelage.json_object import JSON
 
 ENOUGH = 256  # fewest teacher outputs computed at once for a valid time per output
 
 
-def cost_of(record: dict[str, Any]) -> dict[str, float]:
+def cost_of(record: JSON) -> dict[str, float]:
     """Cost of a run as if nothing had been shared: FLOPs in total and of the teacher, images trained on, seconds, MiB, bytes."""
     entries = record["compute_cost"].values()
     teacher = sum(entry["teacher"]["flops"] for entry in entries)
@@ -22,7 +23,7 @@ def cost_of(record: dict[str, Any]) -> dict[str, float]:
     }  # fmt: skip
 
 
-def shares(records: Sequence[dict[str, Any]]) -> dict[str, float]:
+def shares(records: Sequence[JSON]) -> dict[str, float]:
     """Compare what the study computed with the cost of its runs one by one.
 
     Stages taken over from another run and teacher outputs found in the cache cost the study nothing. One by one, each run is

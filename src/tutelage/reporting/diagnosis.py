@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from tutelage.errors import shown
+from tutelage.json_object import JSON
 from tutelage.reporting.scores import CLASSES, OF_TASK, main_score, variance, words_of_results
 
 WEAK = 0.7  # held-out accuracy of a teacher, below which the teacher is the limit
@@ -27,26 +27,18 @@ class Finding:
     step: str
 
 
-def diagnose(results: dict[str, Any], stages: dict[str, Any]) -> list[Finding]:
+def diagnose(results: JSON, stages: JSON) -> list[Finding]:
     """Return all findings, the most serious first.
 
     Args:
         results: of the evaluation. stages: result of each stage by its folder's name; some may be missing.
     """
-    found = [
-        _teacher(stages),
-        _targets(results, stages),
-        _labels(results, stages),
-        _set(stages),
-        _student(results),
-        _last_stage(results, stages),
-        _sure(results),
-        _gain(results, stages),
-    ]
+    found = [_teacher(stages), _targets(results, stages), _labels(results, stages), _set(stages), _student(results)]
+    found += [_last_stage(results, stages), _sure(results), _gain(results, stages)]
     return [one for one in found if one]
 
 
-def _teacher(stages: dict[str, Any]) -> Finding | None:
+def _teacher(stages: JSON) -> Finding | None:
     """The teacher does not know the task, or knows it badly.
 
     It was trained on all labels but one fold, on the features of a foundation model; a committee student was trained on as many,
@@ -75,7 +67,7 @@ def _teacher(stages: dict[str, Any]) -> Finding | None:
     )
 
 
-def _targets(results: dict[str, Any], stages: dict[str, Any]) -> Finding | None:
+def _targets(results: JSON, stages: JSON) -> Finding | None:
     """The targets are almost all of one class: little is left to learn about the others.
 
     One class has more than ONE_CLASS of their probability, and the other classes have less than half of their share of the test
@@ -97,7 +89,7 @@ def _targets(results: dict[str, Any], stages: dict[str, Any]) -> Finding | None:
     )
 
 
-def _usual_share(results: dict[str, Any], number: int) -> float | None:
+def _usual_share(results: JSON, number: int) -> float | None:
     """A class's share of the test images (or their pixels), but at least 1 / C; None for masks without test images, whose classes
     may be of any size."""
     tests = (one.get("test") or {} for one in results.values() if isinstance(one, dict))
@@ -107,7 +99,7 @@ def _usual_share(results: dict[str, Any], number: int) -> float | None:
     return max(1 / len(table), sum(table[number]) / max(1, sum(map(sum, table))))
 
 
-def _labels(results: dict[str, Any], stages: dict[str, Any]) -> Finding | None:
+def _labels(results: JSON, stages: JSON) -> Finding | None:
     count, classes = (stages.get("adapt") or {}).get("labels"), len(results["classes"])
     words = words_of_results(results)
     if not count or (count / classes if words is CLASSES else count) >= FEW:
@@ -120,7 +112,7 @@ def _labels(results: dict[str, Any], stages: dict[str, Any]) -> Finding | None:
     )
 
 
-def _set(stages: dict[str, Any]) -> Finding | None:
+def _set(stages: JSON) -> Finding | None:
     curated = stages.get("curate") or {}
     step = "Give a --gallery with images like the labelled ones."
     if curated.get("nothing_near"):
@@ -138,7 +130,7 @@ def _set(stages: dict[str, Any]) -> Finding | None:
     )
 
 
-def _student(results: dict[str, Any]) -> Finding | None:
+def _student(results: JSON) -> Finding | None:
     """The distilled student does not reproduce its targets (or, where that was not measured, its teacher) on its training images."""
     student = results.get("distilled") or {}
     agreement = student.get("agreement_with_targets", student.get("agreement_on_transfer"))
@@ -153,7 +145,7 @@ def _student(results: dict[str, Any]) -> Finding | None:
     )
 
 
-def _last_stage(results: dict[str, Any], stages: dict[str, Any]) -> Finding | None:
+def _last_stage(results: JSON, stages: JSON) -> Finding | None:
     """Fine-tuning on the labels has made the student worse."""
     what = (results.get("delivered") or {}).get("what")
     lost = difference(results, "distilled", "delivered")
@@ -168,7 +160,7 @@ def _last_stage(results: dict[str, Any], stages: dict[str, Any]) -> Finding | No
     )
 
 
-def _sure(results: dict[str, Any]) -> Finding | None:
+def _sure(results: JSON) -> Finding | None:
     student = results.get("delivered") or results.get("distilled") or {}  # the latter while none is delivered
     ece = (student.get("test") or {}).get("ece", 0)
     if ece < UNSURE:
@@ -179,7 +171,7 @@ def _sure(results: dict[str, Any]) -> Finding | None:
     )
 
 
-def difference(results: dict[str, Any], first: str, second: str) -> tuple[float, float] | None:
+def difference(results: JSON, first: str, second: str) -> tuple[float, float] | None:
     """Difference of the main scores of two models, and its standard error from the choice of test images; None without scores.
 
     Both are treated as independent, which overstates the error, since they are tested on the same images.
@@ -190,7 +182,7 @@ def difference(results: dict[str, Any], first: str, second: str) -> tuple[float,
     return main_score(one) - main_score(other), (variance(one) + variance(other)) ** 0.5
 
 
-def _gain(results: dict[str, Any], stages: dict[str, Any]) -> Finding | None:
+def _gain(results: JSON, stages: JSON) -> Finding | None:
     """Distillation has not made the student better than the baseline by more than chance."""
     # A student without a head has no scores before the last stage.
     student = "distilled" if "distilled" in results else "delivered"

@@ -6,11 +6,11 @@ import base64
 import io
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from tutelage.json_object import JSON
 from tutelage.run_folder import atomic_write, read_json, write_json
 
 SHOWN = 24  # images shown, those on which student and teacher disagree most
@@ -68,7 +68,7 @@ def thumbnail(image: np.ndarray, side: int = SIDE) -> str:
     return encoded(picture, "JPEG", quality=85)
 
 
-def encoded(picture: Image.Image, kind: str, **options: Any) -> str:
+def encoded(picture: Image.Image, kind: str, **options: object) -> str:
     """A picture's file as base-64 text. kind, options: as Pillow's `save` takes them."""
     data = io.BytesIO()
     picture.save(data, kind, **options)
@@ -81,7 +81,7 @@ def remove_evidence(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def read_evidence(folder: Path) -> tuple[np.ndarray, dict[str, np.ndarray], list[dict[str, Any]]]:
+def read_evidence(folder: Path) -> tuple[np.ndarray, dict[str, np.ndarray], list[JSON]]:
     """Labels (n,), probabilities (n, C) float32 of each model, and the disagreements; all empty if the run kept none.
 
     If the delivered student is one of the other models, the probabilities stand under both names.
@@ -117,7 +117,7 @@ def read_counts(path: Path, model: str) -> np.ndarray:
         return kept[f"{DECIDED}{model}"].astype(np.int64) == kept["labels"]
 
 
-def read_pictures(folder: Path, classes: Sequence[str]) -> dict[str, Any]:
+def read_pictures(folder: Path, classes: Sequence[str]) -> JSON:
     """Pictures of test images with masks, and the colour of each class; empty for a run without masks."""
     found = read_json(folder / "pictures.json")
     if not found:

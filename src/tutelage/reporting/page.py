@@ -9,13 +9,13 @@ import json
 import shlex
 import tomllib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader
 from PIL import Image
 
 from tutelage.errors import TutelageError
+from tutelage.json_object import JSON
 from tutelage.metrics import reliability
 from tutelage.progress import duration
 from tutelage.reporting import charts
@@ -66,16 +66,16 @@ def write_page(run: Path) -> Path:
     return run / "report" / "index.html"
 
 
-def rendered(template: str, **values: Any) -> str:
+def rendered(template: str, **values: object) -> str:
     """The HTML of a template of this room. values: its variables."""
     environment = Environment(loader=PackageLoader("tutelage", "reporting"), autoescape=True)
     return environment.get_template(template).render(version=__version__, **values)
 
 
-def table(results: dict[str, Any]) -> dict[str, Any]:
+def table(results: JSON) -> JSON:
     """Head, rows and note of the table of scores."""
     models, words = list(models_of(results).values()), words_of_results(results)
-    rows: list[list[dict[str, Any]]] = [[{"text": title}] for title, _ in models]
+    rows: list[list[JSON]] = [[{"text": title}] for title, _ in models]
     for _, name in words.table:
         values = [one["test"][name] if "test" in one else None for _, one in models]
         best = (min if name in words.best_low else max)((v for v in values if v is not None), default=None)
@@ -90,7 +90,7 @@ def table(results: dict[str, Any]) -> dict[str, Any]:
     return {"head": head, "rows": rows, "note": note}
 
 
-def command(name: str, settings: dict[str, Any]) -> str:
+def command(name: str, settings: JSON) -> str:
     """The command that repeats a run or a study. name: run or compare. settings: those that differ from the defaults."""
     words = ["tutelage", name]
     for setting, value in settings.items():
@@ -100,7 +100,7 @@ def command(name: str, settings: dict[str, Any]) -> str:
     return shlex.join(words)
 
 
-def rows_of(settings: dict[str, Any]) -> list[tuple[str, Any]]:
+def rows_of(settings: JSON) -> list[tuple[str, object]]:
     """Rows (name, value) of settings, as the page shows them; empty lists are left out."""
     return [
         (name.replace("_", " "), ", ".join(map(str, value)) if isinstance(value, list) else value)
@@ -109,9 +109,7 @@ def rows_of(settings: dict[str, Any]) -> list[tuple[str, Any]]:
     ]
 
 
-def _charts(
-    run: Path, results: dict[str, Any], labels: np.ndarray, probabilities: dict[str, np.ndarray]
-) -> list[dict[str, Any]]:
+def _charts(run: Path, results: JSON, labels: np.ndarray, probabilities: dict[str, np.ndarray]) -> list[JSON]:
     """The charts for which this run has the numbers."""
     classes, found = results["classes"], []
     tests = {name: one["test"] for name, (_, one) in models_of(results).items() if one.get("test")}
@@ -138,7 +136,7 @@ def _charts(
     return found
 
 
-def _metrics(path: Path) -> list[dict[str, Any]]:
+def _metrics(path: Path) -> list[JSON]:
     rows = []
     for row in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
@@ -148,7 +146,7 @@ def _metrics(path: Path) -> list[dict[str, Any]]:
     return [row for row in rows if isinstance(row.get("loss"), float) and np.isfinite(row["loss"])]
 
 
-def disagreement(one: dict[str, Any], classes: list[str]) -> dict[str, str]:
+def disagreement(one: JSON, classes: list[str]) -> dict[str, str]:
     """A test image on which student and teacher disagree, as the page shows it."""
 
     def prediction_of(model: str) -> str:
@@ -172,7 +170,7 @@ def montage(path: Path) -> str:
         return encoded(picture, "JPEG", quality=75)
 
 
-def transfer_set(curated: dict[str, Any]) -> str:
+def transfer_set(curated: JSON) -> str:
     """Describe how the transfer set was chosen in a few sentences."""
     images = curated.get("images", {})
     text = f"{images.get('transfer', 0):,} images, {images.get('train', 0):,} of them labelled, by strategy {curated.get('strategy')} "
@@ -189,7 +187,7 @@ def transfer_set(curated: dict[str, Any]) -> str:
     return text
 
 
-def _costs(stages: dict[str, Any]) -> list[tuple[str, str]]:
+def _costs(stages: JSON) -> list[tuple[str, str]]:
     """Rows (name, value): the time of each stage, and images seen in the distillation."""
     took = []
     for name in STAGES:
@@ -204,10 +202,10 @@ def _costs(stages: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def _facts(settings: dict[str, Any], stages: dict[str, Any]) -> list[tuple[str, Any]]:
+def _facts(settings: JSON, stages: JSON) -> list[tuple[str, object]]:
     """Rows (name, value) of models, data and settings."""
     teacher, student = stages["adapt"].get("teacher", {}), stages["distill"].get("student", {})
-    rows: list[tuple[str, Any]] = []
+    rows: list[tuple[str, object]] = []
     if teacher:
         name = f"{teacher['name']} at {teacher['size']} px, {teacher['weights']} ({teacher['licence']})"
         rows.append(("teacher", name))
@@ -224,7 +222,7 @@ def _facts(settings: dict[str, Any], stages: dict[str, Any]) -> list[tuple[str, 
     return rows + rows_of({name: value for name, value in settings.items() if name not in hidden})
 
 
-def _made_with(stages: dict[str, Any]) -> list[tuple[str, str]]:
+def _made_with(stages: JSON) -> list[tuple[str, str]]:
     """Versions and threads, which may change the last bits of results: one row, or one for each group of stages that share them."""
     found: dict[str, list[str]] = {}
     for name in STAGES:
@@ -235,7 +233,7 @@ def _made_with(stages: dict[str, Any]) -> list[tuple[str, str]]:
     return [(f"made with ({', '.join(names)})", text) for text, names in found.items()]
 
 
-def _csv(results: dict[str, Any]) -> str:
+def _csv(results: JSON) -> str:
     """Every score of every model, one per line."""
     out = io.StringIO()
     writer = csv.writer(out)

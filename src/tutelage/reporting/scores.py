@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from tutelage.json_object import JSON
 from tutelage.metrics import mean_iou
 
 
@@ -44,23 +44,23 @@ MASKS = MetricSpec(
 OF_TASK = {"segmentation": MASKS, "classification": CLASSES}
 
 
-def words_of(test: dict[str, Any] | None) -> MetricSpec:
+def words_of(test: JSON | None) -> MetricSpec:
     """The scores and wording that fit a model's test results; those of classification without any."""
     return next((one for one in OF_TASK.values() if test and one.main in test), CLASSES)
 
 
-def words_of_results(results: dict[str, Any]) -> MetricSpec:
+def words_of_results(results: JSON) -> MetricSpec:
     """The scores and wording that fit an evaluation: those of the first model with test results."""
     tests = [one["test"] for one in results.values() if isinstance(one, dict) and "test" in one]
     return words_of(tests[0] if tests else None)
 
 
-def main_score(test: dict[str, Any]) -> float:
+def main_score(test: JSON) -> float:
     """The task's main score, in [0, 1]."""
     return test[words_of(test).main]
 
 
-def variance(test: dict[str, Any]) -> float:
+def variance(test: JSON) -> float:
     """Squared standard error of the main score due to the choice of test images."""
     share = main_score(test)
     return test["standard_error"] ** 2 if "standard_error" in test else share * (1 - share) / max(test["images"], 1)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from tutelage.data.masks import Colour, painted
+from tutelage.data.manifest import Labelled
+from tutelage.data.masks import Colour, Masks, painted
 from tutelage.metrics import mean_iou
 from tutelage.reporting.example_predictions import COUNTS, encoded, shown_student, thumbnail
 from tutelage.reporting.table import TITLES
@@ -20,7 +20,7 @@ SIDE = 200  # largest side of a picture in pixels
 
 
 def write_dense_evidence(
-    folder: Path, test: Any, predictions: Mapping[str, np.ndarray | list[np.ndarray]], counts: dict[str, np.ndarray],
+    folder: Path, test: Labelled, predictions: Mapping[str, np.ndarray | list[np.ndarray]], counts: dict[str, np.ndarray],
     colours: Sequence[Colour],
 ) -> None:  # fmt: skip
     """Write predictions.npz (pixel counts by model, image and class) and pictures.json into a report folder.
@@ -36,9 +36,10 @@ def write_dense_evidence(
     first = shown_student(scores) or ("teacher" if "teacher" in scores else None)
     order = np.argsort(scores[first], kind="stable") if first else np.zeros(0, np.int64)
     places = np.unique(np.linspace(0, len(order) - 1, min(SHOWN, len(order))).round().astype(int)) if len(order) else []
-    shown, in_order = [], {name: predictions[name] for name in TITLES if name in predictions}
+    masks, shown, in_order = test.labels, [], {name: predictions[name] for name in TITLES if name in predictions}
+    assert isinstance(masks, Masks)
     for row in (int(order[place]) for place in places):
-        mask = test.labels.one(row)
+        mask = masks.one(row)
         pictures = {"image": f"data:image/jpeg;base64,{thumbnail(test.images[row], SIDE)}", "mask": png(mask, colours)}
         pictures |= {name: png(np.where(mask == 255, mask, one[row]), colours) for name, one in in_order.items()}
         each = {name: float(one[row]) for name, one in scores.items()}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shutil
 import textwrap
-from typing import Any
 
+from tutelage.json_object import JSON
 from tutelage.reporting.scores import words_of
 
 TITLES = {  # of the models of an evaluation, in the order of tables and legends
@@ -14,7 +14,7 @@ TITLES = {  # of the models of an evaluation, in the order of tables and legends
 }  # fmt: skip
 
 
-def delivered_name(results: dict[str, Any]) -> str | None:
+def delivered_name(results: JSON) -> str | None:
     """Name of the delivered model in an evaluation: "distilled" or "baseline" if it is one of these, else "delivered".
 
     Returns:
@@ -31,7 +31,7 @@ def title_of(what: str) -> str:
     return TITLES.get(what, f"fine-tuned student ({what})")
 
 
-def models_of(results: dict[str, Any]) -> dict[str, tuple[str, dict[str, Any]]]:
+def models_of(results: JSON) -> dict[str, tuple[str, JSON]]:
     """The distinct models of an evaluation: name -> title and scores; the title marks the delivered one.
 
     A committee whose students have weight 0 equals its teacher, and is left out.
@@ -47,7 +47,7 @@ def models_of(results: dict[str, Any]) -> dict[str, tuple[str, dict[str, Any]]]:
     return found
 
 
-def scores_table(rows: list[tuple[str, dict[str, Any]]]) -> str:
+def scores_table(rows: list[tuple[str, JSON]]) -> str:
     """Format one line per model, with aligned columns.
 
     Args:
@@ -72,7 +72,7 @@ def _aligned(cells: list[tuple[str, ...]]) -> str:
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
 
-def study_table(result: dict[str, Any]) -> str:
+def study_table(result: JSON) -> str:
     """One line per method and budget: mean and spread in percent, seeds, points behind the best, interval, TFLOPs; then failed runs."""
     rows = result["table"]
     score = words_of(rows[0]).title
@@ -91,13 +91,13 @@ def study_table(result: dict[str, Any]) -> str:
     return "\n".join([_aligned(cells), *failed, *missing, f"page: {result['page']}"])
 
 
-def _mean(row: dict[str, Any]) -> tuple[str, str, str]:
+def _mean(row: JSON) -> tuple[str, str, str]:
     """Budget, mean and spread in percent, and number of seeds."""
     spread = "" if row["spread"] is None else f" ± {100 * row['spread']:.1f}"
     return str(row["budget"]), f"{100 * row['score']:.1f}{spread}", str(row["seeds"])
 
 
-def times_table(result: dict[str, Any]) -> str:
+def times_table(result: JSON) -> str:
     """What `bench` measured: one line per model, number of threads and batch size."""
     machine = result["machine"]
     known = ", ".join(machine["instruction_sets"]) or "instruction sets unknown"
@@ -113,7 +113,7 @@ def times_table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def export_text(result: dict[str, Any]) -> str:
+def export_text(result: JSON) -> str:
     """What `export` wrote: one line per file, the recommended one marked."""
     lines = [f"in {result['export']}:"]
     for name, one in result["proof"]["files"].items():
@@ -125,7 +125,7 @@ def export_text(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def cache_text(result: dict[str, Any]) -> str:
+def cache_text(result: JSON) -> str:
     """What the cache holds: one line per entry, then the sum."""
     lines = [
         f"{one['gib']:9.3f} GiB  used {one['days']:5.1f} days ago  {one['what']}  ({one['name']})"
@@ -135,14 +135,12 @@ def cache_text(result: dict[str, Any]) -> str:
     return "\n".join([*lines, f"{result['gib']:9.3f} GiB in {result['cache']}"])
 
 
-def doctor_text(found: dict[str, Any]) -> str:
+def doctor_text(found: JSON) -> str:
     """What this machine has: one paragraph per subject, as wide as the terminal."""
 
-    def listed(what: dict[str, Any], text: str = "{}: {}") -> str:
-        words = {True: "yes", False: "no", None: "missing"}
-        return ", ".join(
-            text.format(k, words.get(v, v) if v is None or isinstance(v, bool) else v) for k, v in what.items()
-        )
+    def listed(what: JSON, text: str = "{}: {}") -> str:
+        words = {"True": "yes", "False": "no", "None": "missing"}
+        return ", ".join(text.format(name, words.get(str(value), value)) for name, value in what.items())
 
     devices, threads, hub = found["devices"], found["threads"], found["weights"]["hub"]
     rows = {
@@ -166,21 +164,14 @@ def doctor_text(found: dict[str, Any]) -> str:
     )
 
 
-def text_of(command: str, result: dict[str, Any]) -> str:
+def text_of(command: str, result: JSON) -> str:
     """What a command prints on stdout without --json."""
     if command in ("run", "evaluate"):
         return scores_table(list(models_of(result).values()))
-    if command == "compare" and "table" in result:
-        return study_table(result)
     if command == "demo":
         return str(result["text"])
-    if command == "benchmark":
-        return times_table(result)
-    if command == "export":
-        return export_text(result)
-    if command == "doctor":
-        return doctor_text(result)
-    if command == "cache":
-        return cache_text(result)
+    texts = {"benchmark": times_table, "export": export_text, "doctor": doctor_text, "cache": cache_text}
+    if text := study_table if command == "compare" and "table" in result else texts.get(command):
+        return text(result)
     plain = {name: value for name, value in result.items() if isinstance(value, str | int | float)}
     return "\n".join(f"{name}: {value}" for name, value in plain.items() if name not in ("inputs", "curated"))

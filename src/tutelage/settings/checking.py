@@ -8,13 +8,14 @@ import re
 import tomllib
 import types
 import typing
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TypeVar
 
 import pydantic
 from cyclopts import Parameter
 from pydantic import BeforeValidator, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from tutelage.errors import TutelageError, did_you_mean, raise_all
 from tutelage.settings import presets
@@ -42,10 +43,8 @@ def command(settings: Callable[P, S]) -> Callable[[Callable[[S], R]], Callable[P
                 return function(checked_settings)
             except ValidationError as error:  # of a result.json, which `tutelage.results` describes
                 what = f"{error.title}, {'.'.join(map(str, error.errors()[0]['loc']))}: {error.errors()[0]['msg']}"
-                raise TutelageError(
-                    f"a result.json of this run is damaged or of another version of tutelage ({what})",
-                    "use another folder, or --overwrite to move the old run aside",
-                ) from error
+                message = f"a result.json of this run is damaged or of another version of tutelage ({what})"
+                raise TutelageError(message, "use another folder, or --overwrite to move the old run aside") from error
 
         made: Any = checked
         del made.__wrapped__
@@ -65,7 +64,7 @@ def command(settings: Callable[P, S]) -> Callable[[Callable[[S], R]], Callable[P
     return decorate
 
 
-def identity(settings: Group, known_otherwise: Collection[str] = ()) -> dict[str, Any]:
+def identity(settings: Group, known_otherwise: Collection[str] = ()) -> dict[str, object]:
     """Return the settings that determine a stage's results: all but the free ones.
 
     Args:
@@ -79,23 +78,20 @@ def identity(settings: Group, known_otherwise: Collection[str] = ()) -> dict[str
 
 
 @functools.cache
-def hints_of(settings: Any) -> dict[str, Any]:
+def hints_of(settings: Callable[..., Group]) -> dict[str, Any]:  # types
     """Return the type of each setting, annotated with its limits for pydantic and its help text for cyclopts."""
     found, types_of = {}, typing.get_type_hints(settings)
     for name, one in declared(settings).items():
         base, notes = types_of[name], one.metadata
-        parameter = Parameter(
-            help=notes["help"],
-            consume_multiple=True if base == list[str] else None,
-            negative=() if base in (bool, list[str]) else None,
-        )
-        checks: list[Any] = [pydantic.Field(**notes["limits"])] if notes["limits"] else []
+        negative, several = () if base in (bool, list[str]) else None, True if base == list[str] else None
+        parameter = Parameter(help=notes["help"], consume_multiple=several, negative=negative)
+        checks: list[object] = [pydantic.Field(**notes["limits"])] if notes["limits"] else []
         checks += [BeforeValidator(notes["reads"])] if notes["reads"] else []
         found[name] = Annotated[base, parameter, *checks]
     return found
 
 
-def resolve(settings: Callable[..., S], given: dict[str, Any]) -> S:
+def resolve(settings: Callable[..., S], given: Mapping[str, object]) -> S:
     """Return the checked settings of one call: explicit arguments over the file over defaults.
 
     Args:
@@ -109,7 +105,7 @@ def resolve(settings: Callable[..., S], given: dict[str, Any]) -> S:
     errors = [_unknown(name, known, "argument") for name in given if name not in known]
     values = {name: value for name, value in given.items() if name in known}
     if "config" in known and values.get("config"):
-        from_file, faults = _read_toml(Path(values["config"]), known)
+        from_file, faults = _read_toml(Path(str(values["config"])), known)
         errors += faults
         if faults and not from_file:
             raise_all(errors)
@@ -125,12 +121,12 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _unknown(name: str, known: Any, kind: str) -> TutelageError:
+def _unknown(name: str, known: Collection[str], kind: str) -> TutelageError:
     hint = did_you_mean(name, known) or f"use one of {', '.join(known)}"
     return TutelageError(f"{kind} {name!r} is unknown", hint)
 
 
-def _read_toml(path: Path, known: Any) -> tuple[dict[str, Any], list[TutelageError]]:
+def _read_toml(path: Path, known: Collection[str]) -> tuple[dict[str, object], list[TutelageError]]:
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -143,7 +139,9 @@ def _read_toml(path: Path, known: Any) -> tuple[dict[str, Any], list[TutelageErr
     return {name: value for name, value in values.items() if name in known}, errors
 
 
-def _validate(settings: Any, values: dict[str, Any]) -> tuple[dict[str, Any], list[TutelageError]]:
+def _validate(
+    settings: Callable[..., Group], values: dict[str, object]
+) -> tuple[dict[str, object], list[TutelageError]]:
     hints = hints_of(settings)
     for name, value in values.items():  # accept any sequence or a single item for a list, and a Path for text
         if isinstance(value, (tuple, list)):
@@ -154,8 +152,7 @@ def _validate(settings: Any, values: dict[str, Any]) -> tuple[dict[str, Any], li
             values[name] = [str(value)] if value != "" else []
         elif isinstance(value, Path) or _takes_text(hints[name]):
             values[name] = str(value)
-    checked: dict[str, Any] = {}
-    errors: list[TutelageError] = []
+    checked, errors = {}, []
     for name, one in declared(settings).items():
         value = values.get(name, default_of(one))
         if isinstance(value, bool) and not isinstance(one.default, bool):  # otherwise true would count as 1
@@ -169,25 +166,25 @@ def _validate(settings: Any, values: dict[str, Any]) -> tuple[dict[str, Any], li
     return checked, errors
 
 
-def _takes_text(hint: Any) -> bool:
+def _takes_text(hint: object) -> bool:
     base = _base(hint)
     return base is str or (isinstance(base, types.UnionType) and str in typing.get_args(base))
 
 
-def _base(hint: Any) -> Any:
+def _base(hint: object) -> object:
     return typing.get_args(hint)[0]
 
 
-def _fault(name: str, value: Any, fault: Any, hint: Any) -> TutelageError:
+def _fault(name: str, value: object, fault: ErrorDetails, hint: object) -> TutelageError:
     if value in ("", [], ()):
         message = f"no {flag(name)} was given ({_help(hint)})"
         return TutelageError(message, f"add {flag(name)} to the command or the TOML file")
     reason = fault["msg"].partition(", unable to")[0]
     message = re.sub(r": (Input should be|Value error,) ", " must be ", f"{flag(name)} {value}: {reason}", count=1)
-    choices = typing.get_args(typing.get_args(hint)[0]) if fault["type"] == "literal_error" else ()
+    choices = typing.get_args(_base(hint)) if fault["type"] == "literal_error" else ()
     return TutelageError(message, did_you_mean(str(value), [str(c) for c in choices]))
 
 
-def _help(hint: Any) -> str:
+def _help(hint: object) -> str:
     """Return the help text of a setting."""
     return str(next(note for note in typing.get_args(hint) if isinstance(note, Parameter)).help)

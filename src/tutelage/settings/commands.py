@@ -65,9 +65,7 @@ class RunSettings(Curation, g.Adaptation, DistillSettings, g.LastStage, g.Json):
     no_baseline: bool = setting(False, "do not train the baseline, the same student on the labels only", free=True)
 
 
-class Compared(
-    g.Labelled, g.Gallery, g.Teacher, g.Adaptation, g.Student, g.Distillation, g.Schedule, g.Training
-):  # fmt: skip
+class Compared(g.Labelled, g.Gallery, g.Teacher, g.Adaptation, g.Student, g.Distillation, g.Schedule, g.Training):
     """Settings of a run that the methods of a study may differ in."""
 
 
@@ -168,9 +166,5 @@ class DoctorSettings(CacheFolder, g.Json):
     """Settings of `doctor`."""
 
 
-FREE = frozenset(
-    name
-    for settings in (RunSettings, CompareSettings, CurateSettings)
-    for name, one in declared(settings).items()
-    if one.metadata["free"]
-)
+_ALL = declared(RunSettings) | declared(CompareSettings) | declared(CurateSettings)
+FREE = frozenset(name for name, one in _ALL.items() if one.metadata["free"])

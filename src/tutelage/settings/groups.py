@@ -17,8 +17,8 @@ from tutelage.image_size import sides
 
 
 def setting(
-    default: Any, help: str, *, free: bool = False, reads: Callable[[Any], Any] | None = None, **limits: Any
-) -> Any:
+    default: object, help: str, *, free: bool = False, reads: Callable[[object], object] | None = None, **limits: float
+) -> Any:  # whatever type the field is declared with, as of `dataclasses.field`
     """Declare a setting as a field of a group.
 
     Args:
@@ -40,7 +40,7 @@ class Group:
         dataclass(frozen=True, kw_only=True)(cls)
 
 
-def size(value: Any) -> Any:
+def size(value: object) -> int | str | None:
     """Return a size in its canonical form: a number if height and width are equal, else text HEIGHTxWIDTH."""
     if value is None:
         return None
@@ -51,7 +51,7 @@ def size(value: Any) -> Any:
 
 
 @functools.cache
-def declared(settings: Any) -> dict[str, Field[Any]]:
+def declared(settings: Any) -> dict[str, Field[object]]:  # for type checkers, a class of settings is a callable
     """Return the declarations of a class of settings by name, in the order of its groups, its own last."""
     names: dict[str, None] = {}
     for base in settings.__bases__:
@@ -61,7 +61,7 @@ def declared(settings: Any) -> dict[str, Field[Any]]:
     return {name: found[name] for name in names}
 
 
-def default_of(one: Field[Any]) -> Any:
+def default_of(one: Field[object]) -> object:
     """Return the default value of a setting."""
     return one.default if one.default_factory is MISSING else one.default_factory()
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
-PRESETS: dict[str, dict[str, Any]] = {
+PRESETS: dict[str, dict[str, object]] = {
     "none": {},
     "paper": {
         "objective": "task-oriented", "committee": "none", "sharpness": 1.0, "label_share": 0.0, "temperature": 1.0, "feature_weight": 0.0,
@@ -16,15 +15,15 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 # Task defaults that differ from the signatures: one image holds many labelled pixels, and objects of many scales.
-OF_TASK: dict[str, dict[str, Any]] = {"segmentation": {"batch_size": 8, "crop_area": 0.35}}
+OF_TASK: dict[str, dict[str, object]] = {"segmentation": {"batch_size": 8, "crop_area": 0.35}}
 
 
-def of(values: dict[str, Any]) -> dict[str, Any]:
+def of(values: dict[str, object]) -> dict[str, object]:
     """Return the settings that the task and the preset define. values: the settings given in the call, by name."""
     return {**OF_TASK.get(_task(values), {}), **PRESETS.get(str(values.get("preset")), {})}
 
 
-def _task(values: dict[str, Any]) -> str:
+def _task(values: dict[str, object]) -> str:
     """Return the task of a call: the one it names, or that of the run folder in which a later stage continues; else empty."""
     if "task" in values:
         return str(values["task"])

@@ -67,7 +67,7 @@ def load_checkpoint(
         weight = weights[int(index)]
         if (
             value.shape == weight.shape
-        ):  # fused AdamW reads raw memory, so the state must have the weight's memory format (channels_last)
+        ):  # fused AdamW reads raw memory: it must be in the weight's format (channels_last)
             value = torch.empty_like(weight).copy_(value)
         layout["state"].setdefault(int(index), {})[field] = value
     optimizer.load_state_dict(layout)

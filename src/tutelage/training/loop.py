@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -15,6 +15,9 @@ from tutelage.errors import TutelageError
 from tutelage.training.batches import prefetch, seed_of
 from tutelage.training.checkpoints import Resumable, load_checkpoint, save_checkpoint
 from tutelage.training.optimization import EMA, learning_rate
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 CLIP = 1.0  # largest norm of the gradient
 LOGGED = 200  # approximate number of rows in a loop's log
@@ -42,7 +45,7 @@ class TrainState:
     """
 
     module: nn.Module
-    optimizer: Any
+    optimizer: torch.optim.Optimizer
     average: EMA
     resumable: Resumable | None = None
 
@@ -55,14 +58,19 @@ class Watch:
     """
 
     what: str
-    log: Callable[[dict[str, Any]], None] = lambda row: None
+    log: Callable[[dict[str, float]], None] = lambda row: None
     advance: Callable[[int], object] = lambda n: None
 
 
 def train(
-    state: TrainState, plan: Plan, make: Callable[[int], Iterable[torch.Tensor]], loss_of: Callable[..., torch.Tensor],
-    hardware: Any, watch: Watch, images: int | None = None,
-) -> None:  # fmt: skip
+    state: TrainState,
+    plan: Plan,
+    make: Callable[[int], Iterable[torch.Tensor]],
+    loss_of: Callable[..., torch.Tensor],
+    hardware: Accelerator,
+    watch: Watch,
+    images: int | None = None,
+) -> None:
     """Train a network: each step makes a batch, computes its loss, updates the weights and their moving average.
 
     Args:
