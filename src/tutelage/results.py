@@ -5,11 +5,16 @@ A score is in [0, 1]; seconds are of work, summed over restarts; 1 MAC = 2 FLOPs
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from tutelage.errors import TutelageError
+from tutelage.image_size import Size
+
+JSON: TypeAlias = dict[
+    str, Any
+]  # an object as it is in a JSON file: the types of its values are known to who reads them
 
 
 class Result(BaseModel):
@@ -17,7 +22,7 @@ class Result(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, defer_build=True)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JSON:
         """Return the result as plain dicts, lists, texts and numbers, without the fields that it does not have."""
         return self.model_dump(by_alias=True, exclude_unset=True)
 
@@ -161,7 +166,7 @@ class CurationResult(StageResult):
     an approximate index. shown_by: class -> images whose mask shows it.
     """
 
-    given: dict[str, Any]
+    given: dict[str, str]
     task: str
     classes: list[str]
     images: ImageCounts
@@ -172,7 +177,7 @@ class CurationResult(StageResult):
     rejected: int
     store_side: int | list[int]
     strategy: str
-    distance: dict[str, Any] | None = None
+    distance: dict[str, str | float] | None = None
     similarity: dict[str, float] | None = None
     brought: dict[str, int] | None = None
     far_classes: list[str] | None = None
@@ -181,8 +186,22 @@ class CurationResult(StageResult):
     recall: float | None = None
     colours: list[list[int]] | None = None
     coloured: bool | None = None
-    ignored_colours: list[Any] | None = None
+    ignored_colours: list[list[int]] | None = None
     shown_by: dict[str, int] | None = None
+
+
+class TeacherEntry(Result):
+    """The frozen encoder of a teacher, from which it can be built again. Fields as in `models.teachers.FrozenEncoder`."""
+
+    name: str
+    size: Size
+    mean: list[float]
+    std: list[float]
+    features: int
+    licence: str
+    weights: str
+    hash: str
+    window: Size | None = None
 
 
 class AdaptationResult(StageResult):
@@ -194,30 +213,46 @@ class AdaptationResult(StageResult):
 
     mode: str
     width: int
-    teacher: dict[str, Any]
+    teacher: TeacherEntry
     classes: int
     labels: int
-    validation: dict[str, dict[str, Any]]
+    validation: dict[str, dict[str, float | str]]
     validated_on: str
     deepest: int | None = None
 
 
-class StudentResult(StageResult):
-    """Result of a stage that trains students. student: as `Student.about` describes it."""
+class StudentEntry(Result):
+    """A student, from which it can be built again. Fields as in `models.students.Student`; parameters: count."""
 
-    student: dict[str, Any]
+    name: str
+    size: Size
+    mean: list[float]
+    std: list[float]
+    parameters: int
+    initialisation: str
+    channels_last: bool
+    decoder: str = ""
+
+
+class StudentResult(StageResult):
+    """Result of a stage that trains students."""
+
+    student: StudentEntry
     steps: int
     images_seen: int
     loss: float | None = None
 
 
-class CommitteeResult(StudentResult):
+class CommitteeResult(StageResult):
     """Result of `committee`.
 
-    The fields of the mixture are those of `distillation.mixture.mixture_of`. folds: number of students; 0 where no label can be held out.
-    grid: of the students' predictions for masks.
+    The fields of the mixture are those of `distillation.mixture.mixture_of`. folds: number of students; 0 where no label can be held out,
+    and `student` is empty. grid: of the students' predictions for masks.
     """
 
+    student: StudentEntry | dict[str, None]
+    steps: int
+    images_seen: int
     folds: int
     weight: float
     temperature: float
@@ -252,9 +287,19 @@ class FinetuneResult(StageResult):
     """Result of `finetune`. delivered: distilled, head, full, long, steep or baseline. validation: by candidate."""
 
     delivered: str
-    student: dict[str, Any]
+    student: StudentEntry
     validation: dict[str, dict[str, float]]
     judged_on: str
+
+
+class PilotResult(StageResult):
+    """Result of `run --pilot`: accuracies on images held out of runs of their own; gain: of the baseline over the distilled student."""
+
+    images: int
+    distilled: float
+    baseline: float
+    gain: float
+    standard_error: float
 
 
 class EvaluationResult(Models):
@@ -293,10 +338,10 @@ class StudyResult(Result):
     page: str
     failed: dict[str, str]
     missing: list[str]
-    table: list[dict[str, Any]]
-    teachers: list[dict[str, Any]]
-    shared: Any
-    runs: list[dict[str, Any]]
+    table: list[JSON]
+    teachers: list[JSON]
+    shared: dict[str, float]
+    runs: list[JSON]
 
 
 class StudyEstimate(Result):
@@ -318,14 +363,14 @@ class ExportResult(Result):
 
     export: str
     recommended: str
-    size: int | str
-    student: dict[str, Any]
+    size: Size
+    student: StudentEntry
     classes: int
-    proof: dict[str, Any]
+    proof: JSON
     unsure: dict[str, float] | None
-    int8: dict[str, Any] | None
+    int8: JSON | None
     latency: dict[str, dict[str, float]]
-    machine: dict[str, Any]
+    machine: JSON
     outputs: str
     settings_hash: str
     versions: dict[str, str]
@@ -334,9 +379,9 @@ class ExportResult(Result):
 class BenchmarkResult(Result):
     """Result of `benchmark`. rows: model, device, threads, batch, median_ms, p95_ms, times_as_fast. files: bytes, peak_mib."""
 
-    machine: dict[str, Any]
-    size: int | str
-    rows: list[dict[str, Any]]
+    machine: JSON
+    size: Size
+    rows: list[JSON]
     files: dict[str, dict[str, float]]
     versions: dict[str, str]
 
@@ -363,7 +408,7 @@ class CacheResult(Result):
     """Result of `cache`. entries: name, what, gib, days since their last use."""
 
     cache: str
-    entries: list[dict[str, Any]]
+    entries: list[JSON]
     gib: float
     removed: list[str]
 
@@ -373,10 +418,10 @@ class DoctorResult(Result):
 
     python: str
     versions: dict[str, str | None]
-    devices: dict[str, Any]
-    threads: dict[str, Any]
+    devices: JSON
+    threads: JSON
     disk_gib: dict[str, float]
     memory_gib: float
     extras: dict[str, bool]
-    weights: dict[str, Any]
+    weights: JSON
     advice: list[str]

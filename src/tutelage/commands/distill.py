@@ -9,8 +9,9 @@ their true labels. `--objective` selects other ways to distil, with which this m
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,13 +19,14 @@ from tutelage.errors import TutelageError
 from tutelage.image_size import sides
 from tutelage.pipeline.stage import MetricsLog, checkpoint_steps, file_hash, open_run, save_weights, training_steps
 from tutelage.progress import logger, progress
-from tutelage.results import CommitteeResult, DistillationResult
+from tutelage.results import JSON, AdaptationResult, CommitteeResult, CurationResult, DistillationResult
 from tutelage.run_folder import Clock, Run, hash_of
 from tutelage.settings import command, identity
 from tutelage.settings.commands import WITHOUT_TARGETS, DistillSettings
 from tutelage.tasks import Task, peak_rate, task_of
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
     from torch import nn
 
     from tutelage.compute_cost import CostMeter
@@ -57,19 +59,17 @@ class _Distillation:
     """What a distillation depends on.
 
     curated, adapted, committee: results of earlier stages; None where there is no teacher (`dino`), or where the targets are not a
-    committee's. inputs: hash of all that the student depends on. labelled: number of labelled images in a batch. looks: the views of an
-    image on which the teacher runs. level: index of the first of the task's kinds of outputs that fits the cache limit; None: the teacher
-    runs at every step.
+    committee's. labelled: number of labelled images in a batch. looks: the views of an image on which the teacher runs. level: index of
+    the first of the task's kinds of outputs that fits the cache limit; None: the teacher runs at every step.
     """
 
     run: Run
     cache_dir: Path
     settings: DistillSettings
     kind: Task
-    curated: dict[str, Any]
-    adapted: dict[str, Any] | None
+    curated: CurationResult
+    adapted: AdaptationResult | None
     committee: CommitteeResult | None
-    inputs: str
     labelled: int
     views: ViewSettings
     looks: tuple[int, ...]
@@ -80,51 +80,45 @@ class _Distillation:
         """Whether the student learns nothing from the labels."""
         return self.settings.objective in WITHOUT_TARGETS and not self.labelled
 
+    @cached_property
+    def inputs(self) -> str:
+        """Hash of all that the student depends on; label-free objectives depend on the images only, not on their labels."""
+        from tutelage.data.manifest import transfer_keys
+
+        images, teacher = self.curated.outputs, None
+        if self.label_free:
+            images = hash_of([b"".join(sorted(transfer_keys(self.run.path))).hex(), len(self.curated.classes)])
+        if self.adapted is not None:
+            about = self.adapted.teacher
+            frozen = [about.hash, about.size, *([about.window] if about.window else [])]
+            teacher = frozen if self.settings.objective == "task-agnostic" else self.adapted.outputs
+        used = identity(self.settings, self.kind.UNUSED)
+        if self.label_free:  # no class label is used
+            used["class_weight"] = "none"
+        members = self.committee and self.committee.outputs
+        return hash_of(["distill", images, teacher, members, self.level or self.level is None, self.labelled, used])
+
 
 def _distillation(run: Run, cache_dir: Path, settings: DistillSettings) -> _Distillation:
     from tutelage.distillation.distill_loop import labelled_images
     from tutelage.features.output_cache import gibibytes
 
-    curated, objective = run.result("curate", "distill"), settings.objective
-    kind, images = task_of(curated["task"]), curated["images"]
-    adapted = None if objective == "dino" else run.result("adapt", "distill")
+    curated, objective = CurationResult(**run.result("curate", "distill")), settings.objective
+    kind, images = task_of(curated.task), curated.images
+    adapted = None if objective == "dino" else AdaptationResult(**run.result("adapt", "distill"))
     mixed = objective not in WITHOUT_TARGETS and settings.committee != "none"
     committee = CommitteeResult(**run.result("committee", "distill")) if mixed else None
     labelled, level, views = 0, 0, kind.views(settings)
-    looks = (
-        views.looks[:1] if objective == "task-agnostic" else views.looks
-    )  # features are matched of the whole image only
+    # features are matched of the whole image only
+    looks = views.looks[:1] if objective == "task-agnostic" else views.looks
     if adapted is not None:
-        labelled = labelled_images(settings.label_share, images["train"], images["transfer"], settings.batch_size)
-        sizes = (gibibytes(images["transfer"], len(looks), width) for width in kind.widths(adapted, settings))
+        labelled = labelled_images(settings.label_share, images.train, images.transfer, settings.batch_size)
+        sizes = (gibibytes(images.transfer, len(looks), width) for width in kind.widths(adapted, settings))
         level = next((i for i, size in enumerate(sizes) if size <= settings.cache_limit), None)
-    job = _Distillation(
-        run, cache_dir, settings, kind, curated, adapted, committee, "", labelled,
-        views, looks, level,
-    )  # fmt: skip
-    return replace(job, inputs=_identity(job))
+    return _Distillation(run, cache_dir, settings, kind, curated, adapted, committee, labelled, views, looks, level)
 
 
-def _identity(job: _Distillation) -> str:
-    """Return the hash of all that the student depends on; label-free objectives depend on the images only, not on their labels."""
-    from tutelage.data.manifest import transfer_keys
-
-    images, teacher = job.curated["outputs"], job.adapted
-    if job.label_free:
-        images = hash_of([b"".join(sorted(transfer_keys(job.run.path))).hex(), len(job.curated["classes"])])
-    if teacher is not None:
-        about = teacher["teacher"]
-        window = [about["window"]] if about.get("window") else []
-        frozen = [about["hash"], about["size"], *window]
-        teacher = frozen if job.settings.objective == "task-agnostic" else teacher["outputs"]
-    used = identity(job.settings, job.kind.UNUSED)
-    if job.label_free:  # no class label is used
-        used["class_weight"] = "none"
-    members = job.committee and job.committee.outputs
-    return hash_of(["distill", images, teacher, members, job.level or job.level is None, job.labelled, used])
-
-
-def _distil(job: _Distillation, hardware: Any) -> None:
+def _distil(job: _Distillation, hardware: Accelerator) -> None:
     """Train the student, and write its weights and the result of the stage."""
     import torch
 
@@ -133,7 +127,7 @@ def _distil(job: _Distillation, hardware: Any) -> None:
     from tutelage.distillation.prepare_targets import without_labels
     from tutelage.training.batches import seed_of
 
-    run, meter, task = job.run, CostMeter(), load_task(job.run.path, job.cache_dir)
+    run, meter, task, folder = job.run, CostMeter(), load_task(job.run.path, job.cache_dir), job.run.path / "distill"
     task = without_labels(task) if job.label_free else task
     targets, target_seconds = _targets(job, task, hardware, meter) if job.adapted else (None, 0.0)
     first = np.zeros(1, np.int64)
@@ -142,26 +136,26 @@ def _distil(job: _Distillation, hardware: Any) -> None:
     built = job.kind.student(job.settings, len(task.classes))
     module = job.kind.distillation_module(built, width, job.settings).to(hardware.device)
     module = module.to(memory_format=torch.channels_last) if built.channels_last else module
-    schedule, clock = _schedule(job, module, built, len(task.transfer), meter), run.clock("distill")
-    module, loss = _train(job, task, (module, built), targets, schedule, hardware, clock)
+    training, clock = _training(job, module, built, len(task.transfer), meter), run.clock("distill")
+    loss = _train(job, task, training, targets, hardware, clock)
     if hardware.is_main_process:
-        path, module = run.path / "distill" / "weights.safetensors", getattr(module, "student", module)
-        save_weights(path, module.state_dict())
-        learnt = _learnt(job, task, module, built, targets, hardware) if targets else {}
+        path = folder / "weights.safetensors"
+        save_weights(path, built.module)
+        learnt = _learnt(job, task, built, targets, hardware) if targets else {}
         seconds = clock.stop()
         result = {
-            "outputs": hash_of([job.inputs, file_hash(path)]), "student": built.about(), "curated": job.curated["outputs"], **learnt,
-            "objective": job.settings.objective, "head": not job.label_free, "steps": schedule.steps,
-            "images_seen": round(schedule.steps * schedule.shown), "labelled_in_batch": job.labelled,
+            "outputs": hash_of([job.inputs, file_hash(path)]), "student": built.about(), "curated": job.curated.outputs, **learnt,
+            "objective": job.settings.objective, "head": not job.label_free, "steps": training.steps,
+            "images_seen": round(training.steps * training.shown), "labelled_in_batch": job.labelled,
             "processes": hardware.num_processes, "loss": loss, "online": job.level is None, "seconds": seconds,
-            "target_seconds": target_seconds, "compute_cost": meter.entry(run.path / "distill", seconds, target_seconds),
+            "target_seconds": target_seconds, "compute_cost": meter.entry(folder, seconds, target_seconds),
         }  # fmt: skip
         run.finish("distill", job.inputs, result)
-        (run.path / "distill" / "target_seconds.json").unlink(missing_ok=True)
+        (folder / "target_seconds.json").unlink(missing_ok=True)
     hardware.wait_for_everyone()
 
 
-def _targets(job: _Distillation, task: TaskData, hardware: Any, meter: CostMeter) -> tuple[Targets, float]:
+def _targets(job: _Distillation, task: TaskData, hardware: Accelerator, meter: CostMeter) -> tuple[Targets, float]:
     """Return the student's targets, and the seconds they took, summed over restarts."""
     from tutelage.distillation.mixture import Mixture, sharpness_of
     from tutelage.distillation.prepare_targets import member_outputs, projected_features
@@ -204,8 +198,8 @@ def _matches_features(job: _Distillation, outputs: TeacherOutputs) -> bool:
 
 
 def _teacher_outputs(
-    job: _Distillation, task: TaskData, hardware: Any, clock: Clock, meter: CostMeter
-) -> TeacherOutputs:  # fmt: skip
+    job: _Distillation, task: TaskData, hardware: Accelerator, clock: Clock, meter: CostMeter
+) -> TeacherOutputs:
     """Return the adapted teacher's outputs for the transfer set, in the form that the cache limit allows."""
     from tutelage.device import flops
     from tutelage.distillation.prepare_targets import log_reduction, teacher_outputs
@@ -224,22 +218,25 @@ def _teacher_outputs(
         whole = job.kind.teacher_for_distillation(folder, job.adapted, s, hardware, 0)
         log_reduction(whole, teacher, task.transfer, job.views)
     meter.teacher_flops = flops(teacher.module, teacher.network.size)
-    fits, network = job.level is not None, teacher.network
-    cache = OutputCache(job.cache_dir, network, job.views.resize, task.side) if fits else None
+    fits = job.level is not None
+    cache = OutputCache(job.cache_dir, teacher.network, job.views.resize, task.side) if fits else None
     return teacher_outputs(task.transfer, teacher, job.views, job.looks, cache, hardware, clock, meter)
 
 
 @dataclass(frozen=True)
-class _Schedule:
-    """Length of the training. steps: of the optimizer. shown: images of full size in a step. small: side of `dino`'s small crops."""
+class _Training:
+    """module: the network to train, with the student `built` in it. steps: of the optimizer. shown: images of full size in a step.
+    small: side of `dino`'s small crops."""
 
+    module: nn.Module
+    built: Student
     steps: int
     shown: float
     small: int
 
 
-def _schedule(job: _Distillation, module: nn.Module, built: Student, images: int, meter: CostMeter) -> _Schedule:
-    """Return the length of the training, and record its cost in the meter. images: of the transfer set."""
+def _training(job: _Distillation, module: nn.Module, built: Student, images: int, meter: CostMeter) -> _Training:
+    """Return the network with the length of its training, and record the cost in the meter. images: of the transfer set."""
     from tutelage.device import training_flops
     from tutelage.distillation import self_distillation
 
@@ -257,33 +254,32 @@ def _schedule(job: _Distillation, module: nn.Module, built: Student, images: int
     if job.level is None and s.committee != "only":  # the teacher runs at every step
         asked = steps * batch_size * len(job.looks)
         meter.asked(0, b"online", asked, asked)
-    return _Schedule(steps, shown, small)
+    return _Training(module, built, steps, shown, small)
 
 
 def _train(
-    job: _Distillation, task: TaskData, student: tuple[nn.Module, Student], targets: Targets | None, schedule: _Schedule,
-    hardware: Any, clock: Clock,
-) -> tuple[Any, float | None]:  # fmt: skip
-    """Train the student; return its module with the averaged weights, and the last loss."""
+    job: _Distillation, task: TaskData, training: _Training, targets: Targets | None, hardware: Accelerator, clock: Clock
+) -> float | None:  # fmt: skip
+    """Train the student, which then has the averaged weights; return the last loss."""
     from tutelage.distillation import self_distillation
     from tutelage.distillation.distill_loop import Plan, class_weights, distill_student
     from tutelage.training import checkpoints, loop, optimization
 
-    s, run, (module, built) = job.settings, job.run, student
-    rate, steps, shown = peak_rate(s, job.kind), schedule.steps, schedule.shown
-    optimizer = optimization.optimizer_for(module, rate, hardware.device)
+    s, run, steps, shown = job.settings, job.run, training.steps, training.shown
+    rate = peak_rate(s, job.kind)
+    optimizer = optimization.optimizer_for(training.module, rate, hardware.device)
     # `dino` takes its targets from the average, which must not follow the first steps too quickly
     decay = optimization.EMA_DECAY if targets else self_distillation.DECAY
-    average = optimization.EMA(module, decay, steady=targets is None)
+    average = optimization.EMA(training.module, decay, steady=targets is None)
     every = checkpoint_steps(steps, round(shown))
     resumable = checkpoints.Resumable(run.path / "checkpoints", "distill", job.inputs, every)
     if start := resumable.start:
         logger.info(f"distill goes on after step {start:,} of {steps:,}")
     hardware.wait_for_everyone()
-    prepared, optimizer = hardware.prepare(module, optimizer)
+    prepared, optimizer = hardware.prepare(training.module, optimizer)
     metrics = MetricsLog(run.path / "distill" / "metrics.jsonl", start, s.tracker, run.path, hardware)
     matching = (s.temperature, s.objective, s.task_agnostic_loss, job.labelled, s.feature_weight)
-    weighted = targets is not None and s.class_weight == "balanced" and s.objective != "task-agnostic"
+    weighted = s.class_weight == "balanced" and s.objective != "task-agnostic"
     weights = class_weights(targets, job.kind) if targets and weighted else None
     plan = Plan(steps, s.batch_size, rate, s.seed, *matching, weights)
     state = loop.TrainState(prepared, optimizer, average, resumable)
@@ -291,28 +287,25 @@ def _train(
         watch = loop.Watch("distill", metrics.write, clock.ticking(advance) if hardware.is_main_process else advance)
         if targets is None:
             how = (task.transfer, job.views, plan, hardware, watch)
-            self_distillation.self_distill(state, built, schedule.small, *how)
+            self_distillation.self_distill(state, training.built, training.small, *how)
         else:
-            distill_student(state, built, targets, plan, hardware, watch, task.train.labels, len(task.classes))
+            labels, classes = task.train.labels, len(task.classes)
+            distill_student(state, training.built, targets, plan, hardware, watch, labels, classes)
     metrics.close()
     hardware.wait_for_everyone()
-    plain = hardware.unwrap_model(prepared)
-    plain.load_state_dict(average.state)
-    return plain, metrics.last
+    hardware.unwrap_model(prepared).load_state_dict(average.state)
+    return metrics.last
 
 
-def _learnt(
-    job: _Distillation, task: TaskData, module: nn.Module, built: Student, targets: Targets, hardware: Any
-) -> dict[str, Any]:
+def _learnt(job: _Distillation, task: TaskData, built: Student, targets: Targets, hardware: Accelerator) -> JSON:
     """Return statistics of the targets of some images, and how often the student agrees with them; empty without targets."""
     first = len(task.train) if job.labelled and len(task.train) < len(task.transfer) else 0
     sample = first + np.random.default_rng(0).permutation(len(task.transfer) - first)[:LEARNT_ON]
     asked = targets.log_probabilities(sample)
     if not asked.shape[1]:
         return {}
-    found = job.kind.log_probabilities(
-        module, built, task.transfer.take(sample), job.views, hardware, job.kind.grid(job.settings), lambda n: None
-    )
+    how = (task.transfer.take(sample), job.views, hardware, job.kind.grid(job.settings), lambda n: None)
+    found = job.kind.log_probabilities(built.module, built, *how)
     shares = np.moveaxis(np.exp(asked), 1, -1).reshape(-1, asked.shape[1]).mean(axis=0)
     return {
         "sharpness": targets.sharpness,

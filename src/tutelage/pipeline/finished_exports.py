@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Any
 
 from tutelage.errors import TutelageError
 from tutelage.progress import logger
+from tutelage.results import JSON
 from tutelage.run_folder import Run, read_json
 
 
@@ -28,7 +28,7 @@ def warn_of_old_export(run: Path) -> None:
         logger.warning(f"{run / 'export'} is of an earlier student of this run: `tutelage export {run}` makes it anew")
 
 
-def finished(run: Path) -> dict[str, Any]:
+def finished(run: Path) -> dict[str, JSON]:
     """Return the result of each stage of a run that has been evaluated.
 
     Raises:

@@ -22,9 +22,10 @@ from tutelage.image_size import sides
 from tutelage.models.linear_probe import judgeable
 from tutelage.reporting.scores import MASKS
 from tutelage.reporting.segmentation_examples import write_dense_evidence
+from tutelage.results import JSON, AdaptationResult
 from tutelage.settings import groups as g
 from tutelage.settings.commands import CommitteeSettings, Curation, DistillSettings, RunSettings
-from tutelage.tasks.base import Advance, Grid, HeadFitter, Predictions, Result, Task, class_names
+from tutelage.tasks.base import Advance, Grid, HeadFitter, Predictions, Task, class_names
 from tutelage.tasks.segmentation_settings import faults_of
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ class Segmentation(Task):
         grid = network.levels[0][1:]  # of the finest level
         return lambda images: _dense(module).on_grid(images, grid)
 
-    def teacher_entries(self, encoder: FrozenEncoder, network: FeatureExtractor, mode: str, classes: int) -> Result:
+    def teacher_entries(self, encoder: FrozenEncoder, network: FeatureExtractor, mode: str, classes: int) -> JSON:
         return {"width": classes, "deepest": network.levels[-1][0]}  # channels of the logits and of the deepest level
 
     def largest_outputs(self, encoder: FrozenEncoder, settings: RunSettings, classes: int) -> tuple[int, int, bool]:
@@ -142,27 +143,30 @@ class Segmentation(Task):
         rows, columns = self.grid(settings)
         return classes * rows * columns, len(self.views(settings).looks), False
 
-    def widths(self, result: Result, settings: DistillSettings) -> list[int]:
+    def widths(self, result: AdaptationResult, settings: DistillSettings) -> list[int]:
         if settings.objective == "task-agnostic":
             rows, columns = _matched(settings)
-            return [result["deepest"] * rows * columns]
-        return [result["width"] * rows * columns for rows, columns in _grids(settings)]
+            assert result.deepest is not None
+            return [result.deepest * rows * columns]
+        return [result.width * rows * columns for rows, columns in _grids(settings)]
 
     def teacher_for_distillation(
-        self, folder: Path, result: Result, settings: DistillSettings, accelerator: Accelerator, level: int
+        self, folder: Path, result: AdaptationResult, settings: DistillSettings, accelerator: Accelerator, level: int
     ) -> AdaptedTeacher:
         from tutelage.models import segmentation_teachers
 
         weights = settings.teacher_weights
         if settings.objective == "task-agnostic":
-            return segmentation_teachers.frozen(folder, result, weights, accelerator, _matched(settings))
+            return segmentation_teachers.frozen(folder, result.to_json(), weights, accelerator, _matched(settings))
         every = _grids(settings)
-        return segmentation_teachers.load_adapted(folder, result, weights, accelerator, every[0], every[level])
+        return segmentation_teachers.load_adapted(
+            folder, result.to_json(), weights, accelerator, every[0], every[level]
+        )
 
-    def adapted(self, folder: Path, result: Result, weights: str, accelerator: Accelerator) -> AdaptedTeacher:
+    def adapted(self, folder: Path, result: AdaptationResult, weights: str, accelerator: Accelerator) -> AdaptedTeacher:
         from tutelage.models.segmentation_teachers import load_adapted
 
-        return load_adapted(folder, result, weights, accelerator, (1, 1))
+        return load_adapted(folder, result.to_json(), weights, accelerator, (1, 1))
 
     def student(self, settings: g.Student, classes: int) -> Student:
         from tutelage.models.segmentation_students import build_student
@@ -251,13 +255,13 @@ class Segmentation(Task):
             shares.append(float((a == b[rows[:, None], columns]).mean()))
         return float(np.mean(shares))
 
-    def judged(self, predictions: Predictions, labels: Labels, classes: int) -> Result:
+    def judged(self, predictions: Predictions, labels: Labels, classes: int) -> JSON:
         """Return all scores, computed at the masks' own size."""
         masks = _masks(labels)
         outlines = np.array([metrics.boundary_f1(masks.one(i), one, classes) for i, one in enumerate(predictions)])
         return metrics.segmentation(_tables(predictions, masks, classes), outlines)
 
-    def keep_evidence(self, folder: Path, test: Labelled, predictions: dict[str, Predictions], about: Result) -> None:
+    def keep_evidence(self, folder: Path, test: Labelled, predictions: dict[str, Predictions], about: JSON) -> None:
         masks, classes = _masks(test.labels), len(about["colours"])
         counts = {name: metrics.pixel_counts(_tables(one, masks, classes)) for name, one in predictions.items()}
         write_dense_evidence(folder, test, predictions, counts, about["colours"])
