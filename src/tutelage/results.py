@@ -12,9 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tutelage.errors import TutelageError
 from tutelage.image_size import Size
 
-JSON: TypeAlias = dict[
-    str, Any
-]  # an object as it is in a JSON file: the types of its values are known to who reads them
+JSON: TypeAlias = dict[str, Any]  # an object in a JSON file; who reads a value knows its type
 
 
 class Result(BaseModel):
@@ -133,11 +131,8 @@ class ComputeCost(Result):
 
 
 class StageResult(Result):
-    """Result of any stage.
-
-    inputs, outputs, curated: hashes of what it depends on, of what it made, and of the transfer set. made_with: versions. taken_from:
-    the run of the same study that it was copied from. reused: whether it was there already.
-    """
+    """Result of any stage. inputs, outputs, curated: hashes of what it depends on, of what it made, and of the transfer set. made_with:
+    versions. taken_from: the run of the same study that it was copied from. reused: whether it was there already."""
 
     inputs: str
     seconds: float
@@ -159,12 +154,9 @@ class ImageCounts(Result):
 
 
 class CurationResult(StageResult):
-    """Result of `curate`.
-
-    gallery, leaks, duplicates, near_duplicates, rejected: numbers of images. similarity: its percentiles, of the images chosen to their
-    query. brought: class -> images that its queries brought. distance: MMD to the target set, of transfer set and gallery. recall: of
-    an approximate index. shown_by: class -> images whose mask shows it.
-    """
+    """Result of `curate`. gallery, leaks, duplicates, near_duplicates, rejected: numbers of images. similarity: its percentiles, of the
+    images chosen to their query. brought: class -> images that its queries brought. distance: MMD to the target set, of transfer set and
+    gallery. recall: of an approximate index. shown_by: class -> images whose mask shows it."""
 
     given: dict[str, str]
     task: str
@@ -205,11 +197,8 @@ class TeacherEntry(Result):
 
 
 class AdaptationResult(StageResult):
-    """Result of `adapt`.
-
-    mode: probe or full. width: values of an output. classes, labels: numbers. validation: mode -> scores on held-out labels. deepest:
-    channels of the deepest level, for masks.
-    """
+    """Result of `adapt`. mode: probe or full. width: values of an output. classes, labels: numbers. validation: mode -> scores on held-out
+    labels. deepest: channels of the deepest level, for masks."""
 
     mode: str
     width: int
@@ -244,11 +233,8 @@ class StudentResult(StageResult):
 
 
 class CommitteeResult(StageResult):
-    """Result of `committee`.
-
-    The fields of the mixture are those of `distillation.mixture.mixture_of`. folds: number of students; 0 where no label can be held out,
-    and `student` is empty. grid: of the students' predictions for masks.
-    """
+    """Result of `committee`. The fields of the mixture are those of `distillation.mixture.mixture_of`. folds: number of students; 0 where
+    no label can be held out, and `student` is empty. grid: of the students' predictions for masks."""
 
     student: StudentEntry | dict[str, None]
     steps: int
@@ -266,11 +252,8 @@ class CommitteeResult(StageResult):
 
 
 class DistillationResult(StudentResult):
-    """Result of `distill`.
-
-    head: whether the student has a trained classifier or decoder. labelled_in_batch: images. online: whether the teacher ran at every
-    step. target_shares: mean probability of each class. agreement_with_targets: share of equal decisions.
-    """
+    """Result of `distill`. head: whether the student has a trained classifier or decoder. labelled_in_batch: images. online: whether the
+    teacher ran at every step. target_shares: mean probability of each class. agreement_with_targets: share of equal decisions."""
 
     objective: str
     head: bool
@@ -292,21 +275,9 @@ class FinetuneResult(StageResult):
     judged_on: str
 
 
-class PilotResult(StageResult):
-    """Result of `run --pilot`: accuracies on images held out of runs of their own; gain: of the baseline over the distilled student."""
-
-    images: int
-    distilled: float
-    baseline: float
-    gain: float
-    standard_error: float
-
-
 class EvaluationResult(Models):
-    """Result of `evaluate`.
-
-    On a run's own test images it is a stage, with `inputs` and `seconds`; on another target set it has `run` and `target`.
-    """
+    """Result of `evaluate`. On a run's own test images it is a stage, with `inputs` and `seconds`; on another target set it has `run` and
+    `target`."""
 
     classes: list[str]
     test_images: int
@@ -328,11 +299,9 @@ class ShardResult(Result):
 
 
 class StudyResult(Result):
-    """Result of `compare`.
-
-    study: its folder. runs: one row each. table: a row for each method and budget, with mean and spread. teachers: the same of the
-    adapted teachers. failed: run or method -> reason. missing: runs that are not finished. shared: what runs had in common.
-    """
+    """Result of `compare`. study: its folder. runs: one row each. table: a row for each method and budget, with mean and spread. teachers:
+    the same of the adapted teachers. failed: run or method -> reason. missing: runs that are not finished. shared: what runs had in
+    common."""
 
     study: str
     page: str
@@ -355,11 +324,8 @@ class StudyEstimate(Result):
 
 
 class ExportResult(Result):
-    """Result of `export`: its folder, and the content of export.json.
-
-    recommended: the faster file here. proof: scores of each file, and its agreement with the student. unsure: the threshold of
-    confidence. latency: file -> milliseconds.
-    """
+    """Result of `export`: its folder, and the content of export.json. recommended: the faster file here. proof: scores of each file, and
+    its agreement with the student. unsure: the threshold of confidence. latency: file -> milliseconds."""
 
     export: str
     recommended: str

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from tutelage.errors import TutelageError
 from tutelage.pipeline.preflight import strategy_of
 from tutelage.pipeline.stage import open_run
 from tutelage.progress import logger, progress
-from tutelage.results import CurationResult, ShardResult
+from tutelage.results import JSON, CurationResult, ShardResult
 from tutelage.run_folder import Clock, Run, hash_of
 from tutelage.settings import command, identity
 from tutelage.settings.commands import CurateSettings
@@ -44,16 +44,9 @@ KNOWN_BY_CONTENT = {  # settings that hashes of the images, the labels and the e
 @command(CurateSettings)
 def curate(settings: CurateSettings) -> CurationResult | ShardResult:
     """Choose the transfer set that the student is trained on: the labelled images, and gallery images near them."""
+    from tutelage.curation import labelled_set
     from tutelage.curation.curation_outputs import log_transfer_set
     from tutelage.curation.embedders import GalleryEmbedder
-    from tutelage.curation.labelled_set import (
-        data_of,
-        list_rejected,
-        log_changed_data,
-        read_labels,
-        reject,
-        split_labels,
-    )
     from tutelage.data.gallery import list_gallery
     from tutelage.data.image_cache import Store
 
@@ -61,7 +54,7 @@ def curate(settings: CurateSettings) -> CurationResult | ShardResult:
         return embed_share(settings.shard, settings)
     with open_run(settings) as (run, cache_dir):
         settings = replace(settings, strategy=strategy_of(settings))
-        target_set = read_labels(run, settings)
+        target_set = labelled_set.read_labels(run, settings)
         listed = list_gallery(settings.gallery)
         encoder = GalleryEmbedder.of(settings, cache_dir)
         inputs = hash_of([
@@ -71,8 +64,8 @@ def curate(settings: CurateSettings) -> CurationResult | ShardResult:
         ])  # fmt: skip
         if done := run.done("curate", inputs):
             return CurationResult(**done, reused=True)
-        given = data_of(target_set, listed.refs)
-        log_changed_data(run, given)
+        given = labelled_set.data_of(target_set, listed.refs)
+        labelled_set.log_changed_data(run, given)
         clock = run.clock("curate")
         for note in target_set.notes:
             logger.info(note)
@@ -81,12 +74,14 @@ def curate(settings: CurateSettings) -> CurationResult | ShardResult:
             store.add(target_set.refs, clock.ticking(advance))
         images, rows, bad = store.find(target_set.refs)
         bad = [("target", one) for one in [*target_set.rejected, *bad]]
-        list_rejected(run, bad)  # now, for errors about labels point there; --max-rejected counts all images
-        labelled = split_labels(target_set, images, rows, settings.budget, settings.seed)
+        labelled_set.list_rejected(
+            run, bad
+        )  # now, for errors about labels point there; --max-rejected counts all images
+        labelled = labelled_set.split_labels(target_set, images, rows, settings.budget, settings.seed)
         chosen = _choose(settings, encoder, labelled, listed.refs, clock)
         bad += [("gallery", one) for one in [*listed.rejected, *chosen.unreadable]]
         looked_at = len(target_set.refs) + len(chosen.refs) + len(target_set.rejected) + len(listed.rejected)
-        reject(run, bad, looked_at, settings.max_rejected)
+        labelled_set.reject(run, bad, looked_at, settings.max_rejected)
         if len(chosen.choice):
             log_transfer_set(len(chosen.choice), chosen.wanted, chosen.leaks.looked_at, chosen.leaks.near)
         summary = _write(run, settings, encoder, labelled, chosen, store, clock)
@@ -182,7 +177,7 @@ def _request(
 
 def _write(
     run: Run, settings: CurateSettings, encoder: GalleryEmbedder, labelled: LabelledSplit, chosen: _Chosen, store: Store, clock: Clock
-) -> dict[str, Any]:  # fmt: skip
+) -> JSON:  # fmt: skip
     """Decode the chosen images; write manifests, leaks and montage; return what the result says about the choice."""
     from tutelage.curation import curation_outputs as written
     from tutelage.curation.vectors import Vectors

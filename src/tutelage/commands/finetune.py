@@ -21,9 +21,9 @@ import numpy as np
 from tutelage.features.view_batches import CLEAN, view_outputs
 from tutelage.metrics import paired_gain
 from tutelage.models import linear_probe
-from tutelage.pipeline.stage import HELD_OUT, file_hash, judged_by, open_run, save_weights, write_metrics
+from tutelage.pipeline.stage import HELD_OUT, PilotResult, file_hash, judged_by, open_run, save_weights, write_metrics
 from tutelage.progress import logger, progress
-from tutelage.results import JSON, CurationResult, DistillationResult, FinetuneResult, PilotResult, StudentResult
+from tutelage.results import JSON, CurationResult, DistillationResult, FinetuneResult, StudentResult
 from tutelage.run_folder import Run, atomic_write, hash_of
 from tutelage.settings import command, identity
 from tutelage.settings.commands import FinetuneSettings

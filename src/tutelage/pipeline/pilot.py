@@ -21,10 +21,10 @@ from tutelage.data.manifest import read_manifest
 from tutelage.data.sources import ImageRef, read_bytes
 from tutelage.errors import TutelageError
 from tutelage.metrics import paired_gain
-from tutelage.pipeline.stage import open_run
+from tutelage.pipeline.stage import PilotResult, open_run
 from tutelage.progress import logger
 from tutelage.reporting.example_predictions import read_counts
-from tutelage.results import CurationResult, PilotResult
+from tutelage.results import CurationResult
 from tutelage.run_folder import Run, atomic_write, hash_of
 from tutelage.settings import identity
 from tutelage.settings.commands import RunSettings

@@ -14,7 +14,7 @@ from tutelage.device import check_group
 from tutelage.errors import TutelageError
 from tutelage.pipeline.preflight import preflight
 from tutelage.progress import logger, main_process, processes
-from tutelage.results import JSON, PilotResult
+from tutelage.results import JSON, StageResult
 from tutelage.run_folder import Run, atomic_write, write_text
 from tutelage.settings.commands import WITHOUT_TARGETS, Curation, DistillSettings, EvaluateSettings, ExportSettings
 from tutelage.settings.groups import Group, Schedule, Stage
@@ -99,6 +99,16 @@ def _used(run: Run, settings: Stage) -> JSON:
     result = run.kept("curate") or {}
     kind = task_of(getattr(settings, "task", None) or result.get("task", "classification"))
     return {name: value for name, value in vars(settings).items() if name not in kind.UNUSED}
+
+
+class PilotResult(StageResult):
+    """Result of `run --pilot`. distilled, baseline: accuracies on held-out images. gain: of the baseline over the distilled student."""
+
+    images: int
+    distilled: float
+    baseline: float
+    gain: float
+    standard_error: float
 
 
 def judged_by(run: Run) -> PilotResult | None:

@@ -6,9 +6,10 @@ import re
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cache
 
 from tutelage.errors import TutelageError, did_you_mean, raise_all, shown
+from tutelage.results import JSON
 from tutelage.settings.presets import PRESETS
 
 CLIP_TAGS = ("clip", "openai", "laion", "datacomp", "siglip", "dfn", "metaclip")  # in timm's tags of CLIP-like weights
@@ -22,7 +23,7 @@ class Method:
     """
 
     stages: tuple[str, ...]
-    settings: dict[str, Any]
+    settings: JSON
     model: str
     charged: tuple[str, ...]
     description: str
@@ -34,7 +35,7 @@ _DISTILLED = ("curate", "adapt", "committee", "distill", "finetune")
 _ALL = ("adapt", "committee", "distill", "finetune")
 
 
-def _distilled(objective: str, description: str, charged: tuple[str, ...] = _ALL, **settings: Any) -> Method:
+def _distilled(objective: str, description: str, charged: tuple[str, ...] = _ALL, **settings: str) -> Method:
     return Method(_DISTILLED, {"objective": objective, **settings}, "delivered", charged, description)
 
 
@@ -73,7 +74,7 @@ class Variant:
 
     name: str
     method: Method
-    own: dict[str, Any] = field(default_factory=dict)
+    own: JSON = field(default_factory=dict)
 
 
 def listed(values: Sequence[str]) -> list[str]:
@@ -120,7 +121,7 @@ def variants_of(names: Sequence[str], overrides: Sequence[str], known: Sequence[
             near = did_you_mean(name.partition(":")[0], METHODS)
             message = f"--methods {name}: expected one of {', '.join(METHODS)}, or one of them with :LABEL"
             faults.append(TutelageError(message, near))
-    settings: dict[str, dict[str, Any]] = {}
+    settings: dict[str, JSON] = {}
     for text in overrides:
         try:
             name, setting, value = _override(text, found, known)
@@ -134,17 +135,13 @@ def variants_of(names: Sequence[str], overrides: Sequence[str], known: Sequence[
         except TutelageError as error:
             faults.append(error)
     raise_all(faults)
+    methods = {name: name.partition(":")[0] for name in found}
     return [
-        Variant(
-            name,
-            METHODS[name.partition(":")[0]],
-            {**settings.get(name.partition(":")[0], {}), **settings.get(name, {})},
-        )
-        for name in found
+        Variant(name, METHODS[of], {**settings.get(of, {}), **settings.get(name, {})}) for name, of in methods.items()
     ]
 
 
-def _override(text: str, names: Sequence[str], known: Sequence[str]) -> tuple[str, str, Any]:
+def _override(text: str, names: Sequence[str], known: Sequence[str]) -> tuple[str, str, object]:
     target, equals, value = text.partition("=")
     name, _, setting = target.strip().rpartition(".")
     setting = setting.replace("-", "_")
@@ -162,6 +159,7 @@ def _override(text: str, names: Sequence[str], known: Sequence[str]) -> tuple[st
         return name, setting, value.strip()
 
 
+@cache
 def clip_weights(student: str) -> str:
     """Return timm's name of the student with CLIP weights that were not fine-tuned on ImageNet's labels.
 

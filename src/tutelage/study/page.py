@@ -8,7 +8,6 @@ import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,12 +18,13 @@ from tutelage.reporting.example_predictions import read_evidence, read_pictures
 from tutelage.reporting.page import command, disagreement, montage, rendered, rows_of, transfer_set
 from tutelage.reporting.scores import words_of
 from tutelage.reporting.table import TITLES
+from tutelage.results import JSON
 from tutelage.run_folder import STUDY, Run, folder_name, write_json, write_text
 from tutelage.study import results_table, study_charts
 from tutelage.study.results_table import Cell, Record, Reference, compared
 
 
-def write_study(folder: Path) -> dict[str, Any]:
+def write_study(folder: Path) -> JSON:
     """Write report/index.html, results.json and results.csv of a study, and return the summary.
 
     Returns:
@@ -70,7 +70,7 @@ def write_study(folder: Path) -> dict[str, Any]:
     return summary
 
 
-def _read_study(folder: Path) -> dict[str, Any]:
+def _read_study(folder: Path) -> JSON:
     """Contents of study.toml."""
     path = folder / STUDY
     try:
@@ -128,13 +128,13 @@ def _scratch(cells: list[Cell], budget: int, best: Cell) -> Cell | None:
     )
 
 
-def _main(test: dict[str, Any]) -> dict[str, float]:
+def _main(test: JSON) -> dict[str, float]:
     """The main score, and the accuracy where that is another score."""
     words = words_of(test)
     return {name: test[name] for name in dict.fromkeys((words.main, "accuracy"))}
 
 
-def _charts(cells: list[Cell], budget: int, best: Cell, references: dict[int, Reference]) -> list[dict[str, Any]]:
+def _charts(cells: list[Cell], budget: int, best: Cell, references: dict[int, Reference]) -> list[JSON]:
     """The charts for which the records hold the numbers."""
     words, methods = best.words, list(dict.fromkeys(cell.method for cell in cells))
     name, found = words.title.capitalize() if words.title.islower() else words.title, []
@@ -154,7 +154,7 @@ def _charts(cells: list[Cell], budget: int, best: Cell, references: dict[int, Re
     return found + _class_charts(cells, budget, best, references)
 
 
-def _class_charts(cells: list[Cell], budget: int, best: Cell, references: dict[int, Reference]) -> list[dict[str, Any]]:
+def _class_charts(cells: list[Cell], budget: int, best: Cell, references: dict[int, Reference]) -> list[JSON]:
     """Charts of scores by class, confusions and calibration, for the best method, the labels-only student and the teacher."""
     classes, (title, score) = next(iter(best.records.values()))["classes"], best.words.each
     names = {"student": best.method, "baseline": "scratch", "teacher": TITLES["teacher"]}
@@ -164,7 +164,7 @@ def _class_charts(cells: list[Cell], budget: int, best: Cell, references: dict[i
         "baseline": [record["student"]["test"] for record in baseline.records.values()] if baseline else [],
         "teacher": references[budget].tests if budget in references else [],
     }
-    each: dict[str, Any] = {model: results_table.mean_of_each(of, score) for model, of in tests.items() if of}
+    each: JSON = {model: results_table.mean_of_each(of, score) for model, of in tests.items() if of}
     note = "Mean over seeds. The weakest classes first."
     if without := [name for name, value in zip(classes, each["student"], strict=True) if value is None]:
         note += f" Without test images: {', '.join(without)}."
@@ -178,17 +178,17 @@ def _class_charts(cells: list[Cell], budget: int, best: Cell, references: dict[i
     return found
 
 
-def _cost_row(cell: Cell) -> dict[str, Any]:
+def _cost_row(cell: Cell) -> JSON:
     """Cost of one method, mean over seeds."""
     costs = [cost_of(record) for record in cell.records.values()]
     return {"method": cell.method, **{name: float(np.mean([one[name] for one in costs])) for name in costs[0]}}
 
 
-def _of_a_run(folder: Path, best: Cell) -> dict[str, Any]:
+def _of_a_run(folder: Path, best: Cell) -> JSON:
     """What the page shows of the best method's first seed: its record's findings, and pictures if its run folder still exists."""
     seed = min(best.records)
     run = folder / folder_name(best.method) / f"budget-{best.budget}" / f"seed-{seed}"
-    found: dict[str, Any] = {
+    found: JSON = {
         "shown": f"{best.method}, budget {best.budget}, seed {seed}", "findings": best.records[seed].get("findings", []),
         "montage": "", "transfer_set": "", "disagreements": [], "pictures": {}, "elsewhere": True,
     }  # fmt: skip
@@ -204,9 +204,9 @@ def _of_a_run(folder: Path, best: Cell) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _facts(about: dict[str, Any], records: list[Record]) -> list[tuple[str, Any]]:
+def _facts(about: JSON, records: list[Record]) -> list[tuple[str, object]]:
     """Rows (name, value) of models, data, versions and settings."""
-    found: list[tuple[str, Any]] = []
+    found: list[tuple[str, object]] = []
     for one in {one["hash"]: one for record in records if (one := record.get("teacher_weights"))}.values():
         size = "x".join(map(str, one["size"])) if isinstance(one["size"], list) else one["size"]
         name = f"{one['name']} at {size} px, {one['weights']} ({one['licence']}), SHA-256 {one['hash'][:16]}…"
@@ -222,7 +222,7 @@ def _facts(about: dict[str, Any], records: list[Record]) -> list[tuple[str, Any]
     return found + rows_of({k: v for k, v in about["settings"].items() if v not in ("default", False)})
 
 
-def _csv(summary: dict[str, Any], records: list[Record]) -> str:
+def _csv(summary: JSON, records: list[Record]) -> str:
     """Every number of the study, one per line: the table (no seed), then the scores, cost of each run and of its stages."""
     out = io.StringIO()
     writer = csv.writer(out)
@@ -237,7 +237,7 @@ def _csv(summary: dict[str, Any], records: list[Record]) -> str:
     return out.getvalue()
 
 
-def _numbers(record: Record) -> Iterator[tuple[Any, ...]]:
+def _numbers(record: Record) -> Iterator[tuple[object, ...]]:
     """Yield (model or stage, score, class, value) of one run."""
     classes = record["classes"]
     for model in ("student", "teacher"):
