@@ -16,6 +16,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tutelage.compute_cost import CostMeter
+from tutelage.data.image_cache import Images
+from tutelage.data.label_budget import folds
+from tutelage.data.manifest import load_task
+from tutelage.device import accelerator, training_flops
 from tutelage.features.view_batches import CLEAN, view_outputs
 from tutelage.models import linear_probe
 from tutelage.pipeline.stage import HELD_OUT_LOGITS, open_run, write_metrics
@@ -29,7 +34,6 @@ from tutelage.tasks import task_of
 if TYPE_CHECKING:
     from torch import nn
 
-    from tutelage.data.image_cache import Images
     from tutelage.models.teachers import FrozenEncoder
     from tutelage.tasks.base import TeacherHead
 
@@ -125,10 +129,6 @@ class _Work:
     """
 
     def __init__(self, run: Run, cache_dir: Path, settings: AdaptSettings, encoder: FrozenEncoder):
-        from tutelage.compute_cost import CostMeter
-        from tutelage.data.label_budget import folds
-        from tutelage.data.manifest import load_task
-        from tutelage.device import accelerator
         from tutelage.features.output_cache import OutputCache
 
         self.settings, self.encoder, self.meter = settings, encoder, CostMeter()
@@ -231,7 +231,6 @@ def _fine_tuned(
     """Return the whole teacher after fine-tuning on these labelled images. log: takes step, loss and rate."""
     import torch
 
-    from tutelage.device import training_flops
     from tutelage.finetuning import supervised
     from tutelage.models.teachers import decayed_parameter_groups
     from tutelage.training import batches, loop, optimization

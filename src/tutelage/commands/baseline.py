@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from tutelage.compute_cost import CostMeter
+from tutelage.data.manifest import load_task
+from tutelage.device import accelerator, training_flops
 from tutelage.pipeline.stage import MetricsLog, checkpoint_steps, file_hash, open_run, save_weights, training_steps
 from tutelage.results import CurationResult, StudentResult
 from tutelage.run_folder import hash_of
@@ -15,9 +18,6 @@ from tutelage.tasks import task_of
 @command(BaselineSettings)
 def baseline(settings: BaselineSettings) -> StudentResult:
     """Train the baseline: the same student on the labels only, for as many steps as the distilled student."""
-    from tutelage.compute_cost import CostMeter
-    from tutelage.data.manifest import load_task
-    from tutelage.device import accelerator, training_flops
     from tutelage.finetuning.labels_only import LabelsOnly, train_student
     from tutelage.training import checkpoints
 

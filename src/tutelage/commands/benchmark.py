@@ -9,6 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tutelage.deploy.runtime import model_input
+from tutelage.deploy.timing import in_turn
+from tutelage.device import cpu
 from tutelage.image_size import sides
 from tutelage.pipeline.finished_exports import export_folder, finished
 from tutelage.results import JSON, BenchmarkResult, StudentEntry
@@ -58,7 +61,6 @@ def benchmark(settings: BenchmarkSettings) -> BenchmarkResult:
     import torch
 
     from tutelage.deploy import runtime
-    from tutelage.device import cpu
     from tutelage.pipeline.load_student import load_student
 
     place = Path(settings.run).parent if (Path(settings.run) / runtime.EXPORT).exists() else Path(settings.run)
@@ -93,9 +95,6 @@ def _timed(
     import numpy as np
     import torch
 
-    from tutelage.deploy.runtime import model_input
-    from tutelage.deploy.timing import in_turn
-
     height, width = sides(student.size)
     chance = np.random.default_rng(0)
     pixels = chance.integers(0, 256, (batch, height, width, 3), np.uint8)
@@ -113,8 +112,6 @@ def _timed(
 def _timed_on_cuda(student: Student) -> list[JSON]:
     """Time PyTorch eager on the GPU; return a row for each batch size."""
     import torch
-
-    from tutelage.deploy.timing import in_turn
 
     module, rows = student.module.cuda(), []
     for batch in BATCHES:

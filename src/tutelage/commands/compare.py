@@ -16,6 +16,7 @@ from pathlib import Path
 from tutelage.commands.curate import curate
 from tutelage.commands.run import walk
 from tutelage.errors import TutelageError
+from tutelage.pipeline.preflight import preflight
 from tutelage.pipeline.stage import open_run, settings_of
 from tutelage.progress import duration, logger, processes
 from tutelage.results import JSON, CurationResult, StudyEstimate, StudyResult
@@ -150,8 +151,6 @@ class _Study:
         Raises:
             TutelageError: no method can be run, and no run of the study is finished.
         """
-        from tutelage.pipeline.preflight import preflight
-
         faults: dict[str, TutelageError] = {}
         for name, one in first.items():
             try:

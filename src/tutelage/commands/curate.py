@@ -14,8 +14,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tutelage.curation.labelled_set import LabelledSplit
+from tutelage.curation.vectors import Vectors
+from tutelage.data.gallery import list_gallery
+from tutelage.data.image_cache import Store
+from tutelage.data.label_budget import folds
+from tutelage.data.sources import ImageRef, Rejected
+from tutelage.device import on_a_device_of_its_own
 from tutelage.errors import TutelageError
-from tutelage.pipeline.preflight import strategy_of
+from tutelage.metrics import softmax
+from tutelage.pipeline.preflight import preflight, share_of, strategy_of
 from tutelage.pipeline.stage import open_run
 from tutelage.progress import logger, progress
 from tutelage.results import JSON, CurationResult, ShardResult
@@ -26,11 +34,8 @@ from tutelage.settings.commands import CurateSettings
 if TYPE_CHECKING:
     from tutelage.curation.candidates import LeakCheck
     from tutelage.curation.embedders import GalleryEmbedder, Queries
-    from tutelage.curation.labelled_set import LabelledSplit
     from tutelage.curation.selection import Pool, SelectionRequest
     from tutelage.curation.strategies import Choice
-    from tutelage.data.image_cache import Store
-    from tutelage.data.sources import ImageRef, Rejected
 
 SPARE = 1.25  # `random` first looks at this many times the wanted number of images, since some will be duplicates
 SMOKE_PART = 512  # gallery images that --smoke looks at
@@ -47,8 +52,6 @@ def curate(settings: CurateSettings) -> CurationResult | ShardResult:
     from tutelage.curation import labelled_set
     from tutelage.curation.curation_outputs import log_transfer_set
     from tutelage.curation.embedders import GalleryEmbedder
-    from tutelage.data.gallery import list_gallery
-    from tutelage.data.image_cache import Store
 
     if settings.shard is not None:
         return embed_share(settings.shard, settings)
@@ -180,7 +183,6 @@ def _write(
 ) -> JSON:  # fmt: skip
     """Decode the chosen images; write manifests, leaks and montage; return what the result says about the choice."""
     from tutelage.curation import curation_outputs as written
-    from tutelage.curation.vectors import Vectors
 
     choice, embedded, queries = chosen.choice, chosen.pool.embedded, chosen.queries
     refs = [chosen.refs[i] for i in embedded.positions[choice.rows]]
@@ -230,8 +232,6 @@ def unsure(
     Returns:
         (m,) float64.
     """
-    from tutelage.data.label_budget import folds
-    from tutelage.metrics import softmax
     from tutelage.models import linear_probe
 
     fold = folds(labels, groups, seed)
@@ -246,9 +246,6 @@ def embed_share(shard: str, settings: CurateSettings) -> ShardResult:
     The processes of a job array need not know each other: no process group is started, and each prints what it does.
     """
     from tutelage.curation.embedders import GalleryEmbedder
-    from tutelage.data.gallery import list_gallery
-    from tutelage.device import on_a_device_of_its_own
-    from tutelage.pipeline.preflight import preflight, share_of
 
     share, start = share_of(shard), time.monotonic()
     out = Path(settings.out).absolute()

@@ -12,6 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tutelage.commands.run import run
+from tutelage.data.decode import fit
+from tutelage.data.emoji import draw_emoji
+from tutelage.data.image_cache import Images
+from tutelage.data.label_budget import folds
+from tutelage.data.manifest import load_task
+from tutelage.metrics import classification
 from tutelage.progress import duration, logger, progress
 from tutelage.reporting.table import models_of, scores_table
 from tutelage.results import DemoResult, ModelResult, Scores
@@ -21,16 +27,12 @@ from tutelage.settings.commands import DemoSettings
 if TYPE_CHECKING:
     import numpy as np
 
-    from tutelage.data.image_cache import Images
-
 BUDGET = 10
 
 
 @command(DemoSettings)
 def demo(settings: DemoSettings) -> DemoResult:
     """Run the main job on emoji: 10 labels in each of 9 categories, 500 test images, the rest unlabelled."""
-    from tutelage.data.emoji import draw_emoji
-
     started, folder = time.monotonic(), Path(settings.out)
     data, few = folder / ("data-smoke" if settings.smoke else "data"), 20 if settings.smoke else None
     drawn = draw_emoji(data, per_class=few, progress=progress)
@@ -70,10 +72,6 @@ def pixels_and_logistic_regression(run: Path, cache: Path, size: int = 16) -> Mo
     """
     import numpy as np
 
-    from tutelage.data.decode import fit
-    from tutelage.data.label_budget import folds
-    from tutelage.data.manifest import load_task
-    from tutelage.metrics import classification
     from tutelage.models import linear_probe
 
     task = load_task(run, cache)

@@ -15,7 +15,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tutelage.compute_cost import CostMeter
+from tutelage.data.manifest import TaskData, load_task, transfer_keys
+from tutelage.device import accelerator, flops, training_flops
+from tutelage.distillation.mixture import Mixture, sharpness_of
 from tutelage.errors import TutelageError
+from tutelage.features.view_batches import ViewSettings
 from tutelage.image_size import sides
 from tutelage.pipeline.stage import MetricsLog, checkpoint_steps, file_hash, open_run, save_weights, training_steps
 from tutelage.progress import logger, progress
@@ -24,15 +29,13 @@ from tutelage.run_folder import Clock, Run, hash_of
 from tutelage.settings import command, identity
 from tutelage.settings.commands import WITHOUT_TARGETS, DistillSettings
 from tutelage.tasks import Task, peak_rate, task_of
+from tutelage.training.batches import seed_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import nn
 
-    from tutelage.compute_cost import CostMeter
-    from tutelage.data.manifest import TaskData
     from tutelage.distillation.targets import Targets, TeacherOutputs
-    from tutelage.features.view_batches import ViewSettings
     from tutelage.models.students import Student
 
 LEARNT_ON = 1000  # images of the transfer set on which student and targets are compared
@@ -41,8 +44,6 @@ LEARNT_ON = 1000  # images of the transfer set on which student and targets are 
 @command(DistillSettings)
 def distill(settings: DistillSettings) -> DistillationResult:
     """Distil the targets into the student, on the transfer set."""
-    from tutelage.device import accelerator
-
     with open_run(settings, together=True) as (run, cache_dir):
         job = _distillation(run, cache_dir, settings)
         hardware = accelerator(settings.device, settings.precision)
@@ -83,8 +84,6 @@ class _Distillation:
     @cached_property
     def inputs(self) -> str:
         """Hash of all that the student depends on; label-free objectives depend on the images only, not on their labels."""
-        from tutelage.data.manifest import transfer_keys
-
         images, teacher = self.curated.outputs, None
         if self.label_free:
             images = hash_of([b"".join(sorted(transfer_keys(self.run.path))).hex(), len(self.curated.classes)])
@@ -122,10 +121,7 @@ def _distil(job: _Distillation, hardware: Accelerator) -> None:
     """Train the student, and write its weights and the result of the stage."""
     import torch
 
-    from tutelage.compute_cost import CostMeter
-    from tutelage.data.manifest import load_task
     from tutelage.distillation.prepare_targets import without_labels
-    from tutelage.training.batches import seed_of
 
     run, meter, task, folder = job.run, CostMeter(), load_task(job.run.path, job.cache_dir), job.run.path / "distill"
     task = without_labels(task) if job.label_free else task
@@ -157,7 +153,6 @@ def _distil(job: _Distillation, hardware: Accelerator) -> None:
 
 def _targets(job: _Distillation, task: TaskData, hardware: Accelerator, meter: CostMeter) -> tuple[Targets, float]:
     """Return the student's targets, and the seconds they took, summed over restarts."""
-    from tutelage.distillation.mixture import Mixture, sharpness_of
     from tutelage.distillation.prepare_targets import member_outputs, projected_features
     from tutelage.distillation.targets import Targets
 
@@ -201,7 +196,6 @@ def _teacher_outputs(
     job: _Distillation, task: TaskData, hardware: Accelerator, clock: Clock, meter: CostMeter
 ) -> TeacherOutputs:
     """Return the adapted teacher's outputs for the transfer set, in the form that the cache limit allows."""
-    from tutelage.device import flops
     from tutelage.distillation.prepare_targets import log_reduction, teacher_outputs
     from tutelage.features.output_cache import OutputCache
 
@@ -237,7 +231,6 @@ class _Training:
 
 def _training(job: _Distillation, module: nn.Module, built: Student, images: int, meter: CostMeter) -> _Training:
     """Return the network with the length of its training, and record the cost in the meter. images: of the transfer set."""
-    from tutelage.device import training_flops
     from tutelage.distillation import self_distillation
 
     s, batch_size = job.settings, job.settings.batch_size

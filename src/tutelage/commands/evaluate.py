@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tutelage.data.image_cache import Images, Store
+from tutelage.data.manifest import Labelled, TaskData, load_task
+from tutelage.data.masks import Labels
+from tutelage.device import accelerator, flops, latency_ms
+from tutelage.distillation.mixture import Mixture
 from tutelage.errors import TutelageError, shown
+from tutelage.features.view_batches import ViewSettings
+from tutelage.metrics import log_softmax
 from tutelage.pipeline.stage import open_run
 from tutelage.progress import logger, progress
 from tutelage.results import JSON, AdaptationResult, CommitteeResult, EvaluationResult, StudentEntry
@@ -25,10 +32,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import nn
 
-    from tutelage.data.image_cache import Images
-    from tutelage.data.manifest import Labelled, TaskData
-    from tutelage.data.masks import Labels
-    from tutelage.features.view_batches import ViewSettings
     from tutelage.models.adapted_teacher import AdaptedTeacher
     from tutelage.tasks.base import Grid, Network, Predictions
 
@@ -115,9 +118,6 @@ def _context(
     run: Run, stages: dict[str, JSON | None], cache_dir: Path, kept: JSON, settings: EvaluateSettings
 ) -> _Context:
     """Load the images of an evaluation. kept: the settings of the run."""
-    from tutelage.data.manifest import load_task
-    from tutelage.device import accelerator
-
     run.result("curate", "evaluate")
     task = load_task(run.path, cache_dir)
     kind = task_of(task.task)
@@ -167,7 +167,6 @@ class _Teacher:
 
 
 def _teacher(context: _Context, about: AdaptationResult) -> _Teacher:
-    from tutelage.device import flops, latency_ms
     from tutelage.features.output_cache import OutputCache
 
     kind, hardware, views, test = context.kind, context.hardware, context.views, context.test
@@ -193,8 +192,6 @@ def _committee(
     context: _Context, members: CommitteeResult, about: StudentEntry, teacher: _Teacher
 ) -> tuple[JSON, Predictions]:
     """Return scores and predictions of the mixture that the targets come from. about: the members' students."""
-    from tutelage.distillation.mixture import Mixture
-    from tutelage.metrics import log_softmax
     from tutelage.pipeline.load_student import load_student
 
     assert context.test is not None
@@ -227,7 +224,6 @@ def _student(
         name: distilled, baseline or delivered. result: of its stage. times: architecture -> milliseconds for an image; what is not there
             is measured and added.
     """
-    from tutelage.device import flops, latency_ms
     from tutelage.pipeline.load_student import load_student
 
     kind, test, about = context.kind, context.test, StudentEntry(**result["student"])
@@ -256,9 +252,6 @@ def _student(
 
 def _new_images(target: str, task: TaskData, cache_dir: Path) -> Labelled:
     """Return the labelled images of another target set, with the run's classes."""
-    from tutelage.data.image_cache import Store
-    from tutelage.data.manifest import Labelled
-
     kind = task_of(task.task)
     found = kind.read_any(target, task.classes)
     for note in found.notes:

@@ -11,8 +11,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tutelage.data.decode import fit
+from tutelage.data.image_cache import Images
+from tutelage.data.manifest import TaskData, load_task
+from tutelage.deploy.folder import settle, staged
+from tutelage.deploy.quantise import LEAST_CALIBRATION, Quantised, enough, quantise
+from tutelage.deploy.runtime import FLOAT, INT8, model_input, session_of
+from tutelage.device import cpu
 from tutelage.errors import TutelageError
 from tutelage.image_size import sides
+from tutelage.metrics import unsure_threshold
 from tutelage.pipeline.finished_exports import finished
 from tutelage.pipeline.stage import HELD_OUT, open_run
 from tutelage.progress import logger
@@ -26,9 +34,6 @@ from tutelage.version import __version__
 if TYPE_CHECKING:
     from torch import nn
 
-    from tutelage.data.image_cache import Images
-    from tutelage.data.manifest import TaskData
-    from tutelage.deploy.quantise import Quantised
     from tutelage.models.students import Student
 
     Program = Callable[[np.ndarray], np.ndarray]  # inputs of a model file -> its outputs
@@ -47,9 +52,6 @@ def export(settings: ExportSettings) -> ExportResult:
     Every file is run on test images and compared with the student; if one differs too much (int8 may), the old export is kept.
     """
     from tutelage.deploy import formats, onnx_graph
-    from tutelage.deploy.folder import settle, staged
-    from tutelage.deploy.quantise import enough
-    from tutelage.deploy.runtime import FLOAT
 
     formats.check(settings.format)
     stages = finished(Path(settings.run))
@@ -103,9 +105,6 @@ class _Delivered:
 
     def inputs_of(self, images: Images, positions: np.ndarray) -> np.ndarray:
         """Return the model's input (n, ...) for these images."""
-        from tutelage.data.decode import fit
-        from tutelage.deploy.runtime import model_input
-
         size, resize = self.preprocess["size"], self.preprocess["resize"]
         return model_input(np.stack([fit(images[int(i)], size, resize) for i in positions]), self.preprocess)
 
@@ -116,16 +115,12 @@ class _Delivered:
 
     def in_onnxruntime(self, path: Path) -> Program:
         """Return a file as a function of its inputs, run by onnxruntime."""
-        from tutelage.deploy.runtime import session_of
-
         session, name = session_of(path), self.preprocess["input"]["name"]
         return lambda inputs: session.run(None, {name: inputs})[0]
 
 
 def _delivered(run: Run, stages: dict[str, JSON], cache_dir: Path, settings: ExportSettings) -> _Delivered:
-    from tutelage.data.manifest import load_task
     from tutelage.deploy import onnx_graph
-    from tutelage.metrics import unsure_threshold
     from tutelage.pipeline.load_student import load_student
 
     kept = {name: one for name, one in run.settings()["settings"].items() if one != DEFAULT}
@@ -164,9 +159,6 @@ def _write_int8(job: _Delivered, folder: Path, files: dict[str, JSON]) -> Quanti
 
     The score lost on labels has been up to 2.2 times the expected loss, so the choice aims at a third of --int8-loss.
     """
-    from tutelage.deploy.quantise import LEAST_CALIBRATION, quantise
-    from tutelage.deploy.runtime import FLOAT, INT8
-
     transfer, calibration, most_lost = job.task.transfer, job.settings.calibration, job.settings.int8_loss
     order, most = np.random.default_rng(0).permutation(len(transfer)), max(LEAST_CALIBRATION, job.at_once)
     ranges, judges = order[: min(calibration, most)], order[calibration : calibration + min(JUDGED_ON, most)]
@@ -239,7 +231,6 @@ def _about(
     """Write the small files, time the ONNX files, and return the content of export.json."""
     from tutelage.deploy import predict_bundle, runtime, timing
     from tutelage.deploy.model_card import model_card
-    from tutelage.device import cpu
 
     images, name = job.inputs_of(job.images, np.arange(1)), job.preprocess["input"]["name"]
     sessions = {one.name: runtime.session_of(one, 1) for one in sorted(folder.glob("*.onnx"))}

@@ -18,6 +18,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tutelage.compute_cost import CostMeter
+from tutelage.data.image_cache import Images
+from tutelage.data.label_budget import folds
+from tutelage.data.manifest import load_task
+from tutelage.data.masks import Labels
+from tutelage.device import accelerator, training_flops
 from tutelage.features.view_batches import CLEAN, view_outputs
 from tutelage.metrics import paired_gain
 from tutelage.models import linear_probe
@@ -32,8 +38,6 @@ from tutelage.tasks import task_of
 if TYPE_CHECKING:
     from torch import nn
 
-    from tutelage.data.image_cache import Images
-    from tutelage.data.masks import Labels
     from tutelage.models.students import Student
     from tutelage.tasks.base import Predictions
 
@@ -80,11 +84,8 @@ def finetune(settings: FinetuneSettings) -> FinetuneResult:
 
 
 def _choice(work: _LastStage, finetune: str, baseline: Student | None, held_out: Path) -> tuple[str, Scores]:
-    """Return what is delivered, and the scores of the candidates on held-out images; no scores where nothing can judge.
-
-    Args:
-        baseline: the student trained on the labels only, or None. held_out: file for the delivered student's confidence on these images.
-    """
+    """Return what is delivered, and the scores of the candidates on held-out images; no scores where nothing can judge. held_out: file for
+    the delivered student's confidence on these images, and whether it was right, from which `export` sets a threshold."""
     kind, val = work.kind, work.task.val
     if finetune != "auto":
         if work.headless and finetune == "keep":
@@ -111,7 +112,8 @@ def _choice(work: _LastStage, finetune: str, baseline: Student | None, held_out:
     scores = ", ".join(f"{how} {one[kind.IMAGE_SCORE]:.3f}" for how, one in validation.items())
     logger.info(f"last stage: {delivered} is delivered; validation {kind.SCORE_TITLE} {scores}")
     if (sure := kind.confidence(predictions[delivered], truth)) is not None:
-        save_held_out(held_out, *sure)
+        with atomic_write(held_out) as temporary, temporary.open("wb") as file:
+            np.savez(file, confidence=sure[0], right=sure[1])
     return delivered, validation
 
 
@@ -132,20 +134,10 @@ def _judged_on(work: _LastStage, validation: Scores) -> str:
     return f"{len(work.task.val)} validation images" if work.task.val else "cross-validation"
 
 
-def save_held_out(path: Path, confidence: np.ndarray, right: np.ndarray) -> None:
-    """Save the student's confidence on images that it was not fine-tuned on, and whether it was right; `export` sets a
-    threshold from them."""
-    with atomic_write(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, confidence=confidence, right=right)
-
-
 class _LastStage:
     """What the ways of running the last stage share. headless: whether the student has no head, or a decoder of random weights."""
 
     def __init__(self, run: Run, cache_dir: Path, settings: FinetuneSettings, distilled: DistillationResult):
-        from tutelage.compute_cost import CostMeter
-        from tutelage.data.manifest import load_task
-        from tutelage.device import accelerator, training_flops
         from tutelage.pipeline.load_student import load_student
 
         self.settings, self.headless, self.meter = settings, not distilled.head, CostMeter()
@@ -158,8 +150,6 @@ class _LastStage:
 
     def held_out(self, how: str) -> list[np.ndarray]:
         """Return predictions for each validation image; without any, cross-validated predictions for each labelled image."""
-        from tutelage.data.label_budget import folds
-
         train = self.task.train
         if self.task.val:
             return list(self.predict(self.on_all(how)[0], self.task.val.images, self.task.val.labels))
@@ -199,10 +189,8 @@ class _LastStage:
         steps = supervised.epochs_to_steps(kind.PASSES[how], len(positions), batch)
         self.meter.trained += steps * batch
         rate = optimization.scaled_rate(kind.RATES[how], batch)
-        plan = supervised.Plan(
-            steps, batch, rate, s.seed, len(self.task.classes), s.class_weight, how != "head", views=self.views
-        )
-        labelled = self.task.train.take(positions)
+        labelled, more = self.task.train.take(positions), {"backbone": how != "head", "views": self.views}
+        plan = supervised.Plan(steps, batch, rate, s.seed, len(self.task.classes), s.class_weight, **more)
         with progress(f"last stage, {how}", steps * batch) as advance:
             watch = loop.Watch("fine-tuning the student", log, self.clock.ticking(advance))
             return supervised.train_on_labels(module, self.student, labelled, plan, self.hardware, watch)
@@ -224,8 +212,6 @@ class _LastStage:
     @cached_property
     def features(self) -> tuple[np.ndarray, linear_probe.Scale, float]:
         """(1 + HEAD_VIEWS, n, D) float32 features of the labelled images, whole images first; their scale; the head's strength."""
-        from tutelage.data.label_budget import folds
-
         train, transfer, module = self.task.train, self.task.transfer, self.student.module.to(self.hardware.device)
         sample = np.sort(np.random.default_rng(0).permutation(len(transfer))[:SCALE_SAMPLE])
         of = np.stack([self.pooled(module, train.images, number) for number in (CLEAN, *range(HEAD_VIEWS))])
@@ -237,8 +223,8 @@ class _LastStage:
         """Return the student's (n, D) float32 features of one view of each image."""
         from tutelage.models.students import pooled
 
-        forward = partial(pooled, module)
-        return view_outputs(forward, module, self.student, images, number, self.views, self.hardware)
+        how = (self.student, images, number, self.views, self.hardware)
+        return view_outputs(partial(pooled, module), module, *how)
 
     def predict(self, module: nn.Module, images: Images, labels: Labels) -> Predictions:
         """Return a student's predictions for each image, in the form of its task."""

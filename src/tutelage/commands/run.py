@@ -13,6 +13,7 @@ from tutelage.commands.curate import curate
 from tutelage.commands.distill import distill
 from tutelage.commands.evaluate import evaluate
 from tutelage.commands.finetune import finetune
+from tutelage.device import accelerator
 from tutelage.pipeline.finished_exports import warn_of_old_export
 from tutelage.pipeline.pilot import pilot as judge
 from tutelage.pipeline.stage import needed, open_run, settings_of
@@ -85,8 +86,6 @@ def _one(run: Run, stage: Callable[..., Result], own: JSON) -> JSON:
     """Run one stage with its settings. Only `distill` uses several processes; in other stages they wait for the first."""
     if stage is distill or processes() == 1:
         return stage(**own).to_json()
-    from tutelage.device import accelerator
-
     hardware = accelerator(own["device"], own["precision"])
     result = stage(**own).to_json() if main_process() else None
     hardware.wait_for_everyone()

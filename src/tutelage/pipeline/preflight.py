@@ -15,6 +15,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import ParamSpec
 
+from tutelage.data.sources import missing
+from tutelage.data.target_set import check_places
+from tutelage.device import check_hardware
 from tutelage.errors import SeveralErrors, TutelageError, raise_all
 from tutelage.image_size import Size
 from tutelage.models.aliases import check_size, full_name, weights_path
@@ -53,11 +56,12 @@ def preflight(settings: g.Stage, cache: Path) -> None:
     if not faults or not all(ours.values()):
         faults += _of_machine(settings, bool(faults))
         for kind in named:
-            hub = not faults and not (kind == "teacher" and _embeds_otherwise(settings))
+            other = isinstance(settings, CurateSettings) and (settings.embeddings or settings.strategy == "text")
+            hub = not faults and not (kind == "teacher" and other)  # else another model embeds the gallery
             faults += _raised(_check_model, settings, kind, hub)
     else:
-        for kind in named:
-            faults += _raised(_check_alias_size, ours[kind], getattr(settings, f"{kind}_size", None), kind)
+        for kind, name in ours.items():
+            faults += _raised(_check_alias_size, name, getattr(settings, f"{kind}_size", None), kind)
     if task and not any(f"--{kind} {getattr(settings, kind)}" in fault.message for kind in named for fault in faults):
         faults += task_of(task).check(settings)
     raise_all(faults)
@@ -155,11 +159,6 @@ def _of_words(settings: Curation) -> list[TutelageError]:
     return faults
 
 
-def _embeds_otherwise(settings: g.Stage) -> bool:
-    """Whether these are settings of the `curate` command in which another model than the teacher embeds the gallery."""
-    return isinstance(settings, CurateSettings) and bool(settings.embeddings or settings.strategy == "text")
-
-
 def share_of(shard: str) -> tuple[int, int]:
     """Return (i, n) for "i/n", or for "env" from the variables RANK and WORLD_SIZE."""
     text = shard
@@ -215,9 +214,6 @@ def _of_data(settings: g.Stage) -> list[TutelageError]:
     """Return the faults of the places of the labelled images and the gallery."""
     if not isinstance(settings, Curation):
         return []
-    from tutelage.data.sources import missing
-    from tutelage.data.target_set import check_places
-
     faults = _raised(check_places, settings.target, {"val": settings.val, "test": settings.test}, settings.group_by)
     return faults + [missing(place, "--gallery ") for place in settings.gallery if not Path(place).exists()]
 
@@ -251,8 +247,6 @@ def _of_machine(settings: g.Machine, faulty: bool) -> list[TutelageError]:
     device, precision = settings.device, settings.precision
     if device in ("auto", "cpu") and precision != "fp16":
         return []
-    from tutelage.device import check_hardware
-
     faults = _raised(check_hardware, device, "auto")
     if precision == "fp16":
         faults += _raised(check_hardware, "auto" if faulty or faults else device, precision)

@@ -187,18 +187,12 @@ def _step_of(row: str) -> float:
         return float("inf")
 
 
-def default_epochs(count: int, images: int) -> int:
-    """Return the default passes over a transfer set of `count` images: enough to show about `images` images, at least 4, at most 100."""
-    return int(min(100, max(4, round(images / count))))
-
-
 def training_steps(settings: Schedule, count: int, images: int) -> int:
     """Return the optimizer steps on a transfer set of `count` images: as set, or as many as its passes take; at least 1.
 
-    Args:
-        images: number of images shown where neither steps nor epochs are set; each task defines it.
+    Where neither steps nor epochs are set, it takes the passes that show about `images` images, at least 4, at most 100.
     """
-    epochs = settings.epochs or default_epochs(count, images)
+    epochs = settings.epochs or min(100, max(4, round(images / count)))
     return settings.steps or max(1, round(epochs * count / settings.batch_size))
 
 

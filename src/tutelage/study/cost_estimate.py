@@ -9,7 +9,10 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, TypeAlias
 
-from tutelage.image_size import Size
+from tutelage.data.gallery import list_gallery
+from tutelage.data.image_cache import short_side
+from tutelage.device import accelerator, flops, training_flops
+from tutelage.image_size import Size, sides
 from tutelage.pipeline.stage import needed, training_steps
 from tutelage.progress import duration, logger
 from tutelage.results import StudyEstimate
@@ -86,8 +89,6 @@ def _teacher_flops(task: str, model: Model) -> int:
 @lru_cache
 def _student_flops(task: str, settings: Student) -> int:
     """FLOPs of one training step of the student for one image."""
-    from tutelage.device import training_flops
-
     built = task_of(task).student(settings, 2)
     return training_flops(built.module, built.size)
 
@@ -120,8 +121,6 @@ class Data:
         return Sizes(labelled + (gallery if wanted is None else min(wanted, gallery)), gallery, classes)
 
     def _gallery(self, settings: RunSettings) -> int:
-        from tutelage.data.gallery import list_gallery
-
         if (key := tuple(settings.gallery)) not in self._galleries:
             self._galleries[key] = len(list_gallery(settings.gallery).refs)
         return self._galleries[key]
@@ -186,7 +185,6 @@ def _embeddings(runs: list[tuple[RunSettings, Sizes]]) -> tuple[float, float]:
 
 def _embedding(settings: RunSettings, count: int, gallery: int) -> tuple[float, float]:
     """Seconds to embed the gallery with the teacher, and GiB of the vectors and of `count` decoded images."""
-    from tutelage.data.image_cache import short_side
     from tutelage.models.teachers import build_teacher, size_of
 
     sizes = [size_of(settings, kind) for kind in ("teacher", "student")]
@@ -205,7 +203,6 @@ def _teachers(runs: list[tuple[Variant, int, int, RunSettings, Sizes]]) -> tuple
 
     All heads share the frozen features; a teacher that was fine-tuned, or whose logits only are kept, differs for each draw of labels.
     """
-    from tutelage.device import flops
     from tutelage.features.output_cache import gibibytes
     from tutelage.models.teachers import build_teacher
 
@@ -236,9 +233,6 @@ def _seconds_of(encoder: FrozenEncoder, settings: RunSettings) -> float:
     """Seconds per image (or per window of it) of a forward pass in batches of 16."""
     import torch
 
-    from tutelage.device import accelerator
-    from tutelage.image_size import sides
-
     device = accelerator(settings.device, settings.precision).device
     images, module = torch.zeros(16, 3, *sides(encoder.at_once), device=device), encoder.module.to(device)
     with torch.inference_mode():
@@ -248,9 +242,6 @@ def _seconds_of(encoder: FrozenEncoder, settings: RunSettings) -> float:
 def _step_seconds(settings: RunSettings) -> float:
     """Seconds per image of a training step at the study's batch size."""
     import torch
-
-    from tutelage.device import accelerator
-    from tutelage.image_size import sides
 
     device = accelerator(settings.device, settings.precision).device
     student = task_of(settings.task).student(replace(settings, student_weights="scratch"), 2)

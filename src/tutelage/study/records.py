@@ -11,6 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from tutelage.curation.labelled_set import data_of
+from tutelage.data.gallery import list_gallery
+from tutelage.data.manifest import read_manifest
 from tutelage.errors import TutelageError, shown
 from tutelage.metrics import reliability
 from tutelage.reporting.diagnosis import diagnose
@@ -84,9 +87,6 @@ def check_data(folder: Path, finished: Sequence[tuple[Record, JSON]]) -> None:
 
 def _data_now(settings: JSON) -> dict[str, str]:
     """Hashes of the data that these settings give a run now."""
-    from tutelage.curation.labelled_set import data_of
-    from tutelage.data.gallery import list_gallery
-
     of_run = RunSettings(**{name: value for name, value in settings.items() if name in DATA})
     return data_of(task_of(of_run.task).read(of_run), list_gallery(of_run.gallery).refs)
 
@@ -141,8 +141,6 @@ def _calibration(run: Run, model: str) -> dict[str, list[list[float]]]:
 
 def _test_images(run: Run) -> str:
     """Hash of the test images and their labels; only records with equal hashes are compared."""
-    from tutelage.data.manifest import read_manifest
-
     table = read_manifest(run.path / "target_set" / "manifest.parquet")[1]
     truth = "mask_truth" if "mask_truth" in table.column_names else "label"
     rows = table.select(["key", truth, "split"]).to_pylist()
