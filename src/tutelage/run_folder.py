@@ -133,19 +133,15 @@ class Run:
         self._lock = filelock.FileLock(self.path / ".lock", preserve_lock_file=True)
 
     def __enter__(self) -> Self:
-        """Create the folder and take its lock, which the system releases when the process is killed.
-
-        Raises:
-            TutelageError: the folder cannot be written, another process holds the lock, or `.lock` is another program's.
-        """
+        """Create the folder and take its lock, which the system releases when the process is killed. A folder that cannot be written, a
+        lock that another process holds, and a `.lock` of another program are errors."""
         lock = self.path / ".lock"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(FileNotFoundError, PermissionError):  # Windows lets nobody else read it
                 if not re.fullmatch(rb"\d*", lock.read_bytes()):
-                    raise TutelageError(
-                        f"--out {self.path} holds a file .lock of another program", "choose another --out"
-                    )
+                    message = f"--out {self.path} holds a file .lock of another program"
+                    raise TutelageError(message, "choose another --out")
             self._lock.acquire(blocking=False)
         except filelock.Timeout as error:
             holder = ""

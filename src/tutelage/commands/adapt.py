@@ -53,9 +53,7 @@ def adapt(settings: AdaptSettings) -> AdaptationResult:
 
     with open_run(settings) as (run, cache_dir):
         curated = CurationResult(**run.result("curate", "adapt"))
-        encoder = build_teacher(
-            settings.teacher, settings.teacher_weights, settings.teacher_size, settings.teacher_window
-        )
+        encoder = build_teacher(*(getattr(settings, name) for name in THE_TEACHER))
         seen_at = [encoder.size, encoder.window] if encoder.window else encoder.size
         inputs = hash_of(["adapt", curated.outputs, encoder.hash, seen_at, identity(settings, THE_TEACHER)])
         if done := run.done("adapt", inputs):
@@ -106,11 +104,9 @@ def adapt(settings: AdaptSettings) -> AdaptationResult:
 
 @dataclass(frozen=True)
 class _Adapted:
-    """The teacher in one mode: a head, or the whole fine-tuned module.
-
-    scores: on held-out labels, and the temperature by which their logits were divided. choice: what validation chose, in words.
-    refit: fits the same head on the labelled images at some positions. rows: of the log.
-    """
+    """The teacher in one mode: a head, or the whole fine-tuned module. scores: on held-out labels, and the temperature by which their
+    logits were divided. choice: what validation chose, in words. refit: fits the same head on the labelled images at some positions. rows:
+    of the log."""
 
     scores: dict[str, float]
     logits: np.ndarray
@@ -122,11 +118,9 @@ class _Adapted:
 
 
 class _Work:
-    """What all modes share; nothing of it changes but the meter.
-
-    network: the frozen encoder, whose outputs are in the cache. folds: of each labelled image; None where there are validation images.
-    truth: labels on which heads are fitted. judged: those of the images that validate, of which `fair` can be judged.
-    """
+    """What all modes share; nothing of it changes but the meter. network: the frozen encoder, whose outputs are in the cache. folds: of
+    each labelled image; None where there are validation images. truth: labels on which heads are fitted. judged: those of the images that
+    validate, of which `fair` can be judged."""
 
     def __init__(self, run: Run, cache_dir: Path, settings: AdaptSettings, encoder: FrozenEncoder):
         from tutelage.features.output_cache import OutputCache

@@ -107,12 +107,9 @@ def curate(settings: CurateSettings) -> CurationResult | ShardResult:
 
 @dataclass(frozen=True)
 class _Chosen:
-    """The images that were chosen.
-
-    pool: the gallery images that were looked at, whose references are `refs`. choice: rows of the pool, none if the gallery holds nothing
-    but the labelled images. wanted: number of images asked for, 0 for all. near_duplicates, duplicates: numbers of images left out.
-    unreadable: gallery images that cannot be decoded.
-    """
+    """The images that were chosen. pool: the gallery images that were looked at, whose references are `refs`. choice: rows of the pool,
+    none if the gallery holds nothing but the labelled images. wanted: number of images asked for, 0 for all. near_duplicates, duplicates:
+    numbers of images left out. unreadable: gallery images that cannot be decoded."""
 
     pool: Pool
     refs: list[ImageRef]
@@ -128,11 +125,8 @@ class _Chosen:
 def _choose(
     settings: CurateSettings, encoder: GalleryEmbedder, labelled: LabelledSplit, listed: list[ImageRef], clock: Clock
 ) -> _Chosen:
-    """Embed the gallery and choose from it. A sample with too few images of its own is doubled. listed: the gallery.
-
-    Raises:
-        TutelageError: more images are wanted than can be used, or none can.
-    """
+    """Embed the gallery and choose from it; more images than can be used are an error, and so are none. A sample with too few images of
+    its own is doubled. listed: the gallery."""
     from tutelage.curation.candidates import fill_pool, nothing_left
     from tutelage.curation.selection import choose, wanted_of
 
@@ -256,8 +250,7 @@ def embed_share(shard: str, settings: CurateSettings) -> ShardResult:
         refs = list_gallery(settings.gallery).refs
         _, pieces, embedded = GalleryEmbedder.of(settings, cache).embedded(refs, settings, share)
         mine = sum(len(piece.refs) for piece in pieces[share[0] :: share[1]])
-        logger.info(
-            f"share {share[0]} of {share[1]}: {mine:,} of {len(refs):,} images, {embedded:,} of them embedded now"
-        )
+        counts = f"{mine:,} of {len(refs):,} images, {embedded:,} of them embedded now"
+        logger.info(f"share {share[0]} of {share[1]}: {counts}")
     taken = time.monotonic() - start
     return ShardResult(shard=f"{share[0]}/{share[1]}", images=mine, embedded=embedded, seconds=taken)

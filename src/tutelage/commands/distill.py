@@ -57,12 +57,10 @@ def distill(settings: DistillSettings) -> DistillationResult:
 
 @dataclass(frozen=True)
 class _Distillation:
-    """What a distillation depends on.
-
-    curated, adapted, committee: results of earlier stages; None where there is no teacher (`dino`), or where the targets are not a
-    committee's. labelled: number of labelled images in a batch. looks: the views of an image on which the teacher runs. level: index of
-    the first of the task's kinds of outputs that fits the cache limit; None: the teacher runs at every step.
-    """
+    """What a distillation depends on. curated, adapted, committee: results of earlier stages; None where there is no teacher (`dino`), or
+    where the targets are not a committee's. labelled: number of labelled images in a batch. looks: the views of an image on which the
+    teacher runs. level: index of the first of the task's kinds of outputs that fits the cache limit; None: the teacher runs at every
+    step."""
 
     run: Run
     cache_dir: Path
@@ -168,9 +166,8 @@ def _targets(job: _Distillation, task: TaskData, hardware: Accelerator, meter: C
     def log_probabilities(positions: np.ndarray) -> np.ndarray:
         if task_agnostic:  # no class probabilities are needed
             return np.zeros((len(positions), 0), np.float32)
-        return mixture(
-            outputs.log_probabilities(positions) if outputs else None, students(positions) if students else None
-        )
+        of_teacher = outputs.log_probabilities(positions) if outputs else None
+        return mixture(of_teacher, students(positions) if students else None)
 
     if s.sharpness is None and not task_agnostic:
         some = np.linspace(0, len(task.transfer) - 1, job.kind.COUNTED).astype(np.int64)

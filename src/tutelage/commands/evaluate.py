@@ -83,11 +83,9 @@ def _results(run: Run) -> dict[str, JSON | None]:
 
 @dataclass(frozen=True)
 class _Context:
-    """What is scored, and on which images.
-
-    stages: result of each stage, or None. teacher_weights: where the teacher's weights come from. views: of whole images. test: None if
-    there are no test images. sample: images of the transfer set on which the students are compared with the teacher.
-    """
+    """What is scored, and on which images. stages: result of each stage, or None. teacher_weights: where the teacher's weights come from.
+    views: of whole images. test: None if there are no test images. sample: images of the transfer set on which the students are compared
+    with the teacher."""
 
     run: Run
     stages: dict[str, JSON | None]
@@ -204,9 +202,8 @@ def _committee(
             of_teacher = context.log_probabilities(adapted.module, adapted.network, grid)
     if mixture.weight:
         students = (load_student(context.run.path / "committee", about, classes, f"fold-{k}") for k in range(count))
-        of_students = log_softmax(
-            np.asarray(sum(context.log_probabilities(one.module, one, grid) for one in students)) / count
-        )
+        summed = np.asarray(sum(context.log_probabilities(one.module, one, grid) for one in students))
+        of_students = log_softmax(summed / count)
     mixed = mixture(of_teacher, of_students)
     predictions = context.kind.predictions_of(mixed, context.test.labels, np.arange(len(mixed)))
     return {
@@ -218,12 +215,8 @@ def _committee(
 def _student(
     context: _Context, name: str, result: JSON, teacher: _Teacher | None, times: dict[str, float]
 ) -> tuple[JSON, Predictions | None]:
-    """Return scores and test predictions of a student.
-
-    Args:
-        name: distilled, baseline or delivered. result: of its stage. times: architecture -> milliseconds for an image; what is not there
-            is measured and added.
-    """
+    """Return scores and test predictions of a student. name: distilled, baseline or delivered. result: of its stage. times: architecture ->
+    milliseconds for an image; what is not there is measured and added."""
     from tutelage.pipeline.load_student import load_student
 
     kind, test, about = context.kind, context.test, StudentEntry(**result["student"])

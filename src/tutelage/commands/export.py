@@ -77,12 +77,10 @@ def export(settings: ExportSettings) -> ExportResult:
 
 @dataclass(frozen=True)
 class _Delivered:
-    """The student to export, and the images on which its files are judged.
-
-    kept: the run's settings. module: what is written. original: the same before layers are fused, with which files are compared. unsure:
-    the threshold of confidence, if one could be chosen. preprocess: content of preprocess.json. images: test images, or those of the
-    transfer set. at_once: images held in memory. truth: outputs of `original`, batch by batch, for the images that files are compared on.
-    """
+    """The student to export, and the images on which its files are judged. kept: the run's settings. module: what is written. original:
+    the same before layers are fused, with which files are compared. unsure: the threshold of confidence, if one could be chosen.
+    preprocess: content of preprocess.json. images: test images, or those of the transfer set. at_once: images held in memory. truth:
+    outputs of `original`, batch by batch, for the images that files are compared on."""
 
     run: Run
     settings: ExportSettings
@@ -155,10 +153,8 @@ def _delivered(run: Run, stages: dict[str, JSON], cache_dir: Path, settings: Exp
 
 
 def _write_int8(job: _Delivered, folder: Path, files: dict[str, JSON]) -> Quantised:
-    """Write and check model.int8.onnx, its ranges and layers chosen on the transfer set. files: what was found of each file.
-
-    The score lost on labels has been up to 2.2 times the expected loss, so the choice aims at a third of --int8-loss.
-    """
+    """Write and check model.int8.onnx, its ranges and layers chosen on the transfer set. files: what was found of each file. The score lost
+    on labels has been up to 2.2 times the expected loss, so the choice aims at a third of --int8-loss."""
     transfer, calibration, most_lost = job.task.transfer, job.settings.calibration, job.settings.int8_loss
     order, most = np.random.default_rng(0).permutation(len(transfer)), max(LEAST_CALIBRATION, job.at_once)
     ranges, judges = order[: min(calibration, most)], order[calibration : calibration + min(JUDGED_ON, most)]
@@ -178,18 +174,12 @@ def _write_int8(job: _Delivered, folder: Path, files: dict[str, JSON]) -> Quanti
 
 
 def _proved(job: _Delivered, path: Path, program: Program, strict: bool = True, scored: bool = True) -> JSON:
-    """Run a file on test images, compare it with the student, and return the difference, its score and its size.
-
-    Raises:
-        TutelageError: with `strict`, the outputs differ by more than the tolerance.
-    """
+    """Run a file on test images, compare it with the student, and return the difference, its score and its size. strict: outputs that
+    differ by more than the tolerance are an error."""
     from tutelage.deploy.onnx_graph import torch_outputs
 
-    labels, kind, tolerance = (
-        job.task.test.labels if job.task.test and scored else None,
-        job.kind,
-        job.settings.tolerance,
-    )
+    labels = job.task.test.labels if job.task.test and scored else None
+    kind, tolerance = job.kind, job.settings.tolerance
     count = job.proved_on if labels is None else min(len(job.images), SCORED_ON)
     predictions, differences, largest, same = [], [0.0], [1.0], []
     for start in range(0, count, step := min(64, job.at_once)):

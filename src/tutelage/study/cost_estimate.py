@@ -158,9 +158,8 @@ def estimate(planned: list[Planned], match: str) -> StudyEstimate:
             per_image[key] = _step_seconds(mine)
         free = mine.objective in WITHOUT_TARGETS and mine.label_share == 0 and "distill" in variant.method.stages
         stage = (variant.name, None if free else budget, seed)
-        seen = (
-            steps_of(variant, mine, sizes.images, match) * mine.batch_size * (2 if has_committee(variant, mine) else 1)
-        )
+        twice = 2 if has_committee(variant, mine) else 1
+        seen = steps_of(variant, mine, sizes.images, match) * mine.batch_size * twice
         took = 0.0 if stage in seen_stages else seen * per_image[key]
         seen_stages.add(stage)
         seconds += took
@@ -199,10 +198,8 @@ def _embedding(settings: RunSettings, count: int, gallery: int) -> tuple[float, 
 
 
 def _teachers(runs: list[tuple[Variant, int, int, RunSettings, Sizes]]) -> tuple[float, float, int]:
-    """Seconds and GiB of the teacher outputs that are cached, and the number of distinct teachers.
-
-    All heads share the frozen features; a teacher that was fine-tuned, or whose logits only are kept, differs for each draw of labels.
-    """
+    """Seconds and GiB of the teacher outputs that are cached, and the number of distinct teachers. All heads share the frozen features; a
+    teacher that was fine-tuned, or whose logits only are kept, differs for each draw of labels."""
     from tutelage.features.output_cache import gibibytes
     from tutelage.models.teachers import build_teacher
 

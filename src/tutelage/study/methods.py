@@ -135,10 +135,8 @@ def variants_of(names: Sequence[str], overrides: Sequence[str], known: Sequence[
         except TutelageError as error:
             faults.append(error)
     raise_all(faults)
-    methods = {name: name.partition(":")[0] for name in found}
-    return [
-        Variant(name, METHODS[of], {**settings.get(of, {}), **settings.get(name, {})}) for name, of in methods.items()
-    ]
+    of = {name: name.partition(":")[0] for name in found}
+    return [Variant(name, METHODS[of[name]], settings.get(of[name], {}) | settings.get(name, {})) for name in found]
 
 
 def _override(text: str, names: Sequence[str], known: Sequence[str]) -> tuple[str, str, object]:

@@ -16,7 +16,6 @@ from tutelage.reporting import charts
 from tutelage.reporting.cost import cost_of, shares
 from tutelage.reporting.example_predictions import read_evidence, read_pictures
 from tutelage.reporting.page import command, disagreement, montage, rendered, rows_of, transfer_set
-from tutelage.reporting.scores import words_of
 from tutelage.reporting.table import TITLES
 from tutelage.results import JSON
 from tutelage.run_folder import STUDY, Run, folder_name, write_json, write_text
@@ -43,13 +42,13 @@ def write_study(folder: Path) -> JSON:
     budget, references = results_table.main_budget(cells), results_table.references_of(cells)
     table, best = results_table.rows(cells, budget)
     done = {results_table.record_name(one["method"], one["budget"], one["seed"]) for one in records}
-    # runs of methods that could not be started at all
-    unstarted = tuple(f"{folder_name(method)}-budget-" for method in failed)
+    unstarted = tuple(f"{folder_name(method)}-budget-" for method in failed)  # methods that could not be started at all
+    scores = dict.fromkeys((best.words.main, "accuracy"))  # the main score, and the accuracy where that is another
     summary = {
         "study": str(folder), "page": str(report / "index.html"), "failed": failed,
         "missing": [name for name in study["plan"] if name not in done and name not in failed and not name.startswith(unstarted)],
         "table": table, "teachers": results_table.reference_rows(references), "shared": shares(records),
-        "runs": [{"method": one["method"], "budget": one["budget"], "seed": one["seed"], **_main(one["student"]["test"])}
+        "runs": [{**{name: one[name] for name in ("method", "budget", "seed")}, **{name: one["student"]["test"][name] for name in scores}}
                  for one in records],
     }  # fmt: skip
     teachers = [{**row, "reference": True} for row in summary["teachers"]]
@@ -107,31 +106,24 @@ def sureness(cells: list[Cell], budget: int, best: Cell) -> str:
     baseline, second = _scratch(cells, budget, best), _second(cells, budget, best)
     for other in (baseline, None if second is baseline else second):
         if other is not None and (gain := compared(best, other)):
-            certainty = "95 % interval over test images"
-            certainty += f"; p = {gain.p:.2g} over {gain.seeds} seeds" if gain.p is not None else ""
-            text.append(
-                f"ahead of {other.method} by {100 * gain.low:.1f} to {100 * gain.high:.1f} points ({certainty})"
-            )
+            sure = f"; p = {gain.p:.2g} over {gain.seeds} seeds" if gain.p is not None else ""
+            points = f"{100 * gain.low:.1f} to {100 * gain.high:.1f} points"
+            text.append(f"ahead of {other.method} by {points} (95 % interval over test images{sure})")
     return "; ".join(text) + "."
+
+
+def _others(cells: list[Cell], budget: int, best: Cell) -> list[Cell]:
+    return [cell for cell in cells if cell.budget == budget and cell is not best]
 
 
 def _second(cells: list[Cell], budget: int, best: Cell) -> Cell | None:
     """The second-best method of this budget, where `best` is the best."""
-    others = [cell for cell in cells if cell.budget == budget and cell is not best]
-    return max(others, key=lambda cell: cell.accuracy[0], default=None)
+    return max(_others(cells, budget, best), key=lambda cell: cell.accuracy[0], default=None)
 
 
 def _scratch(cells: list[Cell], budget: int, best: Cell) -> Cell | None:
     """The labels-only student at this budget, to compare with the best method; no variant, as that may be a different student."""
-    return next(
-        (cell for cell in cells if cell.budget == budget and cell.method == "scratch" and cell is not best), None
-    )
-
-
-def _main(test: JSON) -> dict[str, float]:
-    """The main score, and the accuracy where that is another score."""
-    words = words_of(test)
-    return {name: test[name] for name in dict.fromkeys((words.main, "accuracy"))}
+    return next((cell for cell in _others(cells, budget, best) if cell.method == "scratch"), None)
 
 
 def _charts(cells: list[Cell], budget: int, best: Cell, references: dict[int, Reference]) -> list[JSON]:
@@ -246,16 +238,12 @@ def _numbers(record: Record) -> Iterator[tuple[object, ...]]:
         for name, value in flat.items():
             if name == "confusion":
                 for truth, row in zip(classes, value, strict=True):
-                    yield from (
-                        (model, name, f"{truth} -> {predicted}", n) for predicted, n in zip(classes, row, strict=True)
-                    )
-            elif isinstance(value, list):
-                yield from ((model, name, klass, share) for klass, share in zip(classes, value, strict=True))
+                    yield from ((model, name, f"{truth} -> {klass}", n) for klass, n in zip(classes, row, strict=True))
             else:
-                yield (model, name, "", value)
+                each = zip(classes, value, strict=True) if isinstance(value, list) else [("", value)]
+                yield from ((model, name, klass, share) for klass, share in each)
     yield from (("run", name, "", value) for name, value in cost_of(record).items())
     for stage, entry in record["compute_cost"].items():
         flat = {**entry, **{f"teacher_{name}": value for name, value in entry["teacher"].items()}}
-        yield from (
-            (f"stage {stage}", name, "", value) for name, value in flat.items() if isinstance(value, int | float)
-        )
+        kept = {name: value for name, value in flat.items() if isinstance(value, int | float)}
+        yield from ((f"stage {stage}", name, "", value) for name, value in kept.items())
