@@ -215,7 +215,7 @@ class Run:
             )
         if differing and stages is None:
             old, before = self.move_aside(), {}
-        elif differing and stages is not None:
+        elif differing and stages:
             old = self.move_aside([name for name, named in stages.items() if not named or named & differing.keys()])
         made, known = {"versions": versions(), "machine": {"threads": threads()}}, self.settings()
         if self._begun():  # keep the versions and threads of the first start

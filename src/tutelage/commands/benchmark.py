@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tutelage.deploy.runtime import model_input
+import numpy as np
+
+from tutelage.deploy import runtime
 from tutelage.deploy.timing import in_turn
 from tutelage.device import cpu
 from tutelage.image_size import sides
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
     from tutelage.models.students import Student
+
+    Sessions = dict[str, InferenceSession]  # of the exported files
 
 BATCHES = (1, 32)
 EAGER = "PyTorch eager"
@@ -60,15 +64,13 @@ def benchmark(settings: BenchmarkSettings) -> BenchmarkResult:
     """Time the student of an exported run: batch sizes 1 and 32, one thread and all, PyTorch against the exported files."""
     import torch
 
-    from tutelage.deploy import runtime
     from tutelage.pipeline.load_student import load_student
 
     place = Path(settings.run).parent if (Path(settings.run) / runtime.EXPORT).exists() else Path(settings.run)
-    stages = finished(place)
-    folder = export_folder(str(place))
+    entry, folder = finished(place)["finetune"]["student"], export_folder(str(place))
     about = runtime.checked(folder)
     preprocess = read_json(folder / runtime.ABOUT)
-    student = load_student(place / "finetune", StudentEntry(**stages["finetune"]["student"]), about["classes"])
+    student = load_student(place / "finetune", StudentEntry(**entry), about["classes"])
     files = [name for name in runtime.NAMES.values() if name in about["files"]]
     rows: list[JSON] = []
     usual, cores = torch.get_num_threads(), cpu()["cores"]
@@ -76,11 +78,13 @@ def benchmark(settings: BenchmarkSettings) -> BenchmarkResult:
         torch.set_num_threads(threads)
         sessions = {name: runtime.session_of(folder / name, threads) for name in files}
         for batch in BATCHES:
-            rows += _timed(student, sessions, preprocess, threads, batch)
+            rows += _timed(student, sessions, preprocess, threads, batch, "cpu")
     torch.set_num_threads(usual)
     if torch.cuda.is_available():
-        rows += _timed_on_cuda(student)
-    sizes, machine = _sizes(place, folder, files, stages, about, preprocess), cpu()
+        for batch in BATCHES:
+            rows += _timed(student, {}, preprocess, 0, batch, "cuda")
+        student.module.cpu()
+    sizes, machine = _sizes(place, folder, files, entry, about), cpu()
     result = {"machine": machine, "size": student.size, "rows": rows, "files": sizes, "versions": about["versions"]}
     added = read_json(folder / runtime.EXPORT)
     write_json(folder / "benchmark.json", result)
@@ -88,52 +92,35 @@ def benchmark(settings: BenchmarkSettings) -> BenchmarkResult:
     return BenchmarkResult(**result)
 
 
-def _timed(
-    student: Student, sessions: dict[str, InferenceSession], preprocess: JSON, threads: int, batch: int
-) -> list[JSON]:
+def _timed(student: Student, sessions: Sessions, preprocess: JSON, threads: int, batch: int, device: str) -> list[JSON]:
     """Time all models in turn, at one batch size and number of threads; return a row for each."""
-    import numpy as np
     import torch
 
     height, width = sides(student.size)
     chance = np.random.default_rng(0)
     pixels = chance.integers(0, 256, (batch, height, width, 3), np.uint8)
-    images = torch.from_numpy(chance.normal(size=(batch, 3, height, width)).astype(np.float32))
-    given, name = model_input(pixels, preprocess), preprocess["input"]["name"]
-    programs: dict[str, Callable[[], object]] = {EAGER: lambda: student.module(images)}
+    images = torch.from_numpy(chance.normal(size=(batch, 3, height, width)).astype(np.float32)).to(device)
+    given, name = runtime.model_input(pixels, preprocess), preprocess["input"]["name"]
+    module = student.module.to(device)
+
+    def forward() -> None:
+        module(images)
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    programs: dict[str, Callable[[], object]] = {EAGER: forward}
     programs |= {one: lambda s=session: s.run(None, {name: given}) for one, session in sessions.items()}
     with torch.inference_mode():
         times = in_turn(programs)
-    where = {"device": "cpu", "threads": threads, "batch": batch}
+    where = {"device": device, "threads": threads, "batch": batch}
     eager = times[EAGER]["median_ms"]
     return [{"model": one, **where, **time, "times_as_fast": eager / time["median_ms"]} for one, time in times.items()]
 
 
-def _timed_on_cuda(student: Student) -> list[JSON]:
-    """Time PyTorch eager on the GPU; return a row for each batch size."""
-    import torch
-
-    module, rows = student.module.cuda(), []
-    for batch in BATCHES:
-        images = torch.zeros(batch, 3, *sides(student.size), device="cuda")
-
-        def forward(images: torch.Tensor = images) -> None:
-            module(images)
-            torch.cuda.synchronize()
-
-        with torch.inference_mode():
-            times = in_turn({EAGER: forward})[EAGER]
-        rows.append({"model": EAGER, "device": "cuda", "threads": 0, "batch": batch, **times, "times_as_fast": 1.0})
-    module.cpu()
-    return rows
-
-
-def _sizes(
-    run: Path, folder: Path, files: list[str], stages: dict[str, JSON], about: JSON, preprocess: JSON
-) -> dict[str, dict[str, float]]:
+def _sizes(run: Path, folder: Path, files: list[str], entry: JSON, about: JSON) -> dict[str, dict[str, float]]:
     """Return bytes on disk, and peak resident memory of a new process that runs one image, Python and its libraries included."""
-    (height, width), given = sides(about["size"]), preprocess["input"]
-    student = {"folder": str(run / "finetune"), "about": stages["finetune"]["student"], "classes": about["classes"]}
+    (height, width), given = sides(about["size"]), read_json(folder / runtime.ABOUT)["input"]
+    student = {"folder": str(run / "finetune"), "about": entry, "classes": about["classes"]}
     peak = _peak(LOAD_TORCH.format(**student), (1, 3, height, width), "float32")
     sizes = {EAGER: {"bytes": (run / "finetune" / "weights.safetensors").stat().st_size, "peak_mib": peak}}
     shape = (1, height, width, 3) if given["dtype"] == "uint8" else (1, 3, height, width)

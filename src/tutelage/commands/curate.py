@@ -34,7 +34,7 @@ from tutelage.settings.commands import CurateSettings
 if TYPE_CHECKING:
     from tutelage.curation.candidates import LeakCheck
     from tutelage.curation.embedders import GalleryEmbedder, Queries
-    from tutelage.curation.selection import Pool, SelectionRequest
+    from tutelage.curation.selection import Pool
     from tutelage.curation.strategies import Choice
 
 SPARE = 1.25  # `random` first looks at this many times the wanted number of images, since some will be duplicates
@@ -128,8 +128,9 @@ def _choose(
     """Embed the gallery and choose from it; more images than can be used are an error, and so are none. A sample with too few images of
     its own is doubled. listed: the gallery."""
     from tutelage.curation.candidates import fill_pool, nothing_left
-    from tutelage.curation.selection import choose, wanted_of
+    from tutelage.curation.selection import SelectionRequest, choose, wanted_of
 
+    labels, related = labelled.target.labels[labelled.drawn], labelled.target.groups[labelled.drawn]
     wanted, spare = wanted_of(settings, len(labelled.drawn), len(labelled.target.classes)), SPARE
     while True:
         refs = gallery_sample(listed, settings, wanted, spare)
@@ -139,7 +140,17 @@ def _choose(
         if not every and free < (wanted or 0):
             continue
         queries = encoder.queries(labelled, pool.vectors.mean)
-        request = _request(settings, labelled, queries, wanted, free)
+        if wanted is not None and wanted > free > 0 and not settings.smoke:
+            raise TutelageError(
+                f"--total {settings.total or wanted + len(labels)} is more than the {free + len(labels):,} images "
+                f"that can be used: {len(labels):,} labelled and {free:,} of the gallery's own",
+                "lower --total, or add another --gallery",
+            )
+        request = SelectionRequest(
+            settings.strategy, free if wanted is None or wanted > free > 0 else wanted,
+            queries.labels if settings.balance == "class" else np.arange(len(queries.labels)), settings.seed, settings.dedup,
+            lambda embeddings, own=queries.vectors: unsure(own, labels, related, embeddings, settings.seed),
+        )  # fmt: skip
         choice, near_duplicates = choose(pool, queries.vectors, request, leaks)
         if every or len(choice) >= (wanted or 0):
             break
@@ -149,27 +160,6 @@ def _choose(
         logger.info("the gallery holds nothing but the labelled images: the student is trained on these only")
     choice, asked = choice.take(np.argsort(choice.rows, kind="stable")), 0 if wanted is None else request.wanted
     return _Chosen(pool, refs, choice, queries, asked, near_duplicates, duplicates, leaks, unreadable)
-
-
-def _request(
-    settings: CurateSettings, labelled: LabelledSplit, queries: Queries, wanted: int | None, free: int
-) -> SelectionRequest:
-    """Return what to choose. wanted: number of gallery images; None for all. free: number of those that may be chosen."""
-    from tutelage.curation.selection import SelectionRequest
-
-    labels, related = labelled.target.labels[labelled.drawn], labelled.target.groups[labelled.drawn]
-    if wanted is not None and wanted > free > 0 and not settings.smoke:
-        raise TutelageError(
-            f"--total {settings.total or wanted + len(labels)} is more than the {free + len(labels):,} images "
-            f"that can be used: {len(labels):,} labelled and {free:,} of the gallery's own",
-            "lower --total, or add another --gallery",
-        )
-    count = free if wanted is None or wanted > free > 0 else wanted
-    groups = queries.labels if settings.balance == "class" else np.arange(len(queries.labels))
-    return SelectionRequest(
-        settings.strategy, count, groups, settings.seed, settings.dedup,
-        lambda embeddings: unsure(queries.vectors, labels, related, embeddings, settings.seed),
-    )  # fmt: skip
 
 
 def _write(

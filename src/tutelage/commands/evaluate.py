@@ -35,6 +35,11 @@ if TYPE_CHECKING:
     from tutelage.models.adapted_teacher import AdaptedTeacher
     from tutelage.tasks.base import Grid, Network, Predictions
 
+    Stages = dict[str, JSON | None]  # result of each stage, or None
+    Scored = tuple[
+        JSON, Predictions | None
+    ]  # a model's scores, and its predictions for the test images, if there are any
+
 TIMED_FLOPS = 1e12  # for one image, about half a minute on one thread; a larger teacher is not timed
 LEARNT_ON = 1000  # images of the transfer set on which student and teacher are compared
 STUDENTS = {"distilled": "distill", "baseline": "baseline", "delivered": "finetune"}  # model -> its folder
@@ -71,7 +76,7 @@ def evaluate(settings: EvaluateSettings) -> EvaluationResult:
         return EvaluationResult(**finished)
 
 
-def _results(run: Run) -> dict[str, JSON | None]:
+def _results(run: Run) -> Stages:
     """Return the result of each stage; None where it is missing or was made from another transfer set."""
     stages = {name: run.kept(name) for name in TRAINED}
     for name, result in stages.items():
@@ -88,7 +93,7 @@ class _Context:
     with the teacher."""
 
     run: Run
-    stages: dict[str, JSON | None]
+    stages: Stages
     cache_dir: Path
     teacher_weights: str
     committee: str
@@ -112,9 +117,7 @@ class _Context:
         return self.kind.judged(predictions, self.test.labels, len(self.task.classes))
 
 
-def _context(
-    run: Run, stages: dict[str, JSON | None], cache_dir: Path, kept: JSON, settings: EvaluateSettings
-) -> _Context:
+def _context(run: Run, stages: Stages, cache_dir: Path, kept: JSON, settings: EvaluateSettings) -> _Context:
     """Load the images of an evaluation. kept: the settings of the run."""
     run.result("curate", "evaluate")
     task = load_task(run.path, cache_dir)
@@ -186,9 +189,7 @@ def _teacher(context: _Context, about: AdaptationResult) -> _Teacher:
     return _Teacher(adapted, {**scores, "test": context.judged(on_test)}, on_test, on_sample)
 
 
-def _committee(
-    context: _Context, members: CommitteeResult, about: StudentEntry, teacher: _Teacher
-) -> tuple[JSON, Predictions]:
+def _committee(context: _Context, members: CommitteeResult, about: StudentEntry, teacher: _Teacher) -> Scored:
     """Return scores and predictions of the mixture that the targets come from. about: the members' students."""
     from tutelage.pipeline.load_student import load_student
 
@@ -212,9 +213,7 @@ def _committee(
     }, predictions  # fmt: skip
 
 
-def _student(
-    context: _Context, name: str, result: JSON, teacher: _Teacher | None, times: dict[str, float]
-) -> tuple[JSON, Predictions | None]:
+def _student(context: _Context, name: str, result: JSON, teacher: _Teacher | None, times: dict[str, float]) -> Scored:
     """Return scores and test predictions of a student. name: distilled, baseline or delivered. result: of its stage. times: architecture ->
     milliseconds for an image; what is not there is measured and added."""
     from tutelage.pipeline.load_student import load_student

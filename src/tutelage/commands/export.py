@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from tutelage.models.students import Student
 
+    Stages = dict[str, JSON]  # result of each stage
     Program = Callable[[np.ndarray], np.ndarray]  # inputs of a model file -> its outputs
 
 PROVED_ON = 1000  # images on which torch and onnxruntime are compared
@@ -117,7 +118,7 @@ class _Delivered:
         return lambda inputs: session.run(None, {name: inputs})[0]
 
 
-def _delivered(run: Run, stages: dict[str, JSON], cache_dir: Path, settings: ExportSettings) -> _Delivered:
+def _delivered(run: Run, stages: Stages, cache_dir: Path, settings: ExportSettings) -> _Delivered:
     from tutelage.deploy import onnx_graph
     from tutelage.pipeline.load_student import load_student
 
@@ -215,9 +216,7 @@ def _judges(job: _Delivered) -> str:
     return "test images" if job.task.test else "images of the transfer set"
 
 
-def _about(
-    job: _Delivered, stages: dict[str, JSON], files: dict[str, JSON], int8: Quantised | None, folder: Path
-) -> JSON:
+def _about(job: _Delivered, stages: Stages, files: dict[str, JSON], int8: Quantised | None, folder: Path) -> JSON:
     """Write the small files, time the ONNX files, and return the content of export.json."""
     from tutelage.deploy import predict_bundle, runtime, timing
     from tutelage.deploy.model_card import model_card

@@ -60,7 +60,7 @@ def write_study(folder: Path) -> JSON:
         lines=sorted([*table, *teachers], key=lambda row: row["budget"]), more=results_table.beside(records[0]["student"]["test"]),
         failed={name: re.split(" (?=hint: )", why) for name, why in failed.items()}, missing=summary["missing"],
         planned=len(study["plan"]), tests=records[0]["test_images"], charts=_charts(cells, budget, best, references),
-        costs_of_methods=[_cost_row(cell) for cell in cells if cell.budget == budget], shared=summary["shared"],
+        costs_of_methods=[{"method": cell.method, **cell.cost} for cell in cells if cell.budget == budget], shared=summary["shared"],
         command=command("compare", given), facts=_facts(about, records), **_of_a_run(folder, best),
     )  # fmt: skip
     write_json(report / "results.json", {**summary, "records": records})
@@ -136,7 +136,8 @@ def _charts(cells: list[Cell], budget: int, best: Cell, references: dict[int, Re
         picture = study_charts.against_labels(lines, teacher, words.labels, words.title)
         note = "Mean over seeds; bands are one standard deviation."
         found.append({"title": f"{name} against {words.labels}", "svg": picture, "note": note})
-    costs = {cell.method: (cell.flops, *cell.accuracy) for cell in cells if cell.budget == budget and cell.flops > 0}
+    here = {cell.method: (cell.cost["flops"], *cell.accuracy) for cell in cells if cell.budget == budget}
+    costs = {method: one for method, one in here.items() if one[0] > 0}
     if len(costs) > 1:
         reference = references[budget].accuracy[0] if budget in references else None
         picture = study_charts.against_compute(costs, methods, reference, words.title)
@@ -168,12 +169,6 @@ def _class_charts(cells: list[Cell], budget: int, best: Cell, references: dict[i
     if bins := charts.pooled([record.get("calibration") or {} for record in best.records.values()]):
         found.append(charts.calibrations(bins, names, " All seeds."))
     return found
-
-
-def _cost_row(cell: Cell) -> JSON:
-    """Cost of one method, mean over seeds."""
-    costs = [cost_of(record) for record in cell.records.values()]
-    return {"method": cell.method, **{name: float(np.mean([one[name] for one in costs])) for name in costs[0]}}
 
 
 def _of_a_run(folder: Path, best: Cell) -> JSON:

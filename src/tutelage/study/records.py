@@ -46,10 +46,8 @@ def kept_record(folder: Path, method: str, budget: int, seed: int, settings: JSO
     differing = {name for name, value in asked.items() if made.get(name) != value and name not in unused}
     other = [f"{name}: {made.get(name)} -> {value}" for name, value in asked.items() if name in differing]
     if other:
-        raise TutelageError(
-            f"{path} was made with other settings: {shown(other, 8)}",
-            "use the same settings, or another --results (and --out)",
-        )
+        hint = "use the same settings, or another --results (and --out)"
+        raise TutelageError(f"{path} was made with other settings: {shown(other, 8)}", hint)
     return record
 
 

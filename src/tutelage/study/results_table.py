@@ -38,9 +38,10 @@ class Cell:
         return spread([main_score(record["student"]["test"]) for record in self.records.values()])
 
     @property
-    def flops(self) -> float:
-        """Mean FLOPs of a run, including the teacher's."""
-        return float(np.mean([cost_of(record)["flops"] for record in self.records.values()]))
+    def cost(self) -> dict[str, float]:
+        """Cost of a run as in `cost_of`, mean over seeds."""
+        costs = [cost_of(record) for record in self.records.values()]
+        return {name: float(np.mean([one[name] for one in costs])) for name in costs[0]}
 
     @property
     def words(self) -> MetricSpec:
@@ -166,7 +167,7 @@ def rows(cells: list[Cell], budget: int) -> tuple[list[JSON], Cell]:
                 **means_beside([record["student"]["test"] for record in cell.records.values()]),
                 "best": cell is best, "level": cell is best or (behind is not None and not behind.sure),
                 "behind": None if behind is None else behind.mean, "low": behind and behind.low, "high": behind and behind.high,
-                "p": behind and behind.p, "flops": cell.flops, "images_seen": one["images_seen"], "description": one["description"],
+                "p": behind and behind.p, "flops": cell.cost["flops"], "images_seen": one["images_seen"], "description": one["description"],
                 "initialisation": one["student"]["initialisation"],
             })  # fmt: skip
     assert winner is not None

@@ -180,10 +180,8 @@ class Classification(Task):
         grid: Grid | None, advance: Advance,
     ) -> np.ndarray:  # fmt: skip
         more = (views, accelerator, self.EVALUATION_BATCH)
-        found = [
-            log_softmax(view_outputs(module, module, network, images, look, *more, advance=advance))
-            for look in views.looks
-        ]
+        outputs = (view_outputs(module, module, network, images, look, *more, advance=advance) for look in views.looks)
+        found = [log_softmax(one) for one in outputs]
         return log_softmax(np.mean(found, axis=0)).clip(LEAST_LOG).astype(np.float16)
 
     def student_predictions(

@@ -155,13 +155,11 @@ class Segmentation(Task):
     ) -> AdaptedTeacher:
         from tutelage.models import segmentation_teachers
 
-        weights = settings.teacher_weights
+        how = (folder, result.to_json(), settings.teacher_weights, accelerator)
         if settings.objective == "task-agnostic":
-            return segmentation_teachers.frozen(folder, result.to_json(), weights, accelerator, _matched(settings))
+            return segmentation_teachers.frozen(*how, _matched(settings))
         every = _grids(settings)
-        return segmentation_teachers.load_adapted(
-            folder, result.to_json(), weights, accelerator, every[0], every[level]
-        )
+        return segmentation_teachers.load_adapted(*how, every[0], every[level])
 
     def adapted(self, folder: Path, result: AdaptationResult, weights: str, accelerator: Accelerator) -> AdaptedTeacher:
         from tutelage.models.segmentation_teachers import load_adapted
