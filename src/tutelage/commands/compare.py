@@ -56,9 +56,8 @@ def compare(settings: CompareSettings) -> StudyResult | StudyEstimate:
     done = [kept_record(kept, *work.identity(*one)) for one in plan]
     check_data(kept, [(record, work.identity(*one)[3]) for record, one in zip(done, plan, strict=True) if record])
     todo = [one for one, record in zip(plan, done, strict=True) if record is None]
-    logger.info(
-        f"{len(plan)} runs: {len(chosen)} methods x {len(amounts)} budgets x {len(draws)} seeds; {len(plan) - len(todo)} are done"
-    )
+    counts = f"{len(chosen)} methods x {len(amounts)} budgets x {len(draws)} seeds"
+    logger.info(f"{len(plan)} runs: {counts}; {len(plan) - len(todo)} are done")
     impossible = work.impossible({one[0].name: one for one in reversed(todo)}, first_start=len(todo) == len(plan))
     if settings.dry_run:
         from tutelage.study.cost_estimate import estimate
@@ -143,14 +142,9 @@ class _Study:
         return variant.name, budget, seed, {**settings, "match": self.match}
 
     def impossible(self, first: dict[str, tuple[Variant, int, int]], first_start: bool) -> dict[str, str]:
-        """Return the methods that cannot be run, each with the reason, and report them before anything starts.
-
-        Args:
-            first: name of a method -> its first run. first_start: whether no run of the study is finished yet.
-
-        Raises:
-            TutelageError: no method can be run, and no run of the study is finished.
-        """
+        """Return the methods that cannot be run, each with the reason, and report them before anything starts; an error if no method can
+        be run, and no run of the study is finished. first: name of a method -> its first run. first_start: whether no run of the study is
+        finished yet."""
         faults: dict[str, TutelageError] = {}
         for name, one in first.items():
             try:

@@ -23,6 +23,7 @@ from tutelage.data.sources import ImageRef, Rejected
 from tutelage.device import on_a_device_of_its_own
 from tutelage.errors import TutelageError
 from tutelage.metrics import softmax
+from tutelage.models import linear_probe
 from tutelage.pipeline.preflight import preflight, share_of, strategy_of
 from tutelage.pipeline.stage import open_run
 from tutelage.progress import logger, progress
@@ -205,22 +206,12 @@ def gallery_sample(refs: list[ImageRef], settings: CurateSettings, wanted: int |
     return [refs[i] for i in np.sort(order[:most])]
 
 
-def unsure(
-    queries: np.ndarray, labels: np.ndarray, groups: np.ndarray, embeddings: np.ndarray, seed: int
-) -> np.ndarray:
-    """Return how uncertain a probe fitted on the labelled images is about other images: its entropy in nats.
-
-    Args:
-        queries: (Q, D) float32 with labels (Q,) int64 and groups (Q,) text, "" for no group. embeddings: (m, D) float32.
-
-    Returns:
-        (m,) float64.
-    """
-    from tutelage.models import linear_probe
-
+def unsure(queries: np.ndarray, labels: np.ndarray, groups: np.ndarray, others: np.ndarray, seed: int) -> np.ndarray:
+    """Return how uncertain a probe fitted on the labelled images is about other images (m, D) float32: its entropy in nats, (m,) float64.
+    queries: (Q, D) float32 with labels (Q,) int64 and groups (Q,) text, "" for no group."""
     fold = folds(labels, groups, seed)
-    probe = linear_probe.best_probe(queries, labels, fold, int(labels.max()) + 1, linear_probe.scale_of(embeddings))
-    probabilities = softmax(probe(embeddings))
+    probe = linear_probe.best_probe(queries, labels, fold, int(labels.max()) + 1, linear_probe.scale_of(others))
+    probabilities = softmax(probe(others))
     return -(probabilities * np.log(np.maximum(probabilities, 1e-12))).sum(axis=1)
 
 

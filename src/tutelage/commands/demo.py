@@ -18,6 +18,7 @@ from tutelage.data.image_cache import Images
 from tutelage.data.label_budget import folds
 from tutelage.data.manifest import load_task
 from tutelage.metrics import classification
+from tutelage.models import linear_probe
 from tutelage.progress import duration, logger, progress
 from tutelage.reporting.table import models_of, scores_table
 from tutelage.results import DemoResult, ModelResult, Scores
@@ -65,14 +66,9 @@ def demo(settings: DemoSettings) -> DemoResult:
 
 
 def pixels_and_logistic_regression(run: Path, cache: Path, size: int = 16) -> ModelResult:
-    """Score the simplest alternative: logistic regression on the labelled images' pixels, its strength chosen by cross-validation.
-
-    Args:
-        run: a finished run. cache: its cache. size: side of the shrunken images in pixels.
-    """
+    """Score the simplest alternative: logistic regression on the labelled images' pixels, its strength chosen by cross-validation. run: a
+    finished run. cache: its cache. size: side of the shrunken images in pixels."""
     import numpy as np
-
-    from tutelage.models import linear_probe
 
     task = load_task(run, cache)
     assert task.test is not None

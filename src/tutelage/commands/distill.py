@@ -180,13 +180,12 @@ def _targets(job: _Distillation, task: TaskData, hardware: Accelerator, meter: C
 
 def _matches_features(job: _Distillation, outputs: TeacherOutputs) -> bool:
     """Whether the student also matches the teacher's pooled features: where this is asked for and they are kept."""
-    s, pooled = job.settings, not outputs.network.shape
-    asked = s.feature_weight > 0 and s.objective == "task-oriented" and pooled
-    if asked and outputs.network.output != "features":
-        logger.info(
-            "only the teacher's logits are kept (fine-tuned, or beyond --cache-limit): its features are not matched"
-        )
-    return asked and outputs.network.output == "features"
+    asked = job.settings.feature_weight > 0 and job.settings.objective == "task-oriented" and not outputs.network.shape
+    kept = outputs.network.output == "features"
+    if asked and not kept:
+        why = "only the teacher's logits are kept (fine-tuned, or beyond --cache-limit)"
+        logger.info(f"{why}: its features are not matched")
+    return asked and kept
 
 
 def _teacher_outputs(
@@ -209,8 +208,8 @@ def _teacher_outputs(
         whole = job.kind.teacher_for_distillation(folder, job.adapted, s, hardware, 0)
         log_reduction(whole, teacher, task.transfer, job.views)
     meter.teacher_flops = flops(teacher.module, teacher.network.size)
-    fits = job.level is not None
-    cache = OutputCache(job.cache_dir, teacher.network, job.views.resize, task.side) if fits else None
+    store = (job.cache_dir, teacher.network, job.views.resize, task.side)
+    cache = None if job.level is None else OutputCache(*store)
     return teacher_outputs(task.transfer, teacher, job.views, job.looks, cache, hardware, clock, meter)
 
 

@@ -14,6 +14,7 @@ from tutelage.device import cpu, free_memory
 from tutelage.results import JSON, DoctorResult
 from tutelage.settings import command
 from tutelage.settings.commands import DoctorSettings
+from tutelage.version import __version__
 
 PACKAGES = ("tutelage", "torch", "torchvision", "timm", "accelerate", "faiss-cpu", "numpy", "pillow")
 EXTRAS = ("onnx", "onnxruntime", "tensorboard", "wandb", "mlflow", "ray", "segmentation_models_pytorch")
@@ -24,7 +25,7 @@ DISK_GIB, MEMORY_GIB = 10, 4  # below these, a warning: 50,000 images at 224 px 
 @command(DoctorSettings)
 def doctor(settings: DoctorSettings) -> DoctorResult:
     """Check this machine and say what to change."""
-    policy = os.environ.get("OMP_WAIT_POLICY")  # of the user
+    policy = os.environ.get("OMP_WAIT_POLICY") or "not set"  # of the user
     import torch
 
     from tutelage.models import weights  # loads torch, not timm
@@ -32,21 +33,13 @@ def doctor(settings: DoctorSettings) -> DoctorResult:
     faults: list[str] = []
     asking = threading.Thread(target=lambda: faults.append(weights.hub_fault()), daemon=True)
     asking.start()
-    machine, gpus = cpu(), [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    machine, mps = cpu(), torch.backends.mps.is_available()
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     found: JSON = {
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
-        "devices": {
-            "cpu": machine["cpu"],
-            "cores": os.cpu_count(),
-            "cuda": gpus,
-            "mps": torch.backends.mps.is_available(),
-        },
-        "threads": {
-            "torch": torch.get_num_threads(),
-            "usable_cores": machine["cores"],
-            "omp_wait_policy": policy or "not set",
-        },
+        "devices": {"cpu": machine["cpu"], "cores": os.cpu_count(), "cuda": gpus, "mps": mps},
+        "threads": {"torch": torch.get_num_threads(), "usable_cores": machine["cores"], "omp_wait_policy": policy},
         "disk_gib": {"cache": _free_disk(Path(settings.cache or "cache")), "here": _free_disk(Path.cwd())},
         "memory_gib": free_memory() / GIB,
         "extras": {name: importlib.util.find_spec(name) is not None for name in EXTRAS},
@@ -90,11 +83,7 @@ def _version(name: str) -> str | None:
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        if name == "tutelage":  # run from a source folder without installation
-            from tutelage.version import __version__
-
-            return __version__
-        return None
+        return __version__ if name == "tutelage" else None  # run from a source folder without installation
 
 
 def _free_disk(folder: Path) -> float:

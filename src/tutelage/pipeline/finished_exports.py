@@ -22,10 +22,10 @@ def export_folder(place: str) -> Path:
 def warn_of_old_export(run: Path) -> None:
     """Warn if a run's export/ is not of the student that the run has now; say nothing where either is missing."""
     with contextlib.suppress(TutelageError):  # damaged: reported where they are used
-        exported, delivered = read_json(run / "export" / "export.json"), read_json(run / "finetune" / "result.json")
-        if not exported or not delivered or exported.get("outputs") == delivered.get("outputs"):
-            return
-        logger.warning(f"{run / 'export'} is of an earlier student of this run: `tutelage export {run}` makes it anew")
+        place = run / "export"
+        exported, delivered = read_json(place / "export.json"), Run(run).kept("finetune")
+        if exported and delivered and exported.get("outputs") != delivered.get("outputs"):
+            logger.warning(f"{place} is of an earlier student of this run: `tutelage export {run}` makes it anew")
 
 
 def finished(run: Path) -> dict[str, JSON]:

@@ -33,11 +33,8 @@ STAGES = ("curate", "adapt", "committee", "distill", "baseline")
 
 
 def pilot(run: Run, settings: RunSettings, walk: Callable[[Run, Sequence[str], RunSettings], object]) -> PilotResult:
-    """Compare the baseline with the distilled student, fold by fold; a killed pilot resumes where it stopped.
-
-    Args:
-        run: curated, its lock held. settings: all settings of `run`. walk: function that runs the named stages in a run folder.
-    """
+    """Compare the baseline with the distilled student, fold by fold; a killed pilot resumes where it stopped. run: curated, its lock
+    held. settings: all settings of `run`. walk: function that runs the named stages in a run folder."""
     curated = CurationResult(**run.result("curate", "--pilot"))
     inputs = hash_of(["pilot", curated.outputs, identity(settings)])
     if done := run.done("pilot", inputs):
@@ -54,8 +51,9 @@ def pilot(run: Run, settings: RunSettings, walk: Callable[[Run, Sequence[str], R
             "label more images, or leave --pilot out",
         )
     numbers, students = np.unique(fold).tolist(), 2 if settings.committee == "none" else 3
+    count, times = len(numbers), students * len(numbers)
     logger.info(
-        f"pilot: {len(numbers)} runs on parts of the labels, each as long as this one: {students * len(numbers)} times its training steps"
+        f"pilot: {count} runs on parts of the labels, each as long as this one: {times} times its training steps"
     )
     right: dict[str, list[np.ndarray]] = {"distilled": [], "baseline": []}
     for number in numbers:
@@ -73,13 +71,12 @@ def pilot(run: Run, settings: RunSettings, walk: Callable[[Run, Sequence[str], R
         clock.tick(force=True)
     distilled, baseline = (np.concatenate(found).astype(float) for found in right.values())
     gain, error = paired_gain(baseline, distilled)
+    images, ours, theirs = len(distilled), float(distilled.mean()), float(baseline.mean())
     result = {
-        "curated": curated.outputs, "images": len(distilled), "distilled": float(distilled.mean()), "baseline": float(baseline.mean()),
-        "gain": gain, "standard_error": error, "seconds": clock.stop(),
+        "curated": curated.outputs, "images": images, "distilled": ours, "baseline": theirs, "gain": gain, "standard_error": error,
+        "seconds": clock.stop(),
     }  # fmt: skip
-    logger.info(
-        f"pilot: on {len(distilled)} held-out labels the distilled student has {distilled.mean():.3f}, the baseline {baseline.mean():.3f}"
-    )
+    logger.info(f"pilot: on {images} held-out labels the distilled student has {ours:.3f}, the baseline {theirs:.3f}")
     return PilotResult(**run.finish("pilot", inputs, {"outputs": hash_of(result), **result}))
 
 

@@ -166,10 +166,7 @@ class MetricsLog:
 
 def write_metrics(run: Run, stage: str, rows: Sequence[JSON], tracker: str, hardware: Accelerator) -> None:
     """Write metrics.jsonl, and the tracker's log, of a stage that restarts from its beginning; nothing where no steps were trained.
-
-    Args:
-        stage: name of its folder. rows: dicts with step, loss and rate.
-    """
+    stage: name of its folder. rows: dicts with step, loss and rate."""
     path = run.path / stage / "metrics.jsonl"
     path.unlink(missing_ok=True)
     if rows:

@@ -26,9 +26,7 @@ if TYPE_CHECKING:
 
     from tutelage.models.teachers import FrozenEncoder
 
-Model: TypeAlias = tuple[
-    str, str, Size | None, Size | None
-]  # arguments of `build_teacher`: name, weights, size, window
+Model: TypeAlias = tuple[str, str, Size | None, Size | None]  # name, weights, size and window of a teacher
 Planned: TypeAlias = tuple[Variant, int, int, RunSettings]  # method, budget, seed and settings of a run
 REPEATS = 3
 PROPORTION = 4 / 3  # assumed long side over short side of gallery images
@@ -113,32 +111,22 @@ class Data:
         """Sizes of one run's data. settings: all settings of the run, including its budget."""
         from tutelage.curation.selection import wanted_of
 
-        gallery = self._gallery(settings)
-        train, classes = self._target(settings)
+        if (places := tuple(settings.gallery)) not in self._galleries:
+            self._galleries[places] = len(list_gallery(settings.gallery).refs)
+        key = tuple(getattr(settings, name) for name in ("task", "target", "val", "test", "classes", "group_by"))
+        if key not in self._targets:
+            target = task_of(settings.task).read(settings)
+            self._targets[key] = int((target.splits == "train").sum()), len(target.classes)
+        gallery, (train, classes) = self._galleries[places], self._targets[key]
         each = classes if task_of(settings.task).BUDGET_PER_CLASS else 1
         labelled = train if settings.budget is None else min(train, settings.budget * each)
         wanted = wanted_of(settings, labelled, classes)
         return Sizes(labelled + (gallery if wanted is None else min(wanted, gallery)), gallery, classes)
 
-    def _gallery(self, settings: RunSettings) -> int:
-        if (key := tuple(settings.gallery)) not in self._galleries:
-            self._galleries[key] = len(list_gallery(settings.gallery).refs)
-        return self._galleries[key]
-
-    def _target(self, settings: RunSettings) -> tuple[int, int]:
-        key = tuple(getattr(settings, name) for name in ("task", "target", "val", "test", "classes", "group_by"))
-        if key not in self._targets:
-            target = task_of(settings.task).read(settings)
-            self._targets[key] = int((target.splits == "train").sum()), len(target.classes)
-        return self._targets[key]
-
 
 def estimate(planned: list[Planned], match: str) -> StudyEstimate:
-    """Log and return the time and disk space of the runs that are left; what the cache already holds is not subtracted.
-
-    Args:
-        match: what is equal for all methods, images or flops.
-    """
+    """Log and return the time and disk space of the runs that are left; what the cache already holds is not subtracted. match: what is
+    equal for all methods, images or flops."""
     if not planned:
         return StudyEstimate(runs=0, hours=0.0, gibibytes=0.0, outputs_gibibytes=0.0, plan=[])
     data = Data()

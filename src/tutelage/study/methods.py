@@ -19,8 +19,7 @@ CLIP_TAGS = ("clip", "openai", "laion", "datacomp", "siglip", "dfn", "metaclip")
 class Method:
     """A method of training the student. stages: of the pipeline. settings: those that define the method. model: name of its student
     in the evaluation. charged: folders of the stages whose compute adds up to the method's cost; other stages only give reference
-    numbers. description: on the page. times: its training steps as a multiple of the requested number.
-    """
+    numbers. description: on the page. times: its training steps as a multiple of the requested number."""
 
     stages: tuple[str, ...]
     settings: JSON
@@ -53,13 +52,11 @@ METHODS = {
     "pseudo-label": _distilled("pseudo-label", "targets: the committee's most likely class, as a hard label"),
     "teacher-only": _distilled(
         "task-oriented", "targets: the adapted teacher's class probabilities, no committee, and the labels",
-        ("adapt", "distill", "finetune"),
-        committee="none",
+        ("adapt", "distill", "finetune"), committee="none",
     ),
     "self-training": _distilled(
         "task-oriented", "targets: labels-only students' class probabilities, no teacher, and the labels",
-        ("committee", "distill", "finetune"),
-        committee="only",
+        ("committee", "distill", "finetune"), committee="only",
     ),
     "paper": Method(
         _DISTILLED, {"preset": "paper", **PRESETS["paper"]}, "delivered", ("adapt", "distill", "finetune"),

@@ -175,15 +175,12 @@ def _of_a_run(folder: Path, best: Cell) -> JSON:
     """What the page shows of the best method's first seed: its record's findings, and pictures if its run folder still exists."""
     seed = min(best.records)
     run = folder / folder_name(best.method) / f"budget-{best.budget}" / f"seed-{seed}"
-    found: JSON = {
-        "shown": f"{best.method}, budget {best.budget}, seed {seed}", "findings": best.records[seed].get("findings", []),
-        "montage": "", "transfer_set": "", "disagreements": [], "pictures": {}, "elsewhere": True,
-    }  # fmt: skip
+    which = f"{best.method}, budget {best.budget}, seed {seed}"
+    found = {"shown": which, "findings": best.records[seed].get("findings", [])}
     stages = Run(run).results()
     if not stages["evaluate"]:
-        return found
-    classes = stages["evaluate"]["classes"]
-    apart = read_evidence(run / "evaluate")[2]
+        return {**found, "montage": "", "transfer_set": "", "disagreements": [], "pictures": {}, "elsewhere": True}
+    classes, apart = stages["evaluate"]["classes"], read_evidence(run / "evaluate")[2]
     return {
         **found, "montage": montage(run / "curate" / "montage.jpg"), "transfer_set": transfer_set(stages["curate"]),
         "disagreements": [disagreement(one, classes) for one in apart], "pictures": read_pictures(run / "evaluate", classes),

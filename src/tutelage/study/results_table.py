@@ -23,8 +23,7 @@ Record = JSON  # of a finished run, as `records.write_record` makes it; records 
 @dataclass(frozen=True, eq=False)
 class Cell:
     """All seeds of one method at one budget. records: by seed. counts: (S, n, ...) of `counts_in`, seeds ascending.
-    drawn: (R, S, ...), mean counts over R resamplings of the test images.
-    """
+    drawn: (R, S, ...), mean counts over R resamplings of the test images."""
 
     method: str
     budget: int

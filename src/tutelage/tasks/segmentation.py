@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, cast, final
 
@@ -128,8 +129,7 @@ class Segmentation(Task):
         return teacher, teacher.pyramid.encoder, teacher.head
 
     def head_forward(self, module: nn.Module, network: FeatureExtractor) -> Callable[[Tensor], Tensor]:
-        grid = network.levels[0][1:]  # of the finest level
-        return lambda images: _dense(module).on_grid(images, grid)
+        return partial(_dense(module).on_grid, grid=network.levels[0][1:])  # of the finest level
 
     def teacher_entries(self, encoder: FrozenEncoder, network: FeatureExtractor, mode: str, classes: int) -> JSON:
         return {"width": classes, "deepest": network.levels[-1][0]}  # channels of the logits and of the deepest level
@@ -195,9 +195,7 @@ class Segmentation(Task):
         grid: Grid | None, advance: Advance,
     ) -> np.ndarray:  # fmt: skip
         assert grid is not None
-
-        def forward(batch: Tensor) -> Tensor:
-            return _dense(module).on_grid(batch, grid)
+        forward = partial(_dense(module).on_grid, grid=grid)
 
         def seen(look: int) -> np.ndarray:
             more = (views, accelerator, self.EVALUATION_BATCH)
@@ -273,24 +271,25 @@ def _dense(module: nn.Module) -> DenseNetwork:
     return cast("DenseNetwork", module)
 
 
-def _grids(settings: g.Student) -> list[Grid]:
-    """Return the grids on which logits may be cached: that of half the stride of the student's logits, and coarser ones."""
+def _grid(settings: g.Student, stride: int) -> Grid:
     from tutelage.models.segmentation_grids import grid_of
-    from tutelage.models.segmentation_students import STRIDES
     from tutelage.models.teachers import size_of
 
-    size = size_of(settings, "student")
-    return [grid_of(size, STRIDES[settings.decoder] * 2**level // 2) for level in range(LEVELS)]
+    return grid_of(size_of(settings, "student"), stride)
+
+
+def _grids(settings: g.Student) -> list[Grid]:
+    """Return the grids on which logits may be cached: that of half the stride of the student's logits, and coarser ones."""
+    from tutelage.models.segmentation_students import STRIDES
+
+    return [_grid(settings, STRIDES[settings.decoder] * 2**level // 2) for level in range(LEVELS)]
 
 
 def _matched(settings: DistillSettings) -> Grid:
     """Return the grid on which features are matched: the deepest level's, or (1, 1) for the whole image."""
-    from tutelage.models.segmentation_grids import grid_of
     from tutelage.models.segmentation_students import DEEPEST
-    from tutelage.models.teachers import size_of
 
-    size = size_of(settings, "student")
-    return (1, 1) if settings.task_agnostic_features == "global" else grid_of(size, DEEPEST)
+    return (1, 1) if settings.task_agnostic_features == "global" else _grid(settings, DEEPEST)
 
 
 def _tables(predictions: Predictions, masks: Masks, classes: int) -> np.ndarray:
