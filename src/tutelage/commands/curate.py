@@ -78,9 +78,8 @@ def curate(settings: CurateSettings) -> CurationResult | ShardResult:
             store.add(target_set.refs, clock.ticking(advance))
         images, rows, bad = store.find(target_set.refs)
         bad = [("target", one) for one in [*target_set.rejected, *bad]]
-        labelled_set.list_rejected(
-            run, bad
-        )  # now, for errors about labels point there; --max-rejected counts all images
+        # now, for errors about labels point there; --max-rejected counts all images
+        labelled_set.list_rejected(run, bad)
         labelled = labelled_set.split_labels(target_set, images, rows, settings.budget, settings.seed)
         chosen = _choose(settings, encoder, labelled, listed.refs, clock)
         bad += [("gallery", one) for one in [*listed.rejected, *chosen.unreadable]]
