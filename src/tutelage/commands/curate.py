@@ -206,8 +206,14 @@ def gallery_sample(refs: list[ImageRef], settings: CurateSettings, wanted: int |
 
 
 def unsure(queries: np.ndarray, labels: np.ndarray, groups: np.ndarray, others: np.ndarray, seed: int) -> np.ndarray:
-    """Return how uncertain a probe fitted on the labelled images is about other images (m, D) float32: its entropy in nats, (m,) float64.
-    queries: (Q, D) float32 with labels (Q,) int64 and groups (Q,) text, "" for no group."""
+    """Return how uncertain a probe fitted on the labelled images is about other images: its entropy in nats.
+
+    Args:
+        queries: (Q, D) float32 with labels (Q,) int64 and groups (Q,) text, "" for no group. others: (m, D) float32.
+
+    Returns:
+        (m,) float64.
+    """
     fold = folds(labels, groups, seed)
     probe = linear_probe.best_probe(queries, labels, fold, int(labels.max()) + 1, linear_probe.scale_of(others))
     probabilities = softmax(probe(others))

@@ -66,8 +66,14 @@ def demo(settings: DemoSettings) -> DemoResult:
 
 
 def pixels_and_logistic_regression(run: Path, cache: Path, size: int = 16) -> ModelResult:
-    """Score the simplest alternative: logistic regression on the labelled images' pixels, its strength chosen by cross-validation. run: a
-    finished run. cache: its cache. size: side of the shrunken images in pixels."""
+    """Score the simplest alternative: logistic regression on the labelled images' pixels, its strength chosen by cross-validation.
+
+    Args:
+        run: a finished run. cache: its cache. size: side of the shrunken images in pixels.
+
+    Returns:
+        {"test": scores, "parameters": number of weights and biases}.
+    """
     import numpy as np
 
     task = load_task(run, cache)

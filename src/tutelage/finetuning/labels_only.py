@@ -37,8 +37,11 @@ def train_student(
     job: LabelsOnly, hardware: Accelerator, resumable: checkpoints.Resumable, advance: Callable[[int], object],
     log: Callable[[JSON], None] = lambda row: None,
 ) -> tuple[Student, torch.nn.Module]:  # fmt: skip
-    """Train a new student; return it and its module with the averaged weights. resumable: where its checkpoints are. advance: called with
-    the images just seen, like the progress bar. log: takes step, loss, rate."""
+    """Train a new student; return it and its module with the averaged weights.
+
+    Args:
+        resumable: where its checkpoints are. advance: called with the images just seen, like the progress bar. log: takes step, loss, rate.
+    """
     settings, classes, batch_size = job.settings, len(job.task.classes), job.settings.batch_size
     torch.manual_seed(batches.seed_of(job.seed, "student"))
     student = job.kind.student(settings, classes)

@@ -12,8 +12,11 @@ from tutelage.results import StudentEntry
 
 
 def load_student(folder: Path, about: StudentEntry, classes: int, name: str = "weights") -> students.Student:
-    """Return a student in evaluation mode, with the weights that a stage saved in `folder`/`name`.safetensors. folder: distill/,
-    finetune/, baseline/ or committee/ of a run. about: of the stage's result. classes: their number."""
+    """Return a student in evaluation mode, with the weights that a stage saved in `folder`/`name`.safetensors.
+
+    Args:
+        folder: distill/, finetune/, baseline/ or committee/ of a run. about: "student" of the stage's result.json. classes: their number.
+    """
     plain = about.name, classes, "scratch", about.size
     build = segmentation_students.build_student
     student = build(*plain, about.decoder) if about.decoder else students.build_student(*plain)

@@ -33,8 +33,14 @@ STAGES = ("curate", "adapt", "committee", "distill", "baseline")
 
 
 def pilot(run: Run, settings: RunSettings, walk: Callable[[Run, Sequence[str], RunSettings], object]) -> PilotResult:
-    """Compare the baseline with the distilled student, fold by fold; a killed pilot resumes where it stopped. run: curated, its lock
-    held. settings: all settings of `run`. walk: function that runs the named stages in a run folder."""
+    """Compare the baseline with the distilled student, fold by fold; a killed pilot resumes where it stopped.
+
+    Args:
+        run: curated, its lock held. settings: all settings of `run`. walk: function that runs the named stages in a run folder.
+
+    Returns:
+        {"images", "distilled", "baseline": accuracies, "gain" of the baseline over the distilled student, "standard_error", "seconds"}.
+    """
     curated = CurationResult(**run.result("curate", "--pilot"))
     inputs = hash_of(["pilot", curated.outputs, identity(settings)])
     if done := run.done("pilot", inputs):

@@ -166,7 +166,10 @@ class MetricsLog:
 
 def write_metrics(run: Run, stage: str, rows: Sequence[JSON], tracker: str, hardware: Accelerator) -> None:
     """Write metrics.jsonl, and the tracker's log, of a stage that restarts from its beginning; nothing where no steps were trained.
-    stage: name of its folder. rows: dicts with step, loss and rate."""
+
+    Args:
+        stage: name of its folder. rows: dicts with step, loss and rate.
+    """
     path = run.path / stage / "metrics.jsonl"
     path.unlink(missing_ok=True)
     if rows:
@@ -187,7 +190,8 @@ def _step_of(row: str) -> float:
 def training_steps(settings: Schedule, count: int, images: int) -> int:
     """Return the optimizer steps on a transfer set of `count` images: as set, or as many as its passes take; at least 1.
 
-    Where neither steps nor epochs are set, it takes the passes that show about `images` images, at least 4, at most 100.
+    Args:
+        images: number of images shown where neither steps nor epochs are set; each task defines it.
     """
     epochs = settings.epochs or min(100, max(4, round(images / count)))
     return settings.steps or max(1, round(epochs * count / settings.batch_size))

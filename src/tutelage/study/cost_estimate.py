@@ -125,8 +125,11 @@ class Data:
 
 
 def estimate(planned: list[Planned], match: str) -> StudyEstimate:
-    """Log and return the time and disk space of the runs that are left; what the cache already holds is not subtracted. match: what is
-    equal for all methods, images or flops."""
+    """Log and return the time and disk space of the runs that are left; what the cache already holds is not subtracted.
+
+    Args:
+        match: what is equal for all methods, images or flops.
+    """
     if not planned:
         return StudyEstimate(runs=0, hours=0.0, gibibytes=0.0, outputs_gibibytes=0.0, plan=[])
     data = Data()

@@ -90,8 +90,11 @@ def _data_now(settings: JSON) -> dict[str, str]:
 
 
 def write_record(folder: Path, run: Run, method: Method, identity: tuple[str, int, int, JSON]) -> Record:
-    """Write and return the record of a run that has just been evaluated. folder: of the results. identity: name in the study, budget,
-    seed, settings."""
+    """Write and return the record of a run that has just been evaluated.
+
+    Args:
+        folder: of the results. identity: name in the study, budget, seed, settings.
+    """
     name, budget, seed, settings = identity
     charged = [stage for stage in method.charged if run.kept(stage)]  # a run may have no committee
     stages = {stage: run.kept(stage) or {} for stage in ("curate", *charged, "evaluate")}

@@ -19,8 +19,12 @@ def against_labels(
     methods: dict[str, dict[int, tuple[float, float | None]]], teacher: dict[int, tuple[float, float | None]],
     across: str = "labels per class", score: str = "accuracy",
 ) -> Markup:  # fmt: skip
-    """Draw a line for each method, with a band of one standard deviation over seeds. methods: name -> budget -> mean and spread of the
-    score, in [0, 1]. teacher: budget -> the same. across: unit of a budget, the title of the axis. score: name of the score."""
+    """Draw a line for each method, with a band of one standard deviation over seeds.
+
+    Args:
+        methods: name -> budget -> mean and spread of the score, in [0, 1]. teacher: budget -> the same.
+        across: unit of a budget, the title of the axis. score: name of the score.
+    """
     every = {**methods, **({"teacher": teacher} if teacher else {})}
     budgets = sorted({budget for of in every.values() for budget in of})
     parts, y = _levels([(mean, sd) for of in every.values() for mean, sd in of.values()])
@@ -44,8 +48,11 @@ def against_labels(
 def against_compute(
     methods: dict[str, tuple[float, float, float | None]], order: Sequence[str], teacher: float | None = None, score: str = "accuracy"
 ) -> Markup:  # fmt: skip
-    """Draw a disc for each method, its score against all its FLOPs on a logarithmic axis, and the teacher as a line. methods: name ->
-    FLOPs, mean and spread of the score. order: method names in the order of their colours. teacher: its mean score."""
+    """Draw a disc for each method, its score against all its FLOPs on a logarithmic axis, and the teacher as a line.
+
+    Args:
+        methods: name -> FLOPs, mean and spread of the score. order: method names in the order of their colours. teacher: its mean score.
+    """
     known = [(mean, sd) for _, mean, sd in methods.values()]
     parts, y = _levels(known if teacher is None else [*known, (teacher, None)])
     costs = [cost for cost, _, _ in methods.values()]

@@ -178,7 +178,10 @@ class Task(Protocol):
 
     def member_truth(self, labels: Labels, grid: Grid | None, fold: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """Return the labels of held-out images, (n,) int64 or (n, h, w) int64 on a grid, and bool of that shape: which can be judged.
-        grid: from `member_grid`. fold: (n,) of labelled images; None for validation images, where every label can be judged."""
+
+        Args:
+            grid: from `member_grid`. fold: (n,) of labelled images; None for validation images, where every label can be judged.
+        """
 
     def log_probabilities(
         self, module: nn.Module, network: Network, images: Images, views: ViewSettings, accelerator: Accelerator,
