@@ -5,11 +5,14 @@ A score is in [0, 1]; seconds are of work, summed over restarts; 1 MAC = 2 FLOPs
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from tutelage.errors import TutelageError
+from tutelage.image_size import Size
+
+JSON: TypeAlias = dict[str, Any]  # an object in a JSON file; who reads a value knows its type
 
 
 class Result(BaseModel):
@@ -17,7 +20,7 @@ class Result(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, defer_build=True)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JSON:
         """Return the result as plain dicts, lists, texts and numbers, without the fields that it does not have."""
         return self.model_dump(by_alias=True, exclude_unset=True)
 
@@ -128,11 +131,8 @@ class ComputeCost(Result):
 
 
 class StageResult(Result):
-    """Result of any stage.
-
-    inputs, outputs, curated: hashes of what it depends on, of what it made, and of the transfer set. made_with: versions. taken_from:
-    the run of the same study that it was copied from. reused: whether it was there already.
-    """
+    """Result of any stage. inputs, outputs, curated: hashes of what it depends on, of what it made, and of the transfer set. made_with:
+    versions. taken_from: the run of the same study that it was copied from. reused: whether it was there already."""
 
     inputs: str
     seconds: float
@@ -154,14 +154,11 @@ class ImageCounts(Result):
 
 
 class CurationResult(StageResult):
-    """Result of `curate`.
+    """Result of `curate`. gallery, leaks, duplicates, near_duplicates, rejected: numbers of images. similarity: its percentiles, of the
+    images chosen to their query. brought: class -> images that its queries brought. distance: MMD to the target set, of transfer set and
+    gallery. recall: of an approximate index. shown_by: class -> images whose mask shows it."""
 
-    gallery, leaks, duplicates, near_duplicates, rejected: numbers of images. similarity: its percentiles, of the images chosen to their
-    query. brought: class -> images that its queries brought. distance: MMD to the target set, of transfer set and gallery. recall: of
-    an approximate index. shown_by: class -> images whose mask shows it.
-    """
-
-    given: dict[str, Any]
+    given: dict[str, str]
     task: str
     classes: list[str]
     images: ImageCounts
@@ -172,7 +169,7 @@ class CurationResult(StageResult):
     rejected: int
     store_side: int | list[int]
     strategy: str
-    distance: dict[str, Any] | None = None
+    distance: dict[str, str | float] | None = None
     similarity: dict[str, float] | None = None
     brought: dict[str, int] | None = None
     far_classes: list[str] | None = None
@@ -181,43 +178,67 @@ class CurationResult(StageResult):
     recall: float | None = None
     colours: list[list[int]] | None = None
     coloured: bool | None = None
-    ignored_colours: list[Any] | None = None
+    ignored_colours: list[list[int]] | None = None
     shown_by: dict[str, int] | None = None
 
 
-class AdaptationResult(StageResult):
-    """Result of `adapt`.
+class TeacherEntry(Result):
+    """The frozen encoder of a teacher, from which it can be built again. Fields as in `models.teachers.FrozenEncoder`."""
 
-    mode: probe or full. width: values of an output. classes, labels: numbers. validation: mode -> scores on held-out labels. deepest:
-    channels of the deepest level, for masks.
-    """
+    name: str
+    size: Size
+    mean: list[float]
+    std: list[float]
+    features: int
+    licence: str
+    weights: str
+    hash: str
+    window: Size | None = None
+
+
+class AdaptationResult(StageResult):
+    """Result of `adapt`. mode: probe or full. width: values of an output. classes, labels: numbers. validation: mode -> scores on held-out
+    labels. deepest: channels of the deepest level, for masks."""
 
     mode: str
     width: int
-    teacher: dict[str, Any]
+    teacher: TeacherEntry
     classes: int
     labels: int
-    validation: dict[str, dict[str, Any]]
+    validation: dict[str, dict[str, float | str]]
     validated_on: str
     deepest: int | None = None
 
 
-class StudentResult(StageResult):
-    """Result of a stage that trains students. student: as `Student.about` describes it."""
+class StudentEntry(Result):
+    """A student, from which it can be built again. Fields as in `models.students.Student`; parameters: count."""
 
-    student: dict[str, Any]
+    name: str
+    size: Size
+    mean: list[float]
+    std: list[float]
+    parameters: int
+    initialisation: str
+    channels_last: bool
+    decoder: str = ""
+
+
+class StudentResult(StageResult):
+    """Result of a stage that trains students."""
+
+    student: StudentEntry
     steps: int
     images_seen: int
     loss: float | None = None
 
 
-class CommitteeResult(StudentResult):
-    """Result of `committee`.
+class CommitteeResult(StageResult):
+    """Result of `committee`. The fields of the mixture are those of `distillation.mixture.mixture_of`. folds: number of students; 0 where
+    no label can be held out, and `student` is empty. grid: of the students' predictions for masks."""
 
-    The fields of the mixture are those of `distillation.mixture.mixture_of`. folds: number of students; 0 where no label can be held out.
-    grid: of the students' predictions for masks.
-    """
-
+    student: StudentEntry | dict[str, None]
+    steps: int
+    images_seen: int
     folds: int
     weight: float
     temperature: float
@@ -231,11 +252,8 @@ class CommitteeResult(StudentResult):
 
 
 class DistillationResult(StudentResult):
-    """Result of `distill`.
-
-    head: whether the student has a trained classifier or decoder. labelled_in_batch: images. online: whether the teacher ran at every
-    step. target_shares: mean probability of each class. agreement_with_targets: share of equal decisions.
-    """
+    """Result of `distill`. head: whether the student has a trained classifier or decoder. labelled_in_batch: images. online: whether the
+    teacher ran at every step. target_shares: mean probability of each class. agreement_with_targets: share of equal decisions."""
 
     objective: str
     head: bool
@@ -252,16 +270,14 @@ class FinetuneResult(StageResult):
     """Result of `finetune`. delivered: distilled, head, full, long, steep or baseline. validation: by candidate."""
 
     delivered: str
-    student: dict[str, Any]
+    student: StudentEntry
     validation: dict[str, dict[str, float]]
     judged_on: str
 
 
 class EvaluationResult(Models):
-    """Result of `evaluate`.
-
-    On a run's own test images it is a stage, with `inputs` and `seconds`; on another target set it has `run` and `target`.
-    """
+    """Result of `evaluate`. On a run's own test images it is a stage, with `inputs` and `seconds`; on another target set it has `run` and
+    `target`."""
 
     classes: list[str]
     test_images: int
@@ -283,20 +299,18 @@ class ShardResult(Result):
 
 
 class StudyResult(Result):
-    """Result of `compare`.
-
-    study: its folder. runs: one row each. table: a row for each method and budget, with mean and spread. teachers: the same of the
-    adapted teachers. failed: run or method -> reason. missing: runs that are not finished. shared: what runs had in common.
-    """
+    """Result of `compare`. study: its folder. runs: one row each. table: a row for each method and budget, with mean and spread. teachers:
+    the same of the adapted teachers. failed: run or method -> reason. missing: runs that are not finished. shared: what runs had in
+    common."""
 
     study: str
     page: str
     failed: dict[str, str]
     missing: list[str]
-    table: list[dict[str, Any]]
-    teachers: list[dict[str, Any]]
-    shared: Any
-    runs: list[dict[str, Any]]
+    table: list[JSON]
+    teachers: list[JSON]
+    shared: dict[str, float]
+    runs: list[JSON]
 
 
 class StudyEstimate(Result):
@@ -310,22 +324,19 @@ class StudyEstimate(Result):
 
 
 class ExportResult(Result):
-    """Result of `export`: its folder, and the content of export.json.
-
-    recommended: the faster file here. proof: scores of each file, and its agreement with the student. unsure: the threshold of
-    confidence. latency: file -> milliseconds.
-    """
+    """Result of `export`: its folder, and the content of export.json. recommended: the faster file here. proof: scores of each file, and
+    its agreement with the student. unsure: the threshold of confidence. latency: file -> milliseconds."""
 
     export: str
     recommended: str
-    size: int | str
-    student: dict[str, Any]
+    size: Size
+    student: StudentEntry
     classes: int
-    proof: dict[str, Any]
+    proof: JSON
     unsure: dict[str, float] | None
-    int8: dict[str, Any] | None
+    int8: JSON | None
     latency: dict[str, dict[str, float]]
-    machine: dict[str, Any]
+    machine: JSON
     outputs: str
     settings_hash: str
     versions: dict[str, str]
@@ -334,9 +345,9 @@ class ExportResult(Result):
 class BenchmarkResult(Result):
     """Result of `benchmark`. rows: model, device, threads, batch, median_ms, p95_ms, times_as_fast. files: bytes, peak_mib."""
 
-    machine: dict[str, Any]
-    size: int | str
-    rows: list[dict[str, Any]]
+    machine: JSON
+    size: Size
+    rows: list[JSON]
     files: dict[str, dict[str, float]]
     versions: dict[str, str]
 
@@ -363,7 +374,7 @@ class CacheResult(Result):
     """Result of `cache`. entries: name, what, gib, days since their last use."""
 
     cache: str
-    entries: list[dict[str, Any]]
+    entries: list[JSON]
     gib: float
     removed: list[str]
 
@@ -373,10 +384,10 @@ class DoctorResult(Result):
 
     python: str
     versions: dict[str, str | None]
-    devices: dict[str, Any]
-    threads: dict[str, Any]
+    devices: JSON
+    threads: JSON
     disk_gib: dict[str, float]
     memory_gib: float
     extras: dict[str, bool]
-    weights: dict[str, Any]
+    weights: JSON
     advice: list[str]

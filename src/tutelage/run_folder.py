@@ -26,6 +26,7 @@ import tomli_w
 
 from tutelage.environment import threads, versions
 from tutelage.errors import TutelageError, shown
+from tutelage.results import JSON
 from tutelage.settings.commands import FREE
 
 SETTINGS = "settings.toml"
@@ -35,9 +36,7 @@ TEMPORARY = ".partial"  # suffix of files being written
 LEFTOVER = re.compile(r"\.\d+(?:-\d+)?\.partial$")  # with the number of the process
 TRAINED = ("curate", "adapt", "committee", "distill", "baseline", "finetune")  # stages that runs of a study share
 STAGES = (*TRAINED, "evaluate")  # commands of a run, each with a folder of its name that holds its result.json
-STUDY = (
-    "study.toml"  # marks the folder of a study, whose runs (METHOD/budget-N/seed-N) share stages with the same inputs
-)
+STUDY = "study.toml"  # marks a study's folder, whose runs (METHOD/budget-N/seed-N) share stages with the same inputs
 BESIDE = {"curate": ("target_set", "rejected.csv")}  # stage -> what it writes outside its own folder
 COPIES = {f"{name}{TEMPORARY}" for name in (*TRAINED, *(one for many in BESIDE.values() for one in many))}
 TABLES = {"adapt": "teacher", "curate": "data"}  # stage -> its table in settings.toml, about model or data
@@ -50,7 +49,7 @@ def folder_name(method: str) -> str:
     return method.replace(":", "+")
 
 
-def hash_of(value: Any) -> str:
+def hash_of(value: object) -> str:
     """Return the SHA-256 (hex) of a JSON-like value in canonical form; it identifies the inputs of a stage."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -88,7 +87,7 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """Write a JSON file, completely or not at all."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
@@ -108,13 +107,13 @@ def read_json(path: Path) -> Any:
         raise TutelageError(f"{path} is not as tutelage wrote it: {error}", hint) from error
 
 
-def toml(tables: dict[str, Any]) -> str:
+def toml(tables: JSON) -> str:
     """Return nested dicts of text, numbers, booleans and lists as TOML; None values are left out."""
+    return tomli_w.dumps(_without_none(tables))
 
-    def kept(value: Any) -> Any:
-        return {k: kept(v) for k, v in value.items() if v is not None} if isinstance(value, dict) else value
 
-    return tomli_w.dumps(kept(tables))
+def _without_none(table: JSON) -> JSON:
+    return {k: _without_none(v) if isinstance(v, dict) else v for k, v in table.items() if v is not None}
 
 
 def remove_partial(folder: Path) -> None:
@@ -134,22 +133,20 @@ class Run:
         self._lock = filelock.FileLock(self.path / ".lock", preserve_lock_file=True)
 
     def __enter__(self) -> Self:
-        """Create the folder and take its lock, which the system releases when the process is killed.
-
-        Raises:
-            TutelageError: the folder cannot be written, another process holds the lock, or `.lock` is another program's.
-        """
+        """Create the folder and take its lock, which the system releases when the process is killed. A folder that cannot be written, a
+        lock that another process holds, and a `.lock` of another program are errors."""
+        lock = self.path / ".lock"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(FileNotFoundError, PermissionError):  # Windows lets nobody else read it
-                if not re.fullmatch(rb"\d*", (self.path / ".lock").read_bytes()):
+                if not re.fullmatch(rb"\d*", lock.read_bytes()):
                     message = f"--out {self.path} holds a file .lock of another program"
                     raise TutelageError(message, "choose another --out")
             self._lock.acquire(blocking=False)
         except filelock.Timeout as error:
             holder = ""
             with contextlib.suppress(OSError):  # Windows lets nobody else read it
-                holder = (self.path / ".lock").read_text()
+                holder = lock.read_text()
             message = f"--out {self.path} is in use by process {holder or 'unknown'}"
             raise TutelageError(message, "wait until it ends, or choose another --out") from error
         except OSError as error:
@@ -158,7 +155,7 @@ class Run:
             message = f"--out {self.path} is not a writable folder: {error.strerror}"
             raise TutelageError(message, "choose another --out") from error
         with contextlib.suppress(OSError):  # the process id only informs people; a full disk must not stop the run here
-            (self.path / ".lock").write_text(str(os.getpid()))
+            lock.write_text(str(os.getpid()))
         remove_partial(self.path)
         return self
 
@@ -167,7 +164,7 @@ class Run:
 
     # Settings
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> JSON:
         """Return the content of settings.toml; an empty dict in a new folder."""
         self._check_version()
         try:
@@ -178,9 +175,7 @@ class Run:
             message = f"{self.path / SETTINGS} is not as tutelage wrote it: {error}"
             raise TutelageError(message, "restore it, or use --overwrite") from error
 
-    def claim(
-        self, settings: dict[str, Any], overwrite: bool, stages: dict[str, frozenset[str]] | None = None
-    ) -> Path | None:
+    def claim(self, settings: JSON, overwrite: bool, stages: dict[str, frozenset[str]] | None = None) -> Path | None:
         """Write the settings; refuse when the folder holds a run with different ones.
 
         Settings that the folder does not hold yet are added: each stage's command brings its own. While no stage is
@@ -220,7 +215,7 @@ class Run:
             )
         if differing and stages is None:
             old, before = self.move_aside(), {}
-        elif differing and stages is not None:
+        elif differing and stages:
             old = self.move_aside([name for name, named in stages.items() if not named or named & differing.keys()])
         made, known = {"versions": versions(), "machine": {"threads": threads()}}, self.settings()
         if self._begun():  # keep the versions and threads of the first start
@@ -228,10 +223,10 @@ class Run:
         self.update_settings({"settings": {**before, **mine}, **made})
         return old
 
-    def update_settings(self, tables: dict[str, Any]) -> None:
+    def update_settings(self, tables: JSON) -> None:
         """Merge tables (versions, data hashes, models) into settings.toml."""
         now = self.settings()
-        merged = {**now, **{name: {**now.get(name, {}), **table} for name, table in tables.items()}}
+        merged = now | {name: {**now.get(name, {}), **table} for name, table in tables.items()}
         if merged != now:
             write_text(self.path / SETTINGS, toml(merged))
 
@@ -270,9 +265,13 @@ class Run:
 
     # Stages
 
-    def done(self, stage: str, inputs: str) -> dict[str, Any] | None:
+    def kept(self, stage: str) -> JSON | None:
+        """Return the content of a stage's result.json, whatever its inputs; None without one."""
+        return read_json(self.path / stage / "result.json")
+
+    def done(self, stage: str, inputs: str) -> JSON | None:
         """Return the result of a stage finished with these inputs, here or in another run of the same study; None without one."""
-        result = read_json(self.path / stage / "result.json")
+        result = self.kept(stage)
         if result and result.get("inputs") == inputs:
             if self.outdated(result):  # made without labels: valid for the same images with other labels too
                 result["curated"] = self._transfer_set()
@@ -280,7 +279,7 @@ class Run:
             return result
         return self._taken_over(stage, inputs) if stage in TRAINED else None
 
-    def _taken_over(self, stage: str, inputs: str) -> dict[str, Any] | None:
+    def _taken_over(self, stage: str, inputs: str) -> JSON | None:
         """Copy a stage that another run of the study finished with the same inputs; return its result, None without one."""
         study = next((folder for folder in self.path.absolute().parents[:3] if (folder / STUDY).exists()), None)
         if study is None:
@@ -308,15 +307,14 @@ class Run:
             self.update_settings({TABLES[stage]: about})
         return result
 
-    def result(self, stage: str, needed_by: str) -> dict[str, Any]:
+    def result(self, stage: str, needed_by: str) -> JSON:
         """Return the result of an earlier stage.
 
         Raises:
             TutelageError: the stage is not finished in this folder, or was made from another transfer set or by an earlier version.
         """
         self._check_version()
-        result = read_json(self.path / stage / "result.json")
-        way = f"run `tutelage {stage} --out {self.path} ...`"
+        result, way = self.kept(stage), f"run `tutelage {stage} --out {self.path} ...`"
         if result is None:
             message = f"{self.path} has no {stage}/result.json, which {needed_by} needs"
             raise TutelageError(message, f"{way} first, or `tutelage run`, which does all stages")
@@ -325,21 +323,21 @@ class Run:
             raise TutelageError(message, f"{way} again")
         return result
 
-    def results(self) -> dict[str, dict[str, Any]]:
+    def results(self) -> dict[str, JSON]:
         """Return the result of every stage by its folder; empty where it is missing or made from another transfer set."""
-        found = {name: read_json(self.path / name / "result.json") or {} for name in STAGES}
+        found = {name: self.kept(name) or {} for name in STAGES}
         return {name: {} if self.outdated(one) else one for name, one in found.items()}
 
-    def outdated(self, result: dict[str, Any]) -> bool:
+    def outdated(self, result: JSON) -> bool:
         """Whether a stage's result was made from another transfer set than the folder holds now."""
         now = self._transfer_set()
         return result.get("curated", now) != now
 
     def _transfer_set(self) -> str | None:
         """Return the hash of the transfer set that the folder holds now; None without one."""
-        return (read_json(self.path / "curate" / "result.json") or {}).get("outputs")
+        return (self.kept("curate") or {}).get("outputs")
 
-    def finish(self, stage: str, inputs: str, result: dict[str, Any]) -> dict[str, Any]:
+    def finish(self, stage: str, inputs: str, result: JSON) -> JSON:
         """Write a stage's result.json, which marks the stage as done, and remove its checkpoints."""
         result = {"inputs": inputs, **result, "made_with": {**versions(), "threads": threads()}}
         if "given" in result:

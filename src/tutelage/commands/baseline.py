@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from tutelage.compute_cost import CostMeter
+from tutelage.data.manifest import load_task
+from tutelage.device import accelerator, training_flops
 from tutelage.pipeline.stage import MetricsLog, checkpoint_steps, file_hash, open_run, save_weights, training_steps
-from tutelage.results import StudentResult
+from tutelage.results import CurationResult, StudentResult
 from tutelage.run_folder import hash_of
 from tutelage.settings import command, identity
 from tutelage.settings.commands import BaselineSettings
@@ -15,34 +18,30 @@ from tutelage.tasks import task_of
 @command(BaselineSettings)
 def baseline(settings: BaselineSettings) -> StudentResult:
     """Train the baseline: the same student on the labels only, for as many steps as the distilled student."""
-    from tutelage.compute_cost import CostMeter
-    from tutelage.data.manifest import load_task
-    from tutelage.device import accelerator, training_flops
     from tutelage.finetuning.labels_only import LabelsOnly, train_student
     from tutelage.training import checkpoints
 
     with open_run(settings) as (run, cache_dir):
-        curated = run.result("curate", "baseline")
-        kind = task_of(curated["task"])
-        inputs = hash_of(["baseline", curated["outputs"], identity(settings, kind.UNUSED)])
+        curated = CurationResult(**run.result("curate", "baseline"))
+        kind, folder = task_of(curated.task), run.path / "baseline"
+        inputs = hash_of(["baseline", curated.outputs, identity(settings, kind.UNUSED)])
         if done := run.done("baseline", inputs):
             return StudentResult(**done, reused=True)
         clock, task = run.clock("baseline"), load_task(run.path, cache_dir)
         hardware = accelerator(settings.device, settings.precision)
         total, meter = training_steps(settings, len(task.transfer), kind.IMAGES), CostMeter()
-        every, log = checkpoint_steps(total, settings.batch_size), run.path / "baseline" / "metrics.jsonl"
+        every = checkpoint_steps(total, settings.batch_size)
         resumable = checkpoints.Resumable(run.path / "checkpoints", "baseline", inputs, every)
-        metrics = MetricsLog(log, resumable.start, settings.tracker, run.path, hardware)
+        metrics = MetricsLog(folder / "metrics.jsonl", resumable.start, settings.tracker, run.path, hardware)
         job = LabelsOnly(kind, task, settings, total, settings.seed, np.arange(len(task.train)), "baseline")
         built, module = train_student(job, hardware, resumable, lambda count: clock.tick(), metrics.write)
         metrics.close()
         meter.trained, meter.train_flops = total * settings.batch_size, training_flops(module, built.size)
-        save_weights(run.path / "baseline" / "weights.safetensors", module.state_dict())
+        save_weights(folder / "weights.safetensors", module)
         seconds = clock.stop()
         result = {
-            "outputs": file_hash(run.path / "baseline" / "weights.safetensors"), "curated": curated["outputs"],
-            "student": built.about(), "steps": total,
+            "outputs": file_hash(folder / "weights.safetensors"), "curated": curated.outputs, "student": built.about(), "steps": total,
             "images_seen": total * settings.batch_size, "loss": metrics.last, "seconds": seconds,
-            "compute_cost": meter.entry(run.path / "baseline", seconds),
+            "compute_cost": meter.entry(folder, seconds),
         }  # fmt: skip
         return StudentResult(**run.finish("baseline", inputs, result))

@@ -5,15 +5,28 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+import numpy as np
+
+from tutelage.deploy import runtime
+from tutelage.deploy.timing import in_turn
+from tutelage.device import cpu
 from tutelage.image_size import sides
 from tutelage.pipeline.finished_exports import export_folder, finished
-from tutelage.results import BenchmarkResult
+from tutelage.results import JSON, BenchmarkResult, StudentEntry
 from tutelage.run_folder import read_json, write_json
 from tutelage.settings import command
 from tutelage.settings.commands import BenchmarkSettings
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+    from tutelage.models.students import Student
+
+    Sessions = dict[str, InferenceSession]  # of the exported files
 
 BATCHES = (1, 32)
 EAGER = "PyTorch eager"
@@ -38,8 +51,9 @@ run = lambda images: session.run(None, {{{name!r}: images}})
 LOAD_TORCH = """
 import torch
 from tutelage.pipeline.load_student import load_student
+from tutelage.results import StudentEntry
 torch.set_num_threads(1)
-module = load_student(Path({folder!r}), {about!r}, {classes}).module.eval()
+module = load_student(Path({folder!r}), StudentEntry(**{about!r}), {classes}).module.eval()
 run = lambda images: module(torch.from_numpy(images))
 torch.set_grad_enabled(False)
 """
@@ -50,114 +64,73 @@ def benchmark(settings: BenchmarkSettings) -> BenchmarkResult:
     """Time the student of an exported run: batch sizes 1 and 32, one thread and all, PyTorch against the exported files."""
     import torch
 
-    from tutelage.deploy import runtime
-    from tutelage.device import cpu
     from tutelage.pipeline.load_student import load_student
 
     place = Path(settings.run).parent if (Path(settings.run) / runtime.EXPORT).exists() else Path(settings.run)
-    stages = finished(place)
-    folder = export_folder(str(place))
+    entry, folder = finished(place)["finetune"]["student"], export_folder(str(place))
     about = runtime.checked(folder)
     preprocess = read_json(folder / runtime.ABOUT)
-    student = load_student(place / "finetune", stages["finetune"]["student"], about["classes"])
+    student = load_student(place / "finetune", StudentEntry(**entry), about["classes"])
     files = [name for name in runtime.NAMES.values() if name in about["files"]]
-    rows: list[dict[str, Any]] = []
+    rows: list[JSON] = []
     usual, cores = torch.get_num_threads(), cpu()["cores"]
     for threads in sorted({1, cores}):
         torch.set_num_threads(threads)
         sessions = {name: runtime.session_of(folder / name, threads) for name in files}
         for batch in BATCHES:
-            rows += _timed(student, sessions, preprocess, threads, batch)
+            rows += _timed(student, sessions, preprocess, threads, batch, "cpu")
     torch.set_num_threads(usual)
     if torch.cuda.is_available():
-        rows += _timed_on_cuda(student)
-    result = {
-        "machine": cpu(), "size": student.size, "rows": rows, "files": _sizes(place, folder, files, stages, about, preprocess),
-        "versions": about["versions"],
-    }  # fmt: skip
+        for batch in BATCHES:
+            rows += _timed(student, {}, preprocess, 0, batch, "cuda")
+        student.module.cpu()
+    sizes, machine = _sizes(place, folder, files, entry, about), cpu()
+    result = {"machine": machine, "size": student.size, "rows": rows, "files": sizes, "versions": about["versions"]}
     added = read_json(folder / runtime.EXPORT)
     write_json(folder / "benchmark.json", result)
     write_json(folder / runtime.EXPORT, {**added, "added": ["benchmark.json"]})
     return BenchmarkResult(**result)
 
 
-def _timed(
-    student: Any, sessions: dict[str, Any], preprocess: dict[str, Any], threads: int, batch: int
-) -> list[dict[str, Any]]:
+def _timed(student: Student, sessions: Sessions, preprocess: JSON, threads: int, batch: int, device: str) -> list[JSON]:
     """Time all models in turn, at one batch size and number of threads; return a row for each."""
-    import numpy as np
     import torch
-
-    from tutelage.deploy.runtime import model_input
-    from tutelage.deploy.timing import in_turn
 
     height, width = sides(student.size)
     chance = np.random.default_rng(0)
     pixels = chance.integers(0, 256, (batch, height, width, 3), np.uint8)
-    images = torch.from_numpy(chance.normal(size=(batch, 3, height, width)).astype(np.float32))
-    given, name = model_input(pixels, preprocess), preprocess["input"]["name"]
-    programs: dict[str, Any] = {EAGER: lambda: student.module(images)}
+    images = torch.from_numpy(chance.normal(size=(batch, 3, height, width)).astype(np.float32)).to(device)
+    given, name = runtime.model_input(pixels, preprocess), preprocess["input"]["name"]
+    module = student.module.to(device)
+
+    def forward() -> None:
+        module(images)
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    programs: dict[str, Callable[[], object]] = {EAGER: forward}
     programs |= {one: lambda s=session: s.run(None, {name: given}) for one, session in sessions.items()}
     with torch.inference_mode():
         times = in_turn(programs)
+    where = {"device": device, "threads": threads, "batch": batch}
     eager = times[EAGER]["median_ms"]
-    return [
-        {
-            "model": one,
-            "device": "cpu",
-            "threads": threads,
-            "batch": batch,
-            **time,
-            "times_as_fast": eager / time["median_ms"],
-        }
-        for one, time in times.items()
-    ]
+    return [{"model": one, **where, **time, "times_as_fast": eager / time["median_ms"]} for one, time in times.items()]
 
 
-def _timed_on_cuda(student: Any) -> list[dict[str, Any]]:
-    """Time PyTorch eager on the GPU; return a row for each batch size."""
-    import torch
-
-    from tutelage.deploy.timing import in_turn
-
-    module, rows = student.module.cuda(), []
-    for batch in BATCHES:
-        images = torch.zeros(batch, 3, *sides(student.size), device="cuda")
-
-        def forward(images: Any = images) -> None:
-            module(images)
-            torch.cuda.synchronize()
-
-        with torch.inference_mode():
-            times = in_turn({EAGER: forward})
-        rows.append(
-            {"model": EAGER, "device": "cuda", "threads": 0, "batch": batch, **times[EAGER], "times_as_fast": 1.0}
-        )
-    module.cpu()
-    return rows
-
-
-def _sizes(
-    run: Path, folder: Path, files: list[str], stages: dict[str, Any], about: dict[str, Any], preprocess: dict[str, Any]
-) -> dict[str, Any]:
+def _sizes(run: Path, folder: Path, files: list[str], entry: JSON, about: JSON) -> dict[str, dict[str, float]]:
     """Return bytes on disk, and peak resident memory of a new process that runs one image, Python and its libraries included."""
-    height, width = sides(about["size"])
-    student = {"folder": str(run / "finetune"), "about": stages["finetune"]["student"], "classes": about["classes"]}
-    sizes: dict[str, dict[str, float]] = {EAGER: {"bytes": (run / "finetune" / "weights.safetensors").stat().st_size}}
-    sizes[EAGER]["peak_mib"] = _peak(LOAD_TORCH.format(**student), (1, 3, height, width), "float32")
-    baked = preprocess["input"]["dtype"] == "uint8"
+    (height, width), given = sides(about["size"]), read_json(folder / runtime.ABOUT)["input"]
+    student = {"folder": str(run / "finetune"), "about": entry, "classes": about["classes"]}
+    peak = _peak(LOAD_TORCH.format(**student), (1, 3, height, width), "float32")
+    sizes = {EAGER: {"bytes": (run / "finetune" / "weights.safetensors").stat().st_size, "peak_mib": peak}}
+    shape = (1, height, width, 3) if given["dtype"] == "uint8" else (1, 3, height, width)
     for name in files:
-        load = LOAD_ONNX.format(path=str(folder / name), name=preprocess["input"]["name"])
-        shape = (1, height, width, 3) if baked else (1, 3, height, width)
-        sizes[name] = {
-            "bytes": (folder / name).stat().st_size, "peak_mib": _peak(load, shape, preprocess["input"]["dtype"]),
-        }  # fmt: skip
+        peak = _peak(LOAD_ONNX.format(path=str(folder / name), name=given["name"]), shape, given["dtype"])
+        sizes[name] = {"bytes": (folder / name).stat().st_size, "peak_mib": peak}
     return sizes
 
 
 def _peak(load: str, shape: tuple[int, ...], dtype: str) -> float:
-    done = subprocess.run(
-        [sys.executable, "-c", MEMORY.format(load=load, shape=shape, dtype=dtype)], capture_output=True, text=True, check=True,
-        env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
-    )  # fmt: skip
+    code, env = MEMORY.format(load=load, shape=shape, dtype=dtype), {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
     return float(done.stdout.splitlines()[-1])

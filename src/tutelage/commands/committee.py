@@ -9,22 +9,30 @@ standard error.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tutelage.compute_cost import CostMeter
-from tutelage.data.manifest import TaskData
+from tutelage.data.label_budget import folds
+from tutelage.data.manifest import load_task
+from tutelage.device import accelerator, training_flops
 from tutelage.distillation.mixture import mixture_of
 from tutelage.metrics import log_softmax
 from tutelage.pipeline.stage import HELD_OUT_LOGITS, checkpoint_steps, file_hash, open_run, save_weights, training_steps
 from tutelage.progress import logger
-from tutelage.results import CommitteeResult
+from tutelage.results import JSON, AdaptationResult, CommitteeResult, CurationResult
 from tutelage.run_folder import Clock, Run, atomic_write, hash_of
 from tutelage.settings import command, identity
 from tutelage.settings.commands import CommitteeSettings
-from tutelage.tasks import Task, task_of
+from tutelage.tasks import task_of
+from tutelage.training.batches import seed_of
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from tutelage.finetuning.labels_only import LabelsOnly
 
 UNJUDGED = {  # where no label can be held out: the teacher only
     "folds": 0, "weight": 0.0, "temperature": 1.0, "bias": [], "students_temperature": 1.0, "students_bias": [], "gain": 0.0,
@@ -36,146 +44,128 @@ ROWS = 2**16  # held-out pixels, evenly spaced, on which the weight is chosen
 @command(CommitteeSettings)
 def committee(settings: CommitteeSettings) -> CommitteeResult:
     """Train students on parts of the labels, and choose their weight beside the adapted teacher."""
-    from tutelage.data.label_budget import folds
-    from tutelage.data.manifest import load_task
-    from tutelage.device import accelerator
+    from tutelage.finetuning.labels_only import LabelsOnly
 
     with open_run(settings) as (run, cache_dir):
-        curated, adapted = run.result("curate", "committee"), run.result("adapt", "committee")
-        kind = task_of(curated["task"])
-        grid = kind.member_grid(settings, curated["images"]["transfer"], len(curated["classes"]))
-        inputs = hash_of(["committee", curated["outputs"], adapted["outputs"], grid, identity(settings, kind.UNUSED)])
+        curated = CurationResult(**run.result("curate", "committee"))
+        adapted = AdaptationResult(**run.result("adapt", "committee"))
+        kind, folder = task_of(curated.task), run.path / "committee"
+        grid = kind.member_grid(settings, curated.images.transfer, len(curated.classes))
+        inputs = hash_of(["committee", curated.outputs, adapted.outputs, grid, identity(settings, kind.UNUSED)])
         if done := run.done("committee", inputs):
             return CommitteeResult(**done, reused=True)
-        clock, task, hardware = (
-            run.clock("committee"),
-            load_task(run.path, cache_dir),
-            accelerator(settings.device, settings.precision),
-        )
+        clock, task = run.clock("committee"), load_task(run.path, cache_dir)
+        hardware = accelerator(settings.device, settings.precision)
         fold, meter = folds(task.train.strata, task.train.groups, settings.seed), CostMeter()
         numbers = np.unique(fold).tolist()
         total = max(1, training_steps(settings, len(task.transfer), kind.IMAGES) // len(numbers))
-        work = _Members(run, kind, task, settings, hardware, clock, meter, inputs, total, grid)
+        job = LabelsOnly(kind, task, settings, total, settings.seed, np.arange(0), "committee")
+        stage = _Stage(run, job, hardware, clock, inputs, grid, fold)
         truth, fair = kind.member_truth((task.val or task.train).labels, grid, None if task.val else fold)
-        found, about, path = UNJUDGED, {}, run.path / "committee" / "students.npy"
+        found, about, path = UNJUDGED, {}, folder / "students.npy"
         if fair.any() and len(numbers) > 1:
             held, summed = {}, np.zeros(1, np.float32)
             for number in numbers:
-                part = work.member(number, fold)
+                part = _member(stage, number)
+                meter.trained += total * settings.batch_size
                 meter.train_flops, about = int(part["flops"]), json.loads(str(part["student"]))
                 held[number] = part["held"].astype(np.float32)
                 summed = summed + part["transfer"].astype(np.float32)
-            found = {"folds": len(numbers), **work.weighed(held, fold, truth, fair)}
+            found = {"folds": len(numbers), **_weighed(stage, held, truth, fair)}
             with atomic_write(path) as temporary, temporary.open("wb") as file:
                 np.save(file, log_softmax(summed / len(numbers)).astype(np.float16))
         log_committee(found, int(np.sum(fair.reshape(len(fair), -1).any(axis=1))))
         seconds = clock.stop()
         result = {
-            "outputs": hash_of([inputs, file_hash(path) if about else None]), "curated": curated["outputs"], "steps": total, "grid": grid,
+            "outputs": hash_of([inputs, file_hash(path) if about else None]), "curated": curated.outputs, "steps": total, "grid": grid,
             **found, "images_seen": round(meter.trained), "student": about, "seconds": seconds,
-            "compute_cost": meter.entry(run.path / "committee", seconds),
+            "compute_cost": meter.entry(folder, seconds),
         }  # fmt: skip
         finished = CommitteeResult(**run.finish("committee", inputs, result))
-        for kept in sorted((run.path / "committee").glob("fold-*.npz")):
+        for kept in sorted(folder.glob("fold-*.npz")):
             kept.unlink()
         return finished
 
 
 @dataclass(frozen=True)
-class _Members:
-    """State of the stage. steps: of each student. grid: of the log probabilities of masks; None for image classification."""
+class _Stage:
+    """What the students share. job: one of them, before its own seed and labels. grid: of the log probabilities of masks; None for image
+    classification. fold: of each labelled image."""
 
     run: Run
-    kind: Task
-    task: TaskData
-    settings: CommitteeSettings
-    hardware: Any
+    job: LabelsOnly
+    hardware: Accelerator
     clock: Clock
-    meter: CostMeter
     inputs: str
-    steps: int
     grid: tuple[int, int] | None
-
-    def member(self, number: int, fold: np.ndarray) -> dict[str, Any]:
-        """Return log probabilities of the student trained without this fold, kept on disk until the stage is done.
-
-        Returns:
-            "transfer": (n, C) or (n, C, h, w) float16 of the transfer set, "held": of the validation images or, without any, of the fold;
-            "student": its description as JSON, "flops": of a training step for one image.
-        """
-        from tutelage.device import training_flops
-        from tutelage.finetuning.labels_only import LabelsOnly, train_student
-        from tutelage.training.batches import seed_of
-        from tutelage.training.checkpoints import Resumable
-
-        path = self.run.path / "committee" / f"fold-{number}.npz"
-        rest, batch_size = np.flatnonzero(fold != number), self.settings.batch_size
-        self.meter.trained += self.steps * batch_size
-        if path.exists():
-            with np.load(path) as kept:
-                if str(kept["inputs"]) == self.inputs:
-                    return dict(kept)
-        seed, what = seed_of(self.settings.seed, "committee", number), f"committee, student {number + 1}"
-        job = LabelsOnly(self.kind, self.task, self.settings, self.steps, seed, rest, what)
-        every = checkpoint_steps(self.steps, batch_size)
-        resumable = Resumable(self.run.path / "checkpoints", f"committee-{number}", self.inputs, every)
-        student, module = train_student(job, self.hardware, resumable, self._tick)
-        held = self.task.val.images if self.task.val else self.task.train.images.take(np.flatnonzero(fold == number))
-        views = self.kind.views(self.settings)
-        found: dict[str, Any] = {
-            name: self.kind.log_probabilities(module, student, images, views, self.hardware, self.grid, self._tick)
-            for name, images in (("transfer", self.task.transfer), ("held", held))
-        }
-        save_weights(path.with_suffix(".safetensors"), module.state_dict())
-        with atomic_write(path) as temporary, temporary.open("wb") as file:
-            about: dict[str, Any] = {
-                "flops": training_flops(module, student.size),
-                "student": json.dumps(student.about()),
-            }
-            np.savez(file, inputs=self.inputs, **about, **found)
-        return {**found, **about}
-
-    def _tick(self, count: int) -> None:
-        self.clock.tick()
-
-    def weighed(
-        self, held: dict[int, np.ndarray], fold: np.ndarray, truth: np.ndarray, fair: np.ndarray
-    ) -> dict[str, Any]:
-        """Return the mixture that is best on held-out labels, as `mixture_of` returns it.
-
-        Args:
-            held: fold -> "held" of `member`. fold: (n,) int64, of each labelled image. truth, fair: what `member_truth` returns.
-        """
-        import torch
-
-        from tutelage.models.segmentation_grids import regrid
-
-        parts = list(held.values())
-        students = np.mean(parts, axis=0) if self.task.val else np.zeros((len(fold), *parts[0].shape[1:]), np.float32)
-        if self.task.val is None:
-            for number, part in held.items():
-                students[fold == number] = part
-        with np.load(self.run.path / "adapt" / HELD_OUT_LOGITS) as file:
-            teacher = file["logits"].astype(np.float32)
-        if self.grid:
-            teacher = regrid(torch.from_numpy(teacher), self.grid).numpy()
-        images = np.broadcast_to(np.arange(len(truth)).reshape(-1, *[1] * (truth.ndim - 1)), truth.shape)[fair]
-        step = max(1, len(images) // ROWS) if self.grid else 1
-        first, second = (np.moveaxis(log_softmax(one), 1, -1)[fair][::step] for one in (teacher, students))
-        return mixture_of(first, second, truth[fair][::step], images[::step], biased=self.grid is not None)
+    fold: np.ndarray
 
 
-def log_committee(found: dict[str, Any], judged: int) -> None:
+def _member(stage: _Stage, number: int) -> dict[str, np.ndarray]:
+    """Return log probabilities of the student trained without this fold, kept on disk until the stage is done: "transfer", (n, C) or
+    (n, C, h, w) float16 of the transfer set, "held" of the validation images or, without any, of the fold; "student": its description as
+    JSON, "flops": of a training step for one image."""
+    from tutelage.finetuning.labels_only import train_student
+    from tutelage.training.checkpoints import Resumable
+
+    path = stage.run.path / "committee" / f"fold-{number}.npz"
+    if path.exists():
+        with np.load(path) as kept:
+            if str(kept["inputs"]) == stage.inputs:
+                return dict(kept)
+
+    def tick(count: int) -> None:
+        stage.clock.tick()
+
+    seed, rest = seed_of(stage.job.settings.seed, "committee", number), np.flatnonzero(stage.fold != number)
+    job = replace(stage.job, seed=seed, positions=rest, what=f"committee, student {number + 1}")
+    kind, task, every = job.kind, job.task, checkpoint_steps(job.steps, job.settings.batch_size)
+    resumable = Resumable(stage.run.path / "checkpoints", f"committee-{number}", stage.inputs, every)
+    student, module = train_student(job, stage.hardware, resumable, tick)
+    held = task.val.images if task.val else task.train.images.take(np.flatnonzero(stage.fold == number))
+    how = (kind.views(job.settings), stage.hardware, stage.grid, tick)
+    on_transfer = kind.log_probabilities(module, student, task.transfer, *how)
+    on_held = kind.log_probabilities(module, student, held, *how)
+    save_weights(path.with_suffix(".safetensors"), module)
+    flops, about = training_flops(module, student.size), json.dumps(student.about())
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, inputs=stage.inputs, flops=flops, student=about, transfer=on_transfer, held=on_held)
+    return _member(stage, number)
+
+
+def _weighed(stage: _Stage, held: dict[int, np.ndarray], truth: np.ndarray, fair: np.ndarray) -> JSON:
+    """Return the mixture that is best on held-out labels, as `mixture_of` returns it. held: fold -> "held" of `_member`. truth, fair: what
+    `Task.member_truth` returns."""
+    import torch
+
+    from tutelage.models.segmentation_grids import regrid
+
+    parts = list(held.values())
+    if stage.job.task.val:
+        students = np.mean(parts, axis=0)
+    else:
+        students = np.zeros((len(stage.fold), *parts[0].shape[1:]), np.float32)
+        for number, part in held.items():
+            students[stage.fold == number] = part
+    with np.load(stage.run.path / "adapt" / HELD_OUT_LOGITS) as file:
+        teacher = file["logits"].astype(np.float32)
+    if stage.grid:
+        teacher = regrid(torch.from_numpy(teacher), stage.grid).numpy()
+    images = np.broadcast_to(np.arange(len(truth)).reshape(-1, *[1] * (truth.ndim - 1)), truth.shape)[fair]
+    step = max(1, len(images) // ROWS) if stage.grid else 1
+    first, second = (np.moveaxis(log_softmax(one), 1, -1)[fair][::step] for one in (teacher, students))
+    return mixture_of(first, second, truth[fair][::step], images[::step], biased=stage.grid is not None)
+
+
+def log_committee(found: JSON, judged: int) -> None:
     """Log the held-out scores of the committee and the weight of its students."""
-    scores = found["held_out"]
-    if scores is None:
+    if found["held_out"] is None:
         logger.info(
             "committee: no class has labels to hold out, so no weight can be chosen: the targets come from the adapted teacher only"
         )
         return
-    each = ", ".join(
-        f"{name} {one['log_loss']:.3f} ({100 * one['accuracy']:.0f} % correct)" for name, one in scores.items()
-    )
+    scores = ((name, one["log_loss"], 100 * one["accuracy"]) for name, one in found["held_out"].items())
+    each = ", ".join(f"{name} {loss:.3f} ({share:.0f} % correct)" for name, loss, share in scores)
     logger.info(
         f"committee: log loss on {judged:,} held-out images: {each}; weight of the labels-only students {found['weight']:.1f}"
     )

@@ -9,16 +9,17 @@ from __future__ import annotations
 import errno
 import time
 import traceback
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from tutelage.commands.curate import curate
 from tutelage.commands.run import walk
 from tutelage.errors import TutelageError
+from tutelage.pipeline.preflight import preflight
 from tutelage.pipeline.stage import open_run, settings_of
 from tutelage.progress import duration, logger, processes
-from tutelage.results import StudyEstimate, StudyResult
+from tutelage.results import JSON, CurationResult, StudyEstimate, StudyResult
 from tutelage.run_folder import DEFAULT, STUDY, folder_name, toml, write_text
 from tutelage.settings import command, declared, resolve
 from tutelage.settings.commands import CompareSettings, RunSettings
@@ -26,21 +27,9 @@ from tutelage.study.methods import Variant, clip_weights, numbers, variants_of
 from tutelage.study.records import check_data, kept_record, write_record
 from tutelage.study.results_table import Record, record_name
 
-NOT_AN_ARMS = (
-    "out",
-    "cache",
-    "seed",
-    "config",
-    "overwrite",
-    "json",
-    "task",
-    "smoke",
-    "no_baseline",
-    "target",
-    "val",
-    "test",
-    "classes",
-)
+OF_ALL = {  # settings that are the same in all runs of a study, or that the study itself gives each run
+    "out", "cache", "seed", "config", "overwrite", "json", "task", "smoke", "no_baseline", "target", "val", "test", "classes"
+}  # fmt: skip
 
 
 @command(CompareSettings)
@@ -49,22 +38,15 @@ def compare(settings: CompareSettings) -> StudyResult | StudyEstimate:
 
     After an interruption the same command resumes. A failed method does not stop the others.
     """
-    of_runs = declared(RunSettings)
-    started, folder = time.monotonic(), Path(settings.out)
-    known = [name for name in of_runs if name not in NOT_AN_ARMS]
-    chosen = variants_of(settings.methods, settings.set, known)
+    started, folder, of_runs = time.monotonic(), Path(settings.out), declared(RunSettings)
+    chosen = variants_of(settings.methods, settings.set, [name for name in of_runs if name not in OF_ALL])
     amounts, draws = numbers(settings.budgets, "--budgets", 1), numbers(settings.seeds, "--seeds", 0)
     if processes() > 1:
         message = "`tutelage compare` cannot run in several processes of one group"
         raise TutelageError(message, "use one process, or start several commands with the same --out")
-    every = budgets_of(chosen, amounts)
-    plan = [
-        (variant, budget, seed)
-        for seed in draws
-        for budget in every
-        for variant in chosen
-        if budget in variant.own.get("budget", amounts)
-    ]
+    every = sorted({*amounts, *(budget for variant in chosen for budget in variant.own.get("budget", []))})
+    several = [(budget, one) for budget in every for one in chosen if budget in one.own.get("budget", amounts)]
+    plan = [(variant, budget, seed) for seed in draws for budget, variant in several]
     kept = Path(settings.results) if settings.results else folder / "results"
     if folder.is_dir() and any(folder.iterdir()) and not (folder / STUDY).exists():
         hint = f"use a new folder, such as --out {folder / 'study'}, or the folder of a study"
@@ -74,14 +56,14 @@ def compare(settings: CompareSettings) -> StudyResult | StudyEstimate:
     done = [kept_record(kept, *work.identity(*one)) for one in plan]
     check_data(kept, [(record, work.identity(*one)[3]) for record, one in zip(done, plan, strict=True) if record])
     todo = [one for one, record in zip(plan, done, strict=True) if record is None]
-    logger.info(
-        f"{len(plan)} runs: {len(chosen)} methods x {len(amounts)} budgets x {len(draws)} seeds; {len(plan) - len(todo)} are done"
-    )
+    counts = f"{len(chosen)} methods x {len(amounts)} budgets x {len(draws)} seeds"
+    logger.info(f"{len(plan)} runs: {counts}; {len(plan) - len(todo)} are done")
     impossible = work.impossible({one[0].name: one for one in reversed(todo)}, first_start=len(todo) == len(plan))
     if settings.dry_run:
         from tutelage.study.cost_estimate import estimate
 
-        return StudyEstimate(**estimate(work, todo, impossible))
+        possible = [(*one, work.resolved(*one)) for one in todo if one[0].name not in impossible]
+        return estimate(possible, settings.match)
     about = {
         "methods": [variant.name for variant in chosen], "budgets": amounts, "seeds": draws, "set": settings.set, "match": settings.match,
         "results": str(kept.absolute()) if settings.results else "",
@@ -114,27 +96,22 @@ def compare(settings: CompareSettings) -> StudyResult | StudyEstimate:
     return StudyResult(**summary)
 
 
-def budgets_of(variants: list[Variant], budgets: list[int]) -> list[int]:
-    """Return all budgets of a study: those common to all methods, and those set for single methods."""
-    return sorted({*budgets, *(budget for variant in variants for budget in variant.own.get("budget", []))})
-
-
+@dataclass(frozen=True)
 class _Study:
-    """State of the study while it runs."""
+    """A study. kept: folder of its records. given: the settings that all runs share. match: what is equal for all methods."""
 
-    def __init__(self, folder: Path, kept: Path, settings: dict[str, Any], match: str):
-        self.folder, self.kept, self.match, self.given = folder, kept, match, settings
-        self.cache = Path(settings["cache"] or folder / "cache")
-        self.settings = {
-            **vars(RunSettings()),
-            **settings,
-            "no_baseline": True,
-            "config": None,
-            "cache": str(self.cache),
-        }
-        self._clip: dict[str, str] = {}  # student -> its name with CLIP weights
+    folder: Path
+    kept: Path
+    given: JSON
+    match: str
 
-    def write_settings(self, about: dict[str, Any], failed: dict[str, str]) -> None:
+    @cached_property
+    def settings(self) -> JSON:
+        """All settings of a run, before its method's own."""
+        cache = str(Path(self.given["cache"] or self.folder / "cache"))
+        return {**vars(RunSettings()), **self.given, "no_baseline": True, "config": None, "cache": cache}
+
+    def write_settings(self, about: JSON, failed: dict[str, str]) -> None:
         """Write study.toml: what is compared, what failed and why, and the settings."""
         settings = {name: DEFAULT if value is None else value for name, value in self.given.items()}
         reasons = [f"{name}: {reason}" for name, reason in failed.items()]
@@ -144,22 +121,19 @@ class _Study:
         """Return the folder of one run."""
         return self.folder / folder_name(variant.name) / f"budget-{budget}" / f"seed-{seed}"
 
-    def of(self, variant: Variant, budget: int, seed: int) -> dict[str, Any]:
+    def of(self, variant: Variant, budget: int, seed: int) -> JSON:
         """Return all settings of one run."""
         own = {**variant.method.settings, **variant.own, "budget": budget, "seed": seed}
-        own["out"] = str(self.place(variant, budget, seed))
-        settings = {**self.settings, **own}
+        settings = {**self.settings, **own, "out": str(self.place(variant, budget, seed))}
         if variant.name.partition(":")[0] == "clip":
-            if settings["student"] not in self._clip:
-                self._clip[settings["student"]] = clip_weights(settings["student"])
-            settings["student"] = self._clip[settings["student"]]
+            settings["student"] = clip_weights(settings["student"])
         return settings
 
     def resolved(self, variant: Variant, budget: int, seed: int) -> RunSettings:
         """Return the checked settings of one run."""
         return resolve(RunSettings, self.of(variant, budget, seed))
 
-    def identity(self, variant: Variant, budget: int, seed: int) -> tuple[str, int, int, dict[str, Any]]:
+    def identity(self, variant: Variant, budget: int, seed: int) -> tuple[str, int, int, JSON]:
         """Return the method, budget, seed and settings that a kept result must match."""
         try:
             settings = self.of(variant, budget, seed)
@@ -168,27 +142,21 @@ class _Study:
         return variant.name, budget, seed, {**settings, "match": self.match}
 
     def impossible(self, first: dict[str, tuple[Variant, int, int]], first_start: bool) -> dict[str, str]:
-        """Return the methods that cannot be run, each with the reason, and report them before anything starts.
-
-        Args:
-            first: name of a method -> its first run. first_start: whether no run of the study is finished yet.
-
-        Raises:
-            TutelageError: no method can be run, and no run of the study is finished.
-        """
-        from tutelage.pipeline.preflight import preflight
-
+        """Return the methods that cannot be run, each with the reason, and report them before anything starts; an error if no method can
+        be run, and no run of the study is finished. first: name of a method -> its first run. first_start: whether no run of the study is
+        finished yet."""
         faults: dict[str, TutelageError] = {}
         for name, one in first.items():
             try:
-                preflight(self.resolved(*one), self.cache)
+                preflight(self.resolved(*one), Path(self.settings["cache"]))
             except TutelageError as error:
                 faults[name] = error
         if first_start and faults and len(faults) == len(first):
             raise next(iter(faults.values()))
-        for name, error in faults.items():
-            logger.info(f"method {name} cannot be run, the others can: {' '.join(str(error).split())}")
-        return {name: " ".join(str(error).split()) for name, error in faults.items()}
+        reasons = {name: " ".join(str(error).split()) for name, error in faults.items()}
+        for name, reason in reasons.items():
+            logger.info(f"method {name} cannot be run, the others can: {reason}")
+        return reasons
 
     def one(self, variant: Variant, budget: int, seed: int) -> Record:
         """Do one run, and write its record."""
@@ -199,7 +167,7 @@ class _Study:
                 from tutelage.study.cost_estimate import steps_of
 
                 curate(**settings_of(curate, settings))
-                count = run.result("curate", "compare")["images"]["transfer"]
+                count = CurationResult(**run.result("curate", "compare")).images.transfer
                 settings = replace(settings, epochs=None, steps=steps_of(variant, settings, count, self.match))
             walk(run, variant.method.stages, settings)
             return write_record(self.kept, run, variant.method, self.identity(variant, budget, seed))

@@ -10,15 +10,24 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tutelage.curation.labelled_set import LabelledSplit
+from tutelage.curation.vectors import Vectors
+from tutelage.data.gallery import list_gallery
+from tutelage.data.image_cache import Store
+from tutelage.data.label_budget import folds
+from tutelage.data.sources import ImageRef, Rejected
+from tutelage.device import on_a_device_of_its_own
 from tutelage.errors import TutelageError
-from tutelage.pipeline.preflight import strategy_of
+from tutelage.metrics import softmax
+from tutelage.models import linear_probe
+from tutelage.pipeline.preflight import preflight, share_of, strategy_of
 from tutelage.pipeline.stage import open_run
 from tutelage.progress import logger, progress
-from tutelage.results import CurationResult, ShardResult
+from tutelage.results import JSON, CurationResult, ShardResult
 from tutelage.run_folder import Clock, Run, hash_of
 from tutelage.settings import command, identity
 from tutelage.settings.commands import CurateSettings
@@ -26,11 +35,8 @@ from tutelage.settings.commands import CurateSettings
 if TYPE_CHECKING:
     from tutelage.curation.candidates import LeakCheck
     from tutelage.curation.embedders import GalleryEmbedder, Queries
-    from tutelage.curation.labelled_set import LabelledSplit
-    from tutelage.curation.selection import Pool, SelectionRequest
+    from tutelage.curation.selection import Pool
     from tutelage.curation.strategies import Choice
-    from tutelage.data.image_cache import Store
-    from tutelage.data.sources import ImageRef, Rejected
 
 SPARE = 1.25  # `random` first looks at this many times the wanted number of images, since some will be duplicates
 SMOKE_PART = 512  # gallery images that --smoke looks at
@@ -44,24 +50,15 @@ KNOWN_BY_CONTENT = {  # settings that hashes of the images, the labels and the e
 @command(CurateSettings)
 def curate(settings: CurateSettings) -> CurationResult | ShardResult:
     """Choose the transfer set that the student is trained on: the labelled images, and gallery images near them."""
+    from tutelage.curation import labelled_set
     from tutelage.curation.curation_outputs import log_transfer_set
     from tutelage.curation.embedders import GalleryEmbedder
-    from tutelage.curation.labelled_set import (
-        data_of,
-        list_rejected,
-        log_changed_data,
-        read_labels,
-        reject,
-        split_labels,
-    )
-    from tutelage.data.gallery import list_gallery
-    from tutelage.data.image_cache import Store
 
     if settings.shard is not None:
         return embed_share(settings.shard, settings)
     with open_run(settings) as (run, cache_dir):
         settings = replace(settings, strategy=strategy_of(settings))
-        target_set = read_labels(run, settings)
+        target_set = labelled_set.read_labels(run, settings)
         listed = list_gallery(settings.gallery)
         encoder = GalleryEmbedder.of(settings, cache_dir)
         inputs = hash_of([
@@ -71,8 +68,8 @@ def curate(settings: CurateSettings) -> CurationResult | ShardResult:
         ])  # fmt: skip
         if done := run.done("curate", inputs):
             return CurationResult(**done, reused=True)
-        given = data_of(target_set, listed.refs)
-        log_changed_data(run, given)
+        given = labelled_set.data_of(target_set, listed.refs)
+        labelled_set.log_changed_data(run, given)
         clock = run.clock("curate")
         for note in target_set.notes:
             logger.info(note)
@@ -81,12 +78,13 @@ def curate(settings: CurateSettings) -> CurationResult | ShardResult:
             store.add(target_set.refs, clock.ticking(advance))
         images, rows, bad = store.find(target_set.refs)
         bad = [("target", one) for one in [*target_set.rejected, *bad]]
-        list_rejected(run, bad)  # now, for errors about labels point there; --max-rejected counts all images
-        labelled = split_labels(target_set, images, rows, settings.budget, settings.seed)
+        # now, for errors about labels point there; --max-rejected counts all images
+        labelled_set.list_rejected(run, bad)
+        labelled = labelled_set.split_labels(target_set, images, rows, settings.budget, settings.seed)
         chosen = _choose(settings, encoder, labelled, listed.refs, clock)
         bad += [("gallery", one) for one in [*listed.rejected, *chosen.unreadable]]
         looked_at = len(target_set.refs) + len(chosen.refs) + len(target_set.rejected) + len(listed.rejected)
-        reject(run, bad, looked_at, settings.max_rejected)
+        labelled_set.reject(run, bad, looked_at, settings.max_rejected)
         if len(chosen.choice):
             log_transfer_set(len(chosen.choice), chosen.wanted, chosen.leaks.looked_at, chosen.leaks.near)
         summary = _write(run, settings, encoder, labelled, chosen, store, clock)
@@ -109,12 +107,9 @@ def curate(settings: CurateSettings) -> CurationResult | ShardResult:
 
 @dataclass(frozen=True)
 class _Chosen:
-    """The images that were chosen.
-
-    pool: the gallery images that were looked at, whose references are `refs`. choice: rows of the pool, none if the gallery holds nothing
-    but the labelled images. wanted: number of images asked for, 0 for all. near_duplicates, duplicates: numbers of images left out.
-    unreadable: gallery images that cannot be decoded.
-    """
+    """The images that were chosen. pool: the gallery images that were looked at, whose references are `refs`. choice: rows of the pool,
+    none if the gallery holds nothing but the labelled images. wanted: number of images asked for, 0 for all. near_duplicates, duplicates:
+    numbers of images left out. unreadable: gallery images that cannot be decoded."""
 
     pool: Pool
     refs: list[ImageRef]
@@ -130,14 +125,12 @@ class _Chosen:
 def _choose(
     settings: CurateSettings, encoder: GalleryEmbedder, labelled: LabelledSplit, listed: list[ImageRef], clock: Clock
 ) -> _Chosen:
-    """Embed the gallery and choose from it. A sample with too few images of its own is doubled. listed: the gallery.
-
-    Raises:
-        TutelageError: more images are wanted than can be used, or none can.
-    """
+    """Embed the gallery and choose from it; more images than can be used are an error, and so are none. A sample with too few images of
+    its own is doubled. listed: the gallery."""
     from tutelage.curation.candidates import fill_pool, nothing_left
-    from tutelage.curation.selection import choose, wanted_of
+    from tutelage.curation.selection import SelectionRequest, choose, wanted_of
 
+    labels, related = labelled.target.labels[labelled.drawn], labelled.target.groups[labelled.drawn]
     wanted, spare = wanted_of(settings, len(labelled.drawn), len(labelled.target.classes)), SPARE
     while True:
         refs = gallery_sample(listed, settings, wanted, spare)
@@ -147,7 +140,17 @@ def _choose(
         if not every and free < (wanted or 0):
             continue
         queries = encoder.queries(labelled, pool.vectors.mean)
-        request = _request(settings, labelled, queries, wanted, free)
+        if wanted is not None and wanted > free > 0 and not settings.smoke:
+            raise TutelageError(
+                f"--total {settings.total or wanted + len(labels)} is more than the {free + len(labels):,} images "
+                f"that can be used: {len(labels):,} labelled and {free:,} of the gallery's own",
+                "lower --total, or add another --gallery",
+            )
+        request = SelectionRequest(
+            settings.strategy, free if wanted is None or wanted > free > 0 else wanted,
+            queries.labels if settings.balance == "class" else np.arange(len(queries.labels)), settings.seed, settings.dedup,
+            lambda embeddings, own=queries.vectors: unsure(own, labels, related, embeddings, settings.seed),
+        )  # fmt: skip
         choice, near_duplicates = choose(pool, queries.vectors, request, leaks)
         if every or len(choice) >= (wanted or 0):
             break
@@ -159,33 +162,11 @@ def _choose(
     return _Chosen(pool, refs, choice, queries, asked, near_duplicates, duplicates, leaks, unreadable)
 
 
-def _request(
-    settings: CurateSettings, labelled: LabelledSplit, queries: Queries, wanted: int | None, free: int
-) -> SelectionRequest:
-    """Return what to choose. wanted: number of gallery images; None for all. free: number of those that may be chosen."""
-    from tutelage.curation.selection import SelectionRequest
-
-    labels, related = labelled.target.labels[labelled.drawn], labelled.target.groups[labelled.drawn]
-    if wanted is not None and wanted > free > 0 and not settings.smoke:
-        raise TutelageError(
-            f"--total {settings.total or wanted + len(labels)} is more than the {free + len(labels):,} images "
-            f"that can be used: {len(labels):,} labelled and {free:,} of the gallery's own",
-            "lower --total, or add another --gallery",
-        )
-    count = free if wanted is None or wanted > free > 0 else wanted
-    groups = queries.labels if settings.balance == "class" else np.arange(len(queries.labels))
-    return SelectionRequest(
-        settings.strategy, count, groups, settings.seed, settings.dedup,
-        lambda embeddings: unsure(queries.vectors, labels, related, embeddings, settings.seed),
-    )  # fmt: skip
-
-
 def _write(
     run: Run, settings: CurateSettings, encoder: GalleryEmbedder, labelled: LabelledSplit, chosen: _Chosen, store: Store, clock: Clock
-) -> dict[str, Any]:  # fmt: skip
+) -> JSON:  # fmt: skip
     """Decode the chosen images; write manifests, leaks and montage; return what the result says about the choice."""
     from tutelage.curation import curation_outputs as written
-    from tutelage.curation.vectors import Vectors
 
     choice, embedded, queries = chosen.choice, chosen.pool.embedded, chosen.queries
     refs = [chosen.refs[i] for i in embedded.positions[choice.rows]]
@@ -224,24 +205,18 @@ def gallery_sample(refs: list[ImageRef], settings: CurateSettings, wanted: int |
     return [refs[i] for i in np.sort(order[:most])]
 
 
-def unsure(
-    queries: np.ndarray, labels: np.ndarray, groups: np.ndarray, embeddings: np.ndarray, seed: int
-) -> np.ndarray:
+def unsure(queries: np.ndarray, labels: np.ndarray, groups: np.ndarray, others: np.ndarray, seed: int) -> np.ndarray:
     """Return how uncertain a probe fitted on the labelled images is about other images: its entropy in nats.
 
     Args:
-        queries: (Q, D) float32 with labels (Q,) int64 and groups (Q,) text, "" for no group. embeddings: (m, D) float32.
+        queries: (Q, D) float32 with labels (Q,) int64 and groups (Q,) text, "" for no group. others: (m, D) float32.
 
     Returns:
         (m,) float64.
     """
-    from tutelage.data.label_budget import folds
-    from tutelage.metrics import softmax
-    from tutelage.models import linear_probe
-
     fold = folds(labels, groups, seed)
-    probe = linear_probe.best_probe(queries, labels, fold, int(labels.max()) + 1, linear_probe.scale_of(embeddings))
-    probabilities = softmax(probe(embeddings))
+    probe = linear_probe.best_probe(queries, labels, fold, int(labels.max()) + 1, linear_probe.scale_of(others))
+    probabilities = softmax(probe(others))
     return -(probabilities * np.log(np.maximum(probabilities, 1e-12))).sum(axis=1)
 
 
@@ -251,9 +226,6 @@ def embed_share(shard: str, settings: CurateSettings) -> ShardResult:
     The processes of a job array need not know each other: no process group is started, and each prints what it does.
     """
     from tutelage.curation.embedders import GalleryEmbedder
-    from tutelage.data.gallery import list_gallery
-    from tutelage.device import on_a_device_of_its_own
-    from tutelage.pipeline.preflight import preflight, share_of
 
     share, start = share_of(shard), time.monotonic()
     out = Path(settings.out).absolute()
@@ -264,8 +236,7 @@ def embed_share(shard: str, settings: CurateSettings) -> ShardResult:
         refs = list_gallery(settings.gallery).refs
         _, pieces, embedded = GalleryEmbedder.of(settings, cache).embedded(refs, settings, share)
         mine = sum(len(piece.refs) for piece in pieces[share[0] :: share[1]])
-        logger.info(
-            f"share {share[0]} of {share[1]}: {mine:,} of {len(refs):,} images, {embedded:,} of them embedded now"
-        )
+        counts = f"{mine:,} of {len(refs):,} images, {embedded:,} of them embedded now"
+        logger.info(f"share {share[0]} of {share[1]}: {counts}")
     taken = time.monotonic() - start
     return ShardResult(shard=f"{share[0]}/{share[1]}", images=mine, embedded=embedded, seconds=taken)

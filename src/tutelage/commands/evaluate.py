@@ -7,24 +7,38 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import numpy as np
+
+from tutelage.data.image_cache import Images, Store
+from tutelage.data.manifest import Labelled, TaskData, load_task
+from tutelage.data.masks import Labels
+from tutelage.device import accelerator, flops, latency_ms
+from tutelage.distillation.mixture import Mixture
 from tutelage.errors import TutelageError, shown
+from tutelage.features.view_batches import ViewSettings
+from tutelage.metrics import log_softmax
 from tutelage.pipeline.stage import open_run
 from tutelage.progress import logger, progress
-from tutelage.results import CommitteeResult, EvaluationResult
-from tutelage.run_folder import DEFAULT, TRAINED, Run, hash_of, read_json
+from tutelage.results import JSON, AdaptationResult, CommitteeResult, EvaluationResult, StudentEntry
+from tutelage.run_folder import DEFAULT, TRAINED, Run, hash_of
 from tutelage.settings import command, declared
 from tutelage.settings.commands import EvaluateSettings
 from tutelage.settings.groups import Views
 from tutelage.tasks import Task, task_of
 
 if TYPE_CHECKING:
-    import numpy as np
+    from accelerate import Accelerator
+    from torch import nn
 
-    from tutelage.data.image_cache import Images
-    from tutelage.data.manifest import Labelled, TaskData
-    from tutelage.features.view_batches import ViewSettings
+    from tutelage.models.adapted_teacher import AdaptedTeacher
+    from tutelage.tasks.base import Grid, Network, Predictions
+
+    Stages = dict[str, JSON | None]  # result of each stage, or None
+    Scored = tuple[
+        JSON, Predictions | None
+    ]  # a model's scores, and its predictions for the test images, if there are any
 
 TIMED_FLOPS = 1e12  # for one image, about half a minute on one thread; a larger teacher is not timed
 LEARNT_ON = 1000  # images of the transfer set on which student and teacher are compared
@@ -35,6 +49,7 @@ NAMED = 20  # largest number of unusable images that a message names
 @command(EvaluateSettings)
 def evaluate(settings: EvaluateSettings) -> EvaluationResult:
     """Score the models of a run on its test images, or on the images of another target set."""
+    from tutelage.reporting.example_predictions import remove_evidence
     from tutelage.reporting.page import write_page
 
     if not (Path(settings.run) / "settings.toml").exists():
@@ -53,18 +68,19 @@ def evaluate(settings: EvaluateSettings) -> EvaluationResult:
         result, predictions = _scores(context)
         if settings.target is not None:
             return EvaluationResult(run=str(run.path), target=settings.target, **result)
-        _keep_evidence(context, predictions)
+        remove_evidence(run.path / "evaluate")
+        if context.test is not None:
+            context.kind.keep_evidence(run.path / "evaluate", context.test, predictions, context.task.about)
         finished = run.finish("evaluate", inputs, {**result, "seconds": clock.stop()})
         write_page(run.path)
         return EvaluationResult(**finished)
 
 
-def _results(run: Run) -> dict[str, Any]:
+def _results(run: Run) -> Stages:
     """Return the result of each stage; None where it is missing or was made from another transfer set."""
-    stages = {}
-    for name in TRAINED:
-        stages[name] = read_json(run.path / name / "result.json")
-        if stages[name] and run.outdated(stages[name]):
+    stages = {name: run.kept(name) for name in TRAINED}
+    for name, result in stages.items():
+        if result and run.outdated(result):
             logger.info(f"{name} is left out: it was made from another transfer set; tutelage {name} redoes it")
             stages[name] = None
     return stages
@@ -72,48 +88,37 @@ def _results(run: Run) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Context:
-    """What is scored, and on which images.
-
-    stages: result of each stage, or None. teacher_weights: where the teacher's weights come from. views: of whole images. test: None if
-    there are no test images. sample: images of the transfer set on which the students are compared with the teacher.
-    """
+    """What is scored, and on which images. stages: result of each stage, or None. teacher_weights: where the teacher's weights come from.
+    views: of whole images. test: None if there are no test images. sample: images of the transfer set on which the students are compared
+    with the teacher."""
 
     run: Run
-    stages: dict[str, Any]
+    stages: Stages
     cache_dir: Path
     teacher_weights: str
     committee: str
-    hardware: Any
+    hardware: Accelerator
     kind: Task
     task: TaskData
     views: ViewSettings
     test: Labelled | None
     sample: Images
 
-    def log_probabilities(self, module: Any, network: Any, grid: tuple[int, int] | None) -> np.ndarray:
+    def log_probabilities(self, module: nn.Module, network: Network, grid: Grid | None) -> np.ndarray:
         """Return a model's float32 log probabilities of the test images: (n, C), or (n, C, *grid) of masks."""
         assert self.test is not None
-        module, images = module.to(self.hardware.device).eval(), self.test.images
-        found = self.kind.log_probabilities(
-            module, network, images, self.views, self.hardware, grid, lambda n: None
-        )  # fmt: skip
-        return found.astype("float32")
+        how = (self.views, self.hardware, grid, lambda n: None)
+        module = module.to(self.hardware.device).eval()
+        return self.kind.log_probabilities(module, network, self.test.images, *how).astype("float32")
 
-    def judged(self, predictions: Any) -> dict[str, Any]:
+    def judged(self, predictions: Predictions) -> JSON:
         """Return the scores of predictions for the test images."""
         assert self.test is not None
         return self.kind.judged(predictions, self.test.labels, len(self.task.classes))
 
 
-def _context(
-    run: Run, stages: dict[str, Any], cache_dir: Path, kept: dict[str, Any], settings: EvaluateSettings
-) -> _Context:
+def _context(run: Run, stages: Stages, cache_dir: Path, kept: JSON, settings: EvaluateSettings) -> _Context:
     """Load the images of an evaluation. kept: the settings of the run."""
-    import numpy as np
-
-    from tutelage.data.manifest import load_task
-    from tutelage.device import accelerator
-
     run.result("curate", "evaluate")
     task = load_task(run.path, cache_dir)
     kind = task_of(task.task)
@@ -126,31 +131,27 @@ def _context(
     )  # fmt: skip
 
 
-def _scores(context: _Context) -> tuple[dict[str, Any], dict[str, Any]]:
+def _scores(context: _Context) -> tuple[JSON, dict[str, Predictions]]:
     """Return the scores of all models that the run has, and the predictions of each for the test images."""
-    stages, teacher = context.stages, None
-    result: dict[str, Any] = {
-        "classes": list(context.task.classes),
-        "test_images": 0 if context.test is None else len(context.test),
-    }
-    predictions: dict[str, Any] = {}  # model -> logits or decisions
-    if stages["adapt"]:
-        adapted = context.kind.adapted(
-            context.run.path / "adapt", stages["adapt"], context.teacher_weights, context.hardware
-        )
-        teacher = _teacher(context, adapted)
+    stages, teacher, test = context.stages, None, context.test
+    result: JSON = {"classes": list(context.task.classes), "test_images": 0 if test is None else len(test)}
+    predictions: dict[str, Predictions | None] = {}  # of each model
+    if about := stages["adapt"]:
+        teacher = _teacher(context, AdaptationResult(**about))
         result["teacher"], predictions["teacher"] = teacher.scores, teacher.on_test
-        if context.test is not None and (stages["committee"] or {}).get("folds"):
-            result["committee"], predictions["committee"] = _committee(context, adapted, teacher)
+        members = CommitteeResult(**stages["committee"]) if stages["committee"] else None
+        if test is not None and members and isinstance(members.student, StudentEntry):
+            result["committee"], predictions["committee"] = _committee(context, members, members.student, teacher)
     delivered = (stages["finetune"] or {}).get("delivered")
     times: dict[str, float] = {}
     for name, stage in STUDENTS.items():
-        if not stages[stage] or (name == "distilled" and not stages[stage]["head"]):
+        about = stages[stage]
+        if not about or (name == "distilled" and not about["head"]):
             continue  # a student without a head has no scores before the last stage
         if name == "delivered" and delivered in result:
             result[name] = result[delivered]
         else:
-            result[name], predictions[name] = _student(context, name, stage, teacher, times)
+            result[name], predictions[name] = _student(context, name, about, teacher, times)
     if delivered:
         result["delivered"] = {**result["delivered"], "what": delivered}
     return result, {name: one for name, one in predictions.items() if one is not None}
@@ -158,127 +159,91 @@ def _scores(context: _Context) -> tuple[dict[str, Any], dict[str, Any]]:
 
 @dataclass(frozen=True)
 class _Teacher:
-    """Scores of the adapted teacher, and its predictions for the test images, if there are any, and for the sample."""
+    """The adapted teacher, its scores, and its predictions for the test images, if there are any, and for the sample."""
 
-    scores: dict[str, Any]
-    on_test: Any
-    on_sample: Any
+    adapted: AdaptedTeacher
+    scores: JSON
+    on_test: Predictions | None
+    on_sample: Predictions
 
 
-def _teacher(context: _Context, adapted: Any) -> _Teacher:
-    from tutelage.device import flops, latency_ms
+def _teacher(context: _Context, about: AdaptationResult) -> _Teacher:
     from tutelage.features.output_cache import OutputCache
 
-    scores: dict[str, Any] = {
-        "name": adapted.network.name,
-        "parameters": adapted.parameters,
-        "flops": flops(adapted.module, adapted.network.size),
-    }
+    kind, hardware, views, test = context.kind, context.hardware, context.views, context.test
+    adapted = kind.adapted(context.run.path / "adapt", about, context.teacher_weights, hardware)
+    network, module = adapted.network, adapted.module
+    scores: JSON = {"name": network.name, "parameters": adapted.parameters, "flops": flops(module, network.size)}
     if scores["flops"] <= TIMED_FLOPS:
-        scores["latency_ms"] = latency_ms(adapted.module, adapted.network.size)
-    cache = OutputCache(context.cache_dir, adapted.network, context.views.resize, context.task.side)
+        scores["latency_ms"] = latency_ms(module, network.size)
+    cache = OutputCache(context.cache_dir, network, views.resize, context.task.side)
 
-    def predict(images: Images, labels: Any, what: str) -> Any:
+    def predict(images: Images, labels: Labels | None, what: str) -> Predictions:
         with progress(f"teacher on {what} images", len(images)) as advance:
-            return context.kind.teacher_predictions(
-                adapted, cache, images, labels, context.views, context.hardware, advance
-            )
+            return kind.teacher_predictions(adapted, cache, images, labels, views, hardware, advance)
 
     on_sample = predict(context.sample, None, "transfer")
-    if context.test is None:
-        return _Teacher(scores, None, on_sample)
-    on_test = predict(context.test.images, context.test.labels, "test")
-    return _Teacher({**scores, "test": context.judged(on_test)}, on_test, on_sample)
+    if test is None:
+        return _Teacher(adapted, scores, None, on_sample)
+    on_test = predict(test.images, test.labels, "test")
+    return _Teacher(adapted, {**scores, "test": context.judged(on_test)}, on_test, on_sample)
 
 
-def _committee(context: _Context, adapted: Any, teacher: _Teacher) -> tuple[dict[str, Any], Any]:
-    """Return scores and predictions of the mixture that the targets come from."""
-    import numpy as np
-
-    from tutelage.distillation.mixture import Mixture
-    from tutelage.metrics import log_softmax
+def _committee(context: _Context, members: CommitteeResult, about: StudentEntry, teacher: _Teacher) -> Scored:
+    """Return scores and predictions of the mixture that the targets come from. about: the members' students."""
     from tutelage.pipeline.load_student import load_student
 
     assert context.test is not None
-    members, classes = CommitteeResult(**context.stages["committee"]), len(context.task.classes)
-    count, about, grid = members.folds, members.student, members.grid
+    count, grid, adapted, classes = members.folds, members.grid, teacher.adapted, len(context.task.classes)
     mixture, of_teacher, of_students = Mixture.of(members, context.committee), None, None
     if mixture.weight < 1:
-        of_teacher = (
-            log_softmax(teacher.on_test)
-            if grid is None
-            else context.log_probabilities(adapted.module, adapted.network, grid)
-        )
+        if grid is None:
+            of_teacher = log_softmax(np.asarray(teacher.on_test))
+        else:
+            of_teacher = context.log_probabilities(adapted.module, adapted.network, grid)
     if mixture.weight:
         students = (load_student(context.run.path / "committee", about, classes, f"fold-{k}") for k in range(count))
-        of_students = log_softmax(
-            np.asarray(sum(context.log_probabilities(one.module, one, grid) for one in students)) / count
-        )
+        summed = np.asarray(sum(context.log_probabilities(one.module, one, grid) for one in students))
+        of_students = log_softmax(summed / count)
     mixed = mixture(of_teacher, of_students)
     predictions = context.kind.predictions_of(mixed, context.test.labels, np.arange(len(mixed)))
     return {
-        "name": f"{teacher.scores['name']}, {count} x {about['name']}", "weight": mixture.weight,
-        "parameters": teacher.scores["parameters"] + count * about["parameters"], "test": context.judged(predictions),
+        "name": f"{teacher.scores['name']}, {count} x {about.name}", "weight": mixture.weight,
+        "parameters": teacher.scores["parameters"] + count * about.parameters, "test": context.judged(predictions),
     }, predictions  # fmt: skip
 
 
-def _student(
-    context: _Context, name: str, stage: str, teacher: _Teacher | None, times: dict[str, float]
-) -> tuple[dict[str, Any], Any]:
-    """Return scores and test predictions of a student.
-
-    Args:
-        stage: its folder. times: architecture -> milliseconds for an image; what is not there is measured and added.
-    """
-    from tutelage.device import flops, latency_ms
+def _student(context: _Context, name: str, result: JSON, teacher: _Teacher | None, times: dict[str, float]) -> Scored:
+    """Return scores and test predictions of a student. name: distilled, baseline or delivered. result: of its stage. times: architecture ->
+    milliseconds for an image; what is not there is measured and added."""
     from tutelage.pipeline.load_student import load_student
 
-    about = context.stages[stage]["student"]
-    student = load_student(context.run.path / stage, about, len(context.task.classes))
-    architecture = hash_of({key: value for key, value in about.items() if key != "initialisation"})
+    kind, test, about = context.kind, context.test, StudentEntry(**result["student"])
+    student = load_student(context.run.path / STUDENTS[name], about, len(context.task.classes))
+    architecture = hash_of(about.model_dump(exclude={"initialisation"}))
     if architecture not in times:
         times[architecture] = latency_ms(student.module, student.size)
-    scores: dict[str, Any] = {
+    scores: JSON = {
         "name": student.name, "parameters": student.parameters, "flops": flops(student.module, student.size),
         "latency_ms": times[architecture], "initialisation": student.initialisation,
     }  # fmt: skip
-    module = student.module.to(context.hardware.device)
-
-    def predict(images: Images, labels: Any, advance: Any = lambda n: None) -> Any:
-        return context.kind.student_predictions(
-            module, student, images, labels, context.views, context.hardware, advance
-        )
-
+    module, how = student.module.to(context.hardware.device), (context.views, context.hardware)
     if teacher is not None:
-        scores["agreement_on_transfer"] = context.kind.agreement(predict(context.sample, None), teacher.on_sample)
-    if name == "distilled" and "agreement_with_targets" in context.stages[stage]:
-        scores["agreement_with_targets"] = context.stages[stage]["agreement_with_targets"]
-    if context.test is None:
+        on_sample = kind.student_predictions(module, student, context.sample, None, *how, lambda n: None)
+        scores["agreement_on_transfer"] = kind.agreement(on_sample, teacher.on_sample)
+    if name == "distilled" and "agreement_with_targets" in result:
+        scores["agreement_with_targets"] = result["agreement_with_targets"]
+    if test is None:
         return scores, None
-    with progress(f"{name} on test images", len(context.test)) as advance:
-        predictions = predict(context.test.images, context.test.labels, advance)
-    if teacher is not None:
-        scores["agreement"] = context.kind.agreement(predictions, teacher.on_test)
+    with progress(f"{name} on test images", len(test)) as advance:
+        predictions = kind.student_predictions(module, student, test.images, test.labels, *how, advance)
+    if teacher is not None and teacher.on_test is not None:
+        scores["agreement"] = kind.agreement(predictions, teacher.on_test)
     return {**scores, "test": context.judged(predictions)}, predictions
 
 
-def _keep_evidence(context: _Context, predictions: dict[str, Any]) -> None:
-    """Save what the page shows of single test images."""
-    from tutelage.reporting.example_predictions import remove_evidence
-
-    folder = context.run.path / "evaluate"
-    remove_evidence(folder)
-    if context.test is not None:
-        context.kind.keep_evidence(folder, context.test, predictions, context.task.about)
-
-
-def _new_images(target: str, task: Any, cache_dir: Path) -> Any:
+def _new_images(target: str, task: TaskData, cache_dir: Path) -> Labelled:
     """Return the labelled images of another target set, with the run's classes."""
-    import numpy as np
-
-    from tutelage.data.image_cache import Store
-    from tutelage.data.manifest import Labelled
-
     kind = task_of(task.task)
     found = kind.read_any(target, task.classes)
     for note in found.notes:

@@ -12,21 +12,36 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tutelage.compute_cost import CostMeter
+from tutelage.data.image_cache import Images
+from tutelage.data.label_budget import folds
+from tutelage.data.manifest import load_task
+from tutelage.data.masks import Labels
+from tutelage.device import accelerator, training_flops
 from tutelage.features.view_batches import CLEAN, view_outputs
 from tutelage.metrics import paired_gain
 from tutelage.models import linear_probe
-from tutelage.pipeline.stage import HELD_OUT, file_hash, judged_by, open_run, save_weights, write_metrics
+from tutelage.pipeline.stage import HELD_OUT, PilotResult, file_hash, judged_by, open_run, save_weights, write_metrics
 from tutelage.progress import logger, progress
-from tutelage.results import FinetuneResult
-from tutelage.run_folder import atomic_write, hash_of
+from tutelage.results import JSON, CurationResult, DistillationResult, FinetuneResult, StudentResult
+from tutelage.run_folder import Run, atomic_write, hash_of
 from tutelage.settings import command, identity
 from tutelage.settings.commands import FinetuneSettings
-from tutelage.tasks import Task, task_of
+from tutelage.tasks import task_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from tutelage.models.students import Student
+    from tutelage.tasks.base import Predictions
+
+    Scores = dict[str, dict[str, float]]  # candidate -> its mean score, gain and standard error
 
 HEAD_VIEWS = 4  # of each labelled image, besides the whole image, on which a head is fitted
 SCALE_SAMPLE = 1024  # images of the transfer set from which the scale of the features is estimated
@@ -35,48 +50,42 @@ SCALE_SAMPLE = 1024  # images of the transfer set from which the scale of the fe
 @command(FinetuneSettings)
 def finetune(settings: FinetuneSettings) -> FinetuneResult:
     """Fine-tune the distilled student on the labelled images where that helps, and choose the student to deliver."""
-    from tutelage.data.manifest import load_task
-    from tutelage.device import accelerator
     from tutelage.pipeline.load_student import load_student
 
     with open_run(settings) as (run, cache_dir):
-        curated, distilled = run.result("curate", "finetune"), run.result("distill", "finetune")
-        piloted = judged_by(run) if settings.finetune == "auto" else {}
-        judges = (curated["images"]["val"] > 0 or piloted) and settings.finetune == "auto"
-        baseline = run.results()["baseline"] if judges else {}
-        outputs = [one.get("outputs") for one in (curated, distilled, baseline, piloted)]
+        curated = CurationResult(**run.result("curate", "finetune"))
+        distilled = DistillationResult(**run.result("distill", "finetune"))
+        auto = settings.finetune == "auto"
+        piloted = judged_by(run) if auto else None
+        found = run.results()["baseline"] if auto and (curated.images.val or piloted) else None
+        baseline = StudentResult(**found) if found else None
+        outputs = [one and one.outputs for one in (curated, distilled, baseline, piloted)]
         inputs = hash_of(["finetune", *outputs, identity(settings)])
         if done := run.done("finetune", inputs):
             return FinetuneResult(**done, reused=True)
-        clock, task = run.clock("finetune"), load_task(run.path, cache_dir)
-        hardware = accelerator(settings.device, settings.precision)
-        student = load_student(run.path / "distill", distilled["student"], len(task.classes))
-        other = load_student(run.path / "baseline", baseline["student"], len(task.classes)) if baseline else None
-        work = _LastStage(task_of(task.task), task, student, settings, hardware, clock, headless=not distilled["head"])
+        work, folder = _LastStage(run, cache_dir, settings, distilled), run.path / "finetune"
+        other = load_student(run.path / "baseline", baseline.student, len(curated.classes)) if baseline else None
         if piloted:
             delivered, validation, judged_on = _of_pilot(piloted)
         else:
-            delivered, validation = _choice(work, settings.finetune, other, run.path / "finetune" / HELD_OUT)
+            delivered, validation = _choice(work, settings.finetune, other, folder / HELD_OUT)
             judged_on = _judged_on(work, validation)
         module, rows = (other.module, []) if other and delivered == "baseline" else work.on_all(delivered)
-        write_metrics(run, "finetune", rows, settings.tracker, hardware)
-        save_weights(run.path / "finetune" / "weights.safetensors", module.state_dict())
-        seconds = clock.stop()
+        write_metrics(run, "finetune", rows, settings.tracker, work.hardware)
+        save_weights(folder / "weights.safetensors", module)
+        entry = (baseline if baseline and delivered == "baseline" else distilled).student.to_json()
+        seconds = work.clock.stop()
         result = {
-            "outputs": file_hash(run.path / "finetune" / "weights.safetensors"), "curated": curated["outputs"], "delivered": delivered,
-            "validation": validation, "judged_on": judged_on,
-            "student": (baseline if delivered == "baseline" else distilled)["student"], "seconds": seconds,
-            "compute_cost": work.meter.entry(run.path / "finetune", seconds),
+            "outputs": file_hash(folder / "weights.safetensors"), "curated": curated.outputs, "delivered": delivered,
+            "validation": validation, "judged_on": judged_on, "student": entry, "seconds": seconds,
+            "compute_cost": work.meter.entry(folder, seconds),
         }  # fmt: skip
         return FinetuneResult(**run.finish("finetune", inputs, result))
 
 
-def _choice(work: _LastStage, finetune: str, baseline: Any, held_out: Path) -> tuple[str, dict[str, Any]]:
-    """Return what is delivered, and the scores of the candidates on held-out images; no scores where nothing can judge.
-
-    Args:
-        baseline: the student trained on the labels only, or None. held_out: file for the delivered student's confidence on these images.
-    """
+def _choice(work: _LastStage, finetune: str, baseline: Student | None, held_out: Path) -> tuple[str, Scores]:
+    """Return what is delivered, and the scores of the candidates on held-out images; no scores where nothing can judge. held_out: file for
+    the delivered student's confidence on these images, and whether it was right, from which `export` sets a threshold."""
     kind, val = work.kind, work.task.val
     if finetune != "auto":
         if work.headless and finetune == "keep":
@@ -103,76 +112,64 @@ def _choice(work: _LastStage, finetune: str, baseline: Any, held_out: Path) -> t
     scores = ", ".join(f"{how} {one[kind.IMAGE_SCORE]:.3f}" for how, one in validation.items())
     logger.info(f"last stage: {delivered} is delivered; validation {kind.SCORE_TITLE} {scores}")
     if (sure := kind.confidence(predictions[delivered], truth)) is not None:
-        save_held_out(held_out, *sure)
+        with atomic_write(held_out) as temporary, temporary.open("wb") as file:
+            np.savez(file, confidence=sure[0], right=sure[1])
     return delivered, validation
 
 
-def _of_pilot(found: dict[str, Any]) -> tuple[str, dict[str, Any], str]:
+def _of_pilot(found: PilotResult) -> tuple[str, Scores, str]:
     """Return what is delivered by a pilot's result, the scores of the candidates, and which images decided."""
-    gain, error = found["gain"], found["standard_error"]
     validation = {
-        "distilled": {"accuracy": found["distilled"], "gain": 0.0, "standard_error": 0.0},
-        "baseline": {"accuracy": found["baseline"], "gain": gain, "standard_error": error},
+        "distilled": {"accuracy": found.distilled, "gain": 0.0, "standard_error": 0.0},
+        "baseline": {"accuracy": found.baseline, "gain": found.gain, "standard_error": found.standard_error},
     }
-    delivered = "baseline" if gain > error * (1 + 1e-9) else "distilled"
-    return delivered, validation, f"{found['images']} labels, each held out of a run of its own"
+    delivered = "baseline" if found.gain > found.standard_error * (1 + 1e-9) else "distilled"
+    return delivered, validation, f"{found.images} labels, each held out of a run of its own"
 
 
-def _judged_on(work: _LastStage, validation: dict[str, Any]) -> str:
+def _judged_on(work: _LastStage, validation: Scores) -> str:
     """Return which images decided what is delivered; an empty text where none did."""
     if not validation:
         return ""
     return f"{len(work.task.val)} validation images" if work.task.val else "cross-validation"
 
 
-def save_held_out(path: Path, confidence: np.ndarray, right: np.ndarray) -> None:
-    """Save the student's confidence on images that it was not fine-tuned on, and whether it was right; `export` sets a
-    threshold from them."""
-    with atomic_write(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, confidence=confidence, right=right)
-
-
 class _LastStage:
-    """State of the last stage while it runs."""
+    """What the ways of running the last stage share. headless: whether the student has no head, or a decoder of random weights."""
 
-    def __init__(self, kind: Task, task, student, settings, hardware, clock, headless):
-        from tutelage.compute_cost import CostMeter
-        from tutelage.device import training_flops
+    def __init__(self, run: Run, cache_dir: Path, settings: FinetuneSettings, distilled: DistillationResult):
+        from tutelage.pipeline.load_student import load_student
 
-        self.kind, self.task, self.student, self.settings = kind, task, student, settings
-        self.hardware, self.clock = hardware, clock
-        self.headless, self.meter = headless, CostMeter()
-        self.meter.train_flops = training_flops(student.module, student.size)
-        self.views = kind.views(settings)
-        self._features: tuple[np.ndarray, Any, float] | None = None
-        self._on_all: dict[str, tuple[Any, list[dict[str, Any]]]] = {}
+        self.settings, self.headless, self.meter = settings, not distilled.head, CostMeter()
+        self.clock, self.task = run.clock("finetune"), load_task(run.path, cache_dir)
+        self.kind, self.hardware = task_of(self.task.task), accelerator(settings.device, settings.precision)
+        self.views = self.kind.views(settings)
+        self.student = load_student(run.path / "distill", distilled.student, len(self.task.classes))
+        self.meter.train_flops = training_flops(self.student.module, self.student.size)
+        self._on_all: dict[str, tuple[nn.Module, list[JSON]]] = {}
 
-    def held_out(self, how: str) -> list[Any]:
+    def held_out(self, how: str) -> list[np.ndarray]:
         """Return predictions for each validation image; without any, cross-validated predictions for each labelled image."""
-        from tutelage.data.label_budget import folds
-
         train = self.task.train
         if self.task.val:
             return list(self.predict(self.on_all(how)[0], self.task.val.images, self.task.val.labels))
         fold = folds(train.strata, train.groups, self.settings.seed)
-        predictions: list[Any] = [None] * len(train)
+        predictions: dict[int, np.ndarray] = {}
         for number in np.unique(fold):
             held = np.flatnonzero(fold == number)
             module = self.trained(how, np.flatnonzero(fold != number))
-            for position, one in zip(
-                held, self.predict(module, train.images.take(held), train.labels[held]), strict=True
-            ):
-                predictions[position] = one
-        return predictions
+            found = self.predict(module, train.images.take(held), train.labels[held])
+            predictions |= zip(held.tolist(), found, strict=True)
+        return [predictions[position] for position in range(len(train))]
 
-    def on_all(self, how: str) -> tuple[Any, list[dict[str, Any]]]:
+    def on_all(self, how: str) -> tuple[nn.Module, list[JSON]]:
         """Return the student after the last stage on all labelled images, trained only once, and its log rows."""
         if how not in self._on_all:
-            rows: list[dict[str, Any]] = []
+            rows: list[JSON] = []
             self._on_all[how] = self.trained(how, np.arange(len(self.task.train)), rows.append), rows
         return self._on_all[how]
 
-    def trained(self, how: str, positions: np.ndarray, log: Callable[[dict[str, Any]], None] = lambda row: None):
+    def trained(self, how: str, positions: np.ndarray, log: Callable[[JSON], None] = lambda row: None) -> nn.Module:
         """Return a copy of the student after the last stage on these labelled images. log: takes step, loss and rate."""
         from tutelage.finetuning import supervised
         from tutelage.models.students import head_of
@@ -192,53 +189,44 @@ class _LastStage:
         steps = supervised.epochs_to_steps(kind.PASSES[how], len(positions), batch)
         self.meter.trained += steps * batch
         rate = optimization.scaled_rate(kind.RATES[how], batch)
-        classes, labelled = len(self.task.classes), self.task.train.take(positions)
-        more: dict[str, Any] = {"backbone": how != "head", "views": self.views}
-        plan = supervised.Plan(steps, batch, rate, s.seed, classes, s.class_weight, **more)
+        labelled, more = self.task.train.take(positions), {"backbone": how != "head", "views": self.views}
+        plan = supervised.Plan(steps, batch, rate, s.seed, len(self.task.classes), s.class_weight, **more)
         with progress(f"last stage, {how}", steps * batch) as advance:
             watch = loop.Watch("fine-tuning the student", log, self.clock.ticking(advance))
             return supervised.train_on_labels(module, self.student, labelled, plan, self.hardware, watch)
 
-    def give_head(self, module, positions: np.ndarray) -> None:
+    def give_head(self, module: nn.Module, positions: np.ndarray) -> None:
         """Fit a head by logistic regression on the student's features of these labelled images, several views of each."""
         import torch
 
         from tutelage.models.students import head_of
 
-        features, scale, strength = self.features()
-        mine = linear_probe.stacked(features[:, positions], self.task.train.labels[positions])
+        features, scale, strength = self.features
+        mine = linear_probe.stacked(features[:, positions], self.task.train.strata[positions])
         head = linear_probe.fit_probe(*mine, len(self.task.classes), strength, scale, self.settings.class_weight)
-        layer: Any = head_of(module)
         with torch.no_grad():
-            for parameter, value in ((layer.weight, head.weight), (layer.bias, head.bias)):
+            for name, value in (("weight", head.weight), ("bias", head.bias)):
+                parameter = head_of(module).get_parameter(name)
                 parameter.copy_(torch.from_numpy(value).to(parameter.device).reshape(parameter.shape))
 
-    def features(self) -> tuple[np.ndarray, Any, float]:
-        """Return (1 + HEAD_VIEWS, n, D) float32 features of the labelled images, whole images first; their scale; the head's strength."""
-        if self._features is None:
-            from tutelage.data.label_budget import folds
+    @cached_property
+    def features(self) -> tuple[np.ndarray, linear_probe.Scale, float]:
+        """(1 + HEAD_VIEWS, n, D) float32 features of the labelled images, whole images first; their scale; the head's strength."""
+        train, transfer, module = self.task.train, self.task.transfer, self.student.module.to(self.hardware.device)
+        sample = np.sort(np.random.default_rng(0).permutation(len(transfer))[:SCALE_SAMPLE])
+        of = np.stack([self.pooled(module, train.images, number) for number in (CLEAN, *range(HEAD_VIEWS))])
+        scale = linear_probe.scale_of(self.pooled(module, transfer.take(sample), CLEAN))
+        fold = folds(train.strata, train.groups, self.settings.seed)
+        return of, scale, linear_probe.best_strength(of, train.strata, fold, len(self.task.classes), scale)
 
-            images = self.task.train.images
-            module = self.student.module.to(self.hardware.device)
-            sample = np.sort(np.random.default_rng(0).permutation(len(self.task.transfer))[:SCALE_SAMPLE])
-            of = [self.pooled(module, images, number) for number in (CLEAN, *range(HEAD_VIEWS))]
-            scale = linear_probe.scale_of(self.pooled(module, self.task.transfer.take(sample), CLEAN))
-            train, classes = self.task.train, len(self.task.classes)
-            fold = folds(train.labels, train.groups, self.settings.seed)
-            strength = linear_probe.best_strength(np.stack(of), train.labels, fold, classes, scale)
-            self._features = np.stack(of), scale, strength
-        return self._features
-
-    def pooled(self, module, images, number: int) -> np.ndarray:
+    def pooled(self, module: nn.Module, images: Images, number: int) -> np.ndarray:
         """Return the student's (n, D) float32 features of one view of each image."""
         from tutelage.models.students import pooled
 
-        def forward(batch):
-            return pooled(module, batch)
+        how = (self.student, images, number, self.views, self.hardware)
+        return view_outputs(partial(pooled, module), module, *how)
 
-        return view_outputs(forward, module, self.student, images, number, self.views, self.hardware)
-
-    def predict(self, module, images, labels) -> Any:
+    def predict(self, module: nn.Module, images: Images, labels: Labels) -> Predictions:
         """Return a student's predictions for each image, in the form of its task."""
         how = (self.views, self.hardware, lambda n: None)
         return self.kind.student_predictions(module, self.student, images, labels, *how)

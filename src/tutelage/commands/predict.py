@@ -31,9 +31,8 @@ def predict(settings: PredictSettings) -> PredictionsResult:
     if listed:
         first = shown((f"{name} ({reason})" for name, reason in result.rejected), 3)
         logger.info(f"{len(result.rejected):,} of {len(paths):,} images cannot be read, see {listed}: {first}")
-    found = PredictionsResult(
-        predictions=settings.out, images=len(result.paths), rejected=len(result.rejected), model=opened.file
-    )
+    size, unusable = len(result.paths), len(result.rejected)
+    found = PredictionsResult(predictions=settings.out, images=size, rejected=unusable, model=opened.file)
     if "unsure" in (columns := result.columns(1)):
         return found.model_copy(update={"unsure": sum(map(bool, columns["unsure"]))})
     return found.model_copy(update={"masks": str(Path(settings.out).with_suffix(""))})

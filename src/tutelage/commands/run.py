@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 from tutelage.commands.adapt import adapt
 from tutelage.commands.baseline import baseline
@@ -14,12 +13,13 @@ from tutelage.commands.curate import curate
 from tutelage.commands.distill import distill
 from tutelage.commands.evaluate import evaluate
 from tutelage.commands.finetune import finetune
+from tutelage.device import accelerator
 from tutelage.pipeline.finished_exports import warn_of_old_export
 from tutelage.pipeline.pilot import pilot as judge
 from tutelage.pipeline.stage import needed, open_run, settings_of
 from tutelage.progress import duration, logger, main_process, processes
-from tutelage.results import Result, RunResult
-from tutelage.run_folder import DEFAULT, Run, read_json
+from tutelage.results import JSON, Result, RunResult
+from tutelage.run_folder import DEFAULT, Run
 from tutelage.settings import command
 from tutelage.settings.commands import RunSettings
 
@@ -49,55 +49,44 @@ def run(settings: RunSettings) -> RunResult:
         warn_of_old_export(folder.path)
     logger.info(f"report: {folder.path / 'report' / 'index.html'}")
     logger.info(f"done in {duration(time.monotonic() - started)}; {folder.path}")
-    return RunResult(**summary)
+    return summary
 
 
-def cut_down(settings: RunSettings) -> dict[str, Any]:
+def cut_down(settings: RunSettings) -> JSON:
     """Return the settings that --smoke reduces, and print them. A strategy that was set stays; by default the images are
     chosen at random."""
-    cut: dict[str, Any] = {**SMOKE, "budget": min(settings.budget or SMOKE_BUDGET, SMOKE_BUDGET)}
+    cut: JSON = {**SMOKE, "budget": min(settings.budget or SMOKE_BUDGET, SMOKE_BUDGET)}
     number = settings.total or (settings.per_query and SMOKE_TOTAL)
     if settings.strategy == "auto" and number is None and not settings.embeddings:
         cut["strategy"], number = "random", SMOKE_TOTAL
     cut["total"] = None if number is None else min(number, SMOKE_TOTAL)
-    words = {name: DEFAULT if getattr(settings, name) is None else getattr(settings, name) for name in sorted(cut)}
-    changes = [
-        f"{name} {words[name]} -> {cut[name] or DEFAULT}" for name in words if getattr(settings, name) != cut[name]
-    ]
+    before = {name: getattr(settings, name) for name in sorted(cut)}
+    words = {name: DEFAULT if one is None else one for name, one in before.items()}
+    changes = [f"{name} {words[name]} -> {cut[name] or DEFAULT}" for name in words if before[name] != cut[name]]
     logger.info(f"--smoke cuts down: {', '.join(changes) or 'no setting'}")
     return cut
 
 
-def walk(folder: Run, names: Sequence[str], settings: RunSettings) -> dict[str, Any]:
-    """Run these stages of STAGES in order, then the evaluation, in a run folder whose lock is held; return the fields of `RunResult`."""
-    stages = {name: STAGES[name] for name in needed(names, settings)}
-    results = {name: _one(folder, stage, settings_of(stage, settings)) for name, stage in stages.items()}
-    own = settings_of(evaluate, settings)
-    results["evaluate"] = _one(folder, evaluate, {**own, "run": settings.out, "target": None})
-    return _summary(folder, results)
-
-
-def _one(run: Run, stage: Callable[..., Result], own: dict[str, Any]) -> dict[str, Any]:
-    """Run one stage with its settings. Only `distill` uses several processes; in other stages they wait for the first."""
-    if stage is distill or processes() == 1:
-        return stage(**own).to_json()
-    from tutelage.device import accelerator
-
-    hardware = accelerator(own["device"], own["precision"])
-    result = stage(**own).to_json() if main_process() else None
-    hardware.wait_for_everyone()
-    return result or read_json(run.path / stage.__name__ / "result.json")
-
-
-def _summary(run: Run, results: dict[str, Any]) -> dict[str, Any]:
+def walk(folder: Run, names: Sequence[str], settings: RunSettings) -> RunResult:
+    """Run these stages of STAGES in order, then the evaluation, in a run folder whose lock is held."""
+    stages = [STAGES[name] for name in needed(names, settings)]
+    results = {stage.__name__: _one(folder, stage, settings_of(stage, settings)) for stage in stages}
+    own = {**settings_of(evaluate, settings), "run": settings.out, "target": None}
+    results["evaluate"] = scores = _one(folder, evaluate, own)
     seconds = {name: round(result["seconds"], 3) for name, result in results.items()}
     if "distill" in results:
         seconds["targets"] = round(results["distill"]["target_seconds"], 3)
     seconds["total"] = round(sum(seconds.values()), 3)
-    scores = results["evaluate"]
-    return {
-        "run": str(run.path),
-        **{name: scores[name] for name in MODELS if name in scores},
-        "seconds": seconds,
-        "reused": [name for name, result in results.items() if result.get("reused")],
-    }
+    reused = [name for name, result in results.items() if result.get("reused")]
+    models = {name: scores[name] for name in MODELS if name in scores}
+    return RunResult(run=str(folder.path), seconds=seconds, reused=reused, **models)
+
+
+def _one(run: Run, stage: Callable[..., Result], own: JSON) -> JSON:
+    """Run one stage with its settings. Only `distill` uses several processes; in other stages they wait for the first."""
+    if stage is distill or processes() == 1:
+        return stage(**own).to_json()
+    hardware = accelerator(own["device"], own["precision"])
+    result = stage(**own).to_json() if main_process() else None
+    hardware.wait_for_everyone()
+    return result or run.kept(stage.__name__) or {}

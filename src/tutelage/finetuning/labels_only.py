@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 
 from tutelage.data.manifest import TaskData
 from tutelage.finetuning import supervised
 from tutelage.models.students import Student
 from tutelage.progress import progress
+from tutelage.results import JSON
 from tutelage.settings.commands import BaselineSettings
 from tutelage.tasks import Task, peak_rate
 from tutelage.training import batches, checkpoints, loop
@@ -21,8 +22,7 @@ from tutelage.training import batches, checkpoints, loop
 @dataclass(frozen=True)
 class LabelsOnly:
     """One student to train. kind: the task. settings: of the run. steps, seed: of this student. positions: of the labelled
-    images that it is trained on. what: its name in the progress bar and in errors.
-    """
+    images that it is trained on. what: its name in the progress bar and in errors."""
 
     kind: Task
     task: TaskData
@@ -34,8 +34,8 @@ class LabelsOnly:
 
 
 def train_student(
-    job: LabelsOnly, hardware: Any, resumable: checkpoints.Resumable, advance: Callable[[int], object],
-    log: Callable[[dict[str, Any]], None] = lambda row: None,
+    job: LabelsOnly, hardware: Accelerator, resumable: checkpoints.Resumable, advance: Callable[[int], object],
+    log: Callable[[JSON], None] = lambda row: None,
 ) -> tuple[Student, torch.nn.Module]:  # fmt: skip
     """Train a new student; return it and its module with the averaged weights.
 

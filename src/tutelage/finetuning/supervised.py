@@ -7,14 +7,17 @@ training may stop after any step and resume from a checkpoint with the same resu
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import nn
+from torch.optim.optimizer import ParamsT
 
 from tutelage.data.manifest import Labelled
 from tutelage.features.view_batches import ViewSettings, plain_labels, view_input, view_truth
 from tutelage.image_size import sides
+from tutelage.models.students import Student
+from tutelage.models.teachers import FrozenEncoder
 from tutelage.training import batches, checkpoints, cross_entropy, loop, optimization
 
 
@@ -35,8 +38,8 @@ class Plan(loop.Plan):
 
 
 def train_on_labels(
-    module: nn.Module, network: Any, labelled: Labelled, plan: Plan, hardware: Any, watch: loop.Watch, *,
-    groups: list[dict[str, Any]] | None = None, resumable: checkpoints.Resumable | None = None,
+    module: nn.Module, network: FrozenEncoder | Student, labelled: Labelled, plan: Plan, hardware: Accelerator, watch: loop.Watch, *,
+    groups: ParamsT | None = None, resumable: checkpoints.Resumable | None = None,
 ) -> nn.Module:  # fmt: skip
     """Train a network on labelled images.
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Any
 
 from tutelage.errors import TutelageError
 from tutelage.progress import logger
+from tutelage.results import JSON
 from tutelage.run_folder import Run, read_json
 
 
@@ -22,13 +22,13 @@ def export_folder(place: str) -> Path:
 def warn_of_old_export(run: Path) -> None:
     """Warn if a run's export/ is not of the student that the run has now; say nothing where either is missing."""
     with contextlib.suppress(TutelageError):  # damaged: reported where they are used
-        exported, delivered = read_json(run / "export" / "export.json"), read_json(run / "finetune" / "result.json")
-        if not exported or not delivered or exported.get("outputs") == delivered.get("outputs"):
-            return
-        logger.warning(f"{run / 'export'} is of an earlier student of this run: `tutelage export {run}` makes it anew")
+        place = run / "export"
+        exported, delivered = read_json(place / "export.json"), Run(run).kept("finetune")
+        if exported and delivered and exported.get("outputs") != delivered.get("outputs"):
+            logger.warning(f"{place} is of an earlier student of this run: `tutelage export {run}` makes it anew")
 
 
-def finished(run: Path) -> dict[str, Any]:
+def finished(run: Path) -> dict[str, JSON]:
     """Return the result of each stage of a run that has been evaluated.
 
     Raises:

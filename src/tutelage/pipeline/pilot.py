@@ -11,7 +11,6 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,12 +18,13 @@ import pyarrow.parquet as pq
 
 from tutelage.data.label_budget import folds
 from tutelage.data.manifest import read_manifest
-from tutelage.data.sources import read_bytes
+from tutelage.data.sources import ImageRef, read_bytes
 from tutelage.errors import TutelageError
 from tutelage.metrics import paired_gain
-from tutelage.pipeline.stage import open_run
+from tutelage.pipeline.stage import PilotResult, open_run
 from tutelage.progress import logger
 from tutelage.reporting.example_predictions import read_counts
+from tutelage.results import CurationResult
 from tutelage.run_folder import Run, atomic_write, hash_of
 from tutelage.settings import identity
 from tutelage.settings.commands import RunSettings
@@ -32,7 +32,7 @@ from tutelage.settings.commands import RunSettings
 STAGES = ("curate", "adapt", "committee", "distill", "baseline")
 
 
-def pilot(run: Run, settings: RunSettings, walk: Callable[[Run, Sequence[str], RunSettings], Any]) -> dict[str, Any]:
+def pilot(run: Run, settings: RunSettings, walk: Callable[[Run, Sequence[str], RunSettings], object]) -> PilotResult:
     """Compare the baseline with the distilled student, fold by fold; a killed pilot resumes where it stopped.
 
     Args:
@@ -41,38 +41,35 @@ def pilot(run: Run, settings: RunSettings, walk: Callable[[Run, Sequence[str], R
     Returns:
         {"images", "distilled", "baseline": accuracies, "gain" of the baseline over the distilled student, "standard_error", "seconds"}.
     """
-    curated = run.result("curate", "--pilot")
-    inputs = hash_of(["pilot", curated["outputs"], identity(settings)])
+    curated = CurationResult(**run.result("curate", "--pilot"))
+    inputs = hash_of(["pilot", curated.outputs, identity(settings)])
     if done := run.done("pilot", inputs):
-        return {**done, "reused": True}
+        return PilotResult(**done, reused=True)
     clock = run.clock("pilot")
     refs, table = read_manifest(run.path / "target_set" / "manifest.parquet")
     rows = np.flatnonzero(np.array(table.column("split").to_pylist()) == "train")
     labels = np.array(table.column("label").to_pylist())[rows]
     fold = folds(labels, np.array(table.column("group").to_pylist())[rows], settings.seed)
-    left = [np.bincount(labels[fold != number], minlength=len(curated["classes"])).min() for number in np.unique(fold)]
+    left = [np.bincount(labels[fold != number], minlength=len(curated.classes)).min() for number in np.unique(fold)]
     if min(left) < 2:
         raise TutelageError(
             "--pilot needs at least 4 labels per class: a class keeps fewer than 2 labels when a fold is left out",
             "label more images, or leave --pilot out",
         )
     numbers, students = np.unique(fold).tolist(), 2 if settings.committee == "none" else 3
+    count, times = len(numbers), students * len(numbers)
     logger.info(
-        f"pilot: {len(numbers)} runs on parts of the labels, each as long as this one: {students * len(numbers)} times its training steps"
+        f"pilot: {count} runs on parts of the labels, each as long as this one: {times} times its training steps"
     )
     right: dict[str, list[np.ndarray]] = {"distilled": [], "baseline": []}
     for number in numbers:
         place = run.path / "pilot" / f"fold-{number}"
         splits = np.where(fold == number, "test", "train")
-        write_fold(place.with_name(f"labels-{number}"), [refs[i] for i in rows], labels, splits, curated["classes"])
-        own = {
-            "target": str(place.with_name(f"labels-{number}")),
-            "out": str(place),
-            "pilot": False,
-            "overwrite": False,
-        }
-        own |= {"cache": settings.cache or str(run.path.parent / "cache")}
-        mine = replace(settings, **own, budget=None, val=None, test=None, classes=None)
+        write_fold(place.with_name(f"labels-{number}"), [refs[i] for i in rows], labels, splits, curated.classes)
+        own = {"target": str(place.with_name(f"labels-{number}")), "out": str(place)}
+        own["cache"] = settings.cache or str(run.path.parent / "cache")
+        whole = dict.fromkeys(("budget", "val", "test", "classes"))
+        mine = replace(settings, **own, **whole, pilot=False, overwrite=False)
         with open_run(mine) as (folder, _):
             walk(folder, STAGES, mine)
         for name, found in right.items():
@@ -80,17 +77,16 @@ def pilot(run: Run, settings: RunSettings, walk: Callable[[Run, Sequence[str], R
         clock.tick(force=True)
     distilled, baseline = (np.concatenate(found).astype(float) for found in right.values())
     gain, error = paired_gain(baseline, distilled)
+    images, ours, theirs = len(distilled), float(distilled.mean()), float(baseline.mean())
     result = {
-        "curated": curated["outputs"], "images": len(distilled), "distilled": float(distilled.mean()), "baseline": float(baseline.mean()),
-        "gain": gain, "standard_error": error, "seconds": clock.stop(),
+        "curated": curated.outputs, "images": images, "distilled": ours, "baseline": theirs, "gain": gain, "standard_error": error,
+        "seconds": clock.stop(),
     }  # fmt: skip
-    logger.info(
-        f"pilot: on {len(distilled)} held-out labels the distilled student has {distilled.mean():.3f}, the baseline {baseline.mean():.3f}"
-    )
-    return run.finish("pilot", inputs, {"outputs": hash_of(result), **result})
+    logger.info(f"pilot: on {images} held-out labels the distilled student has {ours:.3f}, the baseline {theirs:.3f}")
+    return PilotResult(**run.finish("pilot", inputs, {"outputs": hash_of(result), **result}))
 
 
-def write_fold(place: Path, refs: list[Any], labels: np.ndarray, splits: np.ndarray, classes: list[str]) -> None:
+def write_fold(place: Path, refs: list[ImageRef], labels: np.ndarray, splits: np.ndarray, classes: list[str]) -> None:
     """Write the labelled images as Parquet shards of train and test, in Hugging Face's format. labels, splits: one per image."""
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     found = dict(read_bytes(refs))

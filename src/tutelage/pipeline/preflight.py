@@ -11,19 +11,24 @@ import importlib.util
 import os
 import re
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import ParamSpec
 
+from tutelage.data.sources import missing
+from tutelage.data.target_set import check_places
+from tutelage.device import check_hardware
 from tutelage.errors import SeveralErrors, TutelageError, raise_all
+from tutelage.image_size import Size
 from tutelage.models.aliases import check_size, full_name, weights_path
 from tutelage.progress import processes
 from tutelage.run_folder import Run
 from tutelage.settings import flag
 from tutelage.settings import groups as g
-from tutelage.settings.commands import WITHOUT_TARGETS, Curation
+from tutelage.settings.commands import WITHOUT_TARGETS, CurateSettings, Curation, RunSettings
 from tutelage.tasks import task_of
 
+P = ParamSpec("P")
 KINDS = ("teacher", "student")
 FIXED = ("patch", "efficientvit_m")  # in names of our own table: the input size is part of the architecture
 
@@ -41,91 +46,82 @@ def preflight(settings: g.Stage, cache: Path) -> None:
         task = settings.task
     else:  # a later stage
         task = Run(settings.out).result("curate", "this stage").get("task", "classification")
-    faults: list[TutelageError] = []
-    faults += _contradictions(settings)
-    _try(faults, lambda: _check_folders(settings, cache))
-    _try(faults, lambda: _check_data(settings))
-    _try(faults, lambda: _check_package("tracker", getattr(settings, "tracker", "none")))
-    _try(faults, lambda: _check_package("engine", getattr(settings, "engine", "local")))
-    _try(faults, lambda: _check_cluster(settings))
+    faults = [*_contradictions(settings), *_of_folders(settings, cache), *_of_data(settings), *_of_packages(settings)]
+    faults += _raised(_check_cluster, settings)
     for kind in KINDS:
         if hasattr(settings, f"{kind}_weights"):
-            _try(faults, lambda kind=kind: weights_path(getattr(settings, f"{kind}_weights"), kind))
+            faults += _raised(weights_path, getattr(settings, f"{kind}_weights"), kind)
     named = [kind for kind in KINDS if hasattr(settings, kind)]
     ours = {kind: full_name(getattr(settings, kind), kind) for kind in named}
     if not faults or not all(ours.values()):
-        _check_machine(faults, settings)
+        faults += _of_machine(settings, bool(faults))
         for kind in named:
-            hub = not faults and not (kind == "teacher" and _embeds_otherwise(settings))
-            _try(faults, lambda kind=kind, hub=hub: _check_model(settings, kind, hub=hub))
+            other = isinstance(settings, CurateSettings) and (settings.embeddings or settings.strategy == "text")
+            hub = not faults and not (kind == "teacher" and other)  # else another model embeds the gallery
+            faults += _raised(_check_model, settings, kind, hub)
     else:
-        for kind in named:
-            _try(faults, lambda kind=kind: _check_alias_size(ours[kind], getattr(settings, f"{kind}_size", None), kind))
+        for kind, name in ours.items():
+            faults += _raised(_check_alias_size, name, getattr(settings, f"{kind}_size", None), kind)
     if task and not any(f"--{kind} {getattr(settings, kind)}" in fault.message for kind in named for fault in faults):
         faults += task_of(task).check(settings)
     raise_all(faults)
-    for kind in named:
-        _try(faults, lambda kind=kind: _try_file(settings, kind))
-    raise_all(faults)
+    raise_all([fault for kind in named for fault in _raised(_try_file, settings, kind)])
 
 
-def _try(faults: list[TutelageError], check: Callable[[], object]) -> None:
-    """Run one check and collect the faults that it raises."""
+def _raised(check: Callable[P, object], *given: P.args, **named: P.kwargs) -> list[TutelageError]:
+    """Return the faults that a check raises."""
     try:
-        check()
+        check(*given, **named)
     except SeveralErrors as several:
-        faults += several.errors
+        return several.errors
     except TutelageError as error:
-        faults.append(error)
+        return [error]
+    return []
 
 
-def _contradictions(settings: Any) -> list[TutelageError]:
-    """Return the faults of settings that are valid one by one but not together."""
-    faults: list[TutelageError] = []
-    faults += _of_the_choice(settings)
-    epochs, steps = getattr(settings, "epochs", None), getattr(settings, "steps", None)
-    if epochs is not None and steps is not None:
-        message = f"--epochs {epochs} and --steps {steps} cannot be used together"
-        faults.append(TutelageError(message, "leave one of them out"))
-    if getattr(settings, "pilot", None):
-        against = {name: getattr(settings, name) for name in ("val", "no_baseline")}
-        against |= {"finetune": settings.finetune != "auto", "task": not task_of(settings.task).PILOT}
-        against["objective"] = settings.objective in WITHOUT_TARGETS
+def _contradictions(settings: g.Stage) -> Iterator[TutelageError]:
+    """Yield the faults of settings that are valid one by one but not together."""
+    yield from _of_the_choice(settings)
+    if isinstance(settings, g.Schedule) and settings.epochs is not None and settings.steps is not None:
+        message = f"--epochs {settings.epochs} and --steps {settings.steps} cannot be used together"
+        yield TutelageError(message, "leave one of them out")
+    if isinstance(settings, RunSettings) and settings.pilot:
+        against = {"val": settings.val, "no_baseline": settings.no_baseline, "finetune": settings.finetune != "auto"}
+        against |= {"task": not task_of(settings.task).PILOT, "objective": settings.objective in WITHOUT_TARGETS}
         wrong = [flag(name) for name, one in against.items() if one] + ["several processes"] * (processes() > 1)
         if wrong:
             needs = "class labels, --objective task-oriented or pseudo-label, no --val, a baseline, --finetune auto and one process"
             message = f"--pilot with {', '.join(wrong)} is not possible: it needs {needs}"
-            faults.append(TutelageError(message, "leave --pilot out (with --val the validation images judge)"))
-    count, batch = processes(), getattr(settings, "batch_size", 0)
+            yield TutelageError(message, "leave --pilot out (with --val the validation images judge)")
+    count, batch = processes(), settings.batch_size if isinstance(settings, g.Schedule) else 0
     if batch % count:
         near = max(2, batch // count) * count
         message = f"--batch-size {batch} on {count} processes is not a multiple of {count}"
-        faults.append(TutelageError(message, f"use --batch-size {near}"))
-    return faults
+        yield TutelageError(message, f"use --batch-size {near}")
 
 
-def _of_the_choice(settings: Any) -> list[TutelageError]:
-    """Return the faults in how gallery images are to be chosen: strategy, total, per_query, embeddings, shard."""
-    faults: list[TutelageError] = []
-    strategy, total, per_query = (getattr(settings, name, None) for name in ("strategy", "total", "per_query"))
-    if strategy not in ("auto", "all", None) and total is None and per_query is None:
+def _of_the_choice(settings: g.Stage) -> Iterator[TutelageError]:
+    """Yield the faults in how gallery images are to be chosen: strategy, total, per_query, embeddings, shard."""
+    if not isinstance(settings, Curation):
+        return
+    strategy, total, per_query = settings.strategy, settings.total, settings.per_query
+    if strategy not in ("auto", "all") and total is None and per_query is None:
         message = f"--strategy {strategy} without --total does not say how many images to choose"
-        faults.append(TutelageError(message, "add --total N"))
+        yield TutelageError(message, "add --total N")
     if strategy == "all" and (total or per_query):
         number = f"--total {total}" if total else f"--per-query {per_query}"
         message = f"{number} with --strategy all is not possible: all takes the whole gallery"
         hint = "use --strategy balanced (near the labelled images) or random, or leave the number out"
-        faults.append(TutelageError(message, hint))
+        yield TutelageError(message, hint)
     if total and per_query:
         message = f"--total {total} and --per-query {per_query} cannot be used together"
-        faults.append(TutelageError(message, "leave one of them out"))
+        yield TutelageError(message, "leave one of them out")
     elif per_query and strategy in ("random", "best"):
         message = f"--per-query {per_query} with --strategy {strategy} is not possible: queries take no turns there"
-        faults.append(TutelageError(message, "use --total N instead, or --strategy balanced"))
-    faults += _of_words(settings)
-    if getattr(settings, "shard", None) is not None:
-        _try(faults, lambda: share_of(settings.shard))
-    return faults
+        yield TutelageError(message, "use --total N instead, or --strategy balanced")
+    yield from _of_words(settings)
+    if isinstance(settings, CurateSettings) and settings.shard is not None:
+        yield from _raised(share_of, settings.shard)
 
 
 def strategy_of(settings: g.Gallery) -> str:
@@ -135,12 +131,9 @@ def strategy_of(settings: g.Gallery) -> str:
     return "all" if settings.total is None and settings.per_query is None else "balanced"
 
 
-def _of_words(settings: Any) -> list[TutelageError]:
+def _of_words(settings: Curation) -> list[TutelageError]:
     """Return the faults in the settings of precomputed embeddings and of text queries."""
-    if not isinstance(settings, Curation):
-        return []
-    strategy, given = strategy_of(settings), settings.embeddings
-    words, templates = settings.text_embeddings, settings.templates
+    strategy, given, words = strategy_of(settings), settings.embeddings, settings.text_embeddings
     faults: list[TutelageError] = []
     if given and strategy in ("all", "random"):
         message = f"--embeddings with --strategy {strategy} is not possible: it does not search"
@@ -155,23 +148,15 @@ def _of_words(settings: Any) -> list[TutelageError]:
     if strategy == "text" and given and not words:
         message = "--strategy text with --embeddings alone has no vectors of the class names"
         faults.append(TutelageError(message, "add --text-embeddings FILE, made by the same model"))
-    if templates:
+    if settings.templates:
         from tutelage.models.clip import class_prompts
 
-        _try(faults, lambda: class_prompts(["class"], templates))
-    if faults or strategy != "text" or words:
-        return faults
-    from tutelage.models.clip import check_clip
+        faults += _raised(class_prompts, ["class"], settings.templates)
+    if not faults and strategy == "text" and not words:
+        from tutelage.models.clip import check_clip
 
-    _try(faults, lambda: check_clip(settings.clip, settings.clip_weights))
+        faults += _raised(check_clip, settings.clip, settings.clip_weights)
     return faults
-
-
-def _embeds_otherwise(settings: Any) -> bool:
-    """Whether these are settings of the `curate` command in which another model than the teacher embeds the gallery."""
-    return not isinstance(settings, g.Student) and bool(
-        getattr(settings, "embeddings", None) or getattr(settings, "strategy", None) == "text"
-    )
 
 
 def share_of(shard: str) -> tuple[int, int]:
@@ -189,7 +174,8 @@ def share_of(shard: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def _check_folders(settings: g.Stage, cache: Path) -> None:
+def _of_folders(settings: g.Stage, cache: Path) -> list[TutelageError]:
+    """Return the faults of the run folder and the cache: not writable, or with files that are no run."""
     faults: list[TutelageError] = []
     out = Path(settings.out)
     for name, folder in (("out", out), ("cache", cache)):
@@ -199,7 +185,7 @@ def _check_folders(settings: g.Stage, cache: Path) -> None:
     if not faults and (others := _others(out)):
         hint = f"use a new or empty folder, such as --out {out / 'run'}, or the folder of a run"
         faults.append(TutelageError(f"--out {out} contains other files, such as {others[0]}", hint))
-    raise_all(faults)
+    return faults
 
 
 def _not_writable(folder: Path) -> str:
@@ -224,27 +210,24 @@ def _others(out: Path) -> list[str]:
     return sorted(name for name in os.listdir(out) if not name.startswith("."))
 
 
-def _check_data(settings: Any) -> None:
+def _of_data(settings: g.Stage) -> list[TutelageError]:
+    """Return the faults of the places of the labelled images and the gallery."""
     if not isinstance(settings, Curation):
-        return
-    from tutelage.data.sources import missing
-    from tutelage.data.target_set import check_places
-
-    faults: list[TutelageError] = []
-    splits = {"val": settings.val, "test": settings.test}
-    _try(faults, lambda: check_places(settings.target, splits, settings.group_by))
-    faults += [missing(place, "--gallery ") for place in settings.gallery if not Path(place).exists()]
-    raise_all(faults)
+        return []
+    faults = _raised(check_places, settings.target, {"val": settings.val, "test": settings.test}, settings.group_by)
+    return faults + [missing(place, "--gallery ") for place in settings.gallery if not Path(place).exists()]
 
 
-def _check_package(name: str, value: str) -> None:
-    """Check that the package of a tracker or an engine is installed; its name is the setting's value."""
-    if value not in ("none", "local") and importlib.util.find_spec(value) is None:
-        hint = f"run pip install 'tutelage[{value}]', or use another --{name}"
-        raise TutelageError(f"--{name} {value}: the package is not installed", hint)
+def _of_packages(settings: g.Stage) -> Iterator[TutelageError]:
+    """Yield a fault for a tracker and an engine whose package, named like the setting's value, is not installed."""
+    for name in ("tracker", "engine"):
+        value = getattr(settings, name, "none")
+        if value not in ("none", "local") and importlib.util.find_spec(value) is None:
+            hint = f"run pip install 'tutelage[{value}]', or use another --{name}"
+            yield TutelageError(f"--{name} {value}: the package is not installed", hint)
 
 
-def _check_cluster(settings: Any) -> None:
+def _check_cluster(settings: g.Stage) -> None:
     """Check that something listens at RAY_ADDRESS: Ray itself would end the process without a helpful message."""
     address = os.environ.get("RAY_ADDRESS", "").removeprefix("ray://")
     host, _, port = address.rpartition(":")
@@ -259,23 +242,23 @@ def _check_cluster(settings: Any) -> None:
         ) from error
 
 
-def _check_machine(faults: list[TutelageError], settings: g.Machine) -> None:
+def _of_machine(settings: g.Machine, faulty: bool) -> list[TutelageError]:
+    """Return the faults of device and precision. faulty: whether other faults were found."""
     device, precision = settings.device, settings.precision
     if device in ("auto", "cpu") and precision != "fp16":
-        return
-    from tutelage.device import check_hardware
-
-    _try(faults, lambda: check_hardware(device, "auto"))
+        return []
+    faults = _raised(check_hardware, device, "auto")
     if precision == "fp16":
-        _try(faults, lambda: check_hardware("auto" if faults else device, precision))
+        faults += _raised(check_hardware, "auto" if faulty or faults else device, precision)
+    return faults
 
 
-def _check_alias_size(name: str | None, size: int | None, kind: str) -> None:
+def _check_alias_size(name: str | None, size: Size | None, kind: str) -> None:
     if name and size is not None:
         check_size(name, size, kind)
 
 
-def _check_model(settings: Any, kind: str, hub: bool) -> None:
+def _check_model(settings: g.Stage, kind: str, hub: bool) -> None:
     """Check name, size and, with `hub`, that pretrained weights can be obtained."""
     name, size = getattr(settings, kind), getattr(settings, f"{kind}_size", None)
     weights = getattr(settings, f"{kind}_weights", "scratch")
@@ -295,7 +278,8 @@ def _check_model(settings: Any, kind: str, hub: bool) -> None:
         check_within_reach(full, kind)
 
 
-def _try_file(settings: Any, kind: str) -> None:
+def _try_file(settings: g.Stage, kind: str) -> None:
+    """Load a model's weights, if they are a file."""
     weights = getattr(settings, f"{kind}_weights", "scratch")
     if weights_path(weights, kind) is None:
         return

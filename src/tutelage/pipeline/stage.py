@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tutelage.device import check_group
 from tutelage.errors import TutelageError
 from tutelage.pipeline.preflight import preflight
 from tutelage.progress import logger, main_process, processes
-from tutelage.run_folder import Run, atomic_write, read_json, write_text
-from tutelage.settings import declared
+from tutelage.results import JSON, StageResult
+from tutelage.run_folder import Run, atomic_write, write_text
 from tutelage.settings.commands import WITHOUT_TARGETS, Curation, DistillSettings, EvaluateSettings, ExportSettings
 from tutelage.settings.groups import Group, Schedule, Stage
 from tutelage.tasks import task_of
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch import nn
 
 HELD_OUT_LOGITS = "validation.npz"  # teacher's calibrated logits of images that its head was not trained on
 HELD_OUT = "held_out.npz"  # beside the student's weights: its confidence on images that it was not fine-tuned on
@@ -89,28 +94,38 @@ def _moved_by(settings: Stage) -> dict[str, frozenset[str]] | None:
     return next((folders for name, folders in _LATER.items() if hasattr(settings, name)), {})
 
 
-def _used(run: Run, settings: Stage) -> dict[str, Any]:
+def _used(run: Run, settings: Stage) -> JSON:
     """Return the settings that the folder's task uses; the others are not compared with those of earlier stages."""
-    result = read_json(run.path / "curate" / "result.json") or {}
+    result = run.kept("curate") or {}
     kind = task_of(getattr(settings, "task", None) or result.get("task", "classification"))
     return {name: value for name, value in vars(settings).items() if name not in kind.UNUSED}
 
 
-def judged_by(run: Run) -> dict[str, Any]:
-    """Return the result of `--pilot`; empty if it has not run, or ran on another transfer set."""
-    found = read_json(run.path / "pilot" / "result.json") or {}
-    return {} if run.outdated(found) else found
+class PilotResult(StageResult):
+    """Result of `run --pilot`. distilled, baseline: accuracies on held-out images. gain: of the baseline over the distilled student."""
+
+    images: int
+    distilled: float
+    baseline: float
+    gain: float
+    standard_error: float
 
 
-def save_weights(path, state) -> None:
-    """Write a state dict as safetensors."""
+def judged_by(run: Run) -> PilotResult | None:
+    """Return the result of `--pilot`; None if it has not run, or ran on another transfer set."""
+    found = run.kept("pilot")
+    return PilotResult(**found) if found and not run.outdated(found) else None
+
+
+def save_weights(path: Path, module: nn.Module) -> None:
+    """Write a network's weights as safetensors."""
     from safetensors.torch import save_file
 
     with atomic_write(path) as temporary:
-        save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, temporary)
+        save_file({name: one.detach().cpu().contiguous() for name, one in module.state_dict().items()}, temporary)
 
 
-def file_hash(path) -> str:
+def file_hash(path: Path) -> str:
     """Return the SHA-256 (hex) of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -118,7 +133,7 @@ def file_hash(path) -> str:
 class MetricsLog:
     """Writer of metrics.jsonl, and of one of accelerate's trackers if asked for. Only the main process writes."""
 
-    def __init__(self, path, start: int, tracker: str, run_path, hardware):
+    def __init__(self, path: Path, start: int, tracker: str, run_path: Path, hardware: Accelerator):
         self.last: float | None = None
         self._path, self._hardware, self._tracker = path, hardware, tracker if hardware.is_main_process else "none"
         if hardware.is_main_process:
@@ -132,7 +147,7 @@ class MetricsLog:
             hardware.project_configuration.set_directories(str(run_path / "trackers"))
             hardware.init_trackers(f"{run_path.name}-{path.parent.name}")
 
-    def write(self, row: dict[str, Any]) -> None:
+    def write(self, row: JSON) -> None:
         """Append one row of numbers."""
         self.last = row["loss"]
         if self._hardware.is_main_process:
@@ -149,7 +164,7 @@ class MetricsLog:
             self._hardware.trackers.clear()
 
 
-def write_metrics(run: Run, stage: str, rows: Sequence[dict[str, Any]], tracker: str, hardware: Any) -> None:
+def write_metrics(run: Run, stage: str, rows: Sequence[JSON], tracker: str, hardware: Accelerator) -> None:
     """Write metrics.jsonl, and the tracker's log, of a stage that restarts from its beginning; nothing where no steps were trained.
 
     Args:
@@ -172,18 +187,13 @@ def _step_of(row: str) -> float:
         return float("inf")
 
 
-def default_epochs(count: int, images: int) -> int:
-    """Return the default passes over a transfer set of `count` images: enough to show about `images` images, at least 4, at most 100."""
-    return int(min(100, max(4, round(images / count))))
-
-
 def training_steps(settings: Schedule, count: int, images: int) -> int:
     """Return the optimizer steps on a transfer set of `count` images: as set, or as many as its passes take; at least 1.
 
     Args:
         images: number of images shown where neither steps nor epochs are set; each task defines it.
     """
-    epochs = settings.epochs or default_epochs(count, images)
+    epochs = settings.epochs or min(100, max(4, round(images / count)))
     return settings.steps or max(1, round(epochs * count / settings.batch_size))
 
 
@@ -193,9 +203,10 @@ def needed(names: Sequence[str], settings: DistillSettings) -> list[str]:
     return [name for name in names if name != "committee" or not without]
 
 
-def settings_of(stage: Any, settings: Group) -> dict[str, Any]:
+def settings_of(stage: Callable[..., object], settings: Group) -> JSON:
     """Return the part of a run's settings that a stage takes; they are already checked, so the config file is left out."""
-    return {name: one for name, one in vars(settings).items() if name in declared(stage.settings) and name != "config"}
+    taken = inspect.signature(stage).parameters
+    return {name: one for name, one in vars(settings).items() if name in taken and name != "config"}
 
 
 def checkpoint_steps(steps: int, batch_size: int) -> int:

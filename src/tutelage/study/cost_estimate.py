@@ -7,15 +7,27 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
+from tutelage.data.gallery import list_gallery
+from tutelage.data.image_cache import short_side
+from tutelage.device import accelerator, flops, training_flops
+from tutelage.image_size import Size, sides
 from tutelage.pipeline.stage import needed, training_steps
 from tutelage.progress import duration, logger
+from tutelage.results import StudyEstimate
 from tutelage.settings.commands import WITHOUT_TARGETS, RunSettings
 from tutelage.settings.groups import Student
 from tutelage.study.methods import Variant
 from tutelage.tasks import task_of
 
+if TYPE_CHECKING:
+    import torch
+
+    from tutelage.models.teachers import FrozenEncoder
+
+Model: TypeAlias = tuple[str, str, Size | None, Size | None]  # name, weights, size and window of a teacher
+Planned: TypeAlias = tuple[Variant, int, int, RunSettings]  # method, budget, seed and settings of a run
 REPEATS = 3
 PROPORTION = 4 / 3  # assumed long side over short side of gallery images
 THUMB = 1200  # bytes stored beside an image's vector: thumbnail, layout, name
@@ -44,8 +56,9 @@ def matched_steps(variant: Variant, settings: RunSettings, count: int) -> int:
     """
     seen = images_to_see(settings, count)
     kind = task_of(settings.task)
-    student = (settings.student, settings.student_size, settings.decoder)
-    each, teacher = _student_flops(settings.task, *student), _teacher_flops(settings.task, *_model(settings))
+    known = {"student": settings.student, "student_size": settings.student_size, "decoder": settings.decoder}
+    each = _student_flops(settings.task, Student(**known, student_weights="scratch"))
+    teacher = _teacher_flops(settings.task, _model(settings))
     looks = len(kind.views(settings).looks)
     # then `task-oriented` has none either
     teacher_only = "committee" not in variant.method.settings and settings.committee == "none"
@@ -64,19 +77,16 @@ def has_committee(variant: Variant, settings: RunSettings) -> bool:
 
 
 @lru_cache
-def _teacher_flops(task: str, *model: Any) -> int:
-    """FLOPs of the teacher for one image. model: as from `_model`."""
+def _teacher_flops(task: str, model: Model) -> int:
+    """FLOPs of the teacher for one image."""
     from tutelage.models.teachers import build_teacher
 
     return task_of(task).flops_of(build_teacher(*model))
 
 
 @lru_cache
-def _student_flops(task: str, student: str, size: Any, decoder: Any) -> int:
+def _student_flops(task: str, settings: Student) -> int:
     """FLOPs of one training step of the student for one image."""
-    from tutelage.device import training_flops
-
-    settings = Student(student=student, student_size=size, decoder=decoder, student_weights="scratch")
     built = task_of(task).student(settings, 2)
     return training_flops(built.module, built.size)
 
@@ -95,51 +105,37 @@ class Data:
 
     def __init__(self):
         self._galleries: dict[tuple[str, ...], int] = {}
-        self._targets: dict[tuple[Any, ...], tuple[int, int]] = {}
+        self._targets: dict[tuple[str | None, ...], tuple[int, int]] = {}
 
     def of(self, settings: RunSettings) -> Sizes:
         """Sizes of one run's data. settings: all settings of the run, including its budget."""
         from tutelage.curation.selection import wanted_of
 
-        gallery = self._gallery(settings)
-        train, classes = self._target(settings)
+        if (places := tuple(settings.gallery)) not in self._galleries:
+            self._galleries[places] = len(list_gallery(settings.gallery).refs)
+        key = tuple(getattr(settings, name) for name in ("task", "target", "val", "test", "classes", "group_by"))
+        if key not in self._targets:
+            target = task_of(settings.task).read(settings)
+            self._targets[key] = int((target.splits == "train").sum()), len(target.classes)
+        gallery, (train, classes) = self._galleries[places], self._targets[key]
         each = classes if task_of(settings.task).BUDGET_PER_CLASS else 1
         labelled = train if settings.budget is None else min(train, settings.budget * each)
         wanted = wanted_of(settings, labelled, classes)
         return Sizes(labelled + (gallery if wanted is None else min(wanted, gallery)), gallery, classes)
 
-    def _gallery(self, settings: RunSettings) -> int:
-        from tutelage.data.gallery import list_gallery
 
-        if (key := tuple(settings.gallery)) not in self._galleries:
-            self._galleries[key] = len(list_gallery(settings.gallery).refs)
-        return self._galleries[key]
-
-    def _target(self, settings: RunSettings) -> tuple[int, int]:
-        key = tuple(getattr(settings, name) for name in ("task", "target", "val", "test", "classes", "group_by"))
-        if key not in self._targets:
-            target = task_of(settings.task).read(settings)
-            self._targets[key] = int((target.splits == "train").sum()), len(target.classes)
-        return self._targets[key]
-
-
-def estimate(study: Any, todo: list[tuple[Variant, int, int]], impossible: dict[str, str]) -> dict[str, Any]:
+def estimate(planned: list[Planned], match: str) -> StudyEstimate:
     """Log and return the time and disk space of the runs that are left; what the cache already holds is not subtracted.
 
-    Returns:
-        {"runs", "hours", "gibibytes": in total, "outputs_gibibytes": those of teacher outputs, "plan": one line per item and run}.
+    Args:
+        match: what is equal for all methods, images or flops.
     """
-    todo = [one for one in todo if one[0].name not in impossible]
-    if not todo:
-        return {"runs": 0, "hours": 0.0, "gibibytes": 0.0, "outputs_gibibytes": 0.0, "plan": []}
+    if not planned:
+        return StudyEstimate(runs=0, hours=0.0, gibibytes=0.0, outputs_gibibytes=0.0, plan=[])
     data = Data()
-    runs = [
-        (variant, budget, seed, mine, data.of(mine))
-        for variant, budget, seed in todo
-        for mine in [study.resolved(variant, budget, seed)]
-    ]
-    per_image: dict[Any, float] = {}
-    seen_stages: set[tuple[str, Any, int]] = set()
+    runs = [(*one, data.of(one[-1])) for one in planned]
+    per_image: dict[tuple[str, Size | None], float] = {}
+    seen_stages: set[tuple[str, int | None, int]] = set()
     embedded, images = _embeddings([(mine, sizes) for *_, mine, sizes in runs])
     outputs, room, teachers = _teachers(runs)
     plan = [
@@ -153,22 +149,22 @@ def estimate(study: Any, todo: list[tuple[Variant, int, int]], impossible: dict[
             per_image[key] = _step_seconds(mine)
         free = mine.objective in WITHOUT_TARGETS and mine.label_share == 0 and "distill" in variant.method.stages
         stage = (variant.name, None if free else budget, seed)
-        steps = steps_of(variant, mine, sizes.images, study.match)
-        seen = steps * mine.batch_size * (2 if has_committee(variant, mine) else 1)
+        twice = 2 if has_committee(variant, mine) else 1
+        seen = steps_of(variant, mine, sizes.images, match) * mine.batch_size * twice
         took = 0.0 if stage in seen_stages else seen * per_image[key]
         seen_stages.add(stage)
         seconds += took
         plan.append(f"{variant.name}, budget {budget}, seed {seed}: {'shared' if not took else duration(took)}")
     for line in plan:
         logger.info(line)
-    logger.info(f"{len(todo)} runs, about {duration(1.2 * seconds)} in all, last stages and evaluation included")
+    logger.info(f"{len(runs)} runs, about {duration(1.2 * seconds)} in all, last stages and evaluation included")
     disk = {"gibibytes": room + images, "outputs_gibibytes": room}
-    return {"runs": len(todo), "hours": 1.2 * seconds / 3600, **disk, "plan": plan}
+    return StudyEstimate(runs=len(runs), hours=1.2 * seconds / 3600, **disk, plan=plan)
 
 
 def _embeddings(runs: list[tuple[RunSettings, Sizes]]) -> tuple[float, float]:
     """Seconds and GiB of `_embedding`, summed over galleries and teachers, each with the largest set chosen from it."""
-    largest: dict[tuple[Any, ...], tuple[RunSettings, Sizes]] = {}
+    largest: dict[tuple[str | int | None, ...], tuple[RunSettings, Sizes]] = {}
     for settings, sizes in runs:
         key = (*settings.gallery, settings.strategy, *_model(settings))
         if key not in largest or largest[key][1].images < sizes.images:
@@ -179,7 +175,6 @@ def _embeddings(runs: list[tuple[RunSettings, Sizes]]) -> tuple[float, float]:
 
 def _embedding(settings: RunSettings, count: int, gallery: int) -> tuple[float, float]:
     """Seconds to embed the gallery with the teacher, and GiB of the vectors and of `count` decoded images."""
-    from tutelage.data.image_cache import short_side
     from tutelage.models.teachers import build_teacher, size_of
 
     sizes = [size_of(settings, kind) for kind in ("teacher", "student")]
@@ -194,26 +189,21 @@ def _embedding(settings: RunSettings, count: int, gallery: int) -> tuple[float, 
 
 
 def _teachers(runs: list[tuple[Variant, int, int, RunSettings, Sizes]]) -> tuple[float, float, int]:
-    """Seconds and GiB of the teacher outputs that are cached, and the number of distinct teachers.
-
-    All heads share the frozen features; a teacher that was fine-tuned, or whose logits only are kept, differs for each draw of labels.
-    """
-    from tutelage.device import flops
+    """Seconds and GiB of the teacher outputs that are cached, and the number of distinct teachers. All heads share the frozen features; a
+    teacher that was fine-tuned, or whose logits only are kept, differs for each draw of labels."""
     from tutelage.features.output_cache import gibibytes
     from tutelage.models.teachers import build_teacher
 
-    kept: dict[tuple[Any, ...], tuple[float, float]] = {}
-    encoders: dict[tuple[Any, ...], tuple[Any, float]] = {}
+    kept: dict[tuple[object, ...], tuple[float, float]] = {}
+    encoders: dict[Model, tuple[FrozenEncoder, float]] = {}
     for variant, budget, seed, mine, sizes in runs:
         if mine.objective == "dino" or "distill" not in variant.method.stages:
             continue
         kind, model = task_of(mine.task), _model(mine)
         if model not in encoders:
             encoder = build_teacher(*model)
-            encoders[model] = (
-                encoder,
-                _seconds_of(encoder, mine) * kind.flops_of(encoder) / flops(encoder.module, encoder.at_once),
-            )
+            whole = _seconds_of(encoder, mine) * kind.flops_of(encoder) / flops(encoder.module, encoder.at_once)
+            encoders[model] = encoder, whole
         width, each, frozen = kind.largest_outputs(encoders[model][0], mine, sizes.classes)
         views = (mine.flip, mine.resize)
         draw = None if frozen else (mine.adapt, mine.class_weight, budget, seed)
@@ -223,17 +213,13 @@ def _teachers(runs: list[tuple[Variant, int, int, RunSettings, Sizes]]) -> tuple
     return sum(one for one, _ in kept.values()), sum(one for _, one in kept.values()), len(kept)
 
 
-def _model(settings: RunSettings) -> tuple[Any, ...]:
-    """Arguments of `build_teacher`: name, weights, size, window."""
+def _model(settings: RunSettings) -> Model:
     return settings.teacher, settings.teacher_weights, settings.teacher_size, settings.teacher_window
 
 
-def _seconds_of(encoder: Any, settings: RunSettings) -> float:
+def _seconds_of(encoder: FrozenEncoder, settings: RunSettings) -> float:
     """Seconds per image (or per window of it) of a forward pass in batches of 16."""
     import torch
-
-    from tutelage.device import accelerator
-    from tutelage.image_size import sides
 
     device = accelerator(settings.device, settings.precision).device
     images, module = torch.zeros(16, 3, *sides(encoder.at_once), device=device), encoder.module.to(device)
@@ -245,9 +231,6 @@ def _step_seconds(settings: RunSettings) -> float:
     """Seconds per image of a training step at the study's batch size."""
     import torch
 
-    from tutelage.device import accelerator
-    from tutelage.image_size import sides
-
     device = accelerator(settings.device, settings.precision).device
     student = task_of(settings.task).student(replace(settings, student_weights="scratch"), 2)
     module = student.module.to(memory_format=torch.channels_last) if student.channels_last else student.module
@@ -256,7 +239,7 @@ def _step_seconds(settings: RunSettings) -> float:
     return _median(lambda: module(images).sum().backward(), device) / len(images)
 
 
-def _median(work: Callable[[], object], device: Any) -> float:
+def _median(work: Callable[[], object], device: torch.device) -> float:
     """Median seconds of REPEATS calls of `work`, after a first call that is not counted."""
     import torch
 

@@ -6,9 +6,10 @@ import re
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cache
 
 from tutelage.errors import TutelageError, did_you_mean, raise_all, shown
+from tutelage.results import JSON
 from tutelage.settings.presets import PRESETS
 
 CLIP_TAGS = ("clip", "openai", "laion", "datacomp", "siglip", "dfn", "metaclip")  # in timm's tags of CLIP-like weights
@@ -18,11 +19,10 @@ CLIP_TAGS = ("clip", "openai", "laion", "datacomp", "siglip", "dfn", "metaclip")
 class Method:
     """A method of training the student. stages: of the pipeline. settings: those that define the method. model: name of its student
     in the evaluation. charged: folders of the stages whose compute adds up to the method's cost; other stages only give reference
-    numbers. description: on the page. times: its training steps as a multiple of the requested number.
-    """
+    numbers. description: on the page. times: its training steps as a multiple of the requested number."""
 
     stages: tuple[str, ...]
-    settings: dict[str, Any]
+    settings: JSON
     model: str
     charged: tuple[str, ...]
     description: str
@@ -34,7 +34,7 @@ _DISTILLED = ("curate", "adapt", "committee", "distill", "finetune")
 _ALL = ("adapt", "committee", "distill", "finetune")
 
 
-def _distilled(objective: str, description: str, charged: tuple[str, ...] = _ALL, **settings: Any) -> Method:
+def _distilled(objective: str, description: str, charged: tuple[str, ...] = _ALL, **settings: str) -> Method:
     return Method(_DISTILLED, {"objective": objective, **settings}, "delivered", charged, description)
 
 
@@ -52,13 +52,11 @@ METHODS = {
     "pseudo-label": _distilled("pseudo-label", "targets: the committee's most likely class, as a hard label"),
     "teacher-only": _distilled(
         "task-oriented", "targets: the adapted teacher's class probabilities, no committee, and the labels",
-        ("adapt", "distill", "finetune"),
-        committee="none",
+        ("adapt", "distill", "finetune"), committee="none",
     ),
     "self-training": _distilled(
         "task-oriented", "targets: labels-only students' class probabilities, no teacher, and the labels",
-        ("committee", "distill", "finetune"),
-        committee="only",
+        ("committee", "distill", "finetune"), committee="only",
     ),
     "paper": Method(
         _DISTILLED, {"preset": "paper", **PRESETS["paper"]}, "delivered", ("adapt", "distill", "finetune"),
@@ -73,7 +71,7 @@ class Variant:
 
     name: str
     method: Method
-    own: dict[str, Any] = field(default_factory=dict)
+    own: JSON = field(default_factory=dict)
 
 
 def listed(values: Sequence[str]) -> list[str]:
@@ -120,7 +118,7 @@ def variants_of(names: Sequence[str], overrides: Sequence[str], known: Sequence[
             near = did_you_mean(name.partition(":")[0], METHODS)
             message = f"--methods {name}: expected one of {', '.join(METHODS)}, or one of them with :LABEL"
             faults.append(TutelageError(message, near))
-    settings: dict[str, dict[str, Any]] = {}
+    settings: dict[str, JSON] = {}
     for text in overrides:
         try:
             name, setting, value = _override(text, found, known)
@@ -134,17 +132,11 @@ def variants_of(names: Sequence[str], overrides: Sequence[str], known: Sequence[
         except TutelageError as error:
             faults.append(error)
     raise_all(faults)
-    return [
-        Variant(
-            name,
-            METHODS[name.partition(":")[0]],
-            {**settings.get(name.partition(":")[0], {}), **settings.get(name, {})},
-        )
-        for name in found
-    ]
+    of = {name: name.partition(":")[0] for name in found}
+    return [Variant(name, METHODS[of[name]], settings.get(of[name], {}) | settings.get(name, {})) for name in found]
 
 
-def _override(text: str, names: Sequence[str], known: Sequence[str]) -> tuple[str, str, Any]:
+def _override(text: str, names: Sequence[str], known: Sequence[str]) -> tuple[str, str, object]:
     target, equals, value = text.partition("=")
     name, _, setting = target.strip().rpartition(".")
     setting = setting.replace("-", "_")
@@ -162,6 +154,7 @@ def _override(text: str, names: Sequence[str], known: Sequence[str]) -> tuple[st
         return name, setting, value.strip()
 
 
+@cache
 def clip_weights(student: str) -> str:
     """Return timm's name of the student with CLIP weights that were not fine-tuned on ImageNet's labels.
 

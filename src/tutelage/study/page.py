@@ -8,7 +8,6 @@ import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,14 +16,14 @@ from tutelage.reporting import charts
 from tutelage.reporting.cost import cost_of, shares
 from tutelage.reporting.example_predictions import read_evidence, read_pictures
 from tutelage.reporting.page import command, disagreement, montage, rendered, rows_of, transfer_set
-from tutelage.reporting.scores import words_of
 from tutelage.reporting.table import TITLES
+from tutelage.results import JSON
 from tutelage.run_folder import STUDY, Run, folder_name, write_json, write_text
 from tutelage.study import results_table, study_charts
 from tutelage.study.results_table import Cell, Record, Reference, compared
 
 
-def write_study(folder: Path) -> dict[str, Any]:
+def write_study(folder: Path) -> JSON:
     """Write report/index.html, results.json and results.csv of a study, and return the summary.
 
     Returns:
@@ -43,13 +42,13 @@ def write_study(folder: Path) -> dict[str, Any]:
     budget, references = results_table.main_budget(cells), results_table.references_of(cells)
     table, best = results_table.rows(cells, budget)
     done = {results_table.record_name(one["method"], one["budget"], one["seed"]) for one in records}
-    # runs of methods that could not be started at all
-    unstarted = tuple(f"{folder_name(method)}-budget-" for method in failed)
+    unstarted = tuple(f"{folder_name(method)}-budget-" for method in failed)  # methods that could not be started at all
+    scores = dict.fromkeys((best.words.main, "accuracy"))  # the main score, and the accuracy where that is another
     summary = {
         "study": str(folder), "page": str(report / "index.html"), "failed": failed,
         "missing": [name for name in study["plan"] if name not in done and name not in failed and not name.startswith(unstarted)],
         "table": table, "teachers": results_table.reference_rows(references), "shared": shares(records),
-        "runs": [{"method": one["method"], "budget": one["budget"], "seed": one["seed"], **_main(one["student"]["test"])}
+        "runs": [{**{name: one[name] for name in ("method", "budget", "seed")}, **{name: one["student"]["test"][name] for name in scores}}
                  for one in records],
     }  # fmt: skip
     teachers = [{**row, "reference": True} for row in summary["teachers"]]
@@ -61,7 +60,7 @@ def write_study(folder: Path) -> dict[str, Any]:
         lines=sorted([*table, *teachers], key=lambda row: row["budget"]), more=results_table.beside(records[0]["student"]["test"]),
         failed={name: re.split(" (?=hint: )", why) for name, why in failed.items()}, missing=summary["missing"],
         planned=len(study["plan"]), tests=records[0]["test_images"], charts=_charts(cells, budget, best, references),
-        costs_of_methods=[_cost_row(cell) for cell in cells if cell.budget == budget], shared=summary["shared"],
+        costs_of_methods=[{"method": cell.method, **cell.cost} for cell in cells if cell.budget == budget], shared=summary["shared"],
         command=command("compare", given), facts=_facts(about, records), **_of_a_run(folder, best),
     )  # fmt: skip
     write_json(report / "results.json", {**summary, "records": records})
@@ -70,7 +69,7 @@ def write_study(folder: Path) -> dict[str, Any]:
     return summary
 
 
-def _read_study(folder: Path) -> dict[str, Any]:
+def _read_study(folder: Path) -> JSON:
     """Contents of study.toml."""
     path = folder / STUDY
     try:
@@ -107,34 +106,27 @@ def sureness(cells: list[Cell], budget: int, best: Cell) -> str:
     baseline, second = _scratch(cells, budget, best), _second(cells, budget, best)
     for other in (baseline, None if second is baseline else second):
         if other is not None and (gain := compared(best, other)):
-            certainty = "95 % interval over test images"
-            certainty += f"; p = {gain.p:.2g} over {gain.seeds} seeds" if gain.p is not None else ""
-            text.append(
-                f"ahead of {other.method} by {100 * gain.low:.1f} to {100 * gain.high:.1f} points ({certainty})"
-            )
+            sure = f"; p = {gain.p:.2g} over {gain.seeds} seeds" if gain.p is not None else ""
+            points = f"{100 * gain.low:.1f} to {100 * gain.high:.1f} points"
+            text.append(f"ahead of {other.method} by {points} (95 % interval over test images{sure})")
     return "; ".join(text) + "."
+
+
+def _others(cells: list[Cell], budget: int, best: Cell) -> list[Cell]:
+    return [cell for cell in cells if cell.budget == budget and cell is not best]
 
 
 def _second(cells: list[Cell], budget: int, best: Cell) -> Cell | None:
     """The second-best method of this budget, where `best` is the best."""
-    others = [cell for cell in cells if cell.budget == budget and cell is not best]
-    return max(others, key=lambda cell: cell.accuracy[0], default=None)
+    return max(_others(cells, budget, best), key=lambda cell: cell.accuracy[0], default=None)
 
 
 def _scratch(cells: list[Cell], budget: int, best: Cell) -> Cell | None:
     """The labels-only student at this budget, to compare with the best method; no variant, as that may be a different student."""
-    return next(
-        (cell for cell in cells if cell.budget == budget and cell.method == "scratch" and cell is not best), None
-    )
+    return next((cell for cell in _others(cells, budget, best) if cell.method == "scratch"), None)
 
 
-def _main(test: dict[str, Any]) -> dict[str, float]:
-    """The main score, and the accuracy where that is another score."""
-    words = words_of(test)
-    return {name: test[name] for name in dict.fromkeys((words.main, "accuracy"))}
-
-
-def _charts(cells: list[Cell], budget: int, best: Cell, references: dict[int, Reference]) -> list[dict[str, Any]]:
+def _charts(cells: list[Cell], budget: int, best: Cell, references: dict[int, Reference]) -> list[JSON]:
     """The charts for which the records hold the numbers."""
     words, methods = best.words, list(dict.fromkeys(cell.method for cell in cells))
     name, found = words.title.capitalize() if words.title.islower() else words.title, []
@@ -144,7 +136,8 @@ def _charts(cells: list[Cell], budget: int, best: Cell, references: dict[int, Re
         picture = study_charts.against_labels(lines, teacher, words.labels, words.title)
         note = "Mean over seeds; bands are one standard deviation."
         found.append({"title": f"{name} against {words.labels}", "svg": picture, "note": note})
-    costs = {cell.method: (cell.flops, *cell.accuracy) for cell in cells if cell.budget == budget and cell.flops > 0}
+    here = {cell.method: (cell.cost["flops"], *cell.accuracy) for cell in cells if cell.budget == budget}
+    costs = {method: one for method, one in here.items() if one[0] > 0}
     if len(costs) > 1:
         reference = references[budget].accuracy[0] if budget in references else None
         picture = study_charts.against_compute(costs, methods, reference, words.title)
@@ -154,7 +147,7 @@ def _charts(cells: list[Cell], budget: int, best: Cell, references: dict[int, Re
     return found + _class_charts(cells, budget, best, references)
 
 
-def _class_charts(cells: list[Cell], budget: int, best: Cell, references: dict[int, Reference]) -> list[dict[str, Any]]:
+def _class_charts(cells: list[Cell], budget: int, best: Cell, references: dict[int, Reference]) -> list[JSON]:
     """Charts of scores by class, confusions and calibration, for the best method, the labels-only student and the teacher."""
     classes, (title, score) = next(iter(best.records.values()))["classes"], best.words.each
     names = {"student": best.method, "baseline": "scratch", "teacher": TITLES["teacher"]}
@@ -164,7 +157,7 @@ def _class_charts(cells: list[Cell], budget: int, best: Cell, references: dict[i
         "baseline": [record["student"]["test"] for record in baseline.records.values()] if baseline else [],
         "teacher": references[budget].tests if budget in references else [],
     }
-    each: dict[str, Any] = {model: results_table.mean_of_each(of, score) for model, of in tests.items() if of}
+    each: JSON = {model: results_table.mean_of_each(of, score) for model, of in tests.items() if of}
     note = "Mean over seeds. The weakest classes first."
     if without := [name for name, value in zip(classes, each["student"], strict=True) if value is None]:
         note += f" Without test images: {', '.join(without)}."
@@ -178,25 +171,16 @@ def _class_charts(cells: list[Cell], budget: int, best: Cell, references: dict[i
     return found
 
 
-def _cost_row(cell: Cell) -> dict[str, Any]:
-    """Cost of one method, mean over seeds."""
-    costs = [cost_of(record) for record in cell.records.values()]
-    return {"method": cell.method, **{name: float(np.mean([one[name] for one in costs])) for name in costs[0]}}
-
-
-def _of_a_run(folder: Path, best: Cell) -> dict[str, Any]:
+def _of_a_run(folder: Path, best: Cell) -> JSON:
     """What the page shows of the best method's first seed: its record's findings, and pictures if its run folder still exists."""
     seed = min(best.records)
     run = folder / folder_name(best.method) / f"budget-{best.budget}" / f"seed-{seed}"
-    found: dict[str, Any] = {
-        "shown": f"{best.method}, budget {best.budget}, seed {seed}", "findings": best.records[seed].get("findings", []),
-        "montage": "", "transfer_set": "", "disagreements": [], "pictures": {}, "elsewhere": True,
-    }  # fmt: skip
+    which = f"{best.method}, budget {best.budget}, seed {seed}"
+    found = {"shown": which, "findings": best.records[seed].get("findings", [])}
     stages = Run(run).results()
     if not stages["evaluate"]:
-        return found
-    classes = stages["evaluate"]["classes"]
-    apart = read_evidence(run / "evaluate")[2]
+        return {**found, "montage": "", "transfer_set": "", "disagreements": [], "pictures": {}, "elsewhere": True}
+    classes, apart = stages["evaluate"]["classes"], read_evidence(run / "evaluate")[2]
     return {
         **found, "montage": montage(run / "curate" / "montage.jpg"), "transfer_set": transfer_set(stages["curate"]),
         "disagreements": [disagreement(one, classes) for one in apart], "pictures": read_pictures(run / "evaluate", classes),
@@ -204,9 +188,9 @@ def _of_a_run(folder: Path, best: Cell) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _facts(about: dict[str, Any], records: list[Record]) -> list[tuple[str, Any]]:
+def _facts(about: JSON, records: list[Record]) -> list[tuple[str, object]]:
     """Rows (name, value) of models, data, versions and settings."""
-    found: list[tuple[str, Any]] = []
+    found: list[tuple[str, object]] = []
     for one in {one["hash"]: one for record in records if (one := record.get("teacher_weights"))}.values():
         size = "x".join(map(str, one["size"])) if isinstance(one["size"], list) else one["size"]
         name = f"{one['name']} at {size} px, {one['weights']} ({one['licence']}), SHA-256 {one['hash'][:16]}…"
@@ -222,7 +206,7 @@ def _facts(about: dict[str, Any], records: list[Record]) -> list[tuple[str, Any]
     return found + rows_of({k: v for k, v in about["settings"].items() if v not in ("default", False)})
 
 
-def _csv(summary: dict[str, Any], records: list[Record]) -> str:
+def _csv(summary: JSON, records: list[Record]) -> str:
     """Every number of the study, one per line: the table (no seed), then the scores, cost of each run and of its stages."""
     out = io.StringIO()
     writer = csv.writer(out)
@@ -237,7 +221,7 @@ def _csv(summary: dict[str, Any], records: list[Record]) -> str:
     return out.getvalue()
 
 
-def _numbers(record: Record) -> Iterator[tuple[Any, ...]]:
+def _numbers(record: Record) -> Iterator[tuple[object, ...]]:
     """Yield (model or stage, score, class, value) of one run."""
     classes = record["classes"]
     for model in ("student", "teacher"):
@@ -246,16 +230,12 @@ def _numbers(record: Record) -> Iterator[tuple[Any, ...]]:
         for name, value in flat.items():
             if name == "confusion":
                 for truth, row in zip(classes, value, strict=True):
-                    yield from (
-                        (model, name, f"{truth} -> {predicted}", n) for predicted, n in zip(classes, row, strict=True)
-                    )
-            elif isinstance(value, list):
-                yield from ((model, name, klass, share) for klass, share in zip(classes, value, strict=True))
+                    yield from ((model, name, f"{truth} -> {klass}", n) for klass, n in zip(classes, row, strict=True))
             else:
-                yield (model, name, "", value)
+                each = zip(classes, value, strict=True) if isinstance(value, list) else [("", value)]
+                yield from ((model, name, klass, share) for klass, share in each)
     yield from (("run", name, "", value) for name, value in cost_of(record).items())
     for stage, entry in record["compute_cost"].items():
         flat = {**entry, **{f"teacher_{name}": value for name, value in entry["teacher"].items()}}
-        yield from (
-            (f"stage {stage}", name, "", value) for name, value in flat.items() if isinstance(value, int | float)
-        )
+        kept = {name: value for name, value in flat.items() if isinstance(value, int | float)}
+        yield from ((f"stage {stage}", name, "", value) for name, value in kept.items())

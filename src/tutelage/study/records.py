@@ -6,16 +6,20 @@ import base64
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from tutelage.curation.labelled_set import data_of
+from tutelage.data.gallery import list_gallery
+from tutelage.data.manifest import read_manifest
 from tutelage.errors import TutelageError, shown
 from tutelage.metrics import reliability
 from tutelage.reporting.diagnosis import diagnose
 from tutelage.reporting.example_predictions import read_counts, read_evidence
-from tutelage.run_folder import Run, hash_of, read_json, write_json
+from tutelage.results import JSON
+from tutelage.run_folder import Run, hash_of, write_json
 from tutelage.settings.commands import FREE, RunSettings
 from tutelage.study.methods import Method
 from tutelage.study.results_table import Record, read_record, record_name
@@ -27,7 +31,7 @@ DATA = ("task", "target", "val", "test", "classes", "group_by", "gallery")  # se
 PLACES = {"target", "gallery", "smoke", "seed", "budget"}
 
 
-def kept_record(folder: Path, method: str, budget: int, seed: int, settings: dict[str, Any]) -> Record | None:
+def kept_record(folder: Path, method: str, budget: int, seed: int, settings: JSON) -> Record | None:
     """Return the record of a run that was finished here or elsewhere; None if there is none.
 
     Raises:
@@ -39,27 +43,22 @@ def kept_record(folder: Path, method: str, budget: int, seed: int, settings: dic
         return None
     asked, made = compared(settings), record["settings"]
     unused = task_of(asked["task"]).UNUSED
-    other = [
-        f"{name}: {made.get(name)} -> {value}"
-        for name, value in asked.items()
-        if made.get(name) != value and name not in unused
-    ]
+    differing = {name for name, value in asked.items() if made.get(name) != value and name not in unused}
+    other = [f"{name}: {made.get(name)} -> {value}" for name, value in asked.items() if name in differing]
     if other:
-        raise TutelageError(
-            f"{path} was made with other settings: {shown(other, 8)}",
-            "use the same settings, or another --results (and --out)",
-        )
+        hint = "use the same settings, or another --results (and --out)"
+        raise TutelageError(f"{path} was made with other settings: {shown(other, 8)}", hint)
     return record
 
 
-def compared(settings: dict[str, Any]) -> dict[str, Any]:
+def compared(settings: JSON) -> JSON:
     """The settings that identify a run: two runs with equal ones count as the same run."""
     kept = {name: value for name, value in sorted(settings.items()) if name not in FREE | PLACES}
     places = ("val", "test", "teacher_weights", "student_weights")  # a keyword, a share or a path; paths may differ
     return {name: "a file" if name in places and Path(str(value)).exists() else value for name, value in kept.items()}
 
 
-def check_data(folder: Path, finished: Sequence[tuple[Record, dict[str, Any]]]) -> None:
+def check_data(folder: Path, finished: Sequence[tuple[Record, JSON]]) -> None:
     """Check that finished runs were made from the data as they are now.
 
     Args:
@@ -84,26 +83,21 @@ def check_data(folder: Path, finished: Sequence[tuple[Record, dict[str, Any]]]) 
             )
 
 
-def _data_now(settings: dict[str, Any]) -> dict[str, str]:
+def _data_now(settings: JSON) -> dict[str, str]:
     """Hashes of the data that these settings give a run now."""
-    from tutelage.curation.labelled_set import data_of
-    from tutelage.data.gallery import list_gallery
-
     of_run = RunSettings(**{name: value for name, value in settings.items() if name in DATA})
     return data_of(task_of(of_run.task).read(of_run), list_gallery(of_run.gallery).refs)
 
 
-def write_record(folder: Path, run: Run, method: Method, identity: tuple[str, int, int, dict[str, Any]]) -> Record:
+def write_record(folder: Path, run: Run, method: Method, identity: tuple[str, int, int, JSON]) -> Record:
     """Write and return the record of a run that has just been evaluated.
 
     Args:
         folder: of the results. identity: name in the study, budget, seed, settings.
     """
     name, budget, seed, settings = identity
-    charged = [
-        name for name in method.charged if (run.path / name / "result.json").exists()
-    ]  # a run may have no committee
-    stages = {name: read_json(run.path / name / "result.json") or {} for name in ("curate", *charged, "evaluate")}
+    charged = [stage for stage in method.charged if run.kept(stage)]  # a run may have no committee
+    stages = {stage: run.kept(stage) or {} for stage in ("curate", *charged, "evaluate")}
     scores, counts = stages["evaluate"], read_counts(run.path / "evaluate" / "predictions.npz", method.model)
     record: Record = {
         "method": name, "budget": budget, "seed": seed, "description": method.description,
@@ -112,27 +106,28 @@ def write_record(folder: Path, run: Run, method: Method, identity: tuple[str, in
         **_written(counts), "test_images": len(counts),
         "test": _test_images(run), "given": stages["curate"].get("given"),
         "images": stages["curate"]["images"], "data": stages["curate"]["outputs"],
-        "compute_cost": {name: {**stages[name]["compute_cost"], "taken_from": stages[name].get("taken_from")} for name in charged},
+        "compute_cost": {name: _cost(stages[name]) for name in charged},
         "images_seen": next(stages[name]["images_seen"] for name in ("distill", "baseline") if name in charged),
         "findings": [asdict(one) for one in diagnose(scores, Run(run.path).results())], "calibration": _calibration(run, method.model),
         "chosen": {name: stages[name][key] for name, key in (("finetune", "delivered"), ("adapt", "mode")) if name in charged},
-        "versions": {"tutelage": __version__, **_versions()},
+        "versions": {"tutelage": __version__, **{one: version(one) for one in ("torch", "timm", "numpy")}},
     }  # fmt: skip
     if "committee" in charged:
-        record["committee"] = {
-            "scores": scores.get("committee"),
-            **{k: stages["committee"][k] for k in ("weight", "held_out")},
-        }
+        mixture = {one: stages["committee"][one] for one in ("weight", "held_out")}
+        record["committee"] = {"scores": scores.get("committee"), **mixture}
     if "adapt" in method.stages and "adapt" not in charged:  # done in this run, though the method is not charged for it
-        adapted = read_json(run.path / "adapt" / "result.json")
-        record["beside"] = {"adapt": {**adapted["compute_cost"], "taken_from": adapted.get("taken_from")}}
+        record["beside"] = {"adapt": _cost(run.kept("adapt") or {})}
     if "adapt" in charged:
-        record["validation"] = stages["adapt"]["validation"][stages["adapt"]["mode"]]
-        record["teacher_weights"] = {
-            name: stages["adapt"]["teacher"][name] for name in ("name", "size", "weights", "hash", "licence")
-        }
+        adapted = stages["adapt"]
+        record["validation"] = adapted["validation"][adapted["mode"]]
+        kept = ("name", "size", "weights", "hash", "licence")
+        record["teacher_weights"] = {one: adapted["teacher"][one] for one in kept}
     write_json(folder / f"{record_name(name, budget, seed)}.json", record)
     return record
+
+
+def _cost(stage: JSON) -> JSON:
+    return {**stage["compute_cost"], "taken_from": stage.get("taken_from")}
 
 
 def _calibration(run: Run, model: str) -> dict[str, list[list[float]]]:
@@ -144,18 +139,10 @@ def _calibration(run: Run, model: str) -> dict[str, list[list[float]]]:
 
 def _test_images(run: Run) -> str:
     """Hash of the test images and their labels; only records with equal hashes are compared."""
-    from tutelage.data.manifest import read_manifest
-
     table = read_manifest(run.path / "target_set" / "manifest.parquet")[1]
     truth = "mask_truth" if "mask_truth" in table.column_names else "label"
     rows = table.select(["key", truth, "split"]).to_pylist()
     return hash_of([[row["key"].hex(), row[truth]] for row in rows if row["split"] == "test"])
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {name: version(name) for name in ("torch", "timm", "numpy")}
 
 
 def _written(counts: np.ndarray) -> dict[str, str]:

@@ -7,24 +7,23 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from tutelage.errors import TutelageError
 from tutelage.reporting.cost import cost_of
 from tutelage.reporting.scores import CLASSES, MetricSpec, main_score, words_of
+from tutelage.results import JSON
 from tutelage.run_folder import folder_name, read_json
 from tutelage.study.statistics import Difference, difference, redrawn, spread
 
-Record = dict[str, Any]
+Record = JSON  # of a finished run, as `records.write_record` makes it; records of earlier versions lack some entries
 
 
 @dataclass(frozen=True, eq=False)
 class Cell:
     """All seeds of one method at one budget. records: by seed. counts: (S, n, ...) of `counts_in`, seeds ascending.
-    drawn: (R, S, ...), mean counts over R resamplings of the test images.
-    """
+    drawn: (R, S, ...), mean counts over R resamplings of the test images."""
 
     method: str
     budget: int
@@ -38,9 +37,10 @@ class Cell:
         return spread([main_score(record["student"]["test"]) for record in self.records.values()])
 
     @property
-    def flops(self) -> float:
-        """Mean FLOPs of a run, including the teacher's."""
-        return float(np.mean([cost_of(record)["flops"] for record in self.records.values()]))
+    def cost(self) -> dict[str, float]:
+        """Cost of a run as in `cost_of`, mean over seeds."""
+        costs = [cost_of(record) for record in self.records.values()]
+        return {name: float(np.mean([one[name] for one in costs])) for name in costs[0]}
 
     @property
     def words(self) -> MetricSpec:
@@ -53,7 +53,7 @@ class Reference:
     """The adapted teachers of one budget, shown for reference. tests: test scores, one for each seed and set of weights."""
 
     budget: int
-    tests: list[dict[str, Any]]
+    tests: list[JSON]
 
     @property
     def accuracy(self) -> tuple[float, float | None]:
@@ -125,7 +125,7 @@ def counts_in(record: Record) -> np.ndarray:
 
 def references_of(cells: Iterable[Cell]) -> dict[int, Reference]:
     """The adapted teachers of all methods by budget: one for each seed and set of weights."""
-    found: dict[int, dict[tuple[int, str], dict[str, Any]]] = {}
+    found: dict[int, dict[tuple[int, str], JSON]] = {}
     for cell in cells:
         for seed, record in cell.records.items():
             if record["teacher"]:
@@ -149,7 +149,7 @@ def compared(first: Cell, second: Cell) -> Difference | None:
     return difference(first.counts[one], second.counts[other], first.words.score, drawn)
 
 
-def rows(cells: list[Cell], budget: int) -> tuple[list[dict[str, Any]], Cell]:
+def rows(cells: list[Cell], budget: int) -> tuple[list[JSON], Cell]:
     """Return the table, a row for each method and budget, and the best method of the main budget `budget`."""
     found, winner = [], None
     for amount in sorted({cell.budget for cell in cells}):
@@ -166,14 +166,14 @@ def rows(cells: list[Cell], budget: int) -> tuple[list[dict[str, Any]], Cell]:
                 **means_beside([record["student"]["test"] for record in cell.records.values()]),
                 "best": cell is best, "level": cell is best or (behind is not None and not behind.sure),
                 "behind": None if behind is None else behind.mean, "low": behind and behind.low, "high": behind and behind.high,
-                "p": behind and behind.p, "flops": cell.flops, "images_seen": one["images_seen"], "description": one["description"],
+                "p": behind and behind.p, "flops": cell.cost["flops"], "images_seen": one["images_seen"], "description": one["description"],
                 "initialisation": one["student"]["initialisation"],
             })  # fmt: skip
     assert winner is not None
     return found, winner
 
 
-def reference_rows(references: dict[int, Reference]) -> list[dict[str, Any]]:
+def reference_rows(references: dict[int, Reference]) -> list[JSON]:
     """Rows of the table for the adapted teachers."""
     return [
         {"budget": budget, "seeds": len(one.tests), "score": one.accuracy[0], "spread": one.accuracy[1], **means_beside(one.tests)}
@@ -181,17 +181,17 @@ def reference_rows(references: dict[int, Reference]) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def beside(test: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+def beside(test: JSON) -> tuple[tuple[str, str], ...]:
     """(title, score) of the two columns shown beside the main score."""
     every = words_of(test).table
     return (every[1], every[3]) if words_of(test) is CLASSES else every[2:4]
 
 
-def means_beside(tests: list[dict[str, Any]]) -> dict[str, float]:
+def means_beside(tests: list[JSON]) -> dict[str, float]:
     """Mean of each score of `beside`."""
     return {name: spread([test[name] for test in tests])[0] for _, name in beside(tests[0])}
 
 
-def mean_of_each(tests: list[dict[str, Any]], score: str) -> list[float | None]:
+def mean_of_each(tests: list[JSON], score: str) -> list[float | None]:
     """Mean of a per-class score over several evaluations; None for a class without test images."""
     return [None if of[0] is None else float(np.mean(of)) for of in zip(*(test[score] for test in tests), strict=True)]

@@ -71,11 +71,9 @@ def against_compute(
             parts.append(line(cx, y(mean - spread), cx, y(mean + spread), f"{kinds[name]} path"))
         parts.append(f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="5" class="{kinds[name]} mark"/>')
     parts += _names(places, kinds)
-    words = "; ".join(
-        f"{name}: {100 * mean:.1f} % for {_amount(cost)}FLOPs" for name, (cost, mean, _) in methods.items()
-    )
-    words += f"; the adapted teacher: {100 * teacher:.1f} %" if teacher is not None else ""
-    return svg(BOTTOM + 40, f"{score} against compute", words, parts)
+    words = [f"{name}: {100 * mean:.1f} % for {_amount(cost)}FLOPs" for name, (cost, mean, _) in methods.items()]
+    words += [f"the adapted teacher: {100 * teacher:.1f} %"] if teacher is not None else []
+    return svg(BOTTOM + 40, f"{score} against compute", "; ".join(words), parts)
 
 
 def _ticks(first: float, last: float) -> list[float]:
@@ -102,14 +100,8 @@ def _kind(name: str, number: int) -> str:
 
 
 def _levels(scores: Sequence[tuple[float, float | None]]) -> tuple[list[str], Callable[[float], float]]:
-    """Labelled horizontal lines around the scores, at every 5 points, or every 10 where they lie far apart.
-
-    Args:
-        scores: mean and spread of each.
-
-    Returns:
-        the lines, and the function from a score to its height.
-    """
+    """Labelled horizontal lines around the scores, at every 5 points, or every 10 where they lie far apart, and the function from a score
+    to its height. scores: mean and spread of each."""
     values = [mean + sign * (spread or 0) for mean, spread in scores for sign in (-1, 1)]
     step = _step(max(values) - min(values))
     low, high = math.floor(min(values) / step) * step, math.ceil(max(values) / step) * step

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from tutelage.data.target_set import TargetSet
 from tutelage.errors import TutelageError
 from tutelage.features.view_batches import ViewSettings
 from tutelage.reporting.scores import MetricSpec
+from tutelage.results import JSON, AdaptationResult
 from tutelage.settings import groups as g
 from tutelage.settings.commands import CommitteeSettings, Curation, DistillSettings, RunSettings
 
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 Advance = Callable[[int], None]  # called with the number of images that were just computed
 Grid = tuple[int, int]  # rows and columns
 Predictions = np.ndarray | list[np.ndarray]  # n logits (C,) float32, or n masks (H, W) uint8 of predicted classes
-Result = dict[str, Any]  # what a stage writes to its result.json
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,9 @@ class Task(Protocol):
     """One task. A class of it names this one as its base, is final, holds no state, and imports torch only inside its methods.
 
     Shapes: n images, C classes, (h, w) a grid; "logits" are (n, C) of whole images or (n, C, h, w), or (n, C, H, W), of masks.
-    Arguments that many methods have: `settings` of the command; `result`: result.json of the teacher's stage, whose folder is
-    `folder`; `module`: in training or evaluation mode; `network`: with size, mean and std of the module's input; `images`: stored images;
-    `views`: as `Task.views` returns them.
+    Arguments that many methods have: `settings` of the command; `result`: of the teacher's stage, whose folder is `folder`; `module`: in
+    training or evaluation mode; `network`: with size, mean and std of the module's input; `images`: stored images; `views`: as
+    `Task.views` returns them.
     """
 
     # Training. Learning rates are for batch 128
@@ -137,7 +137,7 @@ class Task(Protocol):
     def head_forward(self, module: nn.Module, network: FeatureExtractor) -> Callable[[Tensor], Tensor]:
         """Return the forward function of a whole teacher whose logits have the shape of its head's."""
 
-    def teacher_entries(self, encoder: FrozenEncoder, network: FeatureExtractor, mode: str, classes: int) -> Result:
+    def teacher_entries(self, encoder: FrozenEncoder, network: FeatureExtractor, mode: str, classes: int) -> JSON:
         """Return the teacher's entries in a result, from which `widths` is computed. mode: how it was adapted."""
 
     def largest_outputs(self, encoder: FrozenEncoder, settings: RunSettings, classes: int) -> tuple[int, int, bool]:
@@ -147,15 +147,15 @@ class Task(Protocol):
             the number of values per view; the number of views per image; whether they are outputs of the unadapted teacher.
         """
 
-    def widths(self, result: Result, settings: DistillSettings) -> list[int]:
+    def widths(self, result: AdaptationResult, settings: DistillSettings) -> list[int]:
         """Return how many values per view may be cached, largest first."""
 
     def teacher_for_distillation(
-        self, folder: Path, result: Result, settings: DistillSettings, accelerator: Accelerator, level: int
+        self, folder: Path, result: AdaptationResult, settings: DistillSettings, accelerator: Accelerator, level: int
     ) -> AdaptedTeacher:
         """Load the teacher for the distillation: adapted, or frozen for the task-agnostic objective. level: index into `widths`."""
 
-    def adapted(self, folder: Path, result: Result, weights: str, accelerator: Accelerator) -> AdaptedTeacher:
+    def adapted(self, folder: Path, result: AdaptationResult, weights: str, accelerator: Accelerator) -> AdaptedTeacher:
         """Load the teacher of a run for evaluation. weights: --teacher-weights of the run."""
 
     # The student
@@ -217,9 +217,9 @@ class Task(Protocol):
     def agreement(self, one: Predictions, other: Predictions) -> float:
         """Return the share of decisions, of images or pixels, that two models have in common."""
 
-    def judged(self, predictions: Predictions, labels: Labels, classes: int) -> Result:
+    def judged(self, predictions: Predictions, labels: Labels, classes: int) -> JSON:
         """Return all scores."""
 
     # What the report page shows
-    def keep_evidence(self, folder: Path, test: Labelled, predictions: dict[str, Predictions], about: Result) -> None:
+    def keep_evidence(self, folder: Path, test: Labelled, predictions: dict[str, Predictions], about: JSON) -> None:
         """Write what the report page shows of single test images. predictions: of each model. about: the result of curation."""

@@ -20,9 +20,10 @@ from tutelage.models import linear_probe
 from tutelage.progress import logger
 from tutelage.reporting.example_predictions import write_evidence
 from tutelage.reporting.scores import CLASSES
+from tutelage.results import JSON, AdaptationResult
 from tutelage.settings import groups as g
 from tutelage.settings.commands import WITHOUT_TARGETS, CommitteeSettings, Curation, DistillSettings, RunSettings
-from tutelage.tasks.base import Advance, Grid, HeadFitter, Predictions, Result, Task, class_names
+from tutelage.tasks.base import Advance, Grid, HeadFitter, Predictions, Task, class_names
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -118,7 +119,7 @@ class Classification(Task):
     def head_forward(self, module: nn.Module, network: FeatureExtractor) -> Callable[[Tensor], Tensor]:
         return module
 
-    def teacher_entries(self, encoder: FrozenEncoder, network: FeatureExtractor, mode: str, classes: int) -> Result:
+    def teacher_entries(self, encoder: FrozenEncoder, network: FeatureExtractor, mode: str, classes: int) -> JSON:
         return {"width": encoder.features if mode == "probe" else classes}  # of pooled features, or of logits
 
     def largest_outputs(self, encoder: FrozenEncoder, settings: RunSettings, classes: int) -> tuple[int, int, bool]:
@@ -126,25 +127,25 @@ class Classification(Task):
         views_each = 1 if task_agnostic else len(self.views(settings).looks)
         return encoder.features, views_each, task_agnostic or settings.adapt == "probe"
 
-    def widths(self, result: Result, settings: DistillSettings) -> list[int]:
-        features = result["teacher"]["features"]
+    def widths(self, result: AdaptationResult, settings: DistillSettings) -> list[int]:
+        features = result.teacher.features
         if settings.objective == "task-agnostic":
             return [features]
-        return sorted({result["width"], result["classes"]}, reverse=True)  # features, or logits
+        return sorted({result.width, result.classes}, reverse=True)  # features, or logits
 
     def teacher_for_distillation(
-        self, folder: Path, result: Result, settings: DistillSettings, accelerator: Accelerator, level: int
+        self, folder: Path, result: AdaptationResult, settings: DistillSettings, accelerator: Accelerator, level: int
     ) -> AdaptedTeacher:
         from tutelage.models import adapted_teacher
 
         load = adapted_teacher.frozen if settings.objective == "task-agnostic" else adapted_teacher.load_adapted
-        teacher = load(folder, result, settings.teacher_weights, accelerator)
+        teacher = load(folder, result.to_json(), settings.teacher_weights, accelerator)
         return adapted_teacher.with_logits(teacher) if level else teacher
 
-    def adapted(self, folder: Path, result: Result, weights: str, accelerator: Accelerator) -> AdaptedTeacher:
+    def adapted(self, folder: Path, result: AdaptationResult, weights: str, accelerator: Accelerator) -> AdaptedTeacher:
         from tutelage.models.adapted_teacher import load_adapted
 
-        return load_adapted(folder, result, weights, accelerator)
+        return load_adapted(folder, result.to_json(), weights, accelerator)
 
     def student(self, settings: g.Student, classes: int) -> Student:
         from tutelage.models.students import build_student
@@ -179,10 +180,8 @@ class Classification(Task):
         grid: Grid | None, advance: Advance,
     ) -> np.ndarray:  # fmt: skip
         more = (views, accelerator, self.EVALUATION_BATCH)
-        found = [
-            log_softmax(view_outputs(module, module, network, images, look, *more, advance=advance))
-            for look in views.looks
-        ]
+        outputs = (view_outputs(module, module, network, images, look, *more, advance=advance) for look in views.looks)
+        found = [log_softmax(one) for one in outputs]
         return log_softmax(np.mean(found, axis=0)).clip(LEAST_LOG).astype(np.float16)
 
     def student_predictions(
@@ -216,10 +215,10 @@ class Classification(Task):
     def agreement(self, one: Predictions, other: Predictions) -> float:
         return float((np.asarray(one).argmax(axis=1) == np.asarray(other).argmax(axis=1)).mean())
 
-    def judged(self, predictions: Predictions, labels: Labels, classes: int) -> Result:
+    def judged(self, predictions: Predictions, labels: Labels, classes: int) -> JSON:
         return classification(np.asarray(predictions), _numbers(labels))
 
-    def keep_evidence(self, folder: Path, test: Labelled, predictions: dict[str, Predictions], about: Result) -> None:
+    def keep_evidence(self, folder: Path, test: Labelled, predictions: dict[str, Predictions], about: JSON) -> None:
         probabilities = {name: softmax(np.asarray(logits)) for name, logits in predictions.items()}
         write_evidence(folder, _numbers(test.labels), test.ids, test.images.__getitem__, probabilities)
 

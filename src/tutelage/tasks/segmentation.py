@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, cast, final
 
@@ -22,9 +23,10 @@ from tutelage.image_size import sides
 from tutelage.models.linear_probe import judgeable
 from tutelage.reporting.scores import MASKS
 from tutelage.reporting.segmentation_examples import write_dense_evidence
+from tutelage.results import JSON, AdaptationResult
 from tutelage.settings import groups as g
 from tutelage.settings.commands import CommitteeSettings, Curation, DistillSettings, RunSettings
-from tutelage.tasks.base import Advance, Grid, HeadFitter, Predictions, Result, Task, class_names
+from tutelage.tasks.base import Advance, Grid, HeadFitter, Predictions, Task, class_names
 from tutelage.tasks.segmentation_settings import faults_of
 
 if TYPE_CHECKING:
@@ -127,10 +129,9 @@ class Segmentation(Task):
         return teacher, teacher.pyramid.encoder, teacher.head
 
     def head_forward(self, module: nn.Module, network: FeatureExtractor) -> Callable[[Tensor], Tensor]:
-        grid = network.levels[0][1:]  # of the finest level
-        return lambda images: _dense(module).on_grid(images, grid)
+        return partial(_dense(module).on_grid, grid=network.levels[0][1:])  # of the finest level
 
-    def teacher_entries(self, encoder: FrozenEncoder, network: FeatureExtractor, mode: str, classes: int) -> Result:
+    def teacher_entries(self, encoder: FrozenEncoder, network: FeatureExtractor, mode: str, classes: int) -> JSON:
         return {"width": classes, "deepest": network.levels[-1][0]}  # channels of the logits and of the deepest level
 
     def largest_outputs(self, encoder: FrozenEncoder, settings: RunSettings, classes: int) -> tuple[int, int, bool]:
@@ -142,27 +143,28 @@ class Segmentation(Task):
         rows, columns = self.grid(settings)
         return classes * rows * columns, len(self.views(settings).looks), False
 
-    def widths(self, result: Result, settings: DistillSettings) -> list[int]:
+    def widths(self, result: AdaptationResult, settings: DistillSettings) -> list[int]:
         if settings.objective == "task-agnostic":
             rows, columns = _matched(settings)
-            return [result["deepest"] * rows * columns]
-        return [result["width"] * rows * columns for rows, columns in _grids(settings)]
+            assert result.deepest is not None
+            return [result.deepest * rows * columns]
+        return [result.width * rows * columns for rows, columns in _grids(settings)]
 
     def teacher_for_distillation(
-        self, folder: Path, result: Result, settings: DistillSettings, accelerator: Accelerator, level: int
+        self, folder: Path, result: AdaptationResult, settings: DistillSettings, accelerator: Accelerator, level: int
     ) -> AdaptedTeacher:
         from tutelage.models import segmentation_teachers
 
-        weights = settings.teacher_weights
+        how = (folder, result.to_json(), settings.teacher_weights, accelerator)
         if settings.objective == "task-agnostic":
-            return segmentation_teachers.frozen(folder, result, weights, accelerator, _matched(settings))
+            return segmentation_teachers.frozen(*how, _matched(settings))
         every = _grids(settings)
-        return segmentation_teachers.load_adapted(folder, result, weights, accelerator, every[0], every[level])
+        return segmentation_teachers.load_adapted(*how, every[0], every[level])
 
-    def adapted(self, folder: Path, result: Result, weights: str, accelerator: Accelerator) -> AdaptedTeacher:
+    def adapted(self, folder: Path, result: AdaptationResult, weights: str, accelerator: Accelerator) -> AdaptedTeacher:
         from tutelage.models.segmentation_teachers import load_adapted
 
-        return load_adapted(folder, result, weights, accelerator, (1, 1))
+        return load_adapted(folder, result.to_json(), weights, accelerator, (1, 1))
 
     def student(self, settings: g.Student, classes: int) -> Student:
         from tutelage.models.segmentation_students import build_student
@@ -193,9 +195,7 @@ class Segmentation(Task):
         grid: Grid | None, advance: Advance,
     ) -> np.ndarray:  # fmt: skip
         assert grid is not None
-
-        def forward(batch: Tensor) -> Tensor:
-            return _dense(module).on_grid(batch, grid)
+        forward = partial(_dense(module).on_grid, grid=grid)
 
         def seen(look: int) -> np.ndarray:
             more = (views, accelerator, self.EVALUATION_BATCH)
@@ -251,13 +251,13 @@ class Segmentation(Task):
             shares.append(float((a == b[rows[:, None], columns]).mean()))
         return float(np.mean(shares))
 
-    def judged(self, predictions: Predictions, labels: Labels, classes: int) -> Result:
+    def judged(self, predictions: Predictions, labels: Labels, classes: int) -> JSON:
         """Return all scores, computed at the masks' own size."""
         masks = _masks(labels)
         outlines = np.array([metrics.boundary_f1(masks.one(i), one, classes) for i, one in enumerate(predictions)])
         return metrics.segmentation(_tables(predictions, masks, classes), outlines)
 
-    def keep_evidence(self, folder: Path, test: Labelled, predictions: dict[str, Predictions], about: Result) -> None:
+    def keep_evidence(self, folder: Path, test: Labelled, predictions: dict[str, Predictions], about: JSON) -> None:
         masks, classes = _masks(test.labels), len(about["colours"])
         counts = {name: metrics.pixel_counts(_tables(one, masks, classes)) for name, one in predictions.items()}
         write_dense_evidence(folder, test, predictions, counts, about["colours"])
@@ -271,24 +271,25 @@ def _dense(module: nn.Module) -> DenseNetwork:
     return cast("DenseNetwork", module)
 
 
-def _grids(settings: g.Student) -> list[Grid]:
-    """Return the grids on which logits may be cached: that of half the stride of the student's logits, and coarser ones."""
+def _grid(settings: g.Student, stride: int) -> Grid:
     from tutelage.models.segmentation_grids import grid_of
-    from tutelage.models.segmentation_students import STRIDES
     from tutelage.models.teachers import size_of
 
-    size = size_of(settings, "student")
-    return [grid_of(size, STRIDES[settings.decoder] * 2**level // 2) for level in range(LEVELS)]
+    return grid_of(size_of(settings, "student"), stride)
+
+
+def _grids(settings: g.Student) -> list[Grid]:
+    """Return the grids on which logits may be cached: that of half the stride of the student's logits, and coarser ones."""
+    from tutelage.models.segmentation_students import STRIDES
+
+    return [_grid(settings, STRIDES[settings.decoder] * 2**level // 2) for level in range(LEVELS)]
 
 
 def _matched(settings: DistillSettings) -> Grid:
     """Return the grid on which features are matched: the deepest level's, or (1, 1) for the whole image."""
-    from tutelage.models.segmentation_grids import grid_of
     from tutelage.models.segmentation_students import DEEPEST
-    from tutelage.models.teachers import size_of
 
-    size = size_of(settings, "student")
-    return (1, 1) if settings.task_agnostic_features == "global" else grid_of(size, DEEPEST)
+    return (1, 1) if settings.task_agnostic_features == "global" else _grid(settings, DEEPEST)
 
 
 def _tables(predictions: Predictions, masks: Masks, classes: int) -> np.ndarray:
