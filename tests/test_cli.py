@@ -107,10 +107,11 @@ def test_every_setting_of_run_reaches_a_stage():
 
 
 def test_twins():
-    """Every command is a function of the package with the same name."""
+    """Every command is a function of the package with the same name; beside them are the pieces for a loop of one's own."""
     twins = {name.replace("-", "_"): function_of(name) for name in COMMANDS}
     assert all(getattr(package, name) is twin for name, twin in twins.items())
-    assert set(twins) | {"TutelageError", "__version__"} == set(package.__all__)
+    pieces = {"DistillationDataset", "load_student", "losses", "select"}
+    assert set(twins) | pieces | {"TutelageError", "__version__"} == set(package.__all__)
     with pytest.raises(AttributeError, match="rum"):
         package.rum  # noqa: B018
 

@@ -10,6 +10,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+from tutelage.commands.export import recommended
 from tutelage.deploy import onnx_graph, predict_bundle, quantise, runtime
 from tutelage.deploy.model_card import licence_note
 from tutelage.errors import TutelageError
@@ -83,7 +84,7 @@ def test_layers_stay_float_until_it_holds(tmp_path):
     images = np.random.default_rng(1).normal(size=(400, 3, 8, 8)).astype(np.float32)
     told: list[str] = []
     found = quantise.quantise(
-        tmp_path / "m.onnx", tmp_path / "q.onnx", images[:200], images[200:], 0.002, lambda logits: logits, told.append
+        tmp_path / "m.onnx", tmp_path / "q.onnx", images[:200], images[200:], 0.006, lambda logits: logits, told.append
     )
     assert found.layers == 3
     assert max(one["lost"] for one in found.tried) > 0.002
@@ -95,6 +96,44 @@ def test_layers_stay_float_until_it_holds(tmp_path):
     assert quantise.expected_loss(reference, again) == pytest.approx((found.lost, found.agreement))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.onnx", "q.onnx"]
     assert "loses least" in told[0]
+
+
+def test_decisions_count_where_all_probabilities_are_alike(tmp_path):
+    """A model whose probabilities are nearly equal seems to lose nothing, but its changed decisions count, and held-out labels most."""
+    small_network(tmp_path / "m.onnx", 300)
+    images = np.random.default_rng(1).normal(size=(400, 3, 8, 8)).astype(np.float32)
+    whole = (tmp_path / "m.onnx", tmp_path / "q.onnx", images[:200], images[200:])
+    flat = quantise.quantise(*whole, 0.006, lambda logits: logits / 1e4)
+    assert max(one["lost"] for one in flat.tried) > 0.002
+    assert flat.kept_float
+    assert flat.lost <= 0.002
+    labels = runtime.session_of(whole[0]).run(None, {"images": images[200:]})[0].argmax(1)
+    held_out = quantise.HeldOut(images[200:], lambda outputs: float((outputs.argmax(1) == labels).mean()))
+    strict = quantise.quantise(*whole, 0.004, lambda logits: np.zeros_like(logits), held_out=held_out)
+    assert {one["lost"] for one in strict.tried} == {0.0}, "the expected loss knows of nothing here"
+    assert max(one["measured"] for one in strict.tried) > 0.004
+    assert strict.kept_float
+    found = runtime.session_of(whole[1]).run(None, {"images": images[200:]})[0].argmax(1)
+    assert float((found == labels).mean()) >= 1 - 0.004
+
+
+@pytest.mark.parametrize(
+    ("of_float", "of_int8", "agreement", "best"),
+    [
+        (0.9, 0.895, 0.95, "model.int8.onnx"),
+        (0.9, 0.75, 0.84, "model.onnx"),
+        (None, None, 0.84, "model.onnx"),
+        (None, None, 0.95, "model.int8.onnx"),
+    ],
+)
+def test_what_loses_too_much_is_not_recommended(of_float, of_int8, agreement, best):
+    """The faster file is recommended only if it loses no more than --int8-loss, as measured; without labels, if few decisions change."""
+    latency = {"model.onnx": {"median_ms": 2.0}, "model.int8.onnx": {"median_ms": 1.0}}
+    files = {
+        "model.onnx": {"score": of_float, "agreement": 1.0},
+        "model.int8.onnx": {"score": of_int8, "agreement": agreement},
+    }
+    assert recommended(latency, files, 0.01) == best
 
 
 def test_no_choice_of_layers_holds(tmp_path):

@@ -494,6 +494,30 @@ def test_folders_of_storage_systems_are_no_classes(tmp_path):
     assert (found.classes, len(found.refs)) == (("cat", "dog"), 8)
 
 
+@pytest.mark.parametrize("name", ["two\nlines", "tab\tname", "next\x85line", "page\u2028break", " "])
+def test_names_that_a_line_of_text_cannot_hold(tmp_path, name):
+    """A class is refused if its name could not be written to labels.txt and read back the same; the name is shown in ASCII."""
+    said = message(put(tmp_path, {"cat": 5, "dog": 5, name: 5}))
+    assert "blank, not valid Unicode, or hold control characters" in said
+    assert ascii(name) in said
+    assert "not valid Unicode" in message(
+        shard(tmp_path / "shards" / "a.parquet", [0, 0, 1, 1], ["cat", "lone \ud800"])
+    )
+
+
+@pytest.mark.parametrize("other", ["New  York", "New York ", "New\u00a0York"])
+def test_names_that_look_the_same(tmp_path, other):
+    """Classes whose names differ in blanks or in the form of their letters only are refused; unusual names on their own are kept."""
+    put(tmp_path, {"New York": 5, "Paris": 5, other: 5})
+    assert "differ in blanks or Unicode form only" in message(tmp_path)
+    names = ["caf\u00e9", "cafe\u0301"]
+    assert "differ in blanks or Unicode form only" in message(
+        shard(tmp_path / "shards" / "a.parquet", [0, 0, 1, 1], names)
+    )
+    put(tmp_path / "kept", {other: 5, "Paris": 5, " one": 5})
+    assert read_target_set(str(tmp_path / "kept")).classes == tuple(sorted((other, "Paris", " one")))
+
+
 def test_pipes_are_not_waited_for(tmp_path):
     """A named pipe given as list, weights or image is an error, or a rejected image, at once: nothing waits for a writer."""
     pipes = [tmp_path / name for name in ("list.csv", "weights.safetensors", "photo.jpg")]

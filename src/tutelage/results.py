@@ -167,7 +167,7 @@ class CurationResult(StageResult):
     duplicates: int
     near_duplicates: int
     rejected: int
-    store_side: int | list[int]
+    store_side: int
     strategy: str
     distance: dict[str, str | float] | None = None
     similarity: dict[str, float] | None = None
@@ -324,8 +324,8 @@ class StudyEstimate(Result):
 
 
 class ExportResult(Result):
-    """Result of `export`: its folder, and the content of export.json. recommended: the faster file here. proof: scores of each file, and
-    its agreement with the student. unsure: the threshold of confidence. latency: file -> milliseconds."""
+    """Result of `export`: its folder, and the content of export.json. recommended: the faster file here of those that lose little enough.
+    proof: scores of each file, and its agreement with the student. unsure: the threshold of confidence. latency: file -> milliseconds."""
 
     export: str
     recommended: str

@@ -15,7 +15,7 @@ from tutelage.data.decode import fit
 from tutelage.data.image_cache import Images
 from tutelage.data.manifest import TaskData, load_task
 from tutelage.deploy.folder import settle, staged
-from tutelage.deploy.quantise import LEAST_CALIBRATION, Quantised, enough, quantise
+from tutelage.deploy.quantise import LEAST_CALIBRATION, HeldOut, Quantised, enough, quantise
 from tutelage.deploy.runtime import FLOAT, INT8, model_input, session_of
 from tutelage.device import cpu
 from tutelage.errors import TutelageError
@@ -154,24 +154,49 @@ def _delivered(run: Run, stages: Stages, cache_dir: Path, settings: ExportSettin
 
 
 def _write_int8(job: _Delivered, folder: Path, files: dict[str, JSON]) -> Quantised:
-    """Write and check model.int8.onnx, its ranges and layers chosen on the transfer set. files: what was found of each file. The score lost
-    on labels has been up to 2.2 times the expected loss, so the choice aims at a third of --int8-loss."""
+    """Write and check model.int8.onnx, its ranges and layers chosen on the transfer set and validation images. files: what was found of
+    each file."""
     transfer, calibration, most_lost = job.task.transfer, job.settings.calibration, job.settings.int8_loss
     order, most = np.random.default_rng(0).permutation(len(transfer)), max(LEAST_CALIBRATION, job.at_once)
     ranges, judges = order[: min(calibration, most)], order[calibration : calibration + min(JUDGED_ON, most)]
     if len(judges) < len(ranges) / 2:  # in a small transfer set the same images serve for both
         judges = order[: min(JUDGED_ON, most)]
     given, judged = (job.inputs_of(transfer, np.sort(some)) for some in (ranges, judges))
-    int8 = quantise(folder / FLOAT, folder / INT8, given, judged, most_lost / 3, job.logits, logger.info)
+    int8 = quantise(folder / FLOAT, folder / INT8, given, judged, most_lost, job.logits, logger.info, _held_out(job))
     if int8.kept_float:
         logger.info(f"int8: {len(int8.kept_float)} of {int8.layers} layers stay float: {', '.join(int8.kept_float)}")
     files[INT8] = _proved(job, folder / INT8, job.in_onnxruntime(folder / INT8), strict=False)
-    lost = None if job.task.test is None else files[FLOAT]["score"] - files[INT8]["score"]
-    if lost is not None and lost > most_lost:
-        logger.info(
-            f"int8 lost {100 * lost:.2f} points on test images, more than --int8-loss {most_lost:g} aims at: check it before use"
-        )
     return int8
+
+
+def _held_out(job: _Delivered) -> HeldOut | None:
+    """Return the validation images and how outputs for them are scored, if there are any."""
+    val, kind, classes = job.task.val, job.kind, len(job.task.classes)
+    if val is None:
+        return None
+    positions = np.arange(min(len(val), JUDGED_ON, max(LEAST_CALIBRATION, job.at_once)))
+    labels = val.take(positions).labels
+
+    def score(outputs: np.ndarray) -> float:
+        return kind.judged(kind.predictions_of(outputs, labels, positions), labels, classes)[kind.METRICS.main]
+
+    return HeldOut(job.inputs_of(val.images, positions), score)
+
+
+def recommended(latency: dict[str, dict[str, float]], files: dict[str, JSON], int8_loss: float) -> str:
+    """Return the faster file of those that lose no more than --int8-loss: of the score on test images, or, without any, in decisions that
+    change, each of which counts a tenth."""
+    whole, small = files[FLOAT], files.get(INT8)
+    fit = list(latency)
+    if small is not None:
+        lost = (1 - small["agreement"]) / 10 if small["score"] is None else whole["score"] - small["score"]
+        if lost > int8_loss:
+            found = (
+                f"{100 * lost:.2f} points on test images" if whole["score"] is not None else "too many decisions change"
+            )
+            logger.info(f"int8 is not recommended: it loses more than --int8-loss {int8_loss:g} ({found})")
+            fit.remove(INT8)
+    return min(fit, key=lambda one: latency[one]["median_ms"])
 
 
 def _proved(job: _Delivered, path: Path, program: Program, strict: bool = True, scored: bool = True) -> JSON:
@@ -229,13 +254,13 @@ def _about(job: _Delivered, stages: Stages, files: dict[str, JSON], int8: Quanti
         "images": job.proved_on, "of": _judges(job), "score": job.kind.METRICS.main, "tolerance": job.settings.tolerance, "files": files,
     }  # fmt: skip
     about = {
-        "recommended": min(latency, key=lambda one: latency[one]["median_ms"]), "size": job.student.size,
+        "recommended": recommended(latency, files, job.settings.int8_loss), "size": job.student.size,
         "student": job.student.about(), "classes": len(job.task.classes), "proof": proof, "unsure": job.unsure,
         "int8": dataclasses.asdict(int8) if int8 else None, "latency": latency, "machine": cpu(),
         "outputs": stages["finetune"]["outputs"], "settings_hash": hash_of(job.kept),
         "versions": {"tutelage": __version__, **{one: importlib.metadata.version(one) for one in VERSIONS}},
     }  # fmt: skip
-    write_text(folder / runtime.LABELS, "".join(f"{' '.join(name.split())}\n" for name in job.task.classes))
+    write_text(folder / runtime.LABELS, "".join(f"{name}\n" for name in job.task.classes))
     write_json(folder / runtime.ABOUT, job.preprocess)
     write_text(folder / "predict.py", predict_bundle.predict_file(__version__))
     teacher = job.run.settings().get("teacher", {})

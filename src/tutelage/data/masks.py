@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from tutelage.data import views
+from tutelage.data.class_names import faults_of_names
 from tutelage.data.decode import _open, _reason
 from tutelage.data.image_cache import ImageCodec, Images
-from tutelage.errors import TutelageError, Unreadable, shown
+from tutelage.errors import TutelageError, Unreadable, raise_all, shown
 
 IGNORE = 255
 MOST_CLASSES = 255
@@ -58,7 +59,7 @@ def read_coding(path: Path) -> MaskEncoding:
     """
     form = "one name per line, or `name red green blue`; `ignore red green blue` for a colour of no class"
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "not UTF-8"
         hint = f"write the names of the classes into a text file: {form}"
@@ -70,6 +71,7 @@ def read_coding(path: Path) -> MaskEncoding:
     ignored = tuple(colour for name, colour in parts if colour and name.lower() in ("ignore", "void"))
     parts = [(name, colour) for name, colour in parts if not (colour and name.lower() in ("ignore", "void"))]
     names = tuple(name for name, _ in parts)
+    raise_all(faults_of_names(dict.fromkeys(names), path))
     twice = sorted({name for name in names if names.count(name) > 1})
     without = [name for name, colour in parts if colour is None]
     if twice or len(names) < 2 or len(names) > MOST_CLASSES:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tutelage.data.class_names import faults_of_names
 from tutelage.data.gallery import place_names, unique_ids
 from tutelage.data.labelled import FORMS, LabelledPlace, LabelledRef, read_labelled
 from tutelage.data.sources import SOURCE, ImageRef, Rejected, missing
@@ -238,7 +239,7 @@ def _faults(images: list[LabelledRef], names: tuple[str, ...], target: str | Pat
     if not train:
         hint = f"check the path and the names of its folders; tutelage reads {FORMS}"
         return [TutelageError(f"{target} has no train images", hint)]
-    errors = []
+    errors = faults_of_names(names, target)
     if len(names) < 2:
         message = f"{target} has one class only ({shown(names)}), but at least 2 are needed"
         errors.append(TutelageError(message, "give its parent folder, if this is the folder of one class"))

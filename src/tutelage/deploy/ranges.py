@@ -24,7 +24,9 @@ def least_error(source: Path, inputs: np.ndarray, batch_size: int, ranges: JSON)
     Returns:
         a copy of `ranges` with new bounds.
     """
-    samples = _samples(source, inputs[:IMAGES], batch_size, list(ranges["data"]))
+    samples = _samples(
+        source, inputs[:IMAGES], batch_size, sorted(ranges["data"])
+    )  # onnxruntime's order is that of a set
     chosen = json.loads(json.dumps(ranges))
     for name, one in chosen["data"].items():
         low, high = (float(one[end]["data"][0]) for end in ("lowest", "highest"))

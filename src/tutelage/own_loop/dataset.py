@@ -18,6 +18,7 @@ from tutelage.errors import TutelageError
 from tutelage.features.view_batches import view_input, view_truth
 from tutelage.image_size import Size, sides
 from tutelage.own_loop.student import Preprocess, resize_of
+from tutelage.results import CurationResult
 from tutelage.run_folder import DEFAULT, Run
 from tutelage.settings import declared
 from tutelage.settings.commands import DistillSettings
@@ -70,7 +71,7 @@ class DistillationDataset(Dataset[DistillationItem]):
         from tutelage.models.teachers import input_statistics, resolve, size_of
 
         folder = Run(Path(run).absolute())
-        curated = folder.result("curate", "DistillationDataset")
+        curated = CurationResult(**folder.result("curate", "DistillationDataset"))
         settings = _settings(folder, student, size, committee, sharpness)
         self._run, self._cache = folder.path, Path(cache) if cache else folder.path.parent / "cache"
         job = distillation_of(folder, self._cache, settings)
@@ -84,7 +85,7 @@ class DistillationDataset(Dataset[DistillationItem]):
         self.classes, self.labelled = task.classes, len(task.train)
         statistics = input_statistics(resolve(settings.student, "student"))
         self.preprocess = Preprocess(
-            size_of(settings, "student"), *statistics, resize_of(folder), curated["store_side"]
+            size_of(settings, "student"), *statistics, resize_of(folder), curated.store_side
         )  # fmt: skip
 
     def set_epoch(self, epoch: int) -> None:

@@ -15,6 +15,7 @@ from tutelage.data.decode import fit, shrunken
 from tutelage.data.views import to_input
 from tutelage.errors import TutelageError
 from tutelage.image_size import Size
+from tutelage.results import CurationResult, StudentEntry
 from tutelage.run_folder import DEFAULT, Run
 
 
@@ -74,10 +75,11 @@ def load_student(run: str | Path) -> LoadedStudent:
     from tutelage.pipeline.load_student import load_student as load
 
     folder = Run(run)
-    curated, delivered = (folder.result(stage, "load_student") for stage in ("curate", "finetune"))
-    student = load(folder.path / "finetune", delivered["student"], len(curated["classes"]))
-    preprocess = Preprocess(student.size, student.mean, student.std, resize_of(folder), curated["store_side"])
-    return LoadedStudent(student.module, preprocess, tuple(curated["classes"]))
+    curated = CurationResult(**folder.result("curate", "load_student"))
+    delivered = StudentEntry(**folder.result("finetune", "load_student")["student"])
+    student = load(folder.path / "finetune", delivered, len(curated.classes))
+    preprocess = Preprocess(student.size, student.mean, student.std, resize_of(folder), curated.store_side)
+    return LoadedStudent(student.module, preprocess, tuple(curated.classes))
 
 
 def resize_of(run: Run) -> str:

@@ -119,7 +119,7 @@ def export_text(result: JSON) -> str:
     for name, one in result["proof"]["files"].items():
         time = f", {result['latency'][name]['median_ms']:.2f} ms" if name in result["latency"] else ""
         score = f", {result['proof']['score']} {one['score']:.4f}" if one["score"] is not None else ""
-        best = "  <- the faster one here" if name == result["recommended"] and len(result["latency"]) > 1 else ""
+        best = "  <- recommended" if name == result["recommended"] and len(result["latency"]) > 1 else ""
         same = f", same decision {100 * one['agreement']:.2f} %"
         lines.append(f"{name:<16} {one['bytes']:>12,} bytes{time}{score}{same}{best}")
     return "\n".join(lines)
