@@ -16,12 +16,14 @@ import onnxruntime
 import PIL
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import tutelage
-from conftest import MODELS, Task, environment, make_task, seconds_without_torch
+from conftest import MODELS, Task, environment, make_task, refused, seconds_without_torch
 from tutelage.deploy import onnx_graph, runtime, timing
 from tutelage.deploy.model_card import model_card
 from tutelage.errors import TutelageError
+from tutelage.own_loop.student import load_student
 from tutelage.run_folder import Run, write_json
 
 pytestmark = pytest.mark.slow
@@ -107,6 +109,25 @@ def test_same_run_same_files(finished, tmp_path):
         assert (again / "export" / name).read_bytes() == (finished.out / "export" / name).read_bytes(), name
     tried = json.loads((again / "export" / "export.json").read_text())["int8"]["tried"]
     assert tried == told("export.json", finished)["int8"]["tried"]
+
+
+@pytest.mark.parametrize("fault", ["other values", "cut off", "no weights", "missing"])
+def test_weights_that_the_run_did_not_write(finished, tutelage, tmp_path, fault):
+    """Weights that are not those whose scores result.json holds are neither exported nor measured, even if the file is valid."""
+    run = shutil.copytree(finished.out, tmp_path / "run", ignore=shutil.ignore_patterns("export"))
+    path = run / "finetune" / "weights.safetensors"
+    if fault == "other values":
+        save_file({name: one + 1e-3 if one.is_floating_point() else one for name, one in load_file(path).items()}, path)
+    elif fault == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:1000] if fault == "cut off" else b"weights")
+    said = refused(tutelage("export", str(run), "--no-int8", "--cache", str(finished.out.parent / "cache")))
+    assert ("is missing" if fault == "missing" else "is not the file that the run wrote") in said
+    assert "hint: put it back, or delete" in said
+    with pytest.raises(TutelageError, match="weights"):
+        load_student(run)
+    assert not (run / "export").exists()
 
 
 def test_predict_is_evaluate(finished, tmp_path):
