@@ -17,7 +17,7 @@ from tutelage.errors import TutelageError
 from tutelage.finetuning import supervised
 from tutelage.metrics import confusion, intersection_over_union, log_softmax, softmax
 from tutelage.results import CommitteeResult
-from tutelage.settings.groups import Views
+from tutelage.settings.flags import Views
 from tutelage.tasks import Classification, Segmentation
 
 TINY = {

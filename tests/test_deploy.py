@@ -195,7 +195,7 @@ def test_masks_are_enlarged_as_torch_does(shape):
 
 def test_rounding_error_by_hand():
     """The worked example of the docstring, and a range whose ends are exact."""
-    from tutelage.deploy.ranges import rounding_error
+    from tutelage.deploy.activation_ranges import rounding_error
 
     assert rounding_error(np.array([0.0, 1.0, 10.0]), 0.0, 5.0) == pytest.approx(25 / 3, abs=1e-3)
     assert rounding_error(np.array([-1.0, 0.0, 1.0]), -1.0, 1.0) < (2 / 255) ** 2

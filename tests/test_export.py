@@ -20,10 +20,10 @@ from safetensors.torch import load_file, save_file
 
 import tutelage
 from conftest import MODELS, Task, environment, make_task, refused, seconds_without_torch
+from tutelage.custom_loop.student import load_student
 from tutelage.deploy import onnx_graph, runtime, timing
 from tutelage.deploy.model_card import model_card
 from tutelage.errors import TutelageError
-from tutelage.own_loop.student import load_student
 from tutelage.run_folder import Run, write_json
 
 pytestmark = pytest.mark.slow

@@ -16,8 +16,7 @@ SRC = Path(__file__).parents[1] / "src"
 # From top to bottom: a room imports only rooms below it. A room is a file or a folder of src/tutelage.
 ROOMS = (
     "cli",
-    "own_loop",
-    "losses",
+    "custom_loop",
     "commands",
     "study",
     "pipeline",
@@ -57,7 +56,7 @@ LOADS_NO_TORCH = (
     "tutelage",
     "tutelage.cli",
     "tutelage.reporting",
-    "tutelage.own_loop.select",
+    "tutelage.custom_loop.select",
     "tutelage.deploy.runtime",
     "tutelage.commands.predict",
     "tutelage.deploy.browser",

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
 
-    from tutelage import losses
     from tutelage.commands.adapt import adapt
     from tutelage.commands.baseline import baseline
     from tutelage.commands.benchmark import benchmark
@@ -34,9 +33,10 @@ if TYPE_CHECKING:
     from tutelage.commands.predict import predict
     from tutelage.commands.report import report
     from tutelage.commands.run import run
-    from tutelage.own_loop.dataset import DistillationDataset
-    from tutelage.own_loop.select import select
-    from tutelage.own_loop.student import load_student
+    from tutelage.custom_loop.dataset import DistillationDataset
+    from tutelage.custom_loop.select import select
+    from tutelage.custom_loop.student import load_student
+    from tutelage.distillation import losses
 
 __all__ = [
     "DistillationDataset", "TutelageError", "__version__", "adapt", "baseline", "benchmark", "cache", "committee", "compare", "curate",
@@ -44,14 +44,14 @@ __all__ = [
     "select",
 ]  # fmt: skip
 
-_OWN_LOOP = {"DistillationDataset": "dataset", "load_student": "student", "select": "select"}  # name -> file
+_PIECES = {"DistillationDataset": "dataset", "load_student": "student", "select": "select"}  # name -> file
 
 
 def __getattr__(name: str) -> ModuleType | Callable[..., object]:
     if name == "losses":
-        return importlib.import_module("tutelage.losses")
-    if name in _OWN_LOOP:
-        return getattr(importlib.import_module(f"tutelage.own_loop.{_OWN_LOOP[name]}"), name)
+        return importlib.import_module("tutelage.distillation.losses")
+    if name in _PIECES:
+        return getattr(importlib.import_module(f"tutelage.custom_loop.{_PIECES[name]}"), name)
     from tutelage.cli import COMMANDS, function_of
 
     if (command := name.replace("_", "-")) in COMMANDS:

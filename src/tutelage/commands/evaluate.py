@@ -25,7 +25,7 @@ from tutelage.results import JSON, AdaptationResult, CommitteeResult, Evaluation
 from tutelage.run_folder import DEFAULT, TRAINED, Run, hash_of
 from tutelage.settings import command, declared
 from tutelage.settings.commands import EvaluateSettings
-from tutelage.settings.groups import Views
+from tutelage.settings.flags import Views
 from tutelage.tasks import Task, task_of
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from tutelage.progress import logger, main_process, processes
 from tutelage.results import JSON, StageResult
 from tutelage.run_folder import Run, atomic_write, write_text
 from tutelage.settings.commands import WITHOUT_TARGETS, Curation, DistillSettings, EvaluateSettings, ExportSettings
-from tutelage.settings.groups import Group, Schedule, Stage
+from tutelage.settings.flags import Group, Schedule, Stage
 from tutelage.tasks import task_of
 
 if TYPE_CHECKING:

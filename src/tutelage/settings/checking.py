@@ -19,7 +19,7 @@ from pydantic_core import ErrorDetails
 
 from tutelage.errors import TutelageError, did_you_mean, raise_all
 from tutelage.settings import presets
-from tutelage.settings.groups import Group, declared, default_of
+from tutelage.settings.flags import Group, declared, default_of
 
 P = ParamSpec("P")
 S = TypeVar("S", bound=Group)

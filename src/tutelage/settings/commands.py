@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from typing import Literal
 
-from tutelage.settings import groups as g
-from tutelage.settings.groups import declared, setting
+from tutelage.settings import flags
+from tutelage.settings.flags import declared, setting
 
 WITHOUT_TARGETS = ("task-agnostic", "dino")  # objectives that use no class probabilities, and so no committee
 
 
-class Curation(g.Labelled, g.Gallery, g.Search, g.Teacher, g.StudentInput, g.Resize, g.Stage, g.Smoke):
+class Curation(
+    flags.Labelled,
+    flags.Gallery,
+    flags.Search,
+    flags.Teacher,
+    flags.StudentInput,
+    flags.Resize,
+    flags.Stage,
+    flags.Smoke,
+):
     """Settings of `curate` that `run` has too."""
 
     budget: int | None = setting(None, "number of labels per class to use, or of masks in total; default: all", ge=1)
@@ -26,19 +35,19 @@ class CurateSettings(Curation):
     )
 
 
-class AdaptSettings(g.Teacher, g.Adaptation, g.TrainingStage):
+class AdaptSettings(flags.Teacher, flags.Adaptation, flags.TrainingStage):
     """Settings of `adapt`."""
 
 
-class BaselineSettings(g.Student, g.Schedule, g.TrainingStage):
+class BaselineSettings(flags.Student, flags.Schedule, flags.TrainingStage):
     """Settings of `baseline`."""
 
 
-class CommitteeSettings(BaselineSettings, g.TeacherCache):
+class CommitteeSettings(BaselineSettings, flags.TeacherCache):
     """Settings of `committee`: those of the baseline, since its students are trained like it."""
 
 
-class DistillSettings(g.TeacherWeights, BaselineSettings, g.Distillation):
+class DistillSettings(flags.TeacherWeights, BaselineSettings, flags.Distillation):
     """Settings of `distill`."""
 
     objective: Literal["task-oriented", "task-agnostic", "pseudo-label", "dino"] = setting(
@@ -52,11 +61,11 @@ class DistillSettings(g.TeacherWeights, BaselineSettings, g.Distillation):
     )
 
 
-class FinetuneSettings(g.LastStage, g.TrainingStage):
+class FinetuneSettings(flags.LastStage, flags.TrainingStage):
     """Settings of `finetune`."""
 
 
-class RunSettings(Curation, g.Adaptation, DistillSettings, g.LastStage, g.Json):
+class RunSettings(Curation, flags.Adaptation, DistillSettings, flags.LastStage, flags.Json):
     """Settings of `run`: those of its stages."""
 
     pilot: bool = setting(
@@ -65,11 +74,20 @@ class RunSettings(Curation, g.Adaptation, DistillSettings, g.LastStage, g.Json):
     no_baseline: bool = setting(False, "do not train the baseline, the same student on the labels only", free=True)
 
 
-class Compared(g.Labelled, g.Gallery, g.Teacher, g.Adaptation, g.Student, g.Distillation, g.Schedule, g.Training):
+class Compared(
+    flags.Labelled,
+    flags.Gallery,
+    flags.Teacher,
+    flags.Adaptation,
+    flags.Student,
+    flags.Distillation,
+    flags.Schedule,
+    flags.Training,
+):
     """Settings of a run that the methods of a study may differ in."""
 
 
-class CompareSettings(Compared, g.LastStage, g.Machine, g.ConfigFile, g.Json):
+class CompareSettings(Compared, flags.LastStage, flags.Machine, flags.ConfigFile, flags.Json):
     """Settings of `compare`."""
 
     out: str = setting("", "folder of the study, with its runs in METHOD/budget-N/seed-N", min_length=1, free=True)
@@ -92,18 +110,18 @@ class CompareSettings(Compared, g.LastStage, g.Machine, g.ConfigFile, g.Json):
     dry_run: bool = setting(False, "print the plan with estimated time and disk, and stop")
 
 
-class EvaluateSettings(g.FinishedRun, g.Machine, g.Json):
+class EvaluateSettings(flags.FinishedRun, flags.Machine, flags.Json):
     """Settings of `evaluate`."""
 
     target: str | None = setting(None, "other labelled images to evaluate the models on")
     teacher_weights: str | None = setting(None, "the teacher's weights; default: those of the run", min_length=1)
 
 
-class ReportSettings(g.FinishedRun):
+class ReportSettings(flags.FinishedRun):
     """Settings of `report`."""
 
 
-class ExportSettings(g.FinishedRun, g.Cache, g.Json, g.ConfigFile):
+class ExportSettings(flags.FinishedRun, flags.Cache, flags.Json, flags.ConfigFile):
     """Settings of `export`."""
 
     format: list[str] = setting(
@@ -118,11 +136,11 @@ class ExportSettings(g.FinishedRun, g.Cache, g.Json, g.ConfigFile):
     )
 
 
-class BenchmarkSettings(g.FinishedRun, g.Json):
+class BenchmarkSettings(flags.FinishedRun, flags.Json):
     """Settings of `benchmark`."""
 
 
-class PredictSettings(g.FinishedExport, g.Json):
+class PredictSettings(flags.FinishedExport, flags.Json):
     """Settings of `predict`."""
 
     images: list[str] = setting((), "images, or folders of images", min_length=1)
@@ -132,13 +150,13 @@ class PredictSettings(g.FinishedExport, g.Json):
     threads: int | None = setting(None, "threads of onnxruntime; default: all cores", ge=1)
 
 
-class DemoSettings(g.Seed, g.Smoke, g.Json):
+class DemoSettings(flags.Seed, flags.Smoke, flags.Json):
     """Settings of `demo`."""
 
     out: str = setting("tutelage-demo", "run folder", min_length=1, free=True)
 
 
-class DemoPageSettings(g.FinishedExport):
+class DemoPageSettings(flags.FinishedExport):
     """Settings of `demo-page`."""
 
     out: str = setting("", "folder for the page, index.html", min_length=1, free=True)
@@ -146,7 +164,7 @@ class DemoPageSettings(g.FinishedExport):
     port: int = setting(8000, "port for --serve; 0: any free port", ge=0, le=65535)
 
 
-class CacheFolder(g.Group):
+class CacheFolder(flags.Group):
     """The cache of a command that has no run folder beside which it could be."""
 
     cache: str | None = setting(
@@ -156,13 +174,13 @@ class CacheFolder(g.Group):
     )
 
 
-class CacheSettings(CacheFolder, g.Json):
+class CacheSettings(CacheFolder, flags.Json):
     """Settings of `cache`."""
 
     prune: float | None = setting(None, "remove entries not used for this many days", ge=0)
 
 
-class DoctorSettings(CacheFolder, g.Json):
+class DoctorSettings(CacheFolder, flags.Json):
     """Settings of `doctor`."""
 
 

@@ -17,7 +17,7 @@ from tutelage.pipeline.stage import needed, training_steps
 from tutelage.progress import duration, logger
 from tutelage.results import StudyEstimate
 from tutelage.settings.commands import WITHOUT_TARGETS, RunSettings
-from tutelage.settings.groups import Student
+from tutelage.settings.flags import Student
 from tutelage.study.methods import Variant
 from tutelage.tasks import task_of
 

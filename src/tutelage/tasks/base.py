@@ -20,7 +20,7 @@ from tutelage.errors import TutelageError
 from tutelage.features.view_batches import ViewSettings
 from tutelage.reporting.scores import MetricSpec
 from tutelage.results import JSON, AdaptationResult
-from tutelage.settings import groups as g
+from tutelage.settings import flags
 from tutelage.settings.commands import CommitteeSettings, Curation, DistillSettings, RunSettings
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class HeadFitter:
     cross_validate: Callable[[np.ndarray, np.ndarray, np.ndarray, float], np.ndarray]
 
 
-def class_names(settings: g.Labelled) -> list[str] | None:
+def class_names(settings: flags.Labelled) -> list[str] | None:
     """Return the class names given by --classes; None for all classes."""
     return [name.strip() for name in settings.classes.split(",")] if settings.classes else None
 
@@ -92,7 +92,7 @@ class Task(Protocol):
     IMAGE_SCORE: str  # key of the mean of `image_scores` in the result of the last stage
 
     # Reading data
-    def check(self, settings: g.Group) -> list[TutelageError]:
+    def check(self, settings: flags.Group) -> list[TutelageError]:
         """Return one fault for each setting that this task does not support; nothing is read."""
 
     def read(self, settings: Curation) -> TargetSet:
@@ -105,10 +105,10 @@ class Task(Protocol):
         """Return the labels of the rows `good` of a target set, whose images are `images`."""
 
     # Views and grids
-    def views(self, settings: g.Views) -> ViewSettings:
+    def views(self, settings: flags.Views) -> ViewSettings:
         """Return the view settings of a run."""
 
-    def grid(self, settings: g.Student) -> Grid | None:
+    def grid(self, settings: flags.Student) -> Grid | None:
         """Return the grid of the student's logits in the distillation; None if they are of whole images."""
 
     # The teacher
@@ -159,7 +159,7 @@ class Task(Protocol):
         """Load the teacher of a run for evaluation. weights: --teacher-weights of the run."""
 
     # The student
-    def student(self, settings: g.Student, classes: int) -> Student:
+    def student(self, settings: flags.Student, classes: int) -> Student:
         """Build a new student."""
 
     def distillation_module(self, student: Student, width: int, settings: DistillSettings) -> nn.Module:

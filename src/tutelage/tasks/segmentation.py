@@ -24,7 +24,7 @@ from tutelage.models.linear_probe import judgeable
 from tutelage.reporting.scores import MASKS
 from tutelage.reporting.segmentation_examples import write_dense_evidence
 from tutelage.results import JSON, AdaptationResult
-from tutelage.settings import groups as g
+from tutelage.settings import flags
 from tutelage.settings.commands import CommitteeSettings, Curation, DistillSettings, RunSettings
 from tutelage.tasks.base import Advance, Grid, HeadFitter, Predictions, Task, class_names
 from tutelage.tasks.segmentation_settings import faults_of
@@ -60,7 +60,7 @@ class Segmentation(Task):
     METRICS, SCORE_TITLE, IMAGE_SCORE = MASKS, "mean IoU", "miou_of_images"
     BUDGET_PER_CLASS, PILOT = False, False
 
-    def check(self, settings: g.Group) -> list[TutelageError]:
+    def check(self, settings: flags.Group) -> list[TutelageError]:
         return faults_of(settings)
 
     def read(self, settings: Curation) -> TargetSet:
@@ -78,10 +78,10 @@ class Segmentation(Task):
         of = {"classes": found.classes, **found.about(rows)}
         return load_masks(cache, [found.masks[i] for i in rows], images.sizes, of, [found.truths[i] for i in rows])
 
-    def views(self, settings: g.Views) -> ViewSettings:
+    def views(self, settings: flags.Views) -> ViewSettings:
         return ViewSettings(settings.view_seed, settings.flip, settings.crop_area, resize="squash", follow=True)
 
-    def grid(self, settings: g.Student) -> Grid:
+    def grid(self, settings: flags.Student) -> Grid:
         return _grids(settings)[0]
 
     def flops_of(self, encoder: FrozenEncoder) -> int:
@@ -166,7 +166,7 @@ class Segmentation(Task):
 
         return load_adapted(folder, result.to_json(), weights, accelerator, (1, 1))
 
-    def student(self, settings: g.Student, classes: int) -> Student:
+    def student(self, settings: flags.Student, classes: int) -> Student:
         from tutelage.models.segmentation_students import build_student
 
         s = settings
@@ -271,14 +271,14 @@ def _dense(module: nn.Module) -> DenseNetwork:
     return cast("DenseNetwork", module)
 
 
-def _grid(settings: g.Student, stride: int) -> Grid:
+def _grid(settings: flags.Student, stride: int) -> Grid:
     from tutelage.models.segmentation_grids import grid_of
     from tutelage.models.teachers import size_of
 
     return grid_of(size_of(settings, "student"), stride)
 
 
-def _grids(settings: g.Student) -> list[Grid]:
+def _grids(settings: flags.Student) -> list[Grid]:
     """Return the grids on which logits may be cached: that of half the stride of the student's logits, and coarser ones."""
     from tutelage.models.segmentation_students import STRIDES
 

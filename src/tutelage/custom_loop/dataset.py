@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from tutelage.custom_loop.student import Preprocess, resize_of
 from tutelage.data.manifest import load_task
 from tutelage.data.masks import IGNORE
 from tutelage.distillation.targets import Targets
 from tutelage.errors import TutelageError
 from tutelage.features.view_batches import view_input, view_truth
 from tutelage.image_size import Size, sides
-from tutelage.own_loop.student import Preprocess, resize_of
 from tutelage.results import CurationResult
 from tutelage.run_folder import DEFAULT, Run
 from tutelage.settings import declared
