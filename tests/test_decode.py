@@ -199,6 +199,8 @@ def test_wide_grey():
     assert first([0, 257, 65535], np.float32) == [0, 1, 255]
     assert first([float("nan"), 0, 1], np.float32) == [0, 0, 255]
     assert first([-3e38, 0, 1], np.float32) == [0, 0, 255]
+    assert first([float("inf"), 0.5, 1], np.float32) == [255, 128, 255]
+    assert first([float("-inf"), 100, 255], np.float32) == [0, 100, 255]
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from scenes import CLASSES, scene, write_pair, write_scenes
+from tutelage.data.decode import _TURNS as TURNS
 from tutelage.data.image_cache import Store
 from tutelage.data.label_budget import draw_images
 from tutelage.data.masks import IGNORE, MaskEncoding, Masks, kind_of, made_colours, numbered, painted, read_values
@@ -138,6 +139,76 @@ def test_colour_masks_with_named_colours(place):
     assert same(found, plain)
     assert found.colours == tuple(colours)
     assert found.coloured
+
+
+@pytest.mark.parametrize("packing", ["palette", "shuffled palette", "grey", "one bit", "mixed"])
+def test_colours_count_however_a_mask_is_packed(place, packing):
+    """Where classes.txt has colours, RGB, palette, grey and one-bit files of the same picture are the same masks; so is a mixed set."""
+    two = packing in ("grey", "one bit", "mixed")
+    colours = [(0, 0, 0), (255, 255, 255), (255, 255, 255)] if two else [(128, 64, 128), (220, 20, 60), (0, 0, 142)]
+    files, table = sorted((place / "target" / "masks").rglob("*.png")), np.array([*colours], np.uint8)
+    for path in files:
+        numbers = np.array(Image.open(path))
+        Image.fromarray(table[np.where(numbers == 255, 0, numbers)]).save(path)
+    names = ("white", "black") if two else CLASSES  # not in the order of their numbers
+    listed = [(255, 255, 255), (0, 0, 0)] if two else colours
+    lines = [f"{name} {r} {g} {b}" for name, (r, g, b) in zip(names, listed, strict=True)]
+    (place / "target" / "classes.txt").write_text("\n".join(lines))
+    plain = read_dense_set(place / "target")
+    for number, path in enumerate(files):
+        image = Image.open(path).convert("RGB")
+        if "palette" in packing:
+            image = image.quantize(8, dither=Image.Dither.NONE)
+            if packing == "shuffled palette":
+                image = image.remap_palette([2, 0, 1])
+        elif packing == "grey" or (packing == "mixed" and number % 2):
+            image = image.convert("L")
+        elif packing == "one bit" or number % 3 == 0:
+            image = image.convert("1", dither=Image.Dither.NONE)
+        image.save(path)
+    assert same(read_dense_set(place / "target"), plain)
+
+
+def test_classes_with_numbers(place):
+    """Lines that begin with the numbers 0 to C - 1, in any order, name the classes of these numbers; other numbers are part of a name."""
+    plain, file = read_dense_set(place / "target"), place / "target" / "classes.txt"
+    lines = [f"{number}: {name}" for number, name in enumerate(CLASSES)]
+    file.write_text("\n".join(lines[::-1]))
+    assert same(read_dense_set(place / "target"), plain)
+    file.write_text("\n".join(f"{number} 9 8 {number} {name}" for number, name in enumerate(CLASSES)))
+    assert read_dense_set(place / "target").classes == tuple(
+        f"9 8 {number} {name}" for number, name in enumerate(CLASSES)
+    )
+    file.write_text("\n".join(f"{number + 5} {name}" for number, name in enumerate(CLASSES)))
+    assert read_dense_set(place / "target").classes == tuple(
+        f"{number + 5} {name}" for number, name in enumerate(CLASSES)
+    )
+    file.write_text("\n".join(f"{number + 1} {name}" for number, name in enumerate(CLASSES)))
+    with pytest.raises(TutelageError, match="numbers its classes from 1"):
+        read_dense_set(place / "target")
+
+
+@pytest.mark.parametrize("fmt", ["PNG", "TIFF"])
+@pytest.mark.parametrize("orientation", [3, 5, 6, 8])
+def test_images_and_masks_are_turned_alike(place, fmt, orientation):
+    """An image and a mask that say how they are turned, both, one or neither, are the same as if they were stored as they are seen."""
+    plain = read_dense_set(place / "target")
+    back = {3: 3, 5: 5, 6: 8, 8: 6}[orientation]  # the turn that stores it
+    for path in sorted((place / "target").rglob("*.png")):
+        if "images" in path.parts and orientation == 3:
+            continue
+        image = Image.open(path)
+        image.load()
+        stored, exif = image.transpose(TURNS[back]), Image.Exif()
+        exif[0x112] = orientation
+        path.unlink()
+        if fmt == "PNG":
+            stored.save(path, exif=exif)
+        else:
+            stored.save(path.with_suffix(".tiff"), tiffinfo={0x112: orientation})
+    found = read_dense_set(place / "target")
+    assert [one.tolist() for one in found.pixels] == [one.tolist() for one in plain.pixels]
+    assert list(found.truths) == list(plain.truths)
 
 
 def test_real_street_scenes():

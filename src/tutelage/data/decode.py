@@ -123,6 +123,20 @@ def shrunken(image: Image.Image, short_side: int | None) -> tuple[np.ndarray, tu
     return np.array(rgb), (width, height) if orientation in (5, 6, 7, 8) else (height, width)
 
 
+def turned(image: Image.Image) -> Image.Image:
+    """Return an image of Pillow, loaded, as its EXIF orientation says that it is seen."""
+    image.load()  # a TIFF is turned meanwhile, and has no orientation afterwards
+    turn = _TURNS.get(_orientation(image))
+    return image if turn is None else image.transpose(turn)
+
+
+def size_of(data: bytes) -> tuple[int, int]:
+    """Return height and width of an image as it is seen, from its header; any error of Pillow's readers, or Unreadable, is raised."""
+    image = _open(data)
+    swapped = image.format != "TIFF" and _orientation(image) >= 5  # Pillow swaps those of a TIFF itself
+    return image.size if swapped else image.size[::-1]
+
+
 def fit(rgb: np.ndarray, size: Size, resize: str) -> np.ndarray:
     """Resize an image to a network's input size. This is the only resize of evaluation, export and `predict`.
 
@@ -219,8 +233,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _grey8(values: np.ndarray) -> np.ndarray:
     """Convert (H, W) uint16, int32 or float32 of any byte order to uint8, with the range described at the top of this file."""
     if values.dtype.kind == "f":
-        values = np.clip(np.nan_to_num(values, nan=0.0, posinf=65535.0, neginf=0.0), 0, None)
-        top = values.max()
+        top = values[np.isfinite(values)].max(initial=0)  # one infinite pixel does not darken the others
+        values = np.clip(np.nan_to_num(values, nan=0.0, posinf=top, neginf=0.0), 0, None)
         scale = 255.0 if top <= 1 else 1.0 if top <= 255 else 1 / 257
         return np.clip(np.rint(values * scale), 0, 255).astype(np.uint8)
     if values.dtype.itemsize > 2 and values.max() <= 255:

@@ -17,7 +17,7 @@ import numpy as np
 
 from tutelage.data import views
 from tutelage.data.class_names import faults_of_names
-from tutelage.data.decode import _open, _reason
+from tutelage.data.decode import _open, _reason, turned
 from tutelage.data.image_cache import ImageCodec, Images
 from tutelage.errors import TutelageError, Unreadable, raise_all, shown
 
@@ -44,11 +44,13 @@ class MaskEncoding:
 class Values:
     """Raw contents of one mask file.
 
-    pixels: (H, W) int32 class numbers, or (H, W, 3) uint8 colours. palette: colours by number, if the file has a palette.
+    pixels: (H, W) int32 class numbers, or (H, W, 3) uint8 colours. palette: colours by number, if the file has a palette. bits: whether a
+    pixel is one bit, and 1 is white.
     """
 
     pixels: np.ndarray
     palette: dict[int, Colour] = field(default_factory=dict)
+    bits: bool = False
 
 
 def read_coding(path: Path) -> MaskEncoding:
@@ -70,6 +72,7 @@ def read_coding(path: Path) -> MaskEncoding:
     ]
     ignored = tuple(colour for name, colour in parts if colour and name.lower() in ("ignore", "void"))
     parts = [(name, colour) for name, colour in parts if not (colour and name.lower() in ("ignore", "void"))]
+    parts = _by_number(parts, path)
     names = tuple(name for name, _ in parts)
     raise_all(faults_of_names(dict.fromkeys(names), path))
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -94,6 +97,22 @@ def hue(number: int, light: float, saturation: float) -> Colour:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
+def _by_number(parts: list[tuple[str, Colour | None]], path: Path) -> list[tuple[str, Colour | None]]:
+    """Return names and colours in the order of the numbers before the names, without them, if these are 0 to C - 1.
+
+    Raises:
+        TutelageError: the numbers are 1 to C, but masks begin at 0.
+    """
+    found = [re.fullmatch(r"(\d{1,3})[.:,;\s]+(\S.*)", name) for name, _ in parts]
+    numbered = {int(m[1]): (m[2], colour) for m, (_, colour) in zip(found, parts, strict=True) if m}
+    if len(numbered) == len(parts) and sorted(numbered) == list(range(1, len(parts) + 1)):
+        hint = "number them from 0, as masks do, or write the names without numbers in the order of their numbers in the masks"
+        raise TutelageError(f"{path} numbers its classes from 1", hint)
+    if len(numbered) < len(parts) or sorted(numbered) != list(range(len(parts))):
+        return parts
+    return [numbered[number] for number in range(len(parts))]
+
+
 def read_values(data: bytes) -> Values:
     """Decode one mask without interpreting its values.
 
@@ -104,7 +123,7 @@ def read_values(data: bytes) -> Values:
         image = _open(data)
         if image.format == "JPEG":
             raise Unreadable("a JPEG changes the values of a mask: PNG is read")
-        image.load()
+        image = turned(image)
         if image.mode in ("RGB", "RGBA", "CMYK", "YCbCr"):
             return Values(np.array(image.convert("RGB")))
         palette = image.getpalette() if image.mode == "P" else None
@@ -114,16 +133,20 @@ def read_values(data: bytes) -> Values:
     except Exception as error:  # Pillow's readers raise almost anything on broken data
         raise Unreadable(_reason(error)) from None
     triples = np.array(palette or [], np.int64).reshape(-1, 3)[:MOST_CLASSES].tolist()
-    return Values(numbers.astype(np.int32), {i: (r, g, b) for i, (r, g, b) in enumerate(triples)})
+    known = {i: (r, g, b) for i, (r, g, b) in enumerate(triples)}
+    return Values(numbers.astype(np.int32), known, image.mode == "1")
 
 
 def numbered(values: Values, coding: MaskEncoding) -> tuple[np.ndarray, dict[str, int]]:
     """Return the class numbers of a mask, and the values that are not a class.
 
+    Where classes have colours, the colour of a pixel counts however the file is packed: RGB, palette, grey or one bit. Only a file of one
+    channel in which some colour is not listed is read by its numbers.
+
     Returns:
         (H, W) uint8, IGNORE where the value is not a class; such values or colours as text -> number of pixels.
     """
-    classes, pixels = len(coding.classes), values.pixels
+    classes, pixels = len(coding.classes), _as_colours(values, coding) if coding.coloured else values.pixels
     if pixels.ndim == 2:
         strange = (pixels < 0) | ((pixels >= classes) & (pixels != IGNORE))
         found, counts = np.unique(pixels[strange], return_counts=True)
@@ -139,6 +162,18 @@ def numbered(values: Values, coding: MaskEncoding) -> tuple[np.ndarray, dict[str
     return out, dict(zip(names, counts.tolist(), strict=True))
 
 
+def _as_colours(values: Values, coding: MaskEncoding) -> np.ndarray:
+    """Return the (H, W, 3) colours of a mask of one channel if all of them are listed, else its pixels as they are."""
+    if values.pixels.ndim == 3:
+        return values.pixels
+    seen, places = np.unique(values.pixels, return_inverse=True)
+    grey = 255 if values.bits else 1
+    colours = [values.palette.get(number, (grey * number,) * 3) for number in seen.tolist()]
+    if not set(colours) <= {*coding.colours, *coding.ignored}:
+        return values.pixels
+    return np.array(colours, np.int64)[places.reshape(values.pixels.shape)]
+
+
 def truth_of(mask: np.ndarray) -> bytes:
     """Return 32 bytes that identify a mask: SHA-256 of the shape and the class numbers. mask: (H, W) uint8."""
     return hashlib.sha256(repr(mask.shape).encode() + mask.tobytes()).digest()
@@ -151,7 +186,9 @@ def kind_of(coding: MaskEncoding) -> ImageCodec:
         mask = np.ascontiguousarray(numbered(read_values(data), coding)[0])
         return mask, (mask.shape[0], mask.shape[1])
 
-    about = repr((len(coding.classes), coding.colours, coding.ignored) if coding.coloured else len(coding.classes))
+    about = "by colour " + repr(
+        (len(coding.classes), coding.colours, coding.ignored) if coding.coloured else len(coding.classes)
+    )
     return ImageCodec(f"masks-{hashlib.sha256(about.encode()).hexdigest()[:8]}", 1, decode)
 
 

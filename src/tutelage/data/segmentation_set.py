@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tutelage.data.decode import _open, _orientation
+from tutelage.data.decode import size_of
 from tutelage.data.labelled import LabelledRef
 from tutelage.data.masks import IGNORE, Colour, MaskEncoding, numbered, read_values, truth_of
 from tutelage.data.segmentation_files import FORMS, read_pairs
@@ -148,9 +148,7 @@ def _size(picture: bytes | Unreadable) -> tuple[int, int] | None:
     if isinstance(picture, Unreadable):
         return None
     try:
-        image = _open(picture)
-        width, height = image.size
-        return (width, height) if _orientation(image) >= 5 else (height, width)
+        return size_of(picture)
     except Exception:  # Pillow's readers raise almost anything on broken data; the store reports it
         return None
 
