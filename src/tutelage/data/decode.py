@@ -133,8 +133,9 @@ def turned(image: Image.Image) -> Image.Image:
 def size_of(data: bytes) -> tuple[int, int]:
     """Return height and width of an image as it is seen, from its header; any error of Pillow's readers, or Unreadable, is raised."""
     image = _open(data)
+    width, height = image.size
     swapped = image.format != "TIFF" and _orientation(image) >= 5  # Pillow swaps those of a TIFF itself
-    return image.size if swapped else image.size[::-1]
+    return (width, height) if swapped else (height, width)
 
 
 def fit(rgb: np.ndarray, size: Size, resize: str) -> np.ndarray:
