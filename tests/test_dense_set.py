@@ -337,6 +337,19 @@ def test_classes_that_train_or_test_lack(tutelage, place):
     assert "no pixel of 1 classes in the 4 test images: disc" in text
 
 
+def test_masks_of_black_and_white(tutelage, place):
+    """Masks of 0 and 255 are refused with what to write into classes.txt, and are read when that is done."""
+    for path in (place / "target" / "masks").rglob("*.png"):
+        Image.fromarray(np.where(np.array(Image.open(path)) == 1, 255, 0).astype(np.uint8)).save(path)
+    file = place / "target" / "classes.txt"
+    file.write_text("background\ncrack\n")
+    text = refused(curate(tutelage, place))
+    assert "no pixel of 1 classes in the 6 train images: crack" in text
+    assert "write `name 0 0 0` and `name 255 255 255` into classes.txt" in text
+    file.write_text("background 0 0 0\ncrack 255 255 255\n")
+    assert curate(tutelage, place).returncode == 0
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [(None, "No such file"), ("one\n", "1 names"), ("a\na\nb\n", "a twice"), ("a 1 2 3\nb\n", "no colour for b")],

@@ -203,6 +203,8 @@ def _lost(made: TargetSet, target: str | Path) -> list[TutelageError]:
         if len(rows) and lost:
             which = f"{len(lost)} classes in the {len(rows)} {split} images: {shown(lost, 10)}"
             hint = "add images so that train and test show every class, give another --test, or remove the class"
+            if lost == list(made.classes[1:]):  # often masks of black and white
+                hint = "255 is no class; if the masks are 0 and 255, write `name 0 0 0` and `name 255 255 255` into classes.txt"
             errors.append(TutelageError(f"{target} has no pixel of {which}", hint))
     return errors
 
