@@ -126,10 +126,13 @@ def _parsed(words: list[str]) -> tuple[Callable[..., Result] | None, dict[str, o
 
     words = _with_flags(words)
     app = cyclopts.App(
-        name="tutelage", version=__version__, help_format="plaintext", version_flags=["--version"],
+        name="tutelage",
+        version=__version__,
+        help_format="plaintext",
+        version_flags=["--version"],
         help="Turn a few labelled images and many unlabelled ones into a small, fast vision model, distilled from a foundation model. "
         "--quiet with any command prints warnings and errors only.",
-    )  # fmt: skip
+    )
     names = [words[0]] if words and words[0] in COMMANDS else list(COMMANDS)
     for name in names:  # for one command, only its own function is imported
         app.command(function_of(name), name=name)

@@ -34,10 +34,16 @@ class CostMeter:
         outputs = sum(self._asked.values())
         taken = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
         return {
-            "flops": int(self.train_flops * self.trained), "images": self.trained, "seconds": seconds,
-            "memory_mib": self._peak.mib(), "bytes": taken,
+            "flops": int(self.train_flops * self.trained),
+            "images": self.trained,
+            "seconds": seconds,
+            "memory_mib": self._peak.mib(),
+            "bytes": taken,
             "teacher": {
-                "flops": self.teacher_flops * outputs, "outputs": outputs, "computed": self.computed, "seconds": teacher_seconds,
+                "flops": self.teacher_flops * outputs,
+                "outputs": outputs,
+                "computed": self.computed,
+                "seconds": teacher_seconds,
                 "bytes": self.output_bytes * outputs,
             },
-        }  # fmt: skip
+        }

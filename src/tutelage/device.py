@@ -233,8 +233,17 @@ def _peak_bytes() -> int:
 
 
 INSTRUCTION_SETS = (
-    "avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "neon", "asimddp", "i8mm", "sve",
-)  # fmt: skip
+    "avx2",
+    "avx512f",
+    "avx_vnni",
+    "avx512_vnni",
+    "avx512_bf16",
+    "amx_int8",
+    "neon",
+    "asimddp",
+    "i8mm",
+    "sve",
+)
 
 
 def cpu() -> JSON:

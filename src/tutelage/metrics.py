@@ -106,9 +106,11 @@ def unsure_threshold(confidence: np.ndarray, right: np.ndarray) -> dict[str, flo
     threshold = thresholds[np.argmax(of_right - of_wrong)]
     sure = confidence >= threshold
     return {
-        "threshold": float(threshold), "sure": float(sure.mean()), "accuracy_sure": float(right[sure].mean()),
+        "threshold": float(threshold),
+        "sure": float(sure.mean()),
+        "accuracy_sure": float(right[sure].mean()),
         "accuracy_unsure": float(right[~sure].mean()) if not sure.all() else float("nan"),
-    }  # fmt: skip
+    }
 
 
 def wilson(share: float, count: int) -> tuple[float, float]:

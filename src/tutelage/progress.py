@@ -20,9 +20,17 @@ Advance = Callable[[int], None]  # called with the number of units, mostly image
 
 # Environment variables that describe the process group, as torch.distributed.run, accelerate and MPI read them.
 GROUP = (
-    "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS",
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "PMI_SIZE",
+    "MPI_LOCALRANKID",
+    "MPI_LOCALNRANKS",
     *(f"{mpi}_COMM_WORLD_{name}" for mpi in ("OMPI", "MV2") for name in ("SIZE", "LOCAL_RANK", "LOCAL_SIZE")),
-)  # fmt: skip
+)
 
 
 class _Stderr(logging.StreamHandler):
@@ -101,9 +109,12 @@ def _bar(what: str, total: int, done: int) -> Iterator[Advance]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
-        TextColumn("{task.description:>22}"), BarColumn(), MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"), TimeRemainingColumn(),
-    )  # fmt: skip
+        TextColumn("{task.description:>22}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task, start, count = bar.add_task(what, total=total, completed=done, rate=""), time.monotonic(), 0
 

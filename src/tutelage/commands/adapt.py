@@ -93,12 +93,18 @@ def adapt(settings: AdaptSettings) -> AdaptationResult:
         train, val = len(work.task.train), len(work.task.val) if work.task.val else 0
         by_folds = f"{0 if work.folds is None else len(np.unique(work.folds))}-fold cross-validation"
         result = {
-            "outputs": hash_of([inputs, mode]), "curated": curated.outputs, "mode": mode,
-            **work.kind.teacher_entries(encoder, work.network, mode, classes), "teacher": about, "classes": classes,
+            "outputs": hash_of([inputs, mode]),
+            "curated": curated.outputs,
+            "mode": mode,
+            **work.kind.teacher_entries(encoder, work.network, mode, classes),
+            "teacher": about,
+            "classes": classes,
             "validation": {name: {**one.scores, "choice": one.choice} for name, one in found.items()},
-            "validated_on": f"{val} validation images" if val else by_folds, "labels": train + val,
-            "seconds": seconds, "compute_cost": work.meter.entry(folder, seconds),
-        }  # fmt: skip
+            "validated_on": f"{val} validation images" if val else by_folds,
+            "labels": train + val,
+            "seconds": seconds,
+            "compute_cost": work.meter.entry(folder, seconds),
+        }
         return AdaptationResult(**run.finish("adapt", inputs, result))
 
 
@@ -220,8 +226,12 @@ def _full(work: _Work, probe: _Adapted | None) -> _Adapted:
 
 
 def _fine_tuned(
-    work: _Work, head: TeacherHead | None, positions: np.ndarray, passes: int, log: Callable[[JSON], None] = lambda row: None
-) -> nn.Module:  # fmt: skip
+    work: _Work,
+    head: TeacherHead | None,
+    positions: np.ndarray,
+    passes: int,
+    log: Callable[[JSON], None] = lambda row: None,
+) -> nn.Module:
     """Return the whole teacher after fine-tuning on these labelled images. log: takes step, loss and rate."""
     import torch
 

@@ -40,8 +40,13 @@ def baseline(settings: BaselineSettings) -> StudentResult:
         save_weights(folder / "weights.safetensors", module)
         seconds = clock.stop()
         result = {
-            "outputs": file_hash(folder / "weights.safetensors"), "curated": curated.outputs, "student": built.about(), "steps": total,
-            "images_seen": total * settings.batch_size, "loss": metrics.last, "seconds": seconds,
+            "outputs": file_hash(folder / "weights.safetensors"),
+            "curated": curated.outputs,
+            "student": built.about(),
+            "steps": total,
+            "images_seen": total * settings.batch_size,
+            "loss": metrics.last,
+            "seconds": seconds,
             "compute_cost": meter.entry(folder, seconds),
-        }  # fmt: skip
+        }
         return StudentResult(**run.finish("baseline", inputs, result))

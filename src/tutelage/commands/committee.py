@@ -35,9 +35,16 @@ if TYPE_CHECKING:
     from tutelage.finetuning.labels_only import LabelsOnly
 
 UNJUDGED = {  # where no label can be held out: the teacher only
-    "folds": 0, "weight": 0.0, "temperature": 1.0, "bias": [], "students_temperature": 1.0, "students_bias": [], "gain": 0.0,
-    "standard_error": 0.0, "held_out": None,
-}  # fmt: skip
+    "folds": 0,
+    "weight": 0.0,
+    "temperature": 1.0,
+    "bias": [],
+    "students_temperature": 1.0,
+    "students_bias": [],
+    "gain": 0.0,
+    "standard_error": 0.0,
+    "held_out": None,
+}
 ROWS = 2**16  # held-out pixels, evenly spaced, on which the weight is chosen
 
 
@@ -77,10 +84,16 @@ def committee(settings: CommitteeSettings) -> CommitteeResult:
         log_committee(found, int(np.sum(fair.reshape(len(fair), -1).any(axis=1))))
         seconds = clock.stop()
         result = {
-            "outputs": hash_of([inputs, file_hash(path) if about else None]), "curated": curated.outputs, "steps": total, "grid": grid,
-            **found, "images_seen": round(meter.trained), "student": about, "seconds": seconds,
+            "outputs": hash_of([inputs, file_hash(path) if about else None]),
+            "curated": curated.outputs,
+            "steps": total,
+            "grid": grid,
+            **found,
+            "images_seen": round(meter.trained),
+            "student": about,
+            "seconds": seconds,
             "compute_cost": meter.entry(folder, seconds),
-        }  # fmt: skip
+        }
         finished = CommitteeResult(**run.finish("committee", inputs, result))
         for kept in sorted(folder.glob("fold-*.npz")):
             kept.unlink()

@@ -65,10 +65,14 @@ def compare(settings: CompareSettings) -> StudyResult | StudyEstimate:
         possible = [(*one, work.resolved(*one)) for one in todo if one[0].name not in impossible]
         return estimate(possible, settings.match)
     about = {
-        "methods": [variant.name for variant in chosen], "budgets": amounts, "seeds": draws, "set": settings.set, "match": settings.match,
+        "methods": [variant.name for variant in chosen],
+        "budgets": amounts,
+        "seeds": draws,
+        "set": settings.set,
+        "match": settings.match,
         "results": str(kept.absolute()) if settings.results else "",
         "plan": [record_name(variant.name, *others) for variant, *others in plan],
-    }  # fmt: skip
+    }
     failed = dict(impossible)
     work.write_settings(about, failed)
     for number, (variant, budget, seed) in enumerate(todo, 1):

@@ -147,10 +147,13 @@ def _choose(
                 "lower --total, or add another --gallery",
             )
         request = SelectionRequest(
-            settings.strategy, free if wanted is None or wanted > free > 0 else wanted,
-            queries.labels if settings.balance == "class" else np.arange(len(queries.labels)), settings.seed, settings.dedup,
+            settings.strategy,
+            free if wanted is None or wanted > free > 0 else wanted,
+            queries.labels if settings.balance == "class" else np.arange(len(queries.labels)),
+            settings.seed,
+            settings.dedup,
             lambda embeddings, own=queries.vectors: unsure(own, labels, related, embeddings, settings.seed),
-        )  # fmt: skip
+        )
         choice, near_duplicates = choose(pool, queries.vectors, request, leaks)
         if every or len(choice) >= (wanted or 0):
             break
@@ -163,8 +166,14 @@ def _choose(
 
 
 def _write(
-    run: Run, settings: CurateSettings, encoder: GalleryEmbedder, labelled: LabelledSplit, chosen: _Chosen, store: Store, clock: Clock
-) -> JSON:  # fmt: skip
+    run: Run,
+    settings: CurateSettings,
+    encoder: GalleryEmbedder,
+    labelled: LabelledSplit,
+    chosen: _Chosen,
+    store: Store,
+    clock: Clock,
+) -> JSON:
     """Decode the chosen images; write manifests, leaks and montage; return what the result says about the choice."""
     from tutelage.curation import curation_outputs as written
 

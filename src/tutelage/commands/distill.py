@@ -254,8 +254,13 @@ def _training(job: _Distillation, module: nn.Module, built: Student, images: int
 
 
 def _train(
-    job: _Distillation, task: TaskData, training: _Training, targets: Targets | None, hardware: Accelerator, clock: Clock
-) -> float | None:  # fmt: skip
+    job: _Distillation,
+    task: TaskData,
+    training: _Training,
+    targets: Targets | None,
+    hardware: Accelerator,
+    clock: Clock,
+) -> float | None:
     """Train the student, which then has the averaged weights; return the last loss."""
     from tutelage.distillation import self_distillation
     from tutelage.distillation.distill_loop import Plan, class_weights, distill_student

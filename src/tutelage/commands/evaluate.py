@@ -124,11 +124,18 @@ def _context(run: Run, stages: Stages, cache_dir: Path, kept: JSON, settings: Ev
     kind = task_of(task.task)
     some = np.random.default_rng(0).permutation(len(task.transfer))[:LEARNT_ON]
     return _Context(
-        run, stages, cache_dir, settings.teacher_weights or kept.get("teacher_weights") or "pretrained",
-        kept.get("committee") or "auto", accelerator(settings.device, settings.precision), kind, task,
+        run,
+        stages,
+        cache_dir,
+        settings.teacher_weights or kept.get("teacher_weights") or "pretrained",
+        kept.get("committee") or "auto",
+        accelerator(settings.device, settings.precision),
+        kind,
+        task,
         kind.views(Views(**{name: one for name, one in kept.items() if name in declared(Views)})),
-        _new_images(settings.target, task, cache_dir) if settings.target else task.test, task.transfer.take(np.sort(some)),
-    )  # fmt: skip
+        _new_images(settings.target, task, cache_dir) if settings.target else task.test,
+        task.transfer.take(np.sort(some)),
+    )
 
 
 def _scores(context: _Context) -> tuple[JSON, dict[str, Predictions]]:
@@ -208,9 +215,11 @@ def _committee(context: _Context, members: CommitteeResult, about: StudentEntry,
     mixed = mixture(of_teacher, of_students)
     predictions = context.kind.predictions_of(mixed, context.test.labels, np.arange(len(mixed)))
     return {
-        "name": f"{teacher.scores['name']}, {count} x {about.name}", "weight": mixture.weight,
-        "parameters": teacher.scores["parameters"] + count * about.parameters, "test": context.judged(predictions),
-    }, predictions  # fmt: skip
+        "name": f"{teacher.scores['name']}, {count} x {about.name}",
+        "weight": mixture.weight,
+        "parameters": teacher.scores["parameters"] + count * about.parameters,
+        "test": context.judged(predictions),
+    }, predictions
 
 
 def _student(context: _Context, name: str, result: JSON, teacher: _Teacher | None, times: dict[str, float]) -> Scored:
@@ -224,9 +233,12 @@ def _student(context: _Context, name: str, result: JSON, teacher: _Teacher | Non
     if architecture not in times:
         times[architecture] = latency_ms(student.module, student.size)
     scores: JSON = {
-        "name": student.name, "parameters": student.parameters, "flops": flops(student.module, student.size),
-        "latency_ms": times[architecture], "initialisation": student.initialisation,
-    }  # fmt: skip
+        "name": student.name,
+        "parameters": student.parameters,
+        "flops": flops(student.module, student.size),
+        "latency_ms": times[architecture],
+        "initialisation": student.initialisation,
+    }
     module, how = student.module.to(context.hardware.device), (context.views, context.hardware)
     if teacher is not None:
         on_sample = kind.student_predictions(module, student, context.sample, None, *how, lambda n: None)

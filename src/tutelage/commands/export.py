@@ -138,12 +138,17 @@ def _delivered(run: Run, stages: Stages, cache_dir: Path, settings: ExportSettin
         given, returned = onnx_graph.BAKED_INPUT, onnx_graph.BAKED_OUTPUT
     colours = stages["curate"].get("colours")
     preprocess = {
-        "task": task.task, "decode_short_side": task.side, "size": student.size, "resize": kept.get("resize", "squash"),
-        "mean": list(student.mean), "std": list(student.std),
+        "task": task.task,
+        "decode_short_side": task.side,
+        "size": student.size,
+        "resize": kept.get("resize", "squash"),
+        "mean": list(student.mean),
+        "std": list(student.std),
         "input": {"name": given, "dtype": "uint8" if baked else "float32", "layout": "NHWC" if baked else "NCHW"},
         "output": {"name": returned, "kind": "probabilities" if baked else "logits"},
-        "unsure_below": unsure["threshold"] if unsure else None, **({"colours": colours} if colours else {}),
-    }  # fmt: skip
+        "unsure_below": unsure["threshold"] if unsure else None,
+        **({"colours": colours} if colours else {}),
+    }
     outputs = onnx_graph.torch_outputs(original, onnx_graph.example(student.size, baked).numpy())
     height, width = sides(student.size)
     at_once = max(1, MEMORY // (4 * max(3 * height * width, int(np.prod(outputs.shape[1:])))))
@@ -251,15 +256,26 @@ def _about(job: _Delivered, stages: Stages, files: dict[str, JSON], int8: Quanti
     runs = {one: lambda s=session: s.run(None, {name: images}) for one, session in sessions.items()}
     latency = timing.in_turn(runs)
     proof = {
-        "images": job.proved_on, "of": _judges(job), "score": job.kind.METRICS.main, "tolerance": job.settings.tolerance, "files": files,
-    }  # fmt: skip
+        "images": job.proved_on,
+        "of": _judges(job),
+        "score": job.kind.METRICS.main,
+        "tolerance": job.settings.tolerance,
+        "files": files,
+    }
     about = {
-        "recommended": recommended(latency, files, job.settings.int8_loss), "size": job.student.size,
-        "student": job.student.about(), "classes": len(job.task.classes), "proof": proof, "unsure": job.unsure,
-        "int8": dataclasses.asdict(int8) if int8 else None, "latency": latency, "machine": cpu(),
-        "outputs": stages["finetune"]["outputs"], "settings_hash": hash_of(job.kept),
+        "recommended": recommended(latency, files, job.settings.int8_loss),
+        "size": job.student.size,
+        "student": job.student.about(),
+        "classes": len(job.task.classes),
+        "proof": proof,
+        "unsure": job.unsure,
+        "int8": dataclasses.asdict(int8) if int8 else None,
+        "latency": latency,
+        "machine": cpu(),
+        "outputs": stages["finetune"]["outputs"],
+        "settings_hash": hash_of(job.kept),
         "versions": {"tutelage": __version__, **{one: importlib.metadata.version(one) for one in VERSIONS}},
-    }  # fmt: skip
+    }
     write_text(folder / runtime.LABELS, "".join(f"{name}\n" for name in job.task.classes))
     write_json(folder / runtime.ABOUT, job.preprocess)
     write_text(folder / "predict.py", predict_bundle.predict_file(__version__))

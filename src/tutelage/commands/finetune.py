@@ -76,10 +76,15 @@ def finetune(settings: FinetuneSettings) -> FinetuneResult:
         entry = (baseline if baseline and delivered == "baseline" else distilled).student.to_json()
         seconds = work.clock.stop()
         result = {
-            "outputs": file_hash(folder / "weights.safetensors"), "curated": curated.outputs, "delivered": delivered,
-            "validation": validation, "judged_on": judged_on, "student": entry, "seconds": seconds,
+            "outputs": file_hash(folder / "weights.safetensors"),
+            "curated": curated.outputs,
+            "delivered": delivered,
+            "validation": validation,
+            "judged_on": judged_on,
+            "student": entry,
+            "seconds": seconds,
             "compute_cost": work.meter.entry(folder, seconds),
-        }  # fmt: skip
+        }
         return FinetuneResult(**run.finish("finetune", inputs, result))
 
 

@@ -43,27 +43,40 @@ def log_transfer_set(chosen: int, wanted: int, compared: int, near: int) -> None
 
 
 def write_manifests(
-    run: Run, labelled: LabelledSplit, refs: list[ImageRef], choice: Choice, embedded: EmbeddingTable, strategy: str,
-    queries: list[str]
-) -> None:  # fmt: skip
+    run: Run,
+    labelled: LabelledSplit,
+    refs: list[ImageRef],
+    choice: Choice,
+    embedded: EmbeddingTable,
+    strategy: str,
+    queries: list[str],
+) -> None:
     """Write both manifests. refs: the chosen gallery images, in the order of `choice`. queries: names of the queries."""
     target, kept, drawn = labelled.target, labelled.kept, labelled.drawn
     write_manifest(
-        run.path / "target_set" / "manifest.parquet", [target.refs[i] for i in kept],
-        {**labelled.target.columns(kept), "key": labelled.keys_of(kept)}
-    )  # fmt: skip
+        run.path / "target_set" / "manifest.parquet",
+        [target.refs[i] for i in kept],
+        {**labelled.target.columns(kept), "key": labelled.keys_of(kept)},
+    )
     none = [None] * len(drawn)
     write_manifest(
-        run.path / "curate" / "manifest.parquet", [*[target.refs[i] for i in drawn], *refs],
+        run.path / "curate" / "manifest.parquet",
+        [*[target.refs[i] for i in drawn], *refs],
         {
             "source": ["target"] * len(drawn) + ["gallery"] * len(refs),
             "strategy": ["labelled"] * len(drawn) + [strategy] * len(refs),
             "query": [*none, *(queries[q] if q >= 0 else None for q in choice.query.tolist())],
-            "similarity": [*none, *(s if q >= 0 else None for q, s in zip(choice.query.tolist(), choice.similarity.tolist(), strict=True))],
+            "similarity": [
+                *none,
+                *(
+                    s if q >= 0 else None
+                    for q, s in zip(choice.query.tolist(), choice.similarity.tolist(), strict=True)
+                ),
+            ],
             "rank": [*none, *(r if r >= 0 else None for r in choice.rank.tolist())],
-            "key": [*labelled.keys_of(drawn), *(key.tobytes() for key in embedded.keys[choice.rows])]
-        }
-    )  # fmt: skip
+            "key": [*labelled.keys_of(drawn), *(key.tobytes() for key in embedded.keys[choice.rows])],
+        },
+    )
 
 
 def identity(labelled: LabelledSplit, refs: list[ImageRef], embedded: EmbeddingTable, choice: Choice) -> str:
@@ -71,10 +84,15 @@ def identity(labelled: LabelledSplit, refs: list[ImageRef], embedded: EmbeddingT
     kept = labelled.kept
     places = {f"mask_{name}" for name in SOURCE}
     known = [column for name, column in labelled.target.columns(kept).items() if name not in places]
-    return hash_of([
-        [key.hex() for key in labelled.keys_of(kept)], labelled.target.classes, *known,
-        [ref.id for ref in refs], [key.tobytes().hex() for key in embedded.keys[choice.rows]]
-    ])  # fmt: skip
+    return hash_of(
+        [
+            [key.hex() for key in labelled.keys_of(kept)],
+            labelled.target.classes,
+            *known,
+            [ref.id for ref in refs],
+            [key.tobytes().hex() for key in embedded.keys[choice.rows]],
+        ]
+    )
 
 
 def write_leaks(run: Run, labelled: LabelledSplit, refs: list[ImageRef], leaks: Sequence[Leak]) -> None:

@@ -115,9 +115,15 @@ class ByNetwork:
     def __init__(self, network: FeatureExtractor, resize: str):
         self.network, self.resize, self.width = network, resize, network.width
         self.about: dict[str, object] = {
-            "encoder": network.name, "weights": network.hash, "width": network.width, "size": network.size,
-            "mean": network.mean, "std": network.std, "resize": resize, "precision": network.precision,
-        }  # fmt: skip
+            "encoder": network.name,
+            "weights": network.hash,
+            "width": network.width,
+            "size": network.size,
+            "mean": network.mean,
+            "std": network.std,
+            "resize": resize,
+            "precision": network.precision,
+        }
 
     def lacks(self, ref: ImageRef) -> str | None:
         """Return None: a network can embed every image."""
@@ -176,10 +182,13 @@ class EmbeddingCache:
         keys = np.frombuffer(b"".join(key for _, key, _ in rows), np.uint8).reshape(-1, 32)
         thumbs = np.array([thumb for *_, thumb in rows], np.uint8).reshape(-1, THUMB, THUMB, 3)[order]
         columns = {
-            "key": keys[order], "position": positions[order], "features": np.concatenate(features)[order],
-            "thumbs": thumbs, "layouts": layout(thumbs).astype(np.float16),
+            "key": keys[order],
+            "position": positions[order],
+            "features": np.concatenate(features)[order],
+            "thumbs": thumbs,
+            "layouts": layout(thumbs).astype(np.float16),
             "rejected": np.frombuffer(json.dumps(sorted(rejected)).encode(), np.uint8),
-        }  # fmt: skip
+        }
         self._blocks.write(columns, piece.name)
 
     def load(self, pieces: Sequence[Piece]) -> EmbeddingTable:

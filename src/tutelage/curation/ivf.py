@@ -26,9 +26,14 @@ def ivf_memory(number: int, width: int) -> int:
 
 
 def search_ivf(
-    vectors: Vectors, queries: np.ndarray, k: int, *, usable: np.ndarray | None = None, memory: int | None = None,
+    vectors: Vectors,
+    queries: np.ndarray,
+    k: int,
+    *,
+    usable: np.ndarray | None = None,
+    memory: int | None = None,
     advance: Advance = lambda n: None,
-) -> tuple[np.ndarray, np.ndarray, float]:  # fmt: skip
+) -> tuple[np.ndarray, np.ndarray, float]:
     """Search approximately with an inverted file: a query is compared only with the rows in the lists nearest to it.
 
     Of N usable rows there are sqrt(N) lists, made by k-means on a sample; a query looks into 2 N^(1/4) of them, at least 8.

@@ -34,9 +34,14 @@ def checked(vectors: Vectors, queries: np.ndarray, usable: np.ndarray | None, k:
 
 
 def search(
-    vectors: Vectors, queries: np.ndarray, k: int, *, usable: np.ndarray | None = None, memory: int | None = None,
+    vectors: Vectors,
+    queries: np.ndarray,
+    k: int,
+    *,
+    usable: np.ndarray | None = None,
+    memory: int | None = None,
     advance: Advance = lambda n: None,
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the k rows with the largest inner product with each query: exact, whatever the parts in which the gallery is stored.
 
     `faiss.knn` block by block, and `knn_ground_truth` of faiss.contrib, return other rows in ties and took 6.8 and 7.2 s where

@@ -62,9 +62,15 @@ class DistillationDataset(Dataset[DistillationItem]):
     """
 
     def __init__(
-        self, run: str | Path, *, student: str | None = None, size: Size | None = None,
-        committee: Literal["auto", "none", "only"] | None = None, sharpness: float | None = None, cache: str | Path | None = None,
-    ):  # fmt: skip
+        self,
+        run: str | Path,
+        *,
+        student: str | None = None,
+        size: Size | None = None,
+        committee: Literal["auto", "none", "only"] | None = None,
+        sharpness: float | None = None,
+        cache: str | Path | None = None,
+    ):
         from tutelage.commands.distill import distillation_of, targets_of
         from tutelage.compute_cost import CostMeter
         from tutelage.device import accelerator
@@ -84,9 +90,7 @@ class DistillationDataset(Dataset[DistillationItem]):
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # also changes in workers that live on
         self.classes, self.labelled = task.classes, len(task.train)
         statistics = input_statistics(resolve(settings.student, "student"))
-        self.preprocess = Preprocess(
-            size_of(settings, "student"), *statistics, resize_of(folder), curated.store_side
-        )  # fmt: skip
+        self.preprocess = Preprocess(size_of(settings, "student"), *statistics, resize_of(folder), curated.store_side)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the views of the next pass, from 0 up, as DistributedSampler.set_epoch chooses its order."""
@@ -137,7 +141,7 @@ class DistillationDataset(Dataset[DistillationItem]):
 
 def _settings(
     run: Run, student: str | None, size: Size | None, committee: str | None, sharpness: float | None
-) -> DistillSettings:  # fmt: skip
+) -> DistillSettings:
     """Return the settings with which `distill` would prepare the run's targets; arguments that are not None replace the run's."""
     there = (run.path / "committee" / "result.json").exists()
     given = {"student": student, "student_size": size, "committee": committee, "sharpness": sharpness}

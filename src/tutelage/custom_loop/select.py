@@ -24,10 +24,16 @@ class Selection(NamedTuple):
 
 
 def select(
-    gallery: np.ndarray, queries: np.ndarray | None = None, *, count: int | None = None, strategy: Strategy = "balanced",
-    labels: np.ndarray | None = None, balance: Literal["query", "class"] = "query", usable: np.ndarray | None = None,
+    gallery: np.ndarray,
+    queries: np.ndarray | None = None,
+    *,
+    count: int | None = None,
+    strategy: Strategy = "balanced",
+    labels: np.ndarray | None = None,
+    balance: Literal["query", "class"] = "query",
+    usable: np.ndarray | None = None,
     seed: int = 0,
-) -> Selection:  # fmt: skip
+) -> Selection:
     """Choose a transfer set from the embeddings of a gallery, by the strategies of `tutelage curate`.
 
     The embeddings are of one encoder, of any length: both sides are centred on the gallery's mean and scaled to unit length, for
@@ -68,18 +74,23 @@ def select(
     table = EmbeddingTable(
         rows, np.arange(len(gallery)), np.zeros((0, 32), np.uint8), np.zeros(1, np.int64), (), (), []
     )
+    groups, ungrouped = classes if balance == "class" else own, np.full(len(asked), "")
     wish = SelectionRequest(
-        strategy, wanted, classes if balance == "class" else own, seed, "none",
-        lambda near: unsure(asked, classes, np.full(len(asked), ""), near, seed),
-    )  # fmt: skip
+        strategy, wanted, groups, seed, "none", lambda near: unsure(asked, classes, ungrouped, near, seed)
+    )
     pool = Pool(table, Vectors(rows, mean), free, "auto", int(free_memory() / 2))
     choice, _ = choose(pool, asked, wish)
     return Selection(choice.rows, choice.similarity, choice.query)
 
 
 def _check(
-    strategy: str, queries: np.ndarray, labels: np.ndarray | None, balance: str, usable: np.ndarray, shape: tuple[int, ...]
-) -> None:  # fmt: skip
+    strategy: str,
+    queries: np.ndarray,
+    labels: np.ndarray | None,
+    balance: str,
+    usable: np.ndarray,
+    shape: tuple[int, ...],
+) -> None:
     """Raise an error for arguments that do not fit each other. shape: of the gallery."""
     known = get_args(Strategy)
     if strategy not in known:

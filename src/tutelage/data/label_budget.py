@@ -66,9 +66,14 @@ def shortfalls(labels: np.ndarray, budget: int | None, classes: Sequence[str]) -
 
 
 def draw(
-    labels: np.ndarray | None, shows: np.ndarray, classes: Sequence[str], keys: Sequence[bytes], budget: int | None, seed: int,
+    labels: np.ndarray | None,
+    shows: np.ndarray,
+    classes: Sequence[str],
+    keys: Sequence[bytes],
+    budget: int | None,
+    seed: int,
     groups: np.ndarray,
-) -> tuple[np.ndarray, list[str]]:  # fmt: skip
+) -> tuple[np.ndarray, list[str]]:
     """Return the images within the budget and lines for the log: by `draw_budget`, or by `draw_images` if images have masks.
 
     Args:

@@ -115,9 +115,16 @@ def load_task(run: Path, cache: str | Path) -> TaskData:
     assert train is not None
     chosen = images.take(np.arange(len(refs), len(images)))
     return TaskData(
-        about["task"], tuple(about["classes"]), train, part("val"), part("test"),
-        chosen, [ref.id for ref in extra], about["store_side"], about,
-    )  # fmt: skip
+        about["task"],
+        tuple(about["classes"]),
+        train,
+        part("val"),
+        part("test"),
+        chosen,
+        [ref.id for ref in extra],
+        about["store_side"],
+        about,
+    )
 
 
 def load_masks(

@@ -43,9 +43,14 @@ class _Found:
 
 
 def read_dense_set(
-    target: str | Path, *, val: str | Path | float | None = None, test: str | Path | float | None = None,
-    classes: Sequence[str] | None = None, group_by: str | None = None, size: Size = 1,
-) -> TargetSet:  # fmt: skip
+    target: str | Path,
+    *,
+    val: str | Path | float | None = None,
+    test: str | Path | float | None = None,
+    classes: Sequence[str] | None = None,
+    group_by: str | None = None,
+    size: Size = 1,
+) -> TargetSet:
     """Read images and masks and assign each pair to a split. Arguments and splits as in `target_set.read_target_set`.
 
     Args:
@@ -106,13 +111,20 @@ def _numbered(
     counts = np.array([one.counts for _, one in good], np.int64).reshape(len(good), len(coding.classes))
     rarity = np.maximum(counts.sum(axis=0), 1)
     return TargetSet(
-        "segmentation", coding.classes, [i.ref for i, _ in good],
+        "segmentation",
+        coding.classes,
+        [i.ref for i, _ in good],
         labels=np.where(counts > 0, rarity, np.iinfo(np.int64).max).argmin(axis=1).astype(np.int64),
-        splits=np.array([i.split for i, _ in good], np.str_), groups=np.array([i.group for i, _ in good], np.str_),
-        rejected=(*rejected, *bad), masks=tuple(i.mask for i, _ in good if i.mask),
-        truths=tuple(one.truth for _, one in good), pixels=counts, colours=_palette(coding, found),
-        coloured=coding.coloured and any(one.coloured for one in found), ignored=coding.ignored,
-    )  # fmt: skip
+        splits=np.array([i.split for i, _ in good], np.str_),
+        groups=np.array([i.group for i, _ in good], np.str_),
+        rejected=(*rejected, *bad),
+        masks=tuple(i.mask for i, _ in good if i.mask),
+        truths=tuple(one.truth for _, one in good),
+        pixels=counts,
+        colours=_palette(coding, found),
+        coloured=coding.coloured and any(one.coloured for one in found),
+        ignored=coding.ignored,
+    )
 
 
 def _examined(images: Sequence[LabelledRef], coding: MaskEncoding) -> list[_Found]:

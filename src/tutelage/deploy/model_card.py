@@ -84,12 +84,14 @@ def _per_class(classes: list[str], test: JSON) -> list[JSON]:
     table = test["confusion"]
     return [
         {
-            "name": name, "images": sum(table[i]), "recall": test["recall"][i],
+            "name": name,
+            "images": sum(table[i]),
+            "recall": test["recall"][i],
             "precision": table[i][i] / predicted if (predicted := sum(row[i] for row in table)) else None,
             "iou": test["iou"][i] if "iou" in test else None,
         }
         for i, name in enumerate(classes)
-    ]  # fmt: skip
+    ]
 
 
 def _confusions(classes: list[str], test: JSON) -> list[JSON]:

@@ -94,9 +94,17 @@ def _exported(module: nn.Module, images: torch.Tensor, names: tuple[str, str] | 
     inputs, outputs = ([names[0]], [names[1]]) if names else (None, None)
     with quiet(logging.ERROR), torch.no_grad():
         program = torch.onnx.export(
-            module, (images,), input_names=inputs, output_names=outputs, dynamo=True, opset_version=OPSET,
-            dynamic_shapes=({0: torch.export.Dim("batch")},), external_data=False, optimize=True, verbose=False,
-        )  # fmt: skip
+            module,
+            (images,),
+            input_names=inputs,
+            output_names=outputs,
+            dynamo=True,
+            opset_version=OPSET,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            external_data=False,
+            optimize=True,
+            verbose=False,
+        )
     assert program is not None  # with dynamo
     return program
 

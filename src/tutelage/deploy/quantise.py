@@ -34,9 +34,12 @@ LEAST_CALIBRATION = 32  # fewest images to calibrate with
 LAYERS = ("Conv", "Gemm", "MatMul")
 # How ranges of the activations are chosen -> percentile of their absolute values, if it is one
 RANGES = {
-    "smallest to largest value": None, "99.99 % percentile": 99.99, "99.9 % percentile": 99.9, "99.5 % percentile": 99.5,
+    "smallest to largest value": None,
+    "99.99 % percentile": 99.99,
+    "99.9 % percentile": 99.9,
+    "99.5 % percentile": 99.5,
     "least squared error": None,
-}  # fmt: skip
+}
 LEAST_ERROR = "least squared error"
 # name -> (activations unsigned, 7-bit weights). Without VNNI, products of U8S8 are summed in pairs in 16 bits, which can overflow.
 SCHEMES = {"S8S8": (False, False), "U8S8, 7-bit weights": (True, True), "U8S8": (True, False)}
@@ -72,9 +75,15 @@ class Quantised:
 
 
 def quantise(
-    source: Path, out: Path, calibration: np.ndarray, judged_on: np.ndarray, most_lost: float,
-    logits_of: LogitsOf, log: Callable[[str], None] = lambda text: None, held_out: HeldOut | None = None,
-) -> Quantised:  # fmt: skip
+    source: Path,
+    out: Path,
+    calibration: np.ndarray,
+    judged_on: np.ndarray,
+    most_lost: float,
+    logits_of: LogitsOf,
+    log: Callable[[str], None] = lambda text: None,
+    held_out: HeldOut | None = None,
+) -> Quantised:
     """Write an int8 copy of an ONNX classifier.
 
     Args:
@@ -116,9 +125,14 @@ def quantise(
             )
         out.write_bytes(work.model(scheme, ranges, order[:kept]))
         return Quantised(
-            scheme, ranges, chosen["lost"], chosen["agreement"], len(work.layers), [work.layers[name] for name in order[:kept]],
+            scheme,
+            ranges,
+            chosen["lost"],
+            chosen["agreement"],
+            len(work.layers),
+            [work.layers[name] for name in order[:kept]],
             [*tried.values(), *others.values()],
-        )  # fmt: skip
+        )
 
 
 def enough(images: int) -> None:
@@ -151,9 +165,14 @@ class _Quantiser:
     """A search for a quantisation. layers: name of the ONNX node -> name of the layer in the torch module."""
 
     def __init__(
-        self, source: Path, folder: Path, calibration: np.ndarray, judged_on: np.ndarray, logits_of: LogitsOf,
+        self,
+        source: Path,
+        folder: Path,
+        calibration: np.ndarray,
+        judged_on: np.ndarray,
+        logits_of: LogitsOf,
         held_out: HeldOut | None,
-    ):  # fmt: skip
+    ):
         import onnx
 
         self.source, self.folder, self.logits_of = source, folder, logits_of
@@ -218,13 +237,19 @@ class _Quantiser:
         path = self.folder / "int8.onnx"
         with quiet(logging.WARNING):
             quantize_static(
-                self.source, path, reader, per_channel=True, reduce_range=reduced,
-                op_types_to_quantize=list(LAYERS), nodes_to_quantize=[name for name in self.layers if name not in kept_float],
-                weight_type=QuantType.QInt8, activation_type=QuantType.QUInt8 if unsigned else QuantType.QInt8,
+                self.source,
+                path,
+                reader,
+                per_channel=True,
+                reduce_range=reduced,
+                op_types_to_quantize=list(LAYERS),
+                nodes_to_quantize=[name for name in self.layers if name not in kept_float],
+                weight_type=QuantType.QInt8,
+                activation_type=QuantType.QUInt8 if unsigned else QuantType.QInt8,
                 calibrate_method=CalibrationMethod.Percentile if percentile else CalibrationMethod.MinMax,
                 calibration_cache_path=self.measured_ranges(ranges),
                 extra_options={"CalibStridedMinMax": 1, **({"CalibPercentile": percentile} if percentile else {})},
-            )  # fmt: skip
+            )
         return _shortened(path)
 
     def measured_ranges(self, ranges: str) -> Path:

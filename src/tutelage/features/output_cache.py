@@ -45,10 +45,17 @@ class OutputCache:
 
     def __init__(self, cache: str | Path, network: FeatureExtractor, resize: str, side: int):
         about = {
-            "encoder": network.name, "weights": network.hash, "output": network.output, "width": network.width,
-            "size": network.size, "mean": network.mean, "std": network.std, "store_side": side,
-            "precision": network.precision, "views": {"resize": resize},
-        }  # fmt: skip
+            "encoder": network.name,
+            "weights": network.hash,
+            "output": network.output,
+            "width": network.width,
+            "size": network.size,
+            "mean": network.mean,
+            "std": network.std,
+            "store_side": side,
+            "precision": network.precision,
+            "views": {"resize": resize},
+        }
         self.width, self.name = network.width, network.name
         self.folder = cache_folder(cache, "outputs", f"{network.name} at {network.size} px, {network.output}", about)
         views = {CLEAN: "clean", MIRRORED: "mirrored"}
@@ -68,9 +75,13 @@ class OutputCache:
 
 
 def run_network(
-    network: FeatureExtractor, images: Images, positions: np.ndarray, number: int, settings: ViewSettings,
+    network: FeatureExtractor,
+    images: Images,
+    positions: np.ndarray,
+    number: int,
+    settings: ViewSettings,
     advance: Advance = lambda n: None,
-) -> np.ndarray:  # fmt: skip
+) -> np.ndarray:
     """Run the network on one view of each image, without the cache: (B, D) float32 outputs. advance: called with numbers of images."""
     import torch
 

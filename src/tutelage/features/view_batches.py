@@ -92,8 +92,15 @@ def drawn_views(seeds: np.ndarray, sizes: np.ndarray, number: Number, settings: 
     """Return the random crops, flips and colours of view `number`, given the images' seeds (B,) and sizes (B, 2)."""
     area = (settings.crop_area, 1.0)
     return views.draw(
-        seeds, sizes, number, settings.seed, flip=settings.flip, area=area, colour=settings.colour, follow=settings.follow
-    )  # fmt: skip
+        seeds,
+        sizes,
+        number,
+        settings.seed,
+        flip=settings.flip,
+        area=area,
+        colour=settings.colour,
+        follow=settings.follow,
+    )
 
 
 def view_truth(

@@ -34,9 +34,12 @@ class LabelsOnly:
 
 
 def train_student(
-    job: LabelsOnly, hardware: Accelerator, resumable: checkpoints.Resumable, advance: Callable[[int], object],
+    job: LabelsOnly,
+    hardware: Accelerator,
+    resumable: checkpoints.Resumable,
+    advance: Callable[[int], object],
     log: Callable[[JSON], None] = lambda row: None,
-) -> tuple[Student, torch.nn.Module]:  # fmt: skip
+) -> tuple[Student, torch.nn.Module]:
     """Train a new student; return it and its module with the averaged weights.
 
     Args:

@@ -38,9 +38,16 @@ class Plan(loop.Plan):
 
 
 def train_on_labels(
-    module: nn.Module, network: FrozenEncoder | Student, labelled: Labelled, plan: Plan, hardware: Accelerator, watch: loop.Watch, *,
-    groups: ParamsT | None = None, resumable: checkpoints.Resumable | None = None,
-) -> nn.Module:  # fmt: skip
+    module: nn.Module,
+    network: FrozenEncoder | Student,
+    labelled: Labelled,
+    plan: Plan,
+    hardware: Accelerator,
+    watch: loop.Watch,
+    *,
+    groups: ParamsT | None = None,
+    resumable: checkpoints.Resumable | None = None,
+) -> nn.Module:
     """Train a network on labelled images.
 
     Args:

@@ -37,7 +37,7 @@ from tutelage.models.weights import (
     weights_hash,
     without_prefix,
     wrong_architecture,
-)  # fmt: skip
+)
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -50,10 +50,13 @@ class PyramidMask(nn.Module):
             nn.Sequential(nn.BatchNorm2d(one), nn.Conv2d(one, WIDTH, 1, bias=False)) for one in channels
         )
         self.mix = nn.Sequential(
-            nn.BatchNorm2d(WIDTH), nn.ReLU(),
-            nn.Conv2d(WIDTH, WIDTH, 3, padding=1, groups=WIDTH, bias=False), nn.Conv2d(WIDTH, WIDTH, 1, bias=False),
-            nn.BatchNorm2d(WIDTH), nn.ReLU(),
-        )  # fmt: skip
+            nn.BatchNorm2d(WIDTH),
+            nn.ReLU(),
+            nn.Conv2d(WIDTH, WIDTH, 3, padding=1, groups=WIDTH, bias=False),
+            nn.Conv2d(WIDTH, WIDTH, 1, bias=False),
+            nn.BatchNorm2d(WIDTH),
+            nn.ReLU(),
+        )
         self.classify = nn.Conv2d(WIDTH, classes, 1)
 
     def forward(self, levels: list[torch.Tensor]) -> torch.Tensor:

@@ -312,8 +312,13 @@ def check_within_reach(name: str, kind: str) -> tuple[Path | None, WeightSource]
 
 
 def create(
-    name: str, weights: str, classes: int | None, size: Size | None = None, kind: str = "teacher", output_stride: int | None = None
-) -> tuple[nn.Module, WeightSource]:  # fmt: skip
+    name: str,
+    weights: str,
+    classes: int | None,
+    size: Size | None = None,
+    kind: str = "teacher",
+    output_stride: int | None = None,
+) -> tuple[nn.Module, WeightSource]:
     """Build a timm model and load its weights.
 
     Args:

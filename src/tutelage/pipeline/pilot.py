@@ -79,9 +79,14 @@ def pilot(run: Run, settings: RunSettings, walk: Callable[[Run, Sequence[str], R
     gain, error = paired_gain(baseline, distilled)
     images, ours, theirs = len(distilled), float(distilled.mean()), float(baseline.mean())
     result = {
-        "curated": curated.outputs, "images": images, "distilled": ours, "baseline": theirs, "gain": gain, "standard_error": error,
+        "curated": curated.outputs,
+        "images": images,
+        "distilled": ours,
+        "baseline": theirs,
+        "gain": gain,
+        "standard_error": error,
         "seconds": clock.stop(),
-    }  # fmt: skip
+    }
     logger.info(f"pilot: on {images} held-out labels the distilled student has {ours:.3f}, the baseline {theirs:.3f}")
     return PilotResult(**run.finish("pilot", inputs, {"outputs": hash_of(result), **result}))
 

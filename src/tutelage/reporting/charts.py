@@ -15,8 +15,12 @@ Place = TypeVar("Place", float, np.ndarray)
 
 WIDTH = 400  # units of a drawing, which the page shows 340 to 600 pixels wide
 NAMES = {  # of the models, in the order of the legend; the CSS classes have the same names
-    "delivered": "delivered", "distilled": "distilled", "baseline": "baseline", "teacher": "teacher", "committee": "committee",
-}  # fmt: skip
+    "delivered": "delivered",
+    "distilled": "distilled",
+    "baseline": "baseline",
+    "teacher": "teacher",
+    "committee": "committee",
+}
 CLASSES_SHOWN = 40  # most classes in a chart with a row for each class
 CELLS_SHOWN = 25  # most classes in a confusion matrix; with more, the most frequent confusions are listed
 MOST_WRITTEN = 999  # largest count written in a cell of the matrix; beyond it all cells show shares
@@ -222,9 +226,12 @@ def curve(steps: Sequence[float], values: Sequence[float], title: str, across: s
     low, high, most = float(y.min()), float(y.max()), max(float(max(steps)), 1.0)
     across_at, up_at = scale(0, most, left, right), scale(low, high, bottom, top)
     parts = [
-        line(left, bottom, right, bottom), line(left, top, right, top),
-        text(left - 6, top + 4, f"{high:.2f}", "small", "end"), text(left - 6, bottom + 4, f"{low:.2f}", "small", "end"),
-        text(right, bottom + 16, f"{most:,.0f} {across}", "small", "end"), text(left, bottom + 16, "0", "small", "middle"),
+        line(left, bottom, right, bottom),
+        line(left, top, right, top),
+        text(left - 6, top + 4, f"{high:.2f}", "small", "end"),
+        text(left - 6, bottom + 4, f"{low:.2f}", "small", "end"),
+        text(right, bottom + 16, f"{most:,.0f} {across}", "small", "end"),
+        text(left, bottom + 16, "0", "small", "middle"),
         polyline(((across_at(step), up_at(value)) for step, value in zip(steps, y, strict=True)), "distilled path"),
-    ]  # fmt: skip
+    ]
     return svg(bottom + 24, title, f"from {y[0]:.2f} to {y[-1]:.2f} over {most:,.0f} {across}", parts)

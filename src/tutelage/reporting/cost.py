@@ -15,12 +15,13 @@ def cost_of(record: JSON) -> dict[str, float]:
     entries = record["compute_cost"].values()
     teacher = sum(entry["teacher"]["flops"] for entry in entries)
     return {
-        "flops": teacher + sum(entry["flops"] for entry in entries), "teacher_flops": teacher,
+        "flops": teacher + sum(entry["flops"] for entry in entries),
+        "teacher_flops": teacher,
         "images": sum(entry["images"] for entry in entries),
         "seconds": sum(entry["seconds"] + entry["teacher"]["seconds"] for entry in entries),
         "memory_mib": max((entry["memory_mib"] for entry in entries), default=0.0),
         "bytes": sum(entry["bytes"] + entry["teacher"].get("bytes", 0) for entry in entries),
-    }  # fmt: skip
+    }
 
 
 def shares(records: Sequence[JSON]) -> dict[str, float]:
@@ -52,6 +53,7 @@ def shares(records: Sequence[JSON]) -> dict[str, float]:
             done["flops"] += entry["flops"] + teacher["flops"] * computed
             done["seconds"] += entry["seconds"] + teacher["seconds"]
     return {
-        **done, **{f"{name}_unshared": value for name, value in unshared.items()},
+        **done,
+        **{f"{name}_unshared": value for name, value in unshared.items()},
         **{f"{name}_share": done[name] / unshared[name] if unshared[name] else 1.0 for name in done},
-    }  # fmt: skip
+    }

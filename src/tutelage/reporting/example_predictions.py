@@ -21,8 +21,12 @@ DECIDED = "decided "  # prefix of a model's name: its decisions, which float16 p
 
 
 def write_evidence(
-    folder: Path, labels: np.ndarray, ids: Sequence[str], image: Callable[[int], np.ndarray], probabilities: dict[str, np.ndarray]
-) -> None:  # fmt: skip
+    folder: Path,
+    labels: np.ndarray,
+    ids: Sequence[str],
+    image: Callable[[int], np.ndarray],
+    probabilities: dict[str, np.ndarray],
+) -> None:
     """Write predictions.npz and disagreements.json into a report folder.
 
     Args:

@@ -52,14 +52,23 @@ def write_page(run: Path) -> Path:
     classes = results["classes"]
     pictures = read_pictures(run / "evaluate", classes)
     page = rendered(
-        "page.html.j2", title=run.resolve().name, answer=answer(results, stages, settings), test_images=results.get("test_images", 0),
-        table=table(results), findings=diagnose(results, stages), committee=committee(stages, settings),
-        charts=_charts(run, results, labels, probabilities), student=TITLES[shown_student(models_of(results)) or "distilled"],
-        disagreements=[disagreement(one, classes) for one in apart], pictures=pictures,
+        "page.html.j2",
+        title=run.resolve().name,
+        answer=answer(results, stages, settings),
+        test_images=results.get("test_images", 0),
+        table=table(results),
+        findings=diagnose(results, stages),
+        committee=committee(stages, settings),
+        charts=_charts(run, results, labels, probabilities),
+        student=TITLES[shown_student(models_of(results)) or "distilled"],
+        disagreements=[disagreement(one, classes) for one in apart],
+        pictures=pictures,
         montage=montage(run / "curate" / "montage.jpg"),
-        transfer_set=transfer_set(stages["curate"]), costs=_costs(stages), facts=_facts(settings, stages),
+        transfer_set=transfer_set(stages["curate"]),
+        costs=_costs(stages),
+        facts=_facts(settings, stages),
         command=command("run", settings),
-    )  # fmt: skip
+    )
     write_json(run / "report" / "results.json", results)
     write_text(run / "report" / "results.csv", _csv(results))
     write_text(run / "report" / "index.html", page)
@@ -154,9 +163,12 @@ def disagreement(one: JSON, classes: list[str]) -> dict[str, str]:
         return f"{classes[label]} ({100 * sure:.0f} %){' ✓' if label == one['label'] else ''}"
 
     return {
-        "id": one["id"], "jpeg": one["jpeg"], "truth": classes[one["label"]],
-        "student": prediction_of(shown_student(one) or "distilled"), "teacher": prediction_of("teacher"),
-    }  # fmt: skip
+        "id": one["id"],
+        "jpeg": one["jpeg"],
+        "truth": classes[one["label"]],
+        "student": prediction_of(shown_student(one) or "distilled"),
+        "teacher": prediction_of("teacher"),
+    }
 
 
 def montage(path: Path) -> str:

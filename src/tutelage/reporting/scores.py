@@ -37,10 +37,16 @@ CLASSES = MetricSpec(
     ("Recall of each class", "recall"), np.asarray, "images", ("ece", "log_loss"),
 )  # fmt: skip
 MASKS = MetricSpec(
-    "miou", "mIoU", "has a mean IoU of {:.1f} %", "on", "labelled images",
+    "miou",
+    "mIoU",
+    "has a mean IoU of {:.1f} %",
+    "on",
+    "labelled images",
     (("mIoU", "miou"), ("pixels", "accuracy"), ("recall", "balanced_accuracy"), ("boundary F1", "boundary_f1")),
-    ("IoU of each class", "iou"), mean_iou, "pixels",
-)  # fmt: skip
+    ("IoU of each class", "iou"),
+    mean_iou,
+    "pixels",
+)
 OF_TASK = {"segmentation": MASKS, "classification": CLASSES}
 
 

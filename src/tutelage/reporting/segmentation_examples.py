@@ -20,9 +20,12 @@ SIDE = 200  # largest side of a picture in pixels
 
 
 def write_dense_evidence(
-    folder: Path, test: Labelled, predictions: Mapping[str, np.ndarray | list[np.ndarray]], counts: dict[str, np.ndarray],
+    folder: Path,
+    test: Labelled,
+    predictions: Mapping[str, np.ndarray | list[np.ndarray]],
+    counts: dict[str, np.ndarray],
     colours: Sequence[Colour],
-) -> None:  # fmt: skip
+) -> None:
     """Write predictions.npz (pixel counts by model, image and class) and pictures.json into a report folder.
 
     Args:

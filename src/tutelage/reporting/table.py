@@ -9,9 +9,12 @@ from tutelage.json_object import JSON
 from tutelage.reporting.scores import words_of
 
 TITLES = {  # of the models of an evaluation, in the order of tables and legends
-    "delivered": "delivered student", "distilled": "distilled student", "baseline": "baseline (labels only)",
-    "teacher": "teacher (adapted)", "committee": "committee",
-}  # fmt: skip
+    "delivered": "delivered student",
+    "distilled": "distilled student",
+    "baseline": "baseline (labels only)",
+    "teacher": "teacher (adapted)",
+    "committee": "committee",
+}
 
 
 def delivered_name(results: JSON) -> str | None:

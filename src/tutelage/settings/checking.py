@@ -50,15 +50,22 @@ def command(settings: Callable[P, S]) -> Callable[[Callable[[S], R]], Callable[P
         del made.__wrapped__
         hints, own = hints_of(settings), declared(settings)
         made.settings, made.__annotations__ = settings, hints
-        made.__signature__ = inspect.Signature([
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default_of(one), annotation=_base(hints[name]))
-            for name, one in own.items()
-        ])  # fmt: skip
+        made.__signature__ = inspect.Signature(
+            [
+                inspect.Parameter(
+                    name, inspect.Parameter.KEYWORD_ONLY, default=default_of(one), annotation=_base(hints[name])
+                )
+                for name, one in own.items()
+            ]
+        )
         lines = [f"    {name} ({one.type}, {default_of(one)!r}): {one.metadata['help']}" for name, one in own.items()]
-        made.__doc__ = "\n".join([
-            f"{inspect.getdoc(function)}\n\nArgs:", *lines,
-            f"\nReturns:\n    {function.__annotations__['return']}: described in `tutelage.results`",
-        ])  # fmt: skip
+        made.__doc__ = "\n".join(
+            [
+                f"{inspect.getdoc(function)}\n\nArgs:",
+                *lines,
+                f"\nReturns:\n    {function.__annotations__['return']}: described in `tutelage.results`",
+            ]
+        )
         return checked
 
     return decorate

@@ -8,10 +8,15 @@ from pathlib import Path
 PRESETS: dict[str, dict[str, object]] = {
     "none": {},
     "paper": {
-        "objective": "task-oriented", "committee": "none", "sharpness": 1.0, "label_share": 0.0, "temperature": 1.0, "feature_weight": 0.0,
+        "objective": "task-oriented",
+        "committee": "none",
+        "sharpness": 1.0,
+        "label_share": 0.0,
+        "temperature": 1.0,
+        "feature_weight": 0.0,
         "finetune": "full",
     },
-}  # fmt: skip
+}
 
 
 # Task defaults that differ from the signatures: one image holds many labelled pixels, and objects of many scales.

@@ -182,10 +182,13 @@ def _of_a_run(folder: Path, best: Cell) -> JSON:
         return {**found, "montage": "", "transfer_set": "", "disagreements": [], "pictures": {}, "elsewhere": True}
     classes, apart = stages["evaluate"]["classes"], read_evidence(run / "evaluate")[2]
     return {
-        **found, "montage": montage(run / "curate" / "montage.jpg"), "transfer_set": transfer_set(stages["curate"]),
-        "disagreements": [disagreement(one, classes) for one in apart], "pictures": read_pictures(run / "evaluate", classes),
+        **found,
+        "montage": montage(run / "curate" / "montage.jpg"),
+        "transfer_set": transfer_set(stages["curate"]),
+        "disagreements": [disagreement(one, classes) for one in apart],
+        "pictures": read_pictures(run / "evaluate", classes),
         "elsewhere": False,
-    }  # fmt: skip
+    }
 
 
 def _facts(about: JSON, records: list[Record]) -> list[tuple[str, object]]:

@@ -176,9 +176,15 @@ def rows(cells: list[Cell], budget: int) -> tuple[list[JSON], Cell]:
 def reference_rows(references: dict[int, Reference]) -> list[JSON]:
     """Rows of the table for the adapted teachers."""
     return [
-        {"budget": budget, "seeds": len(one.tests), "score": one.accuracy[0], "spread": one.accuracy[1], **means_beside(one.tests)}
+        {
+            "budget": budget,
+            "seeds": len(one.tests),
+            "score": one.accuracy[0],
+            "spread": one.accuracy[1],
+            **means_beside(one.tests),
+        }
         for budget, one in references.items()
-    ]  # fmt: skip
+    ]
 
 
 def beside(test: JSON) -> tuple[tuple[str, str], ...]:

@@ -51,9 +51,11 @@ def paired_p(differences: Sequence[float]) -> float | None:
 
 
 def difference(
-    first: np.ndarray, second: np.ndarray, score: Callable[[np.ndarray], np.ndarray] = np.asarray,
+    first: np.ndarray,
+    second: np.ndarray,
+    score: Callable[[np.ndarray], np.ndarray] = np.asarray,
     drawn: tuple[np.ndarray, np.ndarray] | None = None,
-) -> Difference:  # fmt: skip
+) -> Difference:
     """Return how much better the first method is than the second.
 
     Args:

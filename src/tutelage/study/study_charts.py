@@ -16,9 +16,11 @@ NAME = 17  # letters of a name that fit in the right margin
 
 
 def against_labels(
-    methods: dict[str, dict[int, tuple[float, float | None]]], teacher: dict[int, tuple[float, float | None]],
-    across: str = "labels per class", score: str = "accuracy",
-) -> Markup:  # fmt: skip
+    methods: dict[str, dict[int, tuple[float, float | None]]],
+    teacher: dict[int, tuple[float, float | None]],
+    across: str = "labels per class",
+    score: str = "accuracy",
+) -> Markup:
     """Draw a line for each method, with a band of one standard deviation over seeds.
 
     Args:
@@ -46,8 +48,11 @@ def against_labels(
 
 
 def against_compute(
-    methods: dict[str, tuple[float, float, float | None]], order: Sequence[str], teacher: float | None = None, score: str = "accuracy"
-) -> Markup:  # fmt: skip
+    methods: dict[str, tuple[float, float, float | None]],
+    order: Sequence[str],
+    teacher: float | None = None,
+    score: str = "accuracy",
+) -> Markup:
     """Draw a disc for each method, its score against all its FLOPs on a logarithmic axis, and the teacher as a line.
 
     Args:

@@ -184,22 +184,40 @@ class Task(Protocol):
         """
 
     def log_probabilities(
-        self, module: nn.Module, network: Network, images: Images, views: ViewSettings, accelerator: Accelerator,
-        grid: Grid | None, advance: Advance,
-    ) -> np.ndarray:  # fmt: skip
+        self,
+        module: nn.Module,
+        network: Network,
+        images: Images,
+        views: ViewSettings,
+        accelerator: Accelerator,
+        grid: Grid | None,
+        advance: Advance,
+    ) -> np.ndarray:
         """Return float16 log probabilities of a model for whole images, (n, C) or (n, C, *grid), averaged over `views.looks`."""
 
     # Predictions and scores
     def student_predictions(
-        self, module: nn.Module, network: Network, images: Images, labels: Labels | None, views: ViewSettings,
-        accelerator: Accelerator, advance: Advance,
-    ) -> Predictions:  # fmt: skip
+        self,
+        module: nn.Module,
+        network: Network,
+        images: Images,
+        labels: Labels | None,
+        views: ViewSettings,
+        accelerator: Accelerator,
+        advance: Advance,
+    ) -> Predictions:
         """Return the predictions of a student or a whole teacher; those of masks at the masks' size, or the input's without labels."""
 
     def teacher_predictions(
-        self, adapted: AdaptedTeacher, cache: OutputCache, images: Images, labels: Labels | None, views: ViewSettings,
-        accelerator: Accelerator, advance: Advance,
-    ) -> Predictions:  # fmt: skip
+        self,
+        adapted: AdaptedTeacher,
+        cache: OutputCache,
+        images: Images,
+        labels: Labels | None,
+        views: ViewSettings,
+        accelerator: Accelerator,
+        advance: Advance,
+    ) -> Predictions:
         """Return the adapted teacher's predictions, from the cache where outputs are kept."""
 
     def predictions_of(self, outputs: np.ndarray, labels: Labels, positions: np.ndarray) -> list[np.ndarray]:

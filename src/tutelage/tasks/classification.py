@@ -176,25 +176,43 @@ class Classification(Task):
         return truth, np.ones(len(truth), bool) if fold is None else linear_probe.judgeable(truth, fold)
 
     def log_probabilities(
-        self, module: nn.Module, network: Network, images: Images, views: ViewSettings, accelerator: Accelerator,
-        grid: Grid | None, advance: Advance,
-    ) -> np.ndarray:  # fmt: skip
+        self,
+        module: nn.Module,
+        network: Network,
+        images: Images,
+        views: ViewSettings,
+        accelerator: Accelerator,
+        grid: Grid | None,
+        advance: Advance,
+    ) -> np.ndarray:
         more = (views, accelerator, self.EVALUATION_BATCH)
         outputs = (view_outputs(module, module, network, images, look, *more, advance=advance) for look in views.looks)
         found = [log_softmax(one) for one in outputs]
         return log_softmax(np.mean(found, axis=0)).clip(LEAST_LOG).astype(np.float16)
 
     def student_predictions(
-        self, module: nn.Module, network: Network, images: Images, labels: Labels | None, views: ViewSettings,
-        accelerator: Accelerator, advance: Advance,
-    ) -> np.ndarray:  # fmt: skip
+        self,
+        module: nn.Module,
+        network: Network,
+        images: Images,
+        labels: Labels | None,
+        views: ViewSettings,
+        accelerator: Accelerator,
+        advance: Advance,
+    ) -> np.ndarray:
         more = (views, accelerator, self.EVALUATION_BATCH)
         return view_outputs(module, module, network, images, CLEAN, *more, advance=advance)
 
     def teacher_predictions(
-        self, adapted: AdaptedTeacher, cache: OutputCache, images: Images, labels: Labels | None, views: ViewSettings,
-        accelerator: Accelerator, advance: Advance,
-    ) -> np.ndarray:  # fmt: skip
+        self,
+        adapted: AdaptedTeacher,
+        cache: OutputCache,
+        images: Images,
+        labels: Labels | None,
+        views: ViewSettings,
+        accelerator: Accelerator,
+        advance: Advance,
+    ) -> np.ndarray:
         from tutelage.features.output_cache import compute_outputs
 
         compute_outputs(cache, adapted.network, images, [CLEAN], views, advance)

@@ -191,9 +191,15 @@ class Segmentation(Task):
         return truth, known if fold is None else known & judgeable(truth, fold)
 
     def log_probabilities(
-        self, module: nn.Module, network: Network, images: Images, views: ViewSettings, accelerator: Accelerator,
-        grid: Grid | None, advance: Advance,
-    ) -> np.ndarray:  # fmt: skip
+        self,
+        module: nn.Module,
+        network: Network,
+        images: Images,
+        views: ViewSettings,
+        accelerator: Accelerator,
+        grid: Grid | None,
+        advance: Advance,
+    ) -> np.ndarray:
         assert grid is not None
         forward = partial(_dense(module).on_grid, grid=grid)
 
@@ -206,9 +212,15 @@ class Segmentation(Task):
         return metrics.log_softmax(mean).clip(metrics.LEAST_LOG).astype(np.float16)
 
     def student_predictions(
-        self, module: nn.Module, network: Network, images: Images, labels: Labels | None, views: ViewSettings,
-        accelerator: Accelerator, advance: Advance,
-    ) -> list[np.ndarray]:  # fmt: skip
+        self,
+        module: nn.Module,
+        network: Network,
+        images: Images,
+        labels: Labels | None,
+        views: ViewSettings,
+        accelerator: Accelerator,
+        advance: Advance,
+    ) -> list[np.ndarray]:
         from torch.nn.functional import interpolate
 
         found: list[np.ndarray] = []
@@ -222,9 +234,15 @@ class Segmentation(Task):
         return found
 
     def teacher_predictions(
-        self, adapted: AdaptedTeacher, cache: OutputCache, images: Images, labels: Labels | None, views: ViewSettings,
-        accelerator: Accelerator, advance: Advance,
-    ) -> list[np.ndarray]:  # fmt: skip
+        self,
+        adapted: AdaptedTeacher,
+        cache: OutputCache,
+        images: Images,
+        labels: Labels | None,
+        views: ViewSettings,
+        accelerator: Accelerator,
+        advance: Advance,
+    ) -> list[np.ndarray]:
         return self.student_predictions(adapted.module, adapted.network, images, labels, views, accelerator, advance)
 
     def predictions_of(self, outputs: np.ndarray, labels: Labels, positions: np.ndarray) -> list[np.ndarray]:
