@@ -5,14 +5,11 @@ A score is in [0, 1]; seconds are of work, summed over restarts; 1 MAC = 2 FLOPs
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
-
 from pydantic import BaseModel, ConfigDict, Field
 
 from tutelage.errors import TutelageError
 from tutelage.image_size import Size
-
-JSON: TypeAlias = dict[str, Any]  # an object in a JSON file; who reads a value knows its type
+from tutelage.json_object import JSON
 
 
 class Result(BaseModel):

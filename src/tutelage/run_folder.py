@@ -26,7 +26,7 @@ import tomli_w
 
 from tutelage.environment import threads, versions
 from tutelage.errors import TutelageError, shown
-from tutelage.results import JSON
+from tutelage.json_object import JSON
 from tutelage.settings.commands import FREE
 
 SETTINGS = "settings.toml"

@@ -11,7 +11,8 @@ import threading
 from pathlib import Path
 
 from tutelage.device import cpu, free_memory
-from tutelage.results import JSON, DoctorResult
+from tutelage.json_object import JSON
+from tutelage.results import DoctorResult
 from tutelage.settings import command
 from tutelage.settings.commands import DoctorSettings
 from tutelage.version import __version__

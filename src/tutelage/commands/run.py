@@ -14,11 +14,12 @@ from tutelage.commands.distill import distill
 from tutelage.commands.evaluate import evaluate
 from tutelage.commands.finetune import finetune
 from tutelage.device import accelerator
+from tutelage.json_object import JSON
 from tutelage.pipeline.finished_exports import warn_of_old_export
 from tutelage.pipeline.pilot import pilot as judge
 from tutelage.pipeline.stage import needed, open_run, settings_of
 from tutelage.progress import duration, logger, main_process, processes
-from tutelage.results import JSON, Result, RunResult
+from tutelage.results import Result, RunResult
 from tutelage.run_folder import DEFAULT, Run
 from tutelage.settings import command
 from tutelage.settings.commands import RunSettings

@@ -118,15 +118,17 @@ def shrunken(image: Image.Image, short_side: int | None) -> tuple[np.ndarray, tu
     """Convert an image of Pillow to RGB, shrink and turn it. Arguments and results as for `decode`; Pillow's errors are raised."""
     rgb, (width, height) = _rgb(image, short_side)
     orientation = _orientation(image)
-    if orientation in _TURNS:
-        rgb = rgb.transpose(_TURNS[orientation])
-    return np.array(rgb), (width, height) if orientation in (5, 6, 7, 8) else (height, width)
+    return np.array(_turned(rgb, orientation)), (width, height) if orientation in (5, 6, 7, 8) else (height, width)
 
 
 def turned(image: Image.Image) -> Image.Image:
     """Return an image of Pillow, loaded, as its EXIF orientation says that it is seen."""
     image.load()  # a TIFF is turned meanwhile, and has no orientation afterwards
-    turn = _TURNS.get(_orientation(image))
+    return _turned(image, _orientation(image))
+
+
+def _turned(image: Image.Image, orientation: int) -> Image.Image:
+    turn = _TURNS.get(orientation)
     return image if turn is None else image.transpose(turn)
 
 

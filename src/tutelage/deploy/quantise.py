@@ -183,10 +183,8 @@ class _Quantiser:
         named = [node for node in graph.node if node.op_type in LAYERS and node.input[1] in sizes]
         self.layers = {node.name: node.input[1].removesuffix(".weight") for node in named}
         self.sizes = {node.name: sizes[node.input[1]] for node in named}
-        self.reference, self.score = (
-            self.outputs(source.read_bytes(), judged_on),
-            self.held_out_score(source.read_bytes()),
-        )
+        whole = source.read_bytes()
+        self.reference, self.score = self.outputs(whole, judged_on), self.held_out_score(whole)
 
     def raw(self, model: bytes, inputs: np.ndarray) -> list[np.ndarray]:
         """Return the outputs of a model for these inputs, batch by batch."""

@@ -11,9 +11,9 @@ from accelerate import Accelerator
 
 from tutelage.data.manifest import TaskData
 from tutelage.finetuning import supervised
+from tutelage.json_object import JSON
 from tutelage.models.students import Student
 from tutelage.progress import progress
-from tutelage.results import JSON
 from tutelage.settings.commands import BaselineSettings
 from tutelage.tasks import Task, peak_rate
 from tutelage.training import batches, checkpoints, loop

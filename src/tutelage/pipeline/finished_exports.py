@@ -6,8 +6,8 @@ import contextlib
 from pathlib import Path
 
 from tutelage.errors import TutelageError
+from tutelage.json_object import JSON
 from tutelage.progress import logger
-from tutelage.results import JSON
 from tutelage.run_folder import Run, read_json
 
 

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 from tutelage.device import check_group
 from tutelage.errors import TutelageError
+from tutelage.json_object import JSON
 from tutelage.pipeline.preflight import preflight
 from tutelage.progress import logger, main_process, processes
-from tutelage.results import JSON, StageResult
+from tutelage.results import StageResult
 from tutelage.run_folder import Run, atomic_write, write_text
 from tutelage.settings.commands import WITHOUT_TARGETS, Curation, DistillSettings, EvaluateSettings, ExportSettings
 from tutelage.settings.flags import Group, Schedule, Stage

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cache
 
 from tutelage.errors import TutelageError, did_you_mean, raise_all, shown
-from tutelage.results import JSON
+from tutelage.json_object import JSON
 from tutelage.settings.presets import PRESETS
 
 CLIP_TAGS = ("clip", "openai", "laion", "datacomp", "siglip", "dfn", "metaclip")  # in timm's tags of CLIP-like weights

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from tutelage.errors import TutelageError
+from tutelage.json_object import JSON
 from tutelage.reporting.cost import cost_of
 from tutelage.reporting.scores import CLASSES, MetricSpec, main_score, words_of
-from tutelage.results import JSON
 from tutelage.run_folder import folder_name, read_json
 from tutelage.study.statistics import Difference, difference, redrawn, spread
 

@@ -18,8 +18,9 @@ from tutelage.data.masks import Labels
 from tutelage.data.target_set import TargetSet
 from tutelage.errors import TutelageError
 from tutelage.features.view_batches import ViewSettings
+from tutelage.json_object import JSON
 from tutelage.reporting.scores import MetricSpec
-from tutelage.results import JSON, AdaptationResult
+from tutelage.results import AdaptationResult
 from tutelage.settings import flags
 from tutelage.settings.commands import CommitteeSettings, Curation, DistillSettings, RunSettings
 

@@ -15,12 +15,13 @@ from tutelage.data.target_set import TargetSet, read_any, read_target_set
 from tutelage.device import flops
 from tutelage.errors import TutelageError
 from tutelage.features.view_batches import CLEAN, ViewSettings, view_outputs
+from tutelage.json_object import JSON
 from tutelage.metrics import LEAST_LOG, classification, log_softmax, softmax
 from tutelage.models import linear_probe
 from tutelage.progress import logger
 from tutelage.reporting.example_predictions import write_evidence
 from tutelage.reporting.scores import CLASSES
-from tutelage.results import JSON, AdaptationResult
+from tutelage.results import AdaptationResult
 from tutelage.settings import flags
 from tutelage.settings.commands import WITHOUT_TARGETS, CommitteeSettings, Curation, DistillSettings, RunSettings
 from tutelage.tasks.base import Advance, Grid, HeadFitter, Predictions, Task, class_names

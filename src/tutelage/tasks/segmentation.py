@@ -20,10 +20,11 @@ from tutelage.device import flops
 from tutelage.errors import TutelageError
 from tutelage.features.view_batches import CLEAN, MIRRORED, ViewSettings, forward_batches, view_outputs
 from tutelage.image_size import sides
+from tutelage.json_object import JSON
 from tutelage.models.linear_probe import judgeable
 from tutelage.reporting.scores import MASKS
 from tutelage.reporting.segmentation_examples import write_dense_evidence
-from tutelage.results import JSON, AdaptationResult
+from tutelage.results import AdaptationResult
 from tutelage.settings import flags
 from tutelage.settings.commands import CommitteeSettings, Curation, DistillSettings, RunSettings
 from tutelage.tasks.base import Advance, Grid, HeadFitter, Predictions, Task, class_names
