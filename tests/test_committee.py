@@ -14,6 +14,7 @@ from textures import write_textures
 from tutelage.data.manifest import load_task
 from tutelage.distillation.mixture import BIAS, Mixture, bias_for_iou, bias_of, mixture_of, sharpness_of
 from tutelage.errors import TutelageError
+from tutelage.features.view_batches import Inference
 from tutelage.finetuning import supervised
 from tutelage.metrics import confusion, intersection_over_union, log_softmax, softmax
 from tutelage.results import CommitteeResult
@@ -220,19 +221,13 @@ def test_a_mirrored_network_gives_mirrored_grids(monkeypatch):
 
     images = np.random.default_rng(0).normal(size=(2, 3, 4, 6)).astype(np.float32)
 
-    def outputs(forward, module, network, given, look, *rest, **more):
+    def outputs(forward, module, network, inference, look):
         return forward(torch.from_numpy(images if look == -1 else images[..., ::-1].copy())).numpy()
 
     monkeypatch.setattr("tutelage.tasks.segmentation.view_outputs", outputs)
     both, whole = (
         Segmentation().log_probabilities(
-            ByPlace(),
-            None,
-            None,
-            Segmentation().views(Views(flip=flip, crop_area=1.0)),
-            None,
-            (4, 6),
-            None,
+            ByPlace(), None, Inference(None, Segmentation().views(Views(flip=flip, crop_area=1.0)), None), (4, 6)
         )
         for flip in ("horizontal", "none")
     )

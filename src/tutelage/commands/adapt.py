@@ -21,7 +21,7 @@ from tutelage.data.image_cache import Images
 from tutelage.data.label_budget import folds
 from tutelage.data.manifest import load_task
 from tutelage.device import accelerator, training_flops
-from tutelage.features.view_batches import CLEAN, view_outputs
+from tutelage.features.view_batches import CLEAN, Inference, view_outputs
 from tutelage.json_object import JSON
 from tutelage.models import linear_probe
 from tutelage.pipeline.stage import HELD_OUT_LOGITS, open_run, write_metrics
@@ -261,5 +261,5 @@ def _fine_tuned(
 
 
 def _logits(work: _Work, module: nn.Module, images: Images) -> np.ndarray:
-    how = (images, CLEAN, work.views, work.hardware, work.kind.EVALUATION_BATCH)
-    return view_outputs(work.kind.head_forward(module, work.network), module, work.encoder, *how)
+    inference = Inference(images, work.views, work.hardware, batch_size=work.kind.EVALUATION_BATCH)
+    return view_outputs(work.kind.head_forward(module, work.network), module, work.encoder, inference, CLEAN)

@@ -19,6 +19,7 @@ from tutelage.data.label_budget import folds
 from tutelage.data.manifest import load_task
 from tutelage.device import accelerator, training_flops
 from tutelage.distillation.mixture import mixture_of
+from tutelage.features.view_batches import Inference
 from tutelage.json_object import JSON
 from tutelage.metrics import log_softmax
 from tutelage.pipeline.stage import HELD_OUT_LOGITS, checkpoint_steps, file_hash, open_run, save_weights, training_steps
@@ -137,9 +138,11 @@ def _member(stage: _Stage, number: int) -> dict[str, np.ndarray]:
     resumable = Resumable(stage.run.path / "checkpoints", f"committee-{number}", stage.inputs, every)
     student, module = train_student(job, stage.hardware, resumable, tick)
     held = task.val.images if task.val else task.train.images.take(np.flatnonzero(stage.fold == number))
-    how = (kind.views(job.settings), stage.hardware, stage.grid, tick)
-    on_transfer = kind.log_probabilities(module, student, task.transfer, *how)
-    on_held = kind.log_probabilities(module, student, held, *how)
+    views, batch = kind.views(job.settings), kind.EVALUATION_BATCH
+    on_transfer, on_held = (
+        kind.log_probabilities(module, student, Inference(images, views, stage.hardware, None, batch, tick), stage.grid)
+        for images in (task.transfer, held)
+    )
     save_weights(path.with_suffix(".safetensors"), module)
     flops, about = training_flops(module, student.size), json.dumps(student.about())
     with atomic_write(path) as temporary, temporary.open("wb") as file:

@@ -20,7 +20,7 @@ from tutelage.data.manifest import TaskData, load_task, transfer_keys
 from tutelage.device import accelerator, flops, training_flops
 from tutelage.distillation.mixture import Mixture, sharpness_of
 from tutelage.errors import TutelageError
-from tutelage.features.view_batches import ViewSettings
+from tutelage.features.view_batches import Inference, ViewSettings
 from tutelage.image_size import sides
 from tutelage.json_object import JSON
 from tutelage.pipeline.stage import MetricsLog, checkpoint_steps, file_hash, open_run, save_weights, training_steps
@@ -306,8 +306,8 @@ def _learnt(job: _Distillation, task: TaskData, built: Student, targets: Targets
     asked = targets.log_probabilities(sample)
     if not asked.shape[1]:
         return {}
-    how = (task.transfer.take(sample), job.views, hardware, job.kind.grid(job.settings), lambda n: None)
-    found = job.kind.log_probabilities(built.module, built, *how)
+    inference = Inference(task.transfer.take(sample), job.views, hardware, batch_size=job.kind.EVALUATION_BATCH)
+    found = job.kind.log_probabilities(built.module, built, inference, job.kind.grid(job.settings))
     shares = np.moveaxis(np.exp(asked), 1, -1).reshape(-1, asked.shape[1]).mean(axis=0)
     return {
         "sharpness": targets.sharpness,

@@ -17,11 +17,11 @@ from tutelage.data.masks import Labels
 from tutelage.device import accelerator, flops, latency_ms
 from tutelage.distillation.mixture import Mixture
 from tutelage.errors import TutelageError, shown
-from tutelage.features.view_batches import ViewSettings
+from tutelage.features.view_batches import Inference, ViewSettings
 from tutelage.json_object import JSON
 from tutelage.metrics import log_softmax
 from tutelage.pipeline.stage import open_run
-from tutelage.progress import logger, progress
+from tutelage.progress import Advance, logger, progress
 from tutelage.results import AdaptationResult, CommitteeResult, EvaluationResult, StudentEntry
 from tutelage.run_folder import DEFAULT, TRAINED, Run, hash_of
 from tutelage.settings import command, declared
@@ -108,9 +108,14 @@ class _Context:
     def log_probabilities(self, module: nn.Module, network: Network, grid: Grid | None) -> np.ndarray:
         """Return a model's float32 log probabilities of the test images: (n, C), or (n, C, *grid) of masks."""
         assert self.test is not None
-        how = (self.views, self.hardware, grid, lambda n: None)
         module = module.to(self.hardware.device).eval()
-        return self.kind.log_probabilities(module, network, self.test.images, *how).astype("float32")
+        return self.kind.log_probabilities(module, network, self.inference(self.test.images), grid).astype("float32")
+
+    def inference(
+        self, images: Images, labels: Labels | None = None, advance: Advance = lambda count: None
+    ) -> Inference:
+        """Return these images, to apply a model to."""
+        return Inference(images, self.views, self.hardware, labels, self.kind.EVALUATION_BATCH, advance)
 
     def judged(self, predictions: Predictions) -> JSON:
         """Return the scores of predictions for the test images."""
@@ -178,17 +183,17 @@ class _Teacher:
 def _teacher(context: _Context, about: AdaptationResult) -> _Teacher:
     from tutelage.features.output_cache import OutputCache
 
-    kind, hardware, views, test = context.kind, context.hardware, context.views, context.test
-    adapted = kind.adapted(context.run.path / "adapt", about, context.teacher_weights, hardware)
+    kind, test = context.kind, context.test
+    adapted = kind.adapted(context.run.path / "adapt", about, context.teacher_weights, context.hardware)
     network, module = adapted.network, adapted.module
     scores: JSON = {"name": network.name, "parameters": adapted.parameters, "flops": flops(module, network.size)}
     if scores["flops"] <= TIMED_FLOPS:
         scores["latency_ms"] = latency_ms(module, network.size)
-    cache = OutputCache(context.cache_dir, network, views.resize, context.task.side)
+    cache = OutputCache(context.cache_dir, network, context.views.resize, context.task.side)
 
     def predict(images: Images, labels: Labels | None, what: str) -> Predictions:
         with progress(f"teacher on {what} images", len(images)) as advance:
-            return kind.teacher_predictions(adapted, cache, images, labels, views, hardware, advance)
+            return kind.teacher_predictions(adapted, cache, context.inference(images, labels, advance))
 
     on_sample = predict(context.sample, None, "transfer")
     if test is None:
@@ -240,16 +245,17 @@ def _student(context: _Context, name: str, result: JSON, teacher: _Teacher | Non
         "latency_ms": times[architecture],
         "initialisation": student.initialisation,
     }
-    module, how = student.module.to(context.hardware.device), (context.views, context.hardware)
+    module = student.module.to(context.hardware.device)
     if teacher is not None:
-        on_sample = kind.student_predictions(module, student, context.sample, None, *how, lambda n: None)
+        on_sample = kind.student_predictions(module, student, context.inference(context.sample))
         scores["agreement_on_transfer"] = kind.agreement(on_sample, teacher.on_sample)
     if name == "distilled" and "agreement_with_targets" in result:
         scores["agreement_with_targets"] = result["agreement_with_targets"]
     if test is None:
         return scores, None
     with progress(f"{name} on test images", len(test)) as advance:
-        predictions = kind.student_predictions(module, student, test.images, test.labels, *how, advance)
+        on_test = context.inference(test.images, test.labels, advance)
+        predictions = kind.student_predictions(module, student, on_test)
     if teacher is not None and teacher.on_test is not None:
         scores["agreement"] = kind.agreement(predictions, teacher.on_test)
     return {**scores, "test": context.judged(predictions)}, predictions

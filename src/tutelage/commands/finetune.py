@@ -24,7 +24,7 @@ from tutelage.data.label_budget import folds
 from tutelage.data.manifest import load_task
 from tutelage.data.masks import Labels
 from tutelage.device import accelerator, training_flops
-from tutelage.features.view_batches import CLEAN, view_outputs
+from tutelage.features.view_batches import CLEAN, Inference, view_outputs
 from tutelage.json_object import JSON
 from tutelage.metrics import paired_gain
 from tutelage.models import linear_probe
@@ -229,10 +229,10 @@ class _LastStage:
         """Return the student's (n, D) float32 features of one view of each image."""
         from tutelage.models.students import pooled
 
-        how = (self.student, images, number, self.views, self.hardware)
-        return view_outputs(partial(pooled, module), module, *how)
+        inference = Inference(images, self.views, self.hardware)
+        return view_outputs(partial(pooled, module), module, self.student, inference, number)
 
     def predict(self, module: nn.Module, images: Images, labels: Labels) -> Predictions:
         """Return a student's predictions for each image, in the form of its task."""
-        how = (self.views, self.hardware, lambda n: None)
-        return self.kind.student_predictions(module, self.student, images, labels, *how)
+        inference = Inference(images, self.views, self.hardware, labels, self.kind.EVALUATION_BATCH)
+        return self.kind.student_predictions(module, self.student, inference)

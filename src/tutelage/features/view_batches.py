@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -135,21 +135,37 @@ def as_rows(outputs: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return np.moveaxis(outputs.reshape(len(outputs), *shape), 1, -1).reshape(-1, shape[0])
 
 
+@dataclass(frozen=True)
+class Inference:
+    """Stored images to apply a network to, and how.
+
+    views: settings of the views of the images. accelerator: its device and precision. labels: of the images, where they are known.
+    batch_size: images in one forward pass. advance: called with the number of images that were just computed.
+    """
+
+    images: Images
+    views: ViewSettings
+    accelerator: Accelerator
+    labels: Labels | None = None
+    batch_size: int = 256
+    advance: Advance = lambda count: None
+
+
 def forward_batches(
     forward: Callable[[torch.Tensor], torch.Tensor],
     module: torch.nn.Module,
     network: views.NetworkInput,
-    images: Images,
+    inference: Inference,
     number: int,
-    settings: ViewSettings,
-    accelerator: Accelerator,
-    batch_size: int = 256,
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
     """Yield the outputs of `forward` for one view of each image, batch by batch.
 
     Args:
-        forward: (B, 3, H, W) float32 -> (B, ...). module: the one that `forward` calls; put into evaluation mode.
-        network: size, mean and std of its input. number: of the view, or CLEAN.
+        forward: (B, 3, H, W) float32 -> (B, ...).
+        module: the one that `forward` calls; put into evaluation mode.
+        network: size, mean and std of its input.
+        inference: the images and how to compute.
+        number: of the view, or CLEAN.
 
     Yields:
         (B,) positions of the images, and their (B, ...) float32 outputs.
@@ -157,21 +173,23 @@ def forward_batches(
     import torch
 
     module.eval()
-    for start in range(0, len(images), batch_size):
-        positions = np.arange(start, min(start + batch_size, len(images)))
-        batch = to_device(view_input(images, positions, number, settings, network), accelerator.device)
-        with torch.inference_mode(), accelerator.autocast():
+    images, size, device = inference.images, inference.batch_size, inference.accelerator.device
+    for start in range(0, len(images), size):
+        positions = np.arange(start, min(start + size, len(images)))
+        batch = to_device(view_input(images, positions, number, inference.views, network), device)
+        with torch.inference_mode(), inference.accelerator.autocast():
             output = forward(batch).float()
         yield positions, output
+        inference.advance(len(positions))
 
 
-def view_outputs(*given: Any, advance: Advance = lambda n: None) -> np.ndarray:
-    """Return the outputs of `forward_batches`, which takes the same arguments, as one (n, D) float32 array.
-
-    advance: called with the number of images that were just computed.
-    """
-    found = []
-    for positions, output in forward_batches(*given):
-        found.append(output.cpu().numpy())
-        advance(len(positions))
-    return np.concatenate(found)
+def view_outputs(
+    forward: Callable[[torch.Tensor], torch.Tensor],
+    module: torch.nn.Module,
+    network: views.NetworkInput,
+    inference: Inference,
+    number: int,
+) -> np.ndarray:
+    """Return the outputs of `forward_batches`, which takes the same arguments, as one (n, ...) float32 array."""
+    batches = forward_batches(forward, module, network, inference, number)
+    return np.concatenate([output.cpu().numpy() for _, output in batches])

@@ -17,7 +17,7 @@ from tutelage.data.manifest import Labelled
 from tutelage.data.masks import Labels
 from tutelage.data.target_set import TargetSet
 from tutelage.errors import TutelageError
-from tutelage.features.view_batches import ViewSettings
+from tutelage.features.view_batches import Inference, ViewSettings
 from tutelage.json_object import JSON
 from tutelage.reporting.scores import MetricSpec
 from tutelage.results import AdaptationResult
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     TeacherHead = LinearHead | DenseHead
     Network = Student | FeatureExtractor
 
-Advance = Callable[[int], None]  # called with the number of images that were just computed
 Grid = tuple[int, int]  # rows and columns
 Predictions = np.ndarray | list[np.ndarray]  # n logits (C,) float32, or n masks (H, W) uint8 of predicted classes
 
@@ -67,8 +66,8 @@ class Task(Protocol):
 
     Shapes: n images, C classes, (h, w) a grid; "logits" are (n, C) of whole images or (n, C, h, w), or (n, C, H, W), of masks.
     Arguments that many methods have: `settings` of the command; `result`: of the teacher's stage, whose folder is `folder`; `module`: in
-    training or evaluation mode; `network`: with size, mean and std of the module's input; `images`: stored images; `views`: as
-    `Task.views` returns them.
+    training or evaluation mode; `network`: with size, mean and std of the module's input; `images`: stored images; `inference`: the images
+    to apply a model to, with `views` as `Task.views` returns them.
     """
 
     # Training. Learning rates are for batch 128
@@ -185,40 +184,15 @@ class Task(Protocol):
         """
 
     def log_probabilities(
-        self,
-        module: nn.Module,
-        network: Network,
-        images: Images,
-        views: ViewSettings,
-        accelerator: Accelerator,
-        grid: Grid | None,
-        advance: Advance,
+        self, module: nn.Module, network: Network, inference: Inference, grid: Grid | None
     ) -> np.ndarray:
         """Return float16 log probabilities of a model for whole images, (n, C) or (n, C, *grid), averaged over `views.looks`."""
 
     # Predictions and scores
-    def student_predictions(
-        self,
-        module: nn.Module,
-        network: Network,
-        images: Images,
-        labels: Labels | None,
-        views: ViewSettings,
-        accelerator: Accelerator,
-        advance: Advance,
-    ) -> Predictions:
+    def student_predictions(self, module: nn.Module, network: Network, inference: Inference) -> Predictions:
         """Return the predictions of a student or a whole teacher; those of masks at the masks' size, or the input's without labels."""
 
-    def teacher_predictions(
-        self,
-        adapted: AdaptedTeacher,
-        cache: OutputCache,
-        images: Images,
-        labels: Labels | None,
-        views: ViewSettings,
-        accelerator: Accelerator,
-        advance: Advance,
-    ) -> Predictions:
+    def teacher_predictions(self, adapted: AdaptedTeacher, cache: OutputCache, inference: Inference) -> Predictions:
         """Return the adapted teacher's predictions, from the cache where outputs are kept."""
 
     def predictions_of(self, outputs: np.ndarray, labels: Labels, positions: np.ndarray) -> list[np.ndarray]:

@@ -14,7 +14,7 @@ from tutelage.data.masks import Labels
 from tutelage.data.target_set import TargetSet, read_any, read_target_set
 from tutelage.device import flops
 from tutelage.errors import TutelageError
-from tutelage.features.view_batches import CLEAN, ViewSettings, view_outputs
+from tutelage.features.view_batches import CLEAN, Inference, ViewSettings, view_outputs
 from tutelage.json_object import JSON
 from tutelage.metrics import LEAST_LOG, classification, log_softmax, softmax
 from tutelage.models import linear_probe
@@ -24,7 +24,7 @@ from tutelage.reporting.scores import CLASSES
 from tutelage.results import AdaptationResult
 from tutelage.settings import flags
 from tutelage.settings.commands import WITHOUT_TARGETS, CommitteeSettings, Curation, DistillSettings, RunSettings
-from tutelage.tasks.base import Advance, Grid, HeadFitter, Predictions, Task, class_names
+from tutelage.tasks.base import Grid, HeadFitter, Predictions, Task, class_names
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -177,46 +177,20 @@ class Classification(Task):
         return truth, np.ones(len(truth), bool) if fold is None else linear_probe.judgeable(truth, fold)
 
     def log_probabilities(
-        self,
-        module: nn.Module,
-        network: Network,
-        images: Images,
-        views: ViewSettings,
-        accelerator: Accelerator,
-        grid: Grid | None,
-        advance: Advance,
+        self, module: nn.Module, network: Network, inference: Inference, grid: Grid | None
     ) -> np.ndarray:
-        more = (views, accelerator, self.EVALUATION_BATCH)
-        outputs = (view_outputs(module, module, network, images, look, *more, advance=advance) for look in views.looks)
+        outputs = (view_outputs(module, module, network, inference, look) for look in inference.views.looks)
         found = [log_softmax(one) for one in outputs]
         return log_softmax(np.mean(found, axis=0)).clip(LEAST_LOG).astype(np.float16)
 
-    def student_predictions(
-        self,
-        module: nn.Module,
-        network: Network,
-        images: Images,
-        labels: Labels | None,
-        views: ViewSettings,
-        accelerator: Accelerator,
-        advance: Advance,
-    ) -> np.ndarray:
-        more = (views, accelerator, self.EVALUATION_BATCH)
-        return view_outputs(module, module, network, images, CLEAN, *more, advance=advance)
+    def student_predictions(self, module: nn.Module, network: Network, inference: Inference) -> np.ndarray:
+        return view_outputs(module, module, network, inference, CLEAN)
 
-    def teacher_predictions(
-        self,
-        adapted: AdaptedTeacher,
-        cache: OutputCache,
-        images: Images,
-        labels: Labels | None,
-        views: ViewSettings,
-        accelerator: Accelerator,
-        advance: Advance,
-    ) -> np.ndarray:
+    def teacher_predictions(self, adapted: AdaptedTeacher, cache: OutputCache, inference: Inference) -> np.ndarray:
         from tutelage.features.output_cache import compute_outputs
 
-        compute_outputs(cache, adapted.network, images, [CLEAN], views, advance)
+        images = inference.images
+        compute_outputs(cache, adapted.network, images, [CLEAN], inference.views, inference.advance)
         return adapted.head(cache.table(images, CLEAN).rows())
 
     def predictions_of(self, outputs: np.ndarray, labels: Labels, positions: np.ndarray) -> list[np.ndarray]:

@@ -18,7 +18,7 @@ from tutelage.data.target_set import TargetSet
 from tutelage.data.upsample import decided
 from tutelage.device import flops
 from tutelage.errors import TutelageError
-from tutelage.features.view_batches import CLEAN, MIRRORED, ViewSettings, forward_batches, view_outputs
+from tutelage.features.view_batches import CLEAN, MIRRORED, Inference, ViewSettings, forward_batches, view_outputs
 from tutelage.image_size import sides
 from tutelage.json_object import JSON
 from tutelage.models.linear_probe import judgeable
@@ -27,7 +27,7 @@ from tutelage.reporting.segmentation_examples import write_dense_evidence
 from tutelage.results import AdaptationResult
 from tutelage.settings import flags
 from tutelage.settings.commands import CommitteeSettings, Curation, DistillSettings, RunSettings
-from tutelage.tasks.base import Advance, Grid, HeadFitter, Predictions, Task, class_names
+from tutelage.tasks.base import Grid, HeadFitter, Predictions, Task, class_names
 from tutelage.tasks.segmentation_settings import faults_of
 
 if TYPE_CHECKING:
@@ -192,59 +192,34 @@ class Segmentation(Task):
         return truth, known if fold is None else known & judgeable(truth, fold)
 
     def log_probabilities(
-        self,
-        module: nn.Module,
-        network: Network,
-        images: Images,
-        views: ViewSettings,
-        accelerator: Accelerator,
-        grid: Grid | None,
-        advance: Advance,
+        self, module: nn.Module, network: Network, inference: Inference, grid: Grid | None
     ) -> np.ndarray:
         assert grid is not None
         forward = partial(_dense(module).on_grid, grid=grid)
 
         def seen(look: int) -> np.ndarray:
-            more = (views, accelerator, self.EVALUATION_BATCH)
-            found = metrics.log_softmax(view_outputs(forward, module, network, images, look, *more, advance=advance))
+            found = metrics.log_softmax(view_outputs(forward, module, network, inference, look))
             return found[..., ::-1] if look == MIRRORED else found
 
-        mean = np.mean([seen(look) for look in views.looks], axis=0)
+        mean = np.mean([seen(look) for look in inference.views.looks], axis=0)
         return metrics.log_softmax(mean).clip(metrics.LEAST_LOG).astype(np.float16)
 
-    def student_predictions(
-        self,
-        module: nn.Module,
-        network: Network,
-        images: Images,
-        labels: Labels | None,
-        views: ViewSettings,
-        accelerator: Accelerator,
-        advance: Advance,
-    ) -> list[np.ndarray]:
+    def student_predictions(self, module: nn.Module, network: Network, inference: Inference) -> list[np.ndarray]:
         from torch.nn.functional import interpolate
 
         found: list[np.ndarray] = []
-        more = (views, accelerator, self.EVALUATION_BATCH)
-        for positions, logits in forward_batches(module, module, network, images, CLEAN, *more):
+        labels = inference.labels
+        for positions, logits in forward_batches(module, module, network, inference, CLEAN):
             for place, one in zip(positions.tolist(), logits, strict=True):
                 shape = tuple(one.shape[1:]) if labels is None else _masks(labels).one(place).shape
                 full = one[None] if shape == tuple(one.shape[1:]) else interpolate(one[None], shape, mode="bilinear")
                 found.append(full.argmax(1)[0].byte().cpu().numpy())
-            advance(len(positions))
         return found
 
     def teacher_predictions(
-        self,
-        adapted: AdaptedTeacher,
-        cache: OutputCache,
-        images: Images,
-        labels: Labels | None,
-        views: ViewSettings,
-        accelerator: Accelerator,
-        advance: Advance,
+        self, adapted: AdaptedTeacher, cache: OutputCache, inference: Inference
     ) -> list[np.ndarray]:
-        return self.student_predictions(adapted.module, adapted.network, images, labels, views, accelerator, advance)
+        return self.student_predictions(adapted.module, adapted.network, inference)
 
     def predictions_of(self, outputs: np.ndarray, labels: Labels, positions: np.ndarray) -> list[np.ndarray]:
         masks = _masks(labels)
