@@ -18,8 +18,8 @@ from scenes import CLASSES, write_scenes
 from tutelage.data.manifest import load_task
 from tutelage.distillation import distill_loop
 from tutelage.errors import TutelageError
+from tutelage.files import read_json
 from tutelage.models import segmentation_heads
-from tutelage.run_folder import read_json
 from tutelage.tasks import Segmentation
 
 pytestmark = pytest.mark.slow

@@ -24,7 +24,8 @@ from tutelage.custom_loop.student import load_student
 from tutelage.deploy import onnx_graph, runtime, timing
 from tutelage.deploy.model_card import model_card
 from tutelage.errors import TutelageError
-from tutelage.run_folder import Run, write_json
+from tutelage.files import write_json
+from tutelage.run_folder import Run
 
 pytestmark = pytest.mark.slow
 

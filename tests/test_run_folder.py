@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tutelage.errors import TutelageError
-from tutelage.run_folder import Run, toml
+from tutelage.files import toml
+from tutelage.run_folder import Run
 
 HOLD = """
 import os, sys, time

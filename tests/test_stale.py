@@ -8,15 +8,19 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import tutelage
 from conftest import Task, draw
 from tutelage.commands.evaluate import _new_images, _results
 from tutelage.data.manifest import load_task
+from tutelage.distillation.prepare_targets import member_outputs
 from tutelage.errors import TutelageError
+from tutelage.files import write_json, write_text
 from tutelage.pipeline.stage import MetricsLog, open_run
-from tutelage.run_folder import TRAINED, Run, write_json, write_text
+from tutelage.run_folder import TRAINED, Run
 from tutelage.settings import declared
 from tutelage.settings.commands import (
     AdaptSettings,
@@ -271,3 +275,29 @@ def test_a_damaged_result(task):
         run(task)
     path.write_bytes(whole)
     assert set(run(task)["reused"]) >= {"finetune", "evaluate"}
+
+
+@pytest.mark.slow
+def test_a_head_that_the_run_did_not_write(task):
+    """A teacher's head with other values than the run's is neither scored nor distilled."""
+    result = run(task)
+    path = Path(result["run"]) / "adapt" / "head.safetensors"
+    save_file({name: one + 1 for name, one in load_file(path).items()}, path)
+    for stage in ("evaluate", "distill"):
+        (Path(result["run"]) / stage / "result.json").unlink()
+        with pytest.raises(TutelageError, match=r"adapt/head\.safetensors is not the file that the run wrote") as error:
+            run(task)
+        assert "/adapt and repeat" in error.value.hint
+
+
+def test_targets_that_the_run_did_not_write(tmp_path):
+    """The committee's targets are read back only as they were written."""
+    finished(tmp_path)
+    path = tmp_path / "committee" / "students.npy"
+    np.save(path, np.zeros((4, 2), np.float16))
+    with Run(tmp_path) as of:
+        of.finish("committee", "", {})
+    assert member_outputs(path.parent, None)(np.arange(2)).tolist() == [[0, 0], [0, 0]]
+    np.save(path, np.ones((4, 2), np.float16))
+    with pytest.raises(TutelageError, match=r"students\.npy is not the file that the run wrote"):
+        member_outputs(path.parent, None)

@@ -18,9 +18,10 @@ from conftest import MODELS, Task, make_task, seconds_without_torch
 from forked import Forked, forked
 from tutelage.cli import call
 from tutelage.errors import TutelageError
+from tutelage.files import toml
 from tutelage.reporting.cost import cost_of
 from tutelage.reporting.table import TITLES
-from tutelage.run_folder import Run, toml
+from tutelage.run_folder import Run
 from tutelage.study.methods import METHODS, listed, numbers, variants_of
 from tutelage.study.page import answer, sureness, write_study
 from tutelage.study.results_table import cells_of, main_budget, read_records, references_of

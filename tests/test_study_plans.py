@@ -13,9 +13,9 @@ import tutelage
 from conftest import MODELS, Task, make_task
 from tutelage.device import flops, training_flops
 from tutelage.errors import TutelageError
+from tutelage.files import read_json
 from tutelage.models.students import build_student
 from tutelage.models.teachers import build_teacher
-from tutelage.run_folder import read_json
 from tutelage.settings.commands import RunSettings
 from tutelage.settings.presets import PRESETS
 from tutelage.study.cost_estimate import Data, has_committee, matched_steps, steps_of

@@ -128,12 +128,14 @@ class ComputeCost(Result):
 
 
 class StageResult(Result):
-    """Result of any stage. inputs, outputs, curated: hashes of what it depends on, of what it made, and of the transfer set. made_with:
-    versions. taken_from: the run of the same study that it was copied from. reused: whether it was there already."""
+    """Result of any stage. inputs, outputs, curated: hashes of what it depends on, of what it made, and of the transfer set. files: SHA-256
+    of each file of weights or targets. made_with: versions. taken_from: the run of the same study that it was copied from. reused: whether
+    it was there already."""
 
     inputs: str
     seconds: float
     made_with: dict[str, str | int]
+    files: dict[str, str] = {}
     outputs: str | None = None
     curated: str | None = None
     compute_cost: ComputeCost | None = None
@@ -280,6 +282,7 @@ class EvaluationResult(Models):
     test_images: int
     inputs: str | None = None
     seconds: float | None = None
+    files: dict[str, str] | None = None
     made_with: dict[str, str | int] | None = None
     reused: bool = False
     run: str | None = None

@@ -1,38 +1,32 @@
-"""The run folder: settings, results, lock, and files that are written completely or not at all.
+"""The run folder: its settings, the results of its stages, and its lock.
 
-A stage is done when its result.json holds the hash of its inputs. Files are written under a temporary name and then
-renamed, so a killed run leaves either the old file or the new one, never a part of it.
+A stage is done when its result.json holds the hash of its inputs.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import hashlib
-import json
 import os
 import re
 import shutil
-import threading
 import time
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import filelock
-import tomli_w
 
 from tutelage.environment import threads, versions
 from tutelage.errors import TutelageError, shown
+from tutelage.files import TEMPORARY, file_hash, no_room, read_json, toml, write_json, write_text
 from tutelage.json_object import JSON
 from tutelage.settings.commands import FREE
 
 SETTINGS = "settings.toml"
 DEFAULT = "default"  # stands for None in settings.toml, since TOML has no null
 FORMER = "transfer_set"  # folder of the first stage before it had the name of its command
-TEMPORARY = ".partial"  # suffix of files being written
 LEFTOVER = re.compile(r"\.\d+(?:-\d+)?\.partial$")  # with the number of the process
 TRAINED = ("curate", "adapt", "committee", "distill", "baseline", "finetune")  # stages that runs of a study share
 STAGES = (*TRAINED, "evaluate")  # commands of a run, each with a folder of its name that holds its result.json
@@ -47,73 +41,6 @@ HELD = {"cache_limit": "distill"}
 def folder_name(method: str) -> str:
     """Return the name of a method in file paths: METHOD+LABEL for a variant, since not every file system allows a colon."""
     return method.replace(":", "+")
-
-
-def hash_of(value: object) -> str:
-    """Return the SHA-256 (hex) of a JSON-like value in canonical form; it identifies the inputs of a stage."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"), default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-@contextlib.contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it when the block succeeds, remove it when it fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}{TEMPORARY}")
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except Exception as error:
-        if _no_room(error, path.parent):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _no_room(error: Exception, folder: Path) -> bool:
-    """Whether a write failed for lack of space; safetensors, NumPy and Arrow each raise their own exceptions for it."""
-    if isinstance(error, TutelageError):
-        return False
-    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
-    return full or shutil.disk_usage(folder).free < 2**14
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 file, completely or not at all."""
-    with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write a JSON file, completely or not at all."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """Return the content of a JSON file; None if it does not exist.
-
-    Raises:
-        TutelageError: it is damaged.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:  # no JSON, or no text
-        hint = "restore it, or remove the folder that holds it: the same command makes it anew"
-        raise TutelageError(f"{path} is not as tutelage wrote it: {error}", hint) from error
-
-
-def toml(tables: JSON) -> str:
-    """Return nested dicts of text, numbers, booleans and lists as TOML; None values are left out."""
-    return tomli_w.dumps(_without_none(tables))
-
-
-def _without_none(table: JSON) -> JSON:
-    return {k: _without_none(v) if isinstance(v, dict) else v for k, v in table.items() if v is not None}
 
 
 def remove_partial(folder: Path) -> None:
@@ -150,7 +77,7 @@ class Run:
             message = f"--out {self.path} is in use by process {holder or 'unknown'}"
             raise TutelageError(message, "wait until it ends, or choose another --out") from error
         except OSError as error:
-            if _no_room(error, self.path):
+            if no_room(error, self.path):
                 raise
             message = f"--out {self.path} is not a writable folder: {error.strerror}"
             raise TutelageError(message, "choose another --out") from error
@@ -339,7 +266,9 @@ class Run:
 
     def finish(self, stage: str, inputs: str, result: JSON) -> JSON:
         """Write a stage's result.json, which marks the stage as done, and remove its checkpoints."""
-        result = {"inputs": inputs, **result, "made_with": {**versions(), "threads": threads()}}
+        made = (one for one in (self.path / stage).glob("*") if one.suffix in (".safetensors", ".npy"))
+        hashes = {one.name: file_hash(one) for one in sorted(made)}
+        result = {"inputs": inputs, **result, "files": hashes, "made_with": {**versions(), "threads": threads()}}
         if "given" in result:
             self.update_settings({"data": {**result["given"], "transfer_set": result["outputs"]}})
         write_json(self.path / stage / "result.json", result)

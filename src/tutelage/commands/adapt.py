@@ -22,12 +22,13 @@ from tutelage.data.label_budget import folds
 from tutelage.data.manifest import load_task
 from tutelage.device import accelerator, training_flops
 from tutelage.features.view_batches import CLEAN, Inference, view_outputs
+from tutelage.files import atomic_write, hash_of
 from tutelage.json_object import JSON
 from tutelage.models import linear_probe
 from tutelage.pipeline.stage import HELD_OUT_LOGITS, open_run, write_metrics
 from tutelage.progress import logger, progress
 from tutelage.results import AdaptationResult, CurationResult
-from tutelage.run_folder import Run, atomic_write, hash_of
+from tutelage.run_folder import Run
 from tutelage.settings import command, identity
 from tutelage.settings.commands import AdaptSettings
 from tutelage.tasks import task_of

@@ -7,9 +7,9 @@ import numpy as np
 from tutelage.compute_cost import CostMeter
 from tutelage.data.manifest import load_task
 from tutelage.device import accelerator, training_flops
-from tutelage.pipeline.stage import MetricsLog, checkpoint_steps, file_hash, open_run, save_weights, training_steps
+from tutelage.files import file_hash, hash_of
+from tutelage.pipeline.stage import MetricsLog, checkpoint_steps, open_run, save_weights, training_steps
 from tutelage.results import CurationResult, StudentResult
-from tutelage.run_folder import hash_of
 from tutelage.settings import command, identity
 from tutelage.settings.commands import BaselineSettings
 from tutelage.tasks import task_of

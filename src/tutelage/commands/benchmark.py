@@ -14,11 +14,11 @@ import numpy as np
 from tutelage.deploy import runtime
 from tutelage.deploy.timing import in_turn
 from tutelage.device import cpu
+from tutelage.files import read_json, write_json
 from tutelage.image_size import sides
 from tutelage.json_object import JSON
 from tutelage.pipeline.finished_exports import export_folder, finished
 from tutelage.results import BenchmarkResult, StudentEntry
-from tutelage.run_folder import read_json, write_json
 from tutelage.settings import command
 from tutelage.settings.commands import BenchmarkSettings
 

@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 from tutelage.errors import TutelageError
+from tutelage.files import read_json
 from tutelage.results import CacheResult
-from tutelage.run_folder import read_json
 from tutelage.settings import command
 from tutelage.settings.commands import CacheSettings
 

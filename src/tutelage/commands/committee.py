@@ -20,12 +20,13 @@ from tutelage.data.manifest import load_task
 from tutelage.device import accelerator, training_flops
 from tutelage.distillation.mixture import mixture_of
 from tutelage.features.view_batches import Inference
+from tutelage.files import atomic_write, file_hash, hash_of
 from tutelage.json_object import JSON
 from tutelage.metrics import log_softmax
-from tutelage.pipeline.stage import HELD_OUT_LOGITS, checkpoint_steps, file_hash, open_run, save_weights, training_steps
+from tutelage.pipeline.stage import HELD_OUT_LOGITS, checkpoint_steps, open_run, save_weights, training_steps
 from tutelage.progress import logger
 from tutelage.results import AdaptationResult, CommitteeResult, CurationResult
-from tutelage.run_folder import Clock, Run, atomic_write, hash_of
+from tutelage.run_folder import Clock, Run
 from tutelage.settings import command, identity
 from tutelage.settings.commands import CommitteeSettings
 from tutelage.tasks import task_of

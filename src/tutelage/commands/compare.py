@@ -16,12 +16,13 @@ from pathlib import Path
 from tutelage.commands.curate import curate
 from tutelage.commands.run import walk
 from tutelage.errors import TutelageError
+from tutelage.files import toml, write_text
 from tutelage.json_object import JSON
 from tutelage.pipeline.preflight import preflight
 from tutelage.pipeline.stage import open_run, settings_of
 from tutelage.progress import duration, logger, processes
 from tutelage.results import CurationResult, StudyEstimate, StudyResult
-from tutelage.run_folder import DEFAULT, STUDY, folder_name, toml, write_text
+from tutelage.run_folder import DEFAULT, STUDY, folder_name
 from tutelage.settings import command, declared, resolve
 from tutelage.settings.commands import CompareSettings, RunSettings
 from tutelage.study.methods import Variant, clip_weights, numbers, variants_of

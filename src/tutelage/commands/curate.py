@@ -22,6 +22,7 @@ from tutelage.data.label_budget import folds
 from tutelage.data.sources import ImageRef, Rejected
 from tutelage.device import on_a_device_of_its_own
 from tutelage.errors import TutelageError
+from tutelage.files import hash_of
 from tutelage.json_object import JSON
 from tutelage.metrics import softmax
 from tutelage.models import linear_probe
@@ -29,7 +30,7 @@ from tutelage.pipeline.preflight import preflight, share_of, strategy_of
 from tutelage.pipeline.stage import open_run
 from tutelage.progress import logger, progress
 from tutelage.results import CurationResult, ShardResult
-from tutelage.run_folder import Clock, Run, hash_of
+from tutelage.run_folder import Clock, Run
 from tutelage.settings import command, identity
 from tutelage.settings.commands import CurateSettings
 

@@ -21,12 +21,13 @@ from tutelage.device import accelerator, flops, training_flops
 from tutelage.distillation.mixture import Mixture, sharpness_of
 from tutelage.errors import TutelageError
 from tutelage.features.view_batches import Inference, ViewSettings
+from tutelage.files import file_hash, hash_of
 from tutelage.image_size import sides
 from tutelage.json_object import JSON
-from tutelage.pipeline.stage import MetricsLog, checkpoint_steps, file_hash, open_run, save_weights, training_steps
+from tutelage.pipeline.stage import MetricsLog, checkpoint_steps, open_run, save_weights, training_steps
 from tutelage.progress import logger, progress
 from tutelage.results import AdaptationResult, CommitteeResult, CurationResult, DistillationResult
-from tutelage.run_folder import Clock, Run, hash_of
+from tutelage.run_folder import Clock, Run
 from tutelage.settings import command, identity
 from tutelage.settings.commands import WITHOUT_TARGETS, DistillSettings
 from tutelage.tasks import Task, peak_rate, task_of

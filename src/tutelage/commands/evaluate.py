@@ -18,12 +18,13 @@ from tutelage.device import accelerator, flops, latency_ms
 from tutelage.distillation.mixture import Mixture
 from tutelage.errors import TutelageError, shown
 from tutelage.features.view_batches import Inference, ViewSettings
+from tutelage.files import hash_of
 from tutelage.json_object import JSON
 from tutelage.metrics import log_softmax
 from tutelage.pipeline.stage import open_run
 from tutelage.progress import Advance, logger, progress
 from tutelage.results import AdaptationResult, CommitteeResult, EvaluationResult, StudentEntry
-from tutelage.run_folder import DEFAULT, TRAINED, Run, hash_of
+from tutelage.run_folder import DEFAULT, TRAINED, Run
 from tutelage.settings import command, declared
 from tutelage.settings.commands import EvaluateSettings
 from tutelage.settings.flags import Views

@@ -19,6 +19,7 @@ from tutelage.deploy.quantise import LEAST_CALIBRATION, HeldOut, Quantised, enou
 from tutelage.deploy.runtime import FLOAT, INT8, model_input, session_of
 from tutelage.device import cpu
 from tutelage.errors import TutelageError
+from tutelage.files import hash_of, write_json, write_text
 from tutelage.image_size import sides
 from tutelage.json_object import JSON
 from tutelage.metrics import unsure_threshold
@@ -26,7 +27,7 @@ from tutelage.pipeline.finished_exports import finished
 from tutelage.pipeline.stage import HELD_OUT, open_run
 from tutelage.progress import logger
 from tutelage.results import ExportResult, StudentEntry
-from tutelage.run_folder import DEFAULT, Run, hash_of, write_json, write_text
+from tutelage.run_folder import DEFAULT, Run
 from tutelage.settings import command
 from tutelage.settings.commands import ExportSettings
 from tutelage.tasks import Task, task_of

@@ -25,13 +25,14 @@ from tutelage.data.manifest import load_task
 from tutelage.data.masks import Labels
 from tutelage.device import accelerator, training_flops
 from tutelage.features.view_batches import CLEAN, Inference, view_outputs
+from tutelage.files import atomic_write, file_hash, hash_of
 from tutelage.json_object import JSON
 from tutelage.metrics import paired_gain
 from tutelage.models import linear_probe
-from tutelage.pipeline.stage import HELD_OUT, PilotResult, file_hash, judged_by, open_run, save_weights, write_metrics
+from tutelage.pipeline.stage import HELD_OUT, PilotResult, judged_by, open_run, save_weights, write_metrics
 from tutelage.progress import logger, progress
 from tutelage.results import CurationResult, DistillationResult, FinetuneResult, StudentResult
-from tutelage.run_folder import Run, atomic_write, hash_of
+from tutelage.run_folder import Run
 from tutelage.settings import command, identity
 from tutelage.settings.commands import FinetuneSettings
 from tutelage.tasks import task_of

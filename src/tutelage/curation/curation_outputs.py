@@ -16,9 +16,10 @@ from tutelage.curation.strategies import Choice
 from tutelage.data.image_cache import Images, Store
 from tutelage.data.manifest import write_manifest
 from tutelage.data.sources import SOURCE, ImageRef
+from tutelage.files import hash_of
 from tutelage.json_object import JSON
 from tutelage.progress import logger
-from tutelage.run_folder import Run, hash_of
+from tutelage.run_folder import Run
 
 MANY_LEAKS = 0.05  # share of the compared images above which the log comments on leaks
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)

@@ -15,8 +15,9 @@ from tutelage.data.label_budget import draw
 from tutelage.data.sources import ImageRef, Rejected
 from tutelage.data.target_set import TargetSet
 from tutelage.errors import MOST_NAMED, FilesMissing, TutelageError, raise_all, shown, single
+from tutelage.files import hash_of, read_json, write_text
 from tutelage.progress import logger
-from tutelage.run_folder import TRAINED, Run, hash_of, read_json, write_text
+from tutelage.run_folder import TRAINED, Run
 from tutelage.settings.commands import Curation
 from tutelage.tasks import task_of
 

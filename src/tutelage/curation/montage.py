@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from tutelage.data.masks import Colour, hue
-from tutelage.run_folder import atomic_write
+from tutelage.files import atomic_write
 
 MOST_WIDTH, MOST_HEIGHT = 3_000, 6_000  # pixels
 MARGIN, GAP, FRAME = 24, 6, 3

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from tutelage.data.block_cache import gather
 from tutelage.data.sources import ImageRef
 from tutelage.errors import TutelageError, shown
-from tutelage.run_folder import hash_of
+from tutelage.files import hash_of
 
 NAMES = ("id", "image_path", "path", "key", "file", "file_name", "name", "class", "label", "url")
 FORMS = "Parquet with a column of vectors and one of names, or x.npy beside x.txt (one name per line) or x.parquet"

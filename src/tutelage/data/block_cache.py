@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from tutelage.errors import TutelageError
-from tutelage.run_folder import atomic_write, hash_of, write_json
+from tutelage.files import atomic_write, hash_of, write_json
 
 FORMAT = 2  # of the blocks; those of other formats lie in other folders
 SUFFIX = ".arrow"

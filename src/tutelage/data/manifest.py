@@ -19,8 +19,8 @@ from tutelage.data.image_cache import Images, Store
 from tutelage.data.masks import Labels, MaskEncoding, Masks, kind_of, truth_of
 from tutelage.data.sources import SOURCE, ImageRef, _prints
 from tutelage.errors import TutelageError, shown
+from tutelage.files import atomic_write, read_json
 from tutelage.json_object import JSON
-from tutelage.run_folder import atomic_write, read_json
 
 _RESTORE = "restore the files as they were when the transfer set was chosen, or curate again with --overwrite"
 

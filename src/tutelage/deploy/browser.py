@@ -23,7 +23,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from tutelage.deploy.runtime import ABOUT, EXPORT, FLOAT, LABELS, listed
 from tutelage.errors import TutelageError, raise_all, shown
-from tutelage.run_folder import write_text
+from tutelage.files import write_text
 from tutelage.version import __version__
 
 MEGABYTES = 200  # largest model: base 64 adds a third, and a browser's longest text is 512 MB

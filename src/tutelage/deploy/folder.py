@@ -11,8 +11,8 @@ from pathlib import Path
 
 from tutelage.deploy.runtime import EXPORT, changed_files, file_hash, listed
 from tutelage.errors import TutelageError
+from tutelage.files import TEMPORARY, write_json
 from tutelage.json_object import JSON
-from tutelage.run_folder import TEMPORARY, write_json
 
 
 @contextlib.contextmanager

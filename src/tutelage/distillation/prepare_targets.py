@@ -17,6 +17,7 @@ from tutelage.distillation.targets import TeacherOutputs
 from tutelage.features.output_cache import OutputCache, compute_outputs, gibibytes, run_network
 from tutelage.features.principal_axes import principal_axes
 from tutelage.features.view_batches import CLEAN, ViewSettings, as_rows
+from tutelage.files import intact
 from tutelage.metrics import softmax
 from tutelage.models.adapted_teacher import AdaptedTeacher, half_precision
 from tutelage.progress import logger, progress
@@ -90,7 +91,7 @@ def member_outputs(folder: Path, grid: tuple[int, int] | None) -> Callable[[np.n
 
     from tutelage.models.segmentation_grids import regrid
 
-    kept = np.load(folder / "students.npy", mmap_mode="r")
+    kept = np.load(intact(folder / "students.npy"), mmap_mode="r")
 
     def of(positions: np.ndarray) -> np.ndarray:
         rows = np.asarray(kept[positions], np.float32)

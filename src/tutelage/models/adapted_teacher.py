@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tutelage.errors import TutelageError
+from tutelage.files import atomic_write, intact
 from tutelage.image_size import Size
 from tutelage.json_object import JSON
 from tutelage.models.linear_probe import LinearHead
 from tutelage.models.teachers import FrozenEncoder, build_teacher
 from tutelage.models.weights import parameters_of, weights_hash
-from tutelage.run_folder import atomic_write
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -148,11 +148,11 @@ def load_adapted(folder: Path, result: JSON, weights: str, accelerator: Accelera
     about = result["teacher"]
     if result["mode"] == "probe":
         encoder = same_encoder(folder, about, weights)
-        head = LinearHead(**load_arrays(folder / "head.safetensors"))
+        head = LinearHead(**load_arrays(intact(folder / "head.safetensors")))
         size = parameters_of(encoder.module) + head.weight.size + head.bias.size
         return AdaptedTeacher(network_of(encoder, accelerator), head, encoder.module, size)
     encoder = fine_tuned_encoder(about)
-    state = load_file(folder / "weights.safetensors")
+    state = load_file(intact(folder / "weights.safetensors"))
     module = FineTunedTeacher(encoder.module, encoder.features, result["classes"])
     module.load_state_dict(state)
     module.eval().to(accelerator.device)

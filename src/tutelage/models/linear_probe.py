@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
+from tutelage.files import atomic_write
 from tutelage.metrics import softmax
-from tutelage.run_folder import atomic_write
 
 # Inverse strength of the L2 penalty on standardised features, like scikit-learn's C. With 10 labels per class and 1,280
 # features the best is near 1e-3; ten times more or less costs about one point of accuracy.

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tutelage.data.masks import Masks
-from tutelage.run_folder import atomic_write
+from tutelage.files import atomic_write
 from tutelage.training import batches, cross_entropy, loop, optimization
 
 STRENGTHS = (100, 300)  # numbers of steps to choose from: 300 is better on 20 street scenes, 100 on 5

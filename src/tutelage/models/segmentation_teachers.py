@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from tutelage.files import hash_of, intact
 from tutelage.image_size import sides
 from tutelage.json_object import JSON
 from tutelage.models.adapted_teacher import (
@@ -23,7 +24,6 @@ from tutelage.models.segmentation_grids import DenseNetwork, Pyramid, Windows, c
 from tutelage.models.segmentation_heads import DenseHead, Layout, new_head
 from tutelage.models.teachers import FrozenEncoder
 from tutelage.models.weights import parameters_of, weights_hash
-from tutelage.run_folder import hash_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -92,14 +92,14 @@ def load_module(
     if result["mode"] == "probe":
         encoder = same_encoder(folder, about, weights)
         module = whole_teacher(encoder, encoder.module, classes, None)
-        state = load_file(folder / "head.safetensors")
+        state = load_file(intact(folder / "head.safetensors"))
         digest = _digest(encoder, encoder.hash, weights_hash(state))
         module.temperature.copy_(state.pop("temperature"))
         module.head.load_state_dict(state)
     else:
         encoder = fine_tuned_encoder(about)
         module = whole_teacher(encoder, encoder.module, classes, None)
-        state = load_file(folder / "weights.safetensors")
+        state = load_file(intact(folder / "weights.safetensors"))
         module.load_state_dict(state)
         digest = _digest(encoder, weights_hash(state)) if encoder.window else weights_hash(state)
     module.requires_grad_(False).eval().to(accelerator.device)

@@ -6,9 +6,10 @@ import contextlib
 from pathlib import Path
 
 from tutelage.errors import TutelageError
+from tutelage.files import read_json
 from tutelage.json_object import JSON
 from tutelage.progress import logger
-from tutelage.run_folder import Run, read_json
+from tutelage.run_folder import Run
 
 
 def export_folder(place: str) -> Path:

@@ -20,12 +20,13 @@ from tutelage.data.label_budget import folds
 from tutelage.data.manifest import read_manifest
 from tutelage.data.sources import ImageRef, read_bytes
 from tutelage.errors import TutelageError
+from tutelage.files import atomic_write, hash_of
 from tutelage.metrics import paired_gain
 from tutelage.pipeline.stage import PilotResult, open_run
 from tutelage.progress import logger
 from tutelage.reporting.example_predictions import read_counts
 from tutelage.results import CurationResult
-from tutelage.run_folder import Run, atomic_write, hash_of
+from tutelage.run_folder import Run
 from tutelage.settings import identity
 from tutelage.settings.commands import RunSettings
 

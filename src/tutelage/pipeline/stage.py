@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import inspect
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -12,11 +11,12 @@ from typing import TYPE_CHECKING
 
 from tutelage.device import check_group
 from tutelage.errors import TutelageError
+from tutelage.files import atomic_write, write_text
 from tutelage.json_object import JSON
 from tutelage.pipeline.preflight import preflight
 from tutelage.progress import logger, main_process, processes
 from tutelage.results import StageResult
-from tutelage.run_folder import Run, atomic_write, write_text
+from tutelage.run_folder import Run
 from tutelage.settings.commands import WITHOUT_TARGETS, Curation, DistillSettings, EvaluateSettings, ExportSettings
 from tutelage.settings.flags import Group, Schedule, Stage
 from tutelage.tasks import task_of
@@ -124,11 +124,6 @@ def save_weights(path: Path, module: nn.Module) -> None:
 
     with atomic_write(path) as temporary:
         save_file({name: one.detach().cpu().contiguous() for name, one in module.state_dict().items()}, temporary)
-
-
-def file_hash(path: Path) -> str:
-    """Return the SHA-256 (hex) of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 class MetricsLog:

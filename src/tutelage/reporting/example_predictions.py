@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from tutelage.files import atomic_write, read_json, write_json
 from tutelage.json_object import JSON
-from tutelage.run_folder import atomic_write, read_json, write_json
 
 SHOWN = 24  # images shown, those on which student and teacher disagree most
 SIDE = 96  # largest side of their thumbnails in pixels

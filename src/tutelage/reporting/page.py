@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader
 from PIL import Image
 
 from tutelage.errors import TutelageError
+from tutelage.files import write_json, write_text
 from tutelage.json_object import JSON
 from tutelage.metrics import reliability
 from tutelage.progress import duration
@@ -24,7 +25,7 @@ from tutelage.reporting.diagnosis import diagnose
 from tutelage.reporting.example_predictions import encoded, read_evidence, read_pictures, shown_student
 from tutelage.reporting.scores import words_of, words_of_results
 from tutelage.reporting.table import TITLES, models_of, title_of
-from tutelage.run_folder import STAGES, Run, write_json, write_text
+from tutelage.run_folder import STAGES, Run
 from tutelage.version import __version__
 
 LOSS = "Distillation loss"

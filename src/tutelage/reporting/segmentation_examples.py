@@ -10,10 +10,10 @@ from PIL import Image
 
 from tutelage.data.manifest import Labelled
 from tutelage.data.masks import Colour, Masks, painted
+from tutelage.files import atomic_write, write_json
 from tutelage.metrics import mean_iou
 from tutelage.reporting.example_predictions import COUNTS, encoded, shown_student, thumbnail
 from tutelage.reporting.table import TITLES
-from tutelage.run_folder import atomic_write, write_json
 
 SHOWN = 10  # test images, evenly spaced from the student's worst to its best
 SIDE = 200  # largest side of a picture in pixels

@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 
 from tutelage.errors import TutelageError
+from tutelage.files import write_json, write_text
 from tutelage.json_object import JSON
 from tutelage.reporting import charts
 from tutelage.reporting.cost import cost_of, shares
 from tutelage.reporting.example_predictions import read_evidence, read_pictures
 from tutelage.reporting.page import command, disagreement, montage, rendered, rows_of, transfer_set
 from tutelage.reporting.table import TITLES
-from tutelage.run_folder import STUDY, Run, folder_name, write_json, write_text
+from tutelage.run_folder import STUDY, Run, folder_name
 from tutelage.study import results_table, study_charts
 from tutelage.study.results_table import Cell, Record, Reference, compared
 

@@ -15,11 +15,12 @@ from tutelage.curation.labelled_set import data_of
 from tutelage.data.gallery import list_gallery
 from tutelage.data.manifest import read_manifest
 from tutelage.errors import TutelageError, shown
+from tutelage.files import hash_of, write_json
 from tutelage.json_object import JSON
 from tutelage.metrics import reliability
 from tutelage.reporting.diagnosis import diagnose
 from tutelage.reporting.example_predictions import read_counts, read_evidence
-from tutelage.run_folder import Run, hash_of, write_json
+from tutelage.run_folder import Run
 from tutelage.settings.commands import FREE, RunSettings
 from tutelage.study.methods import Method
 from tutelage.study.results_table import Record, read_record, record_name

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from tutelage.errors import TutelageError
+from tutelage.files import read_json
 from tutelage.json_object import JSON
 from tutelage.reporting.cost import cost_of
 from tutelage.reporting.scores import CLASSES, MetricSpec, main_score, words_of
-from tutelage.run_folder import folder_name, read_json
+from tutelage.run_folder import folder_name
 from tutelage.study.statistics import Difference, difference, redrawn, spread
 
 Record = JSON  # of a finished run, as `records.write_record` makes it; records of earlier versions lack some entries

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from tutelage.run_folder import atomic_write
+from tutelage.files import atomic_write
 from tutelage.training.optimization import EMA
 
 

@@ -1,0 +1,110 @@
+"""Files that are written completely or not at all, and are checked when they are read back.
+
+A file is written under a temporary name and then renamed, so a killed process leaves the old file or the new one, never a part.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from tutelage.errors import TutelageError
+from tutelage.json_object import JSON
+
+TEMPORARY = ".partial"  # suffix of files being written
+
+
+def hash_of(value: object) -> str:
+    """Return the SHA-256 (hex) of a JSON-like value in canonical form; it identifies the inputs of a stage."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it when the block succeeds, remove it when it fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}{TEMPORARY}")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except Exception as error:
+        if no_room(error, path.parent):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def no_room(error: Exception, folder: Path) -> bool:
+    """Whether a write failed for lack of space; safetensors, NumPy and Arrow each raise their own exceptions for it."""
+    if isinstance(error, TutelageError):
+        return False
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
+    return full or shutil.disk_usage(folder).free < 2**14
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 file, completely or not at all."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a JSON file, completely or not at all."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file; None if it does not exist.
+
+    Raises:
+        TutelageError: it is damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:  # no JSON, or no text
+        hint = "restore it, or remove the folder that holds it: the same command makes it anew"
+        raise TutelageError(f"{path} is not as tutelage wrote it: {error}", hint) from error
+
+
+def toml(tables: JSON) -> str:
+    """Return nested dicts of text, numbers, booleans and lists as TOML; None values are left out."""
+    return tomli_w.dumps(_without_none(tables))
+
+
+def _without_none(table: JSON) -> JSON:
+    return {k: _without_none(v) if isinstance(v, dict) else v for k, v in table.items() if v is not None}
+
+
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 (hex) of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def intact(path: Path) -> Path:
+    """Return the path of a file of a run's stage, after a comparison with its hash in the stage's result.json, if the stage is finished.
+
+    Raises:
+        TutelageError: the file is missing, or not the one that the stage wrote.
+    """
+    hashes = (read_json(path.with_name("result.json")) or {}).get("files", {})
+    if not path.is_file() or hashes.get(path.name, digest := file_hash(path)) != digest:
+        message = f"{path} is {'not the file that the run wrote' if path.is_file() else 'missing'}"
+        raise TutelageError(message, f"put it back, or delete {path.parent} and repeat the command that made the run")
+    return path
