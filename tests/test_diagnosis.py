@@ -71,6 +71,7 @@ FAULTS = [
     ({}, {"distill.target_shares": [0.04, 0.96]}, ("almost all of one class", "dog has 96 %", "50 % would be usual"),
      ("montage.jpg", "--strategy balanced --balance class", "another --teacher")),
     ({}, {"adapt.labels": 6}, ("3.0 labels for each class",), ("label some more",)),
+    ({}, {"curate.split_copies": 7}, ("7 labelled images look like copies",), ("split_copies.csv", "--group-by")),
     # a pool far from the task
     ({}, {"curate.nothing_near": True}, ("nearer to the labelled images than chance",), ("give a --gallery",)),
     ({}, {"curate.far_classes": ["dog"]}, ("found for dog are no nearer",), ("give a --gallery",)),

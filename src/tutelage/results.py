@@ -153,9 +153,10 @@ class ImageCounts(Result):
 
 
 class CurationResult(StageResult):
-    """Result of `curate`. gallery, leaks, duplicates, near_duplicates, rejected: numbers of images. similarity: its percentiles, of the
-    images chosen to their query. brought: class -> images that its queries brought. distance: MMD to the target set, of transfer set and
-    gallery. recall: of an approximate index. shown_by: class -> images whose mask shows it."""
+    """Result of `curate`. gallery, leaks, duplicates, near_duplicates, rejected: numbers of images; split_copies: of labelled images that
+    show one of another split. similarity: its percentiles, of the images chosen to their query. brought: class -> images that its queries
+    brought. distance: MMD to the target set, of transfer set and gallery. recall: of an approximate index. shown_by: class -> images whose
+    mask shows it."""
 
     given: dict[str, str]
     task: str
@@ -166,6 +167,7 @@ class CurationResult(StageResult):
     duplicates: int
     near_duplicates: int
     rejected: int
+    split_copies: int = 0
     store_side: int
     strategy: str
     distance: dict[str, str | float] | None = None

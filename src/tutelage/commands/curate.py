@@ -55,6 +55,7 @@ def curate(settings: CurateSettings) -> CurationResult | ShardResult:
     from tutelage.curation import labelled_set
     from tutelage.curation.curation_outputs import log_transfer_set
     from tutelage.curation.embedders import GalleryEmbedder
+    from tutelage.curation.split_copies import copies_across_splits, report_copies
 
     if settings.shard is not None:
         return embed_share(settings.shard, settings)
@@ -83,6 +84,8 @@ def curate(settings: CurateSettings) -> CurationResult | ShardResult:
         # now, for errors about labels point there; --max-rejected counts all images
         labelled_set.list_rejected(run, bad)
         labelled = labelled_set.split_labels(target_set, images, rows, settings.budget, settings.seed)
+        copies = copies_across_splits(labelled, encoder)
+        report_copies(run, labelled, copies)
         chosen = _choose(settings, encoder, labelled, listed.refs, clock)
         bad += [("gallery", one) for one in [*listed.rejected, *chosen.unreadable]]
         looked_at = len(target_set.refs) + len(chosen.refs) + len(target_set.rejected) + len(listed.rejected)
@@ -102,7 +105,7 @@ def curate(settings: CurateSettings) -> CurationResult | ShardResult:
             "given": given, "task": target_set.task, "classes": list(target_set.classes), "store_side": encoder.side,
             "strategy": settings.strategy, "images": counts, "gallery": len(listed.refs), "leaks": len(chosen.leaks.leaks),
             "duplicates": chosen.duplicates, "near_duplicates": chosen.near_duplicates, "rejected": len(bad), **summary,
-            **target_set.about(labelled.drawn), "seconds": clock.stop()
+            "split_copies": len(copies), **target_set.about(labelled.drawn), "seconds": clock.stop()
         }  # fmt: skip
         return CurationResult(**run.finish("curate", inputs, result))
 

@@ -33,9 +33,27 @@ def diagnose(results: JSON, stages: JSON) -> list[Finding]:
     Args:
         results: of the evaluation. stages: result of each stage by its folder's name; some may be missing.
     """
-    found = [_teacher(stages), _targets(results, stages), _labels(results, stages), _set(stages), _student(results)]
+    found = [
+        _copies(stages),
+        _teacher(stages),
+        _targets(results, stages),
+        _labels(results, stages),
+        _set(stages),
+        _student(results),
+    ]
     found += [_last_stage(results, stages), _sure(results), _gain(results, stages)]
     return [one for one in found if one]
+
+
+def _copies(stages: JSON) -> Finding | None:
+    """Labelled images look like copies of images in another split."""
+    count = (stages.get("curate") or {}).get("split_copies", 0)
+    if not count:
+        return None
+    return Finding(
+        f"{count:,} labelled images look like copies of images in another split, which makes scores too high.",
+        "Look at those in curate/split_copies.csv; remove copies, or use --group-by where products, patients or bursts repeat.",
+    )
 
 
 def _teacher(stages: JSON) -> Finding | None:
