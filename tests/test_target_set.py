@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import tarfile
 from collections import Counter
 from pathlib import Path
 
@@ -529,3 +530,116 @@ def test_pipes_are_not_waited_for(tmp_path):
         weights_path(str(pipes[1]))
     with pytest.raises(Unreadable, match="regular file"):
         file_bytes(str(pipes[2]))
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ("animal/cat", "animal/dog", "plant/rose", "plant/oak"),  # classes in groups
+        ("Art/bike", "Art/desk", "Clipart/bike", "Clipart/desk"),  # classes of each domain
+        ("cat/2021", "cat/2022", "dog"),  # sessions of one class
+        ("train/animal/cat", "train/animal/dog", "train/plant", "test/animal/cat", "test/plant"),
+    ],
+)
+def test_folders_inside_class_folders(tmp_path, folders):
+    """Whether folders of images inside a class folder are classes is asked, in one error; --group-by answers that they are not."""
+    put(tmp_path, dict.fromkeys(folders, 6))
+    with pytest.raises(TutelageError, match="has no images of its own, but folders of images") as error:
+        read_target_set(tmp_path)
+    assert "move their folders" in error.value.hint
+    assert "--group-by '([^/]+)/[^/]+$'" in error.value.hint
+    if "train/animal/cat" not in folders:
+        found = read_target_set(tmp_path, group_by="([^/]+)/[^/]+$")
+        assert set(found.classes) == {name.split("/")[0] for name in folders}
+        assert set(found.groups) == {name.split("/")[-1] for name in folders}
+
+
+def test_one_folder_inside_each_class_folder(tmp_path):
+    """A folder that every class has, such as images/, is no class."""
+    put(tmp_path, {"cat/images": 6, "dog/images": 6})
+    assert read_target_set(tmp_path).classes == ("cat", "dog")
+
+
+def test_a_folder_around_the_splits(tmp_path):
+    """A target whose only folder holds the splits says to give that folder."""
+    put(tmp_path, {"photos/train/cat": 3, "photos/train/dog": 3, "photos/test/cat": 2, "photos/test/dog": 2})
+    with pytest.raises(TutelageError, match="class folder photos has no images of its own") as error:
+        read_target_set(tmp_path)
+    assert "give --target that folder itself" in error.value.hint
+
+
+def test_a_class_called_train(tmp_path):
+    """Beside other classes, a folder called train that holds images is a class of trains."""
+    put(tmp_path, {"train": 6, "bus": 6, "tram": 6})
+    found = read_target_set(tmp_path)
+    assert found.classes == ("bus", "train", "tram")
+    assert set(found.splits) == {"train", "test"}
+
+
+@pytest.mark.parametrize("place", ["horse", "train/horse"])
+def test_class_folders_without_images(tmp_path, place):
+    """A class whose folder holds no image is named; --classes leaves it out, and one that is empty in one split only is read."""
+    prefix = "train/" if "/" in place else ""
+    put(tmp_path, {f"{prefix}cat": 6, f"{prefix}dog": 6, place: 0})
+    (tmp_path / place / "notes.md").write_text("no photos yet")
+    with pytest.raises(TutelageError, match=f"1 class folders hold no images: {place}") as error:
+        read_target_set(tmp_path)
+    assert "--classes" in error.value.hint
+    assert read_target_set(tmp_path, classes=["cat", "dog"]).classes == ("cat", "dog")
+    if prefix:
+        put(tmp_path, {"train/horse": 3, "test/cat": 2, "test/dog": 2, "test/horse": 0})
+        assert read_target_set(tmp_path).classes == ("cat", "dog", "horse")
+
+
+def tar_of(path: Path, members: dict[str, bytes]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w:gz" if path.name.endswith("gz") else "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def samples(labels: list[str], form: str, start: int = 0) -> dict[str, bytes]:
+    """Members of a WebDataset tar."""
+    found = {}
+    for i, label in enumerate(labels, start):
+        key = f"n{i:02}.{i}" if "dots" in form else f"part/{i:04}" if "folder" in form else f"{i:04}"
+        found[f"{key}.jpg"] = PNG
+        found |= (
+            {f"{key}.cls": f"{label}\n".encode()}
+            if "cls" in form
+            else {f"{key}.json": json.dumps({"label": label}).encode()}
+        )
+    return found
+
+
+@pytest.mark.parametrize("form", ["cls", "json", "cls with dots", "json in a folder"])
+@pytest.mark.parametrize("layout", ["shards", "splits", "named", "gz", "one file"])
+def test_webdataset_tars(tmp_path, form, layout):
+    """Labels of WebDataset tars are read from .cls or .json, numbers in the order of numbers; tars are no classes."""
+    labels = ["10", "2"] * 6 if "cls" in form else ["cat", "dog"] * 6
+    names = {
+        "shards": ("0.tar", "1.tar"), "splits": ("train/0.tar", "test/0.tar"), "named": ("train-0.tar", "test-0.tar"),
+        "gz": ("0.tar.gz", "1.tar.gz"), "one file": ("0.tar", "0.tar"),
+    }[layout]  # fmt: skip
+    for number, name in enumerate(names):
+        tar_of(tmp_path / name, samples(labels, form, 20 * number))
+    found = read_target_set(tmp_path / "0.tar" if layout == "one file" else tmp_path)
+    assert found.classes == (("2", "10") if "cls" in form else ("cat", "dog"))
+    assert len(found.refs) == (12 if layout == "one file" else 24)
+    ((_, data),) = read_bytes(found.refs[:1])
+    assert data == PNG
+    if layout in ("splits", "named"):
+        assert Counter(found.splits.tolist()) == {"train": 12, "test": 12}
+
+
+def test_tars_without_labels(tmp_path):
+    """Tars of images without labels are one error with the forms that are read; images without a label among others are listed."""
+    tar_of(tmp_path / "0.tar", {"a.jpg": PNG, "a.txt": b"a caption"})
+    with pytest.raises(TutelageError, match=r"no image in 1 tar files has a label, such as 0\.tar/a\.jpg") as error:
+        read_target_set(tmp_path)
+    assert "put a .cls or a .json with a key label beside each image" in error.value.hint
+    tar_of(tmp_path / "1.tar", samples(["cat", "dog"] * 3, "json") | {"b.jpg": PNG, "c.jpg": PNG, "c.json": b"[1, 2"})
+    assert {bad.id for bad in read_target_set(tmp_path).rejected} == {"0.tar/a.jpg", "1.tar/b.jpg", "1.tar/c.jpg"}

@@ -1,8 +1,8 @@
 """Read the labelled images of a path, in every supported format.
 
-Supported are a folder `train|val|test` with `<class>/*` or Parquet files in each, a plain folder of classes, a list
-(CSV or Parquet with the columns path, label and optionally split, group), and Parquet shards with the image bytes
-inside. Nothing is decoded.
+Supported are a folder `train|val|test` with `<class>/*`, Parquet files or tars in each, a plain folder of classes, a list
+(CSV or Parquet with the columns path, label and optionally split, group), and Parquet shards or WebDataset tars with the images
+and labels inside. Nothing is decoded.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,12 +19,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tutelage.data.decode import hidden
-from tutelage.data.sources import IMAGE_SUFFIXES, ImageRef, Rejected, clean, file_ref, list_images
+from tutelage.data.sources import (
+    IMAGE_SUFFIXES,
+    TAR_SUFFIXES,
+    ImageRef,
+    Rejected,
+    clean,
+    file_ref,
+    list_images,
+    what_is_ours,
+)
 from tutelage.data.tabular import image_column, text_rows
+from tutelage.data.webdataset import label_of, labels_of, tars_of
 from tutelage.errors import FilesMissing, TutelageError, raise_all, shown
 
-FORMS = "a folder train|val|test/<class>/*, a folder of classes, a list (.csv, .txt, .tsv, .parquet) or Parquet shards"
+FORMS = (
+    "a folder train|val|test/<class>/*, a folder of classes, a list (.csv, .txt, .tsv, .parquet), Parquet shards, or WebDataset tars "
+    "with .cls or .json labels"
+)
 
+SHARDS = (".parquet", *TAR_SUFFIXES)
 _SPLIT_WORDS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _COLUMNS = {
     "path": ("path", "file_name", "filename", "file", "image"),
@@ -46,10 +61,16 @@ class LabelledRef:
 
 @dataclass
 class LabelledPlace:
-    """The labelled images of one path; `names` are the classes in the order of its metadata, or empty."""
+    """The labelled images of one path.
+
+    names: the classes in the order of its metadata, or empty. empty: class folders without images. nested: class -> the folders in its
+    folder, for classes whose images all lie in several such folders.
+    """
 
     images: list[LabelledRef] = field(default_factory=list)
     names: tuple[str, ...] = ()
+    empty: list[str] = field(default_factory=list)
+    nested: dict[str, list[str]] = field(default_factory=dict)
     rejected: list[Rejected] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -65,6 +86,9 @@ def read_labelled(place: Path) -> LabelledPlace:
         listing = _read_list(place, *_csv_columns(place))
     elif suffix == ".parquet":
         listing = _read_parquet(place)
+    elif place.name.lower().endswith(TAR_SUFFIXES):
+        listing = LabelledPlace()
+        _add_tars(listing, [place], "", "")
     else:
         raise TutelageError(f"{place} is not a format of labelled images that tutelage reads", f"use {FORMS}")
     if not listing.images:
@@ -75,22 +99,27 @@ def read_labelled(place: Path) -> LabelledPlace:
 
 
 def _read_folder(place: Path) -> LabelledPlace:
-    """Read `train|val|test` with classes or shards in each, Parquet shards (also in `data/`), or a folder of classes."""
+    """Read `train|val|test` with classes or shards in each, shards (Parquet also in `data/`), or a folder of classes."""
     listing = LabelledPlace()
     folders = sorted(p for p in place.iterdir() if p.is_dir() and not hidden(p.name))
     splits = _split_folders(folders)
     if splits:
         for folder, split in splits.items():
-            inside = sorted(folder.glob("[!.]*.parquet"))
-            if inside and not any(p.is_dir() and not hidden(p.name) for p in folder.iterdir()):
-                _add_shards(listing, inside, clean(folder.name) + "/", split)
+            inside, tars, prefix = sorted(folder.glob("[!.]*.parquet")), tars_of(folder), clean(folder.name) + "/"
+            classes = any(p.is_dir() and not hidden(p.name) for p in folder.iterdir())
+            if inside and not classes:
+                _add_shards(listing, inside, prefix, split)
+            elif tars and not classes:
+                _add_tars(listing, tars, prefix, split)
             else:
-                _add_classes(listing, folder, clean(folder.name) + "/", split)
+                _add_classes(listing, folder, prefix, split)
         if others := [p.name for p in folders if p not in splits]:
             first = next(iter(splits)).name
             listing.notes.append(f"{place}: folders beside {first} that are not read: {shown(others)}")
     elif shards := _shards(place):
         _add_shards(listing, shards, "", "")
+    elif not folders and (tars := tars_of(place)):
+        _add_tars(listing, tars, "", "")
     else:
         _add_classes(listing, place, "", "train")
     if not {image.label for image in listing.images} <= set(listing.names):  # folders beside shards
@@ -101,14 +130,23 @@ def _read_folder(place: Path) -> LabelledPlace:
 def _split_folders(folders: Sequence[Path]) -> dict[Path, str]:
     """Return the folders that are splits, each with its split; none if these are folders of classes.
 
-    Names like `training` and `val2017` count only beside another split: alone, they may be classes.
+    Names like `training` and `val2017` count only beside another split: alone, they may be classes. So is a folder called `train` with
+    images of its own and no folders, beside other folders: the images of a class of trains.
     """
-    found = {folder: split for folder in folders if (split := _split_word(folder.name))}
+    named = {folder: split for folder in folders if (split := split_word(folder.name))}
+    found = {folder: split for folder, split in named.items() if not (len(named) < len(folders) and _flat(folder))}
     plain = any(folder.name.lower() in _SPLIT_WORDS for folder in found)
     return found if plain or len({*found.values()}) > 1 else {}
 
 
-def _split_word(name: str) -> str:
+def _flat(folder: Path) -> bool:
+    """Whether a folder holds images and neither folders nor shards."""
+    names = [item.name.lower() for item in folder.iterdir() if not hidden(item.name)]
+    whole = not any(item.is_dir() for item in folder.iterdir()) and not any(name.endswith(SHARDS) for name in names)
+    return whole and any(name.endswith(IMAGE_SUFFIXES) for name in names)
+
+
+def split_word(name: str) -> str:
     """Return the split that a folder's name says, such as train, Training, train_set, val2017; else an empty text."""
     word = re.fullmatch(
         r"(train|valid|val|validation|test)(?:ing)?[-_ ]?(?:set|split|data|images)?[-_ ]?(?:\d{4})?", name.lower()
@@ -122,7 +160,7 @@ def _shards(place: Path) -> list[Path]:
 
 
 def _split_of(shard: Path) -> str:
-    """Return the split that the name of a Parquet file begins with, or train."""
+    """Return the split that the name of a shard begins with, or train."""
     named = re.match(r"(train|test|validation|valid|val)(?=[-_.])", shard.name.lower())
     return _SPLIT_WORDS[named[1]] if named else "train"
 
@@ -142,16 +180,48 @@ def _add_shards(listing: LabelledPlace, shards: Sequence[Path], prefix: str, spl
         listing.rejected += [Rejected(prefix + bad.id, bad.reason) for bad in part.rejected]
 
 
+def _add_tars(listing: LabelledPlace, tars: Sequence[Path], prefix: str, split: str) -> None:
+    """Add WebDataset tars; without a split, it is taken from each file's name. Images without a label are rejected."""
+    found = len(listing.images)
+    for tar in tars:
+        refs, rejected = list_images(tar)
+        labels = labels_of(tar)
+        for ref in refs:
+            id = prefix + ref.id
+            if label := label_of(labels, ref.id.partition("/")[2]):
+                listing.images.append(LabelledRef(replace(ref, id=id), label, split or _split_of(tar)))
+            else:
+                listing.rejected.append(Rejected(id, "has no label: no .cls beside it, and no .json with a key label"))
+        listing.rejected += [Rejected(prefix + bad.id, bad.reason) for bad in rejected]
+    if len(listing.images) == found:
+        first = f", such as {listing.rejected[0].id}" if listing.rejected else ""
+        message = f"{tars[0]}: no image in {len(tars)} tar files has a label{first}"
+        raise TutelageError(
+            message, f"put a .cls or a .json with a key label beside each image; tutelage reads {FORMS}"
+        )
+    if all(image.label.isdecimal() for image in listing.images):
+        listing.names = tuple(sorted({image.label for image in listing.images}, key=int))
+
+
 def _add_classes(listing: LabelledPlace, folder: Path, prefix: str, split: str) -> None:
     """Add `<class>/*` of one folder; images outside the class folders are rejected."""
     refs, rejected = list_images(folder)
+    inside: dict[str, set[str]] = defaultdict(set)  # class -> folders in its folder, "" for the class's own images
     for ref in refs:
         label, _, rest = ref.id.partition("/")
-        if rest:
+        if rest and not label.lower().endswith(SHARDS):
             listing.images.append(LabelledRef(replace(ref, id=prefix + ref.id), label, split))
+            folders = rest.split("/")[:-1]
+            inside[label].add(folders[0] if folders and not folders[0].lower().endswith(SHARDS) else "")
         else:
             listing.rejected.append(Rejected(prefix + ref.id, "lies in no class folder"))
     listing.rejected += [Rejected(prefix + bad.id, bad.reason) for bad in rejected]
+    listing.nested |= {
+        label: sorted(names) for label, names in inside.items() if len(names - {""}) > 1 and "" not in names
+    }
+    folders = (item for item in sorted(folder.iterdir()) if item.is_dir() and not hidden(item.name))
+    without = (item for item in folders if clean(item.name) not in inside and not what_is_ours(item, os.listdir(item)))
+    listing.empty += [prefix + clean(item.name) for item in without]
 
 
 def _read_parquet(place: Path) -> LabelledPlace:

@@ -152,7 +152,7 @@ def _walk(folder: str, prefix: str, above: frozenset[tuple[int, int]]) -> Iterat
         return
     if (key := (status.st_dev, status.st_ino)) in above:  # a link back up
         return
-    if prefix and (what := _own(folder, set(names))):
+    if prefix and (what := what_is_ours(folder, names)):
         logger.info(f"{folder} is {what} of tutelage: its pictures are left out")
         return
     for name in names:
@@ -165,13 +165,16 @@ def _walk(folder: str, prefix: str, above: frozenset[tuple[int, int]]) -> Iterat
             yield from _inside(path, clean(prefix + name), named=False)
 
 
-def _own(folder: str, names: set[str]) -> str:
-    """Return what a folder is that tutelage itself has written (its montages are no images of the user's); else an empty text."""
-    if "settings.toml" in names and names & {".lock", "curate"}:
+def what_is_ours(folder: str | Path, names: Sequence[str]) -> str:
+    """Return what a folder is that tutelage itself has written (its montages are no images of the user's); else an empty text.
+
+    names: of the files and folders in it.
+    """
+    if "settings.toml" in names and (".lock" in names or "curate" in names):
         return "a run"
     if "study.toml" in names:
         return "a study"
-    if {"export.json", "preprocess.json"} <= names:
+    if "export.json" in names and "preprocess.json" in names:
         return "an export"
     kind = os.path.basename(folder).partition("-")[0]
     return "a cache" if "about.json" in names and kind in ("images", "masks", "outputs", "embeddings") else ""

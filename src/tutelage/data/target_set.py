@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from tutelage.data.class_names import faults_of_names
 from tutelage.data.gallery import place_names, unique_ids
-from tutelage.data.labelled import FORMS, LabelledPlace, LabelledRef, read_labelled
+from tutelage.data.labelled import FORMS, LabelledPlace, LabelledRef, read_labelled, split_word
 from tutelage.data.sources import SOURCE, ImageRef, Rejected, missing
 from tutelage.errors import TutelageError, did_you_mean, raise_all, shown
 from tutelage.json_object import JSON
@@ -115,6 +115,7 @@ def read_target_set(
     if classes is not None:
         names = _kept(names, classes)
         images = [image for image in images if image.label in names]
+    raise_all(_unclear_folders(listings.values(), names, classes, pattern))
     if pattern:
         images = _grouped(images, pattern)
     images = _held_out(images, shares, notes)
@@ -230,6 +231,35 @@ def _taken_twice(shares: dict[str, float], images: list[LabelledRef]) -> list[Tu
     if twice:
         message = f"{len(twice)} images are in two splits: {shown(i.ref.id for i in twice)}"
         errors.append(TutelageError(message, "keep every image in one split only"))
+    return errors
+
+
+def _unclear_folders(
+    listings: Iterable[LabelledPlace],
+    names: tuple[str, ...],
+    classes: Sequence[str] | None,
+    pattern: re.Pattern[str] | None,
+) -> list[TutelageError]:
+    """Return errors for class folders that bring no class, and for those that may hold several. classes, pattern: as given by the user."""
+    listings, errors = list(listings), []
+    empty = {name for listing in listings for name in listing.empty if name.rpartition("/")[2] not in names}
+    if classes is None and empty:
+        message = f"{len(empty)} class folders hold no images: {shown(sorted(empty), 10)}"
+        errors.append(
+            TutelageError(message, "add images or remove these folders, or name the classes to use with --classes")
+        )
+    nested = {label: inside for listing in listings for label, inside in listing.nested.items() if label in names}
+    if pattern is None and nested:
+        label, inside = next(iter(nested.items()))
+        message = f"class folder {label} has no images of its own, but folders of images ({shown(inside, 3)}): one class, or several?"
+        if any(split_word(name) for name in inside):
+            hint = f"give --target that folder itself, if {shown(inside, 3)} are splits: the folder that holds them, not the one above"
+        else:
+            hint = (
+                f"for several classes, move their folders beside {label}'s place; for one class, add --group-by '([^/]+)/[^/]+$', which "
+                "also keeps each folder's images in one split; or give a list (.csv) with the columns path,label"
+            )
+        errors.append(TutelageError(message, hint))
     return errors
 
 

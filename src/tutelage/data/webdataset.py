@@ -1,0 +1,58 @@
+"""Labels inside tars as WebDataset and img2dataset write them: `000.jpg` beside `000.cls`, or beside `000.json` with a key `label`."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from pathlib import Path, PurePosixPath
+
+from tutelage.data.sources import TAR_SUFFIXES, clean
+
+LABEL_KEYS = ("label", "cls", "class", "class_name")  # of the .json beside an image, the first that is there
+MOST = 1 << 20  # bytes of a .cls or .json; a larger one is none
+
+
+def tars_of(folder: Path) -> list[Path]:
+    """Return the tars that lie directly in a folder, in the order of their names."""
+    return sorted(
+        p for p in folder.iterdir() if p.name.lower().endswith(TAR_SUFFIXES) and p.is_file() and p.name[0] != "."
+    )
+
+
+def labels_of(tar: Path) -> dict[str, str]:
+    """Return the labels of a tar: name of a member without its ending, with folders -> the label, a number or a class name, as text.
+
+    Of a tar that breaks off, the labels before that; the image listing (sources.py) says that it is broken.
+    """
+    labels: dict[str, str] = {}
+    try:
+        with tarfile.open(tar, errors="surrogateescape") as members:
+            for member in members:
+                stem, _, ending = clean(member.name).removeprefix("./").rpartition(".")
+                if ending.lower() not in ("cls", "json") or not member.isreg() or member.size > MOST:
+                    continue
+                file = members.extractfile(member)
+                text = "" if file is None else file.read().decode("utf-8", "replace").strip()
+                if label := text if ending.lower() == "cls" else _in_json(text):
+                    labels[stem] = label
+    except (tarfile.TarError, OSError, EOFError):
+        pass
+    return labels
+
+
+def label_of(labels: dict[str, str], image: str) -> str:
+    """Return the label of a member; "" without one. By the name up to its last dot or, as in WebDataset, up to its first."""
+    path = PurePosixPath(image)
+    stems = (path.with_suffix(""), path.with_name(path.name.partition(".")[0]) if path.name[0] != "." else path)
+    return next((labels[str(stem)] for stem in stems if str(stem) in labels), "")
+
+
+def _in_json(text: str) -> str:
+    try:
+        about = json.loads(text)
+    except ValueError:
+        return ""
+    found = [about[key] for key in LABEL_KEYS if isinstance(about, dict) and key in about]
+    return (
+        str(found[0]).strip() if found and isinstance(found[0], (str, int)) and not isinstance(found[0], bool) else ""
+    )
