@@ -336,3 +336,16 @@ def test_all_images_labelled(data, capsys):
     assert (Path(result["run"]) / "curate" / "montage.jpg").exists()
     with pytest.raises(TutelageError, match="no image of its own"):
         go(data, "all-tests", gallery=[str(data / "target" / "images" / "test")])
+
+
+def test_classes_that_are_the_rarest_in_no_mask(data, capsys):
+    """Queries go by the rarest class of a mask: a class that is it in none takes no turn, and nothing is said of its queries."""
+    settings = {"target": str(data / "target"), "gallery": [str(data / "gallery")], "out": str(data / "by-class")}
+    models = {name: value for name, value in MODELS.items() if name != "student_weights"}
+    how = {"task": "segmentation", "dedup": "none", "strategy": "balanced", "balance": "class", "total": 12}
+    found = tutelage.curate(**settings, **models, **how)
+    brought = found.brought
+    assert brought
+    assert set(brought) < set(CLASSES), "every class is the rarest somewhere: the scenes have changed"
+    assert sum(brought.values()) == found.images.transfer - found.images.train
+    assert "find nothing new" not in capsys.readouterr().err

@@ -7,8 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from tutelage.curation.mmd import MOST, mmd, mmd_and_error
-from tutelage.errors import TutelageError
+from tutelage.curation.mmd import MOST, mmd
 
 
 def unit(seed: int, count: int, away: float = 0.0, width: int = 16) -> np.ndarray:
@@ -66,8 +65,7 @@ def test_sees_spread_where_the_means_agree():
     flat = full.copy()
     flat[:, 8:] = 0
     flat /= np.linalg.norm(flat, axis=1, keepdims=True)
-    value, error = mmd_and_error(np.concatenate([flat, -flat]), unit(1, 1200))
-    assert value > 10 * error
+    assert mmd(np.concatenate([flat, -flat]), unit(1, 1200)) > 0.01
 
 
 def test_order_does_not_matter():
@@ -78,35 +76,17 @@ def test_order_does_not_matter():
     assert mmd(x, y) == pytest.approx(mmd(x[shuffled], y[::-1]), abs=1e-9)
 
 
-def test_error_is_that_of_repeated_draws():
-    """The standard error is what the value varies by over draws, and at most 1.6 times that where nothing differs."""
-    for away, least, most in ((1.5, 0.8, 1.25), (0.0, 1.0, 1.7)):
-        told = [mmd_and_error(unit(s, 60, away), unit(5000 + s, 90)) for s in range(150)]
-        ratio = np.mean([error for _, error in told]) / np.std([value for value, _ in told])
-        assert least < ratio < most
-
-
 def test_large_sets_are_sampled_over_all_their_parts():
     """Of many images a part is taken, the same at every call, without skipping those at odd places."""
     near, far = unit(0, 2 * MOST), unit(1, 2 * MOST, 8.0)
     mixed = np.stack([near, far], axis=1).reshape(-1, near.shape[1])  # in turn: every second image is far
     other = np.concatenate([unit(2, 1000), unit(3, 1000, 8.0)])
-    value, error = mmd_and_error(mixed, other)
-    assert abs(value) < 4 * error < 0.02
-    assert mmd(mixed, other) == value
-
-
-@pytest.mark.parametrize(("n", "m", "said"), [(1, 5, "x has 1 embedding"), (5, 0, "y has 0 embeddings")])
-def test_too_few_images(n: int, m: int, said: str):
-    """One image has no spread: it is refused with which set and how many, and never gives NaN."""
-    with pytest.raises(TutelageError) as error:
-        mmd(unit(0, n), unit(1, m))
-    assert said in str(error.value)
-    assert "2" in str(error.value)
+    assert abs(mmd(mixed, other)) < 0.005
+    assert mmd(mixed, other) == mmd(mixed, other)
 
 
 def test_identical_images_are_no_trouble():
     """Copies of one image, and sets of the least size, give finite values."""
     same = np.repeat(unit(0, 1), 5, axis=0)
-    assert mmd_and_error(same, same) == (pytest.approx(0, abs=1e-6), pytest.approx(0, abs=1e-6))
-    assert np.isfinite(mmd_and_error(unit(0, 2), unit(1, 2))).all()
+    assert mmd(same, same) == pytest.approx(0, abs=1e-6)
+    assert np.isfinite(mmd(unit(0, 2), unit(1, 2)))

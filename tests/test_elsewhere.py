@@ -101,7 +101,7 @@ def test_members_of_a_tar_go_by_their_keys(tmp_path, task):
             member = tarfile.TarInfo(f"00000000{i}.png")
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
-    refs = list_gallery([shards]).refs
+    refs = list_gallery([shards])[0]
     whole = str(shards / "00000.tar" / "000000001")
     assert names_of(refs[1]) == [
         f"{whole}.png", "00000.tar/000000001.png", "000000001.png", whole, "00000.tar/000000001", "000000001",

@@ -60,20 +60,20 @@ def all_rows(embedded) -> np.ndarray:
 
 def test_pieces_depend_on_the_images_alone(gallery):
     """Pieces cover the gallery in order, end with their tar, and an image more in a folder changes one of them."""
-    refs = list_gallery([gallery]).refs
+    refs = list_gallery([gallery])[0]
     pieces = pieces_of(refs)
     assert [ref for piece in pieces for ref in piece.refs] == refs
     assert [piece.first for piece in pieces] == np.cumsum([0, *(len(p.refs) for p in pieces[:-1])]).tolist()
     assert all(len({ref.kind for ref in piece.refs}) == 1 for piece in pieces)
     assert len(pieces) > 4
     Image.fromarray(texture("dots", 999)).save(gallery / "060-new.png")
-    after = {piece.name for piece in pieces_of(list_gallery([gallery]).refs)}
+    after = {piece.name for piece in pieces_of(list_gallery([gallery])[0])}
     assert len(after - {piece.name for piece in pieces}) <= 2  # it may end a piece itself
 
 
 def test_shares_and_restarts_give_the_same_bits(gallery, tmp_path):
     """Whether one process embeds the gallery, or three shares in another order with one piece done again: the same files."""
-    refs, tiny = list_gallery([gallery]).refs, network()
+    refs, tiny = list_gallery([gallery])[0], network()
     whole = EmbeddingCache(tmp_path / "one", ByNetwork(tiny, "squash"), 40)
     shared = EmbeddingCache(tmp_path / "three", ByNetwork(tiny, "squash"), 40)
     pieces = pieces_of(refs)
@@ -91,7 +91,7 @@ def test_shares_and_restarts_give_the_same_bits(gallery, tmp_path):
 
 def test_rows_are_the_usable_images(gallery, tmp_path):
     """Every usable image has its row, key and thumbnail, in the gallery's order; the others are told with the reason."""
-    refs, tiny = list_gallery([gallery]).refs, network()
+    refs, tiny = list_gallery([gallery])[0], network()
     cache = EmbeddingCache(tmp_path / "cache", ByNetwork(tiny, "squash"), 40)
     seen = []
     for piece in pieces_of(refs):
@@ -131,7 +131,7 @@ def test_another_encoder_has_another_folder(gallery, tmp_path):
 
 def test_embeddings_that_are_no_number_are_refused(gallery, tmp_path):
     """An encoder that overflows is told, with the mend, and leaves no piece behind."""
-    piece = pieces_of(list_gallery([gallery]).refs)[0]
+    piece = pieces_of(list_gallery([gallery])[0])[0]
     cache = EmbeddingCache(tmp_path / "cache", ByNetwork(network(1e9), "squash"), 40)
     with pytest.raises(TutelageError, match="NaN, infinite or beyond 65,504"):
         cache.embed(piece)
@@ -150,7 +150,7 @@ def test_a_tar_without_a_usable_image(gallery, tmp_path):
             member = tarfile.TarInfo(f"{number}.png")
             member.size = 7
             tar.addfile(member, io.BytesIO(b"nothing"))
-    pieces = pieces_of(list_gallery([gallery]).refs)
+    pieces = pieces_of(list_gallery([gallery])[0])
     cache = EmbeddingCache(tmp_path / "cache", ByNetwork(network(), "squash"), 40)
     for piece in pieces:
         cache.embed(piece)

@@ -297,11 +297,10 @@ def test_a_gallery_of_several_places(tmp_path: Path):
     """Several places become one gallery; ids that collide get the place's name, and the same file counts once."""
     for name in ("x/a/1.png", "y/a/1.png", "x/a/2.png", "z/3.png"):
         put(tmp_path / name)
-    gallery = list_gallery([tmp_path / "x" / "a", tmp_path / "z"])
-    assert [r.id for r in gallery.refs] == ["1.png", "2.png", "3.png"]
-    gallery = list_gallery([tmp_path / "x" / "a", tmp_path / "y" / "a", tmp_path / "z", str(tmp_path / "z")])
-    assert [r.id for r in gallery.refs] == ["a/1.png", "a/2.png", "a-2/1.png", "z/3.png"]
-    assert list(gallery.counts.values()) == [2, 1, 1]
+    gallery, _ = list_gallery([tmp_path / "x" / "a", tmp_path / "z"])
+    assert [r.id for r in gallery] == ["1.png", "2.png", "3.png"]
+    gallery, _ = list_gallery([tmp_path / "x" / "a", tmp_path / "y" / "a", tmp_path / "z", str(tmp_path / "z")])
+    assert [r.id for r in gallery] == ["a/1.png", "a/2.png", "a-2/1.png", "z/3.png"]
 
 
 def test_a_gallery_without_images_is_an_error(tmp_path: Path):
@@ -316,16 +315,14 @@ def test_a_gallery_without_images_is_an_error(tmp_path: Path):
     assert "a.png (a link to nothing)" in text
     assert "none: no such file" in text
     assert len(caught.value.errors) == 3
-    with pytest.raises(TutelageError, match="name one"):
-        list_gallery([])
 
 
 @pytest.mark.skipif(not (DATA / "photos1k").is_dir(), reason=f"no photos1k in {DATA}")
 def test_real_tars():
     """Two real tar shards list 1,000 images, and read as tarfile reads them."""
-    gallery = list_gallery([DATA / "photos1k" / "00000.tar", DATA / "photos1k" / "00001.tar"])
-    assert (len(gallery.refs), gallery.rejected) == (1000, [])
-    got = contents(gallery.refs)
+    gallery, rejected = list_gallery([DATA / "photos1k" / "00000.tar", DATA / "photos1k" / "00001.tar"])
+    assert (len(gallery), rejected) == (1000, [])
+    got = contents(gallery)
     with tarfile.open(DATA / "photos1k" / "00001.tar") as tar:
         for member in tar.getmembers()[::50]:
             file = tar.extractfile(member)

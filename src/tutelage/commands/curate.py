@@ -53,6 +53,7 @@ KNOWN_BY_CONTENT = {  # settings that hashes of the images, the labels and the e
 def curate(settings: CurateSettings) -> CurationResult | ShardResult:
     """Choose the transfer set that the student is trained on: the labelled images, and gallery images near them."""
     from tutelage.curation import labelled_set
+    from tutelage.curation.candidates import memory_of
     from tutelage.curation.curation_outputs import log_transfer_set
     from tutelage.curation.embedders import GalleryEmbedder
     from tutelage.curation.split_copies import copies_across_splits, report_copies
@@ -62,16 +63,16 @@ def curate(settings: CurateSettings) -> CurationResult | ShardResult:
     with open_run(settings) as (run, cache_dir):
         settings = replace(settings, strategy=strategy_of(settings))
         target_set = labelled_set.read_labels(run, settings)
-        listed = list_gallery(settings.gallery)
+        gallery, unlisted = list_gallery(settings.gallery)
         encoder = GalleryEmbedder.of(settings, cache_dir)
         inputs = hash_of([
             "curate", RULES, encoder.side, encoder.identity, identity(settings, KNOWN_BY_CONTENT), target_set.classes,
-            hash_of([[ref.id, ref.fingerprint.hex()] for ref in [*target_set.refs, *target_set.masks, *listed.refs]]),
+            hash_of([[ref.id, ref.fingerprint.hex()] for ref in [*target_set.refs, *target_set.masks, *gallery]]),
             target_set.splits.tolist(), target_set.labels.tolist(), target_set.groups.tolist()
         ])  # fmt: skip
         if done := run.done("curate", inputs):
             return CurationResult(**done, reused=True)
-        given = labelled_set.data_of(target_set, listed.refs)
+        given = labelled_set.data_of(target_set, gallery)
         labelled_set.log_changed_data(run, given)
         clock = run.clock("curate")
         for note in target_set.notes:
@@ -84,11 +85,11 @@ def curate(settings: CurateSettings) -> CurationResult | ShardResult:
         # now, for errors about labels point there; --max-rejected counts all images
         labelled_set.list_rejected(run, bad)
         labelled = labelled_set.split_labels(target_set, images, rows, settings.budget, settings.seed)
-        copies = copies_across_splits(labelled, encoder)
+        copies = copies_across_splits(labelled, encoder, memory_of(settings))
         report_copies(run, labelled, copies)
-        chosen = _choose(settings, encoder, labelled, listed.refs, clock)
-        bad += [("gallery", one) for one in [*listed.rejected, *chosen.unreadable]]
-        looked_at = len(target_set.refs) + len(chosen.refs) + len(target_set.rejected) + len(listed.rejected)
+        chosen = _choose(settings, encoder, labelled, gallery, clock)
+        bad += [("gallery", one) for one in [*unlisted, *chosen.unreadable]]
+        looked_at = len(target_set.refs) + len(chosen.refs) + len(target_set.rejected) + len(unlisted)
         labelled_set.reject(run, bad, looked_at, settings.max_rejected)
         if len(chosen.choice):
             log_transfer_set(len(chosen.choice), chosen.wanted, chosen.leaks.looked_at, chosen.leaks.near)
@@ -97,13 +98,13 @@ def curate(settings: CurateSettings) -> CurationResult | ShardResult:
         counts["transfer"] = len(labelled.drawn) + len(chosen.choice)
         logger.info(
             f"validation {counts['val']:,} · test {counts['test']:,} · transfer set {counts['transfer']:,}: "
-            f"{len(labelled.drawn):,} labelled + {len(chosen.choice):,} of {len(listed.refs):,} gallery images ("
+            f"{len(labelled.drawn):,} labelled + {len(chosen.choice):,} of {len(gallery):,} gallery images ("
             f"{len(chosen.leaks.leaks):,} held out as validation/test, {chosen.duplicates:,} duplicates, "
             f"{chosen.near_duplicates:,} near duplicates)"
         )
         result = {
             "given": given, "task": target_set.task, "classes": list(target_set.classes), "store_side": encoder.side,
-            "strategy": settings.strategy, "images": counts, "gallery": len(listed.refs), "leaks": len(chosen.leaks.leaks),
+            "strategy": settings.strategy, "images": counts, "gallery": len(gallery), "leaks": len(chosen.leaks.leaks),
             "duplicates": chosen.duplicates, "near_duplicates": chosen.near_duplicates, "rejected": len(bad), **summary,
             "split_copies": len(copies), **target_set.about(labelled.drawn), "seconds": clock.stop()
         }  # fmt: skip
@@ -154,7 +155,9 @@ def _choose(
         request = SelectionRequest(
             settings.strategy,
             free if wanted is None or wanted > free > 0 else wanted,
-            queries.labels if settings.balance == "class" else np.arange(len(queries.labels)),
+            np.unique(queries.labels, return_inverse=True)[1]
+            if settings.balance == "class"
+            else np.arange(len(queries.labels)),
             settings.seed,
             settings.dedup,
             lambda embeddings, own=queries.vectors: unsure(own, labels, related, embeddings, settings.seed),
@@ -199,7 +202,8 @@ def _write(
     leaks = chosen.leaks.leaks
     leak_refs = [chosen.refs[embedded.positions[leak.row]] for leak in leaks]
     written.write_leaks(run, labelled, leak_refs, leaks)
-    written.write_montage(run, labelled, images, choice, written.pairs(store, labelled, leak_refs, leaks), queries)
+    kept_out = written.pairs(store, labelled, leak_refs, leaks)
+    written.write_montage(run, labelled, images, choice, kept_out, len(leaks), queries)
     outputs = written.identity(labelled, refs, embedded, choice)
     return {"outputs": outputs, **written.summary(chosen.pool, choice, queries, labelled)}
 
@@ -247,7 +251,7 @@ def embed_share(shard: str, settings: CurateSettings) -> ShardResult:
 
     with on_a_device_of_its_own():
         preflight(replace(settings, out=str(out), shard=f"{share[0]}/{share[1]}"), cache)
-        refs = list_gallery(settings.gallery).refs
+        refs = list_gallery(settings.gallery)[0]
         _, pieces, embedded = GalleryEmbedder.of(settings, cache).embedded(refs, settings, share)
         mine = sum(len(piece.refs) for piece in pieces[share[0] :: share[1]])
         counts = f"{mine:,} of {len(refs):,} images, {embedded:,} of them embedded now"

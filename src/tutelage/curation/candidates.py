@@ -42,14 +42,18 @@ def fill_pool(
     mean = mean_of(embedded.parts)
     # A CLIP model embeds texts and images in different regions: their cosine is used as in its training, not centred.
     vectors = Vectors(embedded.parts, mean if encoder.words is None else np.zeros_like(mean))
-    memory = settings.memory * 2**30 if settings.memory else free_memory() / 2
-    pool = Pool(embedded, vectors, np.ones(len(embedded), dtype=bool), settings.index, int(memory))
+    pool = Pool(embedded, vectors, np.ones(len(embedded), dtype=bool), settings.index, int(memory_of(settings)))
     leaks, known, twice = _same_pixels(pool, labelled)
     check = LeakCheck(pool, labelled, encoder, leaks)
     if settings.dedup == "gallery":
         check_memory(pool, int(pool.usable.sum()), "gallery")  # before the search for leaks, which may take hours
         check()
     return pool, check, known, twice, embedded.rejected
+
+
+def memory_of(settings: Curation) -> float:
+    """Return the bytes that a search may use: --memory, or half of what is free."""
+    return settings.memory * 2**30 if settings.memory else free_memory() / 2
 
 
 def nothing_left(pool: Pool, leaks: Sequence[Leak], labelled: int) -> TutelageError:

@@ -10,13 +10,13 @@ from tutelage.curation.embed import EmbeddingTable
 from tutelage.curation.embedders import Queries
 from tutelage.curation.labelled_set import LabelledSplit, write_csv
 from tutelage.curation.mmd import mmd, subsample_rows
-from tutelage.curation.montage import KeptOut, Row, choose_rows, montage, save_montage
+from tutelage.curation.montage import KeptOut, Row, choose_rows, montage
 from tutelage.curation.selection import Leak, Pool, nothing_near
 from tutelage.curation.strategies import Choice
 from tutelage.data.image_cache import Images, Store
 from tutelage.data.manifest import write_manifest
 from tutelage.data.sources import SOURCE, ImageRef
-from tutelage.files import hash_of
+from tutelage.files import atomic_write, hash_of
 from tutelage.json_object import JSON
 from tutelage.progress import logger
 from tutelage.run_folder import Run
@@ -59,25 +59,14 @@ def write_manifests(
         [target.refs[i] for i in kept],
         {**labelled.target.columns(kept), "key": labelled.keys_of(kept)},
     )
-    none = [None] * len(drawn)
-    write_manifest(
-        run.path / "curate" / "manifest.parquet",
-        [*[target.refs[i] for i in drawn], *refs],
-        {
-            "source": ["target"] * len(drawn) + ["gallery"] * len(refs),
-            "strategy": ["labelled"] * len(drawn) + [strategy] * len(refs),
-            "query": [*none, *(queries[q] if q >= 0 else None for q in choice.query.tolist())],
-            "similarity": [
-                *none,
-                *(
-                    s if q >= 0 else None
-                    for q, s in zip(choice.query.tolist(), choice.similarity.tolist(), strict=True)
-                ),
-            ],
-            "rank": [*none, *(r if r >= 0 else None for r in choice.rank.tolist())],
-            "key": [*labelled.keys_of(drawn), *(key.tobytes() for key in embedded.keys[choice.rows])],
-        },
-    )
+    searched = zip(choice.query.tolist(), choice.similarity.tolist(), choice.rank.tolist(), strict=True)
+    found = [(queries[q], similarity, rank) if q >= 0 else (None, None, None) for q, similarity, rank in searched]
+    keys = [key.tobytes() for key in embedded.keys[choice.rows]]
+    rows = [("target", "labelled", None, None, None, key) for key in labelled.keys_of(drawn)]
+    rows += [("gallery", strategy, *own, key) for own, key in zip(found, keys, strict=True)]
+    names = ("source", "strategy", "query", "similarity", "rank", "key")
+    columns = {name: list(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
+    write_manifest(run.path / "curate" / "manifest.parquet", [*[target.refs[i] for i in drawn], *refs], columns)
 
 
 def identity(labelled: LabelledSplit, refs: list[ImageRef], embedded: EmbeddingTable, choice: Choice) -> str:
@@ -120,12 +109,18 @@ def pairs(store: Store, labelled: LabelledSplit, refs: list[ImageRef], leaks: Se
 
 
 def write_montage(
-    run: Run, labelled: LabelledSplit, images: Images, choice: Choice, kept_out: Sequence[KeptOut], queries: Queries
+    run: Run,
+    labelled: LabelledSplit,
+    images: Images,
+    choice: Choice,
+    kept_out: Sequence[KeptOut],
+    leaks: int,
+    queries: Queries,
 ) -> None:
     """Write montage.jpg: queries and the images that each of them found; without queries, labelled and random chosen images.
 
     Args:
-        images: the chosen gallery images, in the order of `choice`.
+        images: the chosen gallery images, in the order of `choice`. kept_out: some of the `leaks` images that were excluded.
     """
     target, drawn = labelled.target, labelled.drawn
     labels, own = queries.labels, labelled.of(drawn[queries.drawn])
@@ -144,8 +139,9 @@ def write_montage(
     asked = "classes, each with a labelled image," if queries.text else "labelled images"
     what = f"{asked} and the images that each of them found"
     what = what if by_query else "labelled images, each beside randomly drawn images of the set"
-    picture = montage(rows, f"{len(choice):,} gallery images: {what}", kept_out, columns=SHOWN)
-    save_montage(run.path / "curate" / "montage.jpg", picture)
+    picture = montage(rows, f"{len(choice):,} gallery images: {what}", kept_out, leaks)
+    with atomic_write(run.path / "curate" / "montage.jpg") as temporary:
+        picture.save(temporary, "JPEG", quality=85, subsampling=0, optimize=True)
 
 
 def summary(pool: Pool, choice: Choice, queries: Queries, labelled: LabelledSplit) -> JSON:
@@ -162,7 +158,8 @@ def summary(pool: Pool, choice: Choice, queries: Queries, labelled: LabelledSpli
     quantiles = np.quantile(choice.similarity, QUANTILES)
     found["similarity"] = {f"{100 * q:g} %": round(float(v), 4) for q, v in zip(QUANTILES, quantiles, strict=True)}
     brought = np.bincount(queries.labels[choice.query], minlength=len(labelled.target.classes))
-    found["brought"] = dict(zip(labelled.target.classes, brought.tolist(), strict=True))
+    asked = np.unique(queries.labels).tolist()  # with masks, a class that is the rarest in no image has no queries
+    found["brought"] = {labelled.target.classes[number]: int(brought[number]) for number in asked}
     if without := [name for name, count in found["brought"].items() if not count]:
         logger.info(
             f"the queries of {', '.join(without)} find nothing new: their nearest images went to other queries or are duplicates"

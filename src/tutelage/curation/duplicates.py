@@ -141,6 +141,11 @@ def near_duplicates(
     return first
 
 
+def copies_of(embeddings: np.ndarray, thumbs: np.ndarray, asked: np.ndarray, advance: Advance) -> np.ndarray:
+    """Return pairs of copies, (q, 2) int64, the later image first, among `asked` and their neighbours; as for `near_duplicates`."""
+    return _copies(opponent(thumbs), _pairs(embeddings, layout(thumbs), asked, advance))
+
+
 def _copies(small: np.ndarray, pairs: np.ndarray) -> np.ndarray:
     """Return those of `pairs` (p, 2) int64 that are copies of each other: (q, 2), the later image first, sorted by it."""
     mean, spread = colours_of(small)

@@ -113,7 +113,7 @@ class GalleryEmbedder:
             TutelageError: precomputed embeddings lack some of the images.
         """
         if self.given is None:
-            return self._outputs(labelled.of(rows), what)
+            return self.outputs(labelled.of(rows), what)
         refs = [labelled.target.refs[row] for row in rows]
         found = self.given.find(refs, what)
         if (found < 0).all():
@@ -129,7 +129,7 @@ class GalleryEmbedder:
         labels, drawn = labelled.target.labels[labelled.drawn], np.arange(len(labelled.drawn))
         if self.words is not None:
             classes = list(labelled.target.classes)
-            first = np.array([np.flatnonzero(labels == number)[0] for number in range(len(classes))])
+            first = labelled.target.shows(labelled.drawn).argmax(axis=0)  # an image that shows the class
             vectors, names = unit(self.words(classes)), [f"text: {name}" for name in classes]
             return Queries(vectors, np.arange(len(classes)), names, first, text=True)
         features = self.target(labelled, labelled.drawn, "labelled images")
@@ -142,7 +142,8 @@ class GalleryEmbedder:
         ids = [labelled.target.refs[row].id for row in labelled.drawn]
         return Queries(unit(features if mean is None else features - mean), labels, ids, drawn)
 
-    def _outputs(self, images: Images, what: str) -> np.ndarray:
+    def outputs(self, images: Images, what: str) -> np.ndarray:
+        """Return the network's raw outputs (n, D) float32 for stored images, from the cache where it has them."""
         assert self.network is not None
         cache, settings = self._output_cache(), ViewSettings(resize=self.resize)
         with progress(what, len(images)) as advance:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from tutelage.data.image_cache import Images
-from tutelage.data.label_budget import draw
+from tutelage.data.label_budget import draw_budget, draw_images, shortfalls
 from tutelage.data.sources import ImageRef, Rejected
 from tutelage.data.target_set import TargetSet
 from tutelage.errors import MOST_NAMED, FilesMissing, TutelageError, raise_all, shown, single
@@ -147,10 +147,18 @@ def _draw(target: TargetSet, usable: np.ndarray, keys: list[bytes], budget: int 
         message = f"no usable train image in {len(lost)} of {len(target.classes)} classes: {shown(map(repr, lost), 10)}"
         hint = "see rejected.csv in the run folder, and repair the images or leave these classes out with --classes"
         raise TutelageError(message, hint)
-    labels = None if target.masks else target.labels[rows]
-    chosen, lines = draw(labels, shows, target.classes, [keys[i] for i in train], budget, seed, target.groups[rows])
-    for line in lines:
-        logger.info(line)
+    how = ([keys[i] for i in train], budget, seed, target.groups[rows])
+    if target.masks:
+        chosen = draw_images(shows, *how)
+        if budget is not None and budget > len(rows):
+            logger.info(f"there are {len(rows)} train images, fewer than the budget of {budget}")
+        counts = zip(target.classes, shows[chosen].sum(axis=0).tolist(), strict=True)
+        text = ", ".join(f"{name} {count}" for name, count in counts)
+        logger.info(f"{len(chosen):,} labelled images; number of images that show each class: {text}")
+    else:
+        chosen = draw_budget(target.labels[rows], *how)
+        for line in shortfalls(target.labels[rows], budget, target.classes):
+            logger.info(line)
     if beyond := len(rows) - len(chosen):
         logger.info(
             f"{beyond:,} train images are beyond the budget: their labels are not used, and the images only if they are in the gallery"

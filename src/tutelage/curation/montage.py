@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from tutelage.data.masks import Colour, hue
-from tutelage.files import atomic_write
 
-MOST_WIDTH, MOST_HEIGHT = 3_000, 6_000  # pixels
+SIDE = 64  # of every image in pixels; its proportions are kept
+TITLE, NAME, CAPTION = 20, 12, 10  # sizes of text in pixels
 MARGIN, GAP, FRAME = 24, 6, 3
 NAME_WIDTH = 150  # pixels at most for a class name; about 20 letters
 KEPT_OUT_LINES = 3
@@ -61,17 +60,13 @@ def choose_rows(labels: np.ndarray, most: int = 30) -> np.ndarray:
     choose_rows([0, 0, 0, 1, 1, 1], most=4) == [0, 3, 2, 5]
 
     Args:
-        labels: (n,) integers, the class of each query; a negative one is never chosen.
+        labels: (n,) integers, the class of each query.
         most: queries in all. If there are more classes, `most` of them are taken, evenly spaced.
 
     Returns:
         (k,) int64 positions, k <= most: one query of each shown class, then a second one of each that has more, ...
     """
-    labels = np.asarray(labels)
-    classes = np.unique(labels[labels >= 0])
-    if len(classes) == 0 or most < 1:
-        return np.zeros(0, np.int64)
-    classes = _spaced(classes, most)
+    classes = _spaced(np.unique(labels), most)
     each = max(1, min(PER_CLASS, most // len(classes)))
     chosen = [_spaced(np.flatnonzero(labels == one), each) for one in classes]
     return np.array([own[turn] for turn in range(each) for own in chosen if turn < len(own)], np.int64)
@@ -82,137 +77,103 @@ def _spaced(values: np.ndarray, most: int) -> np.ndarray:
     return values[np.unique(np.linspace(0, len(values) - 1, min(most, len(values))).round().astype(int))]
 
 
-def montage(
-    rows: Sequence[Row], title: str = "", kept_out: Sequence[KeptOut] = (), tile: int = 64, columns: int = 10
-) -> Image.Image:
+def montage(rows: Sequence[Row], title: str, kept_out: Sequence[KeptOut] = (), leaks: int = 0) -> Image.Image:
     """Draw the picture: one line per query, which is framed in its class's colour, and the excluded images at the end.
 
     Args:
-        rows: in the order to be shown. title: one line above, cut if too long.
-        kept_out: images excluded as leaks or duplicates; as many are shown as fit on three lines.
-        tile: side in pixels at which every image is shown, its proportions kept; 16 to 256. columns: images per line.
+        rows: in the order to be shown, each as wide as its images. title: one line above, cut if too long.
+        kept_out: images excluded as leaks; as many are shown as fit on three lines. leaks: how many were excluded in all.
 
     Returns:
-        RGB, at most 3,000 x 6,000 pixels. Columns and lines that do not fit are left out; the number of such lines is written.
+        RGB.
     """
-    tile = min(max(tile, 16), 256)
-    pen = _Pen(tile)
-    names = min(max(NAME_WIDTH, 2 * tile), max([40, *(pen.width(row.name, pen.name) for row in rows)]))
+    names = min(NAME_WIDTH, max([40, *(_width(row.name, NAME) for row in rows)]))
     first = MARGIN + names + 2 * GAP  # left edge of the query; its images follow
-    images = first + tile + 4 * GAP
-    fitting = (MOST_WIDTH - MARGIN - images + GAP) // (tile + GAP)
-    columns = max(1, min(columns, fitting, max([6, *(len(row.brought) for row in rows)])))
-    width = images + columns * (tile + GAP) - GAP + MARGIN
-    strip = _strip(kept_out, width - 2 * MARGIN, pen)
-    line = tile + pen.caption + 3 * GAP
-    top = MARGIN + (pen.title + 4 * GAP if title else 0)
-    room = MOST_HEIGHT - top - MARGIN - (strip.height if strip else 0) - pen.name - GAP
-    shown = rows[: room // line]
-    hidden = len(rows) - len(shown)
-    height = top + line * len(shown) + (pen.name + GAP) * bool(hidden) + (strip.height if strip else 0) + MARGIN
+    images = first + SIDE + 4 * GAP
+    columns = max([6, *(len(row.brought) for row in rows)])
+    width = images + columns * (SIDE + GAP) - GAP + MARGIN
+    strip = _strip(kept_out, leaks, width - 2 * MARGIN)
+    line, top = SIDE + CAPTION + 3 * GAP, MARGIN + TITLE + 4 * GAP
+    bottom = top + line * len(rows)
 
-    picture = Image.new("RGB", (width, height), GROUND)
+    picture = Image.new("RGB", (width, bottom + (strip.height if strip else 0) + MARGIN), GROUND)
     draw = ImageDraw.Draw(picture)
-    if title:
-        pen.write(draw, (MARGIN, MARGIN), title, pen.title, TEXT, width - 2 * MARGIN)
-    colours = _colours(row.name for row in rows)
-    for number, row in enumerate(shown):
+    _write(draw, (MARGIN, MARGIN), title, TITLE, TEXT, width - 2 * MARGIN)
+    colours = {name: hue(number, 0.45, 0.62) for number, name in enumerate(dict.fromkeys(row.name for row in rows))}
+    for number, row in enumerate(rows):
         y = top + number * line
-        pen.write(draw, (MARGIN, y + (tile - pen.name) // 2), row.name, pen.name, TEXT, names, align=1)
-        outside = (first - FRAME, y - FRAME, first + tile + FRAME - 1, y + tile + FRAME - 1)
+        _write(draw, (MARGIN, y + (SIDE - NAME) // 2), row.name, NAME, TEXT, names, align=1)
+        outside = (first - FRAME, y - FRAME, first + SIDE + FRAME - 1, y + SIDE + FRAME - 1)
         draw.rectangle(outside, fill=colours[row.name])
-        picture.paste(_tile(row.query, tile), (first, y))
-        for column, (image, caption) in enumerate(row.brought[:columns]):
-            x = images + column * (tile + GAP)
-            picture.paste(_tile(image, tile), (x, y))
-            pen.write(draw, (x, y + tile + 3), caption, pen.caption, FAINT, tile, align=0.5)
+        picture.paste(_tile(row.query), (first, y))
+        for column, (image, caption) in enumerate(row.brought):
+            x = images + column * (SIDE + GAP)
+            picture.paste(_tile(image), (x, y))
+            _write(draw, (x, y + SIDE + 3), caption, CAPTION, FAINT, SIDE, align=0.5)
         if not row.brought:
-            pen.write(draw, (images, y + (tile - pen.name) // 2), "no images found", pen.name, FAINT)
-    bottom = top + line * len(shown)
-    if hidden:
-        pen.write(draw, (first, bottom), f"and {hidden:,} more", pen.name, FAINT)
-        bottom += pen.name + GAP
+            _write(draw, (images, y + (SIDE - NAME) // 2), "no images found", NAME, FAINT)
     if strip:
         picture.paste(strip, (MARGIN, bottom))
     return picture
 
 
-def save_montage(path: Path, picture: Image.Image) -> None:
-    """Write a picture as JPEG of quality 85, atomically."""
-    with atomic_write(path) as temporary:
-        picture.save(temporary, "JPEG", quality=85, subsampling=0, optimize=True)
-
-
-def _strip(kept_out: Sequence[KeptOut], width: int, pen: _Pen) -> Image.Image | None:
-    """Draw pairs of images side by side under a heading, `width` pixels wide; return None if there are none."""
+def _strip(kept_out: Sequence[KeptOut], leaks: int, width: int) -> Image.Image | None:
+    """Draw pairs of images side by side under a heading, `width` pixels wide; return None if there are none. leaks: how many there are."""
     if not kept_out:
         return None
-    tile = pen.tile
-    wide, high = 2 * tile + 3 * GAP, tile + pen.caption + 3 * GAP
+    wide, high = 2 * SIDE + 3 * GAP, SIDE + CAPTION + 3 * GAP
     across = max(1, (width + 2 * GAP) // wide)
     shown = kept_out[: across * KEPT_OUT_LINES]
-    top = 4 * GAP + pen.name + 2 * GAP
+    top = 4 * GAP + NAME + 2 * GAP
     strip = Image.new("RGB", (width, top + high * -(-len(shown) // across)), GROUND)
     draw = ImageDraw.Draw(strip)
     draw.line((0, GAP, strip.width, GAP), fill=EDGE)
-    more = f" ({len(shown):,} of {len(kept_out):,})" if len(shown) < len(kept_out) else ""
+    more = f" ({len(shown):,} of {leaks:,})" if len(shown) < leaks else ""
     heading = f"Kept out{more}: each beside the image that it duplicates"
-    pen.write(draw, (0, 4 * GAP), heading, pen.name, TEXT, strip.width)
+    _write(draw, (0, 4 * GAP), heading, NAME, TEXT, strip.width)
     for number, one in enumerate(shown):
         x, y = number % across * wide, top + number // across * high
-        strip.paste(_tile(one.image, tile), (x, y))
-        strip.paste(_tile(one.twin, tile), (x + tile + GAP // 3, y))
-        pen.write(draw, (x, y + tile + 3), one.caption, pen.caption, FAINT, 2 * tile + GAP // 3, align=0.5)
+        strip.paste(_tile(one.image), (x, y))
+        strip.paste(_tile(one.twin), (x + SIDE + GAP // 3, y))
+        _write(draw, (x, y + SIDE + 3), one.caption, CAPTION, FAINT, 2 * SIDE + GAP // 3, align=0.5)
     return strip
 
 
-def _tile(image: np.ndarray, side: int) -> Image.Image:
+def _tile(image: np.ndarray) -> Image.Image:
     """(H, W, 3) uint8 -> a square that shows the whole image, with a thin edge to set white images off the light ground."""
     source = Image.fromarray(np.ascontiguousarray(image))
-    scale = side / max(source.size)
+    scale = SIDE / max(source.size)
     inside = (max(1, round(source.width * scale)), max(1, round(source.height * scale)))
-    square = Image.new("RGB", (side, side), TILE)
-    square.paste(source.resize(inside, Image.Resampling.BICUBIC), ((side - inside[0]) // 2, (side - inside[1]) // 2))
-    ImageDraw.Draw(square).rectangle((0, 0, side - 1, side - 1), outline=EDGE)
+    square = Image.new("RGB", (SIDE, SIDE), TILE)
+    square.paste(source.resize(inside, Image.Resampling.BICUBIC), ((SIDE - inside[0]) // 2, (SIDE - inside[1]) // 2))
+    ImageDraw.Draw(square).rectangle((0, 0, SIDE - 1, SIDE - 1), outline=EDGE)
     return square
 
 
-def _colours(names: Iterable[str]) -> dict[str, Colour]:
-    """Return a colour for each name, in order of appearance."""
-    return {name: hue(number, 0.45, 0.62) for number, name in enumerate(dict.fromkeys(names))}
+def _width(text: str, size: int) -> int:
+    """Return the width of a text in pixels, as `_write` would draw it."""
+    text, font = _writable(text, size)
+    return round(font.getlength(text) + 0.5)
 
 
-class _Pen:
-    """Writes text in sizes (pixels) that depend on the side of a tile."""
-
-    def __init__(self, tile: int):
-        self.tile, self.title = tile, max(16, tile * 5 // 16)
-        self.name, self.caption = max(12, tile // 5), max(9, tile // 6)
-
-    def width(self, text: str, size: int) -> int:
-        """Return the width of a text in pixels, as `write` would draw it."""
-        text, font = _writable(text, size)
-        return round(font.getlength(text) + 0.5)
-
-    def write(
-        self,
-        draw: ImageDraw.ImageDraw,
-        place: tuple[int, int],
-        text: str,
-        size: int,
-        colour: Colour,
-        width: int | None = None,
-        align: float = 0,
-    ) -> None:
-        """Write one line with its top at `place`, cut to `width` and aligned in it: left (0), centred (0.5) or right (1)."""
-        text, font = _writable(text, size)
-        if width is not None and font.getlength(text) > width:
-            kept = len(text)
-            while kept and font.getlength(text[:kept].rstrip() + "...") > width:
-                kept -= 1
-            text = text[:kept].rstrip() + "..."
-        shift = 0 if width is None else max(0, width - font.getlength(text)) * align
-        draw.text((place[0] + shift, place[1]), text, font=font, fill=colour)
+def _write(
+    draw: ImageDraw.ImageDraw,
+    place: tuple[int, int],
+    text: str,
+    size: int,
+    colour: Colour,
+    width: int | None = None,
+    align: float = 0,
+) -> None:
+    """Write one line with its top at `place`, cut to `width` and aligned in it: left (0), centred (0.5) or right (1)."""
+    text, font = _writable(text, size)
+    if width is not None and font.getlength(text) > width:
+        kept = len(text)
+        while kept and font.getlength(text[:kept].rstrip() + "...") > width:
+            kept -= 1
+        text = text[:kept].rstrip() + "..."
+    shift = 0 if width is None else max(0, width - font.getlength(text)) * align
+    draw.text((place[0] + shift, place[1]), text, font=font, fill=colour)
 
 
 @lru_cache(maxsize=256)

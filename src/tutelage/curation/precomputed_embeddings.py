@@ -190,6 +190,8 @@ def _read(path: Path, flag: str) -> tuple[list[str], np.ndarray]:
         expected = "(images, features) in floating point"
         raise TutelageError(f"{flag} {path} has shape {rows.shape}, {rows.dtype} instead of {expected}")
     names = _names_beside(path, flag)
+    if not len(rows):
+        raise TutelageError(f"{flag} {path} holds no vectors", "embed the gallery again")
     if len(names) != len(rows):
         raise TutelageError(f"{flag} {path} has {len(rows):,} vectors and {len(names):,} names", "name each vector")
     return names, rows
@@ -205,7 +207,12 @@ def _names_beside(path: Path, flag: str) -> list[str]:
         hint = f"add {' or '.join(map(str, beside))}, in a .txt one name per line"
         raise TutelageError(f"{flag} {path} has no names beside it", hint)
     if there.suffix == ".txt":
-        return there.read_text(encoding="utf-8").splitlines()
+        try:
+            return there.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        except UnicodeDecodeError as error:
+            raise TutelageError(
+                f"{flag} {there} is not UTF-8: {error}", "write it again in UTF-8, one name per line"
+            ) from error
     return _names(_table(there, flag), there, flag)
 
 

@@ -9,18 +9,23 @@ from __future__ import annotations
 
 import numpy as np
 
-from tutelage.curation.duplicates import SEARCHES, near_duplicates
+from tutelage.curation.duplicates import SEARCHES, copies_of
 from tutelage.curation.embedders import GalleryEmbedder
 from tutelage.curation.image_match import layout, thumbnail
 from tutelage.curation.labelled_set import LabelledSplit, write_csv
+from tutelage.curation.selection import EACH
 from tutelage.errors import shown
 from tutelage.metrics import unit
 from tutelage.progress import logger, progress
 from tutelage.run_folder import Run
 
 
-def copies_across_splits(labelled: LabelledSplit, encoder: GalleryEmbedder) -> list[tuple[int, int]]:
-    """Return pairs of rows of the target set in two splits that show the same picture, the row used first (train, val, test) first."""
+def copies_across_splits(labelled: LabelledSplit, encoder: GalleryEmbedder, memory: float) -> list[tuple[int, int]]:
+    """Return pairs of rows of the target set in two splits that show the same picture, the row used first (train, val, test) first.
+
+    Args:
+        memory: bytes that the comparison may take; where it needs more, it is left out, and the log says so.
+    """
     target, rows = labelled.target, labelled.kept
     order = np.array([("train", "val", "test").index(split) for split in target.splits[rows].tolist()])
     by_use = np.argsort(order, kind="stable")
@@ -30,18 +35,24 @@ def copies_across_splits(labelled: LabelledSplit, encoder: GalleryEmbedder) -> l
     )  # those of the last split are found as neighbours of the others
     if not len(asked):
         return []
+    width = 0 if encoder.network is None else encoder.network.width
+    if (needed := len(rows) * (12 * width + EACH)) > memory:
+        what = f"{needed / 2**30:.1f} GiB to compare {len(rows):,} labelled, validation and test images"
+        logger.warning(f"copies across splits are not looked for: it takes {what}; raise --memory")
+        return []
     images = labelled.of(rows)
     thumbs = np.stack([thumbnail(images[i]) for i in range(len(images))])
     embeddings = layout(thumbs)
-    drawn = encoder.target(labelled, labelled.drawn, "labelled images")
-    held = encoder.target(labelled, labelled.held, "validation and test images")
-    if drawn is not None and held is not None:
-        features = np.concatenate([drawn, held])[by_use]
+    if encoder.network is not None:
+        features = encoder.outputs(images, "labelled, validation and test images")
         embeddings = unit(features - features.mean(axis=0))
     with progress("copies across splits", SEARCHES * len(asked)) as advance:
-        first = near_duplicates(embeddings, thumbs, asked, advance)
-    found = np.flatnonzero(order[first] != order)
-    return list(zip(rows[first[found]].tolist(), rows[found].tolist(), strict=True))
+        pairs = copies_of(embeddings, thumbs, asked, advance)
+    first: dict[int, int] = {}
+    for later, earlier in pairs.tolist():
+        if order[later] != order[earlier]:
+            first.setdefault(later, earlier)
+    return [(int(rows[earlier]), int(rows[later])) for later, earlier in sorted(first.items())]
 
 
 def report_copies(run: Run, labelled: LabelledSplit, copies: list[tuple[int, int]]) -> None:

@@ -136,7 +136,7 @@ def size_of(data: bytes) -> tuple[int, int]:
     """Return height and width of an image as it is seen, from its header; any error of Pillow's readers, or Unreadable, is raised."""
     image = _open(data)
     width, height = image.size
-    swapped = image.format != "TIFF" and _orientation(image) >= 5  # Pillow swaps those of a TIFF itself
+    swapped = image.format != "TIFF" and _orientation(image) in (5, 6, 7, 8)  # Pillow swaps those of a TIFF itself
     return (width, height) if swapped else (height, width)
 
 

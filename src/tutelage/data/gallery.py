@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from tutelage.data.sources import ImageRef, Rejected, clean, list_images
@@ -16,27 +16,18 @@ KINDS = (
 )
 
 
-@dataclass(frozen=True)
-class Gallery:
-    """The images of all paths, each with a unique id.
-
-    refs: in the order of the paths, and within each path as listed. rejected: images that were found but cannot be used, and why.
-    counts: path as given -> how many of `refs` came from it.
-    """
-
-    refs: list[ImageRef]
-    rejected: list[Rejected]
-    counts: dict[str, int]
-
-
-def list_gallery(paths: Sequence[str | Path]) -> Gallery:
+def list_gallery(paths: Sequence[str | Path]) -> tuple[list[ImageRef], list[Rejected]]:
     """List the images of folders, tars, Parquet files or single images. Nothing is decoded.
 
     A file reached from two of the paths is listed once. If an id occurs under two paths, all ids are prefixed with the
     name of their path.
 
+    Returns:
+        the images, each with a unique id, in the order of the paths and within each path as listed; those that were found but cannot be
+        used, and why.
+
     Raises:
-        TutelageError: no path at all, a path that is missing or cannot be read, or one without images.
+        TutelageError: a path that is missing or cannot be read, or one without images.
     """
     errors: list[TutelageError] = []
     listed: list[tuple[list[ImageRef], list[Rejected]]] = []
@@ -53,15 +44,10 @@ def list_gallery(paths: Sequence[str | Path]) -> Gallery:
             errors.append(TutelageError(f"gallery {path} has {what}", KINDS))
         listed.append(([ref for ref in refs if ref.fingerprint not in seen], rejected))
         seen.update(ref.fingerprint for ref in refs)
-    if not paths:
-        errors.append(TutelageError("no gallery given", "name one or more folders, tars or Parquet files"))
     raise_all(errors)
 
     listed = unique_ids(listed, place_names(paths))
-    counts: dict[str, int] = {}
-    for path, (refs, _) in zip(paths, listed, strict=True):
-        counts[str(path)] = counts.get(str(path), 0) + len(refs)
-    return Gallery([ref for refs, _ in listed for ref in refs], [bad for _, bads in listed for bad in bads], counts)
+    return [ref for refs, _ in listed for ref in refs], [bad for _, bads in listed for bad in bads]
 
 
 def place_names(paths: Sequence[str | Path]) -> list[str]:

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tutelage.errors import TutelageError
-
 ENOUGH = 3  # classes shown by fewer chosen images take precedence when images are drawn by number
 FOLDS, FEW_FOLDS = 5, 2  # the latter if a class has fewer than FOLDS images or groups
 
@@ -35,8 +33,6 @@ def draw_budget(
     """
     if budget is None:
         return np.arange(len(labels))
-    if budget < 1:
-        raise TutelageError(f"budget {budget} must be at least 1 label per class", "leave it out to use all labels")
     order = _hashed(labels, keys, seed, groups)
     return np.sort(order[places_in_runs(labels[order][:, None]) < budget])
 
@@ -65,34 +61,6 @@ def shortfalls(labels: np.ndarray, budget: int | None, classes: Sequence[str]) -
     ]
 
 
-def draw(
-    labels: np.ndarray | None,
-    shows: np.ndarray,
-    classes: Sequence[str],
-    keys: Sequence[bytes],
-    budget: int | None,
-    seed: int,
-    groups: np.ndarray,
-) -> tuple[np.ndarray, list[str]]:
-    """Return the images within the budget and lines for the log: by `draw_budget`, or by `draw_images` if images have masks.
-
-    Args:
-        labels: (n,) int64, or None for masks. shows: (n, C) bool, which classes an image shows. Others as for `draw_budget`.
-
-    Returns:
-        (m,) int64, sorted positions; lines for the log.
-    """
-    if labels is not None:
-        return draw_budget(labels, keys, budget, seed, groups), shortfalls(labels, budget, classes)
-    chosen = draw_images(shows, keys, budget, seed, groups)
-    lines = []
-    if budget is not None and budget > len(shows):
-        lines.append(f"there are {len(shows)} train images, fewer than the budget of {budget}")
-    counts = zip(classes, shows[chosen].sum(axis=0).tolist(), strict=True)
-    text = ", ".join(f"{name} {count}" for name, count in counts)
-    return chosen, [*lines, f"{len(chosen):,} labelled images; number of images that show each class: {text}"]
-
-
 def draw_images(
     shows: np.ndarray, keys: Sequence[bytes], budget: int | None, seed: int, groups: np.ndarray | None = None
 ) -> np.ndarray:
@@ -110,8 +78,6 @@ def draw_images(
     """
     if budget is None:
         return np.arange(len(shows))
-    if budget < 1:
-        raise TutelageError(f"budget {budget} must be at least 1 labelled image", "leave it out to use all of them")
     order = _hashed(np.zeros(len(shows), np.int64), keys, seed, groups)
     left, rarity = list(order.tolist()), shows.sum(axis=0)
     have = np.zeros(shows.shape[1], np.int64)

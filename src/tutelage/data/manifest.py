@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -63,9 +63,8 @@ class TaskData:
     val: Labelled | None
     test: Labelled | None
     transfer: Images
-    transfer_ids: list[str]
     side: int
-    about: JSON = field(default_factory=dict)
+    about: JSON
 
 
 def write_manifest(path: Path, refs: Sequence[ImageRef], columns: Mapping[str, Sequence[object]]) -> None:
@@ -97,7 +96,7 @@ def load_task(run: Path, cache: str | Path) -> TaskData:
     store = Store(cache, about["store_side"])
     refs, table = read_manifest(run / "target_set" / "manifest.parquet")
     extra, transfer = read_manifest(run / "curate" / "manifest.parquet")
-    images = _as_chosen(store, [*refs, *extra], [*_keys(table), *_keys(transfer)])
+    images = _as_chosen(store, [*refs, *extra], [*table.column("key").to_pylist(), *transfer.column("key").to_pylist()])
     splits = np.array(table.column("split").to_pylist(), dtype=str)
     labels: Labels = np.array(table.column("label").to_pylist(), dtype=np.int64)
     if "mask_truth" in table.column_names:
@@ -121,7 +120,6 @@ def load_task(run: Path, cache: str | Path) -> TaskData:
         part("val"),
         part("test"),
         chosen,
-        [ref.id for ref in extra],
         about["store_side"],
         about,
     )
@@ -155,16 +153,11 @@ def transfer_keys(run: Path) -> list[bytes]:
     return pq.read_table(run / "curate" / "manifest.parquet", columns=["key"]).column("key").to_pylist()
 
 
-def _keys(table: pa.Table) -> list[bytes | None]:
-    """Return the content hash of each image; None where the manifest has none."""
-    return table.column("key").to_pylist() if "key" in table.column_names else [None] * len(table)
-
-
-def _as_chosen(store: Store, refs: Sequence[ImageRef], keys: Sequence[bytes | None]) -> Images:
+def _as_chosen(store: Store, refs: Sequence[ImageRef], keys: Sequence[bytes]) -> Images:
     """Return all images; raise an error unless they have the content that they had when they were chosen."""
     images, good, wrong, _ = _found(store, refs)
     for i, key in zip(good, images.keys, strict=True):
-        if keys[i] not in (None, key.tobytes()):
+        if keys[i] != key.tobytes():
             wrong.append(f"{refs[i].id} (another image now)")
     _refuse("images", list(dict.fromkeys(wrong)))
     return images

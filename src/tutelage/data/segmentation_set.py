@@ -18,7 +18,7 @@ from tutelage.data.decode import size_of
 from tutelage.data.labelled import LabelledRef
 from tutelage.data.masks import IGNORE, Colour, MaskEncoding, numbered, read_values, truth_of
 from tutelage.data.segmentation_files import FORMS, read_pairs
-from tutelage.data.sources import Rejected, missing, read_bytes
+from tutelage.data.sources import ImageRef, Rejected, missing, read_bytes
 from tutelage.data.target_set import TargetSet, _grouped, _held_out, _merge, check_places
 from tutelage.errors import TutelageError, Unreadable, raise_all, shown
 from tutelage.image_size import Size, sides
@@ -27,19 +27,20 @@ CHUNK = 64  # images and masks in memory at a time
 
 
 @dataclass(frozen=True)
-class _Found:
-    """Findings on one pair. fault: why it cannot be used, "" = it can. strange: values that are not a class -> pixels.
+class _Pair:
+    """One image and its mask, which can be read. strange: values that are not a class -> pixels.
 
     sizes: (height, width) of image and mask. counts: (C,) int64 pixels of each class. truth: hash of the class numbers.
     """
 
-    fault: str = ""
-    strange: dict[str, int] | None = None
-    coloured: bool = False
-    sizes: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0))
-    counts: np.ndarray | None = None
-    truth: bytes = b""
-    palette: dict[int, Colour] | None = None
+    image: LabelledRef
+    mask: ImageRef
+    strange: dict[str, int]
+    coloured: bool
+    sizes: tuple[tuple[int, int], tuple[int, int]]
+    counts: np.ndarray
+    truth: bytes
+    palette: dict[int, Colour]
 
 
 def read_dense_set(
@@ -82,11 +83,11 @@ def read_dense_set(
         images = _grouped(images, pattern)
     images = _held_out(images, shares, notes)
     images = [replace(i, ref=replace(i.ref, id=ids[i.ref.fingerprint])) for i in images]
-    found = _examined(images, coding)
-    raise_all(_faults(images, found, coding, target))
-    made = _numbered(images, found, coding, rejected)
+    pairs, unusable = _examined(images, coding)
+    raise_all(_faults(pairs, coding, target))
+    made = _numbered(pairs, coding, [*rejected, *unusable])
     raise_all(_lost(made, target))
-    return replace(made, notes=(*notes, *_remarks(made, found, sides(size))))
+    return replace(made, notes=(*notes, *_remarks(made, pairs, sides(size))))
 
 
 def read_any_dense(target: str | Path, classes: Sequence[str]) -> TargetSet:
@@ -97,62 +98,60 @@ def read_any_dense(target: str | Path, classes: Sequence[str]) -> TargetSet:
     if coding.classes != tuple(classes):
         message = f"{target} has classes {shown(coding.classes)}, but the run's classes are {shown(classes)}"
         raise TutelageError(message, "use the classes.txt of the run's target set")
-    found = _examined(listing.images, coding)
-    raise_all(_faults(listing.images, found, coding, target, least=0))
-    return replace(_numbered(listing.images, found, coding, listing.rejected), notes=tuple(listing.notes))
+    pairs, unusable = _examined(listing.images, coding)
+    raise_all(_faults(pairs, coding, target, least=0))
+    return replace(_numbered(pairs, coding, [*listing.rejected, *unusable]), notes=tuple(listing.notes))
 
 
-def _numbered(
-    images: Sequence[LabelledRef], found: Sequence[_Found], coding: MaskEncoding, rejected: Sequence[Rejected]
-) -> TargetSet:
-    """Build the target set: pairs with a usable mask become rows, the others are rejected."""
-    good = [(i, one) for i, one in zip(images, found, strict=True) if not one.fault]
-    bad = [Rejected(i.ref.id, one.fault) for i, one in zip(images, found, strict=True) if one.fault]
-    counts = np.array([one.counts for _, one in good], np.int64).reshape(len(good), len(coding.classes))
+def _numbered(pairs: Sequence[_Pair], coding: MaskEncoding, rejected: Sequence[Rejected]) -> TargetSet:
+    """Build the target set, a row for each pair."""
+    counts = np.array([pair.counts for pair in pairs], np.int64).reshape(len(pairs), len(coding.classes))
     rarity = np.maximum(counts.sum(axis=0), 1)
     return TargetSet(
         "segmentation",
         coding.classes,
-        [i.ref for i, _ in good],
+        [pair.image.ref for pair in pairs],
         labels=np.where(counts > 0, rarity, np.iinfo(np.int64).max).argmin(axis=1).astype(np.int64),
-        splits=np.array([i.split for i, _ in good], np.str_),
-        groups=np.array([i.group for i, _ in good], np.str_),
-        rejected=(*rejected, *bad),
-        masks=tuple(i.mask for i, _ in good if i.mask),
-        truths=tuple(one.truth for _, one in good),
+        splits=np.array([pair.image.split for pair in pairs], np.str_),
+        groups=np.array([pair.image.group for pair in pairs], np.str_),
+        rejected=tuple(rejected),
+        masks=tuple(pair.mask for pair in pairs),
+        truths=tuple(pair.truth for pair in pairs),
         pixels=counts,
-        colours=_palette(coding, found),
-        coloured=coding.coloured and any(one.coloured for one in found),
+        colours=_palette(coding, pairs),
+        coloured=coding.coloured and any(pair.coloured for pair in pairs),
         ignored=coding.ignored,
     )
 
 
-def _examined(images: Sequence[LabelledRef], coding: MaskEncoding) -> list[_Found]:
-    """Read every image's header and decode every mask, CHUNK pairs at a time."""
-    found: list[_Found] = []
+def _examined(images: Sequence[LabelledRef], coding: MaskEncoding) -> tuple[list[_Pair], list[Rejected]]:
+    """Read every image's header and decode every mask, CHUNK pairs at a time; images whose mask cannot be used are rejected."""
+    found: list[_Pair | Rejected] = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in range(0, len(images), CHUNK):
-            part = images[start : start + CHUNK]
-            pictures = dict(read_bytes([image.ref for image in part]))
-            masks = dict(read_bytes([image.mask for image in part if image.mask]))
-            pairs = [(pictures[i], masks[i], coding) for i in range(len(part))]
-            found += pool.map(lambda pair: _pair(*pair), pairs)
-    return found
+            part = [(image, image.mask) for image in images[start : start + CHUNK] if image.mask]
+            pictures = dict(read_bytes([image.ref for image, _ in part]))
+            masks = dict(read_bytes([mask for _, mask in part]))
+            given = [(*pair, pictures[i], masks[i], coding) for i, pair in enumerate(part)]
+            found += pool.map(lambda one: _pair(*one), given)
+    return [one for one in found if isinstance(one, _Pair)], [one for one in found if isinstance(one, Rejected)]
 
 
-def _pair(picture: bytes | Unreadable, mask: bytes | Unreadable, coding: MaskEncoding) -> _Found:
-    """Examine one image and its mask."""
+def _pair(
+    image: LabelledRef, mask: ImageRef, picture: bytes | Unreadable, data: bytes | Unreadable, coding: MaskEncoding
+) -> _Pair | Rejected:
+    """Examine one image and its mask. picture, data: the bytes of both."""
     try:
-        if isinstance(mask, Unreadable):
-            raise mask
-        values = read_values(mask)
+        if isinstance(data, Unreadable):
+            raise data
+        values = read_values(data)
     except Unreadable as reason:
-        return _Found(fault=f"its mask: {reason}")
+        return Rejected(image.ref.id, f"its mask: {reason}")
     kept, strange = numbered(values, coding)
     counts = np.bincount(kept.reshape(-1), minlength=IGNORE + 1)[: len(coding.classes)]
     height, width = kept.shape
     sizes = _size(picture) or (height, width), (height, width)
-    return _Found("", strange, values.pixels.ndim == 3, sizes, counts, truth_of(kept), values.palette)
+    return _Pair(image, mask, strange, values.pixels.ndim == 3, sizes, counts, truth_of(kept), values.palette or {})
 
 
 def _size(picture: bytes | Unreadable) -> tuple[int, int] | None:
@@ -165,14 +164,11 @@ def _size(picture: bytes | Unreadable) -> tuple[int, int] | None:
         return None
 
 
-def _faults(
-    images: Sequence[LabelledRef], found: Sequence[_Found], coding: MaskEncoding, target: str | Path, least: int = 1
-) -> list[TutelageError]:
+def _faults(pairs: Sequence[_Pair], coding: MaskEncoding, target: str | Path, least: int = 1) -> list[TutelageError]:
     """Return what makes masks unusable: colours without names, other sizes, values that are not a class, no train images."""
-    pairs = [(image, one) for image, one in zip(images, found, strict=True) if not one.fault]
-    coloured = [image.mask.id for image, one in pairs if one.coloured and image.mask]
+    coloured = [pair.mask.id for pair in pairs if pair.coloured]
     errors = []
-    if least and not any(image.split == "train" for image, _ in pairs):
+    if least and not any(pair.image.split == "train" for pair in pairs):
         hint = f"check the names of its folders; tutelage reads {FORMS}"
         errors.append(TutelageError(f"{target} has no train images with a mask", hint))
     if coloured and not coding.coloured:
@@ -183,17 +179,17 @@ def _faults(
         )
         return [*errors, TutelageError(f"{message}: {shown(coloured)}", hint)]
     apart = [
-        f"{image.ref.id} ({one.sizes[0][0]} x {one.sizes[0][1]}, mask {one.sizes[1][0]} x {one.sizes[1][1]})"
-        for image, one in pairs
+        f"{one.image.ref.id} ({one.sizes[0][0]} x {one.sizes[0][1]}, mask {one.sizes[1][0]} x {one.sizes[1][1]})"
+        for one in pairs
         if one.sizes[0] != one.sizes[1]
     ]
     if apart:
         message = f"{len(apart)} images and masks differ in height x width: {shown(apart)}"
         errors.append(TutelageError(message, "resize each mask to the size of its image, by nearest neighbour"))
     where: dict[str, list[tuple[int, str]]] = defaultdict(list)
-    for image, one in pairs:
-        for value, pixels in (one.strange or {}).items():
-            where[value].append((pixels, image.mask.id if image.mask else image.ref.id))
+    for pair in pairs:
+        for value, pixels in pair.strange.items():
+            where[value].append((pixels, pair.mask.id))
     if where:
         values = [
             f"{value} in {len(at)} masks ({sum(n for n, _ in at):,} pixels, most in {max(at)[1]})"
@@ -221,12 +217,12 @@ def _lost(made: TargetSet, target: str | Path) -> list[TutelageError]:
     return errors
 
 
-def _remarks(made: TargetSet, found: Sequence[_Found], size: tuple[int, int]) -> list[str]:
+def _remarks(made: TargetSet, pairs: Sequence[_Pair], size: tuple[int, int]) -> list[str]:
     """Return notes on masks with at most one class, which help little and are often a fault of the tool, and on small images."""
     few = made.shows(np.arange(len(made.refs))).sum(axis=1) < 2
     plain = [ref.id for ref, one in zip(made.refs, few, strict=True) if one]
-    sizes = [one.sizes[0] for one in found if not one.fault]
-    small = [ref.id for ref, own in zip(made.refs, sizes, strict=True) if own[0] < size[0] or own[1] < size[1]]
+    sizes = ((pair.image.ref.id, *pair.sizes[0]) for pair in pairs)
+    small = [id for id, height, width in sizes if height < size[0] or width < size[1]]
     notes = [f"{len(plain)} masks show one class or none: {shown(plain)}"] if plain else []
     if small:
         text = f"{len(small)} images are smaller than the student's {size[0]} x {size[1]} pixels and are enlarged"
@@ -234,14 +230,13 @@ def _remarks(made: TargetSet, found: Sequence[_Found], size: tuple[int, int]) ->
     return notes
 
 
-def _palette(coding: MaskEncoding, found: Iterable[_Found]) -> tuple[Colour, ...]:
+def _palette(coding: MaskEncoding, pairs: Iterable[_Pair]) -> tuple[Colour, ...]:
     """Return the data set's colours: those of classes.txt, else of the first palette with all classes, else generated ones."""
     count = len(coding.classes)
     if coding.coloured:
         return coding.colours
-    for one in found:
-        own = one.palette or {}
-        mine = tuple(own[i] for i in range(count) if i in own)
+    for pair in pairs:
+        mine = tuple(pair.palette[i] for i in range(count) if i in pair.palette)
         if len(set(mine)) == count:
             return mine
     return coding.colours

@@ -218,22 +218,6 @@ def _grouped(images: list[LabelledRef], pattern: re.Pattern[str]) -> list[Labell
     return [replace(image, group=group) for image, group in zip(images, groups, strict=True)]
 
 
-def _taken_twice(shares: dict[str, float], images: list[LabelledRef]) -> list[TutelageError]:
-    """Return errors for a fraction of a split that exists already, and for images in two splits."""
-    counts = Counter(image.split for image in images)
-    errors = []
-    for split, share in shares.items():
-        if counts[split]:
-            message = f"--{split} {share} conflicts with the {counts[split]} {split} images of the target set"
-            errors.append(TutelageError(message, f"use one of the two: leave out --{split}, or give it a path"))
-    first: dict[bytes, LabelledRef] = {}
-    twice = [i for i in images if first.setdefault(i.ref.fingerprint, i).split != i.split]
-    if twice:
-        message = f"{len(twice)} images are in two splits: {shown(i.ref.id for i in twice)}"
-        errors.append(TutelageError(message, "keep every image in one split only"))
-    return errors
-
-
 def _unclear_folders(
     listings: Iterable[LabelledPlace],
     names: tuple[str, ...],
@@ -317,7 +301,10 @@ def _merge(
             notes.append(f"the target set's own {own[split]} {split} images are left out: {places[split]} is given")
         images += part
         listed.append(([image.ref for image in part], listing.rejected))
-    raise_all(_taken_twice({}, images))
+    first: dict[bytes, LabelledRef] = {}
+    if twice := [i for i in images if first.setdefault(i.ref.fingerprint, i).split != i.split]:
+        message = f"{len(twice)} images are in two splits: {shown(i.ref.id for i in twice)}"
+        raise TutelageError(message, "keep every image in one split only")
     renamed = unique_ids(listed, place_names(list(places.values())))
     new = [ref.id for refs, _ in renamed for ref in refs]
     ids = {image.ref.fingerprint: id for image, id in zip(images, new, strict=True)}
@@ -329,7 +316,17 @@ def _held_out(images: list[LabelledRef], shares: dict[str, float], notes: list[s
 
     Raises TutelageError: a split both exists and is requested.
     """
-    raise_all(_taken_twice(shares, images))
+    counts = Counter(image.split for image in images)
+    raise_all(
+        [
+            TutelageError(
+                f"--{split} {share} conflicts with the {counts[split]} {split} images of the target set",
+                f"use one of the two: leave out --{split}, or give it a path",
+            )
+            for split, share in shares.items()
+            if counts[split]
+        ]
+    )
     if "test" not in shares and not any(image.split == "test" for image in images):
         shares = {**shares, "test": TEST_SHARE}
         notes.append(f"no test split is given, so {TEST_SHARE:.0%} of the labelled images are held out as one")

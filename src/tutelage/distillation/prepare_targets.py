@@ -127,4 +127,4 @@ def log_reduction(whole: AdaptedTeacher, reduced: AdaptedTeacher, images: Images
 def without_labels(task: TaskData) -> TaskData:
     """Return the task with its transfer set sorted by content hash, so that the order does not reveal which images are labelled."""
     order = np.argsort(as_void(task.transfer.keys), kind="stable")
-    return replace(task, transfer=task.transfer.take(order), transfer_ids=[task.transfer_ids[i] for i in order])
+    return replace(task, transfer=task.transfer.take(order))

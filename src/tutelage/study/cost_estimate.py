@@ -112,7 +112,7 @@ class Data:
         from tutelage.curation.selection import wanted_of
 
         if (places := tuple(settings.gallery)) not in self._galleries:
-            self._galleries[places] = len(list_gallery(settings.gallery).refs)
+            self._galleries[places] = len(list_gallery(settings.gallery)[0])
         key = tuple(getattr(settings, name) for name in ("task", "target", "val", "test", "classes", "group_by"))
         if key not in self._targets:
             target = task_of(settings.task).read(settings)

@@ -87,7 +87,7 @@ def check_data(folder: Path, finished: Sequence[tuple[Record, JSON]]) -> None:
 def _data_now(settings: JSON) -> dict[str, str]:
     """Hashes of the data that these settings give a run now."""
     of_run = RunSettings(**{name: value for name, value in settings.items() if name in DATA})
-    return data_of(task_of(of_run.task).read(of_run), list_gallery(of_run.gallery).refs)
+    return data_of(task_of(of_run.task).read(of_run), list_gallery(of_run.gallery)[0])
 
 
 def write_record(folder: Path, run: Run, method: Method, identity: tuple[str, int, int, JSON]) -> Record:
