@@ -256,9 +256,19 @@ def test_card_of_a_baseline(finished):
         "The baseline is delivered: on 6 validation images it was better than the distilled student by 10.0 ± 4.0 points"
         in card
     )
-    assert "neither the teacher's weights nor its outputs" in card
+    assert "Neither the teacher's weights nor its outputs were used to train the student." in card
     assert "| distilled student | " in card
     assert "| baseline (labels only)" not in card
+
+
+def test_card_of_a_student_of_the_committee_only(finished):
+    """Where the targets came from labels-only students, the card names these, and that the teacher's outputs were not used."""
+    run = Run(finished.out)
+    kept = run.settings()
+    settings = {**kept["settings"], "committee": "only"}
+    card = model_card(finished.out, run.results(), settings, kept["teacher"], told("export.json", finished))
+    assert "It was distilled from students that were trained on the labels only on" in card
+    assert "Neither the teacher's weights nor its outputs were used to train the student." in card
 
 
 def test_baked_and_torchscript(finished, tmp_path):

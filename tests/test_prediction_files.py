@@ -68,7 +68,7 @@ def test_earlier_predictions_are_replaced(tmp_path: Path, ending: str):
     """The same call again replaces its own table and its own masks, and stops where a file has joined these."""
     out, mask = tmp_path / f"p.{ending}", tmp_path / "p" / "1.png"
     result = Predictions(["cat", "dog"], None, ["1.png"], [np.array([0.3, 0.7])])
-    write_predictions(out, result, top=1)
+    write_predictions(out, result.columns(1), result.rejected)
     check_outputs(out, masks=False)
     out.unlink()
     mask.parent.mkdir()

@@ -22,6 +22,7 @@ from tutelage.reporting.example_predictions import disagreements, read_counts, r
 from tutelage.reporting.page import _made_with, table, write_page
 from tutelage.reporting.table import models_of, text_of
 from tutelage.run_folder import Run
+from tutelage.study.study_charts import against_compute, against_labels
 
 NASTY = '<img src=x onerror=alert(1)> & "quoted"'
 
@@ -328,3 +329,14 @@ def test_confusions_of_many_classes():
 def test_in_a_real_browser(finished, tmp_path, width, scheme):
     """Chromium shows the page without errors, missing images, sideways scrolling or text outside of its chart."""
     check_in_browser(page_of(finished.out), tmp_path, width, scheme)
+
+
+def test_every_colour_of_a_chart_is_defined():
+    """The lines and marks of a study's charts have a colour in the style sheet, whatever the number of methods."""
+    scores = {f"m{i}": {10: (0.5 + i / 100, 0.01), 50: (0.6 + i / 100, 0.01)} for i in range(11)}
+    costs = {name: (10.0**i, of[10][0], 0.01) for i, (name, of) in enumerate(scores.items())}
+    charts = [against_labels(scores, {10: (0.8, None)}), against_compute(costs, list(costs), 0.8)]
+    used = {name for chart in charts for found in re.findall('class="([^"]*)"', str(chart)) for name in found.split()}
+    style = (Path(package.__file__).parent / "reporting" / "style.css").read_text(encoding="utf-8")
+    assert sum(name.startswith("method") for name in used) == 9
+    assert {name for name in used if f".{name}" not in style} == set()

@@ -15,7 +15,7 @@ from tutelage.data.decode import fit
 from tutelage.data.image_cache import Images
 from tutelage.data.manifest import TaskData, load_task
 from tutelage.deploy.folder import settle, staged
-from tutelage.deploy.quantise import LEAST_CALIBRATION, HeldOut, Quantised, enough, quantise
+from tutelage.deploy.quantise import LEAST_CALIBRATION, HeldOut, Quantised, quantise
 from tutelage.deploy.runtime import FLOAT, INT8, model_input, session_of
 from tutelage.device import cpu
 from tutelage.errors import TutelageError
@@ -59,8 +59,12 @@ def export(settings: ExportSettings) -> ExportResult:
     formats.check(settings.format)
     stages = finished(Path(settings.run))
     with open_run(settings) as (run, cache_dir):
-        if not settings.no_int8:
-            enough(min(settings.calibration, stages["curate"]["images"]["transfer"]))
+        few = min(settings.calibration, stages["curate"]["images"]["transfer"])
+        if not settings.no_int8 and few < LEAST_CALIBRATION:
+            raise TutelageError(
+                f"{few} images to calibrate int8 with are too few: at least {LEAST_CALIBRATION} are needed, 500 are better",
+                "raise --calibration, use a larger transfer set, or use --no-int8",
+            )
         job, place = _delivered(run, stages, cache_dir, settings), run.path / "export"
         baked, size = settings.bake_preprocess, job.student.size
         with staged(place) as new:

@@ -27,12 +27,13 @@ def predict(settings: PredictSettings) -> PredictionsResult:
     paths = runtime.files_in(settings.images)
     with progress("predict", len(paths)) as advance:
         result = predictions(opened, paths, Path(settings.out), advance)
-    listed = prediction_files.write_predictions(Path(settings.out), result, settings.top)
+    columns = result.columns(settings.top)
+    listed = prediction_files.write_predictions(Path(settings.out), columns, result.rejected)
     if listed:
         first = shown((f"{name} ({reason})" for name, reason in result.rejected), 3)
         logger.info(f"{len(result.rejected):,} of {len(paths):,} images cannot be read, see {listed}: {first}")
     size, unusable = len(result.paths), len(result.rejected)
     found = PredictionsResult(predictions=settings.out, images=size, rejected=unusable, model=opened.file)
-    if "unsure" in (columns := result.columns(1)):
+    if "unsure" in columns:
         return found.model_copy(update={"unsure": sum(map(bool, columns["unsure"]))})
     return found.model_copy(update={"masks": str(Path(settings.out).with_suffix(""))})

@@ -146,7 +146,7 @@ def serve(server: ThreadingHTTPServer, page: bytes) -> None:
 def _page(folder: Path) -> str:
     """The HTML of an export folder's page. Raises TutelageError: see write_page."""
     name, data = _checked(folder)
-    labels = _labels(folder, data[LABELS])
+    labels = data[LABELS].decode("utf-8").removesuffix("\n").split("\n")
     about = _preprocess(folder, data[ABOUT])
     package = files("tutelage")
     runtime = package / "deploy" / "onnxruntime_web"
@@ -190,17 +190,6 @@ def _checked(folder: Path) -> tuple[str, dict[str, bytes]]:
         hint = f"export again with tutelage {__version__}, or lower the model's ir_version"
         raise TutelageError(f"--export {folder}: {message}", hint)
     return name, data
-
-
-def _labels(folder: Path, data: bytes) -> list[str]:
-    """Class names, one per line of labels.txt."""
-    try:
-        labels = data.decode("utf-8").removesuffix("\n").split("\n")
-    except UnicodeDecodeError:
-        labels = [""]
-    if "" in labels:
-        raise TutelageError(f"{folder / LABELS} must be text with one class name per line, none empty", "export again")
-    return labels
 
 
 def _preprocess(folder: Path, data: bytes) -> Preprocess:

@@ -36,7 +36,8 @@ def settle(folder: Path, place: Path, about: JSON) -> Path | None:
     Returns:
         the new path of the old export if it had been changed by hand; else None, and the old export is deleted.
     """
-    write_json(folder / EXPORT, {"files": hashes(folder), **about})
+    paths = sorted(path for path in folder.iterdir() if path.is_file())
+    write_json(folder / EXPORT, {"files": {path.name: file_hash(path) for path in paths}, **about})
     old = None
     if place.exists():
         old = place.with_name(f"{place.name}.old-{datetime.now():%Y%m%d-%H%M%S-%f}")
@@ -46,12 +47,6 @@ def settle(folder: Path, place: Path, about: JSON) -> Path | None:
         shutil.rmtree(old)
         old = None
     return old
-
-
-def hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 (hex) of each file of a folder but export.json, by name."""
-    paths = sorted(path for path in folder.iterdir() if path.is_file() and path.name != EXPORT)
-    return {path.name: file_hash(path) for path in paths}
 
 
 def changed_by_hand(folder: Path) -> bool:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch import nn
 
+from tutelage.deploy.onnx_graph import example, torch_outputs
+from tutelage.deploy.quiet import quiet
 from tutelage.errors import TutelageError, raise_all
 from tutelage.image_size import Size
 
-if TYPE_CHECKING:
-    from torch import nn
-
+Program = Callable[[np.ndarray], np.ndarray]  # (n, ...) inputs -> (n, ...) float32 outputs
 FILES = {"onnx": "model.onnx", "torchscript": "model.pt", "executorch": "model.pte", "coreml": "model.mlpackage"}
 
 
@@ -44,9 +46,6 @@ def check(names: Sequence[str]) -> None:
     raise_all(faults)
 
 
-Program = Callable[[np.ndarray], np.ndarray]
-
-
 def write(name: str, module: nn.Module, size: Size, baked: bool, folder: Path) -> tuple[Path, Program]:
     """Write the student in one format.
 
@@ -54,7 +53,7 @@ def write(name: str, module: nn.Module, size: Size, baked: bool, folder: Path) -
         name: "torchscript", "executorch" or "coreml". module: in evaluation mode, fused.
 
     Returns:
-        the path of the file, and a function that runs it: (n, ...) inputs -> (n, ...) float32 outputs.
+        the path of the file, and a function that runs it.
     """
     path = folder / FILES[name]
     writers = {"torchscript": _torchscript, "executorch": _executorch, "coreml": _coreml}
@@ -62,23 +61,18 @@ def write(name: str, module: nn.Module, size: Size, baked: bool, folder: Path) -
 
 
 def _torchscript(module: nn.Module, size: Size, baked: bool, path: Path) -> Program:
-    import torch
-
-    from tutelage.deploy import onnx_graph
-
-    onnx_graph.write_torchscript(module, size, baked, path)
+    with quiet(logging.ERROR), torch.no_grad():
+        traced = torch.jit.freeze(torch.jit.trace(module, (example(size, baked),), check_trace=False))
+        torch.jit.save(traced, str(path))
     loaded = torch.jit.load(str(path))
-    return lambda inputs: onnx_graph.torch_outputs(loaded, inputs)
+    return lambda inputs: torch_outputs(loaded, inputs)
 
 
 def _executorch(module: nn.Module, size: Size, baked: bool, path: Path) -> Program:
     """A program for XNNPACK with batch size 1, as on a phone."""
-    import torch
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner  # pyright: ignore[reportMissingImports]
     from executorch.exir import to_edge_transform_and_lower  # pyright: ignore[reportMissingImports]
     from executorch.runtime import Runtime  # pyright: ignore[reportMissingImports]
-
-    from tutelage.deploy.onnx_graph import example
 
     program = torch.export.export(module, (example(size, baked, 1),))
     path.write_bytes(to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch().buffer)
@@ -90,9 +84,6 @@ def _executorch(module: nn.Module, size: Size, baked: bool, path: Path) -> Progr
 
 def _coreml(module: nn.Module, size: Size, baked: bool, path: Path) -> Program:
     import coremltools  # pyright: ignore[reportMissingImports]
-    import torch
-
-    from tutelage.deploy.onnx_graph import example
 
     images = example(size, baked, 1)
     traced = torch.jit.trace(module, (images,), check_trace=False)

@@ -8,6 +8,7 @@ from jinja2 import Environment, PackageLoader
 
 from tutelage.json_object import JSON
 from tutelage.metrics import wilson
+from tutelage.reporting.charts import confused
 from tutelage.reporting.choices import delivery
 from tutelage.reporting.diagnosis import diagnose
 from tutelage.reporting.page import command
@@ -15,9 +16,7 @@ from tutelage.reporting.scores import main_score, variance, words_of
 from tutelage.reporting.table import delivered_name, models_of
 
 FREE_LICENCES = ("apache-2.0", "mit", "bsd-3-clause", "bsd-2-clause", "bsd")
-NOT_USED = (
-    "The model was trained on the labels only: neither the teacher's weights nor its outputs were used to train it."
-)
+NOT_USED = "Neither the teacher's weights nor its outputs were used to train the student."
 CONFUSIONS = 5  # the most frequent ones that are listed
 
 
@@ -36,16 +35,32 @@ def model_card(run: Path, stages: JSON, settings: JSON, teacher: JSON, export: J
     others = [
         one for name, one in models_of(report).items() if name != delivered and one[1].get("test")
     ]  # (title, scores)
+    rows = _per_class(classes, test) if test else []
     return environment.get_template("model_card.md.j2").render(
         name=run.resolve().name, classes=classes, kind=f"image-{stages['curate']['task']}",
         student=student, test=test, others=others, baseline=baseline, delivery=delivery(stages, settings),
         judged_on=stages["finetune"]["judged_on"], words=words_of(test), interval=_interval(test) if test else None,
-        rows=_per_class(classes, test) if test else [], confusions=_confusions(classes, test) if test else [],
+        rows=rows, confusions=_confusions(classes, test) if test else [],
         teacher={**report.get("teacher", {}), **teacher},
-        licence=NOT_USED if baseline else licence_note(teacher.get("licence", "unknown")),
+        licence=_licence(baseline, settings, teacher),
         set=stages["curate"], settings=settings, command=command("run", settings), export=export,
-        findings=diagnose(report, {name: one or {} for name, one in stages.items()}), low=_lowest(classes, test) if test else [],
+        findings=diagnose(report, stages), low=_lowest(rows),
+        source=_source(settings, teacher or report.get("teacher", {})),
     )  # fmt: skip
+
+
+def _source(settings: JSON, teacher: JSON) -> str:
+    """Name what the student's targets came from."""
+    if settings.get("committee") == "only":
+        return " from students that were trained on the labels only"
+    return f" from `{teacher['name']}`" if teacher.get("name") else ", without a teacher,"
+
+
+def _licence(baseline: bool, settings: JSON, teacher: JSON) -> str:
+    """State what the licence of the teacher's weights means for the student that is delivered."""
+    if baseline or settings.get("committee") == "only":
+        return NOT_USED
+    return licence_note(teacher.get("licence", "unknown"))
 
 
 def licence_note(licence: str) -> str:
@@ -94,17 +109,10 @@ def _per_class(classes: list[str], test: JSON) -> list[JSON]:
     ]
 
 
-def _confusions(classes: list[str], test: JSON) -> list[JSON]:
-    table = test["confusion"]
-    found = [
-        {"true": classes[i], "predicted": classes[j], "count": count, "share": count / max(1, sum(row))}
-        for i, row in enumerate(table)
-        for j, count in enumerate(row)
-        if i != j and count
-    ]
-    return sorted(found, key=lambda one: one["share"], reverse=True)[:CONFUSIONS]
+def _confusions(classes: list[str], test: JSON) -> list[tuple[float, str, str]]:
+    found = [(count / total, true, predicted) for count, true, predicted, total in confused(classes, test["confusion"])]
+    return sorted(found, key=lambda one: one[0], reverse=True)[:CONFUSIONS]
 
 
-def _lowest(classes: list[str], test: JSON) -> list[tuple[str, float]]:
-    there = [(name, recall) for name, recall in zip(classes, test["recall"], strict=True) if recall is not None]
-    return sorted(there, key=lambda one: one[1])[:3]
+def _lowest(rows: list[JSON]) -> list[JSON]:
+    return sorted((row for row in rows if row["recall"] is not None), key=lambda row: row["recall"])[:3]

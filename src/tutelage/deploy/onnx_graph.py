@@ -63,14 +63,9 @@ def write_onnx(module: nn.Module, size: Size, baked: bool, path: Path) -> None:
         size: of the input.
 
     Raises:
-        TutelageError: the exporter is not installed, or an operation cannot be exported; the message names the layer.
+        TutelageError: an operation cannot be exported; the message names the layer.
     """
-    try:
-        import onnx
-        import onnxscript  # noqa: F401  # torch's exporter needs it
-    except ImportError:
-        hint = "run `pip install 'tutelage[export]'`"
-        raise TutelageError("onnx and onnxscript are not installed", hint) from None
+    import onnx
 
     images = example(size, baked)
     try:
@@ -109,28 +104,19 @@ def _exported(module: nn.Module, images: torch.Tensor, names: tuple[str, str] | 
     return program
 
 
-def _culprit(module: nn.Module, images: torch.Tensor, error: Exception) -> tuple[str, str]:
-    """Find the smallest submodule that cannot be exported by itself, and the reason."""
-    name, part, given = "the student", module, images
-    while True:
-        inputs = _inputs_of_children(part, given)
-        for child_name, child in part.named_children():
-            if child_name not in inputs:
-                continue
-            try:
-                _exported(child.eval(), inputs[child_name])
-            except Exception as fault:
-                name = child_name if part is module else f"{name}.{child_name}"
-                part, given, error = child, inputs[child_name], fault
-                break
-        else:
-            break
-    if part is not module:
-        name = f"layer {name} ({type(part).__name__})"
+def _culprit(part: nn.Module, given: torch.Tensor, error: Exception, name: str = "") -> tuple[str, str]:
+    """Find the smallest submodule that cannot be exported by itself, and the reason. name: of `part` in the student."""
+    for child_name, one in _inputs_of_children(part, given).items():
+        child = part.get_submodule(child_name)
+        try:
+            _exported(child, one)
+        except Exception as fault:
+            return _culprit(child, one, fault, f"{name}.{child_name}" if name else child_name)
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
-    return name, " ".join(str(cause).split())[:200]
+    where = f"layer {name} ({type(part).__name__})" if name else "the student"
+    return where, " ".join(str(cause).split())[:200]
 
 
 def _inputs_of_children(module: nn.Module, images: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -146,13 +132,6 @@ def _inputs_of_children(module: nn.Module, images: torch.Tensor) -> dict[str, to
             hooks.enter_context(child.register_forward_pre_hook(functools.partial(keep, name)))
         module(images)
     return found
-
-
-def write_torchscript(module: nn.Module, size: Size, baked: bool, path: Path) -> None:
-    """Write a module as TorchScript, for programs that run libtorch."""
-    with quiet(logging.ERROR), torch.no_grad():
-        traced = torch.jit.freeze(torch.jit.trace(module, (example(size, baked),), check_trace=False))
-        torch.jit.save(traced, str(path))
 
 
 def torch_outputs(module: nn.Module, inputs: np.ndarray, batch_size: int = 256) -> np.ndarray:

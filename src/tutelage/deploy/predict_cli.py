@@ -25,9 +25,11 @@ def counted(total: int) -> Iterator[Callable[[int], None]]:
         if sys.stderr.isatty():
             print(f"\r{done:,} of {total:,} images", end="", file=sys.stderr, flush=True)
 
-    yield advance
-    if sys.stderr.isatty():
-        print(file=sys.stderr)
+    try:
+        yield advance
+    finally:
+        if sys.stderr.isatty():
+            print(file=sys.stderr)
 
 
 def main(folder: Path, words: Sequence[str] | None = None) -> int:
@@ -43,7 +45,7 @@ def main(folder: Path, words: Sequence[str] | None = None) -> int:
         model, paths = open_export(folder, given.model, given.threads), files_in(given.images)
         with counted(len(paths)) as advance:
             result = predictions(model, paths, Path(given.out), advance)
-        rejected = write_predictions(Path(given.out), result, given.top)
+        rejected = write_predictions(Path(given.out), result.columns(given.top), result.rejected)
     except TutelageError as error:
         print(rendered(error), file=sys.stderr)
         return 2

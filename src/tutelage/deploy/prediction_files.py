@@ -7,24 +7,12 @@ import csv
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Protocol
 
 import numpy as np
 
 from tutelage.errors import TutelageError, shown
 
 ENDINGS = (".csv", ".parquet")
-
-
-class Predicted(Protocol):
-    """Predictions of images. paths: of those that could be read. rejected: path and reason of the others."""
-
-    paths: list[str]
-    rejected: list[tuple[str, str]]
-
-    def columns(self, top: int) -> Mapping[str, Sequence[object]]:
-        """Return the table of predictions, with up to `top` classes for each image."""
-        ...
 
 
 def check_outputs(out: Path, masks: bool) -> None:
@@ -104,11 +92,13 @@ def write_csv(path: Path, columns: Mapping[str, Sequence[object]]) -> None:
         writer.writerows([text(value) for value in row] for row in zip(*columns.values(), strict=True))
 
 
-def write_predictions(path: Path, result: Predicted, top: int) -> Path | None:
+def write_predictions(
+    path: Path, columns: Mapping[str, Sequence[object]], rejected: Sequence[tuple[str, str]]
+) -> Path | None:
     """Write predictions.csv (or .parquet), and beside it a list of the rejected images.
 
     Args:
-        result: Predictions, or anything with paths, rejected and columns(top).
+        columns: of the table, `path` among them. rejected: path and reason of each image that cannot be read.
 
     Returns:
         the path of the list of rejected images; None if all could be read.
@@ -116,19 +106,18 @@ def write_predictions(path: Path, result: Predicted, top: int) -> Path | None:
     Raises:
         TutelageError: no image could be read, or a .parquet is requested without pyarrow.
     """
-    if result.rejected and not result.paths:
-        first = shown((f"{name} ({reason})" for name, reason in result.rejected), 3)
-        raise TutelageError(f"none of {len(result.rejected):,} files can be read as an image: {first}")
-    columns = result.columns(top)
+    if rejected and not columns["path"]:
+        first = shown((f"{name} ({reason})" for name, reason in rejected), 3)
+        raise TutelageError(f"none of {len(rejected):,} files can be read as an image: {first}")
     if path.suffix.lower() == ".parquet":
         write_parquet(path, columns)
     else:
         write_csv(path, columns)
     listed = rejected_list(path)
-    if not result.rejected:
+    if not rejected:
         listed.unlink(missing_ok=True)
         return None
-    write_csv(listed, {"path": [name for name, _ in result.rejected], "reason": [why for _, why in result.rejected]})
+    write_csv(listed, {"path": [name for name, _ in rejected], "reason": [why for _, why in rejected]})
     return listed
 
 

@@ -88,16 +88,16 @@ def quantise(
 
     Args:
         source: the float model; its one input has a free batch size. out: the file to write.
-        calibration: (n, ...) inputs that give the ranges, best 300 or more. judged_on: (m, ...) other inputs, to measure the loss.
+        calibration: (n, ...) inputs that give the ranges, at least LEAST_CALIBRATION, best 300 or more.
+        judged_on: (m, ...) other inputs, to measure the loss.
         most_lost: largest loss of accuracy, in [0, 1]; layers stay float until the expected loss is at most a third of it, and the loss on
             held-out labels at most this.
         logits_of: outputs of a batch -> (N, C) logits or log probabilities of the classified images or pixels.
         held_out: labels on which the loss is measured too, if there are any.
 
     Raises:
-        TutelageError: fewer than 32 images to calibrate with, or no choice of layers meets `most_lost`.
+        TutelageError: no choice of layers meets `most_lost`.
     """
-    enough(len(calibration))
     with tempfile.TemporaryDirectory(dir=out.parent, prefix="int8-") as folder:
         work = _Quantiser(source, Path(folder), calibration, judged_on, logits_of, held_out)
 
@@ -113,10 +113,10 @@ def quantise(
         chosen = schemes[scheme]
         order = work.by_sensitivity(scheme, ranges) if too_much(chosen) else []
         kept = 0
-        while too_much(chosen) and kept < len(order):
-            kept = min(len(order), max(2, round(kept * 1.5)))
+        while too_much(chosen) and kept < len(order) - 1:
+            kept = min(len(order) - 1, max(2, round(kept * 1.5)))
             chosen = work.measured(scheme, ranges, order[:kept])
-        if kept and kept == len(order):
+        if too_much(chosen):  # with one layer in int8 too; with none, onnxruntime would quantise all
             every = schemes[scheme]
             most = max(every["lost"] / AIMED, every.get("measured", 0.0))
             raise TutelageError(
@@ -132,19 +132,6 @@ def quantise(
             len(work.layers),
             [work.layers[name] for name in order[:kept]],
             [*tried.values(), *others.values()],
-        )
-
-
-def enough(images: int) -> None:
-    """Check that there are enough images to calibrate with.
-
-    Raises:
-        TutelageError: fewer than LEAST_CALIBRATION.
-    """
-    if images < LEAST_CALIBRATION:
-        raise TutelageError(
-            f"{images} images to calibrate int8 with are too few: at least {LEAST_CALIBRATION} are needed, 500 are better",
-            "raise --calibration, use a larger transfer set, or use --no-int8",
         )
 
 

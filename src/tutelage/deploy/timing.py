@@ -11,7 +11,7 @@ LEAST, MOST = 20, 300  # rounds
 SECONDS = 2.0  # after which a comparison ends, once it has had LEAST rounds
 
 
-def in_turn(programs: Mapping[str, Callable[[], object]], seconds: float = SECONDS) -> dict[str, dict[str, float]]:
+def in_turn(programs: Mapping[str, Callable[[], object]]) -> dict[str, dict[str, float]]:
     """Time programs by calling each once per round.
 
     Returns:
@@ -22,7 +22,7 @@ def in_turn(programs: Mapping[str, Callable[[], object]], seconds: float = SECON
             program()
     times: dict[str, list[float]] = {name: [] for name in programs}
     started, rounds = time.perf_counter(), 0
-    while rounds < LEAST or (rounds < MOST and time.perf_counter() - started < seconds):
+    while rounds < LEAST or (rounds < MOST and time.perf_counter() - started < SECONDS):
         for name, program in programs.items():
             start = time.perf_counter()
             program()

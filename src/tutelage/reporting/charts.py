@@ -138,13 +138,14 @@ def matrix(classes: Sequence[str], counts: Counts, model: str, shares: bool = Fa
             number = round(100 * share) if shares else table[row, column]
             if number and cell >= 18:
                 parts.append(text(x + cell / 2, y + height / 2 + 4, number, "small number", "middle"))
-    worst = [f"{a} taken for {b} {n} times" for n, a, b, _ in sorted(_confused(classes, table), reverse=True)[:5]]
+    worst = [f"{a} taken for {b} {n} times" for n, a, b, _ in sorted(confused(classes, table), reverse=True)[:5]]
     words = f"most often confused: {'; '.join(worst)}" if worst else "no errors"
     return svg(top + height * size + 6, f"Confusion matrix, {names[model]}", words, parts)
 
 
-def _confused(classes: Sequence[str], table: np.ndarray) -> list[tuple[int, str, str, int]]:
+def confused(classes: Sequence[str], counts: Counts | np.ndarray) -> list[tuple[int, str, str, int]]:
     """Count, true class, predicted class and count of the true class, of each pair of classes that is confused."""
+    table = np.array(counts)
     rows, columns = np.nonzero(table * (1 - np.eye(len(classes), dtype=int)))
     places = zip(rows.tolist(), columns.tolist(), strict=True)
     return [(int(table[r, c]), classes[r], classes[c], int(table[r].sum())) for r, c in places]
@@ -166,7 +167,7 @@ def confusions(
         shares = shares or int(np.max(counts)) > MOST_WRITTEN
         note = f"Rows: true classes. Columns: predicted classes{', in percent of the row' if shares else ''}.{more}"
         return {"title": title, "svg": matrix(classes, counts, model, shares, names), "note": note}
-    worst = sorted(_confused(classes, np.array(counts)), key=lambda pair: -pair[0])[:PAIRS_SHOWN]
+    worst = sorted(confused(classes, counts), key=lambda pair: -pair[0])[:PAIRS_SHOWN]
     lines = [f"<li>{escape(a)} taken for {escape(b)}: {n:,} of {total:,}</li>" for n, a, b, total in worst]
     return {"title": title, "svg": Markup(f"<ol>{''.join(lines)}</ol>"), "note": f"The most frequent confusions.{more}"}
 

@@ -42,10 +42,10 @@ def shares(records: Sequence[JSON]) -> dict[str, float]:
     each = statistics.median(times) if times else 0.0
     done, unshared = {"flops": 0.0, "seconds": 0.0}, {"flops": 0.0, "seconds": 0.0}
     beside = [entry for record in records for entry in record.get("beside", {}).values()]
-    for entry in [*entries, *beside]:
+    for entry, needed in [*((one, True) for one in entries), *((one, False) for one in beside)]:
         teacher = entry["teacher"]
         found = max(0, teacher["outputs"] - teacher["computed"])
-        if entry not in beside:  # a stage beside was computed, but its run does not need it
+        if needed:  # a stage beside was computed, but its run does not need it
             unshared["flops"] += entry["flops"] + teacher["flops"]
             unshared["seconds"] += entry["seconds"] + teacher["seconds"] + found * each
         if not entry["taken_from"]:

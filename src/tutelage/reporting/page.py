@@ -7,7 +7,6 @@ import csv
 import io
 import json
 import shlex
-import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +24,7 @@ from tutelage.reporting.diagnosis import diagnose
 from tutelage.reporting.example_predictions import encoded, read_evidence, read_pictures, shown_student
 from tutelage.reporting.scores import words_of, words_of_results
 from tutelage.reporting.table import TITLES, models_of, title_of
-from tutelage.run_folder import STAGES, Run
+from tutelage.run_folder import DEFAULT, STAGES, Run
 from tutelage.version import __version__
 
 LOSS = "Distillation loss"
@@ -43,12 +42,11 @@ def write_page(run: Path) -> Path:
     """
     stages = Run(run).results()
     results = stages["evaluate"] or None
-    if not (run / "settings.toml").exists() or results is None:
-        made = (run / "settings.toml").exists()
+    made = (run / "settings.toml").exists()
+    if not made or results is None:
         hint = f"run `tutelage evaluate --run {run}`" if made else "create one with `tutelage run --out DIR ...`"
         raise TutelageError(f"{run} holds no evaluated run", hint)
-    kept = tomllib.loads((run / "settings.toml").read_text(encoding="utf-8"))
-    settings = {name: value for name, value in kept["settings"].items() if value != "default"}
+    settings = {name: value for name, value in Run(run).settings()["settings"].items() if value != DEFAULT}
     labels, probabilities, apart = read_evidence(run / "evaluate")
     classes = results["classes"]
     pictures = read_pictures(run / "evaluate", classes)
