@@ -41,6 +41,32 @@ from tutelage.run_folder import Run
         (["run", "--target", "d", "--gallery", "g", "--out", "o", "--flip", "horizontl"], "did you mean 'horizontal'?"),
         (["run", "--target", "d", "--gallery", "g", "--out", "o", "--lr", "2"], "--lr 2"),
         (["run", "--target", "d", "--gallery", "g", "--out", "o", "--sharpness", "inf"], "--sharpness inf"),
+        (["cache", "--prune", "inf"], "--prune inf"),
+        (
+            ["curate", "--target", "d", "--gallery", "g", "--out", "o", "--memory", "inf"],
+            "--memory inf must be a finite number",
+        ),
+        (
+            ["run", "--target", "d", "--gallery", "g", "--out", "o", "--cache-limit", "nan"],
+            "--cache-limit nan must be a finite number",
+        ),
+        *(
+            (words, "has a name of 300 bytes, but file systems take at most 255")
+            for words in (
+                ["run", "--target", "d", "--gallery", "g", "--out", "n" * 300],
+                ["evaluate", "a/" + "n" * 300 + "/b"],
+                ["export", "n" * 300],
+                ["cache", "--cache", "n" * 300],
+                ["report", "é" * 150],
+                ["predict", "e", "n" * 300],
+                ["run", "--target", "d", "--gallery", "g", "n" * 300, "--out", "o"],
+                ["demo", "--out", "n" * 300],
+                ["benchmark", "n" * 300],
+                ["doctor", "--cache", "n" * 300],
+            )
+        ),
+        (["run", "--config", "n" * 300], "File name too long"),
+        (["compare", "n" * 300], "File name too long"),
         (["run", "--target"], "--target"),
         (["run", "d"], "d"),
         (["evaluate", "--run", "nowhere"], "nowhere is not a run folder"),

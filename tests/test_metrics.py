@@ -146,6 +146,8 @@ def test_unsure_threshold_by_hand():
     found = unsure_threshold(np.array([0.9, 0.8, 0.6, 0.5]), np.array([True, True, False, True]))
     assert found == {"threshold": 0.8, "sure": 0.5, "accuracy_sure": 1.0, "accuracy_unsure": 0.5}
     assert unsure_threshold(np.array([0.9, 0.8]), np.array([True, True])) is None
+    everything = unsure_threshold(np.array([0.9, 0.5]), np.array([False, True]))
+    assert everything["accuracy_unsure"] is None, "all are sure"
     tied = unsure_threshold(np.array([0.9, 0.8, 0.6, 0.5]), np.array([True, False, True, False]))
     assert tied is not None
     assert tied["threshold"] == 0.6, "0.9 is as good: the smallest of them"

@@ -106,12 +106,12 @@ def _level(quiet: bool) -> int:
 def _disk_fault(error: OSError, given: dict[str, object]) -> TutelageError:
     """Return the error for a file that could not be written, with a hint on what to free or which folder to choose."""
     where = f"{error.filename or 'a file of the run or the cache'}: {error.strerror}"
-    cache = Path(str(given.get("cache") or Path(str(given.get("out") or ".")).absolute().parent / "cache"))
+    out = Path(str(given.get("out") or given.get("run") or ".")).absolute()
+    cache = Path(str(given.get("cache") or out.parent / "cache"))
     if error.errno in NO_WRITING:
         return TutelageError(where, "choose an --out and a --cache that can be written, or get write permission there")
-    room = next(
-        (place for place in (Path(error.filename or cache), *cache.absolute().parents) if place.is_dir()), cache
-    )
+    full = Path(error.filename or cache).absolute()
+    room = next(place for place in (full, *full.parents) if place.is_dir())
     taken = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file()) / 2**20
     return TutelageError(
         f"{where} ({shutil.disk_usage(room).free / 2**20:,.1f} MiB are free on its disk)",
@@ -205,6 +205,6 @@ def _show(command: str, result: JSON, as_json: bool) -> None:
     if not (main_process() or "shard" in result):  # each process of a job array prints its share
         return
     if as_json:
-        print(json.dumps(result))
+        print(json.dumps(result), flush=True)
         return
-    print(text_of(command, result))
+    print(text_of(command, result), flush=True)

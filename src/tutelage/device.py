@@ -239,7 +239,7 @@ INSTRUCTION_SETS = (
     "avx512_vnni",
     "avx512_bf16",
     "amx_int8",
-    "neon",
+    "asimd",
     "asimddp",
     "i8mm",
     "sve",

@@ -18,10 +18,6 @@ class TutelageError(Exception):
 
     def __init__(self, message: str, hint: str = ""):
         self.message, self.hint = message, hint
-        super().__init__(str(self))
-
-    def __reduce__(self) -> tuple[object, ...]:  # so that it can be pickled and sent to another process
-        return type(self), (self.message, self.hint)
 
     def __str__(self) -> str:
         lines = [self.message, *([f"hint: {self.hint}"] if self.hint else [])]
@@ -33,10 +29,6 @@ class SeveralErrors(TutelageError):
 
     def __init__(self, errors: list[TutelageError]):
         self.errors = errors
-        Exception.__init__(self, str(self))
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (self.errors,)
 
     def __str__(self) -> str:
         return "\n".join(str(error) for error in self.errors)
@@ -53,9 +45,6 @@ class FilesMissing(TutelageError):
         self.place, self.names, self.where = place, names, where
         few = shown(names, MOST_NAMED if len(names) <= MOST_NAMED else 20)
         super().__init__(f"{place} names {len(names)} files that do not exist: {few}", f"paths are {where}")
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (self.place, self.names, self.where)
 
 
 class Unreadable(Exception):

@@ -83,7 +83,7 @@ def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = 10) -
     return np.stack(sums, axis=1)
 
 
-def unsure_threshold(confidence: np.ndarray, right: np.ndarray) -> dict[str, float] | None:
+def unsure_threshold(confidence: np.ndarray, right: np.ndarray) -> dict[str, float | None] | None:
     """Return the confidence threshold below which a classifier's prediction should count as unsure.
 
     It maximises P(sure | right) - P(sure | wrong) on held-out images (Youden's J; Youden, Cancer 1950), where "sure" means a confidence
@@ -95,7 +95,8 @@ def unsure_threshold(confidence: np.ndarray, right: np.ndarray) -> dict[str, flo
         confidence: (n,) float in [0, 1], the largest probability. right: (n,) bool.
 
     Returns:
-        threshold; sure: the share of sure images; accuracy_sure and accuracy_unsure. None if all images are right or all are wrong.
+        threshold; sure: the share of sure images; accuracy_sure; accuracy_unsure, None if all are sure. None if all images are right or
+        all are wrong.
     """
     from sklearn.metrics import roc_curve
 
@@ -109,7 +110,7 @@ def unsure_threshold(confidence: np.ndarray, right: np.ndarray) -> dict[str, flo
         "threshold": float(threshold),
         "sure": float(sure.mean()),
         "accuracy_sure": float(right[sure].mean()),
-        "accuracy_unsure": float(right[~sure].mean()) if not sure.all() else float("nan"),
+        "accuracy_unsure": float(right[~sure].mean()) if not sure.all() else None,
     }
 
 

@@ -60,7 +60,8 @@ def main_process() -> bool:
 
 def processes() -> int:
     """Return the number of processes that share this work, including this one."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    given = os.environ.get("WORLD_SIZE", "")
+    return max(1, int(given)) if given.isdecimal() else 1
 
 
 @contextlib.contextmanager

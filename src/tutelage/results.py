@@ -335,7 +335,7 @@ class ExportResult(Result):
     student: StudentEntry
     classes: int
     proof: JSON
-    unsure: dict[str, float] | None
+    unsure: dict[str, float | None] | None
     int8: JSON | None
     latency: dict[str, dict[str, float]]
     machine: JSON

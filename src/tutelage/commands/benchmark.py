@@ -54,7 +54,7 @@ import torch
 from tutelage.pipeline.load_student import load_student
 from tutelage.results import StudentEntry
 torch.set_num_threads(1)
-module = load_student(Path({folder!r}), StudentEntry(**{about!r}), {classes}).module.eval()
+module = load_student(Path({folder!r}), StudentEntry(**{about!r}), {classes}).module
 run = lambda images: module(torch.from_numpy(images))
 torch.set_grad_enabled(False)
 """
@@ -67,7 +67,8 @@ def benchmark(settings: BenchmarkSettings) -> BenchmarkResult:
 
     from tutelage.pipeline.load_student import load_student
 
-    place = Path(settings.run).parent if (Path(settings.run) / runtime.EXPORT).exists() else Path(settings.run)
+    place = Path(settings.run)
+    place = place.absolute().parent if (place / runtime.EXPORT).exists() else place
     entry, folder = finished(place)["finetune"]["student"], export_folder(str(place))
     about = runtime.checked(folder)
     preprocess = read_json(folder / runtime.ABOUT)
@@ -84,12 +85,10 @@ def benchmark(settings: BenchmarkSettings) -> BenchmarkResult:
     if torch.cuda.is_available():
         for batch in BATCHES:
             rows += _timed(student, {}, preprocess, 0, batch, "cuda")
-        student.module.cpu()
     sizes, machine = _sizes(place, folder, files, entry, about), cpu()
     result = {"machine": machine, "size": student.size, "rows": rows, "files": sizes, "versions": about["versions"]}
-    added = read_json(folder / runtime.EXPORT)
     write_json(folder / "benchmark.json", result)
-    write_json(folder / runtime.EXPORT, {**added, "added": ["benchmark.json"]})
+    write_json(folder / runtime.EXPORT, {**about, "added": ["benchmark.json"]})
     return BenchmarkResult(**result)
 
 

@@ -28,7 +28,8 @@ def cache(settings: CacheSettings) -> CacheResult:
     entries, removed = [], []
     for path in sorted(p for p in folder.iterdir() if _ours(p)):
         files = [p.stat() for p in path.rglob("*") if p.is_file()]
-        days = (time.time() - max((max(s.st_mtime, s.st_atime) for s in files), default=0)) / 86400
+        used = (p.stat() for p in path.rglob("*") if p.is_file() and p.name != "about.json")  # that one is read here
+        days = (time.time() - max((max(s.st_mtime, s.st_atime) for s in used), default=0)) / 86400
         what = (read_json(path / "about.json") or {}).get("what", "made by an earlier version, no longer used")
         entries.append({"name": path.name, "what": what, "gib": sum(s.st_size for s in files) / 2**30, "days": days})
         if settings.prune is not None and days >= settings.prune:

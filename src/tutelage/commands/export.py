@@ -97,7 +97,7 @@ class _Delivered:
     student: Student
     module: nn.Module
     original: nn.Module
-    unsure: dict[str, float] | None
+    unsure: dict[str, float | None] | None
     preprocess: JSON
     images: Images
     at_once: int
@@ -218,7 +218,7 @@ def _proved(job: _Delivered, path: Path, program: Program, strict: bool = True, 
     labels = job.task.test.labels if job.task.test and scored else None
     kind, tolerance = job.kind, job.settings.tolerance
     count = job.proved_on if labels is None else min(len(job.images), SCORED_ON)
-    predictions, differences, largest, same = [], [0.0], [1.0], []
+    predictions, differences, largest, same = [], [], [1.0], []
     for start in range(0, count, step := min(64, job.at_once)):
         positions = np.arange(start, min(start + step, count))
         inputs = job.inputs_of(job.images, positions)
@@ -232,7 +232,7 @@ def _proved(job: _Delivered, path: Path, program: Program, strict: bool = True, 
             same.append((outputs.argmax(1) == truth.argmax(1)).reshape(len(inputs), -1).mean(1))
         if labels is not None:
             predictions += kind.predictions_of(outputs, labels, positions)
-    difference, agreement = max(differences) / max(largest), float(np.concatenate(same).mean())
+    difference, agreement = float(np.max(differences)) / max(largest), float(np.concatenate(same).mean())
     score = None
     if labels is not None:
         score = kind.judged(predictions, labels[np.arange(count)], len(job.task.classes))[kind.METRICS.main]

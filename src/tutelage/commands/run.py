@@ -24,7 +24,7 @@ from tutelage.run_folder import DEFAULT, Run
 from tutelage.settings import command
 from tutelage.settings.commands import RunSettings
 
-SMOKE = {"per_query": None, "epochs": None, "steps": 24, "batch_size": 32}
+SMOKE_STEPS, SMOKE_BATCH = 24, 32  # upper limits
 SMOKE_TOTAL, SMOKE_BUDGET = 512, 10  # upper limits; `curate` also looks at only a part of the gallery
 
 STAGES = {stage.__name__: stage for stage in (curate, adapt, committee, distill, baseline, finetune)}
@@ -56,7 +56,11 @@ def run(settings: RunSettings) -> RunResult:
 def cut_down(settings: RunSettings) -> JSON:
     """Return the settings that --smoke reduces, and print them. A strategy that was set stays; by default the images are
     chosen at random."""
-    cut: JSON = {**SMOKE, "budget": min(settings.budget or SMOKE_BUDGET, SMOKE_BUDGET)}
+    cut: JSON = {"per_query": None, "epochs": None, "steps": min(settings.steps or SMOKE_STEPS, SMOKE_STEPS)}
+    cut |= {
+        "batch_size": min(settings.batch_size, SMOKE_BATCH),
+        "budget": min(settings.budget or SMOKE_BUDGET, SMOKE_BUDGET),
+    }
     number = settings.total or (settings.per_query and SMOKE_TOTAL)
     if settings.strategy == "auto" and number is None and not settings.embeddings:
         cut["strategy"], number = "random", SMOKE_TOTAL

@@ -16,7 +16,7 @@ def export_folder(place: str) -> Path:
     """Return the export folder at a place: the folder itself, or its export/ if it is a run folder; warn if the run has another student."""
     folder = Path(place)
     folder = folder / "export" if (folder / "export").is_dir() and not (folder / "export.json").exists() else folder
-    warn_of_old_export(folder.parent)
+    warn_of_old_export(folder.absolute().parent)
     return folder
 
 

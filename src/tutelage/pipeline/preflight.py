@@ -18,7 +18,7 @@ from typing import ParamSpec
 from tutelage.data.sources import missing
 from tutelage.data.target_set import check_places
 from tutelage.device import check_hardware
-from tutelage.errors import SeveralErrors, TutelageError, raise_all
+from tutelage.errors import TutelageError, raise_all, single
 from tutelage.image_size import Size
 from tutelage.models.aliases import check_size, full_name, weights_path
 from tutelage.progress import processes
@@ -53,7 +53,7 @@ def preflight(settings: flags.Stage, cache: Path) -> None:
     named = [kind for kind in KINDS if hasattr(settings, kind)]
     ours = {kind: full_name(getattr(settings, kind), kind) for kind in named}
     if not faults or not all(ours.values()):
-        faults += _of_machine(settings, bool(faults))
+        faults += _of_machine(settings)
         for kind in named:
             other = isinstance(settings, CurateSettings) and (settings.embeddings or settings.strategy == "text")
             hub = not faults and not (kind == "teacher" and other)  # else another model embeds the gallery
@@ -71,10 +71,8 @@ def _raised(check: Callable[P, object], *given: P.args, **named: P.kwargs) -> li
     """Return the faults that a check raises."""
     try:
         check(*given, **named)
-    except SeveralErrors as several:
-        return several.errors
     except TutelageError as error:
-        return [error]
+        return single(error)
     return []
 
 
@@ -241,14 +239,14 @@ def _check_cluster(settings: flags.Stage) -> None:
         ) from error
 
 
-def _of_machine(settings: flags.Machine, faulty: bool) -> list[TutelageError]:
-    """Return the faults of device and precision. faulty: whether other faults were found."""
+def _of_machine(settings: flags.Machine) -> list[TutelageError]:
+    """Return the faults of device and precision."""
     device, precision = settings.device, settings.precision
     if device in ("auto", "cpu") and precision != "fp16":
         return []
     faults = _raised(check_hardware, device, "auto")
     if precision == "fp16":
-        faults += _raised(check_hardware, "auto" if faulty or faults else device, precision)
+        faults += _raised(check_hardware, "auto" if faults else device, precision)
     return faults
 
 

@@ -31,7 +31,7 @@ HELD_OUT = "held_out.npz"  # beside the student's weights: its confidence on ima
 # Settings that the baseline shares with the distilled student: another value of any of them makes another baseline.
 _BASELINE = frozenset((
     "student", "student_weights", "student_size", "decoder", "epochs", "steps", "batch_size", "lr", "class_weight", "resize",
-    "flip", "crop_area", "view_seed", "seed",
+    "flip", "crop_area", "view_seed", "seed", "precision",
 ))  # fmt: skip
 _ANY: frozenset[str] = frozenset()
 # setting that only this stage has -> what --overwrite moves aside: the stage's folder and those of later stages

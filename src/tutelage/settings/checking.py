@@ -22,6 +22,9 @@ from tutelage.settings import presets
 from tutelage.settings.flags import Group, declared, default_of
 
 P = ParamSpec("P")
+NO_PATHS = {"classes", "group_by", "templates", "methods", "set"}  # texts that are never a path
+LONGEST_NAME = 255  # bytes of one part of a path
+
 S = TypeVar("S", bound=Group)
 R = TypeVar("R")
 
@@ -92,7 +95,8 @@ def hints_of(settings: Callable[..., Group]) -> dict[str, Any]:  # types
         base, notes = types_of[name], one.metadata
         negative, several = () if base in (bool, list[str]) else None, True if base == list[str] else None
         parameter = Parameter(help=notes["help"], consume_multiple=several, negative=negative)
-        checks: list[object] = [pydantic.Field(**notes["limits"])] if notes["limits"] else []
+        limits = notes["limits"] | ({"allow_inf_nan": False} if float in (base, *typing.get_args(base)) else {})
+        checks: list[object] = [pydantic.Field(**limits)] if limits else []
         checks += [BeforeValidator(notes["reads"])] if notes["reads"] else []
         found[name] = Annotated[base, parameter, *checks]
     return found
@@ -166,11 +170,30 @@ def _validate(
             hint = f"give a value: {_help(hints[name])}"
             errors.append(TutelageError(f"{flag(name)} {value} must not be a boolean", hint))
             continue
+        if fault := _impossible_text(name, value):
+            errors.append(fault)
+            continue
         try:
             checked[name] = TypeAdapter(hints[name]).validate_python(value)
         except ValidationError as error:
             errors.append(_fault(name, value, error.errors()[0], hints[name]))
     return checked, errors
+
+
+def _impossible_text(name: str, value: object) -> TutelageError | None:
+    """Return an error for a text that can be no path, if the setting may be one: it holds a NUL, or a name of more than 255 bytes."""
+    for text in value if isinstance(value, list) else [value]:
+        if not isinstance(text, str) or name in NO_PATHS:
+            continue
+        if "\0" in text:
+            return TutelageError(f"{flag(name)} {text!r} holds a NUL character", "leave it out: no path can hold one")
+        longest = max(text.split("/"), key=len)
+        if (count := len(longest.encode("utf-8", "surrogateescape"))) > LONGEST_NAME:
+            message = (
+                f"{flag(name)} {text[:40]}... has a name of {count} bytes, but file systems take at most {LONGEST_NAME}"
+            )
+            return TutelageError(message, "use a shorter path")
+    return None
 
 
 def _takes_text(hint: object) -> bool:
