@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import timm
@@ -9,8 +11,9 @@ import torch
 from torch import nn
 
 from tutelage.errors import TutelageError
+from tutelage.models.linear_probe import cross_validate
 from tutelage.models.segmentation_grids import DenseNetwork, Pyramid, levels_of, padded, regrid, window_starts
-from tutelage.models.segmentation_heads import DenseHead, LinearMask, cross_validate, fit_probe, new_head
+from tutelage.models.segmentation_heads import DenseHead, LinearMask, fit_probe, new_head
 from tutelage.models.segmentation_students import build_student
 from tutelage.models.segmentation_teachers import multiple_of, pyramid_of, whole_teacher
 from tutelage.models.teachers import build_teacher
@@ -213,7 +216,8 @@ def test_a_probe_learns_and_is_the_same_again():
     assert logits.shape == (6, 2, 5, 7)
     assert (logits.argmax(1) == truth)[known].mean() > 0.95
     assert np.array_equal(logits, heads[1](features.reshape(6, -1)))
-    held = cross_validate(features.reshape(1, 6, -1), truth, np.arange(6) % 3, 2, 400, layout)
+    fit = partial(fit_probe, classes=2, strength=400, scale=layout)
+    held = cross_validate(fit, features.reshape(1, 6, -1), truth, np.arange(6) % 3, 2)
     assert (held.argmax(1) == truth)[known].mean() > 0.9
 
 

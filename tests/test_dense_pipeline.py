@@ -21,6 +21,7 @@ from tutelage.errors import TutelageError
 from tutelage.files import read_json
 from tutelage.models import segmentation_heads
 from tutelage.tasks import Segmentation
+from tutelage.training.checkpoints import Resumable
 
 pytestmark = pytest.mark.slow
 
@@ -113,17 +114,15 @@ def test_a_killed_run_goes_on(data, monkeypatch):
     """Killed in the middle of the transfer, the same command ends with the weights of a run that was never stopped."""
     monkeypatch.setattr("tutelage.commands.distill.checkpoint_steps", lambda steps, batch: 2)
     expected = load_file(Path(go(data, "unstopped")["run"]) / "finetune" / "weights.safetensors")
-    from tutelage.training import loop
+    saved = Resumable.save
 
-    saved = loop.save_checkpoint
-
-    def killed(folder, stage, step, *rest):
-        saved(folder, stage, step, *rest)
+    def killed(resumable, step, *rest):
+        saved(resumable, step, *rest)
         if step == 4:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("tutelage.training.loop.save_checkpoint", killed)
+        patch.setattr(Resumable, "save", killed)
         with pytest.raises(KeyboardInterrupt):
             go(data, "stopped")
     assert list((data / "runs" / "stopped" / "checkpoints").glob("distill-*"))
@@ -349,3 +348,13 @@ def test_classes_that_are_the_rarest_in_no_mask(data, capsys):
     assert set(brought) < set(CLASSES), "every class is the rarest somewhere: the scenes have changed"
     assert sum(brought.values()) == found.images.transfer - found.images.train
     assert "find nothing new" not in capsys.readouterr().err
+
+
+def test_one_mask(data, tmp_path):
+    """One labelled mask and no validation split leave nothing to hold out: the run ends, with the teacher as it is fitted."""
+    target = Path(shutil.copytree(data / "target", tmp_path / "target", ignore=shutil.ignore_patterns("val")))
+    models = {"target": str(target), "gallery": [str(data / "gallery")], **MODELS, **SHORT, "budget": 1}
+    result = tutelage.run(task="segmentation", out=str(tmp_path / "run"), **models)
+    assert result.student.test.miou is not None
+    adapted = read_json(tmp_path / "run" / "adapt" / "result.json")
+    assert adapted["validation"]["probe"]["temperature"] == 1.0

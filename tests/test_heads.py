@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
@@ -78,13 +80,14 @@ def test_held_out_logits_come_from_a_probe_that_has_not_seen_the_image():
     views = np.stack([features, *(features + generator.normal(size=features.shape) for _ in range(2))])
     views = views.astype(np.float32)
     folds, scale = np.arange(len(labels)) % 5, scale_of(features)
-    logits = cross_validate(views, labels, folds, 4, 1e-2, scale)
+    fit = partial(fit_probe, classes=4, strength=1e-2, scale=scale)
+    logits = cross_validate(fit, views, labels, folds, 4)
     for fold in range(5):
         rest = folds != fold
         head = fit_probe(*stacked(views[:, rest], labels[rest]), 4, 1e-2, scale)
         np.testing.assert_allclose(logits[~rest], head(features[~rest]), atol=1e-5)
     shuffled = np.random.default_rng(6).permutation(labels)  # labels of no meaning are not learned by heart
-    accuracy = (cross_validate(views, shuffled, folds, 4, 1e-2, scale).argmax(1) == shuffled).mean()
+    accuracy = (cross_validate(fit, views, shuffled, folds, 4).argmax(1) == shuffled).mean()
     assert accuracy < 0.6
     assert (logits.argmax(1) == labels).mean() > 0.6
 
@@ -94,7 +97,8 @@ def test_a_class_absent_in_a_fold(labels: list[int]):
     """Folds that hold all images of a class, down to one class left, still give finite logits for every image."""
     y = np.array(labels)
     features = np.random.default_rng(0).normal(size=(1, 6, 5)).astype(np.float32)
-    logits = cross_validate(features, y, y, 3, 1e-2, scale_of(features[0]))
+    fit = partial(fit_probe, classes=3, strength=1e-2, scale=scale_of(features[0]))
+    logits = cross_validate(fit, features, y, y, 3)
     assert np.isfinite(logits).all()
     assert (logits.argmax(1) != y).all()
 

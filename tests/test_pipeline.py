@@ -382,3 +382,10 @@ def test_one_label_per_class(data):
     result = go(data, "one", budget=1, finetune="auto")
     assert about(result, "adapt")["validation"]["probe"]["temperature"] == 0.25
     assert about(result, "finetune")["delivered"] == "distilled"
+
+
+@pytest.mark.slow
+def test_all_labels_in_one_group(data):
+    """Where all labelled images are of one group, no label can be held out: the run ends all the same."""
+    result = go(data, "one-group", group_by="^(train)|$", committee="auto", finetune="auto", no_baseline=True)
+    assert result["distilled"]["test"]["images"] == result["teacher"]["test"]["images"]

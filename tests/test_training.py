@@ -210,23 +210,12 @@ def test_average_covers_buffers():
 
 
 def test_the_log_names_the_step_of_a_broken_loss():
-    """A loss that is no number stops the run with the first such step, what was at work, and the mend."""
-    log = loop.LossLog("distill")
-    for step, value in ((7, 1.0), (8, math.nan), (9, math.inf)):
-        log.add(step, torch.tensor(value))
+    """A loss that is NaN or infinite stops the run with the first such step, what was at work, and a hint."""
+    losses = [(step, torch.tensor(value)) for step, value in ((7, 1.0), (8, math.nan), (9, math.inf))]
     with pytest.raises(TutelageError, match=r"distill: the loss of step 8 is nan") as error:
-        log.mean()
+        loop.mean_loss(losses, "distill")
     assert "--lr" in error.value.hint
-
-
-def test_the_log_forgets_what_it_has_told():
-    """The mean is over the losses since the last call, and keeps no graph alive."""
-    log = loop.LossLog("x")
-    for value in (1.0, 2.0):
-        log.add(0, torch.tensor(value, requires_grad=True))
-    assert log.mean() == 1.5
-    log.add(1, torch.tensor(5.0))
-    assert log.mean() == 5.0
+    assert loop.mean_loss([(0, torch.tensor(1.0)), (1, torch.tensor(2.0))], "x") == 1.5
 
 
 # Checkpoints
@@ -304,21 +293,22 @@ def test_a_checkpoint_of_other_inputs_is_not_taken(tmp_path: Path):
     before = {name: value.clone() for name, value in module.state_dict().items()}
     optimizer, average = optimization.optimizer_for(module, 1e-2, "cpu"), optimization.EMA(module)
     for stage, inputs in (("stage", "other"), ("other", "inputs")):
-        assert checkpoints.load_checkpoint(tmp_path, stage, inputs, module, optimizer, average) == 0
-        assert checkpoints.newest_step(tmp_path, stage, inputs) == 0
+        resumable = checkpoints.Resumable(tmp_path, stage, inputs, every=3)
+        assert resumable.load(module, optimizer, average) == 0
+        assert resumable.start == 0
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
     assert not optimizer.state
-    assert checkpoints.newest_step(tmp_path, "stage", "inputs") == 6
+    assert checkpoints.Resumable(tmp_path, "stage", "inputs", every=3).start == 6
 
 
 def test_the_newest_checkpoint_of_these_inputs_is_taken(tmp_path: Path):
     """Where a newer checkpoint is of other inputs, the newest of these inputs counts."""
     train(tmp_path, 6)
     save_file({"x": torch.zeros(1)}, tmp_path / "stage-00000099.safetensors", metadata={"inputs": "x", "step": "99"})
-    assert checkpoints.newest_step(tmp_path, "stage", "inputs") == 6
+    assert checkpoints.Resumable(tmp_path, "stage", "inputs", every=3).start == 6
 
 
 def test_a_folder_without_checkpoints(tmp_path: Path):
     """Without a checkpoint, or without the folder, the loop starts at step 0."""
-    assert checkpoints.newest_step(tmp_path / "none", "stage", "inputs") == 0
+    assert checkpoints.Resumable(tmp_path / "none", "stage", "inputs", every=3).start == 0
     assert train(tmp_path / "none", 1)[0] == 0

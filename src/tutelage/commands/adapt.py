@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ from tutelage.features.view_batches import CLEAN, Inference, view_outputs
 from tutelage.files import atomic_write, hash_of
 from tutelage.json_object import JSON
 from tutelage.models import linear_probe
-from tutelage.pipeline.stage import HELD_OUT_LOGITS, open_run, write_metrics
+from tutelage.pipeline.stage import HELD_OUT_LOGITS, open_run, save_weights, write_metrics
 from tutelage.progress import logger, progress
 from tutelage.results import AdaptationResult, CurationResult
 from tutelage.run_folder import Run
@@ -50,7 +51,7 @@ THE_TEACHER = ("teacher", "teacher_weights", "teacher_size", "teacher_window")  
 @command(AdaptSettings)
 def adapt(settings: AdaptSettings) -> AdaptationResult:
     """Adapt the teacher to the task: fit a head on the labelled images, or fine-tune the whole network."""
-    from tutelage.models.adapted_teacher import MOST, save_whole
+    from tutelage.models.adapted_teacher import MOST
     from tutelage.models.teachers import build_teacher
 
     with open_run(settings) as (run, cache_dir):
@@ -81,7 +82,7 @@ def adapt(settings: AdaptSettings) -> AdaptationResult:
         elif best.scores["accuracy"] < 1.5 / classes:
             logger.info("the teacher is hardly better than chance on validation: the student can learn little from it")
         if best.module is not None:
-            save_whole(folder, best.module)
+            save_weights(folder / "weights.safetensors", best.module)
         elif best.head is not None:
             best.head.save(folder)
         write_metrics(run, "adapt", best.rows, settings.tracker, work.hardware)
@@ -170,29 +171,27 @@ def _probe(work: _Work) -> _Adapted:
 
     fitter = work.kind.head_fitter(work.network, sampled, len(task.classes), work.settings.class_weight)
     tried: dict[float, tuple[dict[str, float], np.ndarray]] = {}
-    for strength in fitter.strengths:  # takes a second or two on 100 images
+    for strength in fitter.strengths if work.fair.any() else ():  # takes a second or two on 100 images
         if task.val:
-            logits = fitter.fit(features, truth, strength)(_features(work, task.val.images))
+            logits = fitter.fit(strength, features, truth)(_features(work, task.val.images))
         else:
             assert work.folds is not None
-            logits = fitter.cross_validate(features, truth, work.folds, strength)
+            fit = partial(fitter.fit, strength)
+            logits = linear_probe.cross_validate(fit, features[None], truth, work.folds, len(task.classes))
         tried[strength] = _judged(work, logits)
         work.clock.tick()
-    strength = min(tried, key=lambda s: tried[s][0]["log_loss"]) if work.fair.any() else fitter.default_strength
-    scores, logits = tried[strength]
+    strength = min(tried, key=lambda s: tried[s][0]["log_loss"], default=fitter.strength)
+    scores, logits = tried.get(strength) or _unjudged(work, fitter.temperature)
 
     def fitted(positions: np.ndarray) -> TeacherHead:
         some = _features(work, task.train.images)[positions]
-        return fitter.fit(some, truth[positions], strength).calibrated(scores["temperature"])
+        return fitter.fit(strength, some, truth[positions]).calibrated(scores["temperature"])
 
     return _Adapted(scores, logits, f"strength {strength:g}", fitted(np.arange(len(task.train))), fitted)
 
 
 def _judged(work: _Work, logits: np.ndarray) -> tuple[dict[str, float], np.ndarray]:
     """Calibrate held-out logits (n, C), or (n, C, h, w) for pixels; return their scores and temperature, and the calibrated logits."""
-    if not work.fair.any():
-        temperature = linear_probe.UNJUDGED["temperature"]
-        return {"accuracy": 0.0, "log_loss": 0.0, "temperature": temperature}, logits / temperature
     fair, labels = np.moveaxis(logits, 1, -1)[work.fair], work.judged[work.fair]
     step = 1 if logits.ndim == 2 else -(-len(labels) // PIXELS)
     fair, labels = fair[::step], labels[::step]
@@ -202,12 +201,22 @@ def _judged(work: _Work, logits: np.ndarray) -> tuple[dict[str, float], np.ndarr
     return {**scores, "temperature": temperature}, logits / temperature
 
 
+def _unjudged(work: _Work, temperature: float) -> tuple[dict[str, float], np.ndarray]:
+    """Return what `_judged` returns where no label can be held out: no scores, and logits that nobody reads."""
+    logits = np.zeros((len(work.judged), len(work.task.classes), *work.judged.shape[1:]), np.float32)
+    return {"accuracy": 0.0, "log_loss": 0.0, "temperature": temperature}, logits
+
+
 def _full(work: _Work, probe: _Adapted | None) -> _Adapted:
     """Choose the number of passes by validation, then fine-tune on all labels; start from the probe if one is given."""
     task, head = work.task, probe.head if probe else None
     passes, every = [FULL_PASSES // 4, FULL_PASSES // 2, FULL_PASSES], np.arange(len(task.train))
     tried: dict[int, tuple[dict[str, float], np.ndarray]] = {}
-    for count in passes:  # early stopping over whole schedules: a short cosine schedule is not a long one cut off
+    if not work.fair.any():
+        tried[passes[0]] = _unjudged(work, 1.0)
+    for count in (
+        passes if work.fair.any() else ()
+    ):  # early stopping over whole schedules: a short cosine schedule is not a long one cut off
         if task.val:
             logits = _logits(work, _fine_tuned(work, head, every, count), task.val.images)
         else:

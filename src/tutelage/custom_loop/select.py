@@ -9,6 +9,7 @@ import numpy as np
 from tutelage.errors import TutelageError, did_you_mean
 
 Strategy = Literal["all", "random", "best", "balanced", "diverse", "hard", "text"]
+Balance = Literal["query", "class"]
 
 
 class Selection(NamedTuple):
@@ -30,7 +31,7 @@ def select(
     count: int | None = None,
     strategy: Strategy = "balanced",
     labels: np.ndarray | None = None,
-    balance: Literal["query", "class"] = "query",
+    balance: Balance = "query",
     usable: np.ndarray | None = None,
     seed: int = 0,
 ) -> Selection:
@@ -96,6 +97,8 @@ def _check(
     if strategy not in known:
         near = did_you_mean(strategy, known) or f"use one of {', '.join(known)}"
         raise TutelageError(f"strategy {strategy!r} is unknown", near)
+    if balance not in get_args(Balance):
+        raise TutelageError(f"balance {balance!r} is unknown", "use 'query' or 'class'")
     if queries.ndim != 2 or queries.shape[1] != shape[1]:
         raise TutelageError(f"queries of shape {queries.shape} must be (queries, {shape[1]}), as wide as the gallery")
     if strategy not in ("all", "random") and not len(queries):

@@ -100,19 +100,19 @@ def member_outputs(folder: Path, grid: tuple[int, int] | None) -> Callable[[np.n
     return of
 
 
-def log_reduction(whole: AdaptedTeacher, reduced: AdaptedTeacher, images: Images, settings: ViewSettings) -> float:
-    """Log and return the error of the loss that results from keeping logits on a coarser grid than the student's.
+def log_reduction(whole: AdaptedTeacher, reduced: AdaptedTeacher, images: Images, settings: ViewSettings) -> None:
+    """Log the error of the loss that results from keeping logits on a coarser grid than the student's.
 
     The mean of | KL(p | q) - KL(p' | q) | over the pixels of some images: p are the teacher's probabilities, p' the same after storage
     on the coarser grid, and q those of the next image, which are about as far from p as an untrained student's.
     """
     few = np.arange(min(REDUCED, len(images)))
-    p, r = (
-        softmax(
-            np.moveaxis(one.head(half_precision(run_network(one.network, images, few, CLEAN, settings), "")), 1, -1)
-        )
-        for one in (whole, reduced)
-    )
+
+    def probabilities(one: AdaptedTeacher) -> np.ndarray:
+        outputs = half_precision(run_network(one.network, images, few, CLEAN, settings), one.network.name)
+        return softmax(np.moveaxis(one.head(outputs), 1, -1))
+
+    p, r = probabilities(whole), probabilities(reduced)
     log_q = np.log(np.roll(p, 1, axis=0).clip(1e-6))
     losses = [(one * (np.log(one.clip(1e-12)) - log_q)).sum(axis=-1) for one in (p, r)]
     error = float(np.abs(losses[0] - losses[1]).mean())
@@ -121,7 +121,6 @@ def log_reduction(whole: AdaptedTeacher, reduced: AdaptedTeacher, images: Images
         f"teacher outputs are kept on a grid of {kept[1]} x {kept[2]} instead of {shape[1]} x {shape[2]} to stay within --cache-limit: "
         f"this changes the loss of a pixel by {error:.3f} on average; the loss itself is about {losses[0].mean():.3f}"
     )
-    return error
 
 
 def without_labels(task: TaskData) -> TaskData:

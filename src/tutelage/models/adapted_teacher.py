@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from safetensors.numpy import load_file as load_arrays
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from tutelage.errors import TutelageError
-from tutelage.files import atomic_write, intact
+from tutelage.files import intact
 from tutelage.image_size import Size
 from tutelage.json_object import JSON
 from tutelage.models.linear_probe import LinearHead
@@ -133,17 +133,11 @@ def extractor(
     return FeatureExtractor(outputs, *seen, width, digest, output, encoder.name, *how, shape, levels)
 
 
-def save_whole(folder: Path, module: nn.Module) -> None:
-    """Write a fine-tuned teacher to adapt/weights.safetensors."""
-    with atomic_write(folder / "weights.safetensors") as path:
-        save_file({name: value.contiguous() for name, value in module.state_dict().items()}, path)
-
-
 def load_adapted(folder: Path, result: JSON, weights: str, accelerator: Accelerator) -> AdaptedTeacher:
     """Load the adapted teacher of a run.
 
     Args:
-        folder: teacher/ of the run. result: its result.json. weights: --teacher-weights of the run.
+        folder: adapt/ of the run. result: its result.json. weights: --teacher-weights of the run.
     """
     about = result["teacher"]
     if result["mode"] == "probe":

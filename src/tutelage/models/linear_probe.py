@@ -6,7 +6,9 @@ matrix and one bias for the raw features, so that logits of cached features are 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,10 @@ from tutelage.metrics import softmax
 # Inverse strength of the L2 penalty on standardised features, like scikit-learn's C. With 10 labels per class and 1,280
 # features the best is near 1e-3; ten times more or less costs about one point of accuracy.
 STRENGTHS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 1e-1)
-UNJUDGED = {"strength": 1e-3, "temperature": 0.25}  # if no label can be held out: chosen with 10 labels per class
+UNVALIDATED_STRENGTH, UNVALIDATED_TEMPERATURE = (
+    1e-3,
+    0.25,
+)  # if no label can be held out: chosen with 10 labels per class
 Scale = tuple[np.ndarray, np.ndarray]  # mean (D,) and standard deviation (D,) of the features
 NEVER = -30.0  # logit of a class without a labelled image
 
@@ -85,28 +90,29 @@ def scale_of(features: np.ndarray) -> Scale:
 
 
 def cross_validate(
+    fit: Callable[[np.ndarray, np.ndarray], Callable[[np.ndarray], np.ndarray]],
     features: np.ndarray,
     labels: np.ndarray,
     folds: np.ndarray,
     classes: int,
-    strength: float,
-    scale: Scale,
-    class_weight: str = "none",
 ) -> np.ndarray:
-    """Return the logits of every labelled image from a probe fitted without it.
+    """Return the logits of every labelled image from a head fitted without it.
 
     Args:
+        fit: features (n, D) and their labels -> head.
         features: (V, B, D) float32: V views of each image, the clean one first. All views are fitted, the clean one is predicted.
-        labels: (B,) int64. folds: (B,) int64 fold of each image.
+        labels: (B,) int64; of masks, with one view, (B, h, w). folds: (B,) int64 fold of each image. classes: C.
 
     Returns:
-        (B, C) float32 out-of-fold logits.
+        (B, C) float32 out-of-fold logits; of masks (B, C, h, w).
     """
-    out = np.zeros((len(labels), classes), dtype=np.float32)
+    out = np.zeros((len(labels), classes, *labels.shape[1:]), dtype=np.float32)
     for fold in np.unique(folds):
         rest, held = folds != fold, folds == fold
-        head = fit_probe(*stacked(features[:, rest], labels[rest]), classes, strength, scale, class_weight)
-        out[held] = head(features[0, held])
+        head = (
+            fit(*stacked(features[:, rest], labels[rest])) if labels.ndim == 1 else fit(features[0][rest], labels[rest])
+        )
+        out[held] = head(features[0][held])
     return out
 
 
@@ -124,12 +130,13 @@ def best_strength(features: np.ndarray, labels: np.ndarray, folds: np.ndarray, c
     """Return the strength with the smallest cross-validated log loss. Arguments as for `cross_validate`."""
     fair = judgeable(labels, folds)
     if not fair.any():
-        return UNJUDGED["strength"]
-    losses = {
-        strength: log_loss(cross_validate(features, labels, folds, classes, strength, scale)[fair], labels[fair]).mean()
-        for strength in STRENGTHS
-    }
-    return min(losses, key=losses.__getitem__)
+        return UNVALIDATED_STRENGTH
+
+    def loss(strength: float) -> float:
+        fit = partial(fit_probe, classes=classes, strength=strength, scale=scale)
+        return float(log_loss(cross_validate(fit, features, labels, folds, classes)[fair], labels[fair]).mean())
+
+    return min(STRENGTHS, key=loss)
 
 
 def judgeable(labels: np.ndarray, folds: np.ndarray) -> np.ndarray:

@@ -16,12 +16,11 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
-from tutelage.data.masks import Masks
 from tutelage.files import atomic_write
 from tutelage.training import batches, cross_entropy, loop, optimization
 
 STRENGTHS = (100, 300)  # numbers of steps to choose from: 300 is better on 20 street scenes, 100 on 5
-UNJUDGED = {"strength": 100, "temperature": 1.0}
+UNVALIDATED_STRENGTH, UNVALIDATED_TEMPERATURE = 100, 1.0  # if no label can be held out
 WIDTH = 64  # channels of the decoder
 BATCH = 8
 RATE = 4e-3  # peak learning rate of AdamW
@@ -105,11 +104,6 @@ def unfolded(rows: torch.Tensor, layout: Layout) -> list[torch.Tensor]:
     return [part.reshape(len(rows), *shape) for part, shape in zip(parts, layout, strict=True)]
 
 
-def truth_of(labels: Masks, layout: Layout) -> np.ndarray:
-    """Return (n, h, w) int64 masks of the whole images on the finest level's grid."""
-    return labels.seen(None, layout[0][1:]).astype(np.int64)
-
-
 def fit_probe(
     features: np.ndarray, labels: np.ndarray, classes: int, strength: float, scale: Layout, class_weight: str = "none"
 ) -> DenseHead:
@@ -141,21 +135,3 @@ def fit_probe(
             nn.utils.clip_grad_norm_(head.parameters(), loop.CLIP)
             optimizer.step()
     return DenseHead(head.eval(), scale)
-
-
-def cross_validate(
-    features: np.ndarray,
-    labels: np.ndarray,
-    folds: np.ndarray,
-    classes: int,
-    strength: float,
-    scale: Layout,
-    class_weight: str = "none",
-) -> np.ndarray:
-    """Return (B, C, h, w) float32 logits of every labelled image from a head fitted without it, like `linear_probe.cross_validate`."""
-    out = np.zeros((len(labels), classes, *labels.shape[1:]), np.float32)
-    for fold in np.unique(folds):
-        rest, held = folds != fold, folds == fold
-        head = fit_probe(features[0][rest], labels[rest], classes, strength, scale, class_weight)
-        out[held] = head(features[0][held])
-    return out

@@ -21,7 +21,7 @@ from tutelage.models.adapted_teacher import (
     without_classes,
 )
 from tutelage.models.segmentation_grids import DenseNetwork, Pyramid, Windows, check_windows, levels_of, regrid
-from tutelage.models.segmentation_heads import DenseHead, Layout, new_head
+from tutelage.models.segmentation_heads import DenseHead, new_head
 from tutelage.models.teachers import FrozenEncoder
 from tutelage.models.weights import parameters_of, weights_hash
 
@@ -39,14 +39,6 @@ def pyramid_of(encoder: FrozenEncoder, copy: torch.nn.Module | None = None) -> P
     return Windows(module, levels, sides(encoder.window))
 
 
-def layout_of(encoder: FrozenEncoder, pyramid: Pyramid) -> Layout:
-    """Return (channels, h, w) of each level at the encoder's input size."""
-    height, width = sides(encoder.size)
-    with torch.no_grad():
-        images = torch.zeros(1, 3, height, width, device=next(encoder.module.parameters()).device)
-        return tuple((one.shape[1], one.shape[2], one.shape[3]) for one in pyramid.eval()(images))
-
-
 def multiple_of(encoder: FrozenEncoder) -> int:
     """Return the number of pixels to whose multiples inputs are padded; 1 for a ViT, whose size is a multiple of its patch."""
     return 1 if "patch" in encoder.name else 32
@@ -55,8 +47,10 @@ def multiple_of(encoder: FrozenEncoder) -> int:
 def network_of(encoder: FrozenEncoder, accelerator: Accelerator) -> FeatureExtractor:
     """Return the frozen encoder as a network that gives the features of all levels, flattened to one row per image."""
     encoder.module.eval().to(accelerator.device)
-    pyramid = pyramid_of(encoder)
-    layout = layout_of(encoder, pyramid)
+    pyramid = pyramid_of(encoder).eval()
+    with torch.no_grad():
+        levels = pyramid(torch.zeros(1, 3, *sides(encoder.size), device=accelerator.device))
+    layout = tuple((one.shape[1], one.shape[2], one.shape[3]) for one in levels)
 
     def rows(images: torch.Tensor) -> torch.Tensor:
         return torch.cat([one.flatten(1) for one in pyramid(images)], dim=1)
@@ -84,28 +78,6 @@ def whole_teacher(
     return network
 
 
-def load_module(
-    folder: Path, result: JSON, weights: str, accelerator: Accelerator
-) -> tuple[FrozenEncoder, DenseNetwork, str]:
-    """Load a run's teacher: its encoder, the whole network, a hash of the weights. Arguments as for `adapted_teacher.load_adapted`."""
-    about, classes = result["teacher"], result["classes"]
-    if result["mode"] == "probe":
-        encoder = same_encoder(folder, about, weights)
-        module = whole_teacher(encoder, encoder.module, classes, None)
-        state = load_file(intact(folder / "head.safetensors"))
-        digest = _digest(encoder, encoder.hash, weights_hash(state))
-        module.temperature.copy_(state.pop("temperature"))
-        module.head.load_state_dict(state)
-    else:
-        encoder = fine_tuned_encoder(about)
-        module = whole_teacher(encoder, encoder.module, classes, None)
-        state = load_file(intact(folder / "weights.safetensors"))
-        module.load_state_dict(state)
-        digest = _digest(encoder, weights_hash(state)) if encoder.window else weights_hash(state)
-    module.requires_grad_(False).eval().to(accelerator.device)
-    return encoder, module, digest
-
-
 def load_adapted(
     folder: Path,
     result: JSON,
@@ -117,10 +89,22 @@ def load_adapted(
     """Load the adapted teacher of a run, to give logits on a grid.
 
     Args:
+        folder, result, weights, accelerator: as for `adapted_teacher.load_adapted`.
         grid: rows and columns of the logits. kept: rows and columns of the cached logits, if coarser; None = the same.
     """
-    encoder, module, digest = load_module(folder, result, weights, accelerator)
-    kept, classes = kept or grid, result["classes"]
+    about, classes, probe = result["teacher"], result["classes"], result["mode"] == "probe"
+    encoder = same_encoder(folder, about, weights) if probe else fine_tuned_encoder(about)
+    module = whole_teacher(encoder, encoder.module, classes, None)
+    state = load_file(intact(folder / ("head.safetensors" if probe else "weights.safetensors")))
+    if probe:
+        digest = _digest(encoder, encoder.hash, weights_hash(state))
+        module.temperature.copy_(state.pop("temperature"))
+        module.head.load_state_dict(state)
+    else:
+        digest = _digest(encoder, weights_hash(state)) if encoder.window else weights_hash(state)
+        module.load_state_dict(state)
+    module.requires_grad_(False).eval().to(accelerator.device)
+    kept = kept or grid
     shape = (classes, *kept)
 
     def forward(images: torch.Tensor) -> torch.Tensor:

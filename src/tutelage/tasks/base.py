@@ -46,14 +46,13 @@ Predictions = np.ndarray | list[np.ndarray]  # n logits (C,) float32, or n masks
 class HeadFitter:
     """Fits heads on features (n, D) float32 of the frozen teacher and labels as `Task.head_truth` returns them.
 
-    strengths: to choose from. default_strength: where nothing can judge. fit: features, labels, strength -> head.
-    cross_validate: features, labels, folds (n,), strength -> float32 logits of each image from a head fitted without its fold.
+    strengths: to choose from. strength, temperature: where no label can be held out. fit: strength, features, labels -> head.
     """
 
     strengths: tuple[float, ...]
-    default_strength: float
-    fit: Callable[[np.ndarray, np.ndarray, float], TeacherHead]
-    cross_validate: Callable[[np.ndarray, np.ndarray, np.ndarray, float], np.ndarray]
+    strength: float
+    temperature: float
+    fit: Callable[[float, np.ndarray, np.ndarray], TeacherHead]
 
 
 def class_names(settings: flags.Labelled) -> list[str] | None:

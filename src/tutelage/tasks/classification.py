@@ -97,9 +97,9 @@ class Classification(Task):
         scale = linear_probe.scale_of(features(SCALE_SAMPLE))
         return HeadFitter(
             linear_probe.STRENGTHS,
-            linear_probe.UNJUDGED["strength"],
-            lambda x, y, strength: linear_probe.fit_probe(x, y, classes, strength, scale, class_weight),
-            lambda x, y, fold, c: linear_probe.cross_validate(x[None], y, fold, classes, c, scale, class_weight),
+            linear_probe.UNVALIDATED_STRENGTH,
+            linear_probe.UNVALIDATED_TEMPERATURE,
+            lambda strength, x, y: linear_probe.fit_probe(x, y, classes, strength, scale, class_weight),
         )
 
     def head_truth(self, labels: Labels, network: FeatureExtractor) -> np.ndarray:
@@ -132,7 +132,7 @@ class Classification(Task):
         features = result.teacher.features
         if settings.objective == "task-agnostic":
             return [features]
-        return sorted({result.width, result.classes}, reverse=True)  # features, or logits
+        return [result.width, *([result.classes] if result.classes < result.width else [])]  # features, or logits
 
     def teacher_for_distillation(
         self, folder: Path, result: AdaptationResult, settings: DistillSettings, accelerator: Accelerator, level: int

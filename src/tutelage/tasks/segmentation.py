@@ -106,15 +106,13 @@ class Segmentation(Task):
         layout = network.levels
         return HeadFitter(
             heads.STRENGTHS,
-            heads.UNJUDGED["strength"],
-            lambda x, y, steps: heads.fit_probe(x, y, classes, steps, layout, class_weight),
-            lambda x, y, fold, steps: heads.cross_validate(x[None], y, fold, classes, steps, layout, class_weight),
+            heads.UNVALIDATED_STRENGTH,
+            heads.UNVALIDATED_TEMPERATURE,
+            lambda steps, x, y: heads.fit_probe(x, y, classes, steps, layout, class_weight),
         )
 
     def head_truth(self, labels: Labels, network: FeatureExtractor) -> np.ndarray:
-        from tutelage.models.segmentation_heads import truth_of
-
-        return truth_of(_masks(labels), network.levels)
+        return _masks(labels).seen(None, network.levels[0][1:]).astype(np.int64)
 
     def extra_metrics(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         table = metrics.confusion(labels, logits.argmax(axis=1), logits.shape[1])

@@ -10,6 +10,7 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import TypeVar
 
 import numpy as np
@@ -57,19 +58,14 @@ def prefetch(make: Callable[[int], T], steps: range, workers: int = 1, depth: in
         workers: number of threads.
         depth: batches prepared ahead per worker.
     """
-    waiting: deque = deque()
     # NumPy's BLAS threads busy-wait: running next to a training step on 2 cores, they halved the images per second
     with ThreadPoolExecutor(workers) as pool, threadpool_limits(1, user_api="blas"):
-        upcoming = iter(steps)
+        submitted = ((step, pool.submit(make, step)) for step in steps)
+        waiting = deque(islice(submitted, depth * workers + 1))
         try:
-            for step in upcoming:
-                waiting.append((step, pool.submit(make, step)))
-                if len(waiting) > depth * workers:
-                    number, future = waiting.popleft()
-                    yield number, future.result()
             while waiting:
-                number, future = waiting.popleft()
-                yield number, future.result()
+                step, future = waiting.popleft()
+                yield step, future.result()
+                waiting.extend(islice(submitted, 1))
         finally:
-            for _, future in waiting:
-                future.cancel()
+            pool.shutdown(cancel_futures=True)

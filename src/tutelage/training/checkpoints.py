@@ -24,70 +24,57 @@ class Resumable:
 
     @property
     def start(self) -> int:
-        """Number of steps done, according to the newest checkpoint."""
-        return newest_step(self.folder, self.stage, self.inputs)
+        """Number of steps done, according to the newest checkpoint; 0 without one."""
+        return self._newest()[1]
 
+    def save(self, step: int, module: nn.Module, optimizer: torch.optim.Optimizer, average: EMA) -> None:
+        """Write weights, average and optimizer state after `step` steps; delete all but the last two checkpoints."""
+        tensors = {f"model.{name}": value for name, value in module.state_dict().items()}
+        tensors |= {f"average.{name}": value for name, value in average.state.items()}
+        for index, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
+        tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+        with atomic_write(self.folder / f"{self.stage}-{step:08d}.safetensors") as path:
+            save_file(tensors, path, metadata={"inputs": self.inputs, "step": str(step)})
+        for old in sorted(self.folder.glob(f"{self.stage}-*.safetensors"))[:-2]:
+            old.unlink()
 
-def save_checkpoint(
-    folder: Path, stage: str, step: int, inputs: str, module: nn.Module, optimizer: torch.optim.Optimizer, average: EMA
-) -> None:
-    """Write weights, average and optimizer state after `step` steps; delete all but the last two checkpoints."""
-    tensors = {f"model.{name}": value for name, value in module.state_dict().items()}
-    tensors |= {f"average.{name}": value for name, value in average.state.items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
-    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    with atomic_write(folder / f"{stage}-{step:08d}.safetensors") as path:
-        save_file(tensors, path, metadata={"inputs": inputs, "step": str(step)})
-    for old in sorted(folder.glob(f"{stage}-*.safetensors"))[:-2]:
-        old.unlink()
+    def load(self, module: nn.Module, optimizer: torch.optim.Optimizer, average: EMA) -> int:
+        """Load the newest checkpoint of this stage that was made from the same inputs.
 
+        Returns:
+            the number of steps done; 0 if there is no checkpoint.
+        """
+        path, step = self._newest()
+        if path is None:
+            return 0
+        tensors = load_file(path)
+        module.load_state_dict(_under("model.", tensors))
+        for name, value in _under("average.", tensors).items():
+            average.state[name].copy_(value)
+        average.step = step
+        layout = optimizer.state_dict()
+        layout["state"] = {}
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        for name, value in _under("optimizer.", tensors).items():
+            index, field = name.split(".", 1)
+            weight = weights[int(index)]
+            # fused AdamW reads raw memory: it must be in the weight's format (channels_last)
+            if value.shape == weight.shape:
+                value = torch.empty_like(weight).copy_(value)
+            layout["state"].setdefault(int(index), {})[field] = value
+        optimizer.load_state_dict(layout)
+        return step
 
-def load_checkpoint(
-    folder: Path, stage: str, inputs: str, module: nn.Module, optimizer: torch.optim.Optimizer, average: EMA
-) -> int:
-    """Load the newest checkpoint of this stage that was made from the same inputs.
+    def _newest(self) -> tuple[Path | None, int]:
+        from safetensors import safe_open
 
-    Returns:
-        the number of steps done; 0 if there is no checkpoint.
-    """
-    path, step = _newest(folder, stage, inputs)
-    if path is None:
-        return 0
-    tensors = load_file(path)
-    module.load_state_dict(_under("model.", tensors))
-    for name, value in _under("average.", tensors).items():
-        average.state[name].copy_(value)
-    average.step = step
-    layout = optimizer.state_dict()
-    layout["state"] = {}
-    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    for name, value in _under("optimizer.", tensors).items():
-        index, field = name.split(".", 1)
-        weight = weights[int(index)]
-        if (
-            value.shape == weight.shape
-        ):  # fused AdamW reads raw memory: it must be in the weight's format (channels_last)
-            value = torch.empty_like(weight).copy_(value)
-        layout["state"].setdefault(int(index), {})[field] = value
-    optimizer.load_state_dict(layout)
-    return step
-
-
-def newest_step(folder: Path, stage: str, inputs: str) -> int:
-    """Return the number of steps done, according to the newest checkpoint made from these inputs; 0 without one."""
-    return _newest(folder, stage, inputs)[1]
-
-
-def _newest(folder: Path, stage: str, inputs: str) -> tuple[Path | None, int]:
-    from safetensors import safe_open
-
-    for path in sorted(folder.glob(f"{stage}-*.safetensors"), reverse=True):
-        with safe_open(path, "pt") as file:
-            about = file.metadata()
-        if about.get("inputs") == inputs:
-            return path, int(about["step"])
-    return None, 0
+        for path in sorted(self.folder.glob(f"{self.stage}-*.safetensors"), reverse=True):
+            with safe_open(path, "pt") as file:
+                about = file.metadata()
+            if about.get("inputs") == self.inputs:
+                return path, int(about["step"])
+        return None, 0
 
 
 def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -13,7 +13,7 @@ from torch import nn
 from tutelage.device import to_device
 from tutelage.errors import TutelageError
 from tutelage.training.batches import prefetch, seed_of
-from tutelage.training.checkpoints import Resumable, load_checkpoint, save_checkpoint
+from tutelage.training.checkpoints import Resumable
 from tutelage.training.optimization import EMA, learning_rate
 
 if TYPE_CHECKING:
@@ -82,10 +82,11 @@ def train(
         TutelageError: the loss is NaN or infinite.
     """
     module, optimizer, average, kept = state.module, state.optimizer, state.average, state.resumable
-    plain, shown, seen = hardware.unwrap_model(module), images or plan.batch_size, LossLog(watch.what)
-    start, every = 0, kept.every if kept else 2**62
-    if kept:
-        start = load_checkpoint(kept.folder, kept.stage, kept.inputs, plain, optimizer, average)
+    plain, shown = hardware.unwrap_model(module), images or plan.batch_size
+    losses: list[
+        tuple[int, torch.Tensor]
+    ] = []  # since the last log, on the device so that no step waits for a transfer
+    start, every = (kept.load(plain, optimizer, average), kept.every) if kept else (0, 2**62)
     scales = [group.get("lr_scale", 1.0) for group in optimizer.param_groups]
     workers = 1 if hardware.device.type == "cpu" else 8
     for step, made in prefetch(make, range(start, plan.steps), workers):
@@ -99,38 +100,27 @@ def train(
         hardware.clip_grad_norm_(module.parameters(), CLIP)
         optimizer.step()
         average.update(plain)
-        seen.add(done, loss)
+        losses.append((done, loss.detach()))
         due = done % every == 0 and done < plan.steps
         if due or done % max(1, plan.steps // LOGGED) == 0 or done == plan.steps:
-            watch.log({"step": done, "loss": seen.mean(), "rate": rate, "images": done * shown})
+            watch.log({"step": done, "loss": mean_loss(losses, watch.what), "rate": rate, "images": done * shown})
+            losses.clear()
         if due and kept and hardware.is_main_process:  # after the loss check above: no checkpoint holds NaN
-            save_checkpoint(kept.folder, kept.stage, done, kept.inputs, plain, optimizer, average)
+            kept.save(done, plain, optimizer, average)
         watch.advance(shown)
 
 
-class LossLog:
-    """Losses since the last call of `mean`, kept on the device so that no step waits for a transfer."""
+def mean_loss(losses: list[tuple[int, torch.Tensor]], what: str) -> float:
+    """Return the mean loss of some steps. losses: number and loss of each. what: the loop's name in errors.
 
-    def __init__(self, what: str):
-        self._what = what
-        self._seen: list[tuple[int, torch.Tensor]] = []
-
-    def add(self, step: int, loss: torch.Tensor) -> None:
-        """Add the loss of one step."""
-        self._seen.append((step, loss.detach()))
-
-    def mean(self) -> float:
-        """Mean loss since the last call.
-
-        Raises:
-            TutelageError: a loss is NaN or infinite; the message names the first such step.
-        """
-        values = torch.stack([loss for _, loss in self._seen]).tolist()
-        for (step, _), value in zip(self._seen, values, strict=True):
-            if not math.isfinite(value):
-                raise TutelageError(
-                    f"{self._what}: the loss of step {step} is {value}",
-                    "lower --lr or use --precision fp32, with --overwrite; decoded images and teacher outputs stay cached",
-                )
-        self._seen.clear()
-        return sum(values) / len(values)
+    Raises:
+        TutelageError: a loss is NaN or infinite; the message names the first such step.
+    """
+    values = torch.stack([loss for _, loss in losses]).tolist()
+    for (step, _), value in zip(losses, values, strict=True):
+        if not math.isfinite(value):
+            raise TutelageError(
+                f"{what}: the loss of step {step} is {value}",
+                "lower --lr or use --precision fp32, with --overwrite; decoded images and teacher outputs stay cached",
+            )
+    return sum(values) / len(values)
