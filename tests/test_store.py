@@ -5,7 +5,10 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import threading
+import time
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -318,3 +321,30 @@ def test_manifests_come_back(folder: Path, tmp_path: Path):
     assert again == refs
     assert table.column("label").to_pylist() == list(range(10))
     assert os.listdir(tmp_path / "run") == ["manifest.parquet"]
+
+
+@pytest.mark.parametrize(("limit", "most"), [(2**30, 4), (30_000_000, 1), (50_000_000, 2)])
+def test_memory_of_images_being_decoded(tmp_path: Path, monkeypatch, limit: int, most: int):
+    """Large images are decoded beside each other only as far as the memory that they take stays within the limit; all are decoded."""
+    monkeypatch.setattr(store_module, "IN_FLIGHT", limit)
+    for number in range(6):  # 18 MB while they are decoded
+        pixels = np.full((1500, 1500, 3), 40 * number, np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    lock, now, seen = threading.Lock(), [0], [0]
+
+    def counted(data: bytes, side: int | None) -> tuple[np.ndarray, tuple[int, int]]:
+        with lock:
+            now[0] += 1
+            seen[0] = max(seen[0], now[0])
+        time.sleep(0.1)
+        try:
+            return decode(data, side)
+        finally:
+            with lock:
+                now[0] -= 1
+
+    refs, _ = list_images(tmp_path)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(store_module.decoded(refs, 32, pool, store_module.ImageCodec("images", 3, counted)))
+    assert [int(rgb[0, 0, 0]) for _, rgb, _ in found] == [0, 40, 80, 120, 160, 200]
+    assert seen[0] == most

@@ -8,18 +8,18 @@ permissions, memory and the formats that Pillow reads may have changed.
 from __future__ import annotations
 
 import io
-import itertools
 import os
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from tutelage.data.block_cache import BlockCache, cache_folder
-from tutelage.data.decode import content_key, decode
+from tutelage.data.decode import content_key, decode, size_of
 from tutelage.data.sources import ImageRef, Rejected, read_bytes
 from tutelage.errors import TutelageError, Unreadable
 from tutelage.image_size import Size, sides
@@ -27,6 +27,10 @@ from tutelage.progress import Advance
 
 BLOCK, BLOCK_BYTES = 4096, 2**25  # most images in a block, and bytes of pixels after which it ends
 SHARE = 1.15  # short side of a stored image over the larger of the two networks' sizes
+AHEAD, IN_FLIGHT = (
+    256,
+    2**30,
+)  # most images, and bytes that decoding them takes, that are begun before the first is used
 SAMPLE = 32  # images decoded to estimate the disk space of all
 
 
@@ -184,7 +188,8 @@ def _fingerprints(refs: Sequence[ImageRef]) -> np.ndarray:
 def decoded(
     refs: Sequence[ImageRef], side: int, pool: ThreadPoolExecutor, kind: ImageCodec = PICTURES
 ) -> Iterator[tuple[int, np.ndarray | str, bytes]]:
-    """Decode images in the pool's threads, in the order in which their containers are read.
+    """Decode images in the pool's threads, in the order in which their containers are read. What is being decoded takes at most IN_FLIGHT
+    bytes, or is a single image.
 
     Args:
         side: short side in pixels, as `decode` takes it.
@@ -203,6 +208,29 @@ def decoded(
             return position, str(reason), b""
         return position, rgb, content_key(rgb, original)
 
-    read = read_bytes(refs)
-    while some := list(itertools.islice(read, 256)):
-        yield from pool.map(one, some)
+    waiting: deque[tuple[Future[tuple[int, np.ndarray | str, bytes]], int]] = deque()
+    flight = 0
+    for item in read_bytes(refs):
+        needed = _memory_for(item[1], side)
+        while waiting and (len(waiting) == AHEAD or flight + needed > IN_FLIGHT):
+            future, taken = waiting.popleft()
+            flight -= taken
+            yield future.result()
+        waiting.append((pool.submit(one, item), needed))
+        flight += needed
+    for future, _ in waiting:
+        yield future.result()
+
+
+def _memory_for(data: bytes | Unreadable, side: int) -> int:
+    """Return about how many bytes it takes to decode one image: Pillow needs four for each pixel, twice where it converts them."""
+    if isinstance(data, Unreadable):
+        return 0
+    try:
+        height, width = size_of(data)
+    except Exception:  # Pillow's readers raise almost anything on broken data; decoding it gives the reason
+        return len(data)
+    scale = 1
+    while data.startswith(b"\xff\xd8") and side and scale < 8 and min(height, width) >= 2 * scale * side:
+        scale *= 2  # a JPEG is decoded at a fraction of its size
+    return len(data) + 8 * (height // scale) * (width // scale)
