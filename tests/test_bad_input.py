@@ -24,7 +24,9 @@ from pathlib import Path
 
 import pytest
 
+import tutelage as package
 from conftest import BEGUN, KNOWN, Task, draw, environment, make_task, refused, rejected
+from tutelage.errors import TutelageError
 from tutelage.run_folder import Run
 
 # The command line and the TOML file
@@ -658,3 +660,40 @@ def test_ctrl_c(task, tutelage):
     assert "distill goes on after step" in done.stderr
     assert json.loads(done.stdout)["reused"] == ["curate", "adapt"]
     assert not (task.out / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("student", "size", "objective"),
+    [("levit_128s", 64, "task-agnostic"), ("dla46x_c", 64, "dino"), ("haloregnetz_b", 64, "task-oriented")],
+)
+def test_students_that_cannot_be_trained_so(task, student, size, objective):
+    """A student that its size or the objective does not suit is refused before anything is read or written."""
+    models = {
+        "teacher": "test_efficientnet",
+        "teacher_weights": "scratch",
+        "teacher_size": 32,
+        "student_weights": "scratch",
+    }
+    with pytest.raises(TutelageError, match=f"--student {student}") as error:
+        package.run(
+            target=str(task.target), gallery=[str(task.gallery)], out=str(task.out), student=student, student_size=size,
+            objective=objective, steps=1, batch_size=8, **models,
+        )  # fmt: skip
+    assert "another student" in error.value.hint or "another --student" in error.value.hint
+    assert not task.out.exists()
+
+
+@pytest.mark.slow
+def test_a_student_whose_layers_share_weights(task):
+    """Weights that several layers share are saved, and read back the same."""
+    models = {
+        "teacher": "test_efficientnet",
+        "teacher_weights": "scratch",
+        "teacher_size": 32,
+        "student_weights": "scratch",
+    }
+    result = package.run(
+        target=str(task.target), gallery=[str(task.gallery)], out=str(task.out), student="coat_tiny", student_size=32,
+        steps=1, batch_size=8, committee="none", no_baseline=True, finetune="keep", **models,
+    )  # fmt: skip
+    assert result.student.test.images == 12

@@ -119,11 +119,13 @@ def judged_by(run: Run) -> PilotResult | None:
 
 
 def save_weights(path: Path, module: nn.Module) -> None:
-    """Write a network's weights as safetensors."""
+    """Write a network's weights as safetensors; weights that layers share are written for each."""
     from safetensors.torch import save_file
 
     with atomic_write(path) as temporary:
-        save_file({name: one.detach().cpu().contiguous() for name, one in module.state_dict().items()}, temporary)
+        save_file(
+            {name: one.detach().cpu().contiguous().clone() for name, one in module.state_dict().items()}, temporary
+        )
 
 
 class MetricsLog:
