@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import http.client
 import io
 import json
 import signal
@@ -280,6 +281,17 @@ def test_serve(export, tmp_path):
             assert answer.read() == (out / "index.html").read_bytes()
         with pytest.raises(urllib.error.HTTPError, match="404"):
             urllib.request.urlopen(f"{address}sub/private.txt")
+        for host, status in (
+            ("localhost:1", 200),
+            ("127.0.0.1", 200),
+            ("example.com", 403),
+            ("127.0.0.1.example.com:80", 403),
+            ("", 403),
+        ):
+            connection = http.client.HTTPConnection(address.split("/")[2], timeout=10)
+            connection.request("GET", "/", headers={"Host": host})
+            answer = connection.getresponse()
+            assert (answer.status, bool(answer.read())) == (status, True), host
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=10) == 0
         assert "Traceback" not in process.stderr.read()

@@ -271,6 +271,18 @@ def test_card_of_a_student_of_the_committee_only(finished):
     assert "Neither the teacher's weights nor its outputs were used to train the student." in card
 
 
+def test_card_shows_no_folders_of_this_machine(finished):
+    """The card names images by the last part of their paths, and holds no control characters."""
+    run = Run(finished.out)
+    kept = run.settings()
+    settings = {**kept["settings"], "gallery": ["/home/jane/my\x1bpool"]}
+    card = model_card(finished.out, run.results(), settings, kept["teacher"], told("export.json", finished))
+    assert str(finished.root) not in card
+    assert "`target`" in card
+    assert "`my?pool`" in card
+    assert "/home/jane" not in card
+
+
 def test_baked_and_torchscript(finished, tmp_path):
     """With the preprocessing inside, pixels give the same probabilities; a TorchScript file is proven beside it; the old export
     goes, but one that was changed by hand is kept."""

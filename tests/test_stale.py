@@ -301,3 +301,28 @@ def test_targets_that_the_run_did_not_write(tmp_path):
     np.save(path, np.ones((4, 2), np.float16))
     with pytest.raises(TutelageError, match=r"students\.npy is not the file that the run wrote"):
         member_outputs(path.parent, None)
+
+
+@pytest.mark.slow
+def test_the_same_files_under_other_paths(task, tmp_path, monkeypatch):
+    """A relative and an absolute path to the same images and weights are the same settings: nothing is refused or made again."""
+    from tutelage.models.students import build_student
+
+    student = build_student("test_resnet", 3, "scratch", 32).module
+    save_file({name: one.numpy() for name, one in student.state_dict().items()}, task.root / "w.safetensors")
+    models = {"teacher": "test_efficientnet", "teacher_size": 32, "student": "test_resnet", "student_size": 32}
+    models |= {"teacher_weights": "scratch", "committee": "none", "steps": 1, "batch_size": 8, "finetune": "keep"}
+
+    def go(folder: Path) -> list[str]:
+        data = {
+            "target": str(folder / "target"),
+            "gallery": [str(folder / "gallery")],
+            "out": str(folder / "runs" / "one"),
+        }
+        return tutelage.run(**data, student_weights=str(folder / "w.safetensors"), **models).reused
+
+    assert go(task.root) == []
+    monkeypatch.chdir(task.root)
+    assert len(go(Path())) >= 6
+    save_file({name: (one + 1).numpy() for name, one in student.state_dict().items()}, task.root / "w.safetensors")
+    assert "distill" not in go(Path()), "other weights under the same name"

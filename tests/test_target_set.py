@@ -641,3 +641,11 @@ def test_tars_without_labels(tmp_path):
     assert "put a .cls or a .json with a key label beside each image" in error.value.hint
     tar_of(tmp_path / "1.tar", samples(["cat", "dog"] * 3, "json") | {"b.jpg": PNG, "c.jpg": PNG, "c.json": b"[1, 2"})
     assert {bad.id for bad in read_target_set(tmp_path).rejected} == {"0.tar/a.jpg", "1.tar/b.jpg", "1.tar/c.jpg"}
+
+
+def test_a_list_with_backslashes(tmp_path):
+    """A list written on Windows names its files with backslashes; they are found."""
+    put(tmp_path, {"cat": 4, "dog": 4})
+    rows = [f"{label}\\{i:03}.png,{label}" for label in ("cat", "dog") for i in range(4)]
+    (tmp_path / "list.csv").write_text("path,label\n" + "\n".join(rows))
+    assert len(read_target_set(tmp_path / "list.csv").refs) == 8

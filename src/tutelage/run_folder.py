@@ -52,6 +52,21 @@ def remove_partial(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def same_place(one: object, other: object) -> bool:
+    """Whether two values of a setting are equal, or name the same file or folder, such as a relative and an absolute path."""
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(same_place, one, other))
+    paths = (
+        isinstance(one, str)
+        and isinstance(other, str)
+        and one
+        and other
+        and os.path.exists(one)
+        and os.path.exists(other)
+    )
+    return one == other or bool(paths and os.path.samefile(str(one), str(other)))
+
+
 class Run:
     """A run folder, locked by one process at a time."""
 
@@ -128,7 +143,7 @@ class Run:
         differing = {
             name: f"{name}: {before[name]} -> {value}"
             for name, value in sorted(mine.items())
-            if not self._free(name) and before.get(name, value) != value
+            if not self._free(name) and not same_place(before.get(name, value), value)
         }
         if differing and not self._begun():
             before, differing = {}, {}

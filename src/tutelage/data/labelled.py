@@ -260,7 +260,8 @@ def _read_list(place: Path, columns: dict[str, list[str]], names: tuple[str, ...
     lost, unlabelled, torn = [], [], []
     seen: dict[str, tuple[str, str]] = {}
     for name, label, split, group in zip(columns["path"], columns["label"], splits, groups, strict=True):
-        ways = (os.path.join(place.parent, name), os.path.join(place.parent, label, name))
+        written = (name, name.replace("\\", "/"))  # the latter: a list from Windows
+        ways = [os.path.join(place.parent, *folder, one) for one in written for folder in ((), (label,))]
         path = next((os.path.abspath(way) for way in ways if os.path.isfile(way)), "")
         if not label:
             unlabelled.append(clean(name))

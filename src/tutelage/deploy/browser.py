@@ -123,6 +123,12 @@ def serve(server: ThreadingHTTPServer, page: bytes) -> None:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            if self.headers.get("Host", "").split(":")[0] not in (
+                LOOPBACK,
+                "localhost",
+            ):  # a page of another site asks
+                self.send_error(403)
+                return
             if self.path.partition("?")[0] not in ("/", "/index.html"):
                 self.send_error(404)
                 return

@@ -27,6 +27,7 @@ def model_card(run: Path, stages: JSON, settings: JSON, teacher: JSON, export: J
         run: the run folder. stages: result of each stage, by its folder's name. settings: of the run. teacher: its entry in
             settings.toml, or {}. export: contents of export.json.
     """
+    settings = {name: shareable(value) for name, value in settings.items()}
     report, student = stages["evaluate"], stages["evaluate"]["delivered"]
     test, baseline = student.get("test"), student["what"] == "baseline"
     templates = PackageLoader("tutelage", "deploy")
@@ -47,6 +48,16 @@ def model_card(run: Path, stages: JSON, settings: JSON, teacher: JSON, export: J
         findings=diagnose(report, stages), low=_lowest(rows),
         source=_source(settings, teacher or report.get("teacher", {})),
     )  # fmt: skip
+
+
+def shareable(value: object) -> object:
+    """Return a setting as a card that others read may show it: an absolute path by its last part, control characters as `?`."""
+    if isinstance(value, list):
+        return [shareable(one) for one in value]
+    if not isinstance(value, str):
+        return value
+    text = Path(value).name if Path(value).is_absolute() else value
+    return "".join(one if one.isprintable() else "?" for one in text)
 
 
 def _source(settings: JSON, teacher: JSON) -> str:

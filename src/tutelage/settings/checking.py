@@ -18,6 +18,7 @@ from pydantic import BeforeValidator, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from tutelage.errors import TutelageError, did_you_mean, raise_all
+from tutelage.files import file_hash
 from tutelage.settings import presets
 from tutelage.settings.flags import Group, declared, default_of
 
@@ -75,16 +76,27 @@ def command(settings: Callable[P, S]) -> Callable[[Callable[[S], R]], Callable[P
 
 
 def identity(settings: Group, known_otherwise: Collection[str] = ()) -> dict[str, object]:
-    """Return the settings that determine a stage's results: all but the free ones.
+    """Return the settings that determine a stage's results: all but the free ones; a file of weights stands as its content.
 
     Args:
         known_otherwise: settings left out too: without effect on this task, or represented by a hash of what they refer to.
     """
     return {
-        name: getattr(settings, name)
+        name: _content(getattr(settings, name)) if name.endswith("_weights") else getattr(settings, name)
         for name, one in declared(type(settings)).items()
         if not one.metadata["free"] and name not in known_otherwise
     }
+
+
+def _content(weights: str) -> str:
+    """Return a hash of a file of weights, wherever it lies; another value as it is."""
+    path = Path(weights)
+    return _hash(path, path.stat().st_mtime_ns) if path.is_file() else weights
+
+
+@functools.cache
+def _hash(path: Path, changed: int) -> str:
+    return file_hash(path)
 
 
 @functools.cache
