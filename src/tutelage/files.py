@@ -77,9 +77,14 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except ValueError as error:  # no JSON, or no text
-        hint = "restore it, or remove the folder that holds it: the same command makes it anew"
-        raise TutelageError(f"{path} is not as tutelage wrote it: {error}", hint) from error
+    except (ValueError, OSError) as error:  # no JSON, no text, no file
+        raise damaged(path, error) from error
+
+
+def damaged(path: Path, error: object) -> TutelageError:
+    """Return the error for a file of ours that holds something else."""
+    hint = "restore it, or remove the folder that holds it: the same command makes it anew"
+    return TutelageError(f"{path} is not as tutelage wrote it: {error}", hint)
 
 
 def toml(tables: JSON) -> str:

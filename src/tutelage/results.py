@@ -129,8 +129,8 @@ class ComputeCost(Result):
 
 class StageResult(Result):
     """Result of any stage. inputs, outputs, curated: hashes of what it depends on, of what it made, and of the transfer set. files: SHA-256
-    of each file of weights or targets. made_with: versions. taken_from: the run of the same study that it was copied from. reused: whether
-    it was there already."""
+    of each file that the stage wrote for later ones. made_with: versions. taken_from: the run of the same study that it was copied from.
+    reused: whether it was there already."""
 
     inputs: str
     seconds: float

@@ -20,7 +20,7 @@ import filelock
 
 from tutelage.environment import threads, versions
 from tutelage.errors import TutelageError, shown
-from tutelage.files import TEMPORARY, file_hash, no_room, read_json, toml, write_json, write_text
+from tutelage.files import TEMPORARY, damaged, file_hash, no_room, read_json, toml, write_json, write_text
 from tutelage.json_object import JSON
 from tutelage.settings.commands import FREE
 
@@ -31,6 +31,7 @@ LEFTOVER = re.compile(r"\.\d+(?:-\d+)?\.partial$")  # with the number of the pro
 TRAINED = ("curate", "adapt", "committee", "distill", "baseline", "finetune")  # stages that runs of a study share
 STAGES = (*TRAINED, "evaluate")  # commands of a run, each with a folder of its name that holds its result.json
 STUDY = "study.toml"  # marks a study's folder, whose runs (METHOD/budget-N/seed-N) share stages with the same inputs
+KEPT = (".safetensors", ".npy", ".npz", ".parquet", ".json")  # files of a stage whose hashes are kept with its result
 BESIDE = {"curate": ("target_set", "rejected.csv")}  # stage -> what it writes outside its own folder
 COPIES = {f"{name}{TEMPORARY}" for name in (*TRAINED, *(one for many in BESIDE.values() for one in many))}
 TABLES = {"adapt": "teacher", "curate": "data"}  # stage -> its table in settings.toml, about model or data
@@ -113,7 +114,7 @@ class Run:
             return tomllib.loads((self.path / SETTINGS).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {}
-        except tomllib.TOMLDecodeError as error:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
             message = f"{self.path / SETTINGS} is not as tutelage wrote it: {error}"
             raise TutelageError(message, "restore it, or use --overwrite") from error
 
@@ -209,7 +210,11 @@ class Run:
 
     def kept(self, stage: str) -> JSON | None:
         """Return the content of a stage's result.json, whatever its inputs; None without one."""
-        return read_json(self.path / stage / "result.json")
+        path = self.path / stage / "result.json"
+        found = read_json(path)
+        if found is not None and not isinstance(found, dict):
+            raise damaged(path, "a JSON object is expected")
+        return found
 
     def done(self, stage: str, inputs: str) -> JSON | None:
         """Return the result of a stage finished with these inputs, here or in another run of the same study; None without one."""
@@ -281,8 +286,8 @@ class Run:
 
     def finish(self, stage: str, inputs: str, result: JSON) -> JSON:
         """Write a stage's result.json, which marks the stage as done, and remove its checkpoints."""
-        made = (one for one in (self.path / stage).glob("*") if one.suffix in (".safetensors", ".npy"))
-        hashes = {one.name: file_hash(one) for one in sorted(made)}
+        made = (one for one in (self.path / stage).glob("*") if one.suffix in KEPT and not one.match("fold-*.npz"))
+        hashes = {one.name: file_hash(one) for one in sorted(made) if one.is_file() and one.name != "result.json"}
         result = {"inputs": inputs, **result, "files": hashes, "made_with": {**versions(), "threads": threads()}}
         if "given" in result:
             self.update_settings({"data": {**result["given"], "transfer_set": result["outputs"]}})

@@ -20,7 +20,7 @@ from tutelage.data.manifest import load_task
 from tutelage.device import accelerator, training_flops
 from tutelage.distillation.mixture import mixture_of
 from tutelage.features.view_batches import Inference
-from tutelage.files import atomic_write, file_hash, hash_of
+from tutelage.files import atomic_write, file_hash, hash_of, intact
 from tutelage.json_object import JSON
 from tutelage.metrics import log_softmax
 from tutelage.pipeline.stage import HELD_OUT_LOGITS, checkpoint_steps, open_run, save_weights, training_steps
@@ -165,7 +165,7 @@ def _weighed(stage: _Stage, held: dict[int, np.ndarray], truth: np.ndarray, fair
         students = np.zeros((len(stage.fold), *parts[0].shape[1:]), np.float32)
         for number, part in held.items():
             students[stage.fold == number] = part
-    with np.load(stage.run.path / "adapt" / HELD_OUT_LOGITS) as file:
+    with np.load(intact(stage.run.path / "adapt" / HELD_OUT_LOGITS)) as file:
         teacher = file["logits"].astype(np.float32)
     if stage.grid:
         teacher = regrid(torch.from_numpy(teacher), stage.grid).numpy()

@@ -19,7 +19,7 @@ from tutelage.deploy.quantise import LEAST_CALIBRATION, HeldOut, Quantised, quan
 from tutelage.deploy.runtime import FLOAT, INT8, model_input, session_of
 from tutelage.device import cpu
 from tutelage.errors import TutelageError
-from tutelage.files import hash_of, write_json, write_text
+from tutelage.files import hash_of, intact, write_json, write_text
 from tutelage.image_size import sides
 from tutelage.json_object import JSON
 from tutelage.metrics import unsure_threshold
@@ -137,7 +137,7 @@ def _delivered(run: Run, stages: Stages, cache_dir: Path, settings: ExportSettin
         original = onnx_graph.WithPreprocessing(original, student.mean, student.std).eval()
     unsure = None
     if (folder / HELD_OUT).exists():  # of images whose labels the student was not trained on
-        with np.load(folder / HELD_OUT) as file:
+        with np.load(intact(folder / HELD_OUT)) as file:
             unsure = unsure_threshold(file["confidence"], file["right"])
     given, returned = onnx_graph.INPUT, onnx_graph.OUTPUT
     if baked:

@@ -19,7 +19,7 @@ from tutelage.data.image_cache import Images, Store
 from tutelage.data.masks import Labels, MaskEncoding, Masks, kind_of, truth_of
 from tutelage.data.sources import SOURCE, ImageRef, _prints
 from tutelage.errors import TutelageError, shown
-from tutelage.files import atomic_write, read_json
+from tutelage.files import atomic_write, damaged, read_json
 from tutelage.json_object import JSON
 
 _RESTORE = "restore the files as they were when the transfer set was chosen, or curate again with --overwrite"
@@ -76,8 +76,11 @@ def write_manifest(path: Path, refs: Sequence[ImageRef], columns: Mapping[str, S
 
 def read_manifest(path: Path) -> tuple[list[ImageRef], pa.Table]:
     """Return the images of a manifest, and all of its columns."""
-    table = pq.read_table(path)
-    return _refs(table), table
+    try:
+        table = pq.read_table(path)
+        return _refs(table), table
+    except (OSError, pa.ArrowException, KeyError) as error:
+        raise damaged(path, str(error).partition("\n")[0]) from error
 
 
 def _refs(table: pa.Table, prefix: str = "") -> list[ImageRef]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tutelage.files import atomic_write, read_json, write_json
+from tutelage.files import atomic_write, intact, read_json, write_json
 from tutelage.json_object import JSON
 
 SHOWN = 24  # images shown, those on which student and teacher disagree most
@@ -93,7 +93,7 @@ def read_evidence(folder: Path) -> tuple[np.ndarray, dict[str, np.ndarray], list
     path = folder / "predictions.npz"
     if not path.exists():
         return np.zeros(0, np.int64), {}, []
-    with np.load(path, allow_pickle=False) as kept:
+    with np.load(intact(path), allow_pickle=False) as kept:
         if "labels" not in kept.files:  # masks: pixel counts only
             return np.zeros(0, np.int64), {}, []
         names = [name for name in kept.files if name != "labels" and not name.startswith(DECIDED)]
@@ -101,7 +101,7 @@ def read_evidence(folder: Path) -> tuple[np.ndarray, dict[str, np.ndarray], list
         labels = kept["labels"].astype(np.int64)
     if "delivered" not in models and (what := _kept_as(folder)) in models:
         models["delivered"] = models[what]
-    return labels, models, (read_json(folder / "disagreements.json") or {"images": []})["images"]
+    return labels, models, read_json(intact(folder / "disagreements.json"))["images"]
 
 
 def _kept_as(folder: Path) -> str:
@@ -113,7 +113,7 @@ def _kept_as(folder: Path) -> str:
 def read_counts(path: Path, model: str) -> np.ndarray:
     """Read a model's result on each of n test images from predictions.npz: (n,) bool, whether it is right; or (n, C, 3) int32 of
     `metrics.pixel_counts`. A delivered student that is one of the other models is looked up under that model's name."""
-    with np.load(path, allow_pickle=False) as kept:
+    with np.load(intact(path), allow_pickle=False) as kept:
         if not {f"{COUNTS}{model}", f"{DECIDED}{model}"} & set(kept.files):
             model = _kept_as(path.parent) if model == "delivered" else model
         if f"{COUNTS}{model}" in kept.files:
@@ -123,8 +123,8 @@ def read_counts(path: Path, model: str) -> np.ndarray:
 
 def read_pictures(folder: Path, classes: Sequence[str]) -> JSON:
     """Pictures of test images with masks, and the colour of each class; empty for a run without masks."""
-    found = read_json(folder / "pictures.json")
-    if not found:
+    if not (folder / "pictures.json").exists():
         return {}
+    found = read_json(intact(folder / "pictures.json"))
     hexes = ["#" + "".join(f"{part:02x}" for part in colour) for colour in found["colours"]]
     return {"images": found["images"], "colours": list(zip(classes, hexes, strict=True))}
