@@ -333,7 +333,7 @@ def test_all_images_labelled(data, capsys):
     about = read_json(Path(result["run"]) / "curate" / "result.json")
     assert about["images"]["transfer"] == about["images"]["train"] == about["duplicates"]
     assert (Path(result["run"]) / "curate" / "montage.jpg").exists()
-    with pytest.raises(TutelageError, match="no image of its own"):
+    with pytest.raises(TutelageError, match="already labelled or held out"):
         go(data, "all-tests", gallery=[str(data / "target" / "images" / "test")])
 
 

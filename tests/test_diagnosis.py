@@ -87,7 +87,7 @@ FAULTS = [
     ({"delivered.test": on_test(0.9, ece=0.3)}, {}, ("30 points on average (ECE)",), ("calibrate them",)),
     ({"distilled.test": on_test(0.6)}, {}, ("worse than the baseline", "20.0 points"), ("give validation images (--val)", "--teacher")),
     ({"distilled.test": on_test(0.6), "delivered.what": "baseline"}, {}, ("worse than the baseline",), ("the baseline is delivered",)),
-    ({"distilled.test": on_test(0.81)}, {}, ("not surely better than the baseline", "+1.0 ± 3.5"), ("more test images",)),
+    ({"distilled.test": on_test(0.81)}, {}, ("not clearly better than the baseline", "+1.0 ± 3.5"), ("more test images",)),
 ]  # fmt: skip
 
 

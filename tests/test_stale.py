@@ -243,7 +243,7 @@ def test_new_images_that_were_trained_on(task, capsys):
     (other / "c1" / "link.png").symlink_to("nothing.png")
     assert len(_new_images(str(other), load_task(task.out, cache), cache)) == 4
     said = capsys.readouterr().err
-    assert f"1 of 4 images of {other} are among those that the run was trained on" in said
+    assert f"1 of 4 images of {other} were also among the run's training images" in said
     assert "1 images cannot be used and are not scored: c1/link.png" in said
 
 

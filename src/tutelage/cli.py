@@ -99,7 +99,7 @@ def _level(quiet: bool) -> int:
     levels = logging.getLevelNamesMapping()
     if name.upper() not in levels:
         near = did_you_mean(name, [*levels])
-        raise TutelageError(f"TUTELAGE_LOG={name} is not a level of logging", near or "use INFO or WARNING")
+        raise TutelageError(f"TUTELAGE_LOG={name} is not a logging level", near or "use INFO or WARNING")
     return levels[name.upper()]
 
 

@@ -83,7 +83,7 @@ def read_json(path: Path) -> Any:
 
 def damaged(path: Path, error: object) -> TutelageError:
     """Return the error for a file of ours that holds something else."""
-    hint = "restore it, or remove the folder that holds it: the same command makes it anew"
+    hint = "restore it, or remove the folder that holds it: the same command re-creates it"
     return TutelageError(f"{path} is not as tutelage wrote it: {error}", hint)
 
 

@@ -83,7 +83,7 @@ class Run:
             self.path.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(FileNotFoundError, PermissionError):  # Windows lets nobody else read it
                 if not re.fullmatch(rb"\d*", lock.read_bytes()):
-                    message = f"--out {self.path} holds a file .lock of another program"
+                    message = f"--out {self.path} contains a .lock file that belongs to another program"
                     raise TutelageError(message, "choose another --out")
             self._lock.acquire(blocking=False)
         except filelock.Timeout as error:

@@ -65,7 +65,9 @@ def advice(found: JSON) -> list[str]:
         lines.append(f"export OMP_NUM_THREADS={threads['usable_cores']}: torch uses more threads than there are cores")
     for place, free in disk.items():
         if free < DISK_GIB:
-            what = "give --cache a folder on another disk" if place == "cache" else "run where more is free"
+            what = (
+                "give --cache a folder on another disk" if place == "cache" else "run from a disk with more free space"
+            )
             lines.append(f"only {free:.1f} GiB free on the disk of {place}: {what}")
     memory = found["memory_gib"]
     if memory < MEMORY_GIB:

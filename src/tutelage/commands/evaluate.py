@@ -281,6 +281,6 @@ def _new_images(target: str, task: TaskData, cache_dir: Path) -> Labelled:
         )
     trained = {key.tobytes() for key in task.transfer.keys}
     if known := sum(key.tobytes() in trained for key in images.keys):
-        logger.info(f"{known:,} of {len(images):,} images of {target} are among those that the run was trained on")
+        logger.info(f"{known:,} of {len(images):,} images of {target} were also among the run's training images")
     labels = kind.labels_of(found, good, images, cache_dir)
     return Labelled([found.refs[i].id for i in good], images, labels, np.full(len(good), ""))

@@ -61,7 +61,7 @@ def nothing_left(pool: Pool, leaks: Sequence[Leak], labelled: int) -> TutelageEr
     copies = len(pool.embedded) - len(leaks) - labelled
     parts = {"are validation or test images": len(leaks), "labelled ones": labelled, "copies of these": copies}
     return TutelageError(
-        f"the gallery has no image of its own: of {len(pool.embedded):,} images "
+        f"every gallery image is already labelled or held out: of {len(pool.embedded):,} images "
         + ", ".join(f"{count:,} {what}" for what, count in parts.items() if count),
         "use another --gallery, with unlabelled images other than these",
     )

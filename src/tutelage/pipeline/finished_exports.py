@@ -26,7 +26,7 @@ def warn_of_old_export(run: Path) -> None:
         place = run / "export"
         exported, delivered = read_json(place / "export.json"), Run(run).kept("finetune")
         if exported and delivered and exported.get("outputs") != delivered.get("outputs"):
-            logger.warning(f"{place} is of an earlier student of this run: `tutelage export {run}` makes it anew")
+            logger.warning(f"{place} is of an earlier student of this run: `tutelage export {run}` re-creates it")
 
 
 def finished(run: Path) -> dict[str, JSON]:

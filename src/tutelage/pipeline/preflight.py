@@ -116,7 +116,7 @@ def _of_the_choice(settings: flags.Stage) -> Iterator[TutelageError]:
         message = f"--total {total} and --per-query {per_query} cannot be used together"
         yield TutelageError(message, "leave one of them out")
     elif per_query and strategy in ("random", "best"):
-        message = f"--per-query {per_query} with --strategy {strategy} is not possible: queries take no turns there"
+        message = f"--per-query {per_query} with --strategy {strategy} has no effect: this strategy does not go query by query"
         yield TutelageError(message, "use --total N instead, or --strategy balanced")
     yield from _of_words(settings)
     if isinstance(settings, CurateSettings) and settings.shard is not None:

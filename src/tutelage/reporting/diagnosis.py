@@ -218,6 +218,6 @@ def _gain(results: JSON, stages: JSON) -> Finding | None:
         )
     points = f"{100 * gained[0]:+.1f} ± {100 * NOISE * gained[1]:.1f} points"
     return Finding(
-        f"The distilled student is not surely better than the baseline, the student trained on the labels only ({points}).",
+        f"The distilled student is not clearly better than the baseline, the student trained on the labels only ({points}).",
         "Use more test images and more than one --seed before you believe a difference.",
     )
