@@ -198,7 +198,8 @@ def test_a_gallery_of_nothing_but_copies(data, tmp_path, capsys, total):
     shutil.copy(tmp_path / "leaks" / "0.jpg", tmp_path / "leaks" / "twice.jpg")
     more = {"strategy": "all" if total is None else "random", "total": total, "budget": None if total is None else 6}
     with pytest.raises(
-        TutelageError, match="already labelled or held out: of 9 images 8 are validation or test images, 1 copies of these"
+        TutelageError,
+        match="already labelled or held out: of 9 images 8 are validation or test images, 1 copies of these",
     ):
         curate(data, f"only-leaks-{total}", gallery=[str(tmp_path / "leaks")], **more)
     shutil.copytree(data / "target" / "train", tmp_path / "labelled")

@@ -18,12 +18,26 @@ import psutil
 from tutelage.errors import TutelageError
 from tutelage.image_size import Size, sides
 from tutelage.json_object import JSON
-from tutelage.progress import on_its_own, processes
+from tutelage.progress import processes
 
 if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
     from torch import nn
+
+# Environment variables that describe the process group, as torch.distributed.run, accelerate and MPI read them.
+GROUP = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "PMI_SIZE",
+    "MPI_LOCALRANKID",
+    "MPI_LOCALNRANKS",
+    *(f"{mpi}_COMM_WORLD_{name}" for mpi in ("OMPI", "MV2") for name in ("SIZE", "LOCAL_RANK", "LOCAL_SIZE")),
+)
 
 
 def prepare_process() -> None:
@@ -69,15 +83,19 @@ def accelerator(device: str, precision: str) -> Accelerator:
 
 
 @contextlib.contextmanager
-def on_a_device_of_its_own() -> Iterator[None]:
-    """Like `on_its_own`; with several GPUs, this process also selects the GPU number LOCAL_RANK."""
+def as_single_process() -> Iterator[None]:
+    """Within the block, treat this process as the only one: it prints and starts no process group, whatever its environment says. With
+    several GPUs, it also selects the GPU number LOCAL_RANK."""
     import torch
 
     place = int(os.environ.get("LOCAL_RANK") or 0)
     if torch.cuda.is_available():
         torch.cuda.set_device(place % torch.cuda.device_count())
-    with on_its_own():
+    kept = {name: os.environ.pop(name) for name in GROUP if name in os.environ}
+    try:
         yield
+    finally:
+        os.environ |= kept
 
 
 def check_group() -> None:

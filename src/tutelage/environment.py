@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 
 from tutelage.version import __version__
@@ -11,10 +12,10 @@ from tutelage.version import __version__
 PACKAGES = ("torch", "timm", "numpy", "pillow")
 
 
-def versions() -> dict[str, str]:
-    """Return name -> installed version, of tutelage and of the packages that compute for it."""
+def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
+    """Return name -> installed version, of tutelage and of these packages, by default those that compute for it."""
     found = {"tutelage": __version__}
-    for name in PACKAGES:
+    for name in packages:
         with contextlib.suppress(PackageNotFoundError):  # installed under another name, such as pillow-simd
             found[name] = version(name)
     return found

@@ -18,20 +18,6 @@ SHOWN_AFTER = 1.0  # seconds; work that finishes sooner prints no line
 
 Advance = Callable[[int], None]  # called with the number of units, mostly images, that were just done
 
-# Environment variables that describe the process group, as torch.distributed.run, accelerate and MPI read them.
-GROUP = (
-    "RANK",
-    "WORLD_SIZE",
-    "LOCAL_RANK",
-    "LOCAL_WORLD_SIZE",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-    "PMI_SIZE",
-    "MPI_LOCALRANKID",
-    "MPI_LOCALNRANKS",
-    *(f"{mpi}_COMM_WORLD_{name}" for mpi in ("OMPI", "MV2") for name in ("SIZE", "LOCAL_RANK", "LOCAL_SIZE")),
-)
-
 
 class _Stderr(logging.StreamHandler):
     """A handler that writes to the stderr of the moment, in the main process only."""
@@ -62,16 +48,6 @@ def processes() -> int:
     """Return the number of processes that share this work, including this one."""
     given = os.environ.get("WORLD_SIZE", "")
     return max(1, int(given)) if given.isdecimal() else 1
-
-
-@contextlib.contextmanager
-def on_its_own() -> Iterator[None]:
-    """Within the block, treat this process as the only one: it prints and starts no process group, whatever its environment says."""
-    kept = {name: os.environ.pop(name) for name in GROUP if name in os.environ}
-    try:
-        yield
-    finally:
-        os.environ |= kept
 
 
 def duration(seconds: float) -> str:

@@ -20,7 +20,7 @@ from tutelage.data.gallery import list_gallery
 from tutelage.data.image_cache import Store
 from tutelage.data.label_budget import folds
 from tutelage.data.sources import ImageRef, Rejected
-from tutelage.device import on_a_device_of_its_own
+from tutelage.device import as_single_process
 from tutelage.errors import TutelageError
 from tutelage.files import hash_of
 from tutelage.json_object import JSON
@@ -249,7 +249,7 @@ def embed_share(shard: str, settings: CurateSettings) -> ShardResult:
     out = Path(settings.out).absolute()
     cache = Path(settings.cache) if settings.cache else out.parent / "cache"
 
-    with on_a_device_of_its_own():
+    with as_single_process():
         preflight(replace(settings, out=str(out), shard=f"{share[0]}/{share[1]}"), cache)
         refs = list_gallery(settings.gallery)[0]
         _, pieces, embedded = GalleryEmbedder.of(settings, cache).embedded(refs, settings, share)

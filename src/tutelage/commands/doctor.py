@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import os
 import platform
 import shutil
-import threading
 from pathlib import Path
 
 from tutelage.device import cpu, free_memory
+from tutelage.environment import versions
 from tutelage.json_object import JSON
 from tutelage.results import DoctorResult
 from tutelage.settings import command
 from tutelage.settings.commands import DoctorSettings
-from tutelage.version import __version__
 
 PACKAGES = ("tutelage", "torch", "torchvision", "timm", "accelerate", "faiss-cpu", "numpy", "pillow")
 EXTRAS = ("onnx", "onnxruntime", "tensorboard", "wandb", "mlflow", "ray", "segmentation_models_pytorch")
@@ -31,14 +29,11 @@ def doctor(settings: DoctorSettings) -> DoctorResult:
 
     from tutelage.models import weights  # loads torch, not timm
 
-    faults: list[str] = []
-    asking = threading.Thread(target=lambda: faults.append(weights.hub_fault()), daemon=True)
-    asking.start()
     machine, mps = cpu(), torch.backends.mps.is_available()
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     found: JSON = {
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": {**dict.fromkeys(PACKAGES), **versions(PACKAGES)},
         "devices": {"cpu": machine["cpu"], "cores": os.cpu_count(), "cuda": gpus, "mps": mps},
         "threads": {"torch": torch.get_num_threads(), "usable_cores": machine["cores"], "omp_wait_policy": policy},
         "disk_gib": {"cache": _free_disk(Path(settings.cache or "cache")), "here": _free_disk(Path.cwd())},
@@ -46,8 +41,7 @@ def doctor(settings: DoctorSettings) -> DoctorResult:
         "extras": {name: importlib.util.find_spec(name) is not None for name in EXTRAS},
     }
     installed = {package: weights.package_file(package) is not None for package in weights.PACKAGES.values()}
-    asking.join(5)
-    found["weights"] = {"hub": faults[0] if faults else "no answer in 5 seconds", "packages": installed}
+    found["weights"] = {"hub": weights.hub_fault(), "packages": installed}
     found["advice"] = advice(found)
     return DoctorResult(**found)
 
@@ -80,13 +74,6 @@ def advice(found: JSON) -> list[str]:
     if not found["extras"]["onnxruntime"]:
         lines.append("pip install onnxruntime, to check and time exported files")
     return lines
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return __version__ if name == "tutelage" else None  # run from a source folder without installation
 
 
 def _free_disk(folder: Path) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from tutelage.deploy.folder import settle, staged
 from tutelage.deploy.quantise import LEAST_CALIBRATION, HeldOut, Quantised, quantise
 from tutelage.deploy.runtime import FLOAT, INT8, model_input, session_of
 from tutelage.device import cpu
+from tutelage.environment import versions
 from tutelage.errors import TutelageError
 from tutelage.files import hash_of, intact, write_json, write_text
 from tutelage.image_size import sides
@@ -280,7 +280,7 @@ def _about(job: _Delivered, stages: Stages, files: dict[str, JSON], int8: Quanti
         "machine": cpu(),
         "outputs": stages["finetune"]["outputs"],
         "settings_hash": hash_of(job.kept),
-        "versions": {"tutelage": __version__, **{one: importlib.metadata.version(one) for one in VERSIONS}},
+        "versions": versions(VERSIONS),
     }
     write_text(folder / runtime.LABELS, "".join(f"{name}\n" for name in job.task.classes))
     write_json(folder / runtime.ABOUT, job.preprocess)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from tutelage.errors import TutelageError
 from tutelage.image_size import Size, sides
 from tutelage.json_object import JSON
 from tutelage.models.teachers import build, default_size, input_statistics, resolve
@@ -57,8 +56,6 @@ def build_student(name: str, classes: int, weights: str = "scratch", size: Size 
         TutelageError: unknown name, a size that the model does not accept, or weights that are unavailable or do not fit.
     """
     name = resolve(name, "student")
-    if classes < 1:
-        raise TutelageError(f"{classes} classes for the student {name}: at least one is needed")
     size = default_size(name) if size is None else size
     module, source = build(name, weights, classes, size, "student")
     more = (parameters_of(module), classes, source.text, channels_last(module))

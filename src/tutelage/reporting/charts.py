@@ -8,19 +8,15 @@ from typing import TypeVar
 import numpy as np
 from markupsafe import Markup, escape
 
+from tutelage.reporting.table import TITLES
+
 Names = Mapping[str, str]  # model -> its name in a chart
 Counts = Sequence[Sequence[int]]  # C rows of true classes, C columns of predicted ones
 ByClass = dict[str, Sequence[float | None]]
 Place = TypeVar("Place", float, np.ndarray)
 
 WIDTH = 400  # units of a drawing, which the page shows 340 to 600 pixels wide
-NAMES = {  # of the models, in the order of the legend; the CSS classes have the same names
-    "delivered": "delivered",
-    "distilled": "distilled",
-    "baseline": "baseline",
-    "teacher": "teacher",
-    "committee": "committee",
-}
+NAMES = {name: name for name in TITLES}  # short names, in the order of the legend; the CSS classes have the same names
 CLASSES_SHOWN = 40  # most classes in a chart with a row for each class
 CELLS_SHOWN = 25  # most classes in a confusion matrix; with more, the most frequent confusions are listed
 MOST_WRITTEN = 999  # largest count written in a cell of the matrix; beyond it all cells show shares

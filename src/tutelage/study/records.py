@@ -6,7 +6,6 @@ import base64
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ import numpy as np
 from tutelage.curation.labelled_set import data_of
 from tutelage.data.gallery import list_gallery
 from tutelage.data.manifest import read_manifest
+from tutelage.environment import versions
 from tutelage.errors import TutelageError, shown
 from tutelage.files import hash_of, write_json
 from tutelage.json_object import JSON
@@ -25,7 +25,6 @@ from tutelage.settings.commands import FREE, RunSettings
 from tutelage.study.methods import Method
 from tutelage.study.results_table import Record, read_record, record_name
 from tutelage.tasks import task_of
-from tutelage.version import __version__
 
 DATA = ("task", "target", "val", "test", "classes", "group_by", "gallery")  # settings that choose the images and labels
 # Two runs that differ only in these (locations of the data, identity in the study) or in FREE count as the same run
@@ -111,7 +110,7 @@ def write_record(folder: Path, run: Run, method: Method, identity: tuple[str, in
         "images_seen": next(stages[name]["images_seen"] for name in ("distill", "baseline") if name in charged),
         "findings": [asdict(one) for one in diagnose(scores, Run(run.path).results())], "calibration": _calibration(run, method.model),
         "chosen": {name: stages[name][key] for name, key in (("finetune", "delivered"), ("adapt", "mode")) if name in charged},
-        "versions": {"tutelage": __version__, **{one: version(one) for one in ("torch", "timm", "numpy")}},
+        "versions": versions(("torch", "timm", "numpy")),
     }  # fmt: skip
     if "committee" in charged:
         mixture = {one: stages["committee"][one] for one in ("weight", "held_out")}
