@@ -62,7 +62,10 @@ def listed(target: Path) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("kind", ["quality", "resized", "cropped", "mirrored"])
-@pytest.mark.parametrize(("first", "later"), [("train", "test"), ("train", "val"), ("val", "test")])
+@pytest.mark.parametrize(
+    ("first", "later"),
+    [("train", "test"), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in (("train", "val"), ("val", "test")))],
+)
 def test_copies_in_two_splits(target, capsys, kind, first, later):
     """A copy of an image in a later split is named with its original, whatever was done to it; without it there is none."""
     assert curate(target).split_copies == 0
@@ -73,6 +76,7 @@ def test_copies_in_two_splits(target, capsys, kind, first, later):
     assert "1 labelled images look like copies of one in another split" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_burst_that_a_fraction_tears_apart(target, capsys):
     """Photos of one burst that a fraction puts into several splits are found; with --group-by they stay together."""
     burst = target.parent / "bursts"
