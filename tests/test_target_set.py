@@ -544,7 +544,7 @@ def test_folders_inside_class_folders(tmp_path, folders):
     put(tmp_path, dict.fromkeys(folders, 6))
     with pytest.raises(TutelageError, match="has no images of its own, but folders of images") as error:
         read_target_set(tmp_path)
-    assert "move their folders" in error.value.hint
+    assert "move these folders up" in error.value.hint
     assert "--group-by '([^/]+)/[^/]+$'" in error.value.hint
     if "train/animal/cat" not in folders:
         found = read_target_set(tmp_path, group_by="([^/]+)/[^/]+$")
@@ -558,12 +558,13 @@ def test_one_folder_inside_each_class_folder(tmp_path):
     assert read_target_set(tmp_path).classes == ("cat", "dog")
 
 
-def test_a_folder_around_the_splits(tmp_path):
-    """A target whose only folder holds the splits says to give that folder."""
-    put(tmp_path, {"photos/train/cat": 3, "photos/train/dog": 3, "photos/test/cat": 2, "photos/test/dog": 2})
+@pytest.mark.parametrize("folders", [("train/cat", "train/dog", "test/cat", "test/dog"), ("cat", "dog")])
+def test_a_folder_around_the_splits_or_classes(tmp_path, folders):
+    """A target whose only folder holds the splits or classes says to give that folder."""
+    put(tmp_path, {f"photos/{name}": 3 for name in folders})
     with pytest.raises(TutelageError, match="class folder photos has no images of its own") as error:
         read_target_set(tmp_path)
-    assert "give --target that folder itself" in error.value.hint
+    assert "give the folder photos itself, which holds them: --target .../photos" in error.value.hint
 
 
 def test_a_class_called_train(tmp_path):

@@ -236,12 +236,12 @@ def _unclear_folders(
     if pattern is None and nested:
         label, inside = next(iter(nested.items()))
         message = f"class folder {label} has no images of its own, but folders of images ({shown(inside, 3)}): one class, or several?"
-        if any(split_word(name) for name in inside):
-            hint = f"give --target that folder itself, if {shown(inside, 3)} are splits: the folder that holds them, not the one above"
+        if any(split_word(name) for name in inside) or len(names) == 1:
+            hint = f"give the folder {label} itself, which holds them: --target .../{label}"
         else:
             hint = (
-                f"for several classes, move their folders beside {label}'s place; for one class, add --group-by '([^/]+)/[^/]+$', which "
-                "also keeps each folder's images in one split; or give a list (.csv) with the columns path,label"
+                f"if several, move these folders up, beside {label}; if one, add --group-by '([^/]+)/[^/]+$', which also keeps each folder's "
+                "images in one split; a list (.csv) with the columns path,label settles it too"
             )
         errors.append(TutelageError(message, hint))
     return errors

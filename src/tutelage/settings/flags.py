@@ -72,7 +72,9 @@ class Labelled(Group):
     task: Literal["classification", "segmentation"] = setting(
         "classification", "type of the labels: one class per image, or masks"
     )
-    target: str = setting("", "labelled images: a folder, a CSV or Parquet list, Parquet shards or WebDataset tars", min_length=1)
+    target: str = setting(
+        "", "labelled images: a folder, a CSV or Parquet list, Parquet shards or WebDataset tars", min_length=1
+    )
     val: str | None = setting(None, "validation images: a path like --target, or a share of train such as 0.1")
     test: str | None = setting(None, "test images: a path like --target, or a share of train such as 0.2")
     classes: str | None = setting(None, "use only these classes: names separated by commas")
