@@ -240,8 +240,8 @@ def _unclear_folders(
             hint = f"give the folder {label} itself, which holds them: --target .../{label}"
         else:
             hint = (
-                f"if several, move these folders up, beside {label}; if one, add --group-by '([^/]+)/[^/]+$', which also keeps each folder's "
-                "images in one split; a list (.csv) with the columns path,label settles it too"
+                f"if several, move these folders up, beside {label}; if one, add --group-by '([^/]+)/[^/]+$', which also keeps each "
+                "folder's images in one split; a list (.csv) with the columns path,label settles it too"
             )
         errors.append(TutelageError(message, hint))
     return errors
