@@ -118,6 +118,11 @@ class Run:
             message = f"{self.path / SETTINGS} is not as tutelage wrote it: {error}"
             raise TutelageError(message, "restore it, or use --overwrite") from error
 
+    def chosen(self) -> JSON:
+        """Return the settings of the run, without those that are left to their default."""
+        kept = self.settings().get("settings", {})
+        return {"resize": "squash"} | {name: value for name, value in kept.items() if value != DEFAULT}
+
     def claim(self, settings: JSON, overwrite: bool, stages: dict[str, frozenset[str]] | None = None) -> Path | None:
         """Write the settings; refuse when the folder holds a run with different ones.
 

@@ -24,7 +24,7 @@ from tutelage.metrics import log_softmax
 from tutelage.pipeline.stage import open_run
 from tutelage.progress import Advance, logger, progress
 from tutelage.results import AdaptationResult, CommitteeResult, EvaluationResult, StudentEntry
-from tutelage.run_folder import DEFAULT, TRAINED, Run
+from tutelage.run_folder import TRAINED, Run
 from tutelage.settings import command, declared
 from tutelage.settings.commands import EvaluateSettings
 from tutelage.settings.flags import Views
@@ -58,8 +58,7 @@ def evaluate(settings: EvaluateSettings) -> EvaluationResult:
         hint = f"use a folder that `tutelage run` has written, or run `tutelage run --out {settings.run} ...` first"
         raise TutelageError(f"{settings.run} is not a run folder", hint)
     with open_run(settings) as (run, cache_dir):
-        kept = {name: None if one == DEFAULT else one for name, one in run.settings()["settings"].items()}
-        kept["resize"] = kept.get("resize") or "squash"
+        kept = run.chosen()
         stages = _results(run)
         inputs = hash_of(["evaluate", kept["resize"], {name: one and one["outputs"] for name, one in stages.items()}])
         if settings.target is None and (done := run.done("evaluate", inputs)):
@@ -134,8 +133,8 @@ def _context(run: Run, stages: Stages, cache_dir: Path, kept: JSON, settings: Ev
         run,
         stages,
         cache_dir,
-        settings.teacher_weights or kept.get("teacher_weights") or "pretrained",
-        kept.get("committee") or "auto",
+        settings.teacher_weights or kept.get("teacher_weights", "pretrained"),
+        kept.get("committee", "auto"),
         accelerator(settings.device, settings.precision),
         kind,
         task,

@@ -27,7 +27,7 @@ from tutelage.pipeline.finished_exports import finished
 from tutelage.pipeline.stage import HELD_OUT, open_run
 from tutelage.progress import logger
 from tutelage.results import ExportResult, StudentEntry
-from tutelage.run_folder import DEFAULT, Run
+from tutelage.run_folder import Run
 from tutelage.settings import command
 from tutelage.settings.commands import ExportSettings
 from tutelage.tasks import Task, task_of
@@ -128,7 +128,7 @@ def _delivered(run: Run, stages: Stages, cache_dir: Path, settings: ExportSettin
     from tutelage.deploy import onnx_graph
     from tutelage.pipeline.load_student import load_student
 
-    kept = {name: one for name, one in run.settings()["settings"].items() if one != DEFAULT}
+    kept = run.chosen()
     task, folder, baked = load_task(run.path, cache_dir), run.path / "finetune", settings.bake_preprocess
     student = load_student(folder, StudentEntry(**stages["finetune"]["student"]), len(task.classes))
     module, original = onnx_graph.fused(student.module), student.module
@@ -147,7 +147,7 @@ def _delivered(run: Run, stages: Stages, cache_dir: Path, settings: ExportSettin
         "task": task.task,
         "decode_short_side": task.side,
         "size": student.size,
-        "resize": kept.get("resize", "squash"),
+        "resize": kept["resize"],
         "mean": list(student.mean),
         "std": list(student.std),
         "input": {"name": given, "dtype": "uint8" if baked else "float32", "layout": "NHWC" if baked else "NCHW"},

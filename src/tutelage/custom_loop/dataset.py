@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from tutelage.custom_loop.student import Preprocess, resize_of
+from tutelage.custom_loop.student import Preprocess
 from tutelage.data.manifest import load_task
 from tutelage.data.masks import IGNORE
 from tutelage.distillation.targets import Targets
@@ -19,7 +19,7 @@ from tutelage.errors import TutelageError
 from tutelage.features.view_batches import view_input, view_truth
 from tutelage.image_size import Size, sides
 from tutelage.results import CurationResult
-from tutelage.run_folder import DEFAULT, Run
+from tutelage.run_folder import Run
 from tutelage.settings import declared
 from tutelage.settings.commands import DistillSettings
 
@@ -90,7 +90,9 @@ class DistillationDataset(Dataset[DistillationItem]):
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # also changes in workers that live on
         self.classes, self.labelled = task.classes, len(task.train)
         statistics = input_statistics(resolve(settings.student, "student"))
-        self.preprocess = Preprocess(size_of(settings, "student"), *statistics, resize_of(folder), curated.store_side)
+        self.preprocess = Preprocess(
+            size_of(settings, "student"), *statistics, folder.chosen()["resize"], curated.store_side
+        )
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the views of the next pass, from 0 up, as DistributedSampler.set_epoch chooses its order."""
@@ -146,6 +148,6 @@ def _settings(
     there = (run.path / "committee" / "result.json").exists()
     given = {"student": student, "student_size": size, "committee": committee, "sharpness": sharpness}
     chosen: dict[str, Any] = {"committee": "auto" if there else "none"}
-    for settings, unset in ((run.settings().get("settings", {}), DEFAULT), (given, None)):
-        chosen |= {name: one for name, one in settings.items() if one != unset and name in declared(DistillSettings)}
+    for settings in (run.chosen(), given):
+        chosen |= {name: one for name, one in settings.items() if one is not None and name in declared(DistillSettings)}
     return replace(DistillSettings(**chosen), objective="task-oriented", feature_weight=0.0)

@@ -16,7 +16,7 @@ from tutelage.data.views import to_input
 from tutelage.errors import TutelageError
 from tutelage.image_size import Size
 from tutelage.results import CurationResult, StudentEntry
-from tutelage.run_folder import DEFAULT, Run
+from tutelage.run_folder import Run
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,5 @@ def load_student(run: str | Path) -> LoadedStudent:
     curated = CurationResult(**folder.result("curate", "load_student"))
     delivered = StudentEntry(**folder.result("finetune", "load_student")["student"])
     student = load(folder.path / "finetune", delivered, len(curated.classes))
-    preprocess = Preprocess(student.size, student.mean, student.std, resize_of(folder), curated.store_side)
+    preprocess = Preprocess(student.size, student.mean, student.std, folder.chosen()["resize"], curated.store_side)
     return LoadedStudent(student.module, preprocess, tuple(curated.classes))
-
-
-def resize_of(run: Run) -> str:
-    """Return how the images of a run get the shape of a network's input."""
-    kept = run.settings().get("settings", {}).get("resize", DEFAULT)
-    return "squash" if kept == DEFAULT else kept

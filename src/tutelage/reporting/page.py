@@ -24,7 +24,7 @@ from tutelage.reporting.diagnosis import diagnose
 from tutelage.reporting.example_predictions import encoded, read_evidence, read_pictures, shown_student
 from tutelage.reporting.scores import words_of, words_of_results
 from tutelage.reporting.table import TITLES, models_of, title_of
-from tutelage.run_folder import DEFAULT, STAGES, Run
+from tutelage.run_folder import STAGES, Run
 from tutelage.version import __version__
 
 LOSS = "Distillation loss"
@@ -46,7 +46,7 @@ def write_page(run: Path) -> Path:
     if not made or results is None:
         hint = f"run `tutelage evaluate --run {run}`" if made else "create one with `tutelage run --out DIR ...`"
         raise TutelageError(f"{run} holds no evaluated run", hint)
-    settings = {name: value for name, value in Run(run).settings()["settings"].items() if value != DEFAULT}
+    settings = Run(run).chosen()
     labels, probabilities, apart = read_evidence(run / "evaluate")
     classes = results["classes"]
     pictures = read_pictures(run / "evaluate", classes)
