@@ -13,7 +13,7 @@ PYTEST = .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 help:
 	@echo "make demo        a small model from 1,898 labelled emoji, distilled from a larger one: the built-in example"
-	@echo "make test        all tests: eight to nine minutes on 2 cores"
+	@echo "make test        all tests: seven to nine minutes on 2 cores"
 	@echo "make test-fast   those that are not marked slow: a minute and a half at most"
 	@echo "make check       ruff and pyright, as in CI"
 	@echo "make docs        the documentation site, in docs/_build/html"

@@ -9,6 +9,7 @@ from tutelage.errors import TutelageError
 from tutelage.files import read_json
 from tutelage.json_object import JSON
 from tutelage.progress import logger
+from tutelage.results import CurationResult, FinetuneResult
 from tutelage.run_folder import Run
 
 
@@ -41,6 +42,8 @@ def finished(run: Path) -> dict[str, JSON]:
     for stage in ("curate", "finetune"):
         Run(run).result(stage, "export")
     stages = Run(run).results()
+    for made, stage in ((CurationResult, "curate"), (FinetuneResult, "finetune")):
+        made(**stages[stage])  # a file that holds something else is an error
     if "delivered" not in stages["evaluate"]:
         raise TutelageError(f"{run} has not been evaluated", f"run `tutelage evaluate {run}` first")
     return stages
