@@ -195,7 +195,7 @@ def _not_writable(folder: Path) -> str:
         return f"{'it' if there == folder else there} is a file" if there.exists() else f"{there} is a link to nothing"
     try:
         read_only = bool(os.statvfs(there).f_flag & os.ST_RDONLY)
-    except OSError:
+    except (OSError, AttributeError):  # the latter on Windows
         read_only = False
     if read_only:
         return f"{there} is on a disk that is mounted read-only"
