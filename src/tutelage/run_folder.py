@@ -85,7 +85,7 @@ class Run:
                 if not re.fullmatch(rb"\d*", lock.read_bytes()):
                     message = f"--out {self.path} contains a .lock file that belongs to another program"
                     raise TutelageError(message, "choose another --out")
-            self._lock.acquire(blocking=False)
+            self._lock.acquire(timeout=0.5, poll_interval=0.05)  # the workers of a killed process end a moment after it
         except filelock.Timeout as error:
             holder = ""
             with contextlib.suppress(OSError):  # Windows lets nobody else read it
