@@ -59,7 +59,7 @@ from tutelage.run_folder import Run
                 ["evaluate", "a/" + "n" * 300 + "/b"],
                 ["export", "n" * 300],
                 ["cache", "--cache", "n" * 300],
-                ["report", "é" * 150],
+                ["report", "a" * 200 + "/" + "é" * 150],
                 ["predict", "e", "n" * 300],
                 ["run", "--target", "d", "--gallery", "g", "n" * 300, "--out", "o"],
                 ["demo", "--out", "n" * 300],

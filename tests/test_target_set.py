@@ -650,3 +650,21 @@ def test_a_list_with_backslashes(tmp_path):
     rows = [f"{label}\\{i:03}.png,{label}" for label in ("cat", "dog") for i in range(4)]
     (tmp_path / "list.csv").write_text("path,label\n" + "\n".join(rows))
     assert len(read_target_set(tmp_path / "list.csv").refs) == 8
+
+
+def test_a_damaged_compressed_tar(tmp_path):
+    """A compressed tar whose middle is damaged gives the samples before that, and says that it is broken."""
+    draw = np.random.default_rng(0)
+    members = {
+        f"{i:03}.{ending}": draw.bytes(3000) if ending == "jpg" else b"cat" if i % 2 else b"dog"
+        for i in range(20)
+        for ending in ("cls", "jpg")
+    }
+    path = tar_of(tmp_path / "0.tar.gz", members)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 2000] = draw.bytes(2000)
+    path.write_bytes(bytes(data))
+    found = read_target_set(tmp_path)
+    assert found.classes == ("cat", "dog")
+    assert 4 < len(found.refs) < 20
+    assert any("images before that are used" in bad.reason for bad in found.rejected)

@@ -67,7 +67,7 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:  # whatever the file holds
     """Return the content of a JSON file; None if it does not exist.
 
     Raises:

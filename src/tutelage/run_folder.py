@@ -57,15 +57,9 @@ def same_place(one: object, other: object) -> bool:
     """Whether two values of a setting are equal, or name the same file or folder, such as a relative and an absolute path."""
     if isinstance(one, list) and isinstance(other, list):
         return len(one) == len(other) and all(map(same_place, one, other))
-    paths = (
-        isinstance(one, str)
-        and isinstance(other, str)
-        and one
-        and other
-        and os.path.exists(one)
-        and os.path.exists(other)
-    )
-    return one == other or bool(paths and os.path.samefile(str(one), str(other)))
+    if isinstance(one, str) and isinstance(other, str) and one != other:
+        return os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other)
+    return one == other
 
 
 class Run:

@@ -213,10 +213,8 @@ def _full(work: _Work, probe: _Adapted | None) -> _Adapted:
     passes, every = [FULL_PASSES // 4, FULL_PASSES // 2, FULL_PASSES], np.arange(len(task.train))
     tried: dict[int, tuple[dict[str, float], np.ndarray]] = {}
     if not work.fair.any():
-        tried[passes[0]] = _unjudged(work, 1.0)
-    for count in (
-        passes if work.fair.any() else ()
-    ):  # early stopping over whole schedules: a short cosine schedule is not a long one cut off
+        passes, tried = [], {passes[0]: _unjudged(work, 1.0)}
+    for count in passes:  # early stopping over whole schedules: a short cosine schedule is not a long one cut off
         if task.val:
             logits = _logits(work, _fine_tuned(work, head, every, count), task.val.images)
         else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,10 +35,10 @@ from tutelage.version import __version__
 if TYPE_CHECKING:
     from torch import nn
 
+    from tutelage.deploy.formats import Program
     from tutelage.models.students import Student
 
     Stages = dict[str, JSON]  # result of each stage
-    Program = Callable[[np.ndarray], np.ndarray]  # inputs of a model file -> its outputs
 
 PROVED_ON = 1000  # images on which torch and onnxruntime are compared
 SCORED_ON = 10_000  # test images on which the files are scored

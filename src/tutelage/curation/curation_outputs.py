@@ -88,13 +88,11 @@ def identity(labelled: LabelledSplit, refs: list[ImageRef], embedded: EmbeddingT
 def write_leaks(run: Run, labelled: LabelledSplit, refs: list[ImageRef], leaks: Sequence[Leak]) -> None:
     """Write leaks.csv, or remove the one of an earlier start. refs: the gallery image of each leak."""
     path, target = run.path / "curate" / "leaks.csv", labelled.target
-    if not leaks:
-        path.unlink(missing_ok=True)
-        return
     both = zip(refs, leaks, strict=True)
     rows = [(ref.id, target.refs[leak.held].id, target.splits[leak.held], leak.how) for ref, leak in both]
-    write_csv(path, [("gallery_image", "is", "split", "how"), *rows])
-    logger.info(f"{len(leaks):,} gallery images are validation or test images and stay out (curate/leaks.csv)")
+    write_csv(path, ("gallery_image", "is", "split", "how"), rows)
+    if leaks:
+        logger.info(f"{len(leaks):,} gallery images are validation or test images and stay out (curate/leaks.csv)")
 
 
 def pairs(store: Store, labelled: LabelledSplit, refs: list[ImageRef], leaks: Sequence[Leak]) -> list[KeptOut]:

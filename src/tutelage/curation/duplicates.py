@@ -141,7 +141,7 @@ def near_duplicates(
     return first
 
 
-def copies_of(embeddings: np.ndarray, thumbs: np.ndarray, asked: np.ndarray, advance: Advance) -> np.ndarray:
+def copies_among(embeddings: np.ndarray, thumbs: np.ndarray, asked: np.ndarray, advance: Advance) -> np.ndarray:
     """Return pairs of copies, (q, 2) int64, the later image first, among `asked` and their neighbours; as for `near_duplicates`."""
     return _copies(opponent(thumbs), _pairs(embeddings, layout(thumbs), asked, advance))
 

@@ -168,11 +168,8 @@ def _draw(target: TargetSet, usable: np.ndarray, keys: list[bytes], budget: int 
 
 def list_rejected(run: Run, rejected: Sequence[tuple[str, Rejected]]) -> None:
     """Write rejected.csv, or remove the one of an earlier start. rejected: ("target" or "gallery", image) pairs."""
-    if not rejected:
-        (run.path / "rejected.csv").unlink(missing_ok=True)
-        return
-    listed = [("set", "image", "reason"), *((kind, item.id, item.reason) for kind, item in rejected)]
-    write_csv(run.path / "rejected.csv", listed)
+    rows = [(kind, item.id, item.reason) for kind, item in rejected]
+    write_csv(run.path / "rejected.csv", ("set", "image", "reason"), rows)
 
 
 def reject(run: Run, rejected: Sequence[tuple[str, Rejected]], total: int, most: float) -> None:
@@ -190,8 +187,11 @@ def reject(run: Run, rejected: Sequence[tuple[str, Rejected]], total: int, most:
         )
 
 
-def write_csv(path: Path, rows: Sequence[Sequence[object]]) -> None:
-    """Write a whole CSV file."""
+def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Write a whole CSV file; without rows, remove the one of an earlier start."""
+    if not rows:
+        path.unlink(missing_ok=True)
+        return
     text = io.StringIO()
-    csv.writer(text).writerows(rows)
+    csv.writer(text).writerows([header, *rows])
     write_text(path, text.getvalue())

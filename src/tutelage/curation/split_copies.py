@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tutelage.curation.duplicates import SEARCHES, copies_of
+from tutelage.curation.duplicates import SEARCHES, copies_among
 from tutelage.curation.embedders import GalleryEmbedder
 from tutelage.curation.image_match import layout, thumbnail
 from tutelage.curation.labelled_set import LabelledSplit, write_csv
@@ -47,7 +47,7 @@ def copies_across_splits(labelled: LabelledSplit, encoder: GalleryEmbedder, memo
         features = encoder.outputs(images, "labelled, validation and test images")
         embeddings = unit(features - features.mean(axis=0))
     with progress("copies across splits", SEARCHES * len(asked)) as advance:
-        pairs = copies_of(embeddings, thumbs, asked, advance)
+        pairs = copies_among(embeddings, thumbs, asked, advance)
     first: dict[int, int] = {}
     for later, earlier in pairs.tolist():
         if order[later] != order[earlier]:
@@ -58,11 +58,10 @@ def copies_across_splits(labelled: LabelledSplit, encoder: GalleryEmbedder, memo
 def report_copies(run: Run, labelled: LabelledSplit, copies: list[tuple[int, int]]) -> None:
     """Log copies across splits and write curate/split_copies.csv, or remove the one of an earlier start."""
     path, target = run.path / "curate" / "split_copies.csv", labelled.target
-    if not copies:
-        path.unlink(missing_ok=True)
-        return
     rows = [(target.refs[b].id, target.splits[b], target.refs[a].id, target.splits[a]) for a, b in copies]
-    write_csv(path, [("image", "split", "is", "its_split"), *rows])
+    write_csv(path, ("image", "split", "is", "its_split"), rows)
+    if not rows:
+        return
     some = shown((f"{one} ({split}) = {other} ({its})" for one, split, other, its in rows), 3)
     logger.warning(
         f"{len(rows):,} labelled images look like copies of one in another split, which makes scores too high: {some}. All are in {path}; "

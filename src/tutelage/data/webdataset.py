@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import tarfile
+import zlib
 from pathlib import Path, PurePosixPath
 
+from tutelage.data.decode import hidden
 from tutelage.data.sources import TAR_SUFFIXES, clean
 
 LABEL_KEYS = ("label", "cls", "class", "class_name")  # of the .json beside an image, the first that is there
@@ -14,9 +16,8 @@ MOST = 1 << 20  # bytes of a .cls or .json; a larger one is none
 
 def tars_of(folder: Path) -> list[Path]:
     """Return the tars that lie directly in a folder, in the order of their names."""
-    return sorted(
-        p for p in folder.iterdir() if p.name.lower().endswith(TAR_SUFFIXES) and p.is_file() and p.name[0] != "."
-    )
+    found = (one for one in folder.iterdir() if one.name.lower().endswith(TAR_SUFFIXES) and not hidden(one.name))
+    return sorted(one for one in found if one.is_file())
 
 
 def labels_of(tar: Path) -> dict[str, str]:
@@ -27,7 +28,8 @@ def labels_of(tar: Path) -> dict[str, str]:
     labels: dict[str, str] = {}
     try:
         with tarfile.open(tar, errors="surrogateescape") as members:
-            for member in members:
+            while (member := members.next()) is not None:
+                members.members.clear()  # type: ignore[attr-defined]  # tarfile would keep all of them
                 stem, _, ending = clean(member.name).removeprefix("./").rpartition(".")
                 if ending.lower() not in ("cls", "json") or not member.isreg() or member.size > MOST:
                     continue
@@ -35,7 +37,7 @@ def labels_of(tar: Path) -> dict[str, str]:
                 text = "" if file is None else file.read().decode("utf-8", "replace").strip()
                 if label := text if ending.lower() == "cls" else _in_json(text):
                     labels[stem] = label
-    except (tarfile.TarError, OSError, EOFError):
+    except (tarfile.TarError, OSError, EOFError, zlib.error):
         pass
     return labels
 

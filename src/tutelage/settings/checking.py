@@ -199,8 +199,8 @@ def _impossible_text(name: str, value: object) -> TutelageError | None:
             continue
         if "\0" in text:
             return TutelageError(f"{flag(name)} {text!r} holds a NUL character", "leave it out: no path can hold one")
-        longest = max(text.split("/"), key=len)
-        if (count := len(longest.encode("utf-8", "surrogateescape"))) > LONGEST_NAME:
+        count = max(len(part.encode("utf-8", "surrogateescape")) for part in text.split("/"))
+        if count > LONGEST_NAME:
             message = (
                 f"{flag(name)} {text[:40]}... has a name of {count} bytes, but file systems take at most {LONGEST_NAME}"
             )
