@@ -1,4 +1,4 @@
-# make demo PYTHON=python3.12 chooses the interpreter; ARGS are passed on: make test ARGS="-x tests/test_emoji.py"
+# make demo PYTHON=python3.12 chooses the interpreter; ARGS are passed on: make test ARGS="-x tests/data/test_emoji.py"
 PYTHON ?= python3
 ARGS ?=
 OMP_WAIT_POLICY ?= PASSIVE

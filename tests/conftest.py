@@ -24,6 +24,9 @@ os.environ |= {"HF_ENDPOINT": "http://127.0.0.1:9", "COLUMNS": "120"}  # no hub
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers share the cores
 
+# Real images. Tests that want them are skipped where they are not.
+DATA = Path(os.environ.get("TUTELAGE_TEST_DATA") or "no-test-data")
+
 # The smallest networks that timm has: a run of them takes a third of the time of a real encoder.
 MODELS = (
     *("--teacher", "test_efficientnet", "--teacher-weights", "scratch", "--teacher-size", "32"),
@@ -59,8 +62,8 @@ SMALL_PIECES = (
 
 # Files that take long, the longest first: what is begun last should be short, or one worker waits for the other.
 LONG = (
-    "test_pipeline", "test_curate", "test_export", "test_processes", "test_bad_input", "test_resume", "test_docs", "test_dense_pipeline",
-    "test_ray", "test_models", "test_study", "test_cli", "test_committee", "test_report",
+    "test_run", "test_curate", "test_export", "test_processes", "test_bad_input", "test_resume", "test_docs", "test_run_segmentation",
+    "test_ray_backend", "test_models", "test_compare", "test_cli", "test_committee", "test_page",
 )  # fmt: skip
 
 

@@ -31,7 +31,7 @@ def test_cli_page_is_generated():
 def test_examples_resolve(path):
     """Every example TOML opens with its command and resolves to settings of that command."""
     from tutelage.settings import resolve
-    from tutelage.settings.commands import CompareSettings, RunSettings
+    from tutelage.settings.command_flags import CompareSettings, RunSettings
 
     text = path.read_text(encoding="utf-8")
     study = text.startswith(f"# tutelage compare examples/{path.name} ")

@@ -189,6 +189,16 @@ def test_files_and_functions_stay_short():
     assert not too_long(SRC), "\n" + "\n".join(too_long(SRC))
 
 
+def test_tests_lie_in_the_rooms_that_they_test():
+    """The tests of src/tutelage/<room>/ are in tests/<room>/; above them are those of single files and of the whole."""
+    folders = {
+        place.parent.relative_to(SRC.parent / "tests").as_posix() for place in SRC.parent.glob("tests/**/test_*.py")
+    }
+    rooms = {place.parent.name for place in (SRC / "tutelage").glob("*/__init__.py")}
+    assert folders - {"."} <= rooms
+    assert rooms - folders <= {"finetuning", "pipeline", "settings"}  # seen by the commands' tests only
+
+
 def test_no_room_without_a_word():
     """No file is named for being useful, and none waits to be written."""
     assert not [path for path in files_of(SRC).values() if path.name in FORBIDDEN_NAMES]

@@ -11,7 +11,7 @@ from tutelage.cli import call
 from tutelage.progress import duration, logger, main_process, progress
 from tutelage.results import CacheResult
 from tutelage.settings import command
-from tutelage.settings.commands import CacheSettings
+from tutelage.settings.command_flags import CacheSettings
 
 
 @pytest.fixture

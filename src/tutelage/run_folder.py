@@ -22,7 +22,7 @@ from tutelage.environment import threads, versions
 from tutelage.errors import TutelageError, shown
 from tutelage.files import TEMPORARY, damaged, file_hash, no_room, read_json, toml, write_json, write_text
 from tutelage.json_object import JSON
-from tutelage.settings.commands import FREE
+from tutelage.settings.command_flags import FREE
 
 SETTINGS = "settings.toml"
 DEFAULT = "default"  # stands for None in settings.toml, since TOML has no null

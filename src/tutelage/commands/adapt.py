@@ -31,7 +31,7 @@ from tutelage.progress import logger, progress
 from tutelage.results import AdaptationResult, CurationResult
 from tutelage.run_folder import Run
 from tutelage.settings import command, identity
-from tutelage.settings.commands import AdaptSettings
+from tutelage.settings.command_flags import AdaptSettings
 from tutelage.tasks import task_of
 
 if TYPE_CHECKING:

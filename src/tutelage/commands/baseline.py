@@ -11,7 +11,7 @@ from tutelage.files import file_hash, hash_of
 from tutelage.pipeline.stage import MetricsLog, checkpoint_steps, open_run, save_weights, training_steps
 from tutelage.results import CurationResult, StudentResult
 from tutelage.settings import command, identity
-from tutelage.settings.commands import BaselineSettings
+from tutelage.settings.command_flags import BaselineSettings
 from tutelage.tasks import task_of
 
 

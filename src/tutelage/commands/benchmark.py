@@ -20,7 +20,7 @@ from tutelage.json_object import JSON
 from tutelage.pipeline.finished_exports import export_folder, finished
 from tutelage.results import BenchmarkResult, StudentEntry
 from tutelage.settings import command
-from tutelage.settings.commands import BenchmarkSettings
+from tutelage.settings.command_flags import BenchmarkSettings
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession

@@ -10,7 +10,7 @@ from tutelage.errors import TutelageError
 from tutelage.files import read_json
 from tutelage.results import CacheResult
 from tutelage.settings import command
-from tutelage.settings.commands import CacheSettings
+from tutelage.settings.command_flags import CacheSettings
 
 KINDS = ("images-", "masks-", "outputs-", "embeddings-")  # what folders are named for
 BLOCKS = {".arrow", ".npy", ".parquet", ".pixels", ".json", ".partial"}  # endings of the files in them

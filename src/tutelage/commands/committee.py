@@ -18,7 +18,7 @@ from tutelage.compute_cost import CostMeter
 from tutelage.data.label_budget import folds
 from tutelage.data.manifest import load_task
 from tutelage.device import accelerator, training_flops
-from tutelage.distillation.mixture import mixture_of
+from tutelage.distillation.committee_mixture import mixture_of
 from tutelage.features.view_batches import Inference
 from tutelage.files import atomic_write, file_hash, hash_of, intact
 from tutelage.json_object import JSON
@@ -28,7 +28,7 @@ from tutelage.progress import logger
 from tutelage.results import AdaptationResult, CommitteeResult, CurationResult
 from tutelage.run_folder import Clock, Run
 from tutelage.settings import command, identity
-from tutelage.settings.commands import CommitteeSettings
+from tutelage.settings.command_flags import CommitteeSettings
 from tutelage.tasks import task_of
 from tutelage.training.batches import seed_of
 

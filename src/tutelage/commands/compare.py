@@ -24,7 +24,7 @@ from tutelage.progress import duration, logger, processes
 from tutelage.results import CurationResult, StudyEstimate, StudyResult
 from tutelage.run_folder import DEFAULT, STUDY, folder_name
 from tutelage.settings import command, declared, resolve
-from tutelage.settings.commands import CompareSettings, RunSettings
+from tutelage.settings.command_flags import CompareSettings, RunSettings
 from tutelage.study.methods import Variant, clip_weights, numbers, variants_of
 from tutelage.study.records import check_data, kept_record, write_record
 from tutelage.study.results_table import Record, record_name
@@ -94,7 +94,7 @@ def compare(settings: CompareSettings) -> StudyResult | StudyEstimate:
             logger.info(f"{name} has failed, the others go on: {failed[name]}")
     if len(failed) and not any(kept_record(kept, *work.identity(*one)) for one in plan):
         raise TutelageError(f"no run of the study could be finished: {next(iter(failed.values()))}")
-    from tutelage.study.page import write_study
+    from tutelage.study.study_page import write_study
 
     work.write_settings(about, failed)
     summary = write_study(folder)

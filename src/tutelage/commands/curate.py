@@ -32,7 +32,7 @@ from tutelage.progress import logger, progress
 from tutelage.results import CurationResult, ShardResult
 from tutelage.run_folder import Clock, Run
 from tutelage.settings import command, identity
-from tutelage.settings.commands import CurateSettings
+from tutelage.settings.command_flags import CurateSettings
 
 if TYPE_CHECKING:
     from tutelage.curation.candidates import LeakCheck

@@ -23,7 +23,7 @@ from tutelage.progress import duration, logger, progress
 from tutelage.reporting.table import models_of, scores_table
 from tutelage.results import DemoResult, ModelResult, Scores
 from tutelage.settings import command
-from tutelage.settings.commands import DemoSettings
+from tutelage.settings.command_flags import DemoSettings
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,7 +8,7 @@ from tutelage.pipeline.finished_exports import export_folder
 from tutelage.progress import logger
 from tutelage.results import PageResult
 from tutelage.settings import command
-from tutelage.settings.commands import DemoPageSettings
+from tutelage.settings.command_flags import DemoPageSettings
 
 
 @command(DemoPageSettings)

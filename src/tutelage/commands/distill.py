@@ -18,7 +18,7 @@ import numpy as np
 from tutelage.compute_cost import CostMeter
 from tutelage.data.manifest import TaskData, load_task, transfer_keys
 from tutelage.device import accelerator, flops, training_flops
-from tutelage.distillation.mixture import Mixture, sharpness_of
+from tutelage.distillation.committee_mixture import Mixture, sharpness_of
 from tutelage.errors import TutelageError
 from tutelage.features.view_batches import Inference, ViewSettings
 from tutelage.files import file_hash, hash_of
@@ -29,7 +29,7 @@ from tutelage.progress import logger, progress
 from tutelage.results import AdaptationResult, CommitteeResult, CurationResult, DistillationResult
 from tutelage.run_folder import Clock, Run
 from tutelage.settings import command, identity
-from tutelage.settings.commands import WITHOUT_TARGETS, DistillSettings
+from tutelage.settings.command_flags import WITHOUT_TARGETS, DistillSettings
 from tutelage.tasks import Task, peak_rate, task_of
 from tutelage.training.batches import seed_of
 

@@ -13,7 +13,7 @@ from tutelage.environment import versions
 from tutelage.json_object import JSON
 from tutelage.results import DoctorResult
 from tutelage.settings import command
-from tutelage.settings.commands import DoctorSettings
+from tutelage.settings.command_flags import DoctorSettings
 
 PACKAGES = ("tutelage", "torch", "torchvision", "timm", "accelerate", "faiss-cpu", "numpy", "pillow")
 EXTRAS = ("onnx", "onnxruntime", "tensorboard", "wandb", "mlflow", "ray", "segmentation_models_pytorch")

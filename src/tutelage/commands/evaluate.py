@@ -15,7 +15,7 @@ from tutelage.data.image_cache import Images, Store
 from tutelage.data.manifest import Labelled, TaskData, load_task
 from tutelage.data.masks import Labels
 from tutelage.device import accelerator, flops, latency_ms
-from tutelage.distillation.mixture import Mixture
+from tutelage.distillation.committee_mixture import Mixture
 from tutelage.errors import TutelageError, shown
 from tutelage.features.view_batches import Inference, ViewSettings
 from tutelage.files import hash_of
@@ -26,8 +26,8 @@ from tutelage.progress import Advance, logger, progress
 from tutelage.results import AdaptationResult, CommitteeResult, EvaluationResult, StudentEntry
 from tutelage.run_folder import TRAINED, Run
 from tutelage.settings import command, declared
-from tutelage.settings.commands import EvaluateSettings
-from tutelage.settings.flags import Views
+from tutelage.settings.command_flags import EvaluateSettings
+from tutelage.settings.shared_flags import Views
 from tutelage.tasks import Task, task_of
 
 if TYPE_CHECKING:

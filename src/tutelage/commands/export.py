@@ -12,7 +12,7 @@ import numpy as np
 from tutelage.data.decode import fit
 from tutelage.data.image_cache import Images
 from tutelage.data.manifest import TaskData, load_task
-from tutelage.deploy.folder import settle, staged
+from tutelage.deploy.export_folder import settle, staged
 from tutelage.deploy.quantise import LEAST_CALIBRATION, HeldOut, Quantised, quantise
 from tutelage.deploy.runtime import FLOAT, INT8, model_input, session_of
 from tutelage.device import cpu
@@ -28,7 +28,7 @@ from tutelage.progress import logger
 from tutelage.results import ExportResult, StudentEntry
 from tutelage.run_folder import Run
 from tutelage.settings import command
-from tutelage.settings.commands import ExportSettings
+from tutelage.settings.command_flags import ExportSettings
 from tutelage.tasks import Task, task_of
 from tutelage.version import __version__
 

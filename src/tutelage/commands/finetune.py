@@ -34,7 +34,7 @@ from tutelage.progress import logger, progress
 from tutelage.results import CurationResult, DistillationResult, FinetuneResult, StudentResult
 from tutelage.run_folder import Run
 from tutelage.settings import command, identity
-from tutelage.settings.commands import FinetuneSettings
+from tutelage.settings.command_flags import FinetuneSettings
 from tutelage.tasks import task_of
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from tutelage.pipeline.finished_exports import export_folder
 from tutelage.progress import logger, progress
 from tutelage.results import PredictionsResult
 from tutelage.settings import command
-from tutelage.settings.commands import PredictSettings
+from tutelage.settings.command_flags import PredictSettings
 
 
 @command(PredictSettings)

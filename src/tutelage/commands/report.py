@@ -7,7 +7,7 @@ from pathlib import Path
 from tutelage.progress import logger
 from tutelage.results import PageResult
 from tutelage.settings import command
-from tutelage.settings.commands import ReportSettings
+from tutelage.settings.command_flags import ReportSettings
 
 
 @command(ReportSettings)
@@ -17,7 +17,7 @@ def report(settings: ReportSettings) -> PageResult:
     from tutelage.run_folder import STUDY
 
     if (Path(settings.run) / STUDY).exists():
-        from tutelage.study.page import write_study
+        from tutelage.study.study_page import write_study
 
         page = write_study(Path(settings.run))["page"]
     else:

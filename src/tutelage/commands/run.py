@@ -22,7 +22,7 @@ from tutelage.progress import duration, logger, main_process, processes
 from tutelage.results import Result, RunResult
 from tutelage.run_folder import DEFAULT, Run
 from tutelage.settings import command
-from tutelage.settings.commands import RunSettings
+from tutelage.settings.command_flags import RunSettings
 
 SMOKE_STEPS, SMOKE_BATCH = 24, 32  # upper limits
 SMOKE_TOTAL, SMOKE_BUDGET = 512, 10  # upper limits; `curate` also looks at only a part of the gallery

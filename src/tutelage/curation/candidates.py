@@ -19,7 +19,7 @@ from tutelage.data.sources import ImageRef, Rejected
 from tutelage.device import free_memory
 from tutelage.errors import TutelageError
 from tutelage.progress import progress
-from tutelage.settings.commands import Curation
+from tutelage.settings.command_flags import Curation
 
 CROWDED = COPIES // 2  # a search that finds this many copies of one image may have missed further ones
 # Most neighbours searched for a held-out image: their thumbnails and crops take 50 MB for each image being compared.

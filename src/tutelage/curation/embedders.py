@@ -22,7 +22,7 @@ from tutelage.image_size import Size
 from tutelage.metrics import unit
 from tutelage.models.adapted_teacher import FeatureExtractor
 from tutelage.progress import Advance, logger, progress
-from tutelage.settings.commands import Curation
+from tutelage.settings.command_flags import Curation
 
 Ticking = Callable[[Advance], Advance]  # wraps a function that reports progress, as `Clock.ticking` does
 

@@ -18,7 +18,7 @@ from tutelage.errors import MOST_NAMED, FilesMissing, TutelageError, raise_all, 
 from tutelage.files import hash_of, read_json, write_text
 from tutelage.progress import logger
 from tutelage.run_folder import TRAINED, Run
-from tutelage.settings.commands import Curation
+from tutelage.settings.command_flags import Curation
 from tutelage.tasks import task_of
 
 

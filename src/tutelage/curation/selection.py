@@ -16,7 +16,7 @@ from tutelage.curation.strategies import Choice
 from tutelage.curation.vectors import Vectors
 from tutelage.errors import TutelageError, shown
 from tutelage.progress import logger, progress
-from tutelage.settings.flags import Gallery
+from tutelage.settings.shared_flags import Gallery
 
 EXACT = 5_000_000  # above this many vectors --index auto uses an inverted file
 NEAR = 0.5  # a similarity that counts as near whatever chance finds: in a gallery of similar images, chance finds much

@@ -21,7 +21,7 @@ from tutelage.image_size import Size, sides
 from tutelage.results import CurationResult
 from tutelage.run_folder import Run
 from tutelage.settings import declared
-from tutelage.settings.commands import DistillSettings
+from tutelage.settings.command_flags import DistillSettings
 
 UNLABELLED = -1
 

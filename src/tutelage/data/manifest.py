@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from tutelage.data.image_cache import Images, Store
 from tutelage.data.masks import Labels, MaskEncoding, Masks, kind_of, truth_of
-from tutelage.data.sources import SOURCE, ImageRef, _prints
+from tutelage.data.sources import SOURCE, ImageRef, fingerprints_of
 from tutelage.errors import TutelageError, shown
 from tutelage.files import atomic_write, damaged, read_json
 from tutelage.json_object import JSON
@@ -185,6 +185,6 @@ def _refuse(what: str, wrong: list[str]) -> None:
 def _present(ref: ImageRef) -> ImageRef:
     """Return the reference with its file's present fingerprint, so that a changed file is not cached under its former one."""
     try:
-        return replace(ref, fingerprint=_prints(ref.kind, ref.container, os.stat(ref.container))(ref.position))
+        return replace(ref, fingerprint=fingerprints_of(ref.kind, ref.container, os.stat(ref.container))(ref.position))
     except OSError:
         return ref

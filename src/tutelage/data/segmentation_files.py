@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from tutelage.data import labelled
-from tutelage.data.labelled import LabelledPlace, LabelledRef
+from tutelage.data.labelled_images import LabelledPlace, LabelledRef
+from tutelage.data.list_columns import find_columns, parquet_shards, read_schema, text_cells, text_columns
 from tutelage.data.masks import MaskEncoding, read_coding
-from tutelage.data.sources import ImageRef, Rejected, _prints, clean, file_ref, list_images
+from tutelage.data.sources import ImageRef, Rejected, clean, file_ref, fingerprints_of, list_images
+from tutelage.data.split_names import split_of_shard, split_word, splits_among, unknown_splits
 from tutelage.data.tabular import MASK_COLUMNS, mask_column, text_rows
 from tutelage.errors import FilesMissing, TutelageError, raise_all, shown
 
@@ -43,11 +44,11 @@ def read_pairs(place: Path) -> tuple[LabelledPlace, MaskEncoding]:
     suffix = place.suffix.lower()
     if place.is_dir() and (place / "images").is_dir():
         listing = _read_folder(place)
-    elif place.is_dir() and (shards := labelled._shards(place)):
+    elif place.is_dir() and (shards := parquet_shards(place)):
         listing = LabelledPlace(
-            [image for shard in shards for image in _read_shard(shard, labelled._split_of(shard)).images]
+            [image for shard in shards for image in _read_shard(shard, split_of_shard(shard)).images]
         )
-    elif suffix == ".parquet" and mask_column(labelled._schema(place)):
+    elif suffix == ".parquet" and mask_column(read_schema(place)):
         listing = _read_shard(place, "train")
     elif suffix in (".parquet", ".csv", ".txt", ".tsv"):
         listing = _read_list(place, _columns(place))
@@ -84,16 +85,13 @@ def _read_folder(place: Path) -> LabelledPlace:
             move = "move images without labels to --gallery" if kind == "image" else "remove these masks"
             errors.append(TutelageError(message, f"use the same names in masks/ and images/, or {move}"))
     raise_all(errors)
-    folders = {name.split("/")[0] for name in images if "/" in name}
-    known = {name for name in folders if name.lower() in labelled._SPLIT_WORDS}
+    splits = splits_among({name.split("/")[0] for name in images if "/" in name})
     for name, ref in sorted(images.items()):
-        split = name.split("/")[0]
-        if known and split not in known:
+        split = splits.get(name.split("/")[0], "") if splits else "train"
+        if not split:
             listing.rejected.append(Rejected(ref.id, "lies in no folder train, val or test"))
             continue
-        listing.images.append(
-            LabelledRef(ref, "", labelled._SPLIT_WORDS[split.lower()] if known else "train", mask=masks[name])
-        )
+        listing.images.append(LabelledRef(ref, "", split, mask=masks[name]))
     return listing
 
 
@@ -101,7 +99,7 @@ def _read_list(place: Path, columns: dict[str, list[str]]) -> LabelledPlace:
     """Read images and masks named by a list, relative to its folder."""
     listing, seen, twice = LabelledPlace(), {}, []
     splits, groups = (columns.get(word) or [""] * len(columns["image"]) for word in ("split", "group"))
-    errors = labelled._unknown_splits(place, splits)
+    errors = unknown_splits(place, splits)
     path_of, without, lost = partial(os.path.join, place.parent), [], []
     for image, mask, split, group in zip(columns["image"], columns["mask"], splits, groups, strict=True):
         if not image or not mask:
@@ -116,8 +114,7 @@ def _read_list(place: Path, columns: dict[str, list[str]]) -> LabelledPlace:
             twice.append(clean(image))
         elif before is row:  # the first time
             refs = [file_ref(path_of(name), clean(name.removeprefix("./"))) for name in (image, mask)]
-            split = labelled._SPLIT_WORDS.get(split.lower(), "train")
-            listing.images.append(LabelledRef(refs[0], "", split, clean(group), refs[1]))
+            listing.images.append(LabelledRef(refs[0], "", split_word(split) or "train", clean(group), refs[1]))
     if twice:
         message = f"{place}: {len(twice)} images are listed twice with two masks, splits or groups: {shown(twice, 20)}"
         errors.append(TutelageError(message, "list every image once, with the right mask and split"))
@@ -133,35 +130,35 @@ def _read_list(place: Path, columns: dict[str, list[str]]) -> LabelledPlace:
 def _columns(place: Path) -> dict[str, list[str]]:
     """Return the columns of a list, a text file with a header or Parquet, by our names."""
     table = place.suffix.lower() == ".parquet"
-    header, *rows = ([labelled._schema(place).names] if table else text_rows(place, "image,mask")) or [[]]
-    found = labelled._found(header, _COLUMNS)
+    header, *rows = ([read_schema(place).names] if table else text_rows(place, "image,mask")) or [[]]
+    found = find_columns(header, _COLUMNS)
     if "image" not in found or "mask" not in found:
         message = f"{place} has no image and mask columns (columns: {shown(header, 20) or 'none'})"
         hint = "name columns image and mask (and optionally split and group), in a text list in its first line"
         raise TutelageError(message, hint)
     if table:
-        return labelled._texts(place, {word: header[at] for word, at in found.items()})
-    return labelled._cells(rows, found)
+        return text_columns(place, {word: header[at] for word, at in found.items()})
+    return text_cells(rows, found)
 
 
 def _read_shard(place: Path, split: str) -> LabelledPlace:
     """Read the rows of a Parquet file with the bytes of image and mask; a `split` column in it overrides `split`."""
-    schema = labelled._schema(place)
+    schema = read_schema(place)
     column = mask_column(schema)
     if not column:
         message = f"{place} has no column with masks (columns: {shown(schema.names, 20)})"
         raise TutelageError(message, f"name the column with the masks' bytes {' or '.join(MASK_COLUMNS)}")
     refs, rejected = list_images(place)
     listing = LabelledPlace(rejected=rejected)
-    texts = labelled._texts(place, {n.lower(): n for n in reversed(schema.names) if n.lower() in ("split", "group")})
+    texts = text_columns(place, {n.lower(): n for n in reversed(schema.names) if n.lower() in ("split", "group")})
     splits, groups = (texts.get(word) or [""] * len(refs) for word in ("split", "group"))
     empty = pq.read_table(place, columns=[column]).column(column).is_null().to_pylist()
-    errors = labelled._unknown_splits(place, splits)
+    errors = unknown_splits(place, splits)
     if without := [ref.id for ref, none in zip(refs, empty, strict=True) if none]:
         errors.append(TutelageError(f"{place} has {len(without)} images without a mask: {shown(without, 20)}", BOTH))
     raise_all(errors)
-    fingerprint = _prints("mask", os.path.abspath(place), os.stat(place))
+    fingerprint = fingerprints_of("mask", os.path.abspath(place), os.stat(place))
     for row, (ref, own, group) in enumerate(zip(refs, splits, groups, strict=True)):
         mask = ImageRef(f"{ref.id} (mask)", ref.container, "mask", ref.position, -1, fingerprint(row))
-        listing.images.append(LabelledRef(ref, "", labelled._SPLIT_WORDS[own.lower()] if own else split, group, mask))
+        listing.images.append(LabelledRef(ref, "", split_word(own) or split, group, mask))
     return listing

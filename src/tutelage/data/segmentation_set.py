@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from tutelage.data.decode import size_of
-from tutelage.data.labelled import LabelledRef
+from tutelage.data.labelled_images import LabelledRef
 from tutelage.data.masks import IGNORE, Colour, MaskEncoding, numbered, read_values, truth_of
 from tutelage.data.segmentation_files import FORMS, read_pairs
 from tutelage.data.sources import ImageRef, Rejected, missing, read_bytes

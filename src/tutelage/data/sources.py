@@ -91,7 +91,7 @@ def file_ref(path: str, id: str) -> ImageRef:
     """Return the reference of one image file. Raises OSError if it is missing or not a regular file."""
     path = os.path.abspath(path)
     status = _regular(path)
-    return ImageRef(id, path, "file", 0, status.st_size, _prints("file", path, status)(0))
+    return ImageRef(id, path, "file", 0, status.st_size, fingerprints_of("file", path, status)(0))
 
 
 def read_bytes(refs: Sequence[ImageRef]) -> Iterator[tuple[int, bytes | Unreadable]]:
@@ -209,7 +209,7 @@ def _regular(path: str) -> os.stat_result:
     return status
 
 
-def _prints(kind: str, path: str, status: os.stat_result) -> Callable[[int], bytes]:
+def fingerprints_of(kind: str, path: str, status: os.stat_result) -> Callable[[int], bytes]:
     """Return a function from position to fingerprint for one container."""
     head = f"{kind}\0".encode() + os.fsencode(path) + struct.pack("<xqq", status.st_size, status.st_mtime_ns)
     base = hashlib.blake2b(head, digest_size=16)
@@ -235,7 +235,7 @@ def _open_tar(path: str) -> IO[bytes]:
 def _list_tar(path: str, id: str) -> list[ImageRef | Rejected]:
     """Return the images of a tar. Of members with the same name the last one counts, as when unpacked."""
     status = _regular(path)
-    fingerprint = _prints("tar", path, status)
+    fingerprint = fingerprints_of("tar", path, status)
     last: dict[str, ImageRef] = {}
     rejected: list[Rejected] = []
     with _open_tar(path) as stream:
@@ -341,7 +341,7 @@ def _read_parquet(refs: list[ImageRef]) -> Iterator[bytes | Unreadable]:
 
 
 def _list_parquet(path: str, id: str) -> list[ImageRef]:
-    fingerprint = _prints("parquet", path, _regular(path))
+    fingerprint = fingerprints_of("parquet", path, _regular(path))
     with pq.ParquetFile(path) as file:
         image_column(file.schema_arrow, path)
         rows = file.metadata.num_rows

@@ -16,8 +16,9 @@ import numpy as np
 
 from tutelage.data.class_names import faults_of_names
 from tutelage.data.gallery import place_names, unique_ids
-from tutelage.data.labelled import FORMS, LabelledPlace, LabelledRef, read_labelled, split_word
+from tutelage.data.labelled_images import FORMS, LabelledPlace, LabelledRef, read_labelled
 from tutelage.data.sources import SOURCE, ImageRef, Rejected, missing
+from tutelage.data.split_names import split_word
 from tutelage.errors import TutelageError, did_you_mean, raise_all, shown
 from tutelage.json_object import JSON
 

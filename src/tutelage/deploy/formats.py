@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from tutelage.deploy.onnx_graph import example, torch_outputs
-from tutelage.deploy.quiet import quiet
+from tutelage.deploy.silence_output import quiet
 from tutelage.errors import TutelageError, raise_all
 from tutelage.image_size import Size
 

@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader
 from tutelage.json_object import JSON
 from tutelage.metrics import wilson
 from tutelage.reporting.charts import confused
-from tutelage.reporting.choices import delivery
+from tutelage.reporting.decisions import delivery
 from tutelage.reporting.diagnosis import diagnose
 from tutelage.reporting.page import command
 from tutelage.reporting.scores import main_score, variance, words_of

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from tutelage.deploy.quiet import quiet
+from tutelage.deploy.silence_output import quiet
 from tutelage.errors import TutelageError
 from tutelage.image_size import Size, sides
 

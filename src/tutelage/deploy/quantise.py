@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 
 from tutelage.deploy.activation_ranges import least_error
-from tutelage.deploy.quiet import quiet
 from tutelage.deploy.runtime import session_of, softmax
+from tutelage.deploy.silence_output import quiet
 from tutelage.errors import TutelageError
 from tutelage.json_object import JSON
 

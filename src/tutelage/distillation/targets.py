@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tutelage.data.grids import crop_grid
 from tutelage.data.image_cache import Images
+from tutelage.data.view_grids import crop_grid
 from tutelage.features.output_cache import Outputs, run_network
 from tutelage.features.view_batches import CLEAN, MIRRORED, ViewSettings, drawn_views
 from tutelage.metrics import log_softmax

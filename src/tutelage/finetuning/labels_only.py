@@ -14,7 +14,7 @@ from tutelage.finetuning import supervised
 from tutelage.json_object import JSON
 from tutelage.models.students import Student
 from tutelage.progress import progress
-from tutelage.settings.commands import BaselineSettings
+from tutelage.settings.command_flags import BaselineSettings
 from tutelage.tasks import Task, peak_rate
 from tutelage.training import batches, checkpoints, loop
 

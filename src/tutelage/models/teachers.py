@@ -11,7 +11,7 @@ from tutelage.errors import TutelageError, did_you_mean, shown
 from tutelage.image_size import Size, sides
 from tutelage.models.aliases import STUDENTS, TEACHERS, check_size, full_name
 from tutelage.models.weights import TimmModel, WeightSource, create, first_line, timm_entry, weights_hash
-from tutelage.settings.flags import Group
+from tutelage.settings.shared_flags import Group
 
 
 @dataclass(frozen=True)

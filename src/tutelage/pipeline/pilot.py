@@ -28,7 +28,7 @@ from tutelage.reporting.example_predictions import read_counts
 from tutelage.results import CurationResult
 from tutelage.run_folder import Run
 from tutelage.settings import identity
-from tutelage.settings.commands import RunSettings
+from tutelage.settings.command_flags import RunSettings
 
 STAGES = ("curate", "adapt", "committee", "distill", "baseline")
 

@@ -24,8 +24,8 @@ from tutelage.image_size import Size, sides
 from tutelage.models.aliases import check_size, full_name, weights_path
 from tutelage.progress import processes
 from tutelage.run_folder import Run
-from tutelage.settings import flag, flags
-from tutelage.settings.commands import WITHOUT_TARGETS, CurateSettings, Curation, DistillSettings, RunSettings
+from tutelage.settings import flag, shared_flags
+from tutelage.settings.command_flags import WITHOUT_TARGETS, CurateSettings, Curation, DistillSettings, RunSettings
 from tutelage.tasks import Task, task_of
 
 P = ParamSpec("P")
@@ -33,7 +33,7 @@ KINDS = ("teacher", "student")
 FIXED = ("patch", "efficientvit_m")  # in names of our own table: the input size is part of the architecture
 
 
-def preflight(settings: flags.Stage, cache: Path) -> None:
+def preflight(settings: shared_flags.Stage, cache: Path) -> None:
     """Check the settings of `run` or of one stage; a stage's own are checked, and no others.
 
     Args:
@@ -42,7 +42,7 @@ def preflight(settings: flags.Stage, cache: Path) -> None:
     Raises:
         TutelageError: all faults found, in one message.
     """
-    if isinstance(settings, flags.Labelled):
+    if isinstance(settings, shared_flags.Labelled):
         task = settings.task
     else:  # a later stage
         task = Run(settings.out).result("curate", "this stage").get("task", "classification")
@@ -78,10 +78,10 @@ def _raised(check: Callable[P, object], *given: P.args, **named: P.kwargs) -> li
     return []
 
 
-def _contradictions(settings: flags.Stage) -> Iterator[TutelageError]:
+def _contradictions(settings: shared_flags.Stage) -> Iterator[TutelageError]:
     """Yield the faults of settings that are valid one by one but not together."""
     yield from _of_the_choice(settings)
-    if isinstance(settings, flags.Schedule) and settings.epochs is not None and settings.steps is not None:
+    if isinstance(settings, shared_flags.Schedule) and settings.epochs is not None and settings.steps is not None:
         message = f"--epochs {settings.epochs} and --steps {settings.steps} cannot be used together"
         yield TutelageError(message, "leave one of them out")
     if isinstance(settings, RunSettings) and settings.pilot:
@@ -92,14 +92,14 @@ def _contradictions(settings: flags.Stage) -> Iterator[TutelageError]:
             needs = "class labels, --objective task-oriented or pseudo-label, no --val, a baseline, --finetune auto and one process"
             message = f"--pilot with {', '.join(wrong)} is not possible: it needs {needs}"
             yield TutelageError(message, "leave --pilot out (with --val the validation images judge)")
-    count, batch = processes(), settings.batch_size if isinstance(settings, flags.Schedule) else 0
+    count, batch = processes(), settings.batch_size if isinstance(settings, shared_flags.Schedule) else 0
     if batch % count:
         near = max(2, batch // count) * count
         message = f"--batch-size {batch} on {count} processes is not a multiple of {count}"
         yield TutelageError(message, f"use --batch-size {near}")
 
 
-def _of_the_choice(settings: flags.Stage) -> Iterator[TutelageError]:
+def _of_the_choice(settings: shared_flags.Stage) -> Iterator[TutelageError]:
     """Yield the faults in how gallery images are to be chosen: strategy, total, per_query, embeddings, shard."""
     if not isinstance(settings, Curation):
         return
@@ -123,7 +123,7 @@ def _of_the_choice(settings: flags.Stage) -> Iterator[TutelageError]:
         yield from _raised(share_of, settings.shard)
 
 
-def strategy_of(settings: flags.Gallery) -> str:
+def strategy_of(settings: shared_flags.Gallery) -> str:
     """Return the strategy that the settings ask for: "auto" means `balanced` where a number is given, else `all`."""
     if settings.strategy != "auto":
         return settings.strategy
@@ -173,7 +173,7 @@ def share_of(shard: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def _of_folders(settings: flags.Stage, cache: Path) -> list[TutelageError]:
+def _of_folders(settings: shared_flags.Stage, cache: Path) -> list[TutelageError]:
     """Return the faults of the run folder and the cache: not writable, or with files that are no run."""
     faults: list[TutelageError] = []
     out = Path(settings.out)
@@ -209,7 +209,7 @@ def _others(out: Path) -> list[str]:
     return sorted(name for name in os.listdir(out) if not name.startswith("."))
 
 
-def _of_data(settings: flags.Stage) -> list[TutelageError]:
+def _of_data(settings: shared_flags.Stage) -> list[TutelageError]:
     """Return the faults of the places of the labelled images and the gallery."""
     if not isinstance(settings, Curation):
         return []
@@ -217,7 +217,7 @@ def _of_data(settings: flags.Stage) -> list[TutelageError]:
     return faults + [missing(place, "--gallery ") for place in settings.gallery if not Path(place).exists()]
 
 
-def _of_packages(settings: flags.Stage) -> Iterator[TutelageError]:
+def _of_packages(settings: shared_flags.Stage) -> Iterator[TutelageError]:
     """Yield a fault for a tracker and an engine whose package, named like the setting's value, is not installed."""
     for name in ("tracker", "engine"):
         value = getattr(settings, name, "none")
@@ -226,7 +226,7 @@ def _of_packages(settings: flags.Stage) -> Iterator[TutelageError]:
             yield TutelageError(f"--{name} {value}: the package is not installed", hint)
 
 
-def _check_cluster(settings: flags.Stage) -> None:
+def _check_cluster(settings: shared_flags.Stage) -> None:
     """Check that something listens at RAY_ADDRESS: Ray itself would end the process without a helpful message."""
     address = os.environ.get("RAY_ADDRESS", "").removeprefix("ray://")
     host, _, port = address.rpartition(":")
@@ -241,7 +241,7 @@ def _check_cluster(settings: flags.Stage) -> None:
         ) from error
 
 
-def _of_machine(settings: flags.Machine) -> list[TutelageError]:
+def _of_machine(settings: shared_flags.Machine) -> list[TutelageError]:
     """Return the faults of device and precision."""
     device, precision = settings.device, settings.precision
     if device in ("auto", "cpu") and precision != "fp16":
@@ -257,7 +257,7 @@ def _check_alias_size(name: str | None, size: Size | None, kind: str) -> None:
         check_size(name, size, kind)
 
 
-def _check_model(settings: flags.Stage, kind: str, hub: bool) -> None:
+def _check_model(settings: shared_flags.Stage, kind: str, hub: bool) -> None:
     """Check name, size and, with `hub`, that pretrained weights can be obtained."""
     name, size = getattr(settings, kind), getattr(settings, f"{kind}_size", None)
     weights = getattr(settings, f"{kind}_weights", "scratch")
@@ -277,7 +277,7 @@ def _check_model(settings: flags.Stage, kind: str, hub: bool) -> None:
         check_within_reach(full, kind)
 
 
-def _try_student(settings: flags.Stage, task: Task) -> None:
+def _try_student(settings: shared_flags.Stage, task: Task) -> None:
     """Train the student for one step on random pixels: not every architecture can take every size and objective."""
     if not isinstance(settings, DistillSettings) or (Path(settings.out) / "distill").exists():
         return
@@ -305,7 +305,7 @@ def _try_student(settings: flags.Stage, task: Task) -> None:
         raise TutelageError(message, "use another --student-size, or another --student") from error
 
 
-def _try_file(settings: flags.Stage, kind: str) -> None:
+def _try_file(settings: shared_flags.Stage, kind: str) -> None:
     """Load a model's weights, if they are a file."""
     weights = getattr(settings, f"{kind}_weights", "scratch")
     if weights_path(weights, kind) is None:

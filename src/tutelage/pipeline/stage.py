@@ -17,8 +17,8 @@ from tutelage.pipeline.preflight import preflight
 from tutelage.progress import logger, main_process, processes
 from tutelage.results import StageResult
 from tutelage.run_folder import Run
-from tutelage.settings.commands import WITHOUT_TARGETS, Curation, DistillSettings, EvaluateSettings, ExportSettings
-from tutelage.settings.flags import Group, Schedule, Stage
+from tutelage.settings.command_flags import WITHOUT_TARGETS, Curation, DistillSettings, EvaluateSettings, ExportSettings
+from tutelage.settings.shared_flags import Group, Schedule, Stage
 from tutelage.tasks import task_of
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from tutelage.json_object import JSON
 from tutelage.metrics import reliability
 from tutelage.progress import duration
 from tutelage.reporting import charts
-from tutelage.reporting.choices import answer, committee
+from tutelage.reporting.decisions import answer, committee
 from tutelage.reporting.diagnosis import diagnose
 from tutelage.reporting.example_predictions import encoded, read_evidence, read_pictures, shown_student
 from tutelage.reporting.scores import words_of, words_of_results

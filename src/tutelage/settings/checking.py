@@ -20,7 +20,7 @@ from pydantic_core import ErrorDetails
 from tutelage.errors import TutelageError, did_you_mean, raise_all
 from tutelage.files import file_hash
 from tutelage.settings import presets
-from tutelage.settings.flags import Group, declared, default_of
+from tutelage.settings.shared_flags import Group, declared, default_of
 
 P = ParamSpec("P")
 NO_PATHS = {"classes", "group_by", "templates", "methods", "set"}  # texts that are never a path

@@ -16,8 +16,8 @@ from tutelage.image_size import Size, sides
 from tutelage.pipeline.stage import needed, training_steps
 from tutelage.progress import duration, logger
 from tutelage.results import StudyEstimate
-from tutelage.settings.commands import WITHOUT_TARGETS, RunSettings
-from tutelage.settings.flags import Student
+from tutelage.settings.command_flags import WITHOUT_TARGETS, RunSettings
+from tutelage.settings.shared_flags import Student
 from tutelage.study.methods import Variant
 from tutelage.tasks import task_of
 

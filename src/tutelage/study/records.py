@@ -21,7 +21,7 @@ from tutelage.metrics import reliability
 from tutelage.reporting.diagnosis import diagnose
 from tutelage.reporting.example_predictions import read_counts, read_evidence
 from tutelage.run_folder import Run
-from tutelage.settings.commands import FREE, RunSettings
+from tutelage.settings.command_flags import FREE, RunSettings
 from tutelage.study.methods import Method
 from tutelage.study.results_table import Record, read_record, record_name
 from tutelage.tasks import task_of

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tutelage.settings.commands import BaselineSettings
+from tutelage.settings.command_flags import BaselineSettings
 from tutelage.tasks.base import HeadFitter, Task
 from tutelage.tasks.classification import Classification
 from tutelage.tasks.segmentation import Segmentation

@@ -21,8 +21,8 @@ from tutelage.features.view_batches import Inference, ViewSettings
 from tutelage.json_object import JSON
 from tutelage.reporting.scores import MetricSpec
 from tutelage.results import AdaptationResult
-from tutelage.settings import flags
-from tutelage.settings.commands import CommitteeSettings, Curation, DistillSettings, RunSettings
+from tutelage.settings import shared_flags
+from tutelage.settings.command_flags import CommitteeSettings, Curation, DistillSettings, RunSettings
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -55,7 +55,7 @@ class HeadFitter:
     fit: Callable[[float, np.ndarray, np.ndarray], TeacherHead]
 
 
-def class_names(settings: flags.Labelled) -> list[str] | None:
+def class_names(settings: shared_flags.Labelled) -> list[str] | None:
     """Return the class names given by --classes; None for all classes."""
     return [name.strip() for name in settings.classes.split(",")] if settings.classes else None
 
@@ -91,7 +91,7 @@ class Task(Protocol):
     IMAGE_SCORE: str  # key of the mean of `image_scores` in the result of the last stage
 
     # Reading data
-    def check(self, settings: flags.Group) -> list[TutelageError]:
+    def check(self, settings: shared_flags.Group) -> list[TutelageError]:
         """Return one fault for each setting that this task does not support; nothing is read."""
 
     def read(self, settings: Curation) -> TargetSet:
@@ -104,10 +104,10 @@ class Task(Protocol):
         """Return the labels of the rows `good` of a target set, whose images are `images`."""
 
     # Views and grids
-    def views(self, settings: flags.Views) -> ViewSettings:
+    def views(self, settings: shared_flags.Views) -> ViewSettings:
         """Return the view settings of a run."""
 
-    def grid(self, settings: flags.Student) -> Grid | None:
+    def grid(self, settings: shared_flags.Student) -> Grid | None:
         """Return the grid of the student's logits in the distillation; None if they are of whole images."""
 
     # The teacher
@@ -158,7 +158,7 @@ class Task(Protocol):
         """Load the teacher of a run for evaluation. weights: --teacher-weights of the run."""
 
     # The student
-    def student(self, settings: flags.Student, classes: int) -> Student:
+    def student(self, settings: shared_flags.Student, classes: int) -> Student:
         """Build a new student."""
 
     def distillation_module(self, student: Student, width: int, settings: DistillSettings) -> nn.Module:

@@ -22,8 +22,8 @@ from tutelage.progress import logger
 from tutelage.reporting.example_predictions import write_evidence
 from tutelage.reporting.scores import CLASSES
 from tutelage.results import AdaptationResult
-from tutelage.settings import flags
-from tutelage.settings.commands import WITHOUT_TARGETS, CommitteeSettings, Curation, DistillSettings, RunSettings
+from tutelage.settings import shared_flags
+from tutelage.settings.command_flags import WITHOUT_TARGETS, CommitteeSettings, Curation, DistillSettings, RunSettings
 from tutelage.tasks.base import Grid, HeadFitter, Predictions, Task, class_names
 
 if TYPE_CHECKING:
@@ -56,13 +56,13 @@ class Classification(Task):
     METRICS, SCORE_TITLE, IMAGE_SCORE = CLASSES, "accuracy", "accuracy"
     BUDGET_PER_CLASS, PILOT = True, True
 
-    def check(self, settings: flags.Group) -> list[TutelageError]:
+    def check(self, settings: shared_flags.Group) -> list[TutelageError]:
         task, other, faults = "with --task classification", "or use --task segmentation", []
         for kind in ("teacher", "student"):
             if isinstance(size := getattr(settings, f"{kind}_size", None), str):
                 message = f"--{kind}-size {size} {task} must be one number, for a square"
                 faults.append(TutelageError(message, f"give one number, {other}"))
-        if isinstance(settings, flags.Teacher) and settings.teacher_window is not None:
+        if isinstance(settings, shared_flags.Teacher) and settings.teacher_window is not None:
             message = f"--teacher-window {settings.teacher_window} {task} is not supported"
             faults.append(TutelageError(message, f"leave it out, {other}"))
         return faults
@@ -77,10 +77,10 @@ class Classification(Task):
     def labels_of(self, found: TargetSet, good: np.ndarray, images: Images, cache: Path) -> np.ndarray:
         return found.labels[good]
 
-    def views(self, settings: flags.Views) -> ViewSettings:
+    def views(self, settings: shared_flags.Views) -> ViewSettings:
         return ViewSettings(settings.view_seed, settings.flip, settings.crop_area, resize=settings.resize)
 
-    def grid(self, settings: flags.Student) -> None:
+    def grid(self, settings: shared_flags.Student) -> None:
         return None
 
     def flops_of(self, encoder: FrozenEncoder) -> int:
@@ -148,7 +148,7 @@ class Classification(Task):
 
         return load_adapted(folder, result.to_json(), weights, accelerator)
 
-    def student(self, settings: flags.Student, classes: int) -> Student:
+    def student(self, settings: shared_flags.Student, classes: int) -> Student:
         from tutelage.models.students import build_student
 
         return build_student(settings.student, classes, settings.student_weights, settings.student_size)

@@ -25,8 +25,8 @@ from tutelage.models.linear_probe import judgeable
 from tutelage.reporting.scores import MASKS
 from tutelage.reporting.segmentation_examples import write_dense_evidence
 from tutelage.results import AdaptationResult
-from tutelage.settings import flags
-from tutelage.settings.commands import CommitteeSettings, Curation, DistillSettings, RunSettings
+from tutelage.settings import shared_flags
+from tutelage.settings.command_flags import CommitteeSettings, Curation, DistillSettings, RunSettings
 from tutelage.tasks.base import Grid, HeadFitter, Predictions, Task, class_names
 from tutelage.tasks.segmentation_settings import faults_of
 
@@ -61,7 +61,7 @@ class Segmentation(Task):
     METRICS, SCORE_TITLE, IMAGE_SCORE = MASKS, "mean IoU", "miou_of_images"
     BUDGET_PER_CLASS, PILOT = False, False
 
-    def check(self, settings: flags.Group) -> list[TutelageError]:
+    def check(self, settings: shared_flags.Group) -> list[TutelageError]:
         return faults_of(settings)
 
     def read(self, settings: Curation) -> TargetSet:
@@ -79,10 +79,10 @@ class Segmentation(Task):
         of = {"classes": found.classes, **found.about(rows)}
         return load_masks(cache, [found.masks[i] for i in rows], images.sizes, of, [found.truths[i] for i in rows])
 
-    def views(self, settings: flags.Views) -> ViewSettings:
+    def views(self, settings: shared_flags.Views) -> ViewSettings:
         return ViewSettings(settings.view_seed, settings.flip, settings.crop_area, resize="squash", follow=True)
 
-    def grid(self, settings: flags.Student) -> Grid:
+    def grid(self, settings: shared_flags.Student) -> Grid:
         return _grids(settings)[0]
 
     def flops_of(self, encoder: FrozenEncoder) -> int:
@@ -165,7 +165,7 @@ class Segmentation(Task):
 
         return load_adapted(folder, result.to_json(), weights, accelerator, (1, 1))
 
-    def student(self, settings: flags.Student, classes: int) -> Student:
+    def student(self, settings: shared_flags.Student, classes: int) -> Student:
         from tutelage.models.segmentation_students import build_student
 
         s = settings
@@ -263,14 +263,14 @@ def _dense(module: nn.Module) -> DenseNetwork:
     return cast("DenseNetwork", module)
 
 
-def _grid(settings: flags.Student, stride: int) -> Grid:
+def _grid(settings: shared_flags.Student, stride: int) -> Grid:
     from tutelage.models.segmentation_grids import grid_of
     from tutelage.models.teachers import size_of
 
     return grid_of(size_of(settings, "student"), stride)
 
 
-def _grids(settings: flags.Student) -> list[Grid]:
+def _grids(settings: shared_flags.Student) -> list[Grid]:
     """Return the grids on which logits may be cached: that of half the stride of the student's logits, and coarser ones."""
     from tutelage.models.segmentation_students import STRIDES
 

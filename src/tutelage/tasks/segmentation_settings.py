@@ -7,8 +7,8 @@ import re
 
 from tutelage.errors import TutelageError
 from tutelage.image_size import sides
-from tutelage.settings.commands import DistillSettings
-from tutelage.settings.flags import Group, Resize, Student, Teacher
+from tutelage.settings.command_flags import DistillSettings
+from tutelage.settings.shared_flags import Group, Resize, Student, Teacher
 
 OBJECTIVES = ("task-oriented", "pseudo-label", "task-agnostic")
 COMPARISONS = ("contrastive", "cosine")

@@ -31,7 +31,7 @@ SIZE, SHORT_SIDE = 32, 48
 LABELS = ["<b>red</b> & more", "green", "blue"]
 MEAN, STD = [0.5, 0.4, 0.45], [0.25, 0.2, 0.22]
 
-SOURCE = Path(__file__).parents[1] / "src" / "tutelage" / "deploy" / "onnxruntime_web"
+SOURCE = Path(__file__).parents[2] / "src" / "tutelage" / "deploy" / "onnxruntime_web"
 
 DROP = """<script>addEventListener("load", async () => {
 const list = new DataTransfer();

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 
+from conftest import DATA
 from tutelage.features.principal_axes import COMPONENTS, principal_axes, unit_embeddings
 from tutelage.models import weights
 
-DATA = Path(os.environ.get("TUTELAGE_TEST_DATA", Path(__file__).parents[1] / ".." / "shared" / "data"))
 CIFAR = DATA / "cifar10" / "test-00000-of-00001.parquet"
 
 

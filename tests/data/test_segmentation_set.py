@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import itertools
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -15,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from conftest import DATA
 from scenes import CLASSES, scene, write_pair, write_scenes
 from tutelage.data.decode import _TURNS as TURNS
 from tutelage.data.image_cache import Store
@@ -22,8 +22,6 @@ from tutelage.data.label_budget import draw_images
 from tutelage.data.masks import IGNORE, MaskEncoding, Masks, kind_of, made_colours, numbered, painted, read_values
 from tutelage.data.segmentation_set import read_dense_set
 from tutelage.errors import TutelageError
-
-DATA = Path(os.environ.get("TUTELAGE_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
 @pytest.fixture(scope="module")
@@ -386,7 +384,7 @@ def test_settings_that_segmentation_cannot_have(tutelage, place):
 def test_a_size_that_is_none():
     """What is no size is told with an example of one."""
     from tutelage.settings import resolve
-    from tutelage.settings.commands import CurateSettings
+    from tutelage.settings.command_flags import CurateSettings
 
     settings = {"target": "t", "gallery": ["g"], "out": "o"}
     for wrong in ("32by64", "8x64", "0", "x", "4000"):
@@ -420,6 +418,27 @@ def test_one_name_for_two_files(tutelage, place):
     told = refused(curate(tutelage, place))
     for kind in ("images", "masks"):
         assert f"{kind} has 1 names twice, with two endings: train/" in told
+
+
+@pytest.mark.parametrize(
+    "names", [("training", "validation", "testing"), ("train2017", "val2017", "test2017"), ("Train_set", "Val", "Test")]
+)
+def test_usual_names_of_splits(place, names):
+    """Folders of splits are known by their usual names, and never become train images without a word."""
+    found = read_dense_set(place / "target")
+    for kind in ("images", "masks"):
+        for split, name in zip(("train", "val", "test"), names, strict=True):
+            (place / "target" / kind / split).rename(place / "target" / kind / name)
+    assert same(read_dense_set(place / "target"), found)
+
+
+def test_a_folder_called_training_alone(place):
+    """Without another split beside it, a folder called training is a group of images like any other."""
+    for kind in ("images", "masks"):
+        for split, name in (("train", "training"), ("val", "indoors"), ("test", "outdoors")):
+            (place / "target" / kind / split).rename(place / "target" / kind / name)
+    splits = read_dense_set(place / "target").splits
+    assert {*splits.tolist()} == {"train", "test"}  # a part is held out, as of images without folders
 
 
 @pytest.mark.parametrize("other", ["mask", "split"])

@@ -26,7 +26,7 @@ from tutelage.finetuning import supervised
 from tutelage.metrics import log_softmax
 from tutelage.pipeline.stage import HELD_OUT_LOGITS
 from tutelage.settings import declared, resolve
-from tutelage.settings.commands import CurateSettings
+from tutelage.settings.command_flags import CurateSettings
 
 SMALL = {
     "teacher": "test_efficientnet", "teacher_weights": "scratch", "teacher_size": 32, "student": "test_resnet",

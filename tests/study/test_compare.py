@@ -23,8 +23,8 @@ from tutelage.reporting.cost import cost_of
 from tutelage.reporting.table import TITLES
 from tutelage.run_folder import Run
 from tutelage.study.methods import METHODS, listed, numbers, variants_of
-from tutelage.study.page import answer, sureness, write_study
 from tutelage.study.results_table import cells_of, main_budget, read_records, references_of
+from tutelage.study.study_page import answer, sureness, write_study
 
 pytestmark = pytest.mark.slow
 

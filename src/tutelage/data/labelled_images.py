@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from tutelage.data.decode import hidden
+from tutelage.data.list_columns import find_columns, parquet_shards, read_schema, text_cells, text_columns
 from tutelage.data.sources import (
     IMAGE_SUFFIXES,
     TAR_SUFFIXES,
@@ -29,6 +28,7 @@ from tutelage.data.sources import (
     list_images,
     what_is_ours,
 )
+from tutelage.data.split_names import SHARDS, split_folders, split_of_shard, split_word, unknown_splits
 from tutelage.data.tabular import image_column, text_rows
 from tutelage.data.webdataset import label_of, labels_of, tars_of
 from tutelage.errors import FilesMissing, TutelageError, raise_all, shown
@@ -38,8 +38,6 @@ FORMS = (
     "with .cls or .json labels"
 )
 
-SHARDS = (".parquet", *TAR_SUFFIXES)
-_SPLIT_WORDS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _COLUMNS = {
     "path": ("path", "file_name", "filename", "file", "image"),
     "label": ("label", "class"),
@@ -102,7 +100,7 @@ def _read_folder(place: Path) -> LabelledPlace:
     """Read `train|val|test` with classes or shards in each, shards (Parquet also in `data/`), or a folder of classes."""
     listing = LabelledPlace()
     folders = sorted(p for p in place.iterdir() if p.is_dir() and not hidden(p.name))
-    splits = _split_folders(folders)
+    splits = split_folders(folders)
     if splits:
         for folder, split in splits.items():
             inside, tars, prefix = sorted(folder.glob("[!.]*.parquet")), tars_of(folder), clean(folder.name) + "/"
@@ -116,7 +114,7 @@ def _read_folder(place: Path) -> LabelledPlace:
         if others := [p.name for p in folders if p not in splits]:
             first = next(iter(splits)).name
             listing.notes.append(f"{place}: folders beside {first} that are not read: {shown(others)}")
-    elif shards := _shards(place):
+    elif shards := parquet_shards(place):
         _add_shards(listing, shards, "", "")
     elif not folders and (tars := tars_of(place)):
         _add_tars(listing, tars, "", "")
@@ -127,48 +125,10 @@ def _read_folder(place: Path) -> LabelledPlace:
     return listing
 
 
-def _split_folders(folders: Sequence[Path]) -> dict[Path, str]:
-    """Return the folders that are splits, each with its split; none if these are folders of classes.
-
-    Names like `training` and `val2017` count only beside another split: alone, they may be classes. So is a folder called `train` with
-    images of its own and no folders, beside other folders: the images of a class of trains.
-    """
-    named = {folder: split for folder in folders if (split := split_word(folder.name))}
-    found = {folder: split for folder, split in named.items() if not (len(named) < len(folders) and _flat(folder))}
-    plain = any(folder.name.lower() in _SPLIT_WORDS for folder in found)
-    return found if plain or len({*found.values()}) > 1 else {}
-
-
-def _flat(folder: Path) -> bool:
-    """Whether a folder holds images and neither folders nor shards."""
-    names = [item.name.lower() for item in folder.iterdir() if not hidden(item.name)]
-    whole = not any(item.is_dir() for item in folder.iterdir()) and not any(name.endswith(SHARDS) for name in names)
-    return whole and any(name.endswith(IMAGE_SUFFIXES) for name in names)
-
-
-def split_word(name: str) -> str:
-    """Return the split that a folder's name says, such as train, Training, train_set, val2017; else an empty text."""
-    word = re.fullmatch(
-        r"(train|valid|val|validation|test)(?:ing)?[-_ ]?(?:set|split|data|images)?[-_ ]?(?:\d{4})?", name.lower()
-    )
-    return _SPLIT_WORDS[word[1]] if word else ""
-
-
-def _shards(place: Path) -> list[Path]:
-    """Return the Parquet files of a folder, or of `data/` in it."""
-    return sorted(place.glob("[!.]*.parquet")) or sorted(place.glob("data/[!.]*.parquet"))
-
-
-def _split_of(shard: Path) -> str:
-    """Return the split that the name of a shard begins with, or train."""
-    named = re.match(r"(train|test|validation|valid|val)(?=[-_.])", shard.name.lower())
-    return _SPLIT_WORDS[named[1]] if named else "train"
-
-
 def _add_shards(listing: LabelledPlace, shards: Sequence[Path], prefix: str, split: str) -> None:
     """Add Parquet files with images inside; without a split, it is taken from each file's name."""
     for shard in shards:
-        part = _read_shard(shard, split or _split_of(shard))
+        part = _read_shard(shard, split or split_of_shard(shard))
         names = {*listing.names, *part.names}
         if all(name.isdecimal() for name in names):  # bare numbers: each file lists only its own classes
             part.names = tuple(sorted(names, key=int))
@@ -189,7 +149,7 @@ def _add_tars(listing: LabelledPlace, tars: Sequence[Path], prefix: str, split: 
         for ref in refs:
             id = prefix + ref.id
             if label := label_of(labels, ref.id.partition("/")[2]):
-                listing.images.append(LabelledRef(replace(ref, id=id), label, split or _split_of(tar)))
+                listing.images.append(LabelledRef(replace(ref, id=id), label, split or split_of_shard(tar)))
             else:
                 listing.rejected.append(Rejected(id, "has no label: no .cls beside it, and no .json with a key label"))
         listing.rejected += [Rejected(prefix + bad.id, bad.reason) for bad in rejected]
@@ -226,11 +186,11 @@ def _add_classes(listing: LabelledPlace, folder: Path, prefix: str, split: str) 
 
 def _read_parquet(place: Path) -> LabelledPlace:
     """Read one Parquet file: with the images inside, or a list of paths."""
-    schema = _schema(place)
+    schema = read_schema(place)
     try:
         image_column(schema, str(place))
     except TutelageError:
-        if "path" not in _found(schema.names, _COLUMNS):
+        if "path" not in find_columns(schema.names, _COLUMNS):
             raise
         return _read_list(place, *_parquet_columns(place))
     return _read_shard(place, "train")
@@ -242,10 +202,10 @@ def _read_shard(place: Path, split: str) -> LabelledPlace:
     refs, rejected = list_images(place)
     listing = LabelledPlace(names=names, rejected=rejected)
     splits, groups = columns.get("split") or [""] * len(refs), columns.get("group") or [""] * len(refs)
-    raise_all(_unknown_splits(place, splits))
+    raise_all(unknown_splits(place, splits))
     for ref, label, own, group in zip(refs, columns["label"], splits, groups, strict=True):
         if label:
-            listing.images.append(LabelledRef(ref, label, _SPLIT_WORDS[own.lower()] if own else split, group))
+            listing.images.append(LabelledRef(ref, label, split_word(own) or split, group))
         else:
             listing.rejected.append(Rejected(ref.id, "has no label"))
     return listing
@@ -256,7 +216,7 @@ def _read_list(place: Path, columns: dict[str, list[str]], names: tuple[str, ...
     listing = LabelledPlace(names=names)
     count = len(columns["path"])
     splits, groups = columns.get("split") or [""] * count, columns.get("group") or [""] * count
-    errors = _unknown_splits(place, splits)
+    errors = unknown_splits(place, splits)
     lost, unlabelled, torn = [], [], []
     seen: dict[str, tuple[str, str]] = {}
     for name, label, split, group in zip(columns["path"], columns["label"], splits, groups, strict=True):
@@ -271,7 +231,7 @@ def _read_list(place: Path, columns: dict[str, list[str]], names: tuple[str, ...
             torn += [clean(name)] if seen[path] != (label, split) else []
         else:
             seen[path] = (label, split)
-            ref, split = file_ref(path, clean(name.removeprefix("./"))), _SPLIT_WORDS.get(split.lower(), "train")
+            ref, split = file_ref(path, clean(name.removeprefix("./"))), split_word(split) or "train"
             listing.images.append(LabelledRef(ref, clean(label), split, clean(group)))
     if lost:
         errors.append(FilesMissing(place, lost, f"relative to {place.parent}"))
@@ -285,30 +245,6 @@ def _read_list(place: Path, columns: dict[str, list[str]], names: tuple[str, ...
     if len(seen) < count:
         listing.notes.append(f"{place}: {count - len(seen)} rows repeat another row and are counted once")
     return listing
-
-
-def _unknown_splits(place: Path, splits: Iterable[str]) -> list[TutelageError]:
-    unknown = sorted({split for split in splits if split and split.lower() not in _SPLIT_WORDS})
-    message = f"{place}: column split holds {shown(map(repr, unknown))} instead of {', '.join(_SPLIT_WORDS)}"
-    return [TutelageError(message, "rename these splits, or drop the column")] if unknown else []
-
-
-def _found(header: Sequence[str], columns: Mapping[str, Sequence[str]]) -> dict[str, int]:
-    """Map our name of a column to its index, for the columns that exist. columns: our names, each with its aliases."""
-    lower = [cell.strip().lower() for cell in header]
-    found = {word: [lower.index(alias) for alias in aliases if alias in lower] for word, aliases in columns.items()}
-    return {word: places[0] for word, places in found.items() if places}
-
-
-def _cells(rows: Sequence[Sequence[str]], found: Mapping[str, int]) -> dict[str, list[str]]:
-    """Return the columns of a text list, by our names; "" where a row is too short."""
-    return {word: [row[at].strip() if at < len(row) else "" for row in rows] for word, at in found.items()}
-
-
-def _texts(place: Path, names: Mapping[str, str]) -> dict[str, list[str]]:
-    """Return columns of a Parquet file as text, by our names; "" for null. names: our name -> the column's."""
-    table = pq.read_table(place, columns=sorted(set(names.values())))
-    return {word: [clean("" if v is None else str(v)) for v in table[name].to_pylist()] for word, name in names.items()}
 
 
 def _lacking(place: Path, header: Sequence[str], words: Iterable[str]) -> TutelageError:
@@ -325,25 +261,17 @@ def _csv_columns(place: Path) -> tuple[dict[str, list[str]], tuple[str, ...]]:
     if rows[0][0].strip().lower().endswith(IMAGE_SUFFIXES):  # no header: file.jpg,class
         rows.insert(0, ["path", "label"][: len(rows[0])])
     header, *rows = rows
-    found = _found(header, _COLUMNS)
+    found = find_columns(header, _COLUMNS)
     if lacking := [word for word in ("path", "label") if word not in found]:
         raise _lacking(place, header, lacking)
-    return _cells(rows, found), ()
-
-
-def _schema(place: Path) -> pa.Schema:
-    try:
-        return pq.read_schema(place)
-    except (pa.ArrowInvalid, OSError) as error:
-        hint = "check that it is a whole Parquet file, or copy it again"
-        raise TutelageError(f"{place} cannot be read: {error}", hint) from None
+    return text_cells(rows, found), ()
 
 
 def _parquet_columns(place: Path) -> tuple[dict[str, list[str]], tuple[str, ...]]:
     """Return the columns path, label, split and group as text, and the class names in the metadata's order (or ())."""
-    schema = _schema(place)
+    schema = read_schema(place)
     features = _features(schema)
-    found = _found(schema.names, _COLUMNS)
+    found = find_columns(schema.names, _COLUMNS)
     named = [schema.get_field_index(name) for name, feature in features.items() if feature.get("_type") == "ClassLabel"]
     if "label" not in found and len(named) == 1:
         found["label"] = named[0]
@@ -351,7 +279,7 @@ def _parquet_columns(place: Path) -> tuple[dict[str, list[str]], tuple[str, ...]
         raise _lacking(place, schema.names, ["label"])
     flat = {word: schema.names[at] for word, at in found.items() if not pa.types.is_nested(schema.field(at).type)}
     flat = {word: name for word, name in flat.items() if not pa.types.is_binary(schema.field(name).type)}
-    columns = _texts(place, flat)
+    columns = text_columns(place, flat)
     names = tuple(str(name) for name in features.get(flat["label"], {}).get("names") or ())
     if pa.types.is_integer(schema.field(flat["label"]).type):
         if names:

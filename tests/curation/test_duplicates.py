@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import io
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from conftest import DATA
 from tutelage.curation.duplicates import find_leaks, near_duplicates, search_layouts
 from tutelage.curation.image_match import HOW, confirm, layout, thumbnail
 from tutelage.curation.vectors import Vectors
 from tutelage.data.decode import decode
 
-DATA = Path(os.environ.get("TUTELAGE_TEST_DATA", Path(__file__).parents[1] / ".." / "shared" / "data"))
 CIFAR = DATA / "cifar10" / "test-00000-of-00001.parquet"
 
 

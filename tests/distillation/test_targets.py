@@ -12,8 +12,8 @@ from torch import nn
 
 from tutelage.data.block_cache import BlockCache
 from tutelage.data.decode import fit
-from tutelage.data.grids import crop_grid
 from tutelage.data.image_cache import Images
+from tutelage.data.view_grids import crop_grid
 from tutelage.data.views import draw, render, to_input
 from tutelage.distillation import losses
 from tutelage.distillation.targets import Targets, TeacherOutputs

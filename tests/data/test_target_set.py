@@ -16,14 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from conftest import DATA
 from tutelage.data.label_budget import draw_budget, folds, shortfalls
 from tutelage.data.sources import read_bytes
 from tutelage.data.target_set import TargetSet, read_any, read_target_set
 from tutelage.deploy.runtime import file_bytes
 from tutelage.errors import TutelageError, Unreadable, rendered
 from tutelage.models.aliases import weights_path
-
-DATA = Path(os.environ.get("TUTELAGE_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
 def png() -> bytes:

@@ -13,7 +13,7 @@ from tutelage.study.records import kept_record
 from tutelage.study.results_table import counts_in, read_record
 from tutelage.study.study_charts import NAME
 
-PUBLISHED = Path(__file__).parents[1] / "docs" / "results"
+PUBLISHED = Path(__file__).parents[2] / "docs" / "results"
 RECORDS = sorted(PUBLISHED.rglob("*-budget-*-seed-*.json"))
 
 

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from typing import Literal
 
-from tutelage.settings import flags
-from tutelage.settings.flags import declared, setting
+from tutelage.settings import shared_flags
+from tutelage.settings.shared_flags import declared, setting
 
 WITHOUT_TARGETS = ("task-agnostic", "dino")  # objectives that use no class probabilities, and so no committee
 
 
 class Curation(
-    flags.Labelled,
-    flags.Gallery,
-    flags.Search,
-    flags.Teacher,
-    flags.StudentInput,
-    flags.Resize,
-    flags.Stage,
-    flags.Smoke,
+    shared_flags.Labelled,
+    shared_flags.Gallery,
+    shared_flags.Search,
+    shared_flags.Teacher,
+    shared_flags.StudentInput,
+    shared_flags.Resize,
+    shared_flags.Stage,
+    shared_flags.Smoke,
 ):
     """Settings of `curate` that `run` has too."""
 
@@ -35,19 +35,19 @@ class CurateSettings(Curation):
     )
 
 
-class AdaptSettings(flags.Teacher, flags.Adaptation, flags.TrainingStage):
+class AdaptSettings(shared_flags.Teacher, shared_flags.Adaptation, shared_flags.TrainingStage):
     """Settings of `adapt`."""
 
 
-class BaselineSettings(flags.Student, flags.Schedule, flags.TrainingStage):
+class BaselineSettings(shared_flags.Student, shared_flags.Schedule, shared_flags.TrainingStage):
     """Settings of `baseline`."""
 
 
-class CommitteeSettings(BaselineSettings, flags.TeacherCache):
+class CommitteeSettings(BaselineSettings, shared_flags.TeacherCache):
     """Settings of `committee`: those of the baseline, since its students are trained like it."""
 
 
-class DistillSettings(flags.TeacherWeights, BaselineSettings, flags.Distillation):
+class DistillSettings(shared_flags.TeacherWeights, BaselineSettings, shared_flags.Distillation):
     """Settings of `distill`."""
 
     objective: Literal["task-oriented", "task-agnostic", "pseudo-label", "dino"] = setting(
@@ -61,11 +61,11 @@ class DistillSettings(flags.TeacherWeights, BaselineSettings, flags.Distillation
     )
 
 
-class FinetuneSettings(flags.LastStage, flags.TrainingStage):
+class FinetuneSettings(shared_flags.LastStage, shared_flags.TrainingStage):
     """Settings of `finetune`."""
 
 
-class RunSettings(Curation, flags.Adaptation, DistillSettings, flags.LastStage, flags.Json):
+class RunSettings(Curation, shared_flags.Adaptation, DistillSettings, shared_flags.LastStage, shared_flags.Json):
     """Settings of `run`: those of its stages."""
 
     pilot: bool = setting(
@@ -75,19 +75,21 @@ class RunSettings(Curation, flags.Adaptation, DistillSettings, flags.LastStage, 
 
 
 class Compared(
-    flags.Labelled,
-    flags.Gallery,
-    flags.Teacher,
-    flags.Adaptation,
-    flags.Student,
-    flags.Distillation,
-    flags.Schedule,
-    flags.Training,
+    shared_flags.Labelled,
+    shared_flags.Gallery,
+    shared_flags.Teacher,
+    shared_flags.Adaptation,
+    shared_flags.Student,
+    shared_flags.Distillation,
+    shared_flags.Schedule,
+    shared_flags.Training,
 ):
     """Settings of a run that the methods of a study may differ in."""
 
 
-class CompareSettings(Compared, flags.LastStage, flags.Machine, flags.ConfigFile, flags.Json):
+class CompareSettings(
+    Compared, shared_flags.LastStage, shared_flags.Machine, shared_flags.ConfigFile, shared_flags.Json
+):
     """Settings of `compare`."""
 
     out: str = setting("", "folder of the study, with its runs in METHOD/budget-N/seed-N", min_length=1, free=True)
@@ -110,18 +112,18 @@ class CompareSettings(Compared, flags.LastStage, flags.Machine, flags.ConfigFile
     dry_run: bool = setting(False, "print the plan with estimated time and disk, and stop")
 
 
-class EvaluateSettings(flags.FinishedRun, flags.Machine, flags.Json):
+class EvaluateSettings(shared_flags.FinishedRun, shared_flags.Machine, shared_flags.Json):
     """Settings of `evaluate`."""
 
     target: str | None = setting(None, "other labelled images to evaluate the models on")
     teacher_weights: str | None = setting(None, "the teacher's weights; default: those of the run", min_length=1)
 
 
-class ReportSettings(flags.FinishedRun):
+class ReportSettings(shared_flags.FinishedRun):
     """Settings of `report`."""
 
 
-class ExportSettings(flags.FinishedRun, flags.Cache, flags.Json, flags.ConfigFile):
+class ExportSettings(shared_flags.FinishedRun, shared_flags.Cache, shared_flags.Json, shared_flags.ConfigFile):
     """Settings of `export`."""
 
     format: list[str] = setting(
@@ -136,11 +138,11 @@ class ExportSettings(flags.FinishedRun, flags.Cache, flags.Json, flags.ConfigFil
     )
 
 
-class BenchmarkSettings(flags.FinishedRun, flags.Json):
+class BenchmarkSettings(shared_flags.FinishedRun, shared_flags.Json):
     """Settings of `benchmark`."""
 
 
-class PredictSettings(flags.FinishedExport, flags.Json):
+class PredictSettings(shared_flags.FinishedExport, shared_flags.Json):
     """Settings of `predict`."""
 
     images: list[str] = setting((), "images, or folders of images", min_length=1)
@@ -150,13 +152,13 @@ class PredictSettings(flags.FinishedExport, flags.Json):
     threads: int | None = setting(None, "threads of onnxruntime; default: all cores", ge=1)
 
 
-class DemoSettings(flags.Seed, flags.Smoke, flags.Json):
+class DemoSettings(shared_flags.Seed, shared_flags.Smoke, shared_flags.Json):
     """Settings of `demo`."""
 
     out: str = setting("tutelage-demo", "run folder", min_length=1, free=True)
 
 
-class DemoPageSettings(flags.FinishedExport):
+class DemoPageSettings(shared_flags.FinishedExport):
     """Settings of `demo-page`."""
 
     out: str = setting("", "folder for the page, index.html", min_length=1, free=True)
@@ -164,7 +166,7 @@ class DemoPageSettings(flags.FinishedExport):
     port: int = setting(8000, "port for --serve; 0: any free port", ge=0, le=65535)
 
 
-class CacheFolder(flags.Group):
+class CacheFolder(shared_flags.Group):
     """The cache of a command that has no run folder beside which it could be."""
 
     cache: str | None = setting(
@@ -174,13 +176,13 @@ class CacheFolder(flags.Group):
     )
 
 
-class CacheSettings(CacheFolder, flags.Json):
+class CacheSettings(CacheFolder, shared_flags.Json):
     """Settings of `cache`."""
 
     prune: float | None = setting(None, "remove entries not used for this many days", ge=0)
 
 
-class DoctorSettings(CacheFolder, flags.Json):
+class DoctorSettings(CacheFolder, shared_flags.Json):
     """Settings of `doctor`."""
 
 

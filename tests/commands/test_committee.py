@@ -12,13 +12,13 @@ import torch
 import tutelage
 from textures import write_textures
 from tutelage.data.manifest import load_task
-from tutelage.distillation.mixture import BIAS, Mixture, bias_for_iou, bias_of, mixture_of, sharpness_of
+from tutelage.distillation.committee_mixture import BIAS, Mixture, bias_for_iou, bias_of, mixture_of, sharpness_of
 from tutelage.errors import TutelageError
 from tutelage.features.view_batches import Inference
 from tutelage.finetuning import supervised
 from tutelage.metrics import confusion, intersection_over_union, log_softmax, softmax
 from tutelage.results import CommitteeResult
-from tutelage.settings.flags import Views
+from tutelage.settings.shared_flags import Views
 from tutelage.tasks import Classification, Segmentation
 
 TINY = {

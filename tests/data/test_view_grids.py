@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tutelage.data.grids import crop_grid
+from tutelage.data.view_grids import crop_grid
 from tutelage.data.views import Views, draw, render
 
 GRID = (24, 32)

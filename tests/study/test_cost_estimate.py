@@ -16,7 +16,7 @@ from tutelage.errors import TutelageError
 from tutelage.files import read_json
 from tutelage.models.students import build_student
 from tutelage.models.teachers import build_teacher
-from tutelage.settings.commands import RunSettings
+from tutelage.settings.command_flags import RunSettings
 from tutelage.settings.presets import PRESETS
 from tutelage.study.cost_estimate import Data, has_committee, matched_steps, steps_of
 from tutelage.study.methods import METHODS, clip_weights, variants_of

@@ -14,12 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from conftest import DATA
 from tutelage.data import tabular
 from tutelage.data.gallery import list_gallery
 from tutelage.data.sources import ImageRef, list_images, read_bytes
 from tutelage.errors import TutelageError, Unreadable
-
-DATA = Path(os.environ.get("TUTELAGE_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
 def png(value: int) -> bytes:

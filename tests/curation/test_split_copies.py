@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import csv
-import os
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 import tutelage
+from conftest import DATA
 
-DATA = Path(os.environ.get("TUTELAGE_TEST_DATA", Path(__file__).parents[1] / ".." / "shared" / "data")) / "whurs19"
+PHOTOS = DATA / "whurs19"
 CLASSES = ("beach", "forest", "meadow")
-pytestmark = pytest.mark.skipif(not DATA.exists(), reason=f"no photos of WHU-RS19 under {DATA} (TUTELAGE_TEST_DATA)")
+pytestmark = pytest.mark.skipif(not PHOTOS.exists(), reason=f"no photos of WHU-RS19 under {DATA} (TUTELAGE_TEST_DATA)")
 
 
 def changed(photo: Image.Image, kind: str) -> Image.Image:
@@ -37,7 +37,7 @@ def write(place: Path, photo: Image.Image, quality: int = 92) -> None:
 def target(tmp_path) -> Path:
     """Three photos of each of three classes for each split."""
     for label in CLASSES:
-        photos = sorted((DATA / "train" / label).glob("*.jpg"))
+        photos = sorted((PHOTOS / "train" / label).glob("*.jpg"))
         for at, path in enumerate(photos[:9]):
             write(tmp_path / "target" / ("train", "val", "test")[at % 3] / label / path.name, Image.open(path))
     return tmp_path / "target"
@@ -48,7 +48,7 @@ def curate(target: Path, **more) -> tutelage.results.CurationResult:
     models |= {"student": "test_resnet", "student_size": 32}
     return tutelage.curate(
         target=str(target),
-        gallery=[str(DATA / "test" / "river")],
+        gallery=[str(PHOTOS / "test" / "river")],
         out=str(target.parent / "run"),
         strategy="all",
         **models,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import os
 import struct
 import warnings
 import zlib
@@ -16,13 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageChops, features
 
+from conftest import DATA
 from tutelage.data.decode import MAX_PIXELS, RESIZES, content_key, decode, fit
 from tutelage.data.sources import list_images, read_bytes
 from tutelage.deploy.runtime import files_in
 from tutelage.errors import TutelageError, Unreadable
-
-DATA = Path(os.environ.get("TUTELAGE_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
-
 
 # How the EXIF standard stores an upright image, by which side its row 0 and its column 0 are: 6 is right and top.
 STORED = {

@@ -22,7 +22,7 @@ from tutelage.files import write_json, write_text
 from tutelage.pipeline.stage import MetricsLog, open_run
 from tutelage.run_folder import TRAINED, Run
 from tutelage.settings import declared
-from tutelage.settings.commands import (
+from tutelage.settings.command_flags import (
     AdaptSettings,
     BaselineSettings,
     CommitteeSettings,

@@ -17,7 +17,7 @@ from browser import CHROMIUM, NO_CHROMIUM, check_in_browser
 from conftest import MODELS, Task, make_task, seconds_without_torch
 from tutelage.errors import TutelageError
 from tutelage.reporting.charts import confusions, per_class
-from tutelage.reporting.choices import answer, committee
+from tutelage.reporting.decisions import answer, committee
 from tutelage.reporting.example_predictions import disagreements, read_counts, read_evidence, write_evidence
 from tutelage.reporting.page import _made_with, table, write_page
 from tutelage.reporting.table import models_of, text_of

@@ -25,7 +25,7 @@ from tutelage.distillation import distill_loop
 from tutelage.models import segmentation_heads
 from tutelage.training.batches import batch_of, seed_of
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TINY = {
     "teacher": "test_efficientnet", "teacher_weights": "scratch", "teacher_size": 32, "student": "test_resnet",
     "student_weights": "scratch", "student_size": 32, "batch_size": 8, "dedup": "none",
@@ -341,16 +341,16 @@ def test_the_notebook_runs(tmp_path):
 
 @pytest.mark.slow
 def test_the_code_of_the_page_runs(recorded, data, tmp_path, monkeypatch, capsys):
-    """The Python of docs/own_loop.md runs as it stands, on small data and for one pass."""
+    """The Python of docs/custom_loop.md runs as it stands, on small data and for one pass."""
     (tmp_path / "runs").symlink_to(data / "runs")
     Image.fromarray(texture("dots", 1)).save(tmp_path / "photo.jpg")
     np.save(tmp_path / "gallery.npy", np.random.default_rng(0).normal(size=(3000, 16)).astype(np.float32))
     np.save(tmp_path / "labelled.npy", np.random.default_rng(1).normal(size=(10, 16)).astype(np.float32))
-    page = (ROOT / "docs" / "own_loop.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "custom_loop.md").read_text(encoding="utf-8")
     code = "\n".join(re.findall(r"```python\n(.*?)```", page, flags=re.S))
     for long, short in {"range(20)": "range(1)", "num_workers=4": "num_workers=0"}.items():
         assert long in code
         code = code.replace(long, short)
     monkeypatch.chdir(tmp_path)
-    exec(compile(code, "own_loop.md", "exec"), {})
+    exec(compile(code, "custom_loop.md", "exec"), {})
     assert capsys.readouterr().out.split()[-1] in CLASSES

@@ -23,10 +23,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch.nn import functional
 
+from conftest import DATA
 from tutelage.errors import TutelageError
 from tutelage.models import aliases, students, teachers, weights
 
-DATA = Path(os.environ.get("TUTELAGE_TEST_DATA", Path(__file__).parents[1] / ".." / "shared" / "data"))
 VIT = DATA.parent / "weights" / "vit_small_patch14_dinov2.saliency.fp16.safetensors"
 SMALL = "mobilenetv3_small_050"
 
