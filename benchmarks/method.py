@@ -9,6 +9,13 @@ Every run leaves its record in --results, and is not computed again where that i
 python benchmarks/method.py FOLDER --sets cifar10 whurs19 fashion emoji --steps 600 --results docs/results/left-out
     --methods task-oriented teacher-only task-oriented:calibrated task-oriented:no-labels task-oriented:no-features
     --set task-oriented:calibrated.sharpness=1 task-oriented:no-labels.label-share=0 task-oriented:no-features.feature-weight=0
+
+With other models, of all methods, such as a student from pretrained weights, or a ViT as teacher:
+
+python benchmarks/method.py FOLDER --sets whurs19 emoji --methods task-oriented scratch paper --results docs/results/pretrained
+    --change student=tf_efficientnet_lite0 student_weights=pretrained
+python benchmarks/method.py FOLDER --sets whurs19 emoji --methods task-oriented scratch paper --results docs/results/vit
+    --change teacher=vit_small_patch14_dinov2 teacher_weights=FILE teacher_size=98
 """
 
 from __future__ import annotations
@@ -139,17 +146,24 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", default=["0", "1", "2"])
     parser.add_argument("--steps", type=int)
     parser.add_argument("--set", nargs="*", default=[])
+    parser.add_argument("--change", nargs="*", default=[], metavar="NAME=VALUE", help="settings of all methods")
     parser.add_argument("--results", type=Path, default=Path("docs/results/method"))
     given = parser.parse_args()
     from tutelage import compare
 
     for name in given.sets:
-        settings = {**IMAGES, **SETS[name](given.data.resolve(), given.folder.resolve() / name)}
+        settings = {
+            "teacher": "tf_efficientnet_lite2",
+            **IMAGES,
+            **SETS[name](given.data.resolve(), given.folder.resolve() / name),
+        }
+        settings |= dict(pair.split("=", 1) for pair in given.change)
         if given.steps:
             settings = {**settings, "epochs": None, "steps": given.steps}
         study = f"{name}-{given.steps}" if given.steps else name
+        study += f"-{given.results.name}" if given.change else ""
         compare(
-            **settings, teacher="tf_efficientnet_lite2", methods=given.methods, seeds=given.seeds, set=given.set,
+            **settings, methods=given.methods, seeds=given.seeds, set=given.set,
             out=str(given.folder / "studies" / study), results=str(given.results / name), cache=str(given.folder / "cache"),
         )  # fmt: skip
 
