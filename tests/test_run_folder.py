@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tutelage.errors import TutelageError
-from tutelage.files import toml
+from tutelage.files import temporary_beside, toml
 from tutelage.run_folder import Run
 
 HOLD = """
@@ -43,7 +43,7 @@ def test_a_killed_process_gives_the_lock_back(tmp_path: Path):
     run = Run(tmp_path)
     for _ in range(2):
         with run:
-            assert (tmp_path / ".lock").read_text() == str(os.getpid())
+            assert (tmp_path / ".lock").read_text() == f"tutelage, process {os.getpid()}"
         assert (tmp_path / ".lock").stat().st_ino == file
 
 
@@ -74,15 +74,23 @@ def test_files_of_other_systems():
 
 
 def test_files_of_the_users_in_the_run_folder_stay(tmp_path: Path):
-    """Leftovers are known by the names that we give: other .partial files and folders stay, and a .lock of another program is refused."""
-    for name in ("download.partial", "backup.partial/file", "runs/3.partial"):
+    """Leftovers are known by names that nobody else gives: other .partial files and folders stay."""
+    users = [
+        "adapt.partial/file",
+        "backup.partial/file",
+        "clip.1080.partial",
+        "notes/scan.12-3.partial",
+        "runs/3.partial",
+        "talk.2026.partial/file",
+    ]
+    with Run(tmp_path):
+        pass
+    for name in users:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("mine")
-    for name in (
-        f"result.json.{2**20}.partial",
-        f"adapt/head.npz.{2**20}-12345.partial",
-        f"export.{2**20}.partial/model.onnx",
-    ):
+    for path in (tmp_path / "result.json", tmp_path / "adapt" / "head.npz", tmp_path / "export" / "model.onnx"):
+        name = temporary_beside(path).relative_to(tmp_path)
+        name = name / "model.onnx" if path.name == "model.onnx" else name
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("half")
     with Run(tmp_path):
@@ -90,8 +98,32 @@ def test_files_of_the_users_in_the_run_folder_stay(tmp_path: Path):
     left = sorted(
         str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"
     )
-    assert left == ["backup.partial/file", "download.partial", "runs/3.partial"]
-    (tmp_path / ".lock").write_text("held by something else")
-    with pytest.raises(TutelageError, match="another program"), Run(tmp_path):
+    assert left == users
+
+
+@pytest.mark.parametrize("content", ["held by something else", "", "4711", "4711\n", "tutelage"])
+def test_folders_of_others_are_refused(tmp_path: Path, content: str):
+    """A lock of another program, whatever it says, beside files of the user's; a folder that is called like a stage: nothing changes."""
+    (tmp_path / ".lock").write_text(content)
+    (tmp_path / "curate").mkdir()
+    (tmp_path / "curate" / "split_copies.csv").write_text("mine")
+    (tmp_path / "rejected.csv").write_text("mine")
+    with pytest.raises(TutelageError, match=r"another program|contains other files"), Run(tmp_path):
         pass
-    assert (tmp_path / ".lock").read_text() == "held by something else"
+    assert (tmp_path / ".lock").read_text() == content
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", "curate", "rejected.csv"}
+    (tmp_path / ".lock").unlink()
+    with pytest.raises(TutelageError, match="contains other files"), Run(tmp_path):
+        pass
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_what_is_moved_aside_has_a_name_that_fits(tmp_path: Path):
+    """A run folder with a name of 250 bytes is moved to one whose name a file system can hold."""
+    with Run(tmp_path / ("n" * 250)) as run:
+        run.claim({"steps": 1}, overwrite=False)
+        (run.path / "adapt").mkdir()
+        (run.path / "adapt" / "result.json").write_text("{}")
+        old = run.claim({"steps": 2}, overwrite=True)
+        assert old is not None
+        assert (old / "adapt" / "result.json").exists()

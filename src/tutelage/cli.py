@@ -85,9 +85,9 @@ def call(words: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if error.errno not in NO_ROOM | NO_WRITING:
+        if error.errno is None:
             raise
-        print(rendered(_disk_fault(error, given)), file=sys.stderr)
+        print(rendered(_file_fault(error, given)), file=sys.stderr)
         return 2
     finally:
         logger.setLevel(level)
@@ -103,13 +103,15 @@ def _level(quiet: bool) -> int:
     return levels[name.upper()]
 
 
-def _disk_fault(error: OSError, given: dict[str, object]) -> TutelageError:
-    """Return the error for a file that could not be written, with a hint on what to free or which folder to choose."""
+def _file_fault(error: OSError, given: dict[str, object]) -> TutelageError:
+    """Return the error for a file that could not be read or written, with a hint on what to free or which folder to choose."""
     where = f"{error.filename or 'a file of the run or the cache'}: {error.strerror}"
     out = Path(str(given.get("out") or given.get("run") or ".")).absolute()
     cache = Path(str(given.get("cache") or out.parent / "cache"))
     if error.errno in NO_WRITING:
         return TutelageError(where, "choose an --out and a --cache that can be written, or get write permission there")
+    if error.errno not in NO_ROOM:
+        return TutelageError(where, "check this path and its disk, then run the same command again to resume")
     full = Path(error.filename or cache).absolute()
     room = next(place for place in (full, *full.parents) if place.is_dir())
     taken = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file()) / 2**20

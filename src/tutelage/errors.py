@@ -83,5 +83,5 @@ def did_you_mean(word: str, words: Iterable[str], most: int = 3) -> str:
 def shown(items: Iterable[object], most: int = 5) -> str:
     """Return a list as text for a sentence: the first `most` items, then how many more there are."""
     items = list(items)
-    text = ", ".join(str(item) for item in items[:most])
+    text = ", ".join("".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(item)) for item in items[:most])
     return text if len(items) <= most else f"{text} and {len(items) - most} more"

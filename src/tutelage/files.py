@@ -1,6 +1,7 @@
 """Files that are written completely or not at all, and are checked when they are read back.
 
-A file is written under a temporary name and then renamed, so a killed process leaves the old file or the new one, never a part.
+A file is written under a temporary name and then renamed, so a killed process leaves the old file or the new one, never a part. Temporary
+names begin with a word that nobody else uses, and only files and folders with such names are ever cleared away.
 """
 
 from __future__ import annotations
@@ -8,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import itertools
 import json
 import os
 import shutil
-import threading
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,8 @@ import tomli_w
 from tutelage.errors import TutelageError
 from tutelage.json_object import JSON
 
-TEMPORARY = ".partial"  # suffix of files being written
+TEMPORARY = ".tutelage-partial-"  # what the names of files and folders being written begin with
+_numbers = itertools.count()
 
 
 def hash_of(value: object) -> str:
@@ -30,11 +33,32 @@ def hash_of(value: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def temporary_beside(path: Path) -> Path:
+    """Return an unused path in the folder of `path`, for what is to become `path`, however long its name is."""
+    return path.with_name(f"{TEMPORARY}{os.getpid()}-{next(_numbers)}")
+
+
+def unused_beside(path: Path, why: str) -> Path:
+    """Return an unused path beside `path`, for what is moved aside: its name, cut where it is too long, with why and when."""
+    name = f"{os.fsdecode(os.fsencode(path.name)[:200])}.{why}-{datetime.now():%Y%m%d-%H%M%S}"
+    found = (path.with_name(f"{name}-{number}" if number else name) for number in itertools.count())
+    return next(place for place in found if not place.exists())
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed process left half-written in a folder that no other process writes to."""
+    for path in list(folder.rglob(f"{TEMPORARY}*")):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it when the block succeeds, remove it when it fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}{TEMPORARY}")
+    temporary = temporary_beside(path)
     try:
         yield temporary
         with temporary.open("rb") as file:

@@ -12,7 +12,6 @@ import shutil
 import time
 import tomllib
 from collections.abc import Callable, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Self
 
@@ -20,20 +19,31 @@ import filelock
 
 from tutelage.environment import threads, versions
 from tutelage.errors import TutelageError, shown
-from tutelage.files import TEMPORARY, damaged, file_hash, no_room, read_json, toml, write_json, write_text
+from tutelage.files import (
+    damaged,
+    file_hash,
+    no_room,
+    read_json,
+    remove_leftovers,
+    temporary_beside,
+    toml,
+    unused_beside,
+    write_json,
+    write_text,
+)
 from tutelage.json_object import JSON
 from tutelage.settings.command_flags import FREE
 
 SETTINGS = "settings.toml"
 DEFAULT = "default"  # stands for None in settings.toml, since TOML has no null
 FORMER = "transfer_set"  # folder of the first stage before it had the name of its command
-LEFTOVER = re.compile(r"\.\d+(?:-\d+)?\.partial$")  # with the number of the process
+LOCK = ".lock"
+HOLDER = re.compile(rb"tutelage, process (\d+)")  # what the lock of a run says
 TRAINED = ("curate", "adapt", "committee", "distill", "baseline", "finetune")  # stages that runs of a study share
 STAGES = (*TRAINED, "evaluate")  # commands of a run, each with a folder of its name that holds its result.json
 STUDY = "study.toml"  # marks a study's folder, whose runs (METHOD/budget-N/seed-N) share stages with the same inputs
 KEPT = (".safetensors", ".npy", ".npz", ".parquet", ".json")  # files of a stage whose hashes are kept with its result
 BESIDE = {"curate": ("target_set", "rejected.csv")}  # stage -> what it writes outside its own folder
-COPIES = {f"{name}{TEMPORARY}" for name in (*TRAINED, *(one for many in BESIDE.values() for one in many))}
 TABLES = {"adapt": "teacher", "curate": "data"}  # stage -> its table in settings.toml, about model or data
 # Free until this stage is finished: a student is not bit-identical if its teacher ran online, not from the cache.
 HELD = {"cache_limit": "distill"}
@@ -44,13 +54,33 @@ def folder_name(method: str) -> str:
     return method.replace(":", "+")
 
 
-def remove_partial(folder: Path) -> None:
-    """Remove what a killed process left half-written: files as `atomic_write` names them, and copies of stages."""
-    for path in list(folder.rglob(f"*{TEMPORARY}")):
-        if path.is_file() and LEFTOVER.search(path.name):
-            path.unlink(missing_ok=True)
-        elif path.is_dir() and path.parent == folder and (path.name in COPIES or LEFTOVER.search(path.name)):
-            shutil.rmtree(path, ignore_errors=True)
+def check_owner(folder: Path) -> None:
+    """Check that a folder is missing, empty or a run's, before anything is written to it.
+
+    What makes it a run's is what tutelage writes first: a lock that names tutelage, or settings that name its version.
+
+    Raises:
+        TutelageError: it holds other files, or the lock of another program.
+    """
+    if not folder.is_dir():
+        return
+    lock = b""
+    with contextlib.suppress(FileNotFoundError, PermissionError):  # Windows lets nobody else read a lock that is held
+        lock = (folder / LOCK).read_bytes()
+    run = bool(HOLDER.fullmatch(lock)) or _names_tutelage(folder / SETTINGS)
+    if lock and not HOLDER.fullmatch(lock) and not (run and lock.isdigit()):
+        message = f"--out {folder} contains a .lock file that belongs to another program"
+        raise TutelageError(message, "choose another --out")
+    if not run and (others := sorted(name for name in os.listdir(folder) if not name.startswith("."))):
+        hint = f"use a new or empty folder, such as --out {folder / 'run'}, or the folder of a run"
+        raise TutelageError(f"--out {folder} contains other files, such as {others[0]}", hint)
+
+
+def _names_tutelage(settings: Path) -> bool:
+    try:
+        return "tutelage" in tomllib.loads(settings.read_text(encoding="utf-8")).get("versions", {})
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def same_place(one: object, other: object) -> bool:
@@ -67,24 +97,21 @@ class Run:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self._lock = filelock.FileLock(self.path / ".lock", preserve_lock_file=True)
+        self._lock = filelock.FileLock(self.path / LOCK, preserve_lock_file=True)
 
     def __enter__(self) -> Self:
         """Create the folder and take its lock, which the system releases when the process is killed. A folder that cannot be written, a
-        lock that another process holds, and a `.lock` of another program are errors."""
-        lock = self.path / ".lock"
+        lock that another process holds, and files that are no run's are errors."""
+        lock = self.path / LOCK
         try:
+            check_owner(self.path)
             self.path.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(FileNotFoundError, PermissionError):  # Windows lets nobody else read it
-                if not re.fullmatch(rb"\d*", lock.read_bytes()):
-                    message = f"--out {self.path} contains a .lock file that belongs to another program"
-                    raise TutelageError(message, "choose another --out")
             self._lock.acquire(timeout=0.5, poll_interval=0.05)  # the workers of a killed process end a moment after it
         except filelock.Timeout as error:
-            holder = ""
+            holder = None
             with contextlib.suppress(OSError):  # Windows lets nobody else read it
-                holder = lock.read_text()
-            message = f"--out {self.path} is in use by process {holder or 'unknown'}"
+                holder = HOLDER.fullmatch(lock.read_bytes())
+            message = f"--out {self.path} is in use by process {holder[1].decode() if holder else 'unknown'}"
             raise TutelageError(message, "wait until it ends, or choose another --out") from error
         except OSError as error:
             if no_room(error, self.path):
@@ -92,8 +119,8 @@ class Run:
             message = f"--out {self.path} is not a writable folder: {error.strerror}"
             raise TutelageError(message, "choose another --out") from error
         with contextlib.suppress(OSError):  # the process id only informs people; a full disk must not stop the run here
-            lock.write_text(str(os.getpid()))
-        remove_partial(self.path)
+            lock.write_text(f"tutelage, process {os.getpid()}")
+        remove_leftovers(self.path)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -178,18 +205,21 @@ class Run:
         Returns:
             the folder that now holds them, with a copy of their settings; None when there was nothing to move.
         """
-        moved = [item for item in self.path.iterdir() if item.name != ".lock" and (names is None or item.name in names)]
+        moved = [item for item in self.path.iterdir() if item.name != LOCK and (names is None or item.name in names)]
         if names is not None and not moved:
             return None
-        name, number = f"{self.path.name}.old-{datetime.now():%Y%m%d-%H%M%S}", 2
-        old = self.path.with_name(name)
-        while old.exists():
-            old, number = self.path.with_name(f"{name}-{number}"), number + 1
+        old = unused_beside(self.path, "old")
         old.mkdir()
         if names is not None and (self.path / SETTINGS).exists():
             shutil.copy(self.path / SETTINGS, old)
         for item in moved:
             item.rename(old / item.name)
+        return old
+
+    def copy_aside(self) -> Path:
+        """Copy the run, without its checkpoints, to a folder beside it, before its results are replaced. Returns that folder."""
+        old = unused_beside(self.path, "old")
+        shutil.copytree(self.path, old, ignore=shutil.ignore_patterns(LOCK, "checkpoints"))
         return old
 
     def _check_version(self) -> None:
@@ -237,8 +267,7 @@ class Run:
         else:
             return None
         for name in (*BESIDE.get(stage, ()), stage):
-            copy = self.path / f"{name}{TEMPORARY}"
-            shutil.rmtree(copy, ignore_errors=True)
+            copy = temporary_beside(self.path / name)
             if (other / name).is_dir():
                 shutil.copytree(other / name, copy)
                 if name == stage:  # says where it is from, and belongs to this run's transfer set

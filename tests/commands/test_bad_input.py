@@ -609,7 +609,7 @@ def test_full_disk(tutelage, task):
             text = refused(tutelage(*words))
             assert where in text
             assert "free some space" in text
-            assert list(disk.rglob("*.partial")) == []
+            assert list(disk.rglob(".tutelage-partial-*")) == []
         assert f"No space left on device ({shutil.disk_usage(disk).free / 2**20:,.1f} MiB are free" in text
         assert f"tutelage cache --cache {disk / 'cache'}" in text
         (disk / "filler").unlink()
@@ -654,7 +654,7 @@ def test_ctrl_c(task, tutelage):
     assert out == ""
     assert "Traceback" not in err
     assert "run the same command again:\n  tutelage run --target" in err
-    assert list(task.root.rglob("*.partial")) == []
+    assert list(task.root.rglob(".tutelage-partial-*")) == []
     done = tutelage(*words, "--json")
     assert done.returncode == 0, done.stderr
     assert "distill goes on after step" in done.stderr

@@ -93,7 +93,7 @@ def test_files_and_proof(finished):
     assert about["int8"]["layers"] == 54, "all convolutions and the classifier of mobilenetv3_small_050"
     assert {one["scheme"] for one in about["int8"]["tried"]} == {"S8S8", "U8S8", "U8S8, 7-bit weights"}
     assert (folder / "model.int8.onnx").stat().st_size < 0.4 * (folder / "model.onnx").stat().st_size
-    assert not list(finished.out.glob("*.partial"))
+    assert not list(finished.out.glob(".tutelage-partial-*"))
 
 
 def test_same_run_same_files(finished, tmp_path):
@@ -308,7 +308,7 @@ def test_what_does_not_hold_leaves_the_old_one(finished, monkeypatch):
     with pytest.raises(TutelageError, match=r"model\.onnx differs from the student by .*, more than --tolerance 1e-30"):
         tutelage.export(run=finished.out, tolerance=1e-30, no_int8=True)
     assert runtime.checked(finished.out / "export") == before
-    assert not list(finished.out.glob("*.partial"))
+    assert not list(finished.out.glob(".tutelage-partial-*"))
 
 
 def test_too_few_to_calibrate(finished):

@@ -74,7 +74,7 @@ def under_way(out: Path, stage: str) -> Callable[[], bool]:
 
 def writing_checkpoint(out: Path) -> Callable[[], bool]:
     """Whether the student's loop has written a checkpoint, and a later one by half."""
-    return lambda: after_checkpoint(out, "distill")() and any((out / "checkpoints").glob("distill-*.partial"))
+    return lambda: after_checkpoint(out, "distill")() and any((out / "checkpoints").glob(".tutelage-partial-*"))
 
 
 def after_checkpoint(out: Path, loop: str) -> Callable[[], bool]:
@@ -124,7 +124,7 @@ def test_killed_in_every_stage(reference, tmp_path):
     done = forked(words)
     assert done.returncode == 0, done.stderr
     assert digests(out) == expected
-    assert not list(out.rglob("*.partial")), "half-written files are cleared away"
+    assert not list(out.rglob(".tutelage-partial-*")), "half-written files are cleared away"
 
 
 def test_files_of_a_run(reference):

@@ -211,7 +211,7 @@ def test_an_image_in_validation_and_test(task):
 def test_folder_of_an_earlier_version(tmp_path):
     """A run whose stages have their former folders is refused with a way out, and moved aside with --overwrite."""
     folder = tmp_path / "run"
-    write_text(folder / "settings.toml", "[settings]\n")
+    write_text(folder / "settings.toml", '[settings]\n[versions]\ntutelage = "0.0.1"\n')
     (folder / "transfer_set").mkdir()
     with pytest.raises(TutelageError, match="earlier version of tutelage") as error:
         open_run(of_stage(BaselineSettings, Run(folder))).__enter__()
@@ -292,7 +292,8 @@ def test_a_head_that_the_run_did_not_write(task):
 
 def test_targets_that_the_run_did_not_write(tmp_path):
     """The committee's targets are read back only as they were written."""
-    finished(tmp_path)
+    with Run(tmp_path):
+        finished(tmp_path)
     path = tmp_path / "committee" / "students.npy"
     np.save(path, np.zeros((4, 2), np.float16))
     with Run(tmp_path) as of:

@@ -25,7 +25,7 @@ COLUMNS = ("key", "value", "bytes")
 WRITER = f"""
 import sys
 from pathlib import Path
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[1])!r}]
 from test_block_cache import COLUMNS, BlockCache, block
 cache, number = BlockCache(Path(sys.argv[1]), COLUMNS), 0
 while True:
@@ -123,7 +123,7 @@ def test_a_writer_that_is_killed_leaves_whole_blocks(tmp_path: Path):
     deadline, seen_partly = time.monotonic() + 120, 0
     for wanted in (5, 15, 25, *[40] * 20):
         process = subprocess.Popen([sys.executable, "-c", WRITER, str(folder)], env=environment())
-        while len(list(folder.glob("*.arrow"))) < wanted or not list(folder.glob("*.partial")):
+        while len(list(folder.glob("*.arrow"))) < wanted or not list(folder.glob(".tutelage-partial-*")):
             assert process.poll() is None
             assert time.monotonic() < deadline
         process.send_signal(signal.SIGKILL)
@@ -132,8 +132,8 @@ def test_a_writer_that_is_killed_leaves_whole_blocks(tmp_path: Path):
         names = [path.stem for path in folder.glob("*.arrow")]
         assert names
         assert all(same(cache.read(name), int(name), 20_000) for name in names)
-        seen_partly += bool(list(folder.glob("*.partial")))
-        for path in folder.glob("*.partial"):
+        seen_partly += bool(list(folder.glob(".tutelage-partial-*")))
+        for path in folder.glob(".tutelage-partial-*"):
             path.unlink()
         if seen_partly >= 3:
             break
@@ -212,28 +212,36 @@ def test_the_folder_follows_from_what_rows_depend_on(tmp_path: Path, monkeypatch
     assert len(set(folders)) == 4
 
 
-def test_the_cache_of_an_earlier_version_is_told_and_removed(tmp_path: Path):
-    """`tutelage cache` says what each folder holds, of an earlier version's that nothing uses it, and removes both when old."""
-    folder = cache_folder(tmp_path, "images", "decoded images, short side 258", {"store_side": 258})
-    BlockCache(folder, COLUMNS).write(block(0), "0")
-    earlier = tmp_path / "images-258"
-    earlier.mkdir()
-    (earlier / "a.pixels").write_bytes(bytes(1000))
-    (tmp_path / "other").mkdir()
-    for name in ("images-summer", "masks-2024"):  # of the user's: photos among them, or nothing yet
-        (tmp_path / name).mkdir()
-    (tmp_path / "images-summer" / "1.npy").write_bytes(bytes(10))
-    (tmp_path / "images-summer" / "1.jpg").write_bytes(bytes(10))
+def test_only_what_a_cache_wrote_is_listed_and_removed(tmp_path: Path):
+    """`tutelage cache` knows its folders by what they say of themselves: others of such names stay, and so do files put into its own."""
+    folders = []
+    for side in (258, 64):
+        folders.append(cache_folder(tmp_path, "images", f"decoded images, short side {side}", {"store_side": side}))
+        BlockCache(folders[-1], COLUMNS).write(block(0))
+    users = [
+        *(
+            "images-258/a.pixels",
+            "images-summer/1.jpg",
+            "embeddings-dinov2/train.npy",
+            "outputs-experiment/results.parquet",
+        ),
+        *(
+            "images-json/about.json",
+            f"{folders[0].name}-copy/about.json",
+            f"{folders[1].name}/mine.arrow",
+            "masks-2024/a/b.json",
+        ),
+    ]
+    for name in users:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text('{"what": "mine", "store_side": 258}')
     result = tutelage.cache(cache=str(tmp_path)).to_json()
-    told = {entry["name"]: entry["what"] for entry in result["entries"]}
-    assert told == {
-        folder.name: "decoded images, short side 258",
-        "images-258": "made by an earlier version, no longer used",
+    assert {entry["name"]: entry["what"] for entry in result["entries"]} == {
+        folder.name: f"decoded images, short side {side}" for folder, side in zip(folders, (258, 64), strict=True)
     }
-    for path in (*earlier.rglob("*"), *(tmp_path / "images-summer").rglob("*")):
-        os.utime(path, (0, 0))
-    for path in folder.rglob("*"):  # its own file of facts is read by the listing itself
-        os.utime(path, None if path.name == "about.json" else (0, 0))
+    for path in tmp_path.rglob("*"):
+        os.utime(path, None if path.name == "about.json" else (0, 0))  # that one is read by the listing itself
     removed = tutelage.cache(cache=str(tmp_path), prune=30).to_json()["removed"]
-    assert removed == sorted([folder.name, "images-258"])
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["images-summer", "masks-2024", "other"])
+    assert removed == sorted(folder.name for folder in folders)
+    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {*users}

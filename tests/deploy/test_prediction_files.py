@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tutelage.deploy.prediction_files import check_outputs, write_predictions
+from tutelage.data.decode import RECORD, predicted_files
+from tutelage.deploy.prediction_files import outputs, write_predictions
 from tutelage.deploy.runtime import Predictions
 from tutelage.errors import TutelageError
 
@@ -28,59 +29,106 @@ def table(path: Path, *rows: tuple[str, ...]) -> Path:
     return path
 
 
+def predict(out: Path, *images: str, masks: bool = False, rejected: tuple[str, ...] = ()) -> None:
+    """What `predict` writes, without a model."""
+    with outputs(out, masks, images) as place:
+        columns = Predictions(["cat", "dog"], None, [*images], [np.array([0.3, 0.7])] * len(images)).columns(1)
+        if place.masks is not None:
+            for image in images:
+                (place.staged / place.masks.name).mkdir(exist_ok=True)
+                Image.new("L", (4, 4)).save(place.staged / place.masks.name / Path(image).name)
+        write_predictions(place, columns, [(one, "no image") for one in rejected])
+
+
 @pytest.mark.parametrize(
-    "name", ["p", "p.json", "photo.jpg", "labels.csv", "broken.parquet", "folder.csv", "nul\0.csv", "n" * 300 + ".csv"]
+    "name",
+    [
+        *("p", "p.json", "photo.jpg", "labels.csv", "broken.parquet", "folder.csv", "nul\0.csv", "n" * 300 + ".csv"),
+        *("ours.csv", "photo.jpg/p.csv", "n" * 246 + ".csv", "link.csv", "/proc/p.csv", "a/b.csv/c.png"),
+    ],
 )
 @pytest.mark.parametrize("masks", [False, True])
 def test_outputs_that_would_replace_something(tmp_path: Path, name: str, masks: bool):
-    """Another ending, a photo, a table of the user's, a folder, and names that no file can have are one error; nothing changes."""
+    """Another ending, a photo, tables of the user's, also such as `predict` writes, folders, links, and names that no file can have are one
+    error; nothing changes."""
     Image.new("RGB", (4, 4)).save(tmp_path / "photo.jpg")
     table(tmp_path / "labels.csv", ("path", "label"), ("photo.jpg", "cat"))
+    table(tmp_path / "ours.csv", ("path", "mask" if masks else "class"), ("photo.jpg", "photo.jpg"))
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 and nothing else")
     (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "link.csv").symlink_to(tmp_path / "nowhere")
     before = hashes(tmp_path)
     with pytest.raises(TutelageError) as error:
-        check_outputs(tmp_path / name, masks)
+        predict(tmp_path / name, "photo.jpg", masks=masks)
     assert error.value.hint
     assert hashes(tmp_path) == before
 
 
-def test_the_users_list_of_rejected_images_stays(tmp_path: Path):
-    """A file beside --out that has the name of the list of rejected images and is none stops the call."""
-    table(tmp_path / "p.rejected.csv", ("order", "reason"), ("7", "late"))
-    with pytest.raises(TutelageError, match=r"p\.rejected\.csv"):
-        check_outputs(tmp_path / "p.csv", masks=False)
-
-
-def test_photos_are_not_painted_over(tmp_path: Path):
-    """--out cam.csv beside a folder of photos, cam/, is refused for masks; for classes the folder does not matter."""
-    (tmp_path / "cam").mkdir()
-    Image.new("RGB", (4, 4)).save(tmp_path / "cam" / "1.png")
+@pytest.mark.parametrize("head", [("order", "reason"), ("path", "reason")])
+def test_the_users_list_of_rejected_images_stays(tmp_path: Path, head: tuple[str, str]):
+    """A file that has the name of the list of rejected images stops the call, whatever its columns."""
+    table(tmp_path / "p.rejected.csv", head, ("7", "late"))
     before = hashes(tmp_path)
-    with pytest.raises(TutelageError, match=r"cam.*holds other files"):
-        check_outputs(tmp_path / "cam.csv", masks=True)
-    check_outputs(tmp_path / "cam.csv", masks=False)
+    with pytest.raises(TutelageError, match=r"p\.rejected\.csv"):
+        predict(tmp_path / "p.csv", "1.png")
     assert hashes(tmp_path) == before
 
 
-@pytest.mark.parametrize("ending", ["csv", "parquet"])
-def test_earlier_predictions_are_replaced(tmp_path: Path, ending: str):
-    """The same call again replaces its own table and its own masks, and stops where a file has joined these."""
-    out, mask = tmp_path / f"p.{ending}", tmp_path / "p" / "1.png"
-    result = Predictions(["cat", "dog"], None, ["1.png"], [np.array([0.3, 0.7])])
-    write_predictions(out, result.columns(1), result.rejected)
-    check_outputs(out, masks=False)
-    out.unlink()
-    mask.parent.mkdir()
-    Image.new("L", (4, 4)).save(mask)
-    if ending == "csv":
-        table(out, ("path", "mask", "share_cat"), ("1.png", str(mask), "1.0"))
-    else:
-        import pyarrow
-        import pyarrow.parquet
+def test_photos_and_masks_are_not_painted_over(tmp_path: Path):
+    """--out cam.csv beside a folder of photos, or of masks that a list of the user's names, is refused for masks; for classes the folder
+    does not matter."""
+    (tmp_path / "cam").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "cam" / "1.png")
+    before = hashes(tmp_path)
+    with pytest.raises(TutelageError, match=r"cam/1\.png is there already"):
+        predict(tmp_path / "cam.csv", "1.png", masks=True)
+    assert hashes(tmp_path) == before
+    predict(tmp_path / "cam.csv", "1.png")
+    assert hashes(tmp_path).items() > before.items()
 
-        pyarrow.parquet.write_table(pyarrow.table({"path": ["1.png"], "mask": [str(mask)], "share_cat": [1.0]}), out)
-    check_outputs(out, masks=True)
-    shutil.copy(mask, mask.with_name("mine.png"))
-    with pytest.raises(TutelageError, match=r"mine\.png"):
-        check_outputs(out, masks=True)
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+@pytest.mark.parametrize("masks", [False, True])
+def test_earlier_predictions_are_replaced(tmp_path: Path, ending: str, masks: bool, monkeypatch):
+    """The same call again replaces its own files, from any folder, for fewer images too, and stops where one was changed or has joined."""
+    out = tmp_path / f"p.{ending}"
+    predict(out, "1.png", "2.png", masks=masks, rejected=("3.png",))
+    first = {*hashes(tmp_path)}
+    assert first == {RECORD, out.name, "p.rejected.csv", *(["p/1.png", "p/2.png"] if masks else [])}
+    assert predicted_files(str(tmp_path)) >= {out.name, "p.rejected.csv"}
+    assert predicted_files(str(tmp_path / "p")) == ({"1.png", "2.png"} if masks else frozenset())
+    monkeypatch.chdir(tmp_path)
+    predict(Path(out.name), "1.png", masks=masks)
+    assert {*hashes(tmp_path)} == {RECORD, out.name, *(["p/1.png"] if masks else [])}
+    for name in ("p/1.png", "p/mine.png") if masks else (out.name,):
+        was = (tmp_path / name).read_bytes() if (tmp_path / name).exists() else None
+        (tmp_path / name).write_bytes(b"mine")
+        with pytest.raises(TutelageError, match=name.replace(".", r"\.")):
+            predict(out, "1.png", masks=masks)
+        assert (tmp_path / name).read_bytes() == b"mine"
+        if was is not None:
+            (tmp_path / name).write_bytes(was)
+
+
+def test_an_interrupted_call_leaves_nothing(tmp_path: Path):
+    """After Ctrl-C on the way there are no new files, those of before are whole, and the same call works."""
+    out = tmp_path / "p.csv"
+    predict(out, "1.png", masks=True)
+    before = hashes(tmp_path)
+    with contextlib.suppress(KeyboardInterrupt), outputs(out, True, ["1.png", "2.png"]) as place:
+        (place.staged / "p").mkdir()
+        (place.staged / "p" / "1.png").write_bytes(b"half")
+        raise KeyboardInterrupt
+    assert hashes(tmp_path) == before
+    predict(out, "1.png", "2.png", masks=True)
+
+
+def test_odd_names_of_images_in_tables(tmp_path: Path):
+    """A carriage return in a name is quoted; a name that is not UTF-8 is kept in a CSV, and refused for Parquet before anything is done."""
+    names = ["a\rb.png", "\udce9.png", 'c"d.png', "e\nf.png"]
+    predict(tmp_path / "p.csv", *names)
+    with (tmp_path / "p.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        assert [row["path"] for row in csv.DictReader(file)] == names
+    with pytest.raises(TutelageError, match="not UTF-8"):
+        predict(tmp_path / "p.parquet", *names)
+    assert not (tmp_path / "p.parquet").exists()

@@ -18,7 +18,7 @@ from conftest import MODELS, Task, make_task, seconds_without_torch
 from forked import Forked, forked
 from tutelage.cli import call
 from tutelage.errors import TutelageError
-from tutelage.files import toml
+from tutelage.files import temporary_beside, toml
 from tutelage.reporting.cost import cost_of
 from tutelage.reporting.table import TITLES
 from tutelage.run_folder import Run
@@ -361,10 +361,11 @@ def test_results_of_other_test_images_are_refused(many, tmp_path):
 def test_killed_while_a_stage_is_taken_over(task, tmp_path):
     """Half a copied stage in a run's folder does not keep the study from going on."""
     run = Path(shutil.copytree(task.root / "study" / "task-oriented" / "budget-2" / "seed-0", tmp_path / "run"))
-    (run / "distill.partial" / "deep").mkdir(parents=True)
-    (run / "distill.partial" / "deep" / "file").write_text("half")
+    half = temporary_beside(run / "distill")
+    (half / "deep").mkdir(parents=True)
+    (half / "deep" / "file").write_text("half")
     with Run(run):
-        assert not (run / "distill.partial").exists()
+        assert not half.exists()
 
 
 def test_one_seed_has_no_spread(task):

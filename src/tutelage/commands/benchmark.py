@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tutelage.deploy import runtime
+from tutelage.deploy.export_folder import write_about
 from tutelage.deploy.timing import in_turn
 from tutelage.device import cpu
 from tutelage.files import read_json, write_json
@@ -88,7 +89,7 @@ def benchmark(settings: BenchmarkSettings) -> BenchmarkResult:
     sizes, machine = _sizes(place, folder, files, entry, about), cpu()
     result = {"machine": machine, "size": student.size, "rows": rows, "files": sizes, "versions": about["versions"]}
     write_json(folder / "benchmark.json", result)
-    write_json(folder / runtime.EXPORT, {**about, "added": ["benchmark.json"]})
+    write_about(folder, {**about, "added": ["benchmark.json"]})
     return BenchmarkResult(**result)
 
 

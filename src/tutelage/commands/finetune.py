@@ -29,6 +29,7 @@ from tutelage.files import atomic_write, file_hash, hash_of
 from tutelage.json_object import JSON
 from tutelage.metrics import paired_gain
 from tutelage.models import linear_probe
+from tutelage.pipeline.finished_exports import move_old_export
 from tutelage.pipeline.stage import HELD_OUT, PilotResult, judged_by, open_run, save_weights, write_metrics
 from tutelage.progress import logger, progress
 from tutelage.results import CurationResult, DistillationResult, FinetuneResult, StudentResult
@@ -87,7 +88,9 @@ def finetune(settings: FinetuneSettings) -> FinetuneResult:
             "seconds": seconds,
             "compute_cost": work.meter.entry(folder, seconds),
         }
-        return FinetuneResult(**run.finish("finetune", inputs, result))
+        finished = run.finish("finetune", inputs, result)
+        move_old_export(run)
+        return FinetuneResult(**finished)
 
 
 def _choice(work: _LastStage, finetune: str, baseline: Student | None, held_out: Path) -> tuple[str, Scores]:

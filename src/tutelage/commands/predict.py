@@ -20,15 +20,14 @@ def predict(settings: PredictSettings) -> PredictionsResult:
     student path, mask (a PNG in a folder beside OUT) and the share of each class. Images that cannot be read are listed in
     OUT.rejected.csv.
     """
-    from tutelage.deploy import prediction_files, runtime
+    from tutelage.deploy import runtime
     from tutelage.deploy.predict_masks import predictions
 
     opened = runtime.open_export(export_folder(settings.export), settings.model, settings.threads)
     paths = runtime.files_in(settings.images)
     with progress("predict", len(paths)) as advance:
-        result = predictions(opened, paths, Path(settings.out), advance)
+        result, listed = predictions(opened, paths, Path(settings.out), settings.top, advance)
     columns = result.columns(settings.top)
-    listed = prediction_files.write_predictions(Path(settings.out), columns, result.rejected)
     if listed:
         first = shown((f"{name} ({reason})" for name, reason in result.rejected), 3)
         logger.info(f"{len(result.rejected):,} of {len(paths):,} images cannot be read, see {listed}: {first}")

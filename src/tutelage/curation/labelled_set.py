@@ -95,10 +95,8 @@ def log_changed_data(run: Run, given: dict[str, str]) -> None:
     what = f"other images or labels in {' and '.join(changed)}" if changed else "files or weights were rewritten"
     later = [name for name in TRAINED[1:] if (run.path / name / "result.json").exists()]
     then = f", then {', '.join(later)} wherever the transfer set comes out different" if later else ""
-    logger.info(
-        f"the data have changed since {run.path} was made ({what}): curate runs again{then}. The new results replace the "
-        "present ones: to keep these, stop now and copy the folder"
-    )
+    kept = f". The results of before are kept in {run.copy_aside()}" if later else ""
+    logger.info(f"the data have changed since {run.path} was made ({what}): curate runs again{then}{kept}")
 
 
 def split_labels(target: TargetSet, images: Images, rows: np.ndarray, budget: int | None, seed: int) -> LabelledSplit:

@@ -8,7 +8,11 @@ no block counts as absent, and its rows are computed again.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
+import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +21,11 @@ import numpy as np
 import pyarrow as pa
 
 from tutelage.errors import TutelageError
-from tutelage.files import atomic_write, hash_of, write_json
+from tutelage.files import atomic_write, hash_of, remove_leftovers, write_json
 
 FORMAT = 2  # of the blocks; those of other formats lie in other folders
 SUFFIX = ".arrow"
+BLOCK = re.compile(rf"[0-9a-f]{{24}}{re.escape(SUFFIX)}")  # names of blocks
 
 
 def cache_folder(cache: str | Path, kind: str, what: str, about: Mapping[str, object]) -> Path:
@@ -29,6 +34,28 @@ def cache_folder(cache: str | Path, kind: str, what: str, about: Mapping[str, ob
     if not (folder / "about.json").exists():
         write_json(folder / "about.json", {"what": what, **about})
     return folder
+
+
+def is_entry(folder: Path) -> bool:
+    """Whether `cache_folder` made a folder: its name is the hash of what its about.json says."""
+    name, _, digest = folder.name.rpartition("-")
+    try:
+        about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+        del about["what"]
+        return bool(name) and any(digest == hash_of({"format": one, **about})[:24] for one in range(1, FORMAT + 1))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def remove_entry(folder: Path) -> None:
+    """Remove the blocks and the about.json of a folder that `cache_folder` made, and the folders that are empty then."""
+    remove_leftovers(folder)
+    for path in folder.rglob("*"):
+        if path.is_file() and (BLOCK.fullmatch(path.name) or path == folder / "about.json"):
+            path.unlink(missing_ok=True)
+    for place, _, _ in os.walk(folder, topdown=False):
+        with contextlib.suppress(OSError):  # holds other files
+            os.rmdir(place)
 
 
 @dataclass(frozen=True)

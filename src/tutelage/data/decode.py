@@ -16,8 +16,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
+import os
 import struct
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from PIL import (
@@ -50,6 +53,7 @@ SUFFIXES = (
 UNREAD_SUFFIXES = (".heic", ".heif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".psd")
 # Folders that storage systems and archives make, with previews and copies in them.
 SYSTEM_FOLDERS = ("@eadir", "__macosx", "$recycle.bin", "system volume information", "lost+found", "#recycle")
+RECORD = ".tutelage-predictions.json"  # lists what `predict` has written in a folder and in the folders of masks directly below it
 MAX_PIXELS = 178_956_970  # Pillow's own limit: 2 x 1 GiB / 4 / 3
 RESIZES = ("squash", "crop", "pad")
 PAD_GREY = 128
@@ -87,6 +91,22 @@ _TURNS = {
 def hidden(name: str) -> bool:
     """Return whether a file or folder of this name is passed over: hidden ones, and those of storage systems."""
     return name.startswith(".") or name.lower() in SYSTEM_FOLDERS
+
+
+def written_here(folder: str) -> dict[str, list[str]]:
+    """Return the files that predictions wrote in a folder, or in the folders directly below it, by their path there, with their SHA-256."""
+    try:
+        files = json.loads(Path(folder, RECORD).read_text(encoding="utf-8"))["files"]
+        return {str(name): list(map(str, digests)) for name, digests in files.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def predicted_files(folder: str) -> frozenset[str]:
+    """Return the names of those files of a folder that predictions wrote, such as masks: no images of the user's."""
+    above, name = os.path.split(os.path.abspath(folder))
+    below = (path.partition("/") for path in written_here(above))
+    return frozenset(written_here(folder)) | {rest for first, _, rest in below if first == name}
 
 
 def decode(data: bytes, short_side: int | None = None) -> tuple[np.ndarray, tuple[int, int]]:

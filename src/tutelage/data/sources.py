@@ -155,9 +155,10 @@ def _walk(folder: str, prefix: str, above: frozenset[tuple[int, int]]) -> Iterat
     if prefix and (what := what_is_ours(folder, names)):
         logger.info(f"{folder} is {what} of tutelage: its pictures are left out")
         return
+    ours = decode.predicted_files(folder)
     for name in names:
         path = os.path.join(folder, name)
-        if decode.hidden(name):
+        if decode.hidden(name) or name in ours:
             continue
         if os.path.isdir(path):
             yield from _walk(path, prefix + name + "/", above | {key})

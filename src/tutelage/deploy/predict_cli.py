@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from tutelage.deploy.predict_masks import predictions
-from tutelage.deploy.prediction_files import write_predictions
 from tutelage.deploy.runtime import NAMES, files_in, open_export
 from tutelage.errors import TutelageError, rendered
 
@@ -44,14 +43,16 @@ def main(folder: Path, words: Sequence[str] | None = None) -> int:
     try:
         model, paths = open_export(folder, given.model, given.threads), files_in(given.images)
         with counted(len(paths)) as advance:
-            result = predictions(model, paths, Path(given.out), advance)
-        rejected = write_predictions(Path(given.out), result.columns(given.top), result.rejected)
+            result, rejected = predictions(model, paths, Path(given.out), given.top, advance)
     except TutelageError as error:
         print(rendered(error), file=sys.stderr)
         return 2
     except OSError as error:
         print(rendered(TutelageError(f"{error.filename or given.out}: {error.strerror}")), file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; nothing was written", file=sys.stderr)
+        return 130
     more = f"; {len(result.rejected):,} rejected, {rejected}" if rejected else ""
     print(f"{len(result.paths):,} images, {given.out}{more}")
     return 0

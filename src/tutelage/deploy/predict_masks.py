@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from PIL import Image
 
 from tutelage.data.decode import decode, fit
 from tutelage.data.upsample import decided
-from tutelage.deploy.prediction_files import check_outputs, whole
+from tutelage.deploy.prediction_files import outputs, write_predictions
 from tutelage.deploy.runtime import Model, Predictions, file_bytes, predict_images
 from tutelage.errors import Unreadable
 
@@ -38,22 +40,33 @@ class MaskPredictions:
 
 
 def predictions(
-    model: Model, paths: Iterable[str], out: Path, advance: Callable[[int], None] = lambda n: None
-) -> Predictions | MaskPredictions:
-    """Predict image files: classes, or masks, which are written to a folder named like `out` without its suffix.
+    model: Model, paths: Sequence[str], out: Path, top: int, advance: Callable[[int], None] = lambda n: None
+) -> tuple[Predictions | MaskPredictions, Path | None]:
+    """Predict image files and write the table: of classes, or of masks, which are painted in a folder named like `out` without its suffix.
+
+    Args:
+        paths: of the images. out: the table. top: number of classes listed for each image. advance: called with numbers of images.
+
+    Returns:
+        the predictions, and the path of the list of images that cannot be read, None if all could be read.
 
     Raises:
-        TutelageError: `out` or that folder holds something other than earlier predictions.
+        TutelageError: `out` cannot be written, or would replace what earlier predictions did not write; no image can be read.
     """
-    masks = model.about.get("task") == "segmentation"
-    check_outputs(out, masks)
-    if masks:
-        return paint_images(model, paths, out.with_suffix(""), advance)
-    return predict_images(model, paths, advance=advance)
+    with outputs(out, model.about.get("task") == "segmentation", paths) as place:
+        if place.masks is not None:
+            result = paint_images(model, paths, place.staged / place.masks.name, place.masks, advance)
+        else:
+            result = predict_images(model, paths, advance=advance)
+        return result, write_predictions(place, result.columns(top), result.rejected)
 
 
-def paint_images(model: Model, paths: Iterable[str], folder: Path, advance: Callable[[int], None]) -> MaskPredictions:
-    """Write the mask of each image at the image's own size, as a PNG of class numbers in the data set's colours."""
+def paint_images(
+    model: Model, paths: Iterable[str], staged: Path, folder: Path, advance: Callable[[int], None]
+) -> MaskPredictions:
+    """Write the mask of each image at the image's own size, as a PNG of class numbers in the data set's colours, to `staged`, which becomes
+    `folder`."""
+    staged.mkdir()
     result = MaskPredictions(model.labels)
     colours = [value for colour in model.about["colours"] for value in colour]
     taken: set[str] = set()
@@ -62,13 +75,12 @@ def paint_images(model: Model, paths: Iterable[str], folder: Path, advance: Call
             rgb, (height, width) = decode(file_bytes(path), model.about["decode_short_side"])
             pixels = fit(rgb, model.about["size"], model.about["resize"])
             mask = decided(model.outputs(pixels[None])[0], height, width)
-            file = folder / f"{_free(Path(path).stem, taken)}.png"
+            name = f"{_free(Path(path).stem, taken)}.png"
             image = Image.fromarray(mask)
             image.putpalette(colours)
-            with whole(file) as partial:
-                image.save(partial, "PNG")
+            image.save(staged / name, "PNG")
             result.paths.append(path)
-            result.masks.append(str(file))
+            result.masks.append(str(folder / name))
             result.shares.append(np.bincount(mask.reshape(-1), minlength=len(model.labels)) / mask.size)
         except Unreadable as error:
             result.rejected.append((path, str(error)))
@@ -77,7 +89,8 @@ def paint_images(model: Model, paths: Iterable[str], folder: Path, advance: Call
 
 
 def _free(stem: str, taken: set[str]) -> str:
-    """A file name that no other image of this call has."""
+    """A file name, without its ending, that no other image of this call has."""
+    stem = os.fsencode(stem)[:240].decode(sys.getfilesystemencoding(), "surrogateescape")
     name, number = stem, 1
     while name in taken:
         number += 1

@@ -1,46 +1,39 @@
-"""The files that predictions are written to, which replace nothing but earlier predictions. Loads no torch."""
+"""The files that predictions are written to, which replace nothing but what earlier calls wrote. Loads no torch.
+
+What a call has written is recorded, with its hash, in a file of the folder (decode.RECORD): only files that are as they were written are
+replaced or removed, and none of them is taken for an image.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import csv
+import json
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 
+from tutelage.data.decode import RECORD, written_here
+from tutelage.deploy.runtime import file_hash
 from tutelage.errors import TutelageError, shown
 
 ENDINGS = (".csv", ".parquet")
+LONGEST = 255  # bytes of a file's name
 
 
-def check_outputs(out: Path, masks: bool) -> None:
-    """Check before anything is predicted that only earlier predictions are replaced. masks: whether masks are painted.
+@dataclass(frozen=True)
+class Outputs:
+    """out: the table. masks: folder of the painted masks, None for classes. staged: folder where all is written first."""
 
-    Raises:
-        TutelageError: `out` has another ending; it, the list of rejected images beside it, or the folder of masks holds something else.
-    """
-    if out.suffix.lower() not in ENDINGS:
-        example = f"for example --out {out.name or 'predictions'}.csv"
-        raise TutelageError(f"--out {out} must end in .csv or .parquet", example)
-    hint = "choose another --out, or move that aside"
-    try:
-        if "\0" in str(out):
-            raise ValueError("a NUL character in the name")
-        for path, second in ((out, "mask" if masks else "class"), (rejected_list(out), "reason")):
-            if path.exists() and [*_table(path)][:2] != ["path", second]:
-                message = f"--out {out}: {path} is there already, and is no table of earlier predictions"
-                raise TutelageError(message, hint)
-        folder = out.with_suffix("")
-        if masks and folder.exists():
-            painted = set(_table(out).get("mask", ())) if out.exists() else set()
-            there = map(str, sorted(folder.iterdir()) if folder.is_dir() else [folder])
-            if others := [path for path in there if path not in painted]:
-                message = f"--out {out}: the masks' folder {folder} holds other files: {shown(others, 3)}"
-                raise TutelageError(message, hint)
-    except (OSError, ValueError) as error:
-        raise TutelageError(f"--out {out} cannot be written: {error}", "choose another --out") from error
+    out: Path
+    masks: Path | None
+    staged: Path
 
 
 def rejected_list(out: Path) -> Path:
@@ -48,19 +41,71 @@ def rejected_list(out: Path) -> Path:
     return out.with_name(f"{out.stem}.rejected.csv")
 
 
-def _table(path: Path) -> Mapping[str, Sequence[object]]:
-    """Return the columns of a table that was written before; empty if the file is something else."""
-    if path.is_file() and path.suffix.lower() == ".parquet":
-        with contextlib.suppress(Exception):  # pyarrow raises its own errors for other files
-            return _parquet().read_table(path).to_pydict()
-    elif path.is_file():
-        with (
-            contextlib.suppress(UnicodeDecodeError, csv.Error),
-            path.open(newline="", encoding="utf-8", errors="surrogateescape") as file,
-        ):
-            first, *rows = list(csv.reader(file)) or [[]]
-            return {name: [row[i] for row in rows if len(row) > i] for i, name in enumerate(first)}
-    return {}
+@contextlib.contextmanager
+def outputs(out: Path, masks: bool, images: Sequence[str]) -> Iterator[Outputs]:
+    """Check before anything is predicted that the outputs can be written and replace no file of others; clear up afterwards.
+
+    Args:
+        out: the table. masks: whether masks are painted. images: paths of the images, which the table will hold.
+
+    Raises:
+        TutelageError: `out` has another ending or cannot be written; it, the list of rejected images beside it, or the folder of masks
+            holds something that earlier predictions did not write.
+    """
+    folder = out.with_suffix("") if masks else None
+    try:
+        _check_name(out, images)
+        there = [path for path in (out, rejected_list(out)) if os.path.lexists(path)]
+        if folder is not None and os.path.lexists(folder):
+            there += [path for path in folder.rglob("*") if not path.is_dir()] if folder.is_dir() else [folder]
+        record = written_here(str(out.parent))
+        others = [path for path in there if not _as_recorded(path, record, out.parent)]
+        if others:
+            what = f"{shown(sorted(map(str, others)), 3)} {'is' if len(others) == 1 else 'are'} there already"
+            message = f"--out {out}: {what}, not written by predictions or changed since"
+            raise TutelageError(message, "choose another --out, or move that aside")
+        above = next(place for place in out.absolute().parents if place.exists())
+        with tempfile.TemporaryFile(dir=above):  # what the file system allows, permissions do not always tell
+            pass
+        out.parent.mkdir(parents=True, exist_ok=True)
+        staged = Path(tempfile.mkdtemp(prefix=".tutelage-partial-", dir=out.parent))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise TutelageError(f"--out {out} cannot be written: {reason}", "choose another --out") from error
+    try:
+        yield Outputs(out, folder, staged)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def _check_name(out: Path, images: Sequence[str]) -> None:
+    if out.suffix.lower() not in ENDINGS:
+        example = f"for example --out {out.name or 'predictions'}.csv"
+        raise TutelageError(f"--out {out} must end in .csv or .parquet", example)
+    if "\0" in str(out):
+        raise ValueError("a NUL character in the name")
+    if (count := len(os.fsencode(rejected_list(out).name))) > LONGEST:
+        message = (
+            f"--out {out.name[:40]}... is too long: {rejected_list(out).suffixes[-2]}.csv beside it has {count} bytes"
+        )
+        raise TutelageError(message, "use a shorter name")
+    if out.suffix.lower() == ".parquet":
+        _parquet()
+        if odd := [path for path in images if not _is_utf8(path)]:
+            message = f"--out {out}: {len(odd)} names of images are not UTF-8, which Parquet cannot hold: {shown(map(ascii, odd), 3)}"
+            raise TutelageError(message, "use a .csv, or rename these files")
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        return bool(text.encode())
+    except UnicodeEncodeError:
+        return False
+
+
+def _as_recorded(path: Path, record: Mapping[str, Sequence[str]], folder: Path) -> bool:
+    digests = record.get(path.relative_to(folder).as_posix(), ())
+    return bool(digests) and path.is_file() and not path.is_symlink() and file_hash(path) in digests
 
 
 def _parquet() -> ModuleType:
@@ -71,60 +116,75 @@ def _parquet() -> ModuleType:
     return pyarrow.parquet
 
 
-@contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """Yield the path of a file beside `path`, in a folder that is made, which replaces it once the block has succeeded."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    yield partial
-    partial.replace(path)
-
-
 def write_csv(path: Path, columns: Mapping[str, Sequence[object]]) -> None:
-    """Write a table as CSV, completely or not at all; booleans are written as true and false."""
+    """Write a table as CSV; booleans are written as true and false."""
 
     def text(value: object) -> object:
         return str(bool(value)).lower() if isinstance(value, (bool, np.bool_)) else value
 
-    with whole(path) as partial, partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows([text(value) for value in row] for row in zip(*columns.values(), strict=True))
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        careful = csv.writer(
+            file, lineterminator="\n", quoting=csv.QUOTE_ALL
+        )  # the other leaves a carriage return bare
+        for row in (list(columns), *([text(value) for value in row] for row in zip(*columns.values(), strict=True))):
+            (careful if any("\r" in str(value) for value in row) else rows).writerow(row)
 
 
 def write_predictions(
-    path: Path, columns: Mapping[str, Sequence[object]], rejected: Sequence[tuple[str, str]]
+    place: Outputs, columns: Mapping[str, Sequence[object]], rejected: Sequence[tuple[str, str]]
 ) -> Path | None:
-    """Write predictions.csv (or .parquet), and beside it a list of the rejected images.
+    """Write the table, beside it a list of the rejected images, and move all that was staged to its place.
 
     Args:
-        columns: of the table, `path` among them. rejected: path and reason of each image that cannot be read.
+        place: from `outputs`. columns: of the table, `path` among them. rejected: path and reason of each image that cannot be read.
 
     Returns:
         the path of the list of rejected images; None if all could be read.
 
     Raises:
-        TutelageError: no image could be read, or a .parquet is requested without pyarrow.
+        TutelageError: no image could be read.
     """
     if rejected and not columns["path"]:
         first = shown((f"{name} ({reason})" for name, reason in rejected), 3)
         raise TutelageError(f"none of {len(rejected):,} files can be read as an image: {first}")
-    if path.suffix.lower() == ".parquet":
-        write_parquet(path, columns)
+    if place.out.suffix.lower() == ".parquet":
+        import pyarrow
+
+        table = pyarrow.table({name: pyarrow.array([*values]) for name, values in columns.items()})
+        _parquet().write_table(table, place.staged / place.out.name)
     else:
-        write_csv(path, columns)
-    listed = rejected_list(path)
-    if not rejected:
-        listed.unlink(missing_ok=True)
-        return None
-    write_csv(listed, {"path": [name for name, _ in rejected], "reason": [why for _, why in rejected]})
+        write_csv(place.staged / place.out.name, columns)
+    listed = rejected_list(place.out) if rejected else None
+    if listed:
+        lines = {"path": [name for name, _ in rejected], "reason": [why for _, why in rejected]}
+        write_csv(place.staged / listed.name, lines)
+    _settle(place)
     return listed
 
 
-def write_parquet(path: Path, columns: Mapping[str, Sequence[object]]) -> None:
-    """Write a table as Parquet, completely or not at all."""
-    module = _parquet()
-    import pyarrow
+def _settle(place: Outputs) -> None:
+    """Move the staged files to their place, and remove those of an earlier call. Whenever it is killed, what is there is recorded."""
+    folder, old = place.out.parent, written_here(str(place.out.parent))
+    paths = [path for path in place.staged.rglob("*") if path.is_file()]
+    new = {path.relative_to(place.staged).as_posix(): [file_hash(path)] for path in paths}
+    mine = {place.out.name, rejected_list(place.out).name}
+    gone = [name for name in old if (name in mine or _below(name, place.masks)) and name not in new]
+    _record(folder, {**old, **{name: [*old.get(name, []), *digests] for name, digests in new.items()}})
+    for name in gone:
+        (folder / name).unlink(missing_ok=True)
+    for name in sorted(new):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (place.staged / name).replace(folder / name)
+    _record(folder, {name: digests for name, digests in {**old, **new}.items() if name not in gone})
 
-    with whole(path) as partial:
-        module.write_table(pyarrow.table({name: pyarrow.array([*values]) for name, values in columns.items()}), partial)
+
+def _below(name: str, folder: Path | None) -> bool:
+    return folder is not None and name.startswith(f"{folder.name}/")
+
+
+def _record(folder: Path, files: Mapping[str, Sequence[str]]) -> None:
+    partial = Path(tempfile.mkstemp(prefix=".tutelage-partial-", dir=folder)[1])
+    partial.write_text(json.dumps({"files": files}, indent=1), encoding="ascii")
+    partial.chmod(0o644)
+    partial.replace(folder / RECORD)

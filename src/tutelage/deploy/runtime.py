@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tutelage.data.decode import SUFFIXES, UNREAD_SUFFIXES, decode, fit, hidden
+from tutelage.data.decode import SUFFIXES, UNREAD_SUFFIXES, decode, fit, hidden, predicted_files
 from tutelage.errors import TutelageError, Unreadable, shown
 from tutelage.json_object import JSON
 
@@ -207,7 +207,12 @@ def files_in(places: Sequence[str]) -> list[str]:
             below[:] = [
                 one for one in below if not any(os.path.samefile(up, os.path.join(folder, one)) for up in above)
             ]
-            images = (name for name in sorted(names) if name.lower().endswith((*SUFFIXES, *UNREAD_SUFFIXES)))
+            ours = predicted_files(folder)
+            images = (
+                name
+                for name in sorted(names)
+                if name not in ours and name.lower().endswith((*SUFFIXES, *UNREAD_SUFFIXES))
+            )
             found += [os.path.join(folder, name) for name in images if not hidden(name)]
     if not found:
         raise TutelageError(f"no image in {shown(places)}", f"name files that end in {', '.join(SUFFIXES)}")

@@ -6,7 +6,7 @@ import contextlib
 from pathlib import Path
 
 from tutelage.errors import TutelageError
-from tutelage.files import read_json
+from tutelage.files import read_json, unused_beside
 from tutelage.json_object import JSON
 from tutelage.progress import logger
 from tutelage.results import CurationResult, FinetuneResult
@@ -28,6 +28,18 @@ def warn_of_old_export(run: Path) -> None:
         exported, delivered = read_json(place / "export.json"), Run(run).kept("finetune")
         if exported and delivered and exported.get("outputs") != delivered.get("outputs"):
             logger.warning(f"{place} is of an earlier student of this run: `tutelage export {run}` re-creates it")
+
+
+def move_old_export(run: Run) -> None:
+    """Move a run's export/ aside if it is not of the student that the run has now."""
+    place = run.path / "export"
+    exported, delivered = read_json(place / "export.json"), run.kept("finetune")
+    if exported and delivered and exported.get("outputs") != delivered.get("outputs"):
+        old = unused_beside(place, "old")
+        place.rename(old)
+        logger.warning(
+            f"{place} was of an earlier student of this run: it is {old} now; `tutelage export {run.path}` makes a new one"
+        )
 
 
 def finished(run: Path) -> dict[str, JSON]:

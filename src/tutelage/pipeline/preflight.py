@@ -11,6 +11,7 @@ import importlib.util
 import os
 import re
 import socket
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from tutelage.errors import TutelageError, raise_all, single
 from tutelage.image_size import Size, sides
 from tutelage.models.aliases import check_size, full_name, weights_path
 from tutelage.progress import processes
-from tutelage.run_folder import Run
+from tutelage.run_folder import Run, check_owner
 from tutelage.settings import flag, shared_flags
 from tutelage.settings.command_flags import WITHOUT_TARGETS, CurateSettings, Curation, DistillSettings, RunSettings
 from tutelage.tasks import Task, task_of
@@ -181,10 +182,7 @@ def _of_folders(settings: shared_flags.Stage, cache: Path) -> list[TutelageError
         if why := _not_writable(folder):
             hint = f"use a writable --{name}" if name == "out" or settings.cache else "add --cache DIR"
             faults.append(TutelageError(f"--{name} {folder}: {why}", hint))
-    if not faults and (others := _others(out)):
-        hint = f"use a new or empty folder, such as --out {out / 'run'}, or the folder of a run"
-        faults.append(TutelageError(f"--out {out} contains other files, such as {others[0]}", hint))
-    return faults
+    return faults or _raised(check_owner, out)
 
 
 def _not_writable(folder: Path) -> str:
@@ -199,14 +197,13 @@ def _not_writable(folder: Path) -> str:
         read_only = False
     if read_only:
         return f"{there} is on a disk that is mounted read-only"
-    return "" if os.access(there, os.W_OK | os.X_OK) else f"no permission to write in {there}"
-
-
-def _others(out: Path) -> list[str]:
-    """Return the files in a folder that is not a run folder; an empty list for a run folder, an empty and a missing folder."""
-    if not out.is_dir() or (out / ".lock").exists() or (out / "curate").is_dir():
-        return []
-    return sorted(name for name in os.listdir(out) if not name.startswith("."))
+    if not os.access(there, os.W_OK | os.X_OK):
+        return f"no permission to write in {there}"
+    try:
+        with tempfile.TemporaryFile(dir=there):  # /proc, for one, permits it and does not do it
+            return ""
+    except OSError as error:
+        return f"{there} cannot be written to: {error.strerror}"
 
 
 def _of_data(settings: shared_flags.Stage) -> list[TutelageError]:

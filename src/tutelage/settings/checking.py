@@ -25,6 +25,7 @@ from tutelage.settings.shared_flags import Group, declared, default_of
 P = ParamSpec("P")
 NO_PATHS = {"classes", "group_by", "templates", "methods", "set"}  # texts that are never a path
 LONGEST_NAME = 255  # bytes of one part of a path
+LONGEST_PATH = 4000  # bytes; Linux takes 4,095, with what is put below it
 
 S = TypeVar("S", bound=Group)
 R = TypeVar("R")
@@ -193,12 +194,15 @@ def _validate(
 
 
 def _impossible_text(name: str, value: object) -> TutelageError | None:
-    """Return an error for a text that can be no path, if the setting may be one: it holds a NUL, or a name of more than 255 bytes."""
+    """Return an error for a text that can be no path, if the setting may be one: it holds a NUL, or is too long in all or in one name."""
     for text in value if isinstance(value, list) else [value]:
         if not isinstance(text, str) or name in NO_PATHS:
             continue
         if "\0" in text:
             return TutelageError(f"{flag(name)} {text!r} holds a NUL character", "leave it out: no path can hold one")
+        if (count := len(text.encode("utf-8", "surrogateescape"))) > LONGEST_PATH:
+            message = f"{flag(name)} {text[:40]}... has {count} bytes, but systems take paths of at most {LONGEST_PATH}"
+            return TutelageError(message, "use a shorter path")
         count = max(len(part.encode("utf-8", "surrogateescape")) for part in text.split("/"))
         if count > LONGEST_NAME:
             message = (
