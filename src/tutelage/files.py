@@ -126,14 +126,18 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def intact(path: Path) -> Path:
+def intact(path: Path, stage: Path | None = None) -> Path:
     """Return the path of a file of a run's stage, after a comparison with its hash in the stage's result.json, if the stage is finished.
+
+    Args:
+        path: of the file. stage: the stage's folder, if the file lies elsewhere.
 
     Raises:
         TutelageError: the file is missing, or not the one that the stage wrote.
     """
-    hashes = (read_json(path.with_name("result.json")) or {}).get("files", {})
-    if not path.is_file() or hashes.get(path.name, digest := file_hash(path)) != digest:
+    hashes = (read_json((stage or path.parent) / "result.json") or {}).get("files", {})
+    name = path.relative_to(stage.parent).as_posix() if stage else path.name
+    if not path.is_file() or hashes.get(name, digest := file_hash(path)) != digest:
         message = f"{path} is {'not the file that the run wrote' if path.is_file() else 'missing'}"
         raise TutelageError(message, f"put it back, or delete {path.parent} and repeat the command that made the run")
     return path

@@ -316,6 +316,8 @@ class Run:
         """Write a stage's result.json, which marks the stage as done, and remove its checkpoints."""
         made = (one for one in (self.path / stage).glob("*") if one.suffix in KEPT and not one.match("fold-*.npz"))
         hashes = {one.name: file_hash(one) for one in sorted(made) if one.is_file() and one.name != "result.json"}
+        beside = (one for name in BESIDE.get(stage, ()) for one in (self.path / name).glob("*") if one.suffix in KEPT)
+        hashes |= {one.relative_to(self.path).as_posix(): file_hash(one) for one in sorted(beside)}
         result = {"inputs": inputs, **result, "files": hashes, "made_with": {**versions(), "threads": threads()}}
         if "given" in result:
             self.update_settings({"data": {**result["given"], "transfer_set": result["outputs"]}})

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file, save_file
 
@@ -327,3 +328,39 @@ def test_the_same_files_under_other_paths(task, tmp_path, monkeypatch):
     assert len(go(Path())) >= 6
     save_file({name: (one + 1).numpy() for name, one in student.state_dict().items()}, task.root / "w.safetensors")
     assert "distill" not in go(Path()), "other weights under the same name"
+
+
+@pytest.mark.slow
+def test_flipped_bytes_in_the_cache(task):
+    """One other byte in each block of the cache, pictures, embeddings and teacher outputs: they are computed again, and the student is the
+    same."""
+    run(task)
+    before = {path: path.read_bytes() for path in task.out.rglob("*.safetensors")}
+    assert before
+    blocks = sorted((task.out.parent / "cache").rglob("*.arrow"))
+    assert {path.relative_to(task.out.parent / "cache").parts[0].partition("-")[0] for path in blocks} >= {
+        "images",
+        "outputs",
+    }
+    for number, path in enumerate(blocks):
+        data = bytearray(path.read_bytes())
+        data[len(data) * (number + 1) // (len(blocks) + 1)] ^= 1 << number % 8
+        path.write_bytes(data)
+    for stage in ("adapt", "distill", "finetune", "evaluate"):
+        shutil.rmtree(task.out / stage)
+    run(task)
+    assert {path: path.read_bytes() for path in task.out.rglob("*.safetensors")} == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["target_set", "curate"])
+def test_a_manifest_that_the_run_did_not_write(task, name: str):
+    """A list of images with other labels, or with fewer images, is neither scored nor trained on."""
+    curate(task)
+    path = task.out / name / "manifest.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.slice(0, len(table) - 3), path)
+    with pytest.raises(TutelageError, match=rf"{name}/manifest\.parquet is not the file that the run wrote"):
+        load_task(task.out, task.out.parent / "cache")
+    with pytest.raises(TutelageError, match=rf"{name}/manifest\.parquet is not the file that the run wrote"):
+        run(task)

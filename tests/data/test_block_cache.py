@@ -145,6 +145,19 @@ def test_a_writer_that_is_killed_leaves_whole_blocks(tmp_path: Path):
     assert not len(cache.find(keys).missing)
 
 
+@pytest.mark.parametrize("place", [0, 8, 100, 1500, -5, -1])
+def test_a_flipped_byte_makes_a_block_absent(cache: BlockCache, place: int):
+    """A block with one other byte, wherever it is, is absent, and its rows are written again."""
+    path = cache.folder / "1.arrow"
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+    assert cache.read("1") is None
+    assert len(cache.find(block(1)["key"]).missing) == 50
+    cache.write(block(1), "1")
+    assert same(cache.read("1"), 1)
+
+
 def test_an_error_on_the_way_leaves_nothing(cache: BlockCache):
     """A block whose columns do not all exist is not written, and the one of before stays."""
     with pytest.raises(KeyError):

@@ -308,6 +308,23 @@ def test_the_newest_checkpoint_of_these_inputs_is_taken(tmp_path: Path):
     assert checkpoints.Resumable(tmp_path, "stage", "inputs", every=3).start == 6
 
 
+@pytest.mark.parametrize("place", [0.01, 0.5, 0.99])
+def test_a_damaged_checkpoint_is_not_taken(tmp_path: Path, place: float):
+    """With one other byte in the newest checkpoint, or a part of it, training goes on from the one before, to the same weights."""
+    whole = train(tmp_path / "whole", 12)[1]
+    train(tmp_path / "run", 8)
+    path = max((tmp_path / "run").glob("*.safetensors"))
+    data = bytearray(path.read_bytes())
+    data[int(len(data) * place)] ^= 4
+    path.write_bytes(data)
+    start, weights = train(tmp_path / "run", 12)
+    assert start == 3
+    assert all(torch.equal(weights[name], value) for name, value in whole.items())
+    path = max((tmp_path / "run").glob("*.safetensors"))
+    path.write_bytes(path.read_bytes()[:100])
+    assert train(tmp_path / "run", 12)[0] == 6
+
+
 def test_a_folder_without_checkpoints(tmp_path: Path):
     """Without a checkpoint, or without the folder, the loop starts at step 0."""
     assert checkpoints.Resumable(tmp_path / "none", "stage", "inputs", every=3).start == 0

@@ -19,7 +19,7 @@ from tutelage.data.image_cache import Images, Store
 from tutelage.data.masks import Labels, MaskEncoding, Masks, kind_of, truth_of
 from tutelage.data.sources import SOURCE, ImageRef, fingerprints_of
 from tutelage.errors import TutelageError, shown
-from tutelage.files import atomic_write, damaged, read_json
+from tutelage.files import atomic_write, damaged, intact, read_json
 from tutelage.json_object import JSON
 
 _RESTORE = "restore the files as they were when the transfer set was chosen, or curate again with --overwrite"
@@ -97,8 +97,8 @@ def load_task(run: Path, cache: str | Path) -> TaskData:
     """
     about = read_json(run / "curate" / "result.json")
     store = Store(cache, about["store_side"])
-    refs, table = read_manifest(run / "target_set" / "manifest.parquet")
-    extra, transfer = read_manifest(run / "curate" / "manifest.parquet")
+    refs, table = read_manifest(intact(run / "target_set" / "manifest.parquet", run / "curate"))
+    extra, transfer = read_manifest(intact(run / "curate" / "manifest.parquet"))
     images = _as_chosen(store, [*refs, *extra], [*table.column("key").to_pylist(), *transfer.column("key").to_pylist()])
     splits = np.array(table.column("split").to_pylist(), dtype=str)
     labels: Labels = np.array(table.column("label").to_pylist(), dtype=np.int64)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tutelage.files import atomic_write
+from tutelage.progress import logger
 from tutelage.training.optimization import EMA
 
 
@@ -35,7 +38,7 @@ class Resumable:
             tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
         tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
         with atomic_write(self.folder / f"{self.stage}-{step:08d}.safetensors") as path:
-            save_file(tensors, path, metadata={"inputs": self.inputs, "step": str(step)})
+            save_file(tensors, path, metadata={"inputs": self.inputs, "step": str(step), "hash": _hash(tensors)})
         for old in sorted(self.folder.glob(f"{self.stage}-*.safetensors"))[:-2]:
             old.unlink()
 
@@ -45,10 +48,9 @@ class Resumable:
         Returns:
             the number of steps done; 0 if there is no checkpoint.
         """
-        path, step = self._newest()
-        if path is None:
+        tensors, step = self._newest()
+        if not tensors:
             return 0
-        tensors = load_file(path)
         module.load_state_dict(_under("model.", tensors))
         for name, value in _under("average.", tensors).items():
             average.state[name].copy_(value)
@@ -66,15 +68,30 @@ class Resumable:
         optimizer.load_state_dict(layout)
         return step
 
-    def _newest(self) -> tuple[Path | None, int]:
-        from safetensors import safe_open
-
+    def _newest(self) -> tuple[dict[str, torch.Tensor], int]:
         for path in sorted(self.folder.glob(f"{self.stage}-*.safetensors"), reverse=True):
-            with safe_open(path, "pt") as file:
-                about = file.metadata()
-            if about.get("inputs") == self.inputs:
-                return path, int(about["step"])
-        return None, 0
+            try:
+                with safe_open(path, "pt") as file:
+                    about = file.metadata() or {}
+                if about.get("inputs") != self.inputs:
+                    continue
+                tensors = load_file(path)
+                if about.get("hash") == _hash(tensors):
+                    return tensors, int(about["step"])
+            except (SafetensorError, OSError):
+                pass
+            logger.warning(f"{path} is damaged: training goes on from the checkpoint before it, or from the start")
+        return {}, 0
+
+
+def _hash(tensors: dict[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(
+            tensors[name].contiguous().view(-1).view(torch.uint8).numpy().data if tensors[name].numel() else b""
+        )
+    return digest.hexdigest()
 
 
 def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
