@@ -139,7 +139,7 @@ def test_one_string_for_a_list(tutelage, task):
     assert done.returncode == 0, done.stderr
     assert Run(task.out).settings()["settings"]["gallery"] == [str(task.gallery)]
     file.write_text('gallery = ""\n')
-    assert "no --gallery" in refused(tutelage(*words[:at], *words[at + 2 :]))
+    assert "--gallery is empty" in refused(tutelage(*words[:at], *words[at + 2 :]))
 
 
 # Settings that cannot work
@@ -697,3 +697,19 @@ def test_a_student_whose_layers_share_weights(task):
         steps=1, batch_size=8, committee="none", no_baseline=True, finetune="keep", **models,
     )  # fmt: skip
     assert result.student.test.images == 12
+
+
+@pytest.mark.parametrize(
+    "flag", ["--val", "--test", "--gallery", "--cache", "--config", "--embeddings", "--classes", "--target"]
+)
+def test_an_empty_path_is_not_this_folder(task, tutelage, flag: str):
+    """An empty text for a path, as an unset variable of a shell leaves it, is an error, and no reading of the current folder."""
+    message = refused(tutelage(*task.words("curate", flag, "")))
+    assert f"{flag} is empty" in message or f"no {flag} was given" in message
+    assert not task.out.exists()
+
+
+def test_an_empty_path_beside_another(task, tutelage):
+    """One empty path of several is an error too."""
+    message = refused(tutelage(*task.words("curate", "--gallery", str(task.gallery), "")))
+    assert "--gallery is empty" in message

@@ -364,3 +364,22 @@ def test_a_manifest_that_the_run_did_not_write(task, name: str):
         load_task(task.out, task.out.parent / "cache")
     with pytest.raises(TutelageError, match=rf"{name}/manifest\.parquet is not the file that the run wrote"):
         run(task)
+
+
+@pytest.mark.slow
+def test_results_of_before_are_kept(task):
+    """A finished run, one more image in the gallery, the same command: what was there is kept whole beside the run, its export too."""
+    run(task)
+    write_json(task.out / "export" / "export.json", {"files": {}, "outputs": "an earlier student"})
+    before = {
+        path.relative_to(task.out): path.read_bytes()
+        for path in task.out.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
+    draw(task.gallery / "new.png", 1, 999)
+    run(task)
+    (kept,) = task.out.parent.glob("first.old-*")
+    assert {path.relative_to(kept): path.read_bytes() for path in kept.rglob("*") if path.is_file()} == before
+    assert [path.name.partition("-")[0] for path in task.out.glob("export*")] == ["export.old"]
+    run(task)
+    assert len(list(task.out.parent.glob("first.old-*"))) == 1

@@ -392,3 +392,18 @@ def test_parameter_groups():
     blocks = [rate[id(b.mlp.fc1.weight)] for b in encoder.blocks]  # type: ignore
     assert all(np.isclose(a, 0.75 * b) for a, b in pairwise(blocks))
     assert rate[id(encoder.pos_embed)] < blocks[0] < rate[id(encoder.norm.weight)] <= 1e-3  # type: ignore
+
+
+@pytest.mark.parametrize(
+    ("name", "built"),
+    [
+        ("vit_base_patch32_clip_224.openai", "vit_base_patch32_clip_quickgelu_224.openai"),
+        ("vit_base_patch16_clip_224.metaclip_400m", "vit_base_patch16_clip_quickgelu_224.metaclip_400m"),
+        ("vit_base_patch16_clip_quickgelu_224.openai", "vit_base_patch16_clip_quickgelu_224.openai"),
+        ("vit_base_patch16_clip_224.datacompxl", "vit_base_patch16_clip_224.datacompxl"),
+        ("vit_small_patch14_dinov2.lvd142m", "vit_small_patch14_dinov2.lvd142m"),
+    ],
+)
+def test_clip_weights_are_built_as_they_were_trained(name: str, built: str):
+    """Weights that were trained with QuickGELU are built with it, whichever of timm's two names is given."""
+    assert teachers.resolve(name) == built

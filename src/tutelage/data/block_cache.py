@@ -147,8 +147,10 @@ def _whole(path: Path) -> bool:
 
 
 def _checksum(path: Path, spare: int) -> bytes:
-    """Return the CRC-32 of a file but for its last `spare` bytes, as CHECKSUM bytes. It finds every flipped byte, at twice the speed of SHA-256
-    (735 and 366 MB/s on a busy core)."""
+    """Return the CRC-32 of a file but for its last `spare` bytes, as CHECKSUM bytes.
+
+    It finds every flipped byte, at twice the speed of SHA-256 (735 and 366 MB/s on a busy core).
+    """
     left, value = path.stat().st_size - spare, 0
     with path.open("rb") as file:
         while left > 0 and (piece := file.read(min(left, 1 << 22))):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import nn
@@ -11,6 +12,7 @@ from tutelage.errors import TutelageError, did_you_mean, shown
 from tutelage.image_size import Size, sides
 from tutelage.models.aliases import STUDENTS, TEACHERS, check_size, full_name
 from tutelage.models.weights import TimmModel, WeightSource, create, first_line, timm_entry, weights_hash
+from tutelage.progress import logger
 from tutelage.settings.shared_flags import Group
 
 
@@ -68,7 +70,17 @@ def resolve(name: str, kind: str = "teacher") -> str:
     if tag and tag not in tags:
         near = did_you_mean(name, [f"{arch}.{t}" for t in tags])
         raise TutelageError(f"--{kind} {name}: no weights with that tag ({arch} has {shown(tags) or 'none'})", near)
-    return name
+    return as_trained(name)
+
+
+def as_trained(name: str) -> str:
+    """Return the architecture that a model's weights were trained with: timm builds some CLIP weights with GELU under their first name,
+    though they were trained with QuickGELU and have a name that says so. `name`: timm's."""
+    import timm
+
+    other = name.replace("_clip_", "_clip_quickgelu_")
+    trained = any("QuickGELU" in note for note in timm_entry(name).notes or ())
+    return other if trained and "quickgelu" not in name and timm.is_model(other) else name
 
 
 def default_size(name: str) -> int:
@@ -130,7 +142,9 @@ def build_teacher(
     Raises:
         TutelageError: unknown name, a size that the model does not accept, or weights that are unavailable or do not fit.
     """
-    name = resolve(name)
+    given, name = name, resolve(name)
+    if "quickgelu" in name and "quickgelu" not in given:
+        say_once(f"--teacher {given} was trained with QuickGELU: it is built as {name}")
     size = default_size(name) if size is None else size
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -141,6 +155,12 @@ def build_teacher(
     return FrozenEncoder(
         module, name, size, *input_statistics(name), features, source.licence, source.text, digest, window
     )
+
+
+@lru_cache
+def say_once(text: str) -> None:
+    """Log a line, once in a process."""
+    logger.info(text)
 
 
 def decayed_parameter_groups(

@@ -173,7 +173,7 @@ def _validate(
         elif isinstance(value, bool) or not isinstance(value, (str, Path, int, float)):
             continue
         elif _base(hints[name]) == list[str]:
-            values[name] = [str(value)] if value != "" else []
+            values[name] = [str(value)]
         elif isinstance(value, Path) or _takes_text(hints[name]):
             values[name] = str(value)
     checked, errors = {}, []
@@ -183,7 +183,8 @@ def _validate(
             hint = f"give a value: {_help(hints[name])}"
             errors.append(TutelageError(f"{flag(name)} {value} must not be a boolean", hint))
             continue
-        if fault := _impossible_text(name, value):
+        fault = _empty(name, value) if name in values and one.default != value else None
+        if fault := fault or _impossible_text(name, value):
             errors.append(fault)
             continue
         try:
@@ -191,6 +192,13 @@ def _validate(
         except ValidationError as error:
             errors.append(_fault(name, value, error.errors()[0], hints[name]))
     return checked, errors
+
+
+def _empty(name: str, value: object) -> TutelageError | None:
+    """Return an error for an empty text, which as a path would be the current folder."""
+    if value == "" or (isinstance(value, list) and "" in value):
+        return TutelageError(f"{flag(name)} is empty", f"give {flag(name)} a value, or leave it out; this folder is .")
+    return None
 
 
 def _impossible_text(name: str, value: object) -> TutelageError | None:
