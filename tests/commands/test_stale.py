@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import tutelage
@@ -241,10 +242,14 @@ def test_new_images_that_were_trained_on(task, capsys):
     for label in range(3):
         draw(other / f"c{label}" / "new.png", label, 500 + label)
     shutil.copy(task.target / "train" / "c1" / "0.png", other / "c1" / "old.png")
+    with Image.open(task.target / "train" / "c2" / "1.png") as image:
+        image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).resize((40, 40)).save(
+            other / "c2" / "mirrored.jpg", quality=80
+        )
     (other / "c1" / "link.png").symlink_to("nothing.png")
-    assert len(_new_images(str(other), load_task(task.out, cache), cache)) == 4
+    assert len(_new_images(str(other), load_task(task.out, cache), cache)) == 5
     said = capsys.readouterr().err
-    assert f"1 of 4 images of {other} were also among the run's training images" in said
+    assert f"2 of 5 images of {other} are, or look like copies of, training images of the run" in said
     assert "1 images cannot be used and are not scored: c1/link.png" in said
 
 

@@ -263,6 +263,8 @@ def _student(context: _Context, name: str, result: JSON, teacher: _Teacher | Non
 
 def _new_images(target: str, task: TaskData, cache_dir: Path) -> Labelled:
     """Return the labelled images of another target set, with the run's classes."""
+    from tutelage.curation.split_copies import count_trained_on
+
     kind = task_of(task.task)
     found = kind.read_any(target, task.classes)
     for note in found.notes:
@@ -278,8 +280,9 @@ def _new_images(target: str, task: TaskData, cache_dir: Path) -> Labelled:
             f"{target}: {len(bad):,} images cannot be used: {shown((f'{one.id} ({one.reason})' for one in bad), NAMED)}",
             "fix or remove them",
         )
-    trained = {key.tobytes() for key in task.transfer.keys}
-    if known := sum(key.tobytes() in trained for key in images.keys):
-        logger.info(f"{known:,} of {len(images):,} images of {target} were also among the run's training images")
+    if known := count_trained_on(images, task.transfer):
+        logger.info(
+            f"{known:,} of {len(images):,} images of {target} are, or look like copies of, training images of the run"
+        )
     labels = kind.labels_of(found, good, images, cache_dir)
     return Labelled([found.refs[i].id for i in good], images, labels, np.full(len(good), ""))

@@ -14,10 +14,13 @@ from tutelage.curation.embedders import GalleryEmbedder
 from tutelage.curation.image_match import layout, thumbnail
 from tutelage.curation.labelled_set import LabelledSplit, write_csv
 from tutelage.curation.selection import EACH
+from tutelage.data.image_cache import Images
 from tutelage.errors import shown
 from tutelage.metrics import unit
 from tutelage.progress import logger, progress
 from tutelage.run_folder import Run
+
+MOST_COMPARED = 100_000  # images; their thumbnails and layouts take 0.6 GB
 
 
 def copies_across_splits(labelled: LabelledSplit, encoder: GalleryEmbedder, memory: float) -> list[tuple[int, int]]:
@@ -53,6 +56,18 @@ def copies_across_splits(labelled: LabelledSplit, encoder: GalleryEmbedder, memo
         if order[later] != order[earlier]:
             first.setdefault(later, earlier)
     return [(int(rows[earlier]), int(rows[later])) for later, earlier in sorted(first.items())]
+
+
+def count_trained_on(images: Images, trained: Images) -> int:
+    """Return how many images show a picture that is also in `trained`: the same pixels or, among up to MOST_COMPARED images in all, copies
+    that are re-encoded, resized, cropped or mirrored."""
+    keys = {key.tobytes() for key in trained.keys}
+    found = {i for i, key in enumerate(images.keys) if key.tobytes() in keys}
+    if len(trained) > 0 and len(images) + len(trained) <= MOST_COMPARED:
+        thumbs = np.stack([thumbnail(part[i]) for part in (images, trained) for i in range(len(part))])
+        pairs = copies_among(layout(thumbs), thumbs, np.arange(len(images)), lambda count: None)
+        found |= {int(new) for old, new in pairs if new < len(images) <= old}
+    return len(found)
 
 
 def report_copies(run: Run, labelled: LabelledSplit, copies: list[tuple[int, int]]) -> None:
