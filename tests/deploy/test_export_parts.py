@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx
 import pytest
@@ -124,6 +126,8 @@ def test_decisions_count_where_all_probabilities_are_alike(tmp_path):
         (0.9, 0.75, 0.84, "model.onnx"),
         (None, None, 0.84, "model.onnx"),
         (None, None, 0.95, "model.int8.onnx"),
+        (0.9, math.nan, 1.0, "model.onnx"),
+        (0.5, 0.5, 0.5, "model.onnx"),
     ],
 )
 def test_what_loses_too_much_is_not_recommended(of_float, of_int8, agreement, best):

@@ -194,16 +194,15 @@ def _held_out(job: _Delivered) -> HeldOut | None:
 
 
 def recommended(latency: dict[str, dict[str, float]], files: dict[str, JSON], int8_loss: float) -> str:
-    """Return the faster file of those that lose no more than --int8-loss: of the score on test images, or, without any, in decisions that
-    change, each of which counts a tenth."""
+    """Return the faster file of those that lose no more than --int8-loss: in decisions that change, each of which counts a tenth, and of the
+    score on test images, if there are any."""
     whole, small = files[FLOAT], files.get(INT8)
     fit = list(latency)
     if small is not None:
-        lost = (1 - small["agreement"]) / 10 if small["score"] is None else whole["score"] - small["score"]
-        if lost > int8_loss:
-            found = (
-                f"{100 * lost:.2f} points on test images" if whole["score"] is not None else "too many decisions change"
-            )
+        changed = (1 - small["agreement"]) / 10
+        lost = changed if small["score"] is None else whole["score"] - small["score"]
+        if not (changed <= int8_loss and lost <= int8_loss):  # a score may be NaN
+            found = "too many decisions change" if changed > int8_loss else f"{100 * lost:.2f} points on test images"
             logger.info(f"int8 is not recommended: it loses more than --int8-loss {int8_loss:g} ({found})")
             fit.remove(INT8)
     return min(fit, key=lambda one: latency[one]["median_ms"])
