@@ -194,8 +194,8 @@ def _held_out(job: _Delivered) -> HeldOut | None:
 
 
 def recommended(latency: dict[str, dict[str, float]], files: dict[str, JSON], int8_loss: float) -> str:
-    """Return the faster file of those that lose no more than --int8-loss: in decisions that change, each of which counts a tenth, and of the
-    score on test images, if there are any."""
+    """Return the faster file of those that lose no more than --int8-loss: in decisions that change, each of which counts a tenth, and of
+    the score on test images, if there are any."""
     whole, small = files[FLOAT], files.get(INT8)
     fit = list(latency)
     if small is not None:
