@@ -17,6 +17,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tarfile
 import time
 import zlib
 from collections.abc import Iterator
@@ -435,6 +436,71 @@ def test_one_image_with_two_labels_or_in_two_splits(tutelage, task):
     assert "train/c2/0.png (train, c2) = test/c2/copy.png (test, c2)" in text or (
         "test/c2/copy.png (test, c2) = train/c2/0.png (train, c2)" in text
     )
+    assert task.files() == BEGUN
+
+
+@pytest.mark.parametrize(
+    ("folders", "told"),
+    [
+        ({"train": "apprentissage", "test": "essai"}, "if apprentissage is a split, call it train, val or test"),
+        ({"train": "Trainingsbilder/images", "test": "Pruefbilder/images"}, "or several?"),
+        ({"train": "2024/train/a", "test": "2024/test/b"}, "--target .../2024"),
+    ],
+)
+def test_folders_of_unknown_meaning(tutelage, task, folders, told):
+    """Folders that may be splits or classes are asked about, with what to do; their classes are not merged."""
+    for name, other in folders.items():
+        (task.target / other).parent.mkdir(parents=True, exist_ok=True)
+        (task.target / name).rename(task.target / other)
+        (task.target / other / "stray.png").write_bytes((task.gallery / "0.png").read_bytes())
+    text = refused(tutelage(*task.words("curate")))
+    assert "images of its own, but folders of images (" in text
+    assert told in text
+    assert task.files() == BEGUN
+
+
+def test_shards_whose_labels_are_not_their_folders(tutelage, task):
+    """Shards with labels below folders of years are refused; given as they should lie, they are read by their labels."""
+    images = sorted(task.target.glob("train/*/*.png"))
+    for year in ("year=2023", "year=2024"):
+        (task.root / "new" / year).mkdir(parents=True)
+        with tarfile.open(task.root / "new" / year / f"{year}.tar", "w") as tar:
+            for number, path in enumerate(images[year == "year=2024" :: 2]):
+                tar.add(path, f"{number}.png")
+                (task.root / "label").write_text(json.dumps({"class_name": path.parent.name}))
+                tar.add(task.root / "label", f"{number}.json")
+    words = task.words("curate", "--target", str(task.root / "new"))
+    text = refused(tutelage(*words))
+    assert "lies in the class folder year=2023, but holds labels of its own: 'c0', 'c1', 'c2'" in text
+    assert task.files() == BEGUN
+    for path in (task.root / "new").glob("*/*.tar"):
+        path.rename(task.root / "new" / path.name)
+        path.parent.rmdir()
+    assert tutelage(*words).returncode == 0
+    assert json.loads((task.out / "curate" / "result.json").read_text())["classes"] == ["c0", "c1", "c2"]
+
+
+def test_folders_that_systems_leave_and_a_copy_in_the_test_split(tutelage, task):
+    """Recycle bins and snapshots are neither classes nor gallery; a test image that is there twice is used, and told once."""
+    for folder in (task.target, task.target / "train", task.target / "test" / "c1", task.gallery):
+        for number, name in enumerate(("@Recycle", "#snapshot", "Temporary Items", "LOST.DIR", "node_modules/thing")):
+            draw(folder / name / "0.png", 1, 900 + number)
+    shutil.copy(task.target / "test" / "c1" / "0.png", task.target / "test" / "c1" / "copy.png")
+    done = tutelage(*task.words("curate"))
+    assert done.returncode == 0, done.stderr
+    said = "which so counts twice in the scores: test/c1/0.png (test, c1) = test/c1/copy.png (test, c1); remove one"
+    assert done.stderr.count(said) == 1
+    result = json.loads((task.out / "curate" / "result.json").read_text())
+    assert (result["classes"], result["gallery"], result["rejected"]) == (["c0", "c1", "c2"], 24, 0)
+    assert result["images"]["test"] == 13
+
+
+def test_two_columns_called_label(tutelage, task):
+    """A list with two columns that may be the label, and differ, is refused with both names."""
+    rows = [f"{one},{one.parent.name},{number}" for number, one in enumerate(sorted(task.target.glob("train/*/*.png")))]
+    (task.root / "list.csv").write_text("\n".join(["file,class,label", *rows]))
+    text = refused(tutelage(*task.words("curate", "--target", str(task.root / "list.csv"))))
+    assert "two columns that may be the label, label and class, and they differ" in text
     assert task.files() == BEGUN
 
 

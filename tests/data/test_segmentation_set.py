@@ -410,6 +410,40 @@ def test_what_only_deserves_a_word(tutelage, place):
     assert "train/broken.png,its mask: " in rejected
 
 
+def test_a_copy_within_the_test_images(tutelage, place):
+    """An exact copy of a test image within the test split is told by name, and is used; one within the train split is not told."""
+    for split, number in (("train", 1), ("test", 10)):
+        write_pair(place / "target", split, "again", *scene(number))
+    done = curate(tutelage, place)
+    assert done.returncode == 0, done.stderr
+    assert (
+        "1 validation or test images are exact copies of another one in their split, which so counts twice"
+        in done.stderr
+    )
+    assert done.stderr.count("again.png") == 1
+    assert read_dense_set(place / "target").splits.tolist().count("test") == 5
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet", "bytes"])
+@pytest.mark.parametrize(("first", "other"), [("mask", "annotation"), ("mask", "Mask"), ("image", "file_name")])
+def test_two_columns_of_masks_or_images(place, form, first, other):
+    """Two columns that may be the masks, or the images, are refused by name: none is taken in silence."""
+    target = place / "target"
+    images = sorted(target.glob("images/train/*"))
+    columns = {"image": list(map(str, images)), "mask": [str(target / "masks" / "train" / one.name) for one in images]}
+    columns[other] = columns[first][::-1]
+    if form == "csv":
+        lines = [columns, *zip(*columns.values(), strict=True)]
+        (target / "list.csv").write_text("\n".join(map(",".join, lines)))
+    else:
+        inside = {name: [{"bytes": Path(one).read_bytes()} for one in column] for name, column in columns.items()}
+        pq.write_table(pa.table(inside if form == "bytes" else columns), target / "list.parquet")
+    with pytest.raises(TutelageError) as error:
+        read_dense_set(target / f"list.{'csv' if form == 'csv' else 'parquet'}")
+    told = error.value.message
+    assert f"{first}, {other}" in told or f"{first} and {other}" in told or f"2 columns called {first}" in told
+
+
 def test_one_name_for_two_files(tutelage, place):
     """Two images, or two masks, that differ by their ending only are an error that names them: none is dropped in silence."""
     for kind in ("images", "masks"):
@@ -457,7 +491,12 @@ def test_an_image_listed_twice(drawn, tmp_path, other: str):
             csv.writer(file).writerows([["image", "mask", "split"], *rows, *more])
         return tmp_path / "list.csv"
 
-    assert len(read_dense_set(write(rows[0])).refs) == len(rows)
+    shutil.copytree(drawn / "target", tmp_path / "here")
+    rows = [[name.replace(str(drawn / "target"), "here") for name in row] for row in rows]
+    dotted = ["./" + rows[0][0], "here/../" + rows[0][1], "training"]
+    found = read_dense_set(write(rows[0], dotted, [name.replace("/", "\\") for name in rows[1]]))
+    assert len(found.refs) == len(rows)
+    assert "3 rows repeat another row and are counted once" in " ".join(found.notes)
     again = [rows[0][0], rows[1][1], "train"] if other == "mask" else [*rows[0][:2], "test"]
     with pytest.raises(TutelageError, match="1 images are listed twice with two masks, splits or groups"):
         read_dense_set(write(again))

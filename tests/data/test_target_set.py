@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -168,7 +169,8 @@ def test_parquet_shards(tmp_path: Path):
     shard(tmp_path / "hf" / "data" / "train-00001-of-00002.parquet", [3, 0, 1, None], names)
     shard(tmp_path / "hf" / "data" / "validation-00000-of-00001.parquet", [0], names)
     shard(tmp_path / "hf" / "data" / "test-00000-of-00001.parquet", [1, 3], names)
-    found = read_target_set(tmp_path / "hf")
+    assert "1 class names of the target set have no images: 'never'" in message(tmp_path / "hf")
+    found = read_target_set(tmp_path / "hf", classes=["cow", "ape", "zebra"])
     assert found.classes == ("zebra", "ape", "cow")
     assert counts(found)["train", "zebra"] == 2
     assert Counter(found.splits.tolist()) == {"train": 6, "test": 2, "val": 1}
@@ -486,10 +488,31 @@ def test_classes_that_are_called_like_splits(tmp_path):
 
 
 def test_folders_of_storage_systems_are_no_classes(tmp_path):
-    """What a NAS, an archive or a recycle bin leaves beside the classes, and inside them, is passed over."""
-    put(tmp_path, {"cat": 4, "dog": 4, "@eaDir": 3, "__MACOSX": 2, "cat/@eaDir": 3, "$RECYCLE.BIN": 1})
-    found = read_target_set(str(tmp_path))
-    assert (found.classes, len(found.refs)) == (("cat", "dog"), 8)
+    """What a NAS, an archive or a recycle bin leaves beside splits and classes, and inside them, is passed over."""
+    left = (
+        *(
+            "@eaDir",
+            "@Recycle",
+            "#recycle",
+            "#snapshot",
+            "@Recently-Snapshot",
+            "__MACOSX",
+            "Temporary Items",
+            "lost+found",
+        ),
+        *("$RECYCLE.BIN", "RECYCLER", "System Volume Information", "__pycache__", ".Trash-1000", ".ipynb_checkpoints"),
+    )
+    for prefix in ("", "train/", "test/"):
+        put(tmp_path / prefix[:1], {f"{prefix}{name}": 4 for name in ("cat", "dog")})
+        put(tmp_path / prefix[:1], {f"{inside}{name}": 1 for name in left for inside in ("", prefix, f"{prefix}cat/")})
+    for place, count in ((tmp_path / "t", 16), (tmp_path / "t" / "test", 8)):
+        found = read_target_set(place)
+        assert (found.classes, len(found.refs)) == (("cat", "dog"), count)
+    put(tmp_path / "trains", {"train": 4, "train/@eaDir": 1, "bus": 4})
+    assert read_target_set(tmp_path / "trains").classes == ("bus", "train")
+    members = {f"{folder}{i}.{ending}": data for folder in ("", "__MACOSX/", "@eaDir/") for i in range(8)
+               for ending, data in (("png", PNG), ("cls", str(i % 2).encode()))}  # fmt: skip
+    assert len(read_target_set(tar_of(tmp_path / "tars" / "0.tar", members)).refs) == 8
 
 
 @pytest.mark.parametrize("name", ["two\nlines", "tab\tname", "next\x85line", "page\u2028break", " "])
@@ -536,6 +559,9 @@ def test_pipes_are_not_waited_for(tmp_path):
         ("Art/bike", "Art/desk", "Clipart/bike", "Clipart/desk"),  # classes of each domain
         ("cat/2021", "cat/2022", "dog"),  # sessions of one class
         ("train/animal/cat", "train/animal/dog", "train/plant", "test/animal/cat", "test/plant"),
+        ("animal/images/cat", "animal/images/dog", "plant/images/rose"),  # folders that say nothing between them
+        ("animal/pets/cat", "animal/wild/cat", "plant/green/herbs/rose", "plant/green/herbs/oak"),
+        ("cat/2021/0.tar", "cat/2022/0.tar", "dog"),
     ],
 )
 def test_folders_inside_class_folders(tmp_path, folders):
@@ -544,11 +570,89 @@ def test_folders_inside_class_folders(tmp_path, folders):
     with pytest.raises(TutelageError, match="has no images of its own, but folders of images") as error:
         read_target_set(tmp_path)
     assert "move these folders up" in error.value.hint
-    assert "--group-by '([^/]+)/[^/]+$'" in error.value.hint
-    if "train/animal/cat" not in folders:
-        found = read_target_set(tmp_path, group_by="([^/]+)/[^/]+$")
-        assert set(found.classes) == {name.split("/")[0] for name in folders}
-        assert set(found.groups) == {name.split("/")[-1] for name in folders}
+    assert all(
+        word in error.value.hint for word in ("a list (.csv)", "which also keeps each folder's images in one split")
+    )
+    found = read_target_set(tmp_path, group_by=group_by_of(error.value))
+    assert set(found.classes) == {name.removeprefix("train/").removeprefix("test/").split("/")[0] for name in folders}
+    assert len(set(found.groups)) == len({name if "train/" in folders[0] else name.split("/")[-1] for name in folders})
+
+
+def group_by_of(error: TutelageError) -> str:
+    """The pattern that a hint proposes."""
+    found = re.search("--group-by '([^']+)'", error.hint)
+    assert found, error.hint
+    return found[1]
+
+
+@pytest.mark.parametrize(
+    ("folders", "told"),
+    [
+        (
+            ("apprentissage/cat", "essai/cat"),
+            "if apprentissage is a split, call it train, val or test, with the classes in it",
+        ),
+        (("Training Set 1/cat", "Training Set 2/dog"), "such as train/cat"),
+        (("set_a/images/cat", "set_b/images/dog"), "a list (.csv)"),
+        (("train/x/cat", "train/y/dog", "test/x/cat"), "if several, move these folders up, beside x"),
+        (("apprentissage/cat", "essai/dog", "figures"), "if apprentissage is a split"),
+    ],
+)
+def test_one_folder_inside_each_class_folder_of_another_name(tmp_path, folders, told):
+    """Folders that each hold one folder of images may be splits or classes: asked, and --group-by says that they are classes."""
+    put(tmp_path, dict.fromkeys(folders, 4))
+    with pytest.raises(TutelageError, match="has no images of its own, but folders of images") as error:
+        read_target_set(tmp_path)
+    assert told in error.value.hint
+    found = read_target_set(tmp_path, group_by=group_by_of(error.value))
+    assert set(found.classes) == {name.removeprefix("train/").removeprefix("test/").split("/")[0] for name in folders}
+
+
+def test_a_stray_image_beside_the_folders(tmp_path):
+    """Images beside the folders of a class folder make it no class, unless they are at least as many as those inside."""
+    put(tmp_path, {"animal": 2, "animal/cat": 4, "animal/dog": 4, "plant": 5, "plant/seeds": 1, "plant/leaves": 1})
+    with pytest.raises(TutelageError, match=r"animal has few images of its own, but folders of images \(cat, dog\)"):
+        read_target_set(tmp_path)
+    put(tmp_path, {"animal": 8})
+    assert read_target_set(tmp_path).classes == ("animal", "plant")
+
+
+@pytest.mark.parametrize(
+    ("layout", "told"),
+    [
+        ("{label}/{split}", "put the splits above the classes: test/cat and train/cat"),
+        ("{label}/{split}/images", "put the splits above the classes: test/cat and train/cat"),
+        ("2021/{split}/{label}", "give the folder 2021 itself, which holds them: --target .../2021"),
+        ("a/b/{split}/{label}", "give the folder a/b itself, which holds them: --target .../a/b"),
+    ],
+)
+def test_splits_below_other_folders(tmp_path, layout, told):
+    """Splits inside class folders, or inside one folder around them, are told where to put, or which folder to give."""
+    put(
+        tmp_path,
+        {layout.format(label=label, split=split): 3 for label in ("cat", "dog") for split in ("train", "test")},
+    )
+    with pytest.raises(TutelageError, match="folders of images") as error:
+        read_target_set(tmp_path)
+    assert told in error.value.hint
+
+
+@pytest.mark.parametrize(
+    "layout", ["{0}_{1}/{0}_{1}/{2}", "{1}/{1}/{2}", "{1}/images/{2}", "{1}/{2}/images", "{1}/{2}/{2}", "{1}/data/{2}"]
+)
+def test_doubled_folders(tmp_path, layout):
+    """Doubled folders of splits and classes, as archives are unpacked, and folders called images between them, say nothing."""
+    put(tmp_path, {layout.format("scenes", split, label): 3 for split in ("train", "test") for label in ("sea", "ice")})
+    found = read_target_set(tmp_path)
+    assert found.classes == ("ice", "sea")
+    assert set(counts(found).values()) == {3}
+    assert set(found.splits) == {"train", "test"}
+
+
+def test_doubled_folders_of_classes(tmp_path):
+    """Classes in doubled folders are classes, also one whose name ends with the name of a split."""
+    put(tmp_path, {"steam_train/steam_train": 5, "bus/bus": 5, "crash_test/crash_test": 5})
+    assert read_target_set(tmp_path).classes == ("bus", "crash_test", "steam_train")
 
 
 def test_one_folder_inside_each_class_folder(tmp_path):
@@ -641,6 +745,105 @@ def test_tars_without_labels(tmp_path):
     assert "put a .cls or a .json with a key label beside each image" in error.value.hint
     tar_of(tmp_path / "1.tar", samples(["cat", "dog"] * 3, "json") | {"b.jpg": PNG, "c.jpg": PNG, "c.json": b"[1, 2"})
     assert {bad.id for bad in read_target_set(tmp_path).rejected} == {"0.tar/a.jpg", "1.tar/b.jpg", "1.tar/c.jpg"}
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (("part-a/0.tar", "part-b/1.tar"), "move the shards into {0} itself"),
+        (("train/a/0.tar", "train/b/1.tar", "val/0.tar"), "move the shards into {0}/train itself; if a is"),
+        (("year=2021/0.parquet", "year=2022/0.parquet"), "move the shards into {0} itself"),
+        (("full/train-0.parquet", "full/test-0.parquet", "small/train-0.parquet"), "such as --target {0}/full;"),
+        (("cat/0.tar", "dog/0.parquet"), "if cat is right, write the shards without labels"),
+        (("shards/0.tar", "shards/1.tar"), "give the folder that holds the shards: --target {0}/shards"),
+        (
+            ("plain_text/train/0.parquet", "plain_text/test/0.parquet"),
+            "give the folder that holds the shards: --target {0}/plain_text",
+        ),
+    ],
+)
+def test_shards_with_labels_in_class_folders(tmp_path, names, told):
+    """Shards that hold labels are not read by the names of their folders: refused with what to give, which then is read."""
+    for number, name in enumerate(names):
+        labels = ["cat", "owl"] * 4
+        if name.endswith("tar"):
+            tar_of(tmp_path / name, samples(labels, "cls", 10 * number))
+        else:
+            shard(tmp_path / name, [0, 1] * 4, ["cat", "owl"])
+    with pytest.raises(TutelageError, match="holds labels of its own: ") as error:
+        read_target_set(tmp_path)
+    assert told.format(tmp_path) in error.value.hint
+    if given := re.search(r"--target ([^ ;]+)", error.value.hint):
+        assert read_target_set(given[1]).classes == ("cat", "owl")
+
+
+@pytest.mark.parametrize("form", ["tar", "tgz", "parquet", "labelled alike"])
+def test_shards_without_labels_in_class_folders(tmp_path, form):
+    """Tars and Parquet files of images without labels, or with that of their folder, belong to the class of their folder."""
+    for label in ("cat", "dog"):
+        for folder in (label, f"{label}/images") if form == "tar" else (label,):
+            if form == "parquet":
+                images = pa.array(
+                    [{"bytes": PNG, "path": None}] * 4, pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+                )
+                (tmp_path / folder).mkdir()
+                pq.write_table(pa.table({"image": images, "width": [1] * 4}), tmp_path / folder / "0.parquet")
+            elif form == "labelled alike":
+                shard(tmp_path / folder / "0.parquet", [label.title()] * 4)
+            else:
+                members = {f"{i}.{ending}": PNG for i in range(4) for ending in ("png", "txt")}
+                tar_of(tmp_path / folder / f"0.{form}", members)
+    found = read_target_set(tmp_path)
+    assert found.classes == ("cat", "dog")
+    assert len(found.refs) == (16 if form == "tar" else 8)
+
+
+def test_class_names_without_rows(tmp_path):
+    """Names of the metadata without an image are told, numbers too; --classes leaves them out; those of --test do not count."""
+    digits = [str(i) for i in range(4)]
+    shard(tmp_path / "d" / "train-0.parquet", [0, 1, 3] * 2, digits)
+    assert "1 class names of the target set have no images: '2'" in message(tmp_path / "d")
+    assert read_target_set(tmp_path / "d", classes=["0", "1", "3"]).classes == ("0", "1", "3")
+    put(tmp_path / "own", {"ape": 4, "cow": 4})
+    other = shard(tmp_path / "other.parquet", [0, 1], ["ape", "cow", "never"])
+    assert read_target_set(tmp_path / "own", test=other).classes == ("ape", "cow")
+
+
+@pytest.mark.parametrize(
+    ("header", "rows", "told"),
+    [
+        ("path,label,label", "{}.png,{},x", "2 columns called label"),
+        ("path,Label,label", "{}.png,{},x", "2 columns called label"),
+        ("path,path,label", "{}.png,x,{}", "2 columns called path"),
+        ("path,label,split,split", "{}.png,{},train,test", "2 columns called split"),
+        ("path,class,label", "{}.png,x,{}", "two columns that may be the label, label and class, and they differ"),
+        (
+            "path,filename,label",
+            "{0}.png,x{0}.png,{1}",
+            "two columns that may be the path, path and filename, and they differ",
+        ),
+    ],
+)
+def test_two_columns_for_one_thing(tmp_path, header, rows, told):
+    """Two columns that may be the path, the label or the split are told by name, in text and Parquet; nothing is taken for the other."""
+    lines = [rows.format(i, "ab"[i % 2]).split(",") for i in range(8)]
+    path = listed(tmp_path, "\n".join([header, *map(",".join, lines)]))
+    assert told in message(path)
+    table = pa.Table.from_arrays([pa.array(column) for column in zip(*lines, strict=True)], header.split(","))
+    pq.write_table(table, tmp_path / "list.parquet")
+    assert told in message(tmp_path / "list.parquet")
+
+
+def test_two_columns_that_agree(tmp_path):
+    """A path beside the same path, its last part or a number is one path; in Parquet with bytes other names of files do not matter."""
+    lines = [f"./in/{i}.png,in\\{i}.png,{i}.png,{i},{'ab'[i % 2]},{'ab'[i % 2]}" for i in range(8)]
+    put(tmp_path, {"in": 8})
+    for i in range(8):
+        (tmp_path / "in" / f"{i:03}.png").rename(tmp_path / "in" / f"{i}.png")
+    (tmp_path / "list.csv").write_text("\n".join(["path,file_name,filename,image,label,class", *lines]))
+    assert len(read_target_set(tmp_path / "list.csv").refs) == 8
+    names = {"filename": [f"{i}.png" for i in range(8)], "file_name": [f"was {i}.tif" for i in range(8)]}
+    assert len(read_target_set(shard(tmp_path / "bytes.parquet", list("abababab"), **names)).refs) == 8
 
 
 def test_a_list_with_backslashes(tmp_path):

@@ -116,9 +116,12 @@ def split_labels(target: TargetSet, images: Images, rows: np.ndarray, budget: in
 
 
 def _check_labels(target: TargetSet, rows: np.ndarray, keys: list[bytes]) -> None:
-    """Raise an error that names the pairs if an image has two labels or is in two splits: every score would be wrong."""
+    """Raise an error that names the pairs if an image has two labels or is in two splits: every score would be wrong.
+
+    Copies within the validation or the test images are logged only.
+    """
     first: dict[bytes, int] = {}
-    two_labels, leaks = [], []
+    two_labels, leaks, copies = [], [], []
     for row, key in zip(rows.tolist(), keys, strict=True):
         other = first.setdefault(key, row)
         names = [f"{target.refs[i].id} ({target.splits[i]}, {target.classes[target.labels[i]]})" for i in (other, row)]
@@ -126,6 +129,8 @@ def _check_labels(target: TargetSet, rows: np.ndarray, keys: list[bytes]) -> Non
             two_labels.append(" = ".join(names))
         elif target.splits[other] != target.splits[row]:
             leaks.append(" = ".join(names))
+        elif other != row and target.splits[row] != "train":
+            copies.append(" = ".join(names))
     errors = []
     if two_labels:
         errors.append(TutelageError(f"the same image has two labels: {shown(two_labels)}", "remove one of each pair"))
@@ -133,6 +138,11 @@ def _check_labels(target: TargetSet, rows: np.ndarray, keys: list[bytes]) -> Non
         hint = "remove one of each pair, and use --group-by where products or patients repeat"
         errors.append(TutelageError(f"the same image is in two splits: {shown(leaks)}", hint))
     raise_all(errors)
+    if copies:
+        logger.warning(
+            f"{len(copies):,} validation or test images are exact copies of another one in their split, which so counts twice in the "
+            f"scores: {shown(copies)}; remove one of each pair if it should count once"
+        )
 
 
 def _draw(target: TargetSet, usable: np.ndarray, keys: list[bytes], budget: int | None, seed: int) -> np.ndarray:

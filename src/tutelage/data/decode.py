@@ -51,8 +51,19 @@ SUFFIXES = (
     ".jp2", ".j2k",
 )  # fmt: skip
 UNREAD_SUFFIXES = (".heic", ".heif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".psd")
-# Folders that storage systems and archives make, with previews and copies in them.
-SYSTEM_FOLDERS = ("@eadir", "__macosx", "$recycle.bin", "system volume information", "lost+found", "#recycle")
+# Folders that systems and tools make, with previews, copies and deleted files in them: names in lower case. Those that begin with a
+# dot are passed over anyway.
+SYSTEM_FOLDERS = (
+    *("$recycle.bin", "recycler", "system volume information", "found.000", "msocache"),  # Windows
+    *("$windows.~bt", "$windows.~ws"),
+    *("__macosx", "temporary items", "network trash folder", "thevolumesettingsfolder"),  # macOS
+    *("lost+found", "lost.dir"),  # Linux, Android
+    *("@recycle", "@recently-snapshot", "@__thumb", "@qsync", "@transcode"),  # QNAP
+    *("@eadir", "#recycle", "#snapshot", "@tmp", "@sharebin", "@sharesnap"),  # Synology
+    *("@synologydrive", "@synologycloudsync"),
+    *("~snapshot", "@snapshots", "files_trashbin", "files_versions"),  # NetApp, snapper, Nextcloud
+    *("__pycache__", "node_modules"),  # Python, npm
+)
 RECORD = ".tutelage-predictions.json"  # lists what `predict` has written in a folder and in the folders of masks directly below it
 MAX_PIXELS = 178_956_970  # Pillow's own limit: 2 x 1 GiB / 4 / 3
 RESIZES = ("squash", "crop", "pad")
@@ -89,7 +100,7 @@ _TURNS = {
 
 
 def hidden(name: str) -> bool:
-    """Return whether a file or folder of this name is passed over: hidden ones, and those of storage systems."""
+    """Return whether a file or folder of this name is passed over: hidden ones, and those of systems and tools."""
     return name.startswith(".") or name.lower() in SYSTEM_FOLDERS
 
 

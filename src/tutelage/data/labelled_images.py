@@ -9,15 +9,23 @@ from __future__ import annotations
 
 import json
 import os
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from pathlib import Path
 
 import pyarrow as pa
 
 from tutelage.data.decode import hidden
-from tutelage.data.list_columns import find_columns, parquet_shards, read_schema, text_cells, text_columns
+from tutelage.data.list_columns import (
+    find_columns,
+    listed_file,
+    parquet_shards,
+    read_schema,
+    text_cells,
+    text_columns,
+)
 from tutelage.data.sources import (
     IMAGE_SUFFIXES,
     TAR_SUFFIXES,
@@ -28,7 +36,7 @@ from tutelage.data.sources import (
     list_images,
     what_is_ours,
 )
-from tutelage.data.split_names import SHARDS, split_folders, split_of_shard, split_word, unknown_splits
+from tutelage.data.split_names import SHARDS, holder, split_folders, split_of_shard, split_word, unknown_splits
 from tutelage.data.tabular import image_column, text_rows
 from tutelage.data.webdataset import label_of, labels_of, tars_of
 from tutelage.errors import FilesMissing, TutelageError, raise_all, shown
@@ -44,6 +52,7 @@ _COLUMNS = {
     "split": ("split",),
     "group": ("group",),
 }
+_INSIDE = {word: _COLUMNS[word] for word in ("label", "split", "group")}  # beside the bytes of images
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +70,14 @@ class LabelledRef:
 class LabelledPlace:
     """The labelled images of one path.
 
-    names: the classes in the order of its metadata, or empty. empty: class folders without images. nested: class -> the folders in its
-    folder, for classes whose images all lie in several such folders.
+    names: the classes in the order of its metadata, or empty. empty: class folders without images. inside: class folder, such as cat or
+    train/cat -> the folders inside it that hold images ("" for itself), with their numbers of images.
     """
 
     images: list[LabelledRef] = field(default_factory=list)
     names: tuple[str, ...] = ()
     empty: list[str] = field(default_factory=list)
-    nested: dict[str, list[str]] = field(default_factory=dict)
+    inside: dict[str, Counter[str]] = field(default_factory=dict)
     rejected: list[Rejected] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -102,8 +111,9 @@ def _read_folder(place: Path) -> LabelledPlace:
     folders = sorted(p for p in place.iterdir() if p.is_dir() and not hidden(p.name))
     splits = split_folders(folders)
     if splits:
-        for folder, split in splits.items():
-            inside, tars, prefix = sorted(folder.glob("[!.]*.parquet")), tars_of(folder), clean(folder.name) + "/"
+        for folder, split in ((holder(one), split) for one, split in splits.items()):
+            prefix = clean(folder.relative_to(place).as_posix()) + "/"
+            inside, tars = sorted(folder.glob("[!.]*.parquet")), tars_of(folder)
             classes = any(p.is_dir() and not hidden(p.name) for p in folder.iterdir())
             if inside and not classes:
                 _add_shards(listing, inside, prefix, split)
@@ -166,22 +176,52 @@ def _add_tars(listing: LabelledPlace, tars: Sequence[Path], prefix: str, split: 
 def _add_classes(listing: LabelledPlace, folder: Path, prefix: str, split: str) -> None:
     """Add `<class>/*` of one folder; images outside the class folders are rejected."""
     refs, rejected = list_images(folder)
-    inside: dict[str, set[str]] = defaultdict(set)  # class -> folders in its folder, "" for the class's own images
+    inside: dict[str, Counter[str]] = defaultdict(Counter)
+    shards: dict[str, str] = {}  # shard -> class
     for ref in refs:
-        label, _, rest = ref.id.partition("/")
-        if rest and not label.lower().endswith(SHARDS):
+        label, *folders = ref.id.split("/")
+        if folders and not label.lower().endswith(SHARDS):
             listing.images.append(LabelledRef(replace(ref, id=prefix + ref.id), label, split))
-            folders = rest.split("/")[:-1]
-            inside[label].add(folders[0] if folders and not folders[0].lower().endswith(SHARDS) else "")
+            inside[label]["/".join(takewhile(lambda name: not name.lower().endswith(SHARDS), folders[:-1]))] += 1
+            shards |= {ref.container: label} if ref.kind != "file" else {}
         else:
             listing.rejected.append(Rejected(prefix + ref.id, "lies in no class folder"))
+    _refuse_labels_inside(folder, shards, whole=not prefix)
     listing.rejected += [Rejected(prefix + bad.id, bad.reason) for bad in rejected]
-    listing.nested |= {
-        label: sorted(names) for label, names in inside.items() if len(names - {""}) > 1 and "" not in names
-    }
+    listing.inside |= {prefix + label: found for label, found in inside.items()}
     folders = (item for item in sorted(folder.iterdir()) if item.is_dir() and not hidden(item.name))
     without = (item for item in folders if clean(item.name) not in inside and not what_is_ours(item, os.listdir(item)))
     listing.empty += [prefix + clean(item.name) for item in without]
+
+
+def _refuse_labels_inside(folder: Path, shards: Mapping[str, str], whole: bool) -> None:
+    """Raise an error if shards in class folders hold labels that are not the names of these folders.
+
+    Args:
+        folder: the one with the class folders. shards: path of each -> its class folder. whole: whether folder is the target, not a split.
+    """
+    for shard, label in shards.items():
+        others = {name for name in _labels_inside(Path(shard)) if name.casefold() != label.casefold()}
+        if not others:
+            continue
+        if whole and len({*shards.values()}) == 1:
+            around = os.path.commonpath([os.path.dirname(one) for one in shards])
+            hint = f"give the folder that holds the shards: --target {around}"
+        else:
+            one = f", or give one folder of them, such as --target {folder / label}" if whole else ""
+            hint = (
+                f"if these labels are right, move the shards into {folder} itself{one}; if {label} is right, write the shards without "
+                "labels"
+            )
+        which = shown(map(repr, sorted(others)), 5)
+        raise TutelageError(f"{shard} lies in the class folder {label}, but holds labels of its own: {which}", hint)
+
+
+def _labels_inside(shard: Path) -> set[str]:
+    """Return the labels that a tar or a Parquet file of images holds."""
+    if shard.name.lower().endswith(TAR_SUFFIXES):
+        return {*labels_of(shard).values()}
+    return {*_parquet_columns(shard, {"label": _COLUMNS["label"]})[0].get("label", ())} - {""}
 
 
 def _read_parquet(place: Path) -> LabelledPlace:
@@ -190,15 +230,15 @@ def _read_parquet(place: Path) -> LabelledPlace:
     try:
         image_column(schema, str(place))
     except TutelageError:
-        if "path" not in find_columns(schema.names, _COLUMNS):
+        if "path" not in find_columns(place, schema.names, _COLUMNS):
             raise
-        return _read_list(place, *_parquet_columns(place))
+        return _read_list(place, *_with_labels(place, _COLUMNS))
     return _read_shard(place, "train")
 
 
 def _read_shard(place: Path, split: str) -> LabelledPlace:
     """Read the rows of a Parquet file with image bytes; a `split` column in the file overrides `split`."""
-    columns, names = _parquet_columns(place)
+    columns, names = _with_labels(place, _INSIDE)
     refs, rejected = list_images(place)
     listing = LabelledPlace(names=names, rejected=rejected)
     splits, groups = columns.get("split") or [""] * len(refs), columns.get("group") or [""] * len(refs)
@@ -220,9 +260,7 @@ def _read_list(place: Path, columns: dict[str, list[str]], names: tuple[str, ...
     lost, unlabelled, torn = [], [], []
     seen: dict[str, tuple[str, str]] = {}
     for name, label, split, group in zip(columns["path"], columns["label"], splits, groups, strict=True):
-        written = (name, name.replace("\\", "/"))  # the latter: a list from Windows
-        ways = [os.path.join(place.parent, *folder, one) for one in written for folder in ((), (label,))]
-        path = next((os.path.abspath(way) for way in ways if os.path.isfile(way)), "")
+        path = listed_file(place, name, label)
         if not label:
             unlabelled.append(clean(name))
         elif not path:
@@ -261,32 +299,47 @@ def _csv_columns(place: Path) -> tuple[dict[str, list[str]], tuple[str, ...]]:
     if rows[0][0].strip().lower().endswith(IMAGE_SUFFIXES):  # no header: file.jpg,class
         rows.insert(0, ["path", "label"][: len(rows[0])])
     header, *rows = rows
-    found = find_columns(header, _COLUMNS)
+    found = find_columns(place, header, _COLUMNS)
     if lacking := [word for word in ("path", "label") if word not in found]:
         raise _lacking(place, header, lacking)
-    return text_cells(rows, found), ()
+    return text_cells(place, header, rows, found), ()
 
 
-def _parquet_columns(place: Path) -> tuple[dict[str, list[str]], tuple[str, ...]]:
-    """Return the columns path, label, split and group as text, and the class names in the metadata's order (or ())."""
+def _with_labels(place: Path, wanted: Mapping[str, Sequence[str]]) -> tuple[dict[str, list[str]], tuple[str, ...]]:
+    """Return what `_parquet_columns` does. Raises TutelageError: no labels."""
+    columns, names = _parquet_columns(place, wanted)
+    if "label" not in columns:
+        raise _lacking(place, read_schema(place).names, ["label"])
+    return columns, names
+
+
+def _parquet_columns(place: Path, wanted: Mapping[str, Sequence[str]]) -> tuple[dict[str, list[str]], tuple[str, ...]]:
+    """Return those of the wanted columns that exist, as text, and the class names in the metadata's order (or ())."""
     schema = read_schema(place)
     features = _features(schema)
-    found = find_columns(schema.names, _COLUMNS)
-    named = [schema.get_field_index(name) for name, feature in features.items() if feature.get("_type") == "ClassLabel"]
-    if "label" not in found and len(named) == 1:
-        found["label"] = named[0]
-    if "label" not in found:
-        raise _lacking(place, schema.names, ["label"])
-    flat = {word: schema.names[at] for word, at in found.items() if not pa.types.is_nested(schema.field(at).type)}
-    flat = {word: name for word, name in flat.items() if not pa.types.is_binary(schema.field(name).type)}
-    columns = text_columns(place, flat)
-    names = tuple(str(name) for name in features.get(flat["label"], {}).get("names") or ())
-    if pa.types.is_integer(schema.field(flat["label"]).type):
+    found = {
+        word: [schema.names[at] for at in places if _is_text(schema.field(at).type)]
+        for word, places in find_columns(place, schema.names, wanted).items()
+    }
+    named = [name for name, feature in features.items() if feature.get("_type") == "ClassLabel"]
+    if not found.get("label") and len(named) == 1:
+        found["label"] = named
+    columns = text_columns(place, {word: several for word, several in found.items() if several})
+    if "label" not in columns:
+        return columns, ()
+    label = found["label"][0]
+    names = tuple(str(name) for name in features.get(label, {}).get("names") or ())
+    if pa.types.is_integer(schema.field(label).type):
         if names:
             columns["label"] = [names[int(v)] if v and 0 <= int(v) < len(names) else "" for v in columns["label"]]
         else:
             names = tuple(str(v) for v in sorted({int(v) for v in columns["label"] if v}))
     return columns, names
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    """Whether the values of a column can be read as text."""
+    return not pa.types.is_nested(kind) and not pa.types.is_binary(kind)
 
 
 def _features(schema: pa.Schema) -> dict[str, dict]:

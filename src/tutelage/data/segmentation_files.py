@@ -8,13 +8,19 @@ classes.
 from __future__ import annotations
 
 import os
-from functools import partial
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
 from tutelage.data.labelled_images import LabelledPlace, LabelledRef
-from tutelage.data.list_columns import find_columns, parquet_shards, read_schema, text_cells, text_columns
+from tutelage.data.list_columns import (
+    find_columns,
+    listed_file,
+    parquet_shards,
+    read_schema,
+    text_cells,
+    text_columns,
+)
 from tutelage.data.masks import MaskEncoding, read_coding
 from tutelage.data.sources import ImageRef, Rejected, clean, file_ref, fingerprints_of, list_images
 from tutelage.data.split_names import split_of_shard, split_word, splits_among, unknown_splits
@@ -48,7 +54,7 @@ def read_pairs(place: Path) -> tuple[LabelledPlace, MaskEncoding]:
         listing = LabelledPlace(
             [image for shard in shards for image in _read_shard(shard, split_of_shard(shard)).images]
         )
-    elif suffix == ".parquet" and mask_column(read_schema(place)):
+    elif suffix == ".parquet" and mask_column(read_schema(place), place):
         listing = _read_shard(place, "train")
     elif suffix in (".parquet", ".csv", ".txt", ".tsv"):
         listing = _read_list(place, _columns(place))
@@ -100,21 +106,24 @@ def _read_list(place: Path, columns: dict[str, list[str]]) -> LabelledPlace:
     listing, seen, twice = LabelledPlace(), {}, []
     splits, groups = (columns.get(word) or [""] * len(columns["image"]) for word in ("split", "group"))
     errors = unknown_splits(place, splits)
-    path_of, without, lost = partial(os.path.join, place.parent), [], []
+    without, lost, repeated = [], [], 0
     for image, mask, split, group in zip(columns["image"], columns["mask"], splits, groups, strict=True):
         if not image or not mask:
             without.append(clean(image or mask or "an empty row"))
             continue
-        if gone := [clean(name) for name in (image, mask) if not os.path.isfile(path_of(name))]:
+        paths = {name: listed_file(place, name) for name in (image, mask)}
+        if gone := [clean(name) for name, path in paths.items() if not path]:
             lost += gone
             continue
-        row = (path_of(mask), split.lower(), group)
-        before = seen.setdefault(path_of(image), row)
+        row = (paths[mask], split_word(split) or split, group)
+        before = seen.setdefault(paths[image], row)
         if before != row:
             twice.append(clean(image))
         elif before is row:  # the first time
-            refs = [file_ref(path_of(name), clean(name.removeprefix("./"))) for name in (image, mask)]
+            refs = [file_ref(paths[name], clean(name.removeprefix("./"))) for name in (image, mask)]
             listing.images.append(LabelledRef(refs[0], "", split_word(split) or "train", clean(group), refs[1]))
+        else:
+            repeated += 1
     if twice:
         message = f"{place}: {len(twice)} images are listed twice with two masks, splits or groups: {shown(twice, 20)}"
         errors.append(TutelageError(message, "list every image once, with the right mask and split"))
@@ -124,6 +133,8 @@ def _read_list(place: Path, columns: dict[str, list[str]]) -> LabelledPlace:
     if lost:
         errors.append(FilesMissing(place, lost, f"relative to {place.parent}"))
     raise_all(errors)
+    if repeated:
+        listing.notes.append(f"{place}: {repeated} rows repeat another row and are counted once")
     return listing
 
 
@@ -131,26 +142,27 @@ def _columns(place: Path) -> dict[str, list[str]]:
     """Return the columns of a list, a text file with a header or Parquet, by our names."""
     table = place.suffix.lower() == ".parquet"
     header, *rows = ([read_schema(place).names] if table else text_rows(place, "image,mask")) or [[]]
-    found = find_columns(header, _COLUMNS)
+    found = find_columns(place, header, _COLUMNS)
     if "image" not in found or "mask" not in found:
         message = f"{place} has no image and mask columns (columns: {shown(header, 20) or 'none'})"
         hint = "name columns image and mask (and optionally split and group), in a text list in its first line"
         raise TutelageError(message, hint)
     if table:
-        return text_columns(place, {word: header[at] for word, at in found.items()})
-    return text_cells(rows, found)
+        return text_columns(place, {word: [header[at] for at in places] for word, places in found.items()})
+    return text_cells(place, header, rows, found)
 
 
 def _read_shard(place: Path, split: str) -> LabelledPlace:
     """Read the rows of a Parquet file with the bytes of image and mask; a `split` column in it overrides `split`."""
     schema = read_schema(place)
-    column = mask_column(schema)
+    column = mask_column(schema, place)
     if not column:
         message = f"{place} has no column with masks (columns: {shown(schema.names, 20)})"
         raise TutelageError(message, f"name the column with the masks' bytes {' or '.join(MASK_COLUMNS)}")
     refs, rejected = list_images(place)
     listing = LabelledPlace(rejected=rejected)
-    texts = text_columns(place, {n.lower(): n for n in reversed(schema.names) if n.lower() in ("split", "group")})
+    found = find_columns(place, schema.names, {word: _COLUMNS[word] for word in ("split", "group")})
+    texts = text_columns(place, {word: [schema.names[at] for at in places] for word, places in found.items()})
     splits, groups = (texts.get(word) or [""] * len(refs) for word in ("split", "group"))
     empty = pq.read_table(place, columns=[column]).column(column).is_null().to_pylist()
     errors = unknown_splits(place, splits)

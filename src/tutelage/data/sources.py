@@ -247,7 +247,7 @@ def _list_tar(path: str, id: str) -> list[ImageRef | Rejected]:
                 member_id = f"{id}/{name}"
                 if reason := _refusal(member):
                     rejected.append(Rejected(member_id, reason))
-                elif name.lower().endswith(IMAGE_SUFFIXES) and "/." not in f"/{name}":
+                elif name.lower().endswith(IMAGE_SUFFIXES) and not any(map(decode.hidden, name.split("/"))):
                     if member_id in last:
                         reason = "this name comes again later in the tar; the last one counts"
                         rejected.append(Rejected(member_id, reason))

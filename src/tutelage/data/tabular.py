@@ -54,10 +54,17 @@ def _holds_images(field: pa.Field) -> bool:
     return inside or (_is_binary(kind) and field.name.lower() in IMAGE_COLUMNS)
 
 
-def mask_column(schema: pa.Schema) -> str:
-    """Return the name of the column with the bytes of masks, "" if there is none."""
-    fits = (f.name for f in schema if f.name.lower() in MASK_COLUMNS and (_is_binary(f.type) or _holds_images(f)))
-    return next(fits, "")
+def mask_column(schema: pa.Schema, where: object) -> str:
+    """Return the name of the column with the bytes of masks, "" if there is none.
+
+    Raises:
+        TutelageError: several such columns. where: the file, for the message.
+    """
+    found = [f.name for f in schema if f.name.lower() in MASK_COLUMNS and (_is_binary(f.type) or _holds_images(f))]
+    if len(found) > 1:
+        message = f"{where}: {len(found)} mask columns ({', '.join(found)})"
+        raise TutelageError(message, "keep one of them, or rename the others")
+    return found[0] if found else ""
 
 
 def _is_binary(kind: pa.DataType) -> bool:
@@ -71,7 +78,7 @@ def read_rows(path: str, wanted: Sequence[int], masks: bool) -> Iterator[bytes |
     """
     with pq.ParquetFile(path, buffer_size=1 << 20) as file:
         schema = file.schema_arrow
-        column = mask_column(schema) if masks else image_column(schema, path)
+        column = mask_column(schema, path) if masks else image_column(schema, path)
         nested = pa.types.is_struct(schema.field(column).type)
         leaf = f"{column}.bytes" if nested else column
         first, at = 0, 0  # row where the group starts; place in `wanted`

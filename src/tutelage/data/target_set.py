@@ -8,17 +8,17 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from tutelage.data.class_folders import folders_inside
 from tutelage.data.class_names import faults_of_names
 from tutelage.data.gallery import place_names, unique_ids
 from tutelage.data.labelled_images import FORMS, LabelledPlace, LabelledRef, read_labelled
 from tutelage.data.sources import SOURCE, ImageRef, Rejected, missing
-from tutelage.data.split_names import split_word
 from tutelage.errors import TutelageError, did_you_mean, raise_all, shown
 from tutelage.json_object import JSON
 
@@ -116,7 +116,7 @@ def read_target_set(
     if classes is not None:
         names = _kept(names, classes)
         images = [image for image in images if image.label in names]
-    raise_all(_unclear_folders(listings.values(), names, classes, pattern))
+    raise_all(_unclear_folders(listings, names, classes, pattern))
     if pattern:
         images = _grouped(images, pattern)
     images = _held_out(images, shares, notes)
@@ -220,31 +220,25 @@ def _grouped(images: list[LabelledRef], pattern: re.Pattern[str]) -> list[Labell
 
 
 def _unclear_folders(
-    listings: Iterable[LabelledPlace],
+    listings: Mapping[str, LabelledPlace],
     names: tuple[str, ...],
     classes: Sequence[str] | None,
     pattern: re.Pattern[str] | None,
 ) -> list[TutelageError]:
-    """Return errors for class folders that bring no class, and for those that may hold several. classes, pattern: as given by the user."""
-    listings, errors = list(listings), []
-    empty = {name for listing in listings for name in listing.empty if name.rpartition("/")[2] not in names}
+    """Return errors for classes without images, and for class folders that may hold several. classes, pattern: as given by the user."""
+    errors: list[TutelageError] = []
+    empty = {name for one in listings.values() for name in one.empty if name.rpartition("/")[2] not in names}
+    unused = [name for name in listings[""].names if name not in names]
+    way = "add images or remove these {}, or name the classes to use with --classes"
     if classes is None and empty:
         message = f"{len(empty)} class folders hold no images: {shown(sorted(empty), 10)}"
-        errors.append(
-            TutelageError(message, "add images or remove these folders, or name the classes to use with --classes")
-        )
-    nested = {label: inside for listing in listings for label, inside in listing.nested.items() if label in names}
-    if pattern is None and nested:
-        label, inside = next(iter(nested.items()))
-        message = f"class folder {label} has no images of its own, but folders of images ({shown(inside, 3)}): one class, or several?"
-        if any(split_word(name) for name in inside) or len(names) == 1:
-            hint = f"give the folder {label} itself, which holds them: --target .../{label}"
-        else:
-            hint = (
-                f"if several, move these folders up, beside {label}; if one, add --group-by '([^/]+)/[^/]+$', which also keeps each "
-                "folder's images in one split; a list (.csv) with the columns path,label settles it too"
-            )
-        errors.append(TutelageError(message, hint))
+        errors.append(TutelageError(message, way.format("folders")))
+    if classes is None and unused:
+        message = f"{len(unused)} class names of the target set have no images: {shown(map(repr, unused), 10)}"
+        errors.append(TutelageError(message, way.format("names")))
+    places = [place for one in listings.values() for place in one.inside.items()]
+    if pattern is None and (question := folders_inside(places, names)):
+        errors.append(question)
     return errors
 
 
