@@ -26,7 +26,7 @@ from pathlib import Path
 import pytest
 
 import tutelage as package
-from conftest import BEGUN, KNOWN, Task, draw, environment, make_task, refused, rejected
+from conftest import BEGUN, KNOWN, MODELS, Task, draw, environment, make_task, refused, rejected
 from tutelage.errors import TutelageError
 from tutelage.run_folder import Run
 
@@ -779,3 +779,18 @@ def test_an_empty_path_beside_another(task, tutelage):
     """One empty path of several is an error too."""
     message = refused(tutelage(*task.words("curate", "--gallery", str(task.gallery), "")))
     assert "--gallery is empty" in message
+
+
+@pytest.mark.parametrize("out", ["run1", "runs/first"])
+def test_a_run_inside_the_target(tutelage, tmp_path, out: str):
+    """--out in the folder of the photos, with its cache beside it: neither becomes a class, at the first call nor at the next."""
+    for label in range(2):
+        for number in range(4):
+            draw(tmp_path / "photos" / f"c{label}" / f"{number}.png", label, number)
+    place = tmp_path / "photos" / out
+        draw(tmp_path / "pool" / f"{label}.png", label, 9)
+    data = ("--target", str(tmp_path / "photos"), "--gallery", str(tmp_path / "photos"), str(tmp_path / "pool"))
+    for _ in range(2):
+        done = tutelage("curate", *data, "--out", str(place), *MODELS[:8], *MODELS[10:])
+        assert done.returncode == 0, done.stderr
+        assert Run(place).kept("curate")["images"]["gallery"] == 10

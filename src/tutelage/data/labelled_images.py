@@ -190,8 +190,17 @@ def _add_classes(listing: LabelledPlace, folder: Path, prefix: str, split: str) 
     listing.rejected += [Rejected(prefix + bad.id, bad.reason) for bad in rejected]
     listing.inside |= {prefix + label: found for label, found in inside.items()}
     folders = (item for item in sorted(folder.iterdir()) if item.is_dir() and not hidden(item.name))
-    without = (item for item in folders if clean(item.name) not in inside and not what_is_ours(item, os.listdir(item)))
+    without = (item for item in folders if clean(item.name) not in inside and not _only_ours(item))
     listing.empty += [prefix + clean(item.name) for item in without]
+
+
+def _only_ours(folder: Path) -> bool:
+    """Whether a folder holds nothing but what tutelage has written, such as runs and their cache."""
+    names = [name for name in os.listdir(folder) if not hidden(name)]
+    below = [folder / name for name in names]
+    return bool(what_is_ours(folder, os.listdir(folder))) or (
+        bool(below) and all(one.is_dir() and _only_ours(one) for one in below)
+    )
 
 
 def _refuse_labels_inside(folder: Path, shards: Mapping[str, str], whole: bool) -> None:
