@@ -787,8 +787,8 @@ def test_a_run_inside_the_target(tutelage, tmp_path, out: str):
     for label in range(2):
         for number in range(4):
             draw(tmp_path / "photos" / f"c{label}" / f"{number}.png", label, number)
-    place = tmp_path / "photos" / out
         draw(tmp_path / "pool" / f"{label}.png", label, 9)
+    place = tmp_path / "photos" / out
     data = ("--target", str(tmp_path / "photos"), "--gallery", str(tmp_path / "photos"), str(tmp_path / "pool"))
     for _ in range(2):
         done = tutelage("curate", *data, "--out", str(place), *MODELS[:8], *MODELS[10:])
