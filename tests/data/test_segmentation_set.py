@@ -173,10 +173,6 @@ def test_classes_with_numbers(place):
     lines = [f"{number}: {name}" for number, name in enumerate(CLASSES)]
     file.write_text("\n".join(lines[::-1]))
     assert same(read_dense_set(place / "target"), plain)
-    file.write_text("\n".join(f"{number} 9 8 {number} {name}" for number, name in enumerate(CLASSES)))
-    assert read_dense_set(place / "target").classes == tuple(
-        f"9 8 {number} {name}" for number, name in enumerate(CLASSES)
-    )
     file.write_text("\n".join(f"{number + 5} {name}" for number, name in enumerate(CLASSES)))
     assert read_dense_set(place / "target").classes == tuple(
         f"{number + 5} {name}" for number, name in enumerate(CLASSES)

@@ -1,5 +1,7 @@
 """Masks: the class of every pixel, as PNG of class numbers, of palette indices, or of colours that classes.txt lists.
 
+Whether colours or numbers say the class is decided once for a set (`colours_count`), never for a file.
+
 In memory a mask is (H, W) uint8: class numbers, IGNORE where no class is given. A mask is never interpolated: to resize
 it, the nearest pixel is taken.
 """
@@ -8,28 +10,30 @@ from __future__ import annotations
 
 import colorsys
 import hashlib
-import re
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
+from PIL import Image, ImageFile
+from PIL.TiffImagePlugin import BITSPERSAMPLE, SAMPLEFORMAT
 
 from tutelage.data import views
-from tutelage.data.class_names import faults_of_names
 from tutelage.data.decode import _open, _reason, turned
 from tutelage.data.image_cache import ImageCodec, Images
-from tutelage.errors import TutelageError, Unreadable, raise_all, shown
+from tutelage.errors import TutelageError, Unreadable, shown
 
 IGNORE = 255
+UNKNOWN = -1  # the meaning of what is not a class
 MOST_CLASSES = 255
+MOST_STRANGE = 100  # values of one mask that are not a class: of floats there can be as many as pixels
 
 Colour = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class MaskEncoding:
-    """Meaning of a mask's values. classes: C names. colours: C triples, given or generated. coloured: masks hold these colours.
+    """Meaning of a mask's values. classes: C names. colours: C triples, given or generated. coloured: colours, not numbers, say the class.
 
     ignored: the colours that stand for no class.
     """
@@ -39,51 +43,48 @@ class MaskEncoding:
     coloured: bool = False
     ignored: tuple[Colour, ...] = ()
 
+    def by_colour(self) -> dict[Colour, int]:
+        """Return the class of each colour: its number, IGNORE, or UNKNOWN where a colour is given to two classes."""
+        found: dict[Colour, int] = {}
+        for colour, number in [
+            *zip(self.colours, range(len(self.classes)), strict=True),
+            *((c, IGNORE) for c in self.ignored),
+        ]:
+            found[colour] = number if found.get(colour, number) == number else UNKNOWN
+        return found
+
+
+@dataclass(frozen=True)
+class Shade:
+    """A number in a mask of one channel. colour: that it shows, None if its palette ends before. indexed: whether there is a palette."""
+
+    number: int
+    colour: Colour | None
+    indexed: bool
+
 
 @dataclass(frozen=True)
 class Values:
     """Raw contents of one mask file.
 
-    pixels: (H, W) int32 class numbers, or (H, W, 3) uint8 colours. palette: colours by number, if the file has a palette. bits: whether a
-    pixel is one bit, and 1 is white.
+    pixels: (H, W) int32 or float32 numbers as they are stored, or (H, W, 3) uint8 colours. colours: those that numbers show, of the
+    palette if indexed, else grey. clear: (H, W) bool, where the mask is fully transparent, if it is anywhere.
     """
 
     pixels: np.ndarray
-    palette: dict[int, Colour] = field(default_factory=dict)
-    bits: bool = False
+    colours: dict[int, Colour] = field(default_factory=dict)
+    indexed: bool = False
+    clear: np.ndarray | None = None
 
+    def shade(self, number: int) -> Shade:
+        """Return what a number shows."""
+        return Shade(number, self.colours.get(number), self.indexed)
 
-def read_coding(path: Path) -> MaskEncoding:
-    """Read class names, one per line, each followed by three numbers if the data set has colours of its own.
-
-    Raises:
-        TutelageError: an unreadable file, too few or too many names, a repeated name, or colours for only some classes.
-    """
-    form = "one name per line, or `name red green blue`; `ignore red green blue` for a colour of no class"
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or "not UTF-8"
-        hint = f"write the names of the classes into a text file: {form}"
-        raise TutelageError(f"{path} cannot be read: {why}", hint) from error
-    found = [re.fullmatch(r"(.*?)[,;\s]+(\d{1,3})[,;\s]+(\d{1,3})[,;\s]+(\d{1,3})", line) for line in lines]
-    parts = [
-        (m[1], (int(m[2]), int(m[3]), int(m[4]))) if m else (line, None) for m, line in zip(found, lines, strict=True)
-    ]
-    ignored = tuple(colour for name, colour in parts if colour and name.lower() in ("ignore", "void"))
-    parts = [(name, colour) for name, colour in parts if not (colour and name.lower() in ("ignore", "void"))]
-    parts = _by_number(parts, path)
-    names = tuple(name for name, _ in parts)
-    raise_all(faults_of_names(dict.fromkeys(names), path))
-    twice = sorted({name for name in names if names.count(name) > 1})
-    without = [name for name, colour in parts if colour is None]
-    if twice or len(names) < 2 or len(names) > MOST_CLASSES:
-        what = f"names {shown(twice)} twice" if twice else f"has {len(names)} names"
-        raise TutelageError(f"{path} {what}", f"write 2 to {MOST_CLASSES} names, each once: {form}")
-    if without and len(without) < len(names):
-        raise TutelageError(f"{path} has no colour for {shown(without)}", "give colours to all classes, or to none")
-    given = tuple(colour for _, colour in parts if colour)
-    return MaskEncoding(names, given or made_colours(len(names)), bool(given), ignored)
+    def shades(self) -> frozenset[Shade]:
+        """Return the numbers from 0 to 255 in a mask of one channel, without transparent pixels, and what they show."""
+        seen = self.pixels if self.clear is None else self.pixels[~self.clear]
+        numbers, odd = _small(seen)
+        return frozenset(self.shade(number) for number in np.unique(numbers[~odd]).tolist())
 
 
 def made_colours(count: int) -> tuple[Colour, ...]:
@@ -97,81 +98,160 @@ def hue(number: int, light: float, saturation: float) -> Colour:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def _by_number(parts: list[tuple[str, Colour | None]], path: Path) -> list[tuple[str, Colour | None]]:
-    """Return names and colours in the order of the numbers before the names, without them, if these are 0 to C - 1.
-
-    Raises:
-        TutelageError: the numbers are 1 to C, but masks begin at 0.
-    """
-    found = [re.fullmatch(r"(\d{1,3})[.:,;\s]+(\S.*)", name) for name, _ in parts]
-    numbered = {int(m[1]): (m[2], colour) for m, (_, colour) in zip(found, parts, strict=True) if m}
-    if len(numbered) == len(parts) and sorted(numbered) == list(range(1, len(parts) + 1)):
-        hint = "number them from 0, as masks do, or write the names without numbers in the order of their numbers in the masks"
-        raise TutelageError(f"{path} numbers its classes from 1", hint)
-    if len(numbered) < len(parts) or sorted(numbered) != list(range(len(parts))):
-        return parts
-    return [numbered[number] for number in range(len(parts))]
-
-
 def read_values(data: bytes) -> Values:
-    """Decode one mask without interpreting its values.
+    """Decode one mask without interpreting its values: numbers as they are stored, also where Pillow scales them to white.
 
     Raises:
-        Unreadable: not an image, broken, or of a format that changes values (JPEG).
+        Unreadable: not an image, broken, or of a format that changes values (JPEG, colours of 16 bits).
     """
     try:
         image = _open(data)
-        if image.format == "JPEG":
+        if image.format == "JPEG" or str(image.info.get("compression")).endswith("jpeg"):
             raise Unreadable("a JPEG changes the values of a mask: PNG is read")
+        white, signed = _white(image, data), getattr(image, "tag_v2", {}).get(SAMPLEFORMAT) == (2,)
         image = turned(image)
-        if image.mode in ("RGB", "RGBA", "CMYK", "YCbCr"):
-            return Values(np.array(image.convert("RGB")))
-        palette = image.getpalette() if image.mode == "P" else None
-        numbers = np.array(image if image.mode in ("P", "L", "1") or image.mode.startswith("I") else image.convert("L"))
+        if image.mode not in ("1", "L", "LA", "P", "PA", "F") and not image.mode.startswith("I"):
+            if white > 255:
+                raise Unreadable("16 bits a channel are not read: save its colours with 8 bits")
+            rgb = np.array(image.convert("RGB"))
+            return Values(rgb, clear=_clear(image, rgb))
+        pixels = np.array(image.getchannel(0) if image.mode in ("LA", "PA") else image)
+        palette = np.reshape(image.getpalette() or [], (-1, 3)).tolist() if image.mode in ("P", "PA") else []
     except Unreadable:
         raise
     except Exception as error:  # Pillow's readers raise almost anything on broken data
         raise Unreadable(_reason(error)) from None
-    triples = np.array(palette or [], np.int64).reshape(-1, 3)[:MOST_CLASSES].tolist()
-    known = {i: (r, g, b) for i, (r, g, b) in enumerate(triples)}
-    return Values(numbers.astype(np.int32), known, image.mode == "1")
+    numbers = _as_stored(image.mode, pixels, white, signed)
+    most = white if image.mode in ("1", "L") else 255
+    greys = [(round(255 * number / most),) * 3 for number in range(most + 1)]
+    indexed = palette != [[number] * 3 for number in range(len(palette))]
+    colours = {number: (r, g, b) for number, (r, g, b) in enumerate(palette if indexed else greys)}
+    return Values(numbers, colours, indexed, _clear(image, numbers))
+
+
+def _as_stored(mode: str, pixels: np.ndarray, white: int, signed: bool) -> np.ndarray:
+    """Return (H, W) numbers as they are in the file, from Pillow's, which it scales to white. signed: whether its bytes are."""
+    top = {"L": 255, "I": 65535}.get(mode)
+    if top and white < top:
+        pixels = np.rint(pixels * (white / top))
+    elif mode == "L" and signed:
+        pixels = pixels.view(np.int8)
+    return pixels.astype(np.float32 if mode == "F" else np.int32)
+
+
+def _white(image: ImageFile.ImageFile, data: bytes) -> int:
+    """Return the number of white in a file that is not loaded yet, from its bits a channel: 255 for 8 of them."""
+    if image.format == "PNG":
+        return 2 ** data[24] - 1
+    if image.format == "TIFF":
+        return 2 ** max(getattr(image, "tag_v2", {}).get(BITSPERSAMPLE, (1,))) - 1
+    if image.format == "PPM" and image.tile[0][0] != "raw" and isinstance(args := image.tile[0][3], tuple):
+        return int(args[-1])
+    return {"1": 1, "I": 65535}.get(image.mode, 255)
+
+
+def _clear(image: Image.Image, pixels: np.ndarray) -> np.ndarray | None:
+    """Return where an image is fully transparent, (H, W) bool, by its alpha channel or the key of its palette, number or colour.
+
+    pixels: (H, W) numbers as they are stored, or (H, W, 3) colours.
+    """
+    key = image.info.get("transparency")
+    if image.getbands()[-1] == "A":
+        clear = np.asarray(image.getchannel("A")) == 0
+    elif isinstance(key, bytes):
+        clear = np.isin(pixels, np.flatnonzero(np.frombuffer(key, np.uint8) == 0))
+    elif key is None:
+        return None
+    else:
+        clear = pixels == (min(key, 1) if image.mode == "1" else key)
+        clear = clear.all(axis=2) if clear.ndim == 3 else clear
+    return clear if clear.any() else None
+
+
+def _small(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return numbers as uint8, and where they are none: not whole, below 0 or above 255. Both have the shape of `pixels`."""
+    numbers = np.clip(np.nan_to_num(pixels), 0, 255).astype(np.uint8)
+    return numbers, numbers != pixels
+
+
+def _meanings(shades: Iterable[Shade], coding: MaskEncoding) -> list[int]:
+    """Return the class of each shade, IGNORE or UNKNOWN. In a palette 255 stands for no class unless its colour is listed."""
+    if not coding.coloured:
+        known = {number: number for number in (*range(len(coding.classes)), IGNORE)}
+        return [known.get(shade.number, UNKNOWN) for shade in shades]
+    listed = coding.by_colour()
+    void = [IGNORE if shade.indexed and shade.number == IGNORE else UNKNOWN for shade in shades]
+    return [listed.get(shade.colour, none) if shade.colour else none for shade, none in zip(shades, void, strict=True)]
+
+
+def colours_count(masks: Sequence[frozenset[Shade]], coding: MaskEncoding) -> bool:
+    """Return whether the colours of all masks of one channel in a set say the class, and not their numbers. Classes have colours.
+
+    Colours count if all are listed, else numbers; where values are no class either way, what leaves fewer of them. A listed colour
+    that means another class than its number is a doubt, unless it is a grey beside greys that are not listed, as 0 beside 1 and 2.
+
+    Raises:
+        TutelageError: the masks could be meant either way.
+    """
+    shades = sorted(frozenset().union(*masks), key=lambda shade: (shade.number, shade.indexed, str(shade.colour)))
+    number, colour = (
+        dict(zip(shades, _meanings(shades, replace(coding, coloured=way)), strict=True)) for way in (False, True)
+    )
+    unlisted = {shade for shade in shades if colour[shade] == UNKNOWN}
+    impossible = {shade for shade in shades if number[shade] == UNKNOWN}
+    differ = [shade for shade in shades if shade not in unlisted and colour[shade] != number[shade]]
+    if impossible or not differ:
+        return len(unlisted) <= len(impossible)
+    if not unlisted and len([shade for shade in shades if {number[shade], colour[shade]} != {IGNORE}]) > 1:
+        return True
+    beside = frozenset().union(*(mask for mask in masks if mask & unlisted))
+    greys = not any(shade.indexed for shade in differ)
+    if unlisted and greys and beside.issuperset(differ) and len(differ) <= len(unlisted):
+        return False
+    names = {**dict(enumerate(coding.classes)), IGNORE: "no class"}
+    both = [f"{s.number} is {names[number[s]]}, but its colour {s.colour} {names[colour[s]]}" for s in differ]
+    rest = [shade.colour or shade.number for shade in shades if shade in unlisted]
+    hint = (
+        "if they hold numbers, remove the colours from classes.txt; if they hold colours, list all of them, with "
+        "`ignore red green blue` for those of no class, or save all masks as RGB"
+    )
+    message = f"masks may hold numbers or the colours of classes.txt: {shown(both)}"
+    raise TutelageError(message + (f"; not listed: {shown(rest)}" if rest else ""), hint)
 
 
 def numbered(values: Values, coding: MaskEncoding) -> tuple[np.ndarray, dict[str, int]]:
-    """Return the class numbers of a mask, and the values that are not a class.
-
-    Where classes have colours, the colour of a pixel counts however the file is packed: RGB, palette, grey or one bit. Only a file of one
-    channel in which some colour is not listed is read by its numbers.
+    """Return the class numbers of a mask, and the values that are not a class. Fully transparent pixels have no class.
 
     Returns:
-        (H, W) uint8, IGNORE where the value is not a class; such values or colours as text -> number of pixels.
+        (H, W) uint8, IGNORE where the value is not a class; the most frequent of such values or colours as text -> number of pixels.
     """
-    classes, pixels = len(coding.classes), _as_colours(values, coding) if coding.coloured else values.pixels
-    if pixels.ndim == 2:
-        strange = (pixels < 0) | ((pixels >= classes) & (pixels != IGNORE))
-        found, counts = np.unique(pixels[strange], return_counts=True)
-        kept = np.where(strange, IGNORE, pixels).astype(np.uint8)
-        return kept, {str(v): int(n) for v, n in zip(found.tolist(), counts.tolist(), strict=True)}
-    codes = (pixels.astype(np.int64) * np.array([65536, 256, 1])).sum(axis=2)
-    out, known = np.full(codes.shape, IGNORE, np.uint8), np.zeros(codes.shape, bool)
-    for colour, number in [*zip(coding.colours, range(classes), strict=True), *((c, IGNORE) for c in coding.ignored)]:
-        here = codes == colour[0] * 65536 + colour[1] * 256 + colour[2]
-        out[here], known = number, known | here
-    found, counts = np.unique(codes[~known], return_counts=True)
-    names = [f"({v >> 16}, {v >> 8 & 255}, {v & 255})" for v in found.tolist()]
-    return out, dict(zip(names, counts.tolist(), strict=True))
+    pixels = values.pixels
+    if pixels.ndim == 3:
+        pixels = (pixels.astype(np.int32) * np.array([65536, 256, 1], np.int32)).sum(axis=2)
+        kept = np.full(pixels.shape, UNKNOWN, np.int16)
+        for (red, green, blue), number in coding.by_colour().items():
+            kept[pixels == red * 65536 + green * 256 + blue] = number
+    else:
+        small, odd = _small(pixels)
+        table = np.array(_meanings([values.shade(number) for number in range(256)], coding), np.int16)
+        kept = np.where(odd, UNKNOWN, table[small])
+    if values.clear is not None:
+        kept[values.clear] = IGNORE
+    strange = kept == UNKNOWN
+    found, counts = np.unique(pixels[strange], return_counts=True)
+    named: dict[str, int] = defaultdict(int)
+    for place in np.argsort(-counts, kind="stable")[:MOST_STRANGE].tolist():
+        named[_text(found[place].item(), values, coding.coloured)] += int(counts[place])
+    return np.where(strange, IGNORE, kept).astype(np.uint8), dict(named)
 
 
-def _as_colours(values: Values, coding: MaskEncoding) -> np.ndarray:
-    """Return the (H, W, 3) colours of a mask of one channel if all of them are listed, else its pixels as they are."""
+def _text(value: float, values: Values, coloured: bool) -> str:
+    """Return a value that is not a class as text: a colour, or a number."""
     if values.pixels.ndim == 3:
-        return values.pixels
-    seen, places = np.unique(values.pixels, return_inverse=True)
-    grey = 255 if values.bits else 1
-    colours = [values.palette.get(number, (grey * number,) * 3) for number in seen.tolist()]
-    if not set(colours) <= {*coding.colours, *coding.ignored}:
-        return values.pixels
-    return np.array(colours, np.int64)[places.reshape(values.pixels.shape)]
+        return str((int(value) >> 16, int(value) >> 8 & 255, int(value) & 255))
+    if coloured and value in values.colours:
+        return str(values.colours[int(value)])
+    return f"{value:.7g}" if isinstance(value, float) else str(value)
 
 
 def truth_of(mask: np.ndarray) -> bytes:
@@ -186,7 +266,7 @@ def kind_of(coding: MaskEncoding) -> ImageCodec:
         mask = np.ascontiguousarray(numbered(read_values(data), coding)[0])
         return mask, (mask.shape[0], mask.shape[1])
 
-    about = "by colour " + repr(
+    about = "as stored, by colour " + repr(
         (len(coding.classes), coding.colours, coding.ignored) if coding.coloured else len(coding.classes)
     )
     return ImageCodec(f"masks-{hashlib.sha256(about.encode()).hexdigest()[:8]}", 1, decode)

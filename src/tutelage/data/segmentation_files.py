@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from tutelage.data.class_list import read_coding
 from tutelage.data.labelled_images import LabelledPlace, LabelledRef
 from tutelage.data.list_columns import (
     find_columns,
@@ -21,7 +22,7 @@ from tutelage.data.list_columns import (
     text_cells,
     text_columns,
 )
-from tutelage.data.masks import MaskEncoding, read_coding
+from tutelage.data.masks import MaskEncoding
 from tutelage.data.sources import ImageRef, Rejected, clean, file_ref, fingerprints_of, list_images
 from tutelage.data.split_names import split_of_shard, split_word, splits_among, unknown_splits
 from tutelage.data.tabular import MASK_COLUMNS, mask_column, text_rows

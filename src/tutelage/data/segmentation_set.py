@@ -16,7 +16,7 @@ import numpy as np
 
 from tutelage.data.decode import size_of
 from tutelage.data.labelled_images import LabelledRef
-from tutelage.data.masks import IGNORE, Colour, MaskEncoding, numbered, read_values, truth_of
+from tutelage.data.masks import IGNORE, Colour, MaskEncoding, Shade, colours_count, numbered, read_values, truth_of
 from tutelage.data.segmentation_files import FORMS, read_pairs
 from tutelage.data.sources import ImageRef, Rejected, missing, read_bytes
 from tutelage.data.target_set import TargetSet, _grouped, _held_out, _merge, check_places
@@ -30,7 +30,8 @@ CHUNK = 64  # images and masks in memory at a time
 class _Pair:
     """One image and its mask, which can be read. strange: values that are not a class -> pixels.
 
-    sizes: (height, width) of image and mask. counts: (C,) int64 pixels of each class. truth: hash of the class numbers.
+    sizes: (height, width) of image and mask. counts: (C,) int64 pixels of each class. truth: hash of the class numbers. palette: colours by
+    number, if the mask has any. shades: of a mask of one channel, if classes have colours. clear: whether pixels are transparent.
     """
 
     image: LabelledRef
@@ -41,6 +42,8 @@ class _Pair:
     counts: np.ndarray
     truth: bytes
     palette: dict[int, Colour]
+    shades: frozenset[Shade]
+    clear: bool
 
 
 def read_dense_set(
@@ -77,16 +80,19 @@ def read_dense_set(
         if other.classes != coding.classes:
             message = f"{places[split]} has classes {shown(other.classes)}, but {target} has {shown(coding.classes)}"
             errors.append(TutelageError(message, "use the same classes.txt for both"))
+        elif other != coding:
+            message = f"{places[split]} and {target} give other colours to the same classes"
+            errors.append(TutelageError(message, "use the same classes.txt for both"))
     raise_all(errors)
     images, rejected, notes, ids = _merge(listings, places)
     if pattern:
         images = _grouped(images, pattern)
     images = _held_out(images, shares, notes)
     images = [replace(i, ref=replace(i.ref, id=ids[i.ref.fingerprint])) for i in images]
-    pairs, unusable = _examined(images, coding)
-    raise_all(_faults(pairs, coding, target))
-    made = _numbered(pairs, coding, [*rejected, *unusable])
-    raise_all(_lost(made, target))
+    pairs, unusable, coloured = _examined(images, coding)
+    raise_all(_faults(pairs, replace(coding, coloured=coloured), target))
+    made = replace(_numbered(pairs, coding, [*rejected, *unusable]), coloured=coloured)
+    raise_all(_lost(made, pairs, target))
     return replace(made, notes=(*notes, *_remarks(made, pairs, sides(size))))
 
 
@@ -98,9 +104,10 @@ def read_any_dense(target: str | Path, classes: Sequence[str]) -> TargetSet:
     if coding.classes != tuple(classes):
         message = f"{target} has classes {shown(coding.classes)}, but the run's classes are {shown(classes)}"
         raise TutelageError(message, "use the classes.txt of the run's target set")
-    pairs, unusable = _examined(listing.images, coding)
-    raise_all(_faults(pairs, coding, target, least=0))
-    return replace(_numbered(pairs, coding, [*listing.rejected, *unusable]), notes=tuple(listing.notes))
+    pairs, unusable, coloured = _examined(listing.images, coding)
+    raise_all(_faults(pairs, replace(coding, coloured=coloured), target, least=0))
+    made = _numbered(pairs, coding, [*listing.rejected, *unusable])
+    return replace(made, coloured=coloured, notes=tuple(listing.notes))
 
 
 def _numbered(pairs: Sequence[_Pair], coding: MaskEncoding, rejected: Sequence[Rejected]) -> TargetSet:
@@ -119,14 +126,20 @@ def _numbered(pairs: Sequence[_Pair], coding: MaskEncoding, rejected: Sequence[R
         truths=tuple(pair.truth for pair in pairs),
         pixels=counts,
         colours=_palette(coding, pairs),
-        coloured=coding.coloured and any(pair.coloured for pair in pairs),
         ignored=coding.ignored,
     )
 
 
-def _examined(images: Sequence[LabelledRef], coding: MaskEncoding) -> tuple[list[_Pair], list[Rejected]]:
-    """Read every image's header and decode every mask, CHUNK pairs at a time; images whose mask cannot be used are rejected."""
-    found: list[_Pair | Rejected] = []
+def _examined(images: Sequence[LabelledRef], coding: MaskEncoding) -> tuple[list[_Pair], list[Rejected], bool]:
+    """Read every image's header and decode every mask, CHUNK pairs at a time; images whose mask cannot be used are rejected.
+
+    Returns:
+        the pairs; the rejected; whether the colours of pixels say the class in all masks, and not their numbers.
+
+    Raises:
+        TutelageError: the masks could be meant either way.
+    """
+    found: list[dict[bool, _Pair] | Rejected] = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in range(0, len(images), CHUNK):
             part = [(image, image.mask) for image in images[start : start + CHUNK] if image.mask]
@@ -134,24 +147,33 @@ def _examined(images: Sequence[LabelledRef], coding: MaskEncoding) -> tuple[list
             masks = dict(read_bytes([mask for _, mask in part]))
             given = [(*pair, pictures[i], masks[i], coding) for i, pair in enumerate(part)]
             found += pool.map(lambda one: _pair(*one), given)
-    return [one for one in found if isinstance(one, _Pair)], [one for one in found if isinstance(one, Rejected)]
+    usable = [one for one in found if not isinstance(one, Rejected)]
+    coloured = coding.coloured
+    if coloured and all(False in one for one in usable):
+        coloured = colours_count([one[False].shades for one in usable], coding)
+    return [one[coloured] for one in usable], [one for one in found if isinstance(one, Rejected)], coloured
 
 
 def _pair(
     image: LabelledRef, mask: ImageRef, picture: bytes | Unreadable, data: bytes | Unreadable, coding: MaskEncoding
-) -> _Pair | Rejected:
-    """Examine one image and its mask. picture, data: the bytes of both."""
+) -> dict[bool, _Pair] | Rejected:
+    """Examine one image and its mask, by the colours of its pixels (True), by their numbers (False), or both. picture, data: the bytes."""
     try:
         if isinstance(data, Unreadable):
             raise data
         values = read_values(data)
     except Unreadable as reason:
         return Rejected(image.ref.id, f"its mask: {reason}")
-    kept, strange = numbered(values, coding)
-    counts = np.bincount(kept.reshape(-1), minlength=IGNORE + 1)[: len(coding.classes)]
-    height, width = kept.shape
-    sizes = _size(picture) or (height, width), (height, width)
-    return _Pair(image, mask, strange, values.pixels.ndim == 3, sizes, counts, truth_of(kept), values.palette or {})
+    colours, clear, found = values.pixels.ndim == 3, values.clear is not None, {}
+    shades = values.shades() if coding.coloured and not colours else frozenset()
+    for coloured in {coding.coloured, coding.coloured and colours}:
+        kept, strange = numbered(values, replace(coding, coloured=coloured))
+        counts = np.bincount(kept.reshape(-1), minlength=IGNORE + 1)[: len(coding.classes)]
+        height, width = kept.shape
+        sizes = _size(picture) or (height, width), (height, width)
+        palette = values.colours if values.indexed else {}
+        found[coloured] = _Pair(image, mask, strange, colours, sizes, counts, truth_of(kept), palette, shades, clear)
+    return found
 
 
 def _size(picture: bytes | Unreadable) -> tuple[int, int] | None:
@@ -198,11 +220,16 @@ def _faults(pairs: Sequence[_Pair], coding: MaskEncoding, target: str | Path, le
         numbers = f"0 to {len(coding.classes) - 1}, and 255 for no class"
         known = "the colours of classes.txt" if coding.coloured else numbers
         message = f"masks hold values that are not a class ({known}): {shown(values)}"
-        errors.append(TutelageError(message, "name them in classes.txt, or set these pixels to 255"))
+        hint = "name them in classes.txt, or set these pixels to 255"
+        if coding.coloured:
+            hint = "give each to one class in classes.txt, or write `ignore red green blue` for those of no class"
+            if len({pair.coloured for pair in pairs}) == 2:
+                hint = f"masks of class numbers beside masks of RGB are not read: save all as RGB; {hint}"
+        errors.append(TutelageError(message, hint))
     return errors
 
 
-def _lost(made: TargetSet, target: str | Path) -> list[TutelageError]:
+def _lost(made: TargetSet, pairs: Sequence[_Pair], target: str | Path) -> list[TutelageError]:
     """Return errors for classes without a pixel in train or in test."""
     errors = []
     for split in ("train", "test"):
@@ -213,6 +240,8 @@ def _lost(made: TargetSet, target: str | Path) -> list[TutelageError]:
             hint = "add images so that train and test show every class, give another --test, or remove the class"
             if lost == list(made.classes[1:]):  # often masks of black and white
                 hint = "255 is no class; if the masks are 0 and 255, write `name 0 0 0` and `name 255 255 255` into classes.txt"
+            if any(pair.clear for pair in pairs):
+                hint += "; pixels of masks that are fully transparent have no class"
             errors.append(TutelageError(f"{target} has no pixel of {which}", hint))
     return errors
 

@@ -35,7 +35,7 @@ class TargetSet:
     groups: (n,) str, images that must stay in one split (one patient, product, video); "" = none.
     notes: lines for the log, such as how the test images were chosen. rejected: files of the target set that cannot be used, and why.
     With masks only: masks, n references; truths, n hashes of the classes of their pixels; pixels, (n, C) int64 counts; colours, C
-    triples in [0, 255]; coloured, whether the masks hold colours instead of numbers; ignored, colours that are not a class.
+    triples in [0, 255]; coloured, whether colours, not numbers, say the class; ignored, colours that are not a class.
     """
 
     task: str
