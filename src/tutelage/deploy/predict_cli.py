@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -40,6 +41,7 @@ def main(folder: Path, words: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", choices=["auto", *NAMES], default="auto", help="auto: what the export recommends")
     parser.add_argument("--threads", type=int, help="threads of onnxruntime; default: all cores")
     given = parser.parse_args(words)
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
     try:
         model, paths = open_export(folder, given.model, given.threads), files_in(given.images)
         with counted(len(paths)) as advance:
