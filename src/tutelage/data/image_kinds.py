@@ -38,14 +38,14 @@ Opener = Callable[[io.BytesIO], ImageFile.ImageFile]
 
 # Endings of the images that are read, and of pictures that may not be: these are listed and counted, never passed over. A file with
 # another ending, or none, counts as an image if its first bytes say so.
-SUFFIXES = (
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".webp", ".avif", ".ppm", ".pgm",
-    ".pbm", ".pnm", ".jp2", ".j2k", ".jpx", ".jpf", ".jpc", ".j2c", ".ico", ".tga", ".pcx", ".sgi", ".dds", ".qoi",
-)  # fmt: skip
-UNREAD_SUFFIXES = (
-    ".heic", ".heif", ".heics", ".heifs", ".hif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".nrw", ".arw", ".srw", ".orf", ".rw2", ".raf",
-    ".pef", ".psd", ".xcf", ".exr", ".hdr",
-)  # fmt: skip
+_READ = (
+    ".jpg .jpeg .jpe .jfif .mpo .png .apng .bmp .dib .gif .tif .tiff .webp .avif .ppm .pgm .pbm .pnm "
+    ".jp2 .j2k .jpx .jpf .jpc .j2c .ico .tga .pcx .sgi .dds .qoi"
+)
+_OTHERS = (
+    ".heic .heif .heics .heifs .hif .jxl .dng .cr2 .cr3 .nef .nrw .arw .srw .orf .rw2 .raf .pef .psd .xcf .exr .hdr"
+)
+SUFFIXES, UNREAD_SUFFIXES = tuple(_READ.split()), tuple(_OTHERS.split())
 HEAD = 64  # bytes of a file that tell its kind
 
 _OPENERS: dict[bytes, Opener] = {
@@ -59,6 +59,9 @@ _OPENERS: dict[bytes, Opener] = {
 }
 # Formats that begin with a byte or two that other files begin with too: more of the header decides. A TGA begins with nothing of its own.
 _DIB = rb"[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\x00\x00\x00"  # the size of the header
+_TGA = (  # kind of the palette, packing, palette, origin, width, height, bits, flags
+    rb".(?:\x01[\x01\x09].{4}[\x10\x18\x20]|\x00[\x02\x03\x0a\x0b].{5}).{4}(?!\x00\x00)..(?!\x00\x00)..[\x01\x08\x10\x18\x20][\x00-\x3f]"
+)
 _PATTERNS: dict[bytes, Opener] = {
     rb"RIFF....WEBP": WebPImagePlugin.WebPImageFile,
     rb"BM.{12}" + _DIB: BmpImagePlugin.BmpImageFile,
@@ -67,9 +70,8 @@ _PATTERNS: dict[bytes, Opener] = {
     rb"\x00\x00\x01\x00[^\x00]\x00...\x00": IcoImagePlugin.IcoImageFile,
     rb"\x0a[\x00\x02\x03\x05][\x00\x01][\x01\x02\x04\x08]": PcxImagePlugin.PcxImageFile,
     rb"\x01\xda[\x00\x01][\x01\x02]\x00[\x01-\x03]": SgiImagePlugin.SgiImageFile,
-    rb".(?:\x01[\x01\x09].{4}[\x10\x18\x20]|\x00[\x02\x03\x0a\x0b].{5}).{4}(?!\x00\x00)..(?!\x00\x00)..[\x01\x08\x10\x18\x20][\x00-\x3f]":
-        TgaImagePlugin.TgaImageFile,
-}  # fmt: skip
+    _TGA: TgaImagePlugin.TgaImageFile,
+}
 _COMPILED = [(re.compile(pattern, re.DOTALL), opener) for pattern, opener in _PATTERNS.items()]
 _UNREAD = {
     **dict.fromkeys((b"\0\0\0\x0cJXL ", b"\xff\x0a"), "JPEG XL"),

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from tutelage.data.class_names import check_folders
 from tutelage.data.decode import hidden
 from tutelage.data.list_columns import find_columns, parquet_shards, read_schema, text_cells, text_columns
 from tutelage.data.sources import (
@@ -165,6 +166,7 @@ def _add_tars(listing: LabelledPlace, tars: Sequence[Path], prefix: str, split: 
 
 def _add_classes(listing: LabelledPlace, folder: Path, prefix: str, split: str) -> None:
     """Add `<class>/*` of one folder; images outside the class folders are rejected."""
+    check_folders(folder)
     refs, rejected = list_images(folder)
     inside: dict[str, set[str]] = defaultdict(set)  # class -> folders in its folder, "" for the class's own images
     for ref in refs:

@@ -33,11 +33,21 @@ def find_columns(header: Sequence[str], columns: Mapping[str, Sequence[str]]) ->
 
 
 def text_cells(rows: Sequence[Sequence[str]], found: Mapping[str, int]) -> dict[str, list[str]]:
-    """Return the columns of a text list, by our names; "" where a row is too short."""
-    return {word: [row[at].strip() if at < len(row) else "" for row in rows] for word, at in found.items()}
+    """Return the columns of a text list, by our names; "" where a row is too short. A label stays as it is, as in a Parquet file."""
+
+    def cell(row: Sequence[str], word: str, at: int) -> str:
+        text = row[at] if at < len(row) else ""
+        return text if word == "label" and text.strip() else text.strip()
+
+    return {word: [cell(row, word, at) for row in rows] for word, at in found.items()}
 
 
 def text_columns(place: Path, names: Mapping[str, str]) -> dict[str, list[str]]:
     """Return columns of a Parquet file as text, by our names; "" for null. names: our name -> the column's."""
     table = pq.read_table(place, columns=sorted(set(names.values())))
-    return {word: [clean("" if v is None else str(v)) for v in table[name].to_pylist()] for word, name in names.items()}
+    try:
+        cells = {word: table[name].to_pylist() for word, name in names.items()}
+    except UnicodeDecodeError as error:
+        message = f"{place} holds a text that is not UTF-8: {error.object[:80]!r}"
+        raise TutelageError(message, "write it again with texts in UTF-8") from None
+    return {word: [clean("" if v is None else str(v)) for v in column] for word, column in cells.items()}

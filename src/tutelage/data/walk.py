@@ -24,10 +24,8 @@ TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 CONTAINERS = (*TAR_SUFFIXES, ".parquet")
 ARCHIVES = (".zip", ".7z", ".rar", ".tar.xz", ".txz", ".tar.bz2", ".tbz", ".tbz2", ".tar.zst", ".tzst", ".tar.lz4")
 # Never opened to look whether they are images: there may be one beside every image.
-SIDECARS = (
-    ".txt", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".xmp", ".yaml", ".yml", ".toml", ".md", ".html", ".cls", ".npy", ".npz", ".pt",
-    ".py", ".log",
-)  # fmt: skip
+_BESIDE = ".txt .json .jsonl .csv .tsv .xml .xmp .yaml .yml .toml .md .html .cls .npy .npz .pt .py .log"
+SIDECARS = tuple(_BESIDE.split())
 IMAGE, CONTAINER, ARCHIVE, OTHER, CLOSED = "image", "container", "archive", "other", "closed"
 
 

@@ -11,8 +11,18 @@ from tutelage.deploy import predict_cli, predict_masks, prediction_files, runtim
 
 # Each imports only from those before it.
 PARTS = (
-    errors, image_size, json_object, image_kinds, decode, walk, upsample, runtime, prediction_files, predict_masks, predict_cli,
-)  # fmt: skip
+    errors,
+    image_size,
+    json_object,
+    image_kinds,
+    decode,
+    walk,
+    upsample,
+    runtime,
+    prediction_files,
+    predict_masks,
+    predict_cli,
+)
 
 OPENING = '''"""Classify images with the model in this folder:  python predict.py IMAGES_OR_FOLDERS... --out predictions.csv
 

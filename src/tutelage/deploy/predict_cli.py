@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tutelage.deploy.predict_masks import predictions
 from tutelage.deploy.runtime import NAMES, files_in, open_export
-from tutelage.errors import TutelageError, rendered
+from tutelage.errors import TutelageError, harmless, rendered
 
 
 @contextlib.contextmanager
@@ -56,5 +56,5 @@ def main(folder: Path, words: Sequence[str] | None = None) -> int:
         print("stopped; nothing was written", file=sys.stderr)
         return 130
     more = f"; {len(result.rejected):,} rejected, {rejected}" if rejected else ""
-    print(f"{len(result.paths):,} images, {given.out}{more}")
+    print(harmless(f"{len(result.paths):,} images, {given.out}{more}"))
     return 0
