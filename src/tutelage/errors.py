@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 import difflib
+import re
+import unicodedata
 from collections.abc import Iterable
 
+# What a terminal takes for a command or cannot print, and what shows as nothing: Unicode's default-ignorable characters, without the tags
+# by which flags differ, and the blank of Braille.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_INVISIBLE = re.compile(
+    r"[\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u2800\u3164"
+    r"\ufe00-\ufe0f\ufeff\uffa0\U000e0100-\U000e01ef]"
+)
 MOST_NAMED = 100  # up to this number a message names all missing files; of more it names the first 20
 
 
@@ -53,7 +62,17 @@ class Unreadable(Exception):
 
 def rendered(error: TutelageError) -> str:
     """Return the text that the command prints for an error: each fault after "error: "."""
-    return "\n".join(f"error: {one}" for one in single(error))
+    return harmless("\n".join(f"error: {one}" for one in single(error)))
+
+
+def harmless(text: str) -> str:
+    """Return a text for a terminal: control characters, but for ends of lines and tabs, as Python writes them."""
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def seen_as(name: str) -> str:
+    """Return what is seen of a name: of names that differ in blanks, invisible characters or Unicode form only, the same."""
+    return " ".join(unicodedata.normalize("NFC", _INVISIBLE.sub("", name)).split())
 
 
 def single(error: TutelageError) -> list[TutelageError]:
@@ -72,9 +91,13 @@ def raise_all(errors: list[TutelageError]) -> None:
 def did_you_mean(word: str, words: Iterable[str], most: int = 3) -> str:
     """Return "did you mean 'a' or 'b'?" for the nearest words, or an empty text when none is near.
 
-    Words much farther away than the nearest are left out: '--lr' resembles '--galery' only by its dashes.
+    Words much farther away than the nearest are left out: '--lr' resembles '--galery' only by its dashes. A word that only looks the same
+    is told with its code points.
     """
-    near = difflib.get_close_matches(word, list(words), n=most, cutoff=0.6)
+    words = list(words)
+    if twin := next((one for one in words if one != word and seen_as(one) == seen_as(word) != ""), ""):
+        return f"{word!a} and {twin!a} differ in blanks, invisible characters or Unicode form only: use the same"
+    near = difflib.get_close_matches(word, words, n=most, cutoff=0.6)
     likeness = [difflib.SequenceMatcher(None, one, word).ratio() for one in near]
     near = [one for one, like in zip(near, likeness, strict=True) if like > likeness[0] - 0.1]
     return f"did you mean {' or '.join(repr(w) for w in near)}?" if near else ""

@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TextIO
 
+from tutelage.errors import harmless
+
 PLAIN_EVERY = 15.0  # seconds between plain lines
 SHOWN_AFTER = 1.0  # seconds; work that finishes sooner prints no line
 
@@ -28,6 +30,9 @@ class _Stderr(logging.StreamHandler):
 
     @stream.setter
     def stream(self, stream: TextIO) -> None: ...
+
+    def format(self, record: logging.LogRecord) -> str:
+        return harmless(super().format(record))
 
     def filter(self, record: logging.LogRecord) -> bool:
         return main_process() and bool(super().filter(record))

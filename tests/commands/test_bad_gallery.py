@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from conftest import BEGUN, Task, draw, refused, rejected
+from scenes import write_scenes
 from tutelage.data.manifest import read_manifest
 from vectors import WIDTH, gallery_vectors, target_vectors, vector, write
 
@@ -178,6 +180,60 @@ def test_a_hostile_shard(tutelage, task):
     assert {name.removeprefix("0.tar/") for name in told} == set(hostile)
     assert all(why in told[f"0.tar/{name}"] for name, (_, _, why) in hostile.items())
     assert chosen(task) == [f"0.tar/{i:02d}.png" for i in range(24)]
+
+
+def test_images_of_any_name(tutelage, task):
+    """A gallery whose files have no endings, or odd ones, is read as a whole; archives, texts and HEIC in it are named."""
+    for number in range(24):
+        path = task.gallery / f"{number}.png"
+        kind, name = (("PNG", str(number)), ("TGA", f"{number}.targa"), ("BMP", f"{number}.bmp.7"))[number % 3]
+        Image.open(path).save(task.gallery / name, kind)
+        path.unlink()
+    (task.gallery / "more.tbz2").write_bytes(b"BZh91AY&SY")
+    (task.gallery / "readme").write_text("photos of waves")
+    (task.gallery / "IMG_1").write_bytes(b"\0\0\0\x18ftypheix\0\0\0\0mif1heix" + bytes(50))
+    done = tutelage(*task.words("curate", "--dedup", "none"))
+    assert done.returncode == 0, done.stderr
+    assert result(task)["gallery"] == 25
+    assert len(chosen(task)) == 24
+    assert set(rejected(task)) == {"IMG_1"}
+    assert "1 file of 27 in" in done.stderr
+    assert "is no image: readme" in done.stderr
+    assert "archives that are not read: more.tbz2" in done.stderr
+
+
+def test_a_gallery_of_links_and_runs(tutelage, task):
+    """Links in circles and upwards bring no image twice and none from elsewhere; the pictures of a run are no gallery."""
+    for name in ("x", "y"):
+        (task.gallery / name).mkdir()
+        (task.gallery / name / "up").symlink_to("../..")
+        (task.gallery / name / "all").symlink_to(task.gallery)
+    shutil.move(task.gallery / "7.png", task.gallery / "x" / "7.png")
+    (task.gallery / "y" / "x").symlink_to("../x")
+    done = tutelage(*task.words("curate", "--dedup", "none"))
+    assert done.returncode == 0, done.stderr
+    assert result(task)["gallery"] == 24
+    assert "x/7.png" in chosen(task)
+    words = task.words("curate", "--gallery", str(task.out / "curate"), "--out", str(task.root / "second"))
+    assert f"lies in {task.out}, a run of tutelage" in refused(tutelage(*words))
+
+
+@pytest.mark.slow
+def test_images_that_only_xmp_turns(tutelage, tmp_path):
+    """TIFF images that lie on their side, as only their XMP says, fit masks that stand upright."""
+    data = write_scenes(tmp_path)
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="8"/></x:xmpmeta>'
+    paths = sorted((data / "target" / "images").rglob("*.png"))
+    for path in paths:
+        stored = Image.open(path).transpose(Image.Transpose.ROTATE_270)
+        stored.save(path.with_suffix(".tif"), tiffinfo={700: xmp})
+        path.unlink()
+    task = Task(data)
+    sizes = ("--teacher-size", "64x96", "--student-size", "64x96")
+    done = tutelage(*task.words("curate", "--task", "segmentation", "--dedup", "none", *sizes))
+    assert done.returncode == 0, done.stderr
+    assert paths
+    assert not (task.out / "rejected.csv").exists()
 
 
 def test_the_target_set_inside(tutelage, task):

@@ -27,6 +27,7 @@ import pytest
 
 import tutelage as package
 from conftest import BEGUN, KNOWN, MODELS, Task, draw, environment, make_task, refused, rejected
+from tutelage.data.manifest import load_task
 from tutelage.errors import TutelageError
 from tutelage.run_folder import Run
 
@@ -619,6 +620,38 @@ def test_new_images_that_are_cut_off(odd, tutelage, tmp_path):
     assert (task.out / "evaluate" / "result.json").read_bytes() == before
 
 
+def test_photos_whose_names_are_not_utf8(tutelage, task):
+    """Photos of the target set and of the gallery whose names are in another encoding are used, and found again by later stages."""
+    for path in (
+        task.target / "train" / "c1" / "0.png",
+        task.target / "test" / "c0" / "1.png",
+        *task.gallery.glob("1*.png"),
+    ):
+        path.rename(path.with_name(os.fsdecode(path.stem.encode() + b"-\xfc.png")))
+    done = tutelage(*task.words("curate", "--dedup", "none"))
+    assert done.returncode == 0, done.stderr
+    data = load_task(task.out, task.root / "cache")
+    assert len(data.transfer) == 18 + 24
+    assert "train/c1/0-\\xfc.png" in data.train.ids
+    (task.target / "train" / os.fsdecode(b"\xfc")).mkdir()
+    assert r"class folders whose names are not UTF-8: b'\xfc'" in refused(
+        tutelage(*task.words("curate", "--dedup", "none"))
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["my\x1b[31m*run*\nX", "bell\x07", "tab\there", os.fsdecode(b"r\xe9sultats"), "next\x85line"]
+)
+def test_paths_with_control_characters(tutelage, task, name):
+    """A path that could not be shown or written down is refused with its flag, harmlessly for the terminal; nothing is made."""
+    for flag in ("--out", "--target"):
+        text = refused(tutelage(*task.words("curate", flag, str(task.root / name))))
+        assert f"error: {flag} '" in text
+        assert "holds control characters, or bytes that are not UTF-8" in text
+        assert text.replace("\n", "").isprintable()
+    assert not (task.root / name).exists()
+
+
 # A folder that holds something already
 
 
@@ -654,7 +687,7 @@ def test_a_broken_settings_file(tutelage, task):
     """A settings.toml that cannot be read is refused; --overwrite moves it aside."""
     assert tutelage(*task.words("curate")).returncode == 0
     (task.out / "settings.toml").write_text("x = [")
-    assert "use --overwrite" in refused(tutelage(*task.words("curate")))
+    assert "use --overwrite" in refused(tutelage(*task.words("curate", "--dedup", "none")))
     assert tutelage(*task.words("curate", "--overwrite")).returncode == 0
     (old,) = task.out.parent.glob("first.old-*")
     assert (old / "settings.toml").read_text() == "x = ["

@@ -225,7 +225,8 @@ def test_card(finished):
     report = json.loads((finished.out / "evaluate" / "result.json").read_text())
     assert card.startswith("---\nlibrary_name: onnx\n")
     assert f"| **this model** | {report['delivered']['test']['accuracy']:.3f} (" in card
-    assert r"a &lt;b> \| \`c\`" in card
+    assert r"| `` a  <b> \| `c` `` |" in card, "a code span in a table"
+    assert "`` a  <b> | `c` ``" in card
     assert "`test_efficientnet`" in card
     assert "licence" in card
     assert f"--target {finished.target.name} " in card, "without the folders of this machine"
@@ -280,6 +281,11 @@ def test_card_shows_no_folders_of_this_machine(finished):
     assert str(finished.root) not in card
     assert "`target`" in card
     assert "`my?pool`" in card
+    odd = model_card(
+        finished.root / "my\x1b[31m*run*\nX", run.results(), settings, kept["teacher"], told("export.json", finished)
+    )
+    assert "\n# my\\\\x1b\\[31m\\*run\\*\\\\nX\n" in odd
+    assert odd.replace("\n", "").isprintable()
     assert "/home/jane" not in card
 
 

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image, ImageChops, features
 
 from conftest import DATA
-from tutelage.data.decode import MAX_PIXELS, RESIZES, content_key, decode, fit
+from tutelage.data.decode import MAX_PIXELS, RESIZES, content_key, decode, fit, size_of
 from tutelage.data.sources import list_images, read_bytes
 from tutelage.deploy.runtime import files_in
 from tutelage.errors import TutelageError, Unreadable
@@ -123,7 +123,7 @@ def test_avif(monkeypatch: pytest.MonkeyPatch):
     for end in range(0, len(data), 9):
         with contextlib.suppress(Unreadable):
             assert decode(data[:end])[0].shape == (32, 16, 3)
-    monkeypatch.setattr("tutelage.data.decode._AVIF", False)
+    monkeypatch.setattr("tutelage.data.image_kinds._AVIF", False)
     with pytest.raises(Unreadable, match="not an image"):
         decode(data)
 
@@ -198,6 +198,52 @@ def test_wide_grey():
     assert first([-3e38, 0, 1], np.float32) == [0, 0, 255]
     assert first([float("inf"), 0.5, 1], np.float32) == [255, 128, 255]
     assert first([float("-inf"), 100, 255], np.float32) == [0, 100, 255]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_few_strange_pixels_do_not_change_the_range(dtype: type):
+    """No-data, however large, and the brightest hundredth leave all other pixels as bright as they are without them."""
+
+    def grey(values: np.ndarray) -> np.ndarray:
+        return decode(encoded(Image.fromarray(values.astype(dtype)), "TIFF"))[0][..., 0]
+
+    top = 1 if dtype is np.float32 else 255
+    plain = np.linspace(0, top, 400).reshape(20, 20)
+    strange = [2e9, 99999, 9999, -9999] + [1e38, 65535, 7.5, np.nan, np.inf] * (dtype is np.float32)
+    for value in strange:
+        odd = plain.copy()
+        odd[3, 4] = value
+        got = grey(odd)
+        assert got[3, 4] == (255 if value > 0 else 0)
+        got[3, 4] = grey(plain)[3, 4]
+        np.testing.assert_array_equal(got, grey(plain))
+    half = plain.copy()
+    half[:10] = 1e9  # half of the image is no-data
+    np.testing.assert_array_equal(grey(half)[10:], grey(plain)[10:])
+    if dtype is np.float32:
+        over = np.clip(plain * 1.05, 0, 1)
+        np.testing.assert_allclose(grey(plain * 1.05), over * 255, atol=0.51)
+
+
+def test_a_few_grey_strokes_on_black_keep_their_greys():
+    """Black pixels do not count, so that the range of few bright pixels is their own."""
+    page = np.zeros((40, 40), np.float32)
+    page[5, :6] = 40, 80, 120, 160, 200, 240
+    assert decode(encoded(Image.fromarray(page), "TIFF"))[0][5, :6, 0].tolist() == [40, 80, 120, 160, 200, 240]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("packing", ["raw", "tiff_lzw"])
+def test_a_tiff_that_is_turned_by_xmp_only(orientation: int, packing: str):
+    """Pixels, size and header agree about an orientation that only XMP holds."""
+    upright = noise(6, 9)
+    xmp = f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="{orientation}"/></x:xmpmeta>'.encode()
+    stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](upright)))
+    data = encoded(stored, "TIFF", tiffinfo={700: xmp}, compression=packing)
+    got, size = decode(data)
+    np.testing.assert_array_equal(got, upright)
+    assert size == size_of(data) == (6, 9)
+    assert decode(data, 3)[1] == (6, 9)
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
@@ -379,7 +425,7 @@ def test_photographs_that_are_not_read_are_listed(tmp_path):
     refs, _ = list_images(tmp_path)
     assert [ref.id for ref in refs] == ["1.jpg", "2.HEIC", "3.cr2", "4.jxl"]
     for ref in refs[1:]:
-        with pytest.raises(Unreadable, match="not an image"):
+        with pytest.raises(Unreadable, match="pip install pillow-heif"):
             decode((tmp_path / ref.id).read_bytes())
     assert [Path(one).name for one in files_in([str(tmp_path)])] == [ref.id for ref in refs]
 

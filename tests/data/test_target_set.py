@@ -530,13 +530,106 @@ def test_names_that_a_line_of_text_cannot_hold(tmp_path, name):
 def test_names_that_look_the_same(tmp_path, other):
     """Classes whose names differ in blanks or in the form of their letters only are refused; unusual names on their own are kept."""
     put(tmp_path, {"New York": 5, "Paris": 5, other: 5})
-    assert "differ in blanks or Unicode form only" in message(tmp_path)
+    assert "differ in blanks, invisible characters or Unicode form only" in message(tmp_path)
     names = ["caf\u00e9", "cafe\u0301"]
-    assert "differ in blanks or Unicode form only" in message(
+    assert "differ in blanks, invisible characters or Unicode form only" in message(
         shard(tmp_path / "shards" / "a.parquet", [0, 0, 1, 1], names)
     )
     put(tmp_path / "kept", {other: 5, "Paris": 5, " one": 5})
     assert read_target_set(str(tmp_path / "kept")).classes == tuple(sorted((other, "Paris", " one")))
+
+
+@pytest.mark.parametrize("more", ["\u200b", "\ufeff", "\u00ad", "\u202e", "\u2060", "\ufe0f", "\u3164", "\u200d"])
+def test_names_that_differ_in_nothing_that_is_seen(tmp_path, more):
+    """Characters that show as nothing tell no classes apart, and make no name alone; where no other class looks the same they stay."""
+    put(tmp_path / "alike", {"owl": 4, f"o{more}wl": 4})
+    said = message(tmp_path / "alike")
+    assert "differ in blanks, invisible characters or Unicode form only" in said
+    assert ascii(f"o{more}wl") in said
+    put(tmp_path / "alone", {"owl": 4, more: 4})
+    assert "blank" in message(tmp_path / "alone")
+    put(tmp_path / "kept", {"elk": 4, f"o{more}wl": 4})
+    assert f"o{more}wl" in read_target_set(tmp_path / "kept").classes
+
+
+def test_joined_and_tagged_emoji_are_different_classes(tmp_path):
+    """Emoji and words that need joiners, and flags that differ in their tags, are names like others."""
+    flags = [f"\U0001f3f4{''.join(chr(0xE0000 + ord(one)) for one in land)}\U000e007f" for land in ("gbeng", "gbsct")]
+    names = ["\U0001f468\u200d\U0001f33e", "\U0001f468", "\u0928\u094d\u200d\u092f", *flags]
+    assert set(read_target_set(put(tmp_path, dict.fromkeys(names, 4))).classes) == set(names)
+
+
+def test_folders_whose_names_are_not_utf8(tmp_path):
+    """A class folder in another encoding is refused by its bytes; photos with such names are read."""
+    put(tmp_path, {"train/elk": 4, "train/owl": 4})
+    (tmp_path / "train" / "owl" / os.fsdecode(b"\xfcber.png")).write_bytes(PNG)
+    assert len(read_target_set(tmp_path).refs) == 9
+    (tmp_path / "train" / os.fsdecode(b"m\xf6we")).mkdir()
+    assert r"class folders whose names are not UTF-8: b'm\xf6we'" in message(tmp_path)
+
+
+def test_lists_that_are_not_utf8(tmp_path):
+    """A list in another encoding is refused with its first such line, whatever its kind."""
+    for i in range(4):
+        (tmp_path / f"{i}.png").write_bytes(PNG)
+    text = "path,label\n0.png,elk\n1.png,elk\n2.png,Möwe\n3.png,Möwe\n"
+    for name, coding in (("a.csv", "latin-1"), ("b.txt", "cp437"), ("c.tsv", "utf-16")):
+        (tmp_path / name).write_bytes(text.replace(",", "\t" if name == "c.tsv" else ",").encode(coding))
+        assert f"{name} is not UTF-8: line {1 if coding == 'utf-16' else 4} is b'" in message(tmp_path / name)
+    column = pa.array([b"elk", b"elk", b"M\xf6we", b"M\xf6we"]).view(pa.string())
+    pq.write_table(pa.table({"path": [f"{i}.png" for i in range(4)], "label": column}), tmp_path / "d.parquet")
+    assert r"d.parquet holds a text that is not UTF-8: b'M\xf6we'" in message(tmp_path / "d.parquet")
+
+
+def test_labels_of_a_list_are_those_of_a_parquet_file(tmp_path):
+    """Labels keep their blanks in both, so that those that differ in blanks only are refused in both; the blank after a comma is none."""
+    rows = {"path": [f"{i}.png" for i in range(4)], "label": ["owl ", "owl ", "elk", "elk"]}
+    for i in range(4):
+        (tmp_path / f"{i}.png").write_bytes(PNG)
+
+    def written(labels: list[str]) -> list[Path]:
+        pq.write_table(pa.table({**rows, "label": labels}), tmp_path / "l.parquet")
+        lines = [f'{path}, "{label}"' for path, label in zip(rows["path"], labels, strict=True)]
+        (tmp_path / "l.csv").write_text("\n".join(["path, label", *lines]))
+        return [tmp_path / "l.parquet", tmp_path / "l.csv"]
+
+    for place in written(rows["label"]):
+        assert read_target_set(place).classes == ("elk", "owl ")
+    for place in written(["owl ", "owl", "elk", "elk"]):
+        assert "'owl' and 'owl '" in message(place)
+
+
+def test_labels_in_tars_are_utf8(tmp_path):
+    """A .cls or .json that is not UTF-8 is refused by its name; what is UTF-8 keeps its blanks, but not the end of its line."""
+
+    def shard_of(labels: dict[str, bytes]) -> Path:
+        with tarfile.open(tmp_path / "s.tar", "w") as tar:
+            for stem, label in enumerate(labels.items()):
+                for name, data in ((f"{stem}.png", PNG), (f"{stem}.{label[0][0]}", label[1])):
+                    info = tarfile.TarInfo(name)
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+        return tmp_path / "s.tar"
+
+    for ending, label in (("cls", b"M\xf6we\n"), ("json", b'{"label": "M\xf6we"}')):
+        assert f"s.tar: 1.{ending} is not UTF-8" in message(shard_of({("cls", 0): b"elk", (ending, 1): label}))
+    good = {
+        ("cls", 0): b"\xef\xbb\xbfelk\r\n",
+        ("json", 1): b'{"label": "elk"}',
+        ("cls", 2): b"owl \n",
+        ("cls", 3): b"owl ",
+    }
+    assert read_target_set(shard_of(good)).classes == ("elk", "owl ")
+
+
+def test_a_class_in_another_unicode_form_is_told_with_its_code_points(tmp_path):
+    """What only looks the same as a class of the run is told apart by code points."""
+    put(tmp_path, {"M\u006f\u0308we": 1, "elk": 1})
+    with pytest.raises(TutelageError) as caught:
+        read_any(tmp_path, ("M\u00f6we", "elk"))
+    assert (
+        r"'Mo\u0308we' and 'M\xf6we' differ in blanks, invisible characters or Unicode form only" in caught.value.hint
+    )
 
 
 def test_pipes_are_not_waited_for(tmp_path):

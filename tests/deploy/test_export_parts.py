@@ -14,7 +14,7 @@ from torch import nn
 
 from tutelage.commands.export import recommended
 from tutelage.deploy import onnx_graph, predict_bundle, quantise, runtime
-from tutelage.deploy.model_card import licence_note
+from tutelage.deploy.model_card import as_code, licence_note
 from tutelage.errors import TutelageError
 
 
@@ -203,3 +203,40 @@ def test_rounding_error_by_hand():
 
     assert rounding_error(np.array([0.0, 1.0, 10.0]), 0.0, 5.0) == pytest.approx(25 / 3, abs=1e-3)
     assert rounding_error(np.array([-1.0, 0.0, 1.0]), -1.0, 1.0) < (2 / 255) ** 2
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        " one",
+        "two  blanks",
+        "&lt;i>",
+        "*b*",
+        "_c_",
+        "<b>",
+        "a|b",
+        "`",
+        "``x`",
+        " `y` ",
+        "[z](u)",
+        "\\",
+        "\\|",
+        "$1$",
+        "~~s~~",
+        "1. x",
+    ],
+)
+def test_class_names_in_the_card_read_as_they_are(name: str):
+    """In text, in a list and in a table of Markdown a class name comes out letter by letter."""
+    from markdown_it import MarkdownIt  # rich needs it
+
+    def codes(tokens: list) -> list[str]:
+        return [one.content for token in tokens for one in token.children or () if one.type == "code_inline"]
+
+    reader = MarkdownIt("commonmark").enable("table")
+    span = as_code(name)
+    assert (
+        codes(reader.parse(f"It distinguishes: {span}, {span}.\n\n- {span} mistaken for {span}: 3 %\n")) == [name] * 4
+    )
+    cell = span.replace("|", "\\|")
+    assert codes(reader.parse(f"| class | images |\n|---|---|\n| {cell} | 3 |\n| {cell} | 4 |\n")) == [name] * 2

@@ -5,11 +5,12 @@ Only Pillow and numpy. How unusual kinds of images are converted is decided here
 - EXIF orientation is applied; of an animation the first frame is taken.
 - Transparency (alpha channel, palette or colour key) is composited on white.
 - CMYK JPEGs are inverted if they have Adobe's marker, as nearly all of them do, and otherwise used unchanged.
-- 16-bit grey is divided by 257, so that 65535 becomes 255. 32-bit integer grey is taken as 16-bit unless its
-  largest value is at most 255. Floats are taken as [0, 1], as [0, 255] or as 16-bit, depending on the largest value.
+- 16-bit grey is divided by 257, so that 65535 becomes 255. 32-bit integer grey is taken as 16-bit unless its largest value is at
+  most 255. Floats are taken as [0, 1], as [0, 255] or as 16-bit, depending on the largest value. What no pixel can hold (no-data) and
+  the brightest hundredth, which may be no-data or an overshoot, do not count; nor does an overshoot of a tenth.
 
-The file's bytes decide its kind, not its name; formats that start other programs (EPS) are never opened. AVIF is
-read if the installed Pillow can. Pillow's warnings, such as of a corrupt EXIF block, do not reject an image.
+The file's bytes decide its kind, not its name (image_kinds.py); formats that start other programs (EPS) are never opened. Pillow's
+warnings, such as of a corrupt EXIF block, do not reject an image.
 """
 
 from __future__ import annotations
@@ -19,38 +20,15 @@ import io
 import json
 import os
 import struct
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from PIL import (
-    BmpImagePlugin,
-    GifImagePlugin,
-    Image,
-    ImageChops,
-    ImageFile,
-    Jpeg2KImagePlugin,
-    JpegImagePlugin,
-    PngImagePlugin,
-    PpmImagePlugin,
-    TiffImagePlugin,
-    WebPImagePlugin,
-)
+from PIL import Image, ImageChops, ImageFile, JpegImagePlugin, TiffImagePlugin
 
+from tutelage.data.image_kinds import KINDS, is_raw, opener_of, unread_kind
 from tutelage.errors import TutelageError, Unreadable, did_you_mean
 from tutelage.image_size import Size, sides
 
-try:
-    from PIL import AvifImagePlugin
-except ImportError:  # before Pillow 11.3
-    AvifImagePlugin = None
-
-# Endings of the files that are read, and of photographs that are not: these are counted and listed, never passed over.
-SUFFIXES = (
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif", ".ppm", ".pgm", ".pbm", ".pnm",
-    ".jp2", ".j2k",
-)  # fmt: skip
-UNREAD_SUFFIXES = (".heic", ".heif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".psd")
 # Folders that systems and tools make, with previews, copies and deleted files in them: names in lower case. Those that begin with a
 # dot are passed over anyway.
 SYSTEM_FOLDERS = (
@@ -68,26 +46,9 @@ RECORD = ".tutelage-predictions.json"  # lists what `predict` has written in a f
 MAX_PIXELS = 178_956_970  # Pillow's own limit: 2 x 1 GiB / 4 / 3
 RESIZES = ("squash", "crop", "pad")
 PAD_GREY = 128
+_OVERSHOOT = 0.1  # share by which resampling may exceed the range of floats
 
-_Opener = Callable[[io.BytesIO], ImageFile.ImageFile]
-
-# First bytes -> reader. `Image.open` is not used: it warns about large images (and warning filters are shared by
-# all threads), and it tries every installed format.
-_OPENERS: dict[bytes, _Opener] = {
-    b"\xff\xd8\xff": JpegImagePlugin.JpegImageFile,
-    b"\x89PNG\r\n\x1a\n": PngImagePlugin.PngImageFile,
-    **dict.fromkeys((b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"), Jpeg2KImagePlugin.Jpeg2KImageFile),
-    b"GIF8": GifImagePlugin.GifImageFile,
-    b"RIFF": WebPImagePlugin.WebPImageFile,
-    b"BM": BmpImagePlugin.BmpImageFile,
-    **dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), TiffImagePlugin.TiffImageFile),
-    **{f"P{n}".encode(): PpmImagePlugin.PpmImageFile for n in range(1, 7)},
-}
-
-_AVIF = AvifImagePlugin is not None and AvifImagePlugin.SUPPORTED
-_AVIF_BRANDS = (b"avif", b"avis", b"mif1", b"msf1")  # in the box `ftyp`; other formats use the last two too
-_KINDS = f"JPEG, JPEG 2000, PNG, GIF, WebP, {'AVIF, ' if _AVIF else ''}BMP, TIFF and PPM"
-
+_ORIENTATION, _SIDEWAYS = 0x0112, (5, 6, 7, 8)
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -147,28 +108,36 @@ def decode(data: bytes, short_side: int | None = None) -> tuple[np.ndarray, tupl
 
 def shrunken(image: Image.Image, short_side: int | None) -> tuple[np.ndarray, tuple[int, int]]:
     """Convert an image of Pillow to RGB, shrink and turn it. Arguments and results as for `decode`; Pillow's errors are raised."""
+    turn = _turn(image)
     rgb, (width, height) = _rgb(image, short_side)
-    orientation = _orientation(image)
-    return np.array(_turned(rgb, orientation)), (width, height) if orientation in (5, 6, 7, 8) else (height, width)
+    return np.array(_turned(rgb, turn)), (width, height) if turn in _SIDEWAYS else (height, width)
 
 
 def turned(image: Image.Image) -> Image.Image:
     """Return an image of Pillow, loaded, as its EXIF orientation says that it is seen."""
-    image.load()  # a TIFF is turned meanwhile, and has no orientation afterwards
-    return _turned(image, _orientation(image))
+    turn = _turn(image)
+    image.load()
+    return _turned(image, turn)
 
 
-def _turned(image: Image.Image, orientation: int) -> Image.Image:
-    turn = _TURNS.get(orientation)
-    return image if turn is None else image.transpose(turn)
+def _turned(image: Image.Image, turn: int) -> Image.Image:
+    how = _TURNS.get(turn)
+    return image if how is None else image.transpose(how)
 
 
 def size_of(data: bytes) -> tuple[int, int]:
     """Return height and width of an image as it is seen, from its header; any error of Pillow's readers, or Unreadable, is raised."""
     image = _open(data)
     width, height = image.size
-    swapped = image.format != "TIFF" and _orientation(image) in (5, 6, 7, 8)  # Pillow swaps those of a TIFF itself
+    swapped = _orientation(image) in _SIDEWAYS
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(_ORIENTATION) in _SIDEWAYS:
+        swapped = False  # Pillow has swapped them while it read the header
     return (width, height) if swapped else (height, width)
+
+
+def _turn(image: Image.Image) -> int:
+    """Return the orientation, 1 to 8, by which an image still has to be turned once it is loaded: Pillow turns a TIFF itself."""
+    return 1 if isinstance(image, TiffImagePlugin.TiffImageFile) else _orientation(image)
 
 
 def fit(rgb: np.ndarray, size: Size, resize: str) -> np.ndarray:
@@ -218,12 +187,12 @@ def _open(data: bytes) -> ImageFile.ImageFile:
     """Read the header and check the size; no pixels are decoded yet."""
     if not data:
         raise Unreadable("the file is empty")
-    opener: _Opener | None = next((opener for magic, opener in _OPENERS.items() if data.startswith(magic)), None)
-    if AvifImagePlugin is not None and _AVIF and data[4:8] == b"ftyp" and data[8:12] in _AVIF_BRANDS:
-        opener = AvifImagePlugin.AvifImageFile
-    if opener is None or (data.startswith(b"RIFF") and data[8:12] != b"WEBP"):
-        raise Unreadable(f"not an image ({_KINDS} are read)")
+    opener = opener_of(data)
+    if opener is None:
+        raise Unreadable(unread_kind(data) or f"not an image ({KINDS} are read)")
     image = opener(io.BytesIO(data))
+    if is_raw(image, data):
+        raise Unreadable("a raw photograph, of which only the preview could be read: convert it to JPEG or TIFF")
     width, height = image.size
     if width <= 0 or height <= 0:
         raise Unreadable(f"zero-sized: {width} x {height} pixels")
@@ -266,20 +235,32 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _grey8(values: np.ndarray) -> np.ndarray:
     """Convert (H, W) uint16, int32 or float32 of any byte order to uint8, with the range described at the top of this file."""
-    if values.dtype.kind == "f":
-        top = values[np.isfinite(values)].max(initial=0)  # one infinite pixel does not darken the others
-        values = np.clip(np.nan_to_num(values, nan=0.0, posinf=top, neginf=0.0), 0, None)
-        scale = 255.0 if top <= 1 else 1.0 if top <= 255 else 1 / 257
-        return np.clip(np.rint(values * scale), 0, 255).astype(np.uint8)
-    if values.dtype.itemsize > 2 and values.max() <= 255:
-        return np.clip(values, 0, 255).astype(np.uint8)
-    return ((np.clip(values, 0, 65535).astype(np.uint32) + 128) // 257).astype(np.uint8)
+    scale = 1 / 257
+    if values.dtype.itemsize > 2:
+        top = _top(values)
+        if values.dtype.kind == "f":
+            values = np.nan_to_num(values, nan=0.0, posinf=np.inf, neginf=0.0)
+            scale = 255.0 if top <= 1 + _OVERSHOOT else 1.0 if top <= 255 * (1 + _OVERSHOOT) else scale
+        elif top <= 255:
+            scale = 1.0
+    return np.rint(np.clip(values, 0, 255 / scale) * scale).astype(np.uint8)
+
+
+def _top(values: np.ndarray) -> float:
+    """Return the value that tells the range of 32-bit pixels: the largest, without no-data and the brightest hundredth; 0 if there is none.
+
+    Black is left out too: of a few grey strokes on black more than a hundredth must count.
+    """
+    known = values[(values > 0) & (values <= 65535)]  # false for NaN
+    if not known.size:
+        return np.inf if (values > 65535).any() else 0.0
+    return float(np.quantile(known, 0.99 if known.size >= 16 else 1, method="lower"))
 
 
 def _orientation(image: Image.Image) -> int:
     """Return the EXIF (or XMP) orientation, 1 to 8; 1 if there is none or it cannot be read."""
     try:
-        value = image.getexif().get(0x0112, 1)
+        value = image.getexif().get(_ORIENTATION, 1)
         return value if isinstance(value, int) else 1
     except Exception:  # a broken EXIF block does not make the pixels unusable
         return 1

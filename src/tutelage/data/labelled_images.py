@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from tutelage.data.class_names import check_folders
 from tutelage.data.decode import hidden
 from tutelage.data.list_columns import (
     find_columns,
@@ -175,6 +176,7 @@ def _add_tars(listing: LabelledPlace, tars: Sequence[Path], prefix: str, split: 
 
 def _add_classes(listing: LabelledPlace, folder: Path, prefix: str, split: str) -> None:
     """Add `<class>/*` of one folder; images outside the class folders are rejected."""
+    check_folders(folder)
     refs, rejected = list_images(folder)
     inside: dict[str, Counter[str]] = defaultdict(Counter)
     shards: dict[str, str] = {}  # shard -> class

@@ -44,17 +44,30 @@ def find_columns(place: Path, header: Sequence[str], columns: Mapping[str, Seque
 def text_cells(
     place: Path, header: Sequence[str], rows: Sequence[Sequence[str]], found: Mapping[str, Sequence[int]]
 ) -> dict[str, list[str]]:
-    """Return the columns of a text list, by our names; "" where a row is too short. found: as `find_columns` returns it."""
+    """Return the columns of a text list, by our names; "" where a row is too short. A label stays as it is, as in a Parquet file.
+
+    Args:
+        found: as `find_columns` returns it.
+    """
+
+    def cell(row: Sequence[str], word: str, at: int) -> str:
+        text = row[at] if at < len(row) else ""
+        return text if word == "label" and text.strip() else text.strip()
+
     cells = {
-        at: [row[at].strip() if at < len(row) else "" for row in rows] for places in found.values() for at in places
+        word: {header[at]: [cell(row, word, at) for row in rows] for at in places} for word, places in found.items()
     }
-    return _agreed(place, {word: {header[at]: cells[at] for at in places} for word, places in found.items()})
+    return _agreed(place, cells)
 
 
 def text_columns(place: Path, names: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     """Return columns of a Parquet file as text, by our names; "" for null. names: our name -> the columns that may be it."""
     table = pq.read_table(place, columns=sorted({name for several in names.values() for name in several}))
-    cells = {n: [clean("" if v is None else str(v)) for v in table[n].to_pylist()] for n in table.column_names}
+    try:
+        cells = {n: [clean("" if v is None else str(v)) for v in table[n].to_pylist()] for n in table.column_names}
+    except UnicodeDecodeError as error:
+        message = f"{place} holds a text that is not UTF-8: {error.object[:80]!r}"
+        raise TutelageError(message, "write it again with texts in UTF-8") from None
     return _agreed(place, {word: {name: cells[name] for name in several} for word, several in names.items()})
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tutelage.data.class_names import is_utf8
 from tutelage.data.image_cache import Images, Store
 from tutelage.data.masks import Labels, MaskEncoding, Masks, kind_of, truth_of
 from tutelage.data.sources import SOURCE, ImageRef, fingerprints_of
@@ -69,9 +70,13 @@ class TaskData:
 
 def write_manifest(path: Path, refs: Sequence[ImageRef], columns: Mapping[str, Sequence[object]]) -> None:
     """Write one manifest: the location of each image, and further columns."""
-    rows = {name: [getattr(ref, name) for ref in refs] for name in SOURCE}
+    rows = {**{name: [getattr(ref, name) for ref in refs] for name in SOURCE}, **columns}
+    for name in [name for name in rows if name.endswith("container")]:
+        paths = [os.fsencode(str(one)) for one in rows[name]]
+        if not all(map(is_utf8, paths)):
+            rows[name] = paths  # which Parquet holds as bytes only
     with atomic_write(path) as temporary:
-        pq.write_table(pa.table({**rows, **columns}), temporary)
+        pq.write_table(pa.table(rows), temporary)
 
 
 def read_manifest(path: Path) -> tuple[list[ImageRef], pa.Table]:
@@ -85,8 +90,9 @@ def read_manifest(path: Path) -> tuple[list[ImageRef], pa.Table]:
 
 def _refs(table: pa.Table, prefix: str = "") -> list[ImageRef]:
     """Return the references in the columns `prefix` + id, container, ...; "mask_" for a manifest's masks."""
-    columns = [table.column(f"{prefix}{name}").to_pylist() for name in SOURCE]
-    return [ImageRef(*row) for row in zip(*columns, strict=True)]
+    columns = {name: table.column(f"{prefix}{name}").to_pylist() for name in SOURCE}
+    columns["container"] = [os.fsdecode(path) for path in columns["container"]]
+    return [ImageRef(*row) for row in zip(*columns.values(), strict=True)]
 
 
 def load_task(run: Path, cache: str | Path) -> TaskData:

@@ -23,14 +23,25 @@ from typing import IO, cast
 
 import pyarrow.parquet as pq
 
-from tutelage.data import decode
+from tutelage.data.decode import hidden
+from tutelage.data.image_kinds import HEAD, SUFFIXES, is_image
 from tutelage.data.tabular import image_column, read_rows
-from tutelage.errors import TutelageError, Unreadable, did_you_mean
+from tutelage.data.walk import (
+    CLOSED,
+    CONTAINER,
+    IMAGE,
+    IMAGE_SUFFIXES,
+    SIDECARS,
+    TAR_SUFFIXES,
+    Found,
+    kind_of_file,
+    walk,
+    what_is_ours,
+)
+from tutelage.errors import TutelageError, Unreadable, did_you_mean, shown
 from tutelage.progress import logger
 
-IMAGE_SUFFIXES = (*decode.SUFFIXES, *decode.UNREAD_SUFFIXES)  # the latter are listed, and rejected when they are read
-TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
-SUFFIXES = (*IMAGE_SUFFIXES, *TAR_SUFFIXES, ".parquet")
+__all__ = ["IMAGE_SUFFIXES", "TAR_SUFFIXES", "ImageRef", "Rejected", "list_images", "read_bytes", "what_is_ours"]
 MAX_BYTES = 1 << 30  # no image of at most decode.MAX_PIXELS needs more
 
 
@@ -66,23 +77,22 @@ class Rejected:
 def list_images(root: str | Path) -> tuple[list[ImageRef], list[Rejected]]:
     """List the images under a folder, in a .tar, .tar.gz, .tgz or .parquet file, or one image file.
 
-    Folders are walked in the order of names, following links but never in circles; tars and Parquet files inside are
-    opened too; hidden names are skipped. Ids are the path under the root, for members `tarname/member`, for rows
-    `file.parquet#row`.
+    Folders are walked as `walk.walk` says; tars and Parquet files inside are opened too. Ids are the path under the root, for
+    members `tarname/member`, for rows `file.parquet#row`.
 
     Raises:
-        TutelageError: no such path, an unsupported kind of file, or a Parquet file without one clear image column.
+        TutelageError: no such path, an unsupported kind of file, a Parquet file without one clear image column, or a folder of tutelage.
     """
     path = os.path.abspath(root)
     if not os.path.exists(path):
         raise missing(root)
     name = os.path.basename(path)
     if os.path.isdir(path):
-        found = list(_walk(path, "", frozenset()))
-    elif name.lower().endswith(SUFFIXES):
+        found = [one for file in walk(path) for one in _listed(file)]
+    elif kind_of_file(path) in (IMAGE, CONTAINER):
         found = _inside(path, clean(name), named=True)
     else:
-        hint = f"use a folder, a .tar, .tar.gz, .tgz or .parquet file, or an image ({' '.join(decode.SUFFIXES)})"
+        hint = f"use a folder, a .tar, .tar.gz, .tgz or .parquet file, or an image ({' '.join(SUFFIXES)})"
         raise TutelageError(f"{root} is not a kind of file that tutelage reads", hint)
     return [one for one in found if isinstance(one, ImageRef)], [one for one in found if isinstance(one, Rejected)]
 
@@ -142,43 +152,11 @@ def why(error: Exception) -> str:
     return f"cannot be read: {' '.join(str(error).split())[:120] or type(error).__name__}"
 
 
-def _walk(folder: str, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[ImageRef | Rejected]:
-    """Yield all images under one folder; `above` holds (device, inode) of the folders that lead here."""
-    try:
-        status = os.stat(folder)
-        names = sorted(os.listdir(folder))
-    except OSError as error:
-        yield Rejected(clean(prefix) or clean(folder), why(error))
-        return
-    if (key := (status.st_dev, status.st_ino)) in above:  # a link back up
-        return
-    if prefix and (what := what_is_ours(folder, names)):
-        logger.info(f"{folder} is {what} of tutelage: its pictures are left out")
-        return
-    ours = decode.predicted_files(folder)
-    for name in names:
-        path = os.path.join(folder, name)
-        if decode.hidden(name) or name in ours:
-            continue
-        if os.path.isdir(path):
-            yield from _walk(path, prefix + name + "/", above | {key})
-        elif name.lower().endswith(SUFFIXES):
-            yield from _inside(path, clean(prefix + name), named=False)
-
-
-def what_is_ours(folder: str | Path, names: Sequence[str]) -> str:
-    """Return what a folder is that tutelage itself has written (its montages are no images of the user's); else an empty text.
-
-    names: of the files and folders in it.
-    """
-    if "settings.toml" in names and (".lock" in names or "curate" in names):
-        return "a run"
-    if "study.toml" in names:
-        return "a study"
-    if "export.json" in names and "preprocess.json" in names:
-        return "an export"
-    kind = os.path.basename(folder).partition("-")[0]
-    return "a cache" if "about.json" in names and kind in ("images", "masks", "outputs", "embeddings") else ""
+def _listed(file: Found) -> Sequence[ImageRef | Rejected]:
+    """Return the images of what lies in a folder."""
+    if file.kind == CLOSED:
+        return [Rejected(clean(file.name or file.path), f"cannot be read: {file.reason}")]
+    return _inside(file.path, clean(file.name), named=False) if file.kind in (IMAGE, CONTAINER) else []
 
 
 def _inside(path: str, id: str, named: bool) -> Sequence[ImageRef | Rejected]:
@@ -239,15 +217,20 @@ def _list_tar(path: str, id: str) -> list[ImageRef | Rejected]:
     fingerprint = fingerprints_of("tar", path, status)
     last: dict[str, ImageRef] = {}
     rejected: list[Rejected] = []
+    others: list[str] = []
     with _open_tar(path) as stream:
         size = None if isinstance(stream, gzip.GzipFile) else status.st_size
         try:
-            for member in _members(stream, size):
+            for member, head in _members(stream, size):
                 name = clean(member.name).removeprefix("./")
                 member_id = f"{id}/{name}"
                 if reason := _refusal(member):
                     rejected.append(Rejected(member_id, reason))
-                elif name.lower().endswith(IMAGE_SUFFIXES) and not any(map(decode.hidden, name.split("/"))):
+                elif not member.isreg() or any(map(hidden, name.split("/"))) or name.lower().endswith(SIDECARS):
+                    continue
+                elif not (name.lower().endswith(IMAGE_SUFFIXES) or is_image(head)):
+                    others.append(name)
+                else:
                     if member_id in last:
                         reason = "this name comes again later in the tar; the last one counts"
                         rejected.append(Rejected(member_id, reason))
@@ -255,12 +238,14 @@ def _list_tar(path: str, id: str) -> list[ImageRef | Rejected]:
                     last[member_id] = ImageRef(member_id, path, "tar", at, member.size, fingerprint(at))
         except Unreadable as error:
             rejected.append(Rejected(id, f"{error}; images before that are used"))
+    if others:
+        logger.info(f"members of {path} that are no images: {shown(others)}")
     refs = sorted(last.values(), key=lambda ref: ref.position)
     return [*refs, *rejected]
 
 
-def _members(stream: IO[bytes], size: int | None) -> Iterator[tarfile.TarInfo]:
-    """Yield the complete members; raise Unreadable where the tar breaks off or is inconsistent.
+def _members(stream: IO[bytes], size: int | None) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
+    """Yield the complete members, each with its first HEAD bytes; raise Unreadable where the tar breaks off or is inconsistent.
 
     size: bytes of the stream if known (plain tar), None if only reading reveals it (tar.gz).
     """
@@ -273,9 +258,11 @@ def _members(stream: IO[bytes], size: int | None) -> Iterator[tarfile.TarInfo]:
                 if member.size < 0 or start < end:
                     raise Unreadable(f"broken at byte {end}: a member that goes backwards")
                 data_end = start + (member.size if member.isreg() and not member.issparse() else 0)
+                stream.seek(start)
+                head = stream.read(min(HEAD, data_end - start))
                 if not _reaches(stream, data_end, size):
                     break
-                yield member
+                yield member, head
                 end, name = data_end, ""
             end = end if name else tar.offset
             stream.seek(end)

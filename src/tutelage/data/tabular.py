@@ -23,11 +23,18 @@ def text_rows(place: Path, columns: str) -> list[list[str]]:
     Raises:
         TutelageError: not a readable list. columns: those it should have, for the message.
     """
-    text = place.read_bytes().decode("utf-8-sig", "surrogateescape")
+    data = place.read_bytes()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n")
+        message = f"{place} is not UTF-8: line {line + 1} is {data.splitlines()[line][:80]!r}"
+        raise TutelageError(message, "save it as UTF-8; spreadsheets call that CSV UTF-8") from None
     first = text.lstrip().partition("\n")[0]
     mark = next((mark for mark in ",;\t" if mark in first), ",")
     try:
-        return [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=mark) if any(map(str.strip, row))]
+        rows = csv.reader(io.StringIO(text, newline=""), delimiter=mark, skipinitialspace=True)
+        return [row for row in rows if any(map(str.strip, row))]
     except csv.Error as error:
         hint = f"use a text list in UTF-8 with the columns {columns}"
         raise TutelageError(f"{place} cannot be read: {error}", hint) from None

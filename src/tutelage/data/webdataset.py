@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from tutelage.data.decode import hidden
 from tutelage.data.sources import TAR_SUFFIXES, clean
+from tutelage.errors import TutelageError, shown
 
 LABEL_KEYS = ("label", "cls", "class", "class_name")  # of the .json beside an image, the first that is there
 MOST = 1 << 20  # bytes of a .cls or .json; a larger one is none
@@ -34,8 +35,13 @@ def labels_of(tar: Path) -> dict[str, str]:
                 if ending.lower() not in ("cls", "json") or not member.isreg() or member.size > MOST:
                     continue
                 file = members.extractfile(member)
-                text = "" if file is None else file.read().decode("utf-8", "replace").strip()
-                if label := text if ending.lower() == "cls" else _in_json(text):
+                try:
+                    text = "" if file is None else file.read().decode("utf-8-sig")
+                except UnicodeDecodeError as error:
+                    message = f"{tar}: {shown([clean(member.name)])} is not UTF-8: {error.object[:80]!r}"
+                    raise TutelageError(message, "write the labels again in UTF-8") from None
+                label = text.strip("\r\n") if ending.lower() == "cls" else _in_json(text)
+                if label.strip():
                     labels[stem] = label
     except (tarfile.TarError, OSError, EOFError, zlib.error):
         pass
@@ -55,6 +61,4 @@ def _in_json(text: str) -> str:
     except ValueError:
         return ""
     found = [about[key] for key in LABEL_KEYS if isinstance(about, dict) and key in about]
-    return (
-        str(found[0]).strip() if found and isinstance(found[0], (str, int)) and not isinstance(found[0], bool) else ""
-    )
+    return str(found[0]) if found and isinstance(found[0], (str, int)) and not isinstance(found[0], bool) else ""

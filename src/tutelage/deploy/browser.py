@@ -214,7 +214,7 @@ def _preprocess(folder: Path, data: bytes) -> Preprocess:
 def _title(folder: Path) -> str:
     """The name of the run if the folder is its `export`, else the folder's own name."""
     path = folder.resolve()
-    return (path.parent.name if path.name == "export" else path.name) or "model"
+    return shown([(path.parent.name if path.name == "export" else path.name) or "model"])
 
 
 def _packed(data: bytes) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader
 
+from tutelage.errors import shown
 from tutelage.json_object import JSON
 from tutelage.metrics import wilson
 from tutelage.reporting.charts import confused
@@ -29,23 +31,27 @@ def model_card(run: Path, stages: JSON, settings: JSON, teacher: JSON, export: J
     """
     settings = {name: shareable(value) for name, value in settings.items()}
     report, student = stages["evaluate"], stages["evaluate"]["delivered"]
+    name = shown([run.resolve().name])
     test, baseline = student.get("test"), student["what"] == "baseline"
     templates = PackageLoader("tutelage", "deploy")
     environment = Environment(loader=templates, trim_blocks=True, lstrip_blocks=True, autoescape=False)
-    classes, delivered = [_cell(name) for name in report["classes"]], delivered_name(report)
+    classes, delivered = [as_code(name) for name in report["classes"]], delivered_name(report)
+    environment.filters |= {"code": as_code, "cell": lambda text: text.replace("|", "\\|")}
+    far = [as_code(name) for name in stages["curate"].get("far_classes") or ()]
+    findings = diagnose({**report, "classes": classes}, {**stages, "curate": {**stages["curate"], "far_classes": far}})
     others = [
         one for name, one in models_of(report).items() if name != delivered and one[1].get("test")
     ]  # (title, scores)
     rows = _per_class(classes, test) if test else []
     return environment.get_template("model_card.md.j2").render(
-        name=run.resolve().name, classes=classes, kind=f"image-{stages['curate']['task']}",
+        name=name, title=_as_text(name), classes=classes, kind=f"image-{stages['curate']['task']}",
         student=student, test=test, others=others, baseline=baseline, delivery=delivery(stages, settings),
         judged_on=stages["finetune"]["judged_on"], words=words_of(test), interval=_interval(test) if test else None,
         rows=rows, confusions=_confusions(classes, test) if test else [],
         teacher={**report.get("teacher", {}), **teacher},
         licence=_licence(baseline, settings, teacher),
         set=stages["curate"], settings=settings, command=command("run", settings), export=export,
-        findings=diagnose(report, stages), low=_lowest(rows),
+        findings=findings, low=_lowest(rows),
         source=_source(settings, teacher or report.get("teacher", {})),
     )  # fmt: skip
 
@@ -93,9 +99,19 @@ def licence_note(licence: str) -> str:
     )
 
 
-def _cell(text: str) -> str:
-    """Escape a class name for a Markdown table and against HTML."""
-    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "\\`")
+def as_code(text: str) -> str:
+    """Return a code span of Markdown that reads as the text does. as_code("a`b") == "``a`b``"
+
+    In a table each | needs a backslash besides, in a code span too.
+    """
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    pad = " " if "`" in (text[:1], text[-1:]) or (text[:1] == text[-1:] == " ") else ""
+    return f"{fence}{pad}{text}{pad}{fence}"
+
+
+def _as_text(text: str) -> str:
+    """Return Markdown that reads as the text does, in one line."""
+    return re.sub(r"([\\`*_\[\]<>#&|~])", r"\\\1", text)
 
 
 def _interval(test: JSON) -> tuple[float, float]:

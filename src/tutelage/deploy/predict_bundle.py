@@ -6,11 +6,23 @@ import ast
 import inspect
 
 from tutelage import errors, image_size, json_object
-from tutelage.data import decode, upsample
+from tutelage.data import decode, image_kinds, upsample, walk
 from tutelage.deploy import predict_cli, predict_masks, prediction_files, runtime
 
 # Each imports only from those before it.
-PARTS = (errors, image_size, json_object, decode, upsample, runtime, prediction_files, predict_masks, predict_cli)
+PARTS = (
+    errors,
+    image_size,
+    json_object,
+    image_kinds,
+    decode,
+    walk,
+    upsample,
+    runtime,
+    prediction_files,
+    predict_masks,
+    predict_cli,
+)
 
 OPENING = '''"""Classify images with the model in this folder:  python predict.py IMAGES_OR_FOLDERS... --out predictions.csv
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from tutelage.deploy.predict_masks import predictions
 from tutelage.deploy.runtime import NAMES, files_in, open_export
-from tutelage.errors import TutelageError, rendered
+from tutelage.errors import TutelageError, harmless, rendered
 
 
 @contextlib.contextmanager
@@ -40,6 +41,7 @@ def main(folder: Path, words: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", choices=["auto", *NAMES], default="auto", help="auto: what the export recommends")
     parser.add_argument("--threads", type=int, help="threads of onnxruntime; default: all cores")
     given = parser.parse_args(words)
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
     try:
         model, paths = open_export(folder, given.model, given.threads), files_in(given.images)
         with counted(len(paths)) as advance:
@@ -54,5 +56,5 @@ def main(folder: Path, words: Sequence[str] | None = None) -> int:
         print("stopped; nothing was written", file=sys.stderr)
         return 130
     more = f"; {len(result.rejected):,} rejected, {rejected}" if rejected else ""
-    print(f"{len(result.paths):,} images, {given.out}{more}")
+    print(harmless(f"{len(result.paths):,} images, {given.out}{more}"))
     return 0

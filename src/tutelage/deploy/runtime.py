@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tutelage.data.decode import SUFFIXES, UNREAD_SUFFIXES, decode, fit, hidden, predicted_files
+from tutelage.data.decode import decode, fit
+from tutelage.data.image_kinds import SUFFIXES
+from tutelage.data.walk import CLOSED, CONTAINER, IMAGE, walk
 from tutelage.errors import TutelageError, Unreadable, shown
 from tutelage.json_object import JSON
 
@@ -188,10 +191,10 @@ def changed_files(folder: Path, files: dict[str, str]) -> list[str]:
 def files_in(places: Sequence[str]) -> list[str]:
     """Paths of the images that are named or lie in the folders, in the order given; within a folder by name.
 
-    Links are followed, but never in circles, and hidden names are skipped, as in training.
+    Folders are walked as in training (`walk.walk`), but tars and Parquet files in them are only named.
 
     Raises:
-        TutelageError: a place does not exist, or there is no image in any of them.
+        TutelageError: a place does not exist or is a folder of tutelage's own, or there is no image in any of them.
     """
     gone = [place for place in places if not os.path.exists(place)]
     if gone:
@@ -201,19 +204,13 @@ def files_in(places: Sequence[str]) -> list[str]:
         if not os.path.isdir(place):
             found.append(str(place))
             continue
-        for folder, below, names in os.walk(place, followlinks=True):
-            above = [Path(folder), *Path(folder).parents]
-            below[:] = [name for name in sorted(below) if not hidden(name)]
-            below[:] = [
-                one for one in below if not any(os.path.samefile(up, os.path.join(folder, one)) for up in above)
-            ]
-            ours = predicted_files(folder)
-            images = (
-                name
-                for name in sorted(names)
-                if name not in ours and name.lower().endswith((*SUFFIXES, *UNREAD_SUFFIXES))
-            )
-            found += [os.path.join(folder, name) for name in images if not hidden(name)]
+        listed = walk(place)
+        found += [one.path for one in listed if one.kind == IMAGE]
+        if packed := [one.name for one in listed if one.kind == CONTAINER]:
+            message = f"{place}: tars and Parquet files, which predict does not read: {shown(packed)}"
+            logging.getLogger("tutelage").warning(f"{message}; unpack their images")
+        if closed := [f"{one.path} ({one.reason})" for one in listed if one.kind == CLOSED]:
+            logging.getLogger("tutelage").warning(f"folders that cannot be opened: {shown(closed)}")
     if not found:
         raise TutelageError(f"no image in {shown(places)}", f"name files that end in {', '.join(SUFFIXES)}")
     return list(dict.fromkeys(found))

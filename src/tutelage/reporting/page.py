@@ -13,7 +13,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader
 from PIL import Image
 
-from tutelage.errors import TutelageError
+from tutelage.errors import TutelageError, shown
 from tutelage.files import write_json, write_text
 from tutelage.json_object import JSON
 from tutelage.metrics import reliability
@@ -52,7 +52,7 @@ def write_page(run: Path) -> Path:
     pictures = read_pictures(run / "evaluate", classes)
     page = rendered(
         "page.html.j2",
-        title=run.resolve().name,
+        title=shown([run.resolve().name]),
         answer=answer(results, stages, settings),
         test_images=results.get("test_images", 0),
         table=table(results),

@@ -17,7 +17,7 @@ from cyclopts import Parameter
 from pydantic import BeforeValidator, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from tutelage.errors import TutelageError, did_you_mean, raise_all
+from tutelage.errors import TutelageError, did_you_mean, harmless, raise_all
 from tutelage.files import file_hash
 from tutelage.settings import presets
 from tutelage.settings.shared_flags import Group, declared, default_of
@@ -202,12 +202,16 @@ def _empty(name: str, value: object) -> TutelageError | None:
 
 
 def _impossible_text(name: str, value: object) -> TutelageError | None:
-    """Return an error for a text that can be no path, if the setting may be one: it holds a NUL, or is too long in all or in one name."""
+    """Return an error for a text that can be no path, if the setting may be one: it holds a NUL, control characters or
+    bytes that are not UTF-8, which settings.toml and a terminal could not, or is too long in all or in one name."""
     for text in value if isinstance(value, list) else [value]:
         if not isinstance(text, str) or name in NO_PATHS:
             continue
         if "\0" in text:
             return TutelageError(f"{flag(name)} {text!r} holds a NUL character", "leave it out: no path can hold one")
+        if harmless(text) != text or "\n" in text or "\t" in text:
+            message = f"{flag(name)} {ascii(text)[:120]} holds control characters, or bytes that are not UTF-8"
+            return TutelageError(message, "rename the file or folder, or leave them out")
         if (count := len(text.encode("utf-8", "surrogateescape"))) > LONGEST_PATH:
             message = f"{flag(name)} {text[:40]}... has {count} bytes, but systems take paths of at most {LONGEST_PATH}"
             return TutelageError(message, "use a shorter path")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tutelage.errors import TutelageError
+from tutelage.errors import TutelageError, shown
 from tutelage.files import write_json, write_text
 from tutelage.json_object import JSON
 from tutelage.reporting import charts
@@ -56,7 +56,7 @@ def write_study(folder: Path) -> JSON:
     given = {name: study[name] for name in ("methods", "budgets", "seeds", "set", "match")}
     given |= {"results": study["results"] or [], **{k: v for k, v in about["settings"].items() if v != "default"}}
     page = rendered(
-        "study.html.j2", title=folder.resolve().name, budget=budget, table=table, words=best.words,
+        "study.html.j2", title=shown([folder.resolve().name]), budget=budget, table=table, words=best.words,
         answer=answer(cells, budget, best, references), sureness=sureness(cells, budget, best),
         lines=sorted([*table, *teachers], key=lambda row: row["budget"]), more=results_table.beside(records[0]["student"]["test"]),
         failed={name: re.split(" (?=hint: )", why) for name, why in failed.items()}, missing=summary["missing"],
