@@ -92,7 +92,7 @@ def did_you_mean(word: str, words: Iterable[str], most: int = 3) -> str:
     """Return "did you mean 'a' or 'b'?" for the nearest words, or an empty text when none is near.
 
     Words much farther away than the nearest are left out: '--lr' resembles '--galery' only by its dashes. A word that only looks the same
-    is told with its code points.
+    is shown with its code points.
     """
     words = list(words)
     if twin := next((one for one in words if one != word and seen_as(one) == seen_as(word) != ""), ""):

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import logging
 import os
-import sys
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from tutelage.data import image_kinds
 from tutelage.data.decode import decode
@@ -196,10 +196,29 @@ def test_predict_names_what_it_does_not_read(tmp_path: Path, caplog: pytest.LogC
     assert "tars and Parquet files, which predict does not read: more.tar" in caplog.text
 
 
-@pytest.mark.skipif(sys.platform == "win32" or os.geteuid() == 0, reason="root may open every folder")
-def test_a_closed_folder_is_told(tmp_path: Path):
-    """A folder that cannot be opened is rejected by name."""
+def test_a_closed_folder_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch):
+    """A folder that cannot be opened is rejected by name, and named by `predict`; the others are read."""
     put(tmp_path / "shut" / "1.png")
     put(tmp_path / "2.png")
-    (tmp_path / "shut").chmod(0)
-    assert [bad.id for bad in list_images(tmp_path)[1]] == ["shut"]
+    scandir = os.scandir
+
+    def closed(folder: str):
+        if Path(folder).name == "shut":
+            raise PermissionError(errno.EACCES, "Permission denied", folder)
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", closed)  # the tests run as root, which may open every folder
+    monkeypatch.setattr(logging.getLogger("tutelage"), "propagate", True)
+    refs, rejected = list_images(tmp_path)
+    assert [ref.id for ref in refs] == ["2.png"]
+    assert [(bad.id, bad.reason) for bad in rejected] == [("shut", "cannot be read: Permission denied")]
+    assert files_in([str(tmp_path)]) == [str(tmp_path / "2.png")]
+    assert f"folders that cannot be opened: {tmp_path / 'shut'} (Permission denied)" in caplog.text
+
+
+def test_heic_is_read_where_its_reader_is_installed(monkeypatch):
+    """With pillow-heif HEIC is read by it, and AVIF of the same container is not."""
+    monkeypatch.setattr(image_kinds, "_HEIF", lambda data: PngImagePlugin.PngImageFile(io.BytesIO(encoded("PNG"))))
+    np.testing.assert_array_equal(decode(HEIC)[0], np.asarray(NOISE))
+    with pytest.raises(Unreadable):
+        decode(HEIC.replace(b"heic", b"avif"))

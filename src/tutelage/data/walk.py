@@ -45,7 +45,8 @@ def walk(place: str) -> list[Found]:
     Raises:
         TutelageError: the folder is, or lies in, a run, an export or a cache of tutelage.
     """
-    if ours := _ours_above(place):
+    known: dict[Path, str] = {}
+    if ours := _ours_above(place, known):
         message = f"{place} lies in {ours} of tutelage: its pictures are no images of yours"
         raise TutelageError(message, "give the folder of your own images")
     found: list[Found] = []
@@ -74,7 +75,7 @@ def walk(place: str) -> list[Found]:
                 found.append(Found(entry.path, name, kind_of_file(entry.path)))
             elif not entry.is_symlink():
                 todo.append((entry.path, name + "/"))
-            elif what := _ours_above(entry.path):
+            elif what := _ours_above(entry.path, known):
                 logging.getLogger("tutelage").info(
                     f"{entry.path} leads to {what} of tutelage: its pictures are left out"
                 )
@@ -114,19 +115,25 @@ def what_is_ours(folder: str | Path, names: Sequence[str]) -> str:
     return "a cache" if "about.json" in names and kind in ("images", "masks", "outputs", "embeddings") else ""
 
 
-def _ours_above(place: str) -> str:
-    """Return which run, export or cache a folder is or lies in; "" for none. A study does not count: its runs do."""
+def _ours_above(place: str, known: dict[Path, str]) -> str:
+    """Return which run, export or cache a folder is or lies in; "" for none. known: what was found of other folders, which grows."""
     real = Path(place).resolve()
     for folder in (real, *real.parents):
-        try:
-            what = what_is_ours(folder, os.listdir(folder))
-            if what == "a run" and b"tutelage" not in (folder / "settings.toml").read_bytes():
-                continue
-        except OSError:
-            continue
-        if what and what != "a study":
-            return f"{folder}, {what}"
+        if folder not in known:
+            known[folder] = _marked(folder)
+        if known[folder]:
+            return f"{folder}, {known[folder]}"
     return ""
+
+
+def _marked(folder: Path) -> str:
+    """As `what_is_ours`, but a study is none, since its runs are, and a run's settings must name tutelage: much may lie below a folder."""
+    try:
+        what = what_is_ours(folder, os.listdir(folder))
+        foreign = what == "a run" and b"tutelage" not in (folder / "settings.toml").read_bytes()
+    except OSError:
+        return ""
+    return "" if foreign or what == "a study" else what
 
 
 def _leads_up(link: str, place: str) -> bool:
