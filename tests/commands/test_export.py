@@ -349,11 +349,18 @@ def test_bench(finished, monkeypatch):
 
 def test_bad_input(copy, finished, tmp_path):
     """A file changed by hand, no export, images that are not there, nothing readable: each is told, and nothing is written."""
-    out = tmp_path / "p.csv"
+    out, empty = tmp_path / "p.csv", tmp_path / "empty"
+    empty.mkdir()
     cases = [
         (("predict", finished.gallery, finished.gallery), "is not an export folder", "tutelage export RUN"),
         (("predict", copy, tmp_path / "nowhere"), "no such file or folder", "folders of images"),
-        (("predict", copy, finished.out / "export"), "no image in", ".jpg"),
+        (("predict", copy, finished.out / "export"), "an export of tutelage", "your own images"),
+        (
+            ("predict", copy, finished.out / "curate"),
+            f"lies in {finished.out.resolve()}, a run of tutelage",
+            "your own images",
+        ),
+        (("predict", copy, empty), "no image in", ".jpg"),
         (("predict", copy, finished.out / "settings.toml"), "none of 1 files can be read", "not an image"),
         (("predict", copy, finished.gallery, "--model", "half"), "--model half", "'float'"),
         (("export", tmp_path), "is not a run folder", "tutelage run --out"),
