@@ -54,7 +54,12 @@ def test_nothing_leaves_the_machine(tmp_path: Path):
     calls = "connect,sendto,sendmsg,sendmmsg,open,openat,creat,mkdir,mkdirat,rename,renameat,renameat2"
     record = ["strace", "-f", "--seccomp-bpf", "-o", str(seen), "-e", f"trace={calls}"]
     words = [sys.executable, "-c", SCRIPT, str(Path(__file__).parent), str(task.root)]
-    quiet = {"HOME": str(home), "TMPDIR": str(temp), "PYTHONDONTWRITEBYTECODE": "1"}
+    quiet = {
+        "HOME": str(home),
+        "TMPDIR": str(temp),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "TORCHINDUCTOR_CACHE_DIR": str(temp),
+    }
     done = subprocess.run([*record, *words], env=environment(**quiet), capture_output=True, text=True, timeout=600)
     if "ptrace" in done.stderr and not seen.stat().st_size:
         pytest.skip(f"strace may not trace here: {done.stderr.splitlines()[0]}")
