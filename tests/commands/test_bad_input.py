@@ -588,7 +588,7 @@ def test_a_broken_settings_file(tutelage, task):
     """A settings.toml that cannot be read is refused; --overwrite moves it aside."""
     assert tutelage(*task.words("curate")).returncode == 0
     (task.out / "settings.toml").write_text("x = [")
-    assert "use --overwrite" in refused(tutelage(*task.words("curate")))
+    assert "`tutelage run ... --overwrite`" in refused(tutelage(*task.words("curate")))
     assert tutelage(*task.words("curate", "--overwrite")).returncode == 0
     (old,) = task.out.parent.glob("first.old-*")
     assert (old / "settings.toml").read_text() == "x = ["

@@ -636,7 +636,7 @@ def test_webdataset_tars(tmp_path, form, layout):
 def test_tars_without_labels(tmp_path):
     """Tars of images without labels are one error with the forms that are read; images without a label among others are listed."""
     tar_of(tmp_path / "0.tar", {"a.jpg": PNG, "a.txt": b"a caption"})
-    with pytest.raises(TutelageError, match=r"no image in 1 tar files has a label, such as 0\.tar/a\.jpg") as error:
+    with pytest.raises(TutelageError, match=r"no image in it has a label, such as 0\.tar/a\.jpg") as error:
         read_target_set(tmp_path)
     assert "put a .cls or a .json with a key label beside each image" in error.value.hint
     tar_of(tmp_path / "1.tar", samples(["cat", "dog"] * 3, "json") | {"b.jpg": PNG, "c.jpg": PNG, "c.json": b"[1, 2"})

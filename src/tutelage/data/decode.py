@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import struct
 from collections.abc import Callable
@@ -39,6 +38,7 @@ from PIL import (
 
 from tutelage.errors import TutelageError, Unreadable, did_you_mean
 from tutelage.image_size import Size, sides
+from tutelage.regular_file import json_of, text_in
 
 try:
     from PIL import AvifImagePlugin
@@ -96,7 +96,7 @@ def hidden(name: str) -> bool:
 def written_here(folder: str) -> dict[str, list[str]]:
     """Return the files that predictions wrote in a folder, or in the folders directly below it, by their path there, with their SHA-256."""
     try:
-        files = json.loads(Path(folder, RECORD).read_text(encoding="utf-8"))["files"]
+        files = json_of(text_in(Path(folder, RECORD)))["files"]
         return {str(name): list(map(str, digests)) for name, digests in files.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}

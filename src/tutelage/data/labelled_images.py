@@ -7,7 +7,6 @@ and labels inside. Nothing is decoded.
 
 from __future__ import annotations
 
-import json
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from tutelage.data.class_names import are_numbers
 from tutelage.data.decode import hidden
 from tutelage.data.list_columns import find_columns, parquet_shards, read_schema, text_cells, text_columns
 from tutelage.data.sources import (
@@ -32,6 +32,7 @@ from tutelage.data.split_names import SHARDS, split_folders, split_of_shard, spl
 from tutelage.data.tabular import image_column, text_rows
 from tutelage.data.webdataset import label_of, labels_of, tars_of
 from tutelage.errors import FilesMissing, TutelageError, raise_all, shown
+from tutelage.regular_file import json_of
 
 FORMS = (
     "a folder train|val|test/<class>/*, a folder of classes, a list (.csv, .txt, .tsv, .parquet), Parquet shards, or WebDataset tars "
@@ -76,8 +77,6 @@ class LabelledPlace:
 def read_labelled(place: Path) -> LabelledPlace:
     """Read the labelled images of one path, in any of FORMS. Raises TutelageError: everything wrong, reported at once."""
     suffix = place.suffix.lower()
-    if place.exists() and not place.is_dir() and not place.is_file():  # reading a pipe or a device might never end
-        raise TutelageError(f"{place} is neither a folder nor a regular file", "copy what it holds into a file")
     if place.is_dir():
         listing = _read_folder(place)
     elif suffix in (".csv", ".txt", ".tsv"):
@@ -130,7 +129,7 @@ def _add_shards(listing: LabelledPlace, shards: Sequence[Path], prefix: str, spl
     for shard in shards:
         part = _read_shard(shard, split or split_of_shard(shard))
         names = {*listing.names, *part.names}
-        if all(name.isdecimal() for name in names):  # bare numbers: each file lists only its own classes
+        if are_numbers(names):  # bare numbers: each file lists only its own classes
             part.names = tuple(sorted(names, key=int))
         elif listing.images and listing.names != part.names:
             message = f"{shard}: its class names are not those of the shards before it"
@@ -154,12 +153,12 @@ def _add_tars(listing: LabelledPlace, tars: Sequence[Path], prefix: str, split: 
                 listing.rejected.append(Rejected(id, "has no label: no .cls beside it, and no .json with a key label"))
         listing.rejected += [Rejected(prefix + bad.id, bad.reason) for bad in rejected]
     if len(listing.images) == found:
-        first = f", such as {listing.rejected[0].id}" if listing.rejected else ""
-        message = f"{tars[0]}: no image in {len(tars)} tar files has a label{first}"
+        first = f", such as {listing.rejected[0].id}: {listing.rejected[0].reason}" if listing.rejected else ""
+        message = f"{tars[0]}: no image {'in it' if len(tars) == 1 else f'in {len(tars)} tar files'} has a label{first}"
         raise TutelageError(
             message, f"put a .cls or a .json with a key label beside each image; tutelage reads {FORMS}"
         )
-    if all(image.label.isdecimal() for image in listing.images):
+    if are_numbers(image.label for image in listing.images):
         listing.names = tuple(sorted({image.label for image in listing.images}, key=int))
 
 
@@ -192,7 +191,7 @@ def _read_parquet(place: Path) -> LabelledPlace:
     except TutelageError:
         if "path" not in find_columns(schema.names, _COLUMNS):
             raise
-        return _read_list(place, *_parquet_columns(place))
+        return _read_list(place, *_parquet_columns(place, "path"))
     return _read_shard(place, "train")
 
 
@@ -267,21 +266,25 @@ def _csv_columns(place: Path) -> tuple[dict[str, list[str]], tuple[str, ...]]:
     return text_cells(rows, found), ()
 
 
-def _parquet_columns(place: Path) -> tuple[dict[str, list[str]], tuple[str, ...]]:
-    """Return the columns path, label, split and group as text, and the class names in the metadata's order (or ())."""
+def _parquet_columns(place: Path, *more: str) -> tuple[dict[str, list[str]], tuple[str, ...]]:
+    """Return the columns label, split, group and `more` as text, and the class names in the metadata's order (or ())."""
     schema = read_schema(place)
     features = _features(schema)
-    found = find_columns(schema.names, _COLUMNS)
-    named = [schema.get_field_index(name) for name, feature in features.items() if feature.get("_type") == "ClassLabel"]
+    found = find_columns(schema.names, {word: _COLUMNS[word] for word in ("label", "split", "group", *more)})
+    named = [
+        schema.names.index(n) for n, one in features.items() if one.get("_type") == "ClassLabel" and n in schema.names
+    ]
     if "label" not in found and len(named) == 1:
         found["label"] = named[0]
     if "label" not in found:
         raise _lacking(place, schema.names, ["label"])
-    flat = {word: schema.names[at] for word, at in found.items() if not pa.types.is_nested(schema.field(at).type)}
-    flat = {word: name for word, name in flat.items() if not pa.types.is_binary(schema.field(name).type)}
-    columns = text_columns(place, flat)
-    names = tuple(str(name) for name in features.get(flat["label"], {}).get("names") or ())
-    if pa.types.is_integer(schema.field(flat["label"]).type):
+    columns, label = text_columns(place, {word: schema.names[at] for word, at in found.items()}), found["label"]
+    given = features.get(schema.names[label], {}).get("names") or []
+    if not isinstance(given, list):
+        message = f"{place}: the names of classes in its Hugging Face metadata are no list: {shown([given])[:60]}"
+        raise TutelageError(message, "write the file again with the datasets package, or without these metadata")
+    names = tuple(map(str, given))
+    if pa.types.is_integer(schema.field(label).type):
         if names:
             columns["label"] = [names[int(v)] if v and 0 <= int(v) < len(names) else "" for v in columns["label"]]
         else:
@@ -292,7 +295,7 @@ def _parquet_columns(place: Path) -> tuple[dict[str, list[str]], tuple[str, ...]
 def _features(schema: pa.Schema) -> dict[str, dict]:
     """Return what Hugging Face's metadata says about the columns; empty if there is none."""
     try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        features = json_of((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
     except (KeyError, ValueError, TypeError, AttributeError):
         return {}

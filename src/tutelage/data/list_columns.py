@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tutelage.data.sources import clean
-from tutelage.errors import TutelageError
+from tutelage.errors import TutelageError, shown
+from tutelage.regular_file import regular
 
 
 def parquet_shards(place: Path) -> list[Path]:
@@ -19,10 +20,26 @@ def parquet_shards(place: Path) -> list[Path]:
 
 def read_schema(place: Path) -> pa.Schema:
     try:
+        regular(place)
         return pq.read_schema(place)
-    except (pa.ArrowInvalid, OSError) as error:
-        hint = "check that it is a whole Parquet file, or copy it again"
-        raise TutelageError(f"{place} cannot be read: {error}", hint) from None
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(place, error) from None
+
+
+def read_columns(place: Path, names: Iterable[str]) -> pa.Table:
+    """Return columns of a Parquet file. Raises TutelageError: they cannot be read, or two have the same name."""
+    wanted = sorted(set(names))
+    if twice := [name for name in wanted if len(read_schema(place).get_all_field_indices(name)) > 1]:
+        raise TutelageError(f"{place} has two columns {shown(twice)}", "rename one of them")
+    try:
+        return pq.read_table(place, columns=wanted)
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(place, error) from None
+
+
+def _unreadable(place: Path, error: Exception) -> TutelageError:
+    why = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+    return TutelageError(f"{place} cannot be read: {why}", "check that it is a whole Parquet file, or copy it again")
 
 
 def find_columns(header: Sequence[str], columns: Mapping[str, Sequence[str]]) -> dict[str, int]:
@@ -38,6 +55,30 @@ def text_cells(rows: Sequence[Sequence[str]], found: Mapping[str, int]) -> dict[
 
 
 def text_columns(place: Path, names: Mapping[str, str]) -> dict[str, list[str]]:
-    """Return columns of a Parquet file as text, by our names; "" for null. names: our name -> the column's."""
-    table = pq.read_table(place, columns=sorted(set(names.values())))
-    return {word: [clean("" if v is None else str(v)) for v in table[name].to_pylist()] for word, name in names.items()}
+    """Return columns of a Parquet file as text, by our names; "" for null. names: our name -> the column's.
+
+    Raises:
+        TutelageError: a column cannot be read, or holds lists, structs or bytes.
+    """
+    table, found = read_columns(place, names.values()), {}
+    for word, name in names.items():
+        kind = table.schema.field(name).type
+        if not is_plain(kind):
+            message = f"{place}: column {name} holds {kind}, but {word} must be text or a number in each row"
+            raise TutelageError(message, "write that column again as text, or rename it if it is something else")
+        try:
+            found[word] = [clean("" if v is None else str(v)) for v in table[name].to_pylist()]
+        except (
+            ValueError,
+            pa.ArrowException,
+            OverflowError,
+        ) as error:  # such as bytes that are no text, a time that Python cannot hold
+            message = f"{place}: column {name} cannot be read as text: {error}"
+            raise TutelageError(message, "write that column again as text in UTF-8") from None
+    return found
+
+
+def is_plain(kind: pa.DataType) -> bool:
+    """Whether the values of a column are numbers, text or the like: neither lists or structs nor bytes."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return not (pa.types.is_nested(kind) or "binary" in str(kind))

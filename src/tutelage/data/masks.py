@@ -20,9 +20,11 @@ from tutelage.data.class_names import faults_of_names
 from tutelage.data.decode import _open, _reason, turned
 from tutelage.data.image_cache import ImageCodec, Images
 from tutelage.errors import TutelageError, Unreadable, raise_all, shown
+from tutelage.regular_file import text_in
 
 IGNORE = 255
 MOST_CLASSES = 255
+TAKES = 64  # bytes of memory for a pixel while the colours of a mask are turned into numbers, as int64
 
 Colour = tuple[int, int, int]
 
@@ -61,7 +63,7 @@ def read_coding(path: Path) -> MaskEncoding:
     """
     form = "one name per line, or `name red green blue`; `ignore red green blue` for a colour of no class"
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+        lines = [line.strip() for line in text_in(path, "utf-8-sig").split("\n") if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "not UTF-8"
         hint = f"write the names of the classes into a text file: {form}"
@@ -189,7 +191,7 @@ def kind_of(coding: MaskEncoding) -> ImageCodec:
     about = "by colour " + repr(
         (len(coding.classes), coding.colours, coding.ignored) if coding.coloured else len(coding.classes)
     )
-    return ImageCodec(f"masks-{hashlib.sha256(about.encode()).hexdigest()[:8]}", 1, decode)
+    return ImageCodec(f"masks-{hashlib.sha256(about.encode()).hexdigest()[:8]}", 1, decode, TAKES)
 
 
 @dataclass(frozen=True)

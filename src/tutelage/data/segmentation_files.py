@@ -11,10 +11,8 @@ import os
 from functools import partial
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from tutelage.data.labelled_images import LabelledPlace, LabelledRef
-from tutelage.data.list_columns import find_columns, parquet_shards, read_schema, text_cells, text_columns
+from tutelage.data.list_columns import find_columns, parquet_shards, read_columns, read_schema, text_cells, text_columns
 from tutelage.data.masks import MaskEncoding, read_coding
 from tutelage.data.sources import ImageRef, Rejected, clean, file_ref, fingerprints_of, list_images
 from tutelage.data.split_names import split_of_shard, split_word, splits_among, unknown_splits
@@ -152,7 +150,7 @@ def _read_shard(place: Path, split: str) -> LabelledPlace:
     listing = LabelledPlace(rejected=rejected)
     texts = text_columns(place, {n.lower(): n for n in reversed(schema.names) if n.lower() in ("split", "group")})
     splits, groups = (texts.get(word) or [""] * len(refs) for word in ("split", "group"))
-    empty = pq.read_table(place, columns=[column]).column(column).is_null().to_pylist()
+    empty = read_columns(place, [column]).column(column).is_null().to_pylist()
     errors = unknown_splits(place, splits)
     if without := [ref.id for ref, none in zip(refs, empty, strict=True) if none]:
         errors.append(TutelageError(f"{place} has {len(without)} images without a mask: {shown(without, 20)}", BOTH))

@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from tutelage.data.decode import size_of
+from tutelage.data.image_cache import in_turn, memory_for
 from tutelage.data.labelled_images import LabelledRef
-from tutelage.data.masks import IGNORE, Colour, MaskEncoding, numbered, read_values, truth_of
+from tutelage.data.masks import IGNORE, TAKES, Colour, MaskEncoding, numbered, read_values, truth_of
 from tutelage.data.segmentation_files import FORMS, read_pairs
 from tutelage.data.sources import ImageRef, Rejected, missing, read_bytes
 from tutelage.data.target_set import TargetSet, _grouped, _held_out, _merge, check_places
@@ -132,8 +133,8 @@ def _examined(images: Sequence[LabelledRef], coding: MaskEncoding) -> tuple[list
             part = [(image, image.mask) for image in images[start : start + CHUNK] if image.mask]
             pictures = dict(read_bytes([image.ref for image, _ in part]))
             masks = dict(read_bytes([mask for _, mask in part]))
-            given = [(*pair, pictures[i], masks[i], coding) for i, pair in enumerate(part)]
-            found += pool.map(lambda one: _pair(*one), given)
+            given = ((*pair, pictures[i], masks[i], coding) for i, pair in enumerate(part))
+            found += in_turn(pool, lambda one: _pair(*one), ((one, memory_for(one[3], 0, TAKES)) for one in given))
     return [one for one in found if isinstance(one, _Pair)], [one for one in found if isinstance(one, Rejected)]
 
 

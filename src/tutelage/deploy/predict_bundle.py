@@ -5,12 +5,24 @@ from __future__ import annotations
 import ast
 import inspect
 
-from tutelage import errors, image_size, json_object
+from tutelage import errors, image_size, json_object, regular_file
 from tutelage.data import decode, upsample
-from tutelage.deploy import predict_cli, predict_masks, prediction_files, runtime
+from tutelage.deploy import export_contents, predict_cli, predict_masks, prediction_files, runtime
 
 # Each imports only from those before it.
-PARTS = (errors, image_size, json_object, decode, upsample, runtime, prediction_files, predict_masks, predict_cli)
+PARTS = (
+    errors,
+    image_size,
+    json_object,
+    regular_file,
+    decode,
+    upsample,
+    export_contents,
+    runtime,
+    prediction_files,
+    predict_masks,
+    predict_cli,
+)
 
 OPENING = '''"""Classify images with the model in this folder:  python predict.py IMAGES_OR_FOLDERS... --out predictions.csv
 

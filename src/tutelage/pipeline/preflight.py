@@ -164,7 +164,7 @@ def share_of(shard: str) -> tuple[int, int]:
     text = shard
     if shard == "env":
         text = f"{os.environ.get('RANK', '?')}/{os.environ.get('WORLD_SIZE', '?')}"
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
     if not found or int(found[1]) >= int(found[2]):
         place = shard if text == shard else f"{shard}, which is {text}"
         raise TutelageError(
