@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 BATCHES = (1, 32)
 EAGER = "PyTorch eager"
 MEMORY = """
-import resource
 from pathlib import Path
 import numpy as np
 {load}
@@ -41,7 +40,11 @@ for _ in range(3):
     run(np.zeros({shape}, np.{dtype}))
 status = Path("/proc/self/status")  # on Linux ru_maxrss is at least that of the parent
 marks = [line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM")] if status.exists() else []
-print(int(marks[0]) / 2**10 if marks else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+if marks:
+    print(int(marks[0]) / 2**10)
+else:
+    from tutelage.device import peak_bytes
+    print(peak_bytes() / 2**20)
 """
 LOAD_ONNX = """
 import onnxruntime
