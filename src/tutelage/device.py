@@ -288,6 +288,14 @@ def to_device(batch: torch.Tensor, device: torch.device | str) -> torch.Tensor:
     return batch.to(device)
 
 
+def memory_text(count: float) -> str:
+    """Return a number of bytes as text: in GiB, MiB, KiB or bytes, so that it is at least 1."""
+    for size, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if count >= size:
+            return f"{count / size:,.1f} {unit}"
+    return f"{count:,.0f} bytes"
+
+
 def free_memory(container: Path = Path("/sys/fs/cgroup")) -> int:
     """Return the available memory in bytes, within the limit of a container (cgroup v2) if there is one.
 

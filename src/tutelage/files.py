@@ -120,7 +120,7 @@ def read_json(path: Path) -> Any:  # a JSON object, whose values depend on the f
 
 def damaged(path: Path, error: object) -> TutelageError:
     """Return the error for a file of ours that holds something else."""
-    hint = "restore it, or remove the folder that holds it: the same command re-creates it"
+    hint = "restore it, or remove the folder that holds it and repeat `tutelage run`"
     return TutelageError(f"{path} is not as tutelage wrote it: {error}", hint)
 
 

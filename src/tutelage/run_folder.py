@@ -33,10 +33,12 @@ from tutelage.files import (
 )
 from tutelage.json_object import JSON
 from tutelage.regular_file import bytes_in, text_in
+from tutelage.settings import declared, resolve
 from tutelage.settings.command_flags import FREE
+from tutelage.settings.shared_flags import Views
+from tutelage.settings.stored import DEFAULT, same_place, stored
 
 SETTINGS = "settings.toml"
-DEFAULT = "default"  # stands for None in settings.toml, since TOML has no null
 FORMER = "transfer_set"  # folder of the first stage before it had the name of its command
 LOCK = ".lock"
 HOLDER = re.compile(rb"tutelage, process (\d+)")  # what the lock of a run says
@@ -87,15 +89,6 @@ def _names_tutelage(settings: Path) -> bool:
         return "tutelage" in toml_of(text_in(settings)).get("versions", {})
     except (OSError, ValueError, TypeError):
         return False
-
-
-def same_place(one: object, other: object) -> bool:
-    """Whether two values of a setting are equal, or name the same file or folder, such as a relative and an absolute path."""
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(same_place, one, other))
-    if isinstance(one, str) and isinstance(other, str) and one != other:
-        return os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other)
-    return one == other
 
 
 class Run:
@@ -150,8 +143,12 @@ class Run:
 
     def chosen(self) -> JSON:
         """Return the settings of the run, without those that are left to their default."""
-        kept = self.settings().get("settings", {})
-        return {"resize": "squash"} | {name: value for name, value in kept.items() if value != DEFAULT}
+        kept = {name: value for name, value in self.settings().get("settings", {}).items() if value != DEFAULT}
+        try:
+            resolve(Views, {name: value for name, value in kept.items() if name in declared(Views)})
+        except TutelageError as error:
+            raise damaged(self.path / SETTINGS, str(error).partition("\n")[0]) from error
+        return {"resize": "squash"} | kept
 
     def claim(self, settings: JSON, overwrite: bool, stages: dict[str, frozenset[str]] | None = None) -> Path | None:
         """Write the settings; refuse when the folder holds a run with different ones.
@@ -175,11 +172,11 @@ class Run:
             if not overwrite:
                 raise
             old, before = self.move_aside(None if stages is None else [*stages, SETTINGS]), {}
-        mine = {name: DEFAULT if value is None else value for name, value in settings.items()}
+        mine = {name: stored(name, value) for name, value in settings.items()}
         differing = {
             name: f"{name}: {before[name]} -> {value}"
             for name, value in sorted(mine.items())
-            if not self._free(name) and not same_place(before.get(name, value), value)
+            if not self._free(name) and not same_place(stored(name, before.get(name, value)), value)
         }
         if differing and not self._begun():
             before, differing = {}, {}

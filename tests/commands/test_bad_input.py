@@ -364,7 +364,7 @@ def test_class_with_one_image_and_test_classes_without_train(tutelage, task):
         (task.target / "train" / "c0" / f"{i}.png").unlink()
     draw(task.target / "test" / "c3" / "0.png", 3, 99)
     text = refused(tutelage(*task.words()))
-    assert "have one train image: c0" in text
+    assert "1 class has one train image: c0" in text
     assert "test has classes that train lacks: c3" in text
     assert task.files() == BEGUN
 

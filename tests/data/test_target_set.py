@@ -580,7 +580,7 @@ def test_class_folders_without_images(tmp_path, place):
     prefix = "train/" if "/" in place else ""
     put(tmp_path, {f"{prefix}cat": 6, f"{prefix}dog": 6, place: 0})
     (tmp_path / place / "notes.md").write_text("no photos yet")
-    with pytest.raises(TutelageError, match=f"1 class folders hold no images: {place}") as error:
+    with pytest.raises(TutelageError, match=f"1 class folder holds no images: {place}") as error:
         read_target_set(tmp_path)
     assert "--classes" in error.value.hint
     assert read_target_set(tmp_path, classes=["cat", "dog"]).classes == ("cat", "dog")
@@ -667,3 +667,12 @@ def test_a_damaged_compressed_tar(tmp_path):
     assert found.classes == ("cat", "dog")
     assert 4 < len(found.refs) < 20
     assert any("images before that are used" in bad.reason for bad in found.rejected)
+
+
+def test_classes_that_are_called_like_splits_alone(tmp_path):
+    """Classes `train` and `test` alone are told to be read as splits, and what to do."""
+    with pytest.raises(TutelageError, match="lies in no class folder") as error:
+        read_target_set(put(tmp_path, {"train": 3, "test": 3}))
+    assert error.value.hint.startswith(
+        "test and train are read as splits; rename them, or use a list, if they are classes"
+    )

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from tutelage.data.class_names import are_numbers
 from tutelage.data.decode import hidden
-from tutelage.data.list_columns import find_columns, parquet_shards, read_schema, text_cells, text_columns
+from tutelage.data.list_columns import find_columns, named_file, parquet_shards, read_schema, text_cells, text_columns
 from tutelage.data.sources import (
     IMAGE_SUFFIXES,
     TAR_SUFFIXES,
@@ -91,6 +91,9 @@ def read_labelled(place: Path) -> LabelledPlace:
     if not listing.images:
         why = f" ({shown((f'{bad.id}: {bad.reason}' for bad in listing.rejected), 3)})" if listing.rejected else ""
         hint = f"check the path and the names of its folders; tutelage reads {FORMS}"
+        folders = [one for one in place.iterdir() if one.is_dir()] if place.is_dir() else []
+        if words := [one.name for one in split_folders(folders)]:
+            hint = f"{' and '.join(sorted(words))} are read as splits; rename them, or use a list, if they are classes; {hint}"
         raise TutelageError(f"{place} has no labelled images{why}", hint)
     return listing
 
@@ -219,9 +222,7 @@ def _read_list(place: Path, columns: dict[str, list[str]], names: tuple[str, ...
     lost, unlabelled, torn = [], [], []
     seen: dict[str, tuple[str, str]] = {}
     for name, label, split, group in zip(columns["path"], columns["label"], splits, groups, strict=True):
-        written = (name, name.replace("\\", "/"))  # the latter: a list from Windows
-        ways = [os.path.join(place.parent, *folder, one) for one in written for folder in ((), (label,))]
-        path = next((os.path.abspath(way) for way in ways if os.path.isfile(way)), "")
+        path = named_file(place.parent, name, label)
         if not label:
             unlabelled.append(clean(name))
         elif not path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -40,6 +41,15 @@ def read_columns(place: Path, names: Iterable[str]) -> pa.Table:
 def _unreadable(place: Path, error: Exception) -> TutelageError:
     why = getattr(error, "strerror", None) or str(error).partition("\n")[0]
     return TutelageError(f"{place} cannot be read: {why}", "check that it is a whole Parquet file, or copy it again")
+
+
+def named_file(folder: Path, name: str, *below: str) -> str:
+    """Return the absolute path of a file that a list names, relative to a folder or to one `below` it; "" if there is none.
+
+    A list from Windows has backslashes, which are read as slashes where no file has that very name.
+    """
+    ways = (os.path.join(folder, *above, one) for one in (name, name.replace("\\", "/")) for above in ((), *zip(below)))
+    return next((os.path.abspath(way) for way in ways if os.path.isfile(way)), "")
 
 
 def find_columns(header: Sequence[str], columns: Mapping[str, Sequence[str]]) -> dict[str, int]:

@@ -8,11 +8,18 @@ classes.
 from __future__ import annotations
 
 import os
-from functools import partial
 from pathlib import Path
 
 from tutelage.data.labelled_images import LabelledPlace, LabelledRef
-from tutelage.data.list_columns import find_columns, parquet_shards, read_columns, read_schema, text_cells, text_columns
+from tutelage.data.list_columns import (
+    find_columns,
+    named_file,
+    parquet_shards,
+    read_columns,
+    read_schema,
+    text_cells,
+    text_columns,
+)
 from tutelage.data.masks import MaskEncoding, read_coding
 from tutelage.data.sources import ImageRef, Rejected, clean, file_ref, fingerprints_of, list_images
 from tutelage.data.split_names import split_of_shard, split_word, splits_among, unknown_splits
@@ -98,20 +105,22 @@ def _read_list(place: Path, columns: dict[str, list[str]]) -> LabelledPlace:
     listing, seen, twice = LabelledPlace(), {}, []
     splits, groups = (columns.get(word) or [""] * len(columns["image"]) for word in ("split", "group"))
     errors = unknown_splits(place, splits)
-    path_of, without, lost = partial(os.path.join, place.parent), [], []
+    without, lost = [], []
     for image, mask, split, group in zip(columns["image"], columns["mask"], splits, groups, strict=True):
         if not image or not mask:
             without.append(clean(image or mask or "an empty row"))
             continue
-        if gone := [clean(name) for name in (image, mask) if not os.path.isfile(path_of(name))]:
-            lost += gone
+        paths = [named_file(place.parent, name) for name in (image, mask)]
+        if not all(paths):
+            lost += [clean(name) for name, path in zip((image, mask), paths, strict=True) if not path]
             continue
-        row = (path_of(mask), split.lower(), group)
-        before = seen.setdefault(path_of(image), row)
+        row = (paths[1], split.lower(), group)
+        before = seen.setdefault(paths[0], row)
         if before != row:
             twice.append(clean(image))
         elif before is row:  # the first time
-            refs = [file_ref(path_of(name), clean(name.removeprefix("./"))) for name in (image, mask)]
+            names = (clean(name.removeprefix("./")) for name in (image, mask))
+            refs = [file_ref(path, name) for path, name in zip(paths, names, strict=True)]
             listing.images.append(LabelledRef(refs[0], "", split_word(split) or "train", clean(group), refs[1]))
     if twice:
         message = f"{place}: {len(twice)} images are listed twice with two masks, splits or groups: {shown(twice, 20)}"

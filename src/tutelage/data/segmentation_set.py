@@ -21,7 +21,7 @@ from tutelage.data.masks import IGNORE, TAKES, Colour, MaskEncoding, numbered, r
 from tutelage.data.segmentation_files import FORMS, read_pairs
 from tutelage.data.sources import ImageRef, Rejected, missing, read_bytes
 from tutelage.data.target_set import TargetSet, _grouped, _held_out, _merge, check_places
-from tutelage.errors import TutelageError, Unreadable, raise_all, shown
+from tutelage.errors import TutelageError, Unreadable, number_of, raise_all, shown
 from tutelage.image_size import Size, sides
 
 CHUNK = 64  # images and masks in memory at a time
@@ -210,7 +210,7 @@ def _lost(made: TargetSet, target: str | Path) -> list[TutelageError]:
         rows = np.flatnonzero(made.splits == split)
         lost = [name for name, seen in zip(made.classes, made.shows(rows).sum(axis=0), strict=True) if not seen]
         if len(rows) and lost:
-            which = f"{len(lost)} classes in the {len(rows)} {split} images: {shown(lost, 10)}"
+            which = f"{number_of(len(lost), 'class', 'classes')} in the {len(rows)} {split} images: {shown(lost, 10)}"
             hint = "add images so that train and test show every class, give another --test, or remove the class"
             if lost == list(made.classes[1:]):  # often masks of black and white
                 hint = "255 is no class; if the masks are 0 and 255, write `name 0 0 0` and `name 255 255 255` into classes.txt"

@@ -238,6 +238,7 @@ def _fault(name: str, value: object, fault: ErrorDetails, hint: object) -> Tutel
         return TutelageError(message, f"add {flag(name)} to the command or the TOML file")
     reason = fault["msg"].partition(", unable to")[0]
     message = re.sub(r": (Input should be|Value error,) ", " must be ", f"{flag(name)} {value}: {reason}", count=1)
+    message = message.replace("must be a valid integer", "must be a whole number").replace("a valid number", "a number")
     choices = typing.get_args(_base(hint)) if fault["type"] == "literal_error" else ()
     near = did_you_mean(str(value), [str(c) for c in choices])
     return TutelageError(message, near or f"give a value that fits: {_help(hint)}")
