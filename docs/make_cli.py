@@ -37,7 +37,9 @@ def allowed(hint: object) -> str:
             for attribute, sign in (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<")):
                 value = getattr(limit, attribute, None)
                 if value is not None:
-                    bounds.append(f"{sign} {'2^63' if value == 2**63 else f'{value:g}'}")
+                    bounds.append(
+                        f"{sign} {'2^63' if value == 2**63 else f'{value:,}' if isinstance(value, int) else f'{value:g}'}"
+                    )
     return f"{name} {', '.join(bounds)}".strip()
 
 

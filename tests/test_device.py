@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from tutelage import device
+from tutelage.commands import benchmark
 from tutelage.errors import TutelageError
 
 
@@ -217,3 +218,24 @@ def test_threads_wait_passively_unless_the_user_says_otherwise(given: str | None
     )
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.split() == [expected, "False"]
+
+
+def test_peak_memory_without_what_unix_has(monkeypatch):
+    """Without /proc and the module `resource`, as on Windows, psutil gives the memory; a process of `benchmark` needs neither."""
+    monkeypatch.setitem(sys.modules, "resource", None)
+    monkeypatch.setattr(device, "Path", lambda path: SimpleNamespace(read_text=lambda: "no such line"))
+    assert device.peak_bytes() > 2**20
+    code = benchmark.MEMORY.format(load="run = lambda images: images", shape=(1,), dtype="uint8")
+    hidden = 'import sys\nsys.modules["resource"] = sys.modules["fcntl"] = None\n'
+    done = subprocess.run([sys.executable, "-c", hidden + code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) > 1
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 bytes"), (1000, "1,000 bytes"), (2048, "2.0 KiB"), (10 << 20, "10.0 MiB"), (5 << 40, "5,120.0 GiB")],
+)
+def test_memory_in_units_that_suit_it(count, text):
+    """An amount of memory is told in the largest unit of which it has at least one."""
+    assert device.memory_text(count) == text

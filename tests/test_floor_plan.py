@@ -42,6 +42,7 @@ ROOMS = (
     "errors",
     "image_size",
     "json_object",
+    "regular_file",
     "environment",
     "version",
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tutelage.errors import TutelageError
-from tutelage.files import temporary_beside, toml
+from tutelage.files import read_json, temporary_beside, toml, write_json
 from tutelage.run_folder import Run
 
 HOLD = """
@@ -127,3 +127,46 @@ def test_what_is_moved_aside_has_a_name_that_fits(tmp_path: Path):
         old = run.claim({"steps": 2}, overwrite=True)
         assert old is not None
         assert (old / "adapt" / "result.json").exists()
+
+
+def test_files_are_flushed_while_open_for_writing(tmp_path: Path, monkeypatch):
+    """Windows flushes a file to disk only if it is open for writing: so it is, and its contents stay."""
+    fcntl = pytest.importorskip("fcntl")
+    modes = []
+    monkeypatch.setattr(os, "fsync", lambda number: modes.append(fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE))
+    write_json(tmp_path / "a.json", {"a": 1})
+    assert modes == [os.O_RDWR]
+    assert read_json(tmp_path / "a.json") == {"a": 1}
+
+
+def test_the_same_settings_from_another_folder(tmp_path: Path, monkeypatch):
+    """Relative and absolute paths of the same files, and the same share in other digits, are the same settings, wherever one stands."""
+    for name in ("data/target", "data/gallery", "other"):
+        (tmp_path / name).mkdir(parents=True)
+    with Run(tmp_path / "run") as run:
+        monkeypatch.chdir(tmp_path / "data")
+        run.claim({"target": "target", "gallery": ["gallery"], "val": "0.2", "student": "target"}, overwrite=False)
+        (run.path / "adapt").mkdir()
+        write_json(run.path / "adapt" / "result.json", {"outputs": "now"})
+        monkeypatch.chdir(tmp_path / "other")
+        same = {
+            "target": str(tmp_path / "data" / "target"),
+            "gallery": ["../data/gallery"],
+            "val": ".20",
+            "student": "target",
+        }
+        assert run.claim(same, overwrite=False) is None
+        kept = run.settings()["settings"]
+        assert kept == {**same, "gallery": [str(tmp_path / "data" / "gallery")], "val": 0.2}
+        with pytest.raises(TutelageError, match=r"holds a run with other settings: val: 0\.2 -> 0\.3"):
+            run.claim({**same, "val": "0.3"}, overwrite=False)
+
+
+def test_a_setting_that_was_changed_by_hand(tmp_path: Path):
+    """A way to resize that does not exist is told with the file that holds it."""
+    with Run(tmp_path) as run:
+        run.claim({"resize": "zoom"}, overwrite=False)
+        with pytest.raises(
+            TutelageError, match=r"settings\.toml is not as tutelage wrote it: --resize zoom must be 'squash'"
+        ):
+            run.chosen()

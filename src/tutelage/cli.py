@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from tutelage.device import prepare_process
 from tutelage.errors import TutelageError, did_you_mean, raise_all, rendered
+from tutelage.files import files_below
 from tutelage.json_object import JSON
 from tutelage.progress import logger, main_process
 from tutelage.version import __version__
@@ -84,6 +85,11 @@ def call(words: list[str]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except MemoryError as error:
+        why = f": {error}" if str(error) else ""
+        hint = "use smaller images or batches (--batch-size, --student-size, --teacher-size), or a machine with more memory"
+        print(rendered(TutelageError(f"there is too little memory{why}", hint)), file=sys.stderr)
+        return 2
     except OSError as error:
         if error.errno is None:
             raise
@@ -114,7 +120,7 @@ def _file_fault(error: OSError, given: dict[str, object]) -> TutelageError:
         return TutelageError(where, "check this path and its disk, then run the same command again to resume")
     full = Path(error.filename or cache).absolute()
     room = next(place for place in (full, *full.parents) if place.is_dir())
-    taken = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file()) / 2**20
+    taken = sum(status.st_size for _, status in files_below(cache)) / 2**20
     return TutelageError(
         f"{where} ({shutil.disk_usage(room).free / 2**20:,.1f} MiB are free on its disk)",
         f"free some space there, then run the same command again to resume (the cache, {cache}, takes {taken:,.1f} MiB: "

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tutelage.device import PeakMemory
+from tutelage.files import files_below
 from tutelage.json_object import JSON
 
 
@@ -32,7 +33,7 @@ class CostMeter:
     def entry(self, folder: Path, seconds: float, teacher_seconds: float = 0.0) -> JSON:
         """Return the stage's compute cost: FLOPs, images, seconds, peak memory in MiB, bytes on disk."""
         outputs = sum(self._asked.values())
-        taken = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
+        taken = sum(status.st_size for _, status in files_below(folder))
         return {
             "flops": int(self.train_flops * self.trained),
             "images": self.trained,

@@ -236,17 +236,18 @@ class PeakMemory:
         import torch
 
         device = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0
-        return max(_peak_bytes() / 2**20, device)
+        return max(peak_bytes() / 2**20, device)
 
 
-def _peak_bytes() -> int:
+def peak_bytes() -> int:
     """Return the peak resident memory of this process in bytes."""
     with contextlib.suppress(OSError, IndexError):  # other than Linux
         return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 2**10
-    if sys.platform == "win32":
-        return psutil.Process().memory_info().peak_wset
-    import resource  # psutil knows no peak on macOS
-
+    try:
+        import resource  # psutil knows no peak on macOS
+    except ImportError:  # Windows
+        memory = psutil.Process().memory_info()
+        return getattr(memory, "peak_wset", memory.rss)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 2**10)
 
 
@@ -285,6 +286,14 @@ def to_device(batch: torch.Tensor, device: torch.device | str) -> torch.Tensor:
     if str(device).startswith("cuda"):
         return batch.pin_memory().to(device, non_blocking=True)
     return batch.to(device)
+
+
+def memory_text(count: float) -> str:
+    """Return a number of bytes as text: in GiB, MiB, KiB or bytes, so that it is at least 1."""
+    for size, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if count >= size:
+            return f"{count / size:,.1f} {unit}"
+    return f"{count:,.0f} bytes"
 
 
 def free_memory(container: Path = Path("/sys/fs/cgroup")) -> int:

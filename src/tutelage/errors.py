@@ -103,6 +103,11 @@ def did_you_mean(word: str, words: Iterable[str], most: int = 3) -> str:
     return f"did you mean {' or '.join(repr(w) for w in near)}?" if near else ""
 
 
+def number_of(count: int, one: str, many: str = "") -> str:
+    """Return a number with its word: number_of(1, "class", "classes") == "1 class". many: default: `one` with an s."""
+    return f"{count:,} {one if count == 1 else many or f'{one}s'}"
+
+
 def shown(items: Iterable[object], most: int = 5) -> str:
     """Return a list as text for a sentence: the first `most` items, then how many more there are."""
     items = list(items)

@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import shutil
+import tomllib
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -22,6 +23,7 @@ import tomli_w
 
 from tutelage.errors import TutelageError
 from tutelage.json_object import JSON
+from tutelage.regular_file import json_of, regular, text_in
 
 TEMPORARY = ".tutelage-partial-"  # what the names of files and folders being written begin with
 _numbers = itertools.count()
@@ -61,7 +63,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     temporary = temporary_beside(path)
     try:
         yield temporary
-        with temporary.open("rb") as file:
+        with temporary.open("rb+") as file:  # Windows writes back only what is open for writing
             os.fsync(file.fileno())
         temporary.replace(path)
     except Exception as error:
@@ -91,14 +93,25 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path) -> Any:  # whatever the file holds
-    """Return the content of a JSON file; None if it does not exist.
+def files_below(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    """Yield the files below a folder, each with its status; those that another process removes meanwhile are left out."""
+    for place, _, names in os.walk(folder):
+        for name in names:
+            path = Path(place, name)
+            with contextlib.suppress(OSError):
+                yield path, path.stat()
+
+
+def read_json(path: Path) -> Any:  # a JSON object, whose values depend on the file
+    """Return the content of a JSON file, an object; None if it does not exist.
 
     Raises:
         TutelageError: it is damaged.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(found := json_of(text_in(path)), dict):
+            return found
+        raise ValueError("a JSON object is expected")
     except FileNotFoundError:
         return None
     except (ValueError, OSError) as error:  # no JSON, no text, no file
@@ -107,8 +120,16 @@ def read_json(path: Path) -> Any:  # whatever the file holds
 
 def damaged(path: Path, error: object) -> TutelageError:
     """Return the error for a file of ours that holds something else."""
-    hint = "restore it, or remove the folder that holds it: the same command re-creates it"
+    hint = "restore it, or remove the folder that holds it and repeat `tutelage run`"
     return TutelageError(f"{path} is not as tutelage wrote it: {error}", hint)
+
+
+def toml_of(text: str) -> JSON:
+    """Parse TOML. Raises ValueError: it is none, or is nested too deeply."""
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def toml(tables: JSON) -> str:
@@ -122,6 +143,7 @@ def _without_none(table: JSON) -> JSON:
 
 def file_hash(path: Path) -> str:
     """Return the SHA-256 (hex) of a file."""
+    regular(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -135,7 +157,10 @@ def intact(path: Path, stage: Path | None = None) -> Path:
     Raises:
         TutelageError: the file is missing, or not the one that the stage wrote.
     """
-    hashes = (read_json((stage or path.parent) / "result.json") or {}).get("files", {})
+    result = (stage or path.parent) / "result.json"
+    hashes = (read_json(result) or {}).get("files", {})
+    if not isinstance(hashes, dict):
+        raise damaged(result, "files is no object")
     name = path.relative_to(stage.parent).as_posix() if stage else path.name
     if not path.is_file() or hashes.get(name, digest := file_hash(path)) != digest:
         message = f"{path} is {'not the file that the run wrote' if path.is_file() else 'missing'}"

@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import time
-import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
@@ -27,15 +26,19 @@ from tutelage.files import (
     remove_leftovers,
     temporary_beside,
     toml,
+    toml_of,
     unused_beside,
     write_json,
     write_text,
 )
 from tutelage.json_object import JSON
+from tutelage.regular_file import bytes_in, text_in
+from tutelage.settings import declared, resolve
 from tutelage.settings.command_flags import FREE
+from tutelage.settings.shared_flags import Views
+from tutelage.settings.stored import DEFAULT, same_place, stored
 
 SETTINGS = "settings.toml"
-DEFAULT = "default"  # stands for None in settings.toml, since TOML has no null
 FORMER = "transfer_set"  # folder of the first stage before it had the name of its command
 LOCK = ".lock"
 HOLDER = re.compile(rb"tutelage, process (\d+)")  # what the lock of a run says
@@ -65,8 +68,13 @@ def check_owner(folder: Path) -> None:
     if not folder.is_dir():
         return
     lock = b""
-    with contextlib.suppress(FileNotFoundError, PermissionError):  # Windows lets nobody else read a lock that is held
-        lock = (folder / LOCK).read_bytes()
+    try:
+        lock = bytes_in(folder / LOCK)
+    except (FileNotFoundError, PermissionError):  # Windows lets nobody else read a lock that is held
+        pass
+    except OSError as error:  # no file
+        message = f"--out {folder} contains a .lock that cannot be read: {error.strerror}"
+        raise TutelageError(message, "choose another --out") from error
     run = bool(HOLDER.fullmatch(lock)) or _names_tutelage(folder / SETTINGS)
     if lock and not HOLDER.fullmatch(lock) and not (run and lock.isdigit()):
         message = f"--out {folder} contains a .lock file that belongs to another program"
@@ -78,18 +86,9 @@ def check_owner(folder: Path) -> None:
 
 def _names_tutelage(settings: Path) -> bool:
     try:
-        return "tutelage" in tomllib.loads(settings.read_text(encoding="utf-8")).get("versions", {})
-    except (OSError, ValueError, AttributeError):
+        return "tutelage" in toml_of(text_in(settings)).get("versions", {})
+    except (OSError, ValueError, TypeError):
         return False
-
-
-def same_place(one: object, other: object) -> bool:
-    """Whether two values of a setting are equal, or name the same file or folder, such as a relative and an absolute path."""
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(same_place, one, other))
-    if isinstance(one, str) and isinstance(other, str) and one != other:
-        return os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other)
-    return one == other
 
 
 class Run:
@@ -110,7 +109,7 @@ class Run:
         except filelock.Timeout as error:
             holder = None
             with contextlib.suppress(OSError):  # Windows lets nobody else read it
-                holder = HOLDER.fullmatch(lock.read_bytes())
+                holder = HOLDER.fullmatch(bytes_in(lock))
             message = f"--out {self.path} is in use by process {holder[1].decode() if holder else 'unknown'}"
             raise TutelageError(message, "wait until it ends, or choose another --out") from error
         except OSError as error:
@@ -132,17 +131,24 @@ class Run:
         """Return the content of settings.toml; an empty dict in a new folder."""
         self._check_version()
         try:
-            return tomllib.loads((self.path / SETTINGS).read_text(encoding="utf-8"))
+            found = toml_of(text_in(self.path / SETTINGS))
+            if odd := [name for name, table in found.items() if not isinstance(table, dict)]:
+                raise ValueError(f"{shown(odd)} is no table")
+            return found
         except FileNotFoundError:
             return {}
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-            message = f"{self.path / SETTINGS} is not as tutelage wrote it: {error}"
-            raise TutelageError(message, "restore it, or use --overwrite") from error
+        except (ValueError, OSError) as error:  # no TOML, no text, no file
+            message = f"{self.path / SETTINGS} is not as tutelage wrote it: {getattr(error, 'strerror', None) or error}"
+            raise TutelageError(message, "restore it, or run `tutelage run ... --overwrite`") from error
 
     def chosen(self) -> JSON:
         """Return the settings of the run, without those that are left to their default."""
-        kept = self.settings().get("settings", {})
-        return {"resize": "squash"} | {name: value for name, value in kept.items() if value != DEFAULT}
+        kept = {name: value for name, value in self.settings().get("settings", {}).items() if value != DEFAULT}
+        try:
+            resolve(Views, {name: value for name, value in kept.items() if name in declared(Views)})
+        except TutelageError as error:
+            raise damaged(self.path / SETTINGS, str(error).partition("\n")[0]) from error
+        return {"resize": "squash"} | kept
 
     def claim(self, settings: JSON, overwrite: bool, stages: dict[str, frozenset[str]] | None = None) -> Path | None:
         """Write the settings; refuse when the folder holds a run with different ones.
@@ -166,11 +172,11 @@ class Run:
             if not overwrite:
                 raise
             old, before = self.move_aside(None if stages is None else [*stages, SETTINGS]), {}
-        mine = {name: DEFAULT if value is None else value for name, value in settings.items()}
+        mine = {name: stored(name, value) for name, value in settings.items()}
         differing = {
             name: f"{name}: {before[name]} -> {value}"
             for name, value in sorted(mine.items())
-            if not self._free(name) and not same_place(before.get(name, value), value)
+            if not self._free(name) and not same_place(stored(name, before.get(name, value)), value)
         }
         if differing and not self._begun():
             before, differing = {}, {}
@@ -239,10 +245,9 @@ class Run:
 
     def kept(self, stage: str) -> JSON | None:
         """Return the content of a stage's result.json, whatever its inputs; None without one."""
-        path = self.path / stage / "result.json"
-        found = read_json(path)
-        if found is not None and not isinstance(found, dict):
-            raise damaged(path, "a JSON object is expected")
+        found = read_json(path := self.path / stage / "result.json")
+        if found is not None and stage in TRAINED and "outputs" not in found:
+            raise damaged(path, "it lacks outputs")
         return found
 
     def done(self, stage: str, inputs: str) -> JSON | None:
@@ -338,7 +343,10 @@ class Clock:
 
     def __init__(self, path: Path):
         self._path = path
-        self._before: float = (read_json(path) or {"seconds": 0.0})["seconds"]
+        before = (read_json(path) or {"seconds": 0.0}).get("seconds")
+        if not isinstance(before, int | float):
+            raise damaged(path, "it lacks the number of seconds")
+        self._before: float = before
         self._start = self._saved = time.monotonic()
 
     def tick(self, force: bool = False) -> float:

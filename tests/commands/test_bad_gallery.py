@@ -248,3 +248,11 @@ def test_the_target_set_inside(tutelage, task):
     assert result(task)["duplicates"] == 18
     assert len(chosen(task)) == 24
     assert not [name for name in chosen(task) if name.startswith("mine")]
+
+
+def test_more_for_each_query_than_there_is(tutelage, task):
+    """The message names the flag that was given."""
+    text = refused(tutelage(*task.words("curate", "--per-query", "500")))
+    assert "--per-query 500 asks for 9,000 images, more than the 42 images that can be used" in text
+    assert "lower --per-query" in text
+    assert "--total" not in text

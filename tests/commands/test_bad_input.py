@@ -29,6 +29,7 @@ import tutelage as package
 from conftest import BEGUN, KNOWN, MODELS, Task, draw, environment, make_task, refused, rejected
 from tutelage.data.manifest import load_task
 from tutelage.errors import TutelageError
+from tutelage.files import write_json
 from tutelage.run_folder import Run
 
 # The command line and the TOML file
@@ -365,7 +366,7 @@ def test_class_with_one_image_and_test_classes_without_train(tutelage, task):
         (task.target / "train" / "c0" / f"{i}.png").unlink()
     draw(task.target / "test" / "c3" / "0.png", 3, 99)
     text = refused(tutelage(*task.words()))
-    assert "have one train image: c0" in text
+    assert "1 class has one train image: c0" in text
     assert "test has classes that train lacks: c3" in text
     assert task.files() == BEGUN
 
@@ -687,7 +688,7 @@ def test_a_broken_settings_file(tutelage, task):
     """A settings.toml that cannot be read is refused; --overwrite moves it aside."""
     assert tutelage(*task.words("curate")).returncode == 0
     (task.out / "settings.toml").write_text("x = [")
-    assert "use --overwrite" in refused(tutelage(*task.words("curate", "--dedup", "none")))
+    assert "`tutelage run ... --overwrite`" in refused(tutelage(*task.words("curate", "--dedup", "none")))
     assert tutelage(*task.words("curate", "--overwrite")).returncode == 0
     (old,) = task.out.parent.glob("first.old-*")
     assert (old / "settings.toml").read_text() == "x = ["
@@ -780,6 +781,46 @@ def test_students_that_cannot_be_trained_so(task, student, size, objective):
         )  # fmt: skip
     assert "another student" in error.value.hint or "another --student" in error.value.hint
     assert not task.out.exists()
+
+
+@pytest.mark.parametrize("task_name", ["classification", "segmentation"])
+def test_teachers_that_cannot_take_their_size(task, task_name):
+    """A teacher that its size does not suit is refused before anything is read or written, and so is a student for masks."""
+    models = {"teacher": "haloregnetz_b", "teacher_weights": "scratch", "teacher_size": 64}
+    where = {"target": str(task.target), "gallery": [str(task.gallery)], "out": str(task.out), "task": task_name}
+    with pytest.raises(TutelageError, match="--teacher haloregnetz_b cannot be used at 64 pixels") as error:
+        package.curate(**where, **models, student="test_resnet", student_size=32)
+    assert "another --teacher" in error.value.hint
+    if task_name == "segmentation":
+        models |= {"teacher": "test_efficientnet", "student": "haloregnetz_b", "student_size": 64}
+        with pytest.raises(TutelageError, match="--student haloregnetz_b cannot be used at 64 pixels"):
+            package.run(**where, **models, student_weights="scratch")
+    assert not task.out.exists()
+
+
+@pytest.mark.parametrize("stage", ["baseline", "committee"])
+def test_students_that_cannot_be_trained_on_labels(tmp_path, stage):
+    """The stages that train on labels only try the student too."""
+    write_json(tmp_path / "run" / "curate" / "result.json", {"outputs": "now", "task": "classification"})
+    (tmp_path / "run" / "settings.toml").write_text('[versions]\ntutelage = "0"\n')
+    student = {"student": "haloregnetz_b", "student_size": 64, "student_weights": "scratch"}
+    with pytest.raises(TutelageError, match="--student haloregnetz_b at 64 pixels cannot be trained on labels"):
+        getattr(package, stage)(out=str(tmp_path / "run"), **student, steps=1)
+    assert not (tmp_path / "run" / stage).exists()
+
+
+def test_the_average_of_layers_that_share_weights():
+    """`dino` takes its targets from the average of a student whose layers share weights, too."""
+    import torch
+
+    from tutelage.distillation.self_distillation import averaged
+    from tutelage.models.students import DINOStudent, build_student
+    from tutelage.training.optimization import EMA
+
+    module = DINOStudent(build_student("coat_lite_tiny", 2, size=32).module, 32).eval()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.allclose(averaged(module, EMA(module).state, images), module(images), atol=1e-5)
 
 
 @pytest.mark.slow

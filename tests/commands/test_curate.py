@@ -158,7 +158,7 @@ def test_an_inverted_file_that_memory_does_not_hold(data, go, tutelage, tmp_path
         monkeypatch.setattr("tutelage.curation.ivf.OVERHEAD", 2**33)
     done = tutelage(*words(data, tmp_path / "asked", "--memory", "4", "--index", "ivf"))
     assert done.returncode == 2
-    assert "error: --index ivf: 4,096 MB of memory is too little for an approximate index of" in done.stderr
+    assert "error: --index ivf: 4.0 GiB of memory is too little for an approximate index of" in done.stderr
     assert "hint: use --index exact, which reads the rows block by block, or a larger --memory" in done.stderr
 
 

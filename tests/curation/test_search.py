@@ -174,9 +174,9 @@ def test_little_memory_changes_nothing():
     vectors = Counting((rows,), mean_of((rows,)))
     plenty = search(vectors, queries, 1500)
     passes[0] = 0
-    with pytest.raises(TutelageError, match=r"10 MB of memory .*, which need \d+ MB\nhint: ") as refused:
+    with pytest.raises(TutelageError, match=r"10\.0 MiB of memory .*, which need \d+ MiB\nhint: ") as refused:
         search(vectors, queries, 1500, memory=10 << 20)
-    least = int(re.findall(r"need (\d+) MB", str(refused.value))[0])  # it depends on the number of threads
+    least = int(re.findall(r"need (\d+) MiB", str(refused.value))[0])  # it depends on the number of threads
     assert same(search(vectors, queries, 1500, memory=least << 20, advance=told.append), plenty)
     assert passes == [1]
     assert sum(told) == len(rows)
@@ -348,7 +348,7 @@ def test_the_inverted_file_finds_most_neighbours_and_tells_how_many():
     small = Vectors((rows[:70],), None)
     assert search_ivf(small, queries, 10)[2] > 0.97  # it looks into all 8 lists: only rounding is left
     with pytest.raises(
-        TutelageError, match=r"approximate index of 1[56],.* rows, which needs .* MB\nhint: use --index exact"
+        TutelageError, match=r"approximate index of 1[56],.* rows, which needs .* MiB\nhint: use --index exact"
     ):
         search_ivf(vectors, queries, 10, usable=usable, memory=1 << 20)
     few = np.zeros(len(rows), dtype=bool)

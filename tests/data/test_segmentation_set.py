@@ -327,8 +327,8 @@ def test_classes_that_train_or_test_lack(tutelage, place):
             mask = np.array(Image.open(path))
             Image.fromarray(np.where(mask == lost, 0, mask).astype(np.uint8)).save(path)
     text = refused(curate(tutelage, place))
-    assert "no pixel of 1 classes in the 6 train images: square" in text
-    assert "no pixel of 1 classes in the 4 test images: disc" in text
+    assert "no pixel of 1 class in the 6 train images: square" in text
+    assert "no pixel of 1 class in the 4 test images: disc" in text
 
 
 def test_masks_of_black_and_white(tutelage, place):
@@ -338,7 +338,7 @@ def test_masks_of_black_and_white(tutelage, place):
     file = place / "target" / "classes.txt"
     file.write_text("background\ncrack\n")
     text = refused(curate(tutelage, place))
-    assert "no pixel of 1 classes in the 6 train images: crack" in text
+    assert "no pixel of 1 class in the 6 train images: crack" in text
     assert "write `name 0 0 0` and `name 255 255 255` into classes.txt" in text
     file.write_text("background 0 0 0\ncrack 255 255 255\n")
     assert curate(tutelage, place).returncode == 0
@@ -496,3 +496,12 @@ def test_an_image_listed_twice(drawn, tmp_path, other: str):
     again = [rows[0][0], rows[1][1], "train"] if other == "mask" else [*rows[0][:2], "test"]
     with pytest.raises(TutelageError, match="1 images are listed twice with two masks, splits or groups"):
         read_dense_set(write(again))
+
+
+def test_a_list_from_windows(drawn, tmp_path):
+    """Backslashes in a list are read as slashes."""
+    place = Path(shutil.copytree(drawn / "target", tmp_path / "place"))
+    names = [path.relative_to(place / "images") for path in sorted((place / "images").rglob("*")) if path.is_file()]
+    rows = [f"images/{name},masks/{name.with_suffix('.png')},{name.parts[0]}".replace("/", "\\") for name in names]
+    (place / "list.csv").write_text("\n".join(["image,mask,split", *rows]))
+    assert same(read_dense_set(place / "list.csv"), read_dense_set(place))

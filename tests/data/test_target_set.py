@@ -777,7 +777,7 @@ def test_class_folders_without_images(tmp_path, place):
     prefix = "train/" if "/" in place else ""
     put(tmp_path, {f"{prefix}cat": 6, f"{prefix}dog": 6, place: 0})
     (tmp_path / place / "notes.md").write_text("no photos yet")
-    with pytest.raises(TutelageError, match=f"1 class folders hold no images: {place}") as error:
+    with pytest.raises(TutelageError, match=f"1 class folder holds no images: {place}") as error:
         read_target_set(tmp_path)
     assert "--classes" in error.value.hint
     assert read_target_set(tmp_path, classes=["cat", "dog"]).classes == ("cat", "dog")
@@ -833,7 +833,7 @@ def test_webdataset_tars(tmp_path, form, layout):
 def test_tars_without_labels(tmp_path):
     """Tars of images without labels are one error with the forms that are read; images without a label among others are listed."""
     tar_of(tmp_path / "0.tar", {"a.jpg": PNG, "a.txt": b"a caption"})
-    with pytest.raises(TutelageError, match=r"no image in 1 tar files has a label, such as 0\.tar/a\.jpg") as error:
+    with pytest.raises(TutelageError, match=r"no image in it has a label, such as 0\.tar/a\.jpg") as error:
         read_target_set(tmp_path)
     assert "put a .cls or a .json with a key label beside each image" in error.value.hint
     tar_of(tmp_path / "1.tar", samples(["cat", "dog"] * 3, "json") | {"b.jpg": PNG, "c.jpg": PNG, "c.json": b"[1, 2"})
@@ -963,3 +963,12 @@ def test_a_damaged_compressed_tar(tmp_path):
     assert found.classes == ("cat", "dog")
     assert 4 < len(found.refs) < 20
     assert any("images before that are used" in bad.reason for bad in found.rejected)
+
+
+def test_classes_that_are_called_like_splits_alone(tmp_path):
+    """Classes `train` and `test` alone are told to be read as splits, and what to do."""
+    with pytest.raises(TutelageError, match="lies in no class folder") as error:
+        read_target_set(put(tmp_path, {"train": 3, "test": 3}))
+    assert error.value.hint.startswith(
+        "test and train are read as splits; rename them, or use a list, if they are classes"
+    )

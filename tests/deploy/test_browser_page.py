@@ -7,8 +7,11 @@ import hashlib
 import http.client
 import io
 import json
+import runpy
+import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import urllib.error
@@ -23,9 +26,10 @@ from PIL import Image
 
 import tutelage as package
 from browser import CHROMIUM, NO_CHROMIUM, told_in_browser
-from conftest import environment
+from conftest import environment, refused
 from tutelage.data.decode import decode, fit
 from tutelage.deploy import browser
+from tutelage.deploy.predict_bundle import predict_file
 
 SIZE, SHORT_SIDE = 32, 48
 LABELS = ["<b>red</b> & more", "green", "blue"]
@@ -283,6 +287,7 @@ def test_serve(export, tmp_path):
             urllib.request.urlopen(f"{address}sub/private.txt")
         for host, status in (
             ("localhost:1", 200),
+            ("LocalHost", 200),
             ("127.0.0.1", 200),
             ("example.com", 403),
             ("127.0.0.1.example.com:80", 403),
@@ -292,9 +297,14 @@ def test_serve(export, tmp_path):
             connection.request("GET", "/", headers={"Host": host})
             answer = connection.getresponse()
             assert (answer.status, bool(answer.read())) == (status, True), host
+        for request in (b"", b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"):  # and closed before the answer
+            with socket.create_connection(("127.0.0.1", int(address.split(":")[2].strip("/")))) as early:
+                early.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                early.sendall(request)
+        assert urllib.request.urlopen(address).status == 200
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=10) == 0
-        assert "Traceback" not in process.stderr.read()
+        assert process.stderr.read() == ""
     finally:
         process.kill()
         process.communicate()
@@ -342,7 +352,10 @@ def file_as_out(folder: Path, tmp_path: Path) -> None:
         (spoil_hash, ["labels.txt (changed), preprocess.json (missing)", "export again"]),
         (spoil_size, ["model.onnx is 201 MB", "at most 200 MB", "a smaller student"]),
         (spoil_version, ["model.onnx has ONNX IR version 14", "version 13 or less", "export again"]),
-        (spoil_about, ["preprocess.json: resize: Input should be 'squash', 'crop' or 'pad'", "export again"]),
+        (
+            spoil_about,
+            ["preprocess.json does not fit its model: resize is 'stretch', not squash, crop or pad", "export again"],
+        ),
         (other_page, ["its index.html was not written by tutelage demo-page", "another --out"]),
         (file_as_out, ["/page is a file", "--out"]),
     ],
@@ -389,3 +402,79 @@ def test_a_port_that_is_taken(export, tutelage, tmp_path):
     assert f"choose another --port ({port + 1}" in done.stderr
     assert not (tmp_path / "page").exists()
     assert "less than or equal to 65535" in tutelage("demo-page", "x", "--out", "y", "--port", "70000").stderr
+
+
+def changed(**values: object) -> Callable[[Path], None]:
+    """A function that gives keys of preprocess.json other values; of None, removes them."""
+
+    def change(folder: Path) -> None:
+        about = {**json.loads((folder / "preprocess.json").read_text()), **values}
+        kept = {name: value for name, value in about.items() if value is not None}
+        (folder / "preprocess.json").write_text(json.dumps(kept))
+
+    return change
+
+
+def written(name: str, data: bytes) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (changed(size=None), "size is None, not 1 to 2048 pixels"),
+        (changed(size="large"), "size is 'large'"),
+        (changed(size=10**6), "size is 1000000"),
+        (changed(mean=[0.5]), "mean is [0.5], not three numbers"),
+        (changed(std=[1, 1, 0]), "std is [1, 1, 0], not three numbers above 0"),
+        (changed(input=None), "input is None"),
+        (changed(input={"name": [1], "dtype": {}, "layout": "NCHW"}), "input is {'name': [1]"),
+        (changed(decode_short_side="x"), "decode_short_side is 'x'"),
+        (changed(unsure_below="often"), "unsure_below is 'often'"),
+        (written("preprocess.json", b"[1]"), "a JSON object is expected"),
+        (written("preprocess.json", b"\xff\xfe{"), "it is no JSON"),
+        (written("preprocess.json", b"[" * 100_000), "it is nested too deeply"),
+        (written("labels.txt", b"red\xff\ngreen\nblue\n"), "labels.txt does not fit its model: it is not UTF-8"),
+        (written("labels.txt", b"red\n"), "labels.txt"),
+    ],
+)
+def test_contents_that_cannot_be(export, tutelage, tmp_path, change, said):
+    """Files whose hashes fit and whose contents do not are one error: of `predict`, of the export's own predict.py, and of the page."""
+    folder = Path(shutil.copytree(export, tmp_path / "export"))
+    change(folder)
+    seal(folder)
+    (tmp_path / "a.png").write_bytes(png(noise(20, 20, 0)))
+    words = (str(folder), str(tmp_path / "a.png"), "--out", str(tmp_path / "a.csv"))
+    text = refused(tutelage("predict", *words))
+    assert said in text
+    assert "export again" in text
+    if said != "labels.txt":  # how many classes the page's model has, only its export.json says
+        assert said in refused(tutelage("demo-page", str(folder), "--out", str(tmp_path / "page")))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "export"]
+
+
+@pytest.mark.parametrize("recommended", [None, ["model.onnx"], "predict.py"])
+def test_a_recommendation_that_cannot_be(export, tutelage, tmp_path, recommended):
+    """An export.json that recommends no model of the folder is one error."""
+    folder = Path(shutil.copytree(export, tmp_path / "export"))
+    about = {**json.loads((folder / "export.json").read_text()), "recommended": recommended}
+    (folder / "export.json").write_text(json.dumps(about))
+    for words in (("predict", str(folder), str(tmp_path)), ("demo-page", str(folder), "--out", str(tmp_path / "page"))):
+        assert f"recommended is {recommended!r}" in refused(tutelage(*words))
+
+
+def test_the_file_of_the_export_checks_the_same(export, tmp_path, capsys):
+    """predict.py of the export, one file, refuses what `tutelage predict` refuses."""
+    folder = Path(shutil.copytree(export, tmp_path / "export"))
+    (folder / "predict.py").write_text(predict_file("0"))
+    code = runpy.run_path(str(folder / "predict.py"))
+    (tmp_path / "a.png").write_bytes(png(noise(20, 20, 0)))
+    words = [str(tmp_path / "a.png"), "--out", str(tmp_path / "a.csv")]
+    assert code["main"](folder, words) == 0
+    changed(mean=[0.5])(folder)
+    seal(folder)
+    assert code["main"](folder, words) == 2
+    assert "mean is [0.5], not three numbers" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        code["main"](folder, [*words, "--threads", "99999999"])
+    assert "1 to 1024" in capsys.readouterr().err

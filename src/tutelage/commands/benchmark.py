@@ -15,7 +15,7 @@ from tutelage.deploy import runtime
 from tutelage.deploy.export_folder import write_about
 from tutelage.deploy.timing import in_turn
 from tutelage.device import cpu
-from tutelage.files import read_json, write_json
+from tutelage.files import write_json
 from tutelage.image_size import sides
 from tutelage.json_object import JSON
 from tutelage.pipeline.finished_exports import export_folder, finished
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 BATCHES = (1, 32)
 EAGER = "PyTorch eager"
 MEMORY = """
-import resource
 from pathlib import Path
 import numpy as np
 {load}
@@ -41,7 +40,11 @@ for _ in range(3):
     run(np.zeros({shape}, np.{dtype}))
 status = Path("/proc/self/status")  # on Linux ru_maxrss is at least that of the parent
 marks = [line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM")] if status.exists() else []
-print(int(marks[0]) / 2**10 if marks else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+if marks:
+    print(int(marks[0]) / 2**10)
+else:
+    from tutelage.device import peak_bytes
+    print(peak_bytes() / 2**20)
 """
 LOAD_ONNX = """
 import onnxruntime
@@ -72,8 +75,8 @@ def benchmark(settings: BenchmarkSettings) -> BenchmarkResult:
     place = place.absolute().parent if (place / runtime.EXPORT).exists() else place
     entry, folder = finished(place)["finetune"]["student"], export_folder(str(place))
     about = runtime.checked(folder)
-    preprocess = read_json(folder / runtime.ABOUT)
-    student = load_student(place / "finetune", StudentEntry(**entry), about["classes"])
+    preprocess, labels = runtime.contents(folder, about)
+    student = load_student(place / "finetune", StudentEntry(**entry), len(labels))
     files = [name for name in runtime.NAMES.values() if name in about["files"]]
     rows: list[JSON] = []
     usual, cores = torch.get_num_threads(), cpu()["cores"]
@@ -86,8 +89,8 @@ def benchmark(settings: BenchmarkSettings) -> BenchmarkResult:
     if torch.cuda.is_available():
         for batch in BATCHES:
             rows += _timed(student, {}, preprocess, 0, batch, "cuda")
-    sizes, machine = _sizes(place, folder, files, entry, about), cpu()
-    result = {"machine": machine, "size": student.size, "rows": rows, "files": sizes, "versions": about["versions"]}
+    sizes, machine = _sizes(place, folder, files, entry, preprocess, len(labels)), cpu()
+    result = {"machine": machine, "size": student.size, "rows": rows, "files": sizes, "versions": about.get("versions")}
     write_json(folder / "benchmark.json", result)
     write_about(folder, {**about, "added": ["benchmark.json"]})
     return BenchmarkResult(**result)
@@ -118,10 +121,12 @@ def _timed(student: Student, sessions: Sessions, preprocess: JSON, threads: int,
     return [{"model": one, **where, **time, "times_as_fast": eager / time["median_ms"]} for one, time in times.items()]
 
 
-def _sizes(run: Path, folder: Path, files: list[str], entry: JSON, about: JSON) -> dict[str, dict[str, float]]:
+def _sizes(
+    run: Path, folder: Path, files: list[str], entry: JSON, preprocess: JSON, classes: int
+) -> dict[str, dict[str, float]]:
     """Return bytes on disk, and peak resident memory of a new process that runs one image, Python and its libraries included."""
-    (height, width), given = sides(about["size"]), read_json(folder / runtime.ABOUT)["input"]
-    student = {"folder": str(run / "finetune"), "about": entry, "classes": about["classes"]}
+    (height, width), given = sides(preprocess["size"]), preprocess["input"]
+    student = {"folder": str(run / "finetune"), "about": entry, "classes": classes}
     peak = _peak(LOAD_TORCH.format(**student), (1, 3, height, width), "float32")
     sizes = {EAGER: {"bytes": (run / "finetune" / "weights.safetensors").stat().st_size, "peak_mib": peak}}
     shape = (1, height, width, 3) if given["dtype"] == "uint8" else (1, 3, height, width)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tutelage.data.block_cache import is_entry, remove_entry
 from tutelage.errors import TutelageError
-from tutelage.files import read_json
+from tutelage.files import files_below, read_json
 from tutelage.progress import logger
 from tutelage.results import CacheResult
 from tutelage.settings import command
@@ -25,14 +25,17 @@ def cache(settings: CacheSettings) -> CacheResult:
         raise TutelageError(f"--cache {folder} is not a folder", "use the cache folder (cache/ beside the run folders)")
     entries, removed = [], []
     for path in sorted(p for p in folder.iterdir() if is_entry(p)):
-        files = [p.stat() for p in path.rglob("*") if p.is_file()]
-        used = (p.stat() for p in path.rglob("*") if p.is_file() and p.name != "about.json")  # that one is read here
-        days = (time.time() - max((max(s.st_mtime, s.st_atime) for s in used), default=0)) / 86400
+        about = read_json(path / "about.json")
+        if about is None:  # another process has just removed it
+            continue
+        files = list(files_below(path))
+        used = (max(s.st_mtime, s.st_atime) for p, s in files if p.name != "about.json")  # that one is read here
+        days = (time.time() - max(used, default=0)) / 86400
         entries.append(
             {
                 "name": path.name,
-                "what": read_json(path / "about.json")["what"],
-                "gib": sum(s.st_size for s in files) / 2**30,
+                "what": about["what"],
+                "gib": sum(s.st_size for _, s in files) / 2**30,
                 "days": days,
             }
         )

@@ -15,16 +15,17 @@ from pathlib import Path
 
 from tutelage.commands.curate import curate
 from tutelage.commands.run import walk
-from tutelage.errors import TutelageError
+from tutelage.errors import TutelageError, number_of
 from tutelage.files import toml, write_text
 from tutelage.json_object import JSON
 from tutelage.pipeline.preflight import preflight
 from tutelage.pipeline.stage import open_run, settings_of
 from tutelage.progress import duration, logger, processes
 from tutelage.results import CurationResult, StudyEstimate, StudyResult
-from tutelage.run_folder import DEFAULT, STUDY, folder_name
+from tutelage.run_folder import STUDY, folder_name
 from tutelage.settings import command, declared, resolve
 from tutelage.settings.command_flags import CompareSettings, RunSettings
+from tutelage.settings.stored import DEFAULT
 from tutelage.study.methods import Variant, clip_weights, numbers, variants_of
 from tutelage.study.records import check_data, kept_record, write_record
 from tutelage.study.results_table import Record, record_name
@@ -58,8 +59,10 @@ def compare(settings: CompareSettings) -> StudyResult | StudyEstimate:
     done = [kept_record(kept, *work.identity(*one)) for one in plan]
     check_data(kept, [(record, work.identity(*one)[3]) for record, one in zip(done, plan, strict=True) if record])
     todo = [one for one, record in zip(plan, done, strict=True) if record is None]
-    counts = f"{len(chosen)} methods x {len(amounts)} budgets x {len(draws)} seeds"
-    logger.info(f"{len(plan)} runs: {counts}; {len(plan) - len(todo)} are done")
+    counts = " x ".join(
+        number_of(len(many), one) for one, many in (("method", chosen), ("budget", amounts), ("seed", draws))
+    )
+    logger.info(f"{number_of(len(plan), 'run')}: {counts}; {len(plan) - len(todo)} are done")
     impossible = work.impossible({one[0].name: one for one in reversed(todo)}, first_start=len(todo) == len(plan))
     if settings.dry_run:
         from tutelage.study.cost_estimate import estimate

@@ -147,11 +147,14 @@ def _choose(
             continue
         queries = encoder.queries(labelled, pool.vectors.mean)
         if wanted is not None and wanted > free > 0 and not settings.smoke:
-            raise TutelageError(
-                f"--total {settings.total or wanted + len(labels)} is more than the {free + len(labels):,} images "
-                f"that can be used: {len(labels):,} labelled and {free:,} of the gallery's own",
-                "lower --total, or add another --gallery",
-            )
+            usable = f"{free + len(labels):,} images that can be used: {len(labels):,} labelled and {free:,} of the gallery's own"
+            asked, flag = f"--total {settings.total} is more than the {usable}", "--total"
+            if settings.per_query:
+                asked, flag = (
+                    f"--per-query {settings.per_query} asks for {wanted:,} images, more than the {usable}",
+                    "--per-query",
+                )
+            raise TutelageError(asked, f"lower {flag}, or add another --gallery")
         request = SelectionRequest(
             settings.strategy,
             free if wanted is None or wanted > free > 0 else wanted,

@@ -23,7 +23,16 @@ from tutelage.json_object import JSON
 from tutelage.metrics import log_softmax
 from tutelage.pipeline.stage import open_run
 from tutelage.progress import Advance, logger, progress
-from tutelage.results import AdaptationResult, CommitteeResult, EvaluationResult, StudentEntry
+from tutelage.results import (
+    AdaptationResult,
+    CommitteeResult,
+    CurationResult,
+    DistillationResult,
+    EvaluationResult,
+    FinetuneResult,
+    StudentEntry,
+    StudentResult,
+)
 from tutelage.run_folder import TRAINED, Run
 from tutelage.settings import command, declared
 from tutelage.settings.command_flags import EvaluateSettings
@@ -44,6 +53,14 @@ if TYPE_CHECKING:
 
 TIMED_FLOPS = 1e12  # for one image, about half a minute on one thread; a larger teacher is not timed
 LEARNT_ON = 1000  # images of the transfer set on which student and teacher are compared
+MADE = {  # stage -> what its result.json holds
+    "curate": CurationResult,
+    "adapt": AdaptationResult,
+    "committee": CommitteeResult,
+    "distill": DistillationResult,
+    "baseline": StudentResult,
+    "finetune": FinetuneResult,
+}
 STUDENTS = {"distilled": "distill", "baseline": "baseline", "delivered": "finetune"}  # model -> its folder
 NAMED = 20  # largest number of unusable images that a message names
 
@@ -60,6 +77,9 @@ def evaluate(settings: EvaluateSettings) -> EvaluationResult:
     with open_run(settings) as (run, cache_dir):
         kept = run.chosen()
         stages = _results(run)
+        for name, result in stages.items():
+            if result:
+                MADE[name](**result)  # a file that holds something else is an error
         inputs = hash_of(["evaluate", kept["resize"], {name: one and one["outputs"] for name, one in stages.items()}])
         if settings.target is None and (done := run.done("evaluate", inputs)):
             write_page(run.path)

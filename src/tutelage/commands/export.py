@@ -62,7 +62,7 @@ def export(settings: ExportSettings) -> ExportResult:
         if not settings.no_int8 and few < LEAST_CALIBRATION:
             raise TutelageError(
                 f"{few} images to calibrate int8 with are too few: at least {LEAST_CALIBRATION} are needed, 500 are better",
-                "raise --calibration, use a larger transfer set, or use --no-int8",
+                f"{'raise --calibration' if few < stages['curate']['images']['transfer'] else 'use a larger transfer set'}, or --no-int8",
             )
         job, place = _delivered(run, stages, cache_dir, settings), run.path / "export"
         baked, size = settings.bake_preprocess, job.student.size

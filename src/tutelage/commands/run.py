@@ -20,9 +20,10 @@ from tutelage.pipeline.pilot import pilot as judge
 from tutelage.pipeline.stage import needed, open_run, settings_of
 from tutelage.progress import duration, logger, main_process, processes
 from tutelage.results import Result, RunResult
-from tutelage.run_folder import DEFAULT, Run
+from tutelage.run_folder import Run
 from tutelage.settings import command
 from tutelage.settings.command_flags import RunSettings
+from tutelage.settings.stored import DEFAULT
 
 SMOKE_STEPS, SMOKE_BATCH = 24, 32  # upper limits
 SMOKE_TOTAL, SMOKE_BUDGET = 512, 10  # upper limits; `curate` also looks at only a part of the gallery

@@ -10,6 +10,7 @@ import numpy as np
 
 from tutelage.curation.search import OVERHEAD, checked, search
 from tutelage.curation.vectors import BLOCK, Vectors
+from tutelage.device import memory_text
 from tutelage.errors import TutelageError
 from tutelage.progress import Advance
 
@@ -57,8 +58,8 @@ def search_ivf(
     lists, needed, report = round(math.sqrt(count)), ivf_memory(count, vectors.width), _shared(advance, 2)
     if memory is not None and needed > memory:
         raise TutelageError(
-            f"--index ivf: {memory / 2**20:,.0f} MB of memory is too little for an approximate index of {count:,} rows, "
-            f"which needs {math.ceil(needed / 2**20):,} MB",
+            f"--index ivf: {memory_text(memory)} of memory is too little for an approximate index of {count:,} rows, "
+            f"which needs {math.ceil(needed / 2**20):,} MiB",
             "use --index exact, which reads the rows block by block, or a larger --memory",
         )
     # In half precision. SWIG's declarations do not have the methods' Python arguments

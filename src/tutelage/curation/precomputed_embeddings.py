@@ -21,6 +21,7 @@ from tutelage.data.block_cache import gather
 from tutelage.data.sources import ImageRef
 from tutelage.errors import TutelageError, shown
 from tutelage.files import hash_of
+from tutelage.regular_file import regular, text_in
 
 NAMES = ("id", "image_path", "path", "key", "file", "file_name", "name", "class", "label", "url")
 FORMS = "Parquet with a column of vectors and one of names, or x.npy beside x.txt (one name per line) or x.parquet"
@@ -159,7 +160,7 @@ def _files(path: Path, flag: str) -> list[Path]:
     """Return the files of vectors at a path, in natural order."""
     if not path.exists():
         raise TutelageError(f"{flag} {path}: no such file or folder", f"check the path, and give {FORMS}")
-    if path.is_file():
+    if not path.is_dir():
         return [path]
     inner = path / "img_emb" if (path / "img_emb").is_dir() else path
     found = sorted(inner.glob("*.npy"), key=_natural) or sorted(inner.glob("*.parquet"), key=_natural)
@@ -175,6 +176,7 @@ def _natural(path: Path) -> list[int | str]:
 
 def _read(path: Path, flag: str) -> tuple[list[str], np.ndarray]:
     """Return the names and (n, D) vectors of one file."""
+    _check_regular(path, flag)
     if path.suffix == ".parquet":
         table = _table(path, flag)
         return _names(table, path, flag), _vectors(table, path, flag)
@@ -197,6 +199,14 @@ def _read(path: Path, flag: str) -> tuple[list[str], np.ndarray]:
     return names, rows
 
 
+def _check_regular(path: Path, flag: str) -> None:
+    try:
+        regular(path)
+    except OSError as error:
+        why = f"is {error.strerror}" if path.exists() and not path.is_dir() else f"cannot be read: {error.strerror}"
+        raise TutelageError(f"{flag} {path} {why}", f"give {FORMS}") from error
+
+
 def _names_beside(path: Path, flag: str) -> list[str]:
     """Return the names of a .npy file's rows, read from the file beside it."""
     beside = [path.with_suffix(".txt"), path.with_suffix(".parquet")]
@@ -206,9 +216,10 @@ def _names_beside(path: Path, flag: str) -> list[str]:
     if there is None:
         hint = f"add {' or '.join(map(str, beside))}, in a .txt one name per line"
         raise TutelageError(f"{flag} {path} has no names beside it", hint)
+    _check_regular(there, flag)
     if there.suffix == ".txt":
         try:
-            return there.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+            return text_in(there).removesuffix("\n").split("\n")
         except UnicodeDecodeError as error:
             raise TutelageError(
                 f"{flag} {there} is not UTF-8: {error}", "write it again in UTF-8, one name per line"
@@ -226,13 +237,17 @@ def _table(path: Path, flag: str) -> pa.Table:
 
 
 def _names(table: pa.Table, path: Path, flag: str) -> list[str]:
-    there = [name for name in NAMES if name in table.column_names]
+    there = [name for name in NAMES if table.column_names.count(name) == 1]
     words = [name for name in there if pa.types.is_string(table.schema.field(name).type)]  # numbers are not names
     column = next(iter([*words, *there]), None)
     if column is None:
         message = f"{flag} {path} lacks a column of names (columns: {shown(table.column_names)})"
         raise TutelageError(message, f"rename one to one of {', '.join(NAMES)}")
-    return [str(value) for value in table.column(column).to_pylist()]
+    try:
+        return [str(value) for value in table.column(column).to_pylist()]
+    except (UnicodeDecodeError, pa.ArrowException) as error:
+        hint = "write the names again as text in UTF-8"
+        raise TutelageError(f"{flag} {path}: column {column} cannot be read: {error}", hint) from error
 
 
 def _vectors(table: pa.Table, path: Path, flag: str) -> np.ndarray:

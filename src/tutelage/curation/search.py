@@ -12,6 +12,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from tutelage.curation.vectors import BLOCK, Vectors
+from tutelage.device import memory_text
 from tutelage.errors import TutelageError, shown
 from tutelage.progress import Advance
 
@@ -100,8 +101,8 @@ def _check_memory(width: int, queries: int, k: int, threads: int, memory: int | 
     needed = OVERHEAD + BLOCK * (width * 20 + threads * TILE * 4) + (queries + TILE) * width * 8 + queries * k * 13
     if memory is not None and memory < needed:
         raise TutelageError(
-            f"{memory / 2**20:.0f} MB of memory is too little for {queries} queries with {k} neighbours each, "
-            f"which need {math.ceil(needed / 2**20)} MB",
+            f"{memory_text(memory)} of memory is too little for {queries} queries with {k} neighbours each, "
+            f"which need {math.ceil(needed / 2**20):,} MiB",
             "give more memory, or ask for fewer queries or neighbours",
         )
 

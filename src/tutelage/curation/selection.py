@@ -14,6 +14,7 @@ from tutelage.curation.ivf import ivf_memory, search_ivf
 from tutelage.curation.search import best_query, search
 from tutelage.curation.strategies import Choice
 from tutelage.curation.vectors import Vectors
+from tutelage.device import memory_text
 from tutelage.errors import TutelageError, shown
 from tutelage.progress import logger, progress
 from tutelage.settings.shared_flags import Gallery
@@ -54,8 +55,8 @@ class Pool:
         self.index = "ivf" if many and needed <= self.memory else "exact"
         if many and self.index == "exact":
             logger.info(
-                f"an inverted file over {count:,} images takes {needed / 2**30:.1f} GiB of memory, but the limit is "
-                f"{self.memory / 2**30:.1f} GiB (--memory, or half of what is free): the search is exact, and takes longer"
+                f"an inverted file over {count:,} images takes {memory_text(needed)} of memory, but the limit is "
+                f"{memory_text(self.memory)} (--memory, or half of what is free): the search is exact, and takes longer"
             )
 
     def neighbours(self, queries: np.ndarray, k: int, what: str, exact: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -146,8 +147,8 @@ def check_memory(pool: Pool, count: int, dedup: str) -> None:
     if needed > pool.memory:
         chosen_only = "--dedup candidates, which compares what is chosen"
         raise TutelageError(
-            f"--dedup {dedup} with {count:,} images to compare takes {needed / 2**30:.1f} GiB of memory, "
-            f"and the limit is {pool.memory / 2**30:.1f} GiB (--memory, or half of what is free)",
+            f"--dedup {dedup} with {count:,} images to compare takes {memory_text(needed)} of memory, "
+            f"and the limit is {memory_text(pool.memory)} (--memory, or half of what is free)",
             f"use {chosen_only if dedup == 'gallery' else 'a smaller --total, --dedup none'}, or a larger --memory",
         )
 

@@ -15,6 +15,7 @@ from tutelage.curation.image_match import layout, thumbnail
 from tutelage.curation.labelled_set import LabelledSplit, write_csv
 from tutelage.curation.selection import EACH
 from tutelage.data.image_cache import Images
+from tutelage.device import memory_text
 from tutelage.errors import shown
 from tutelage.metrics import unit
 from tutelage.progress import logger, progress
@@ -40,7 +41,7 @@ def copies_across_splits(labelled: LabelledSplit, encoder: GalleryEmbedder, memo
         return []
     width = 0 if encoder.network is None else encoder.network.width
     if (needed := len(rows) * (12 * width + EACH)) > memory:
-        what = f"{needed / 2**30:.1f} GiB to compare {len(rows):,} labelled, validation and test images"
+        what = f"{memory_text(needed)} to compare {len(rows):,} labelled, validation and test images"
         logger.warning(f"copies across splits are not looked for: it takes {what}; raise --memory")
         return []
     images = labelled.of(rows)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import re
 import zlib
@@ -22,7 +21,8 @@ import numpy as np
 import pyarrow as pa
 
 from tutelage.errors import TutelageError
-from tutelage.files import atomic_write, hash_of, remove_leftovers, write_json
+from tutelage.files import atomic_write, files_below, hash_of, remove_leftovers, write_json
+from tutelage.regular_file import json_of, text_in
 
 FORMAT = 3  # of the blocks; those of other formats lie in other folders
 SUFFIX = ".arrow"
@@ -43,7 +43,7 @@ def is_entry(folder: Path) -> bool:
     """Whether `cache_folder` made a folder: its name is the hash of what its about.json says."""
     name, _, digest = folder.name.rpartition("-")
     try:
-        about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+        about = json_of(text_in(folder / "about.json"))
         del about["what"]
         return bool(name) and any(digest == hash_of({"format": one, **about})[:24] for one in range(1, FORMAT + 1))
     except (OSError, ValueError, KeyError, TypeError):
@@ -53,7 +53,7 @@ def is_entry(folder: Path) -> bool:
 def remove_entry(folder: Path) -> None:
     """Remove the blocks and the about.json of a folder that `cache_folder` made, and the folders that are empty then."""
     remove_leftovers(folder)
-    for path in folder.rglob("*"):
+    for path, _ in list(files_below(folder)):
         if path.is_file() and (BLOCK.fullmatch(path.name) or path == folder / "about.json"):
             path.unlink(missing_ok=True)
     for place, _, _ in os.walk(folder, topdown=False):

@@ -13,6 +13,7 @@ from pathlib import Path
 from tutelage.data.class_names import faults_of_names
 from tutelage.data.masks import IGNORE, MOST_CLASSES, Colour, MaskEncoding, made_colours
 from tutelage.errors import TutelageError, raise_all, shown
+from tutelage.regular_file import text_in
 
 FORM = (
     "one name per line, `number: name` or `name red green blue`; `ignore red green blue` for a colour of no class, "
@@ -54,7 +55,7 @@ def read_coding(path: Path) -> MaskEncoding:
             could mean several things.
     """
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+        lines = [line.strip() for line in text_in(path, "utf-8-sig").split("\n") if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "not UTF-8"
         hint = f"write the names of the classes into a text file: {FORM}"

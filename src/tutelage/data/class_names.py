@@ -11,6 +11,13 @@ from pathlib import Path
 from tutelage.errors import TutelageError, seen_as, shown
 
 BREAKS = {"Cc", "Cs", "Zl", "Zp"}  # Unicode categories: control characters, surrogates, ends of lines and paragraphs
+LONGEST = 1000  # characters of a name; some file that was taken for a label has more
+MOST_DIGITS = 18
+
+
+def are_numbers(names: Iterable[str]) -> bool:
+    """Whether all names are whole numbers, by which classes can be sorted."""
+    return all(name.isdecimal() and len(name) <= MOST_DIGITS for name in names)
 
 
 def faults_of_names(names: Iterable[str], place: object) -> list[TutelageError]:
@@ -25,12 +32,20 @@ def faults_of_names(names: Iterable[str], place: object) -> list[TutelageError]:
         which = shown((ascii(name) for name in broken), 10)
         message = f"{place} has class names that are blank, not valid Unicode, or hold control characters: {which}"
         errors.append(TutelageError(message, "rename these classes"))
+    if long := [name for name in names if len(name) > LONGEST]:
+        which = shown(f"{name[:40]}... with {len(name):,}" for name in long)
+        message = f"{place} has class names of more than {LONGEST:,} characters: {which}"
+        errors.append(TutelageError(message, "rename these classes"))
     for name in names:
         alike[seen_as(name)].append(name)
     pairs = [" and ".join(ascii(name) for name in group) for group in alike.values() if len(group) > 1]
     if pairs:
         message = f"{place} has classes whose names differ in blanks, invisible characters or Unicode form only: {shown(pairs)}"
-        errors.append(TutelageError(message, "give them the same name if they are one class, else names that differ"))
+        errors.append(
+            TutelageError(
+                message, "give them the same name if they are one class, or clearly different names if they are not"
+            )
+        )
     return errors
 
 

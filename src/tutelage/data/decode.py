@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import struct
 from pathlib import Path
@@ -28,6 +27,7 @@ from PIL import Image, ImageChops, ImageFile, JpegImagePlugin, TiffImagePlugin
 from tutelage.data.image_kinds import KINDS, is_raw, opener_of, unread_kind
 from tutelage.errors import TutelageError, Unreadable, did_you_mean
 from tutelage.image_size import Size, sides
+from tutelage.regular_file import json_of, text_in
 
 # Folders that systems and tools make, with previews, copies and deleted files in them: names in lower case. Those that begin with a
 # dot are passed over anyway.
@@ -68,7 +68,7 @@ def hidden(name: str) -> bool:
 def written_here(folder: str) -> dict[str, list[str]]:
     """Return the files that predictions wrote in a folder, or in the folders directly below it, by their path there, with their SHA-256."""
     try:
-        files = json.loads(Path(folder, RECORD).read_text(encoding="utf-8"))["files"]
+        files = json_of(text_in(Path(folder, RECORD)))["files"]
         return {str(name): list(map(str, digests)) for name, digests in files.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}

@@ -11,10 +11,11 @@ import io
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -34,13 +35,19 @@ AHEAD, IN_FLIGHT = (
 SAMPLE = 32  # images decoded to estimate the disk space of all
 
 
+T = TypeVar("T")
+R = TypeVar("R")
+
+
 @dataclass(frozen=True)
 class ImageCodec:
-    """What a store holds. name: of its folder. channels: bytes per pixel. decode: a function like `decode.decode`."""
+    """What a store holds. name: of its folder. channels: bytes per pixel. decode: a function like `decode.decode`. takes: bytes of memory
+    for a pixel while an image is decoded; Pillow needs four, twice where it converts them."""
 
     name: str
     channels: int
     decode: Callable[[bytes, int | None], tuple[np.ndarray, tuple[int, int]]]
+    takes: int = 8
 
 
 PICTURES = ImageCodec("images", 3, decode)
@@ -208,22 +215,28 @@ def decoded(
             return position, str(reason), b""
         return position, rgb, content_key(rgb, original)
 
-    waiting: deque[tuple[Future[tuple[int, np.ndarray | str, bytes]], int]] = deque()
+    yield from in_turn(pool, one, ((item, memory_for(item[1], side, kind.takes)) for item in read_bytes(refs)))
+
+
+def in_turn(pool: ThreadPoolExecutor, work: Callable[[T], R], items: Iterable[tuple[T, int]]) -> Iterator[R]:
+    """Yield what `work` returns for each item, in their order, computed in the pool's threads. items: each with the bytes that work on it
+    takes; those under way take at most IN_FLIGHT together, or are a single item."""
+    waiting: deque[tuple[Future[R], int]] = deque()
     flight = 0
-    for item in read_bytes(refs):
-        needed = _memory_for(item[1], side)
+    for item, needed in items:
         while waiting and (len(waiting) == AHEAD or flight + needed > IN_FLIGHT):
             future, taken = waiting.popleft()
             flight -= taken
             yield future.result()
-        waiting.append((pool.submit(one, item), needed))
+        waiting.append((pool.submit(work, item), needed))
         flight += needed
     for future, _ in waiting:
         yield future.result()
 
 
-def _memory_for(data: bytes | Unreadable, side: int) -> int:
-    """Return about how many bytes it takes to decode one image: Pillow needs four for each pixel, twice where it converts them."""
+def memory_for(data: bytes | Unreadable, side: int, takes: int) -> int:
+    """Return about how many bytes it takes to decode one image. side: short side of the result in pixels, 0 for the whole image. takes: of
+    the codec."""
     if isinstance(data, Unreadable):
         return 0
     try:
@@ -233,4 +246,4 @@ def _memory_for(data: bytes | Unreadable, side: int) -> int:
     scale = 1
     while data.startswith(b"\xff\xd8") and side and scale < 8 and min(height, width) >= 2 * scale * side:
         scale *= 2  # a JPEG is decoded at a fraction of its size
-    return len(data) + 8 * (height // scale) * (width // scale)
+    return len(data) + takes * (height // scale) * (width // scale)

@@ -7,7 +7,6 @@ and labels inside. Nothing is decoded.
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,11 +16,12 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from tutelage.data.class_names import check_folders
+from tutelage.data.class_names import are_numbers, check_folders
 from tutelage.data.decode import hidden
 from tutelage.data.list_columns import (
     find_columns,
-    listed_file,
+    is_plain,
+    named_file,
     parquet_shards,
     read_schema,
     text_cells,
@@ -41,6 +41,7 @@ from tutelage.data.split_names import SHARDS, holder, split_folders, split_of_sh
 from tutelage.data.tabular import image_column, text_rows
 from tutelage.data.webdataset import label_of, labels_of, tars_of
 from tutelage.errors import FilesMissing, TutelageError, raise_all, shown
+from tutelage.regular_file import json_of
 
 FORMS = (
     "a folder train|val|test/<class>/*, a folder of classes, a list (.csv, .txt, .tsv, .parquet), Parquet shards, or WebDataset tars "
@@ -86,8 +87,6 @@ class LabelledPlace:
 def read_labelled(place: Path) -> LabelledPlace:
     """Read the labelled images of one path, in any of FORMS. Raises TutelageError: everything wrong, reported at once."""
     suffix = place.suffix.lower()
-    if place.exists() and not place.is_dir() and not place.is_file():  # reading a pipe or a device might never end
-        raise TutelageError(f"{place} is neither a folder nor a regular file", "copy what it holds into a file")
     if place.is_dir():
         listing = _read_folder(place)
     elif suffix in (".csv", ".txt", ".tsv"):
@@ -102,6 +101,9 @@ def read_labelled(place: Path) -> LabelledPlace:
     if not listing.images:
         why = f" ({shown((f'{bad.id}: {bad.reason}' for bad in listing.rejected), 3)})" if listing.rejected else ""
         hint = f"check the path and the names of its folders; tutelage reads {FORMS}"
+        folders = [one for one in place.iterdir() if one.is_dir()] if place.is_dir() else []
+        if words := [one.name for one in split_folders(folders)]:
+            hint = f"{' and '.join(sorted(words))} are read as splits; rename them, or use a list, if they are classes; {hint}"
         raise TutelageError(f"{place} has no labelled images{why}", hint)
     return listing
 
@@ -141,7 +143,7 @@ def _add_shards(listing: LabelledPlace, shards: Sequence[Path], prefix: str, spl
     for shard in shards:
         part = _read_shard(shard, split or split_of_shard(shard))
         names = {*listing.names, *part.names}
-        if all(name.isdecimal() for name in names):  # bare numbers: each file lists only its own classes
+        if are_numbers(names):  # bare numbers: each file lists only its own classes
             part.names = tuple(sorted(names, key=int))
         elif listing.images and listing.names != part.names:
             message = f"{shard}: its class names are not those of the shards before it"
@@ -165,12 +167,12 @@ def _add_tars(listing: LabelledPlace, tars: Sequence[Path], prefix: str, split: 
                 listing.rejected.append(Rejected(id, "has no label: no .cls beside it, and no .json with a key label"))
         listing.rejected += [Rejected(prefix + bad.id, bad.reason) for bad in rejected]
     if len(listing.images) == found:
-        first = f", such as {listing.rejected[0].id}" if listing.rejected else ""
-        message = f"{tars[0]}: no image in {len(tars)} tar files has a label{first}"
+        first = f", such as {listing.rejected[0].id}: {listing.rejected[0].reason}" if listing.rejected else ""
+        message = f"{tars[0]}: no image {'in it' if len(tars) == 1 else f'in {len(tars)} tar files'} has a label{first}"
         raise TutelageError(
             message, f"put a .cls or a .json with a key label beside each image; tutelage reads {FORMS}"
         )
-    if all(image.label.isdecimal() for image in listing.images):
+    if are_numbers(image.label for image in listing.images):
         listing.names = tuple(sorted({image.label for image in listing.images}, key=int))
 
 
@@ -271,7 +273,7 @@ def _read_list(place: Path, columns: dict[str, list[str]], names: tuple[str, ...
     lost, unlabelled, torn = [], [], []
     seen: dict[str, tuple[str, str]] = {}
     for name, label, split, group in zip(columns["path"], columns["label"], splits, groups, strict=True):
-        path = listed_file(place, name, label)
+        path = named_file(place.parent, name, label)
         if not label:
             unlabelled.append(clean(name))
         elif not path:
@@ -328,18 +330,23 @@ def _parquet_columns(place: Path, wanted: Mapping[str, Sequence[str]]) -> tuple[
     """Return those of the wanted columns that exist, as text, and the class names in the metadata's order (or ())."""
     schema = read_schema(place)
     features = _features(schema)
-    found = {
-        word: [schema.names[at] for at in places if _is_text(schema.field(at).type)]
-        for word, places in find_columns(place, schema.names, wanted).items()
-    }
-    named = [name for name, feature in features.items() if feature.get("_type") == "ClassLabel"]
+    found = {}
+    for word, places in find_columns(place, schema.names, wanted).items():
+        plain = [at for at in places if is_plain(schema.field(at).type)]
+        found[word] = [schema.names[at] for at in plain or places]
+    classes = [name for name, feature in features.items() if feature.get("_type") == "ClassLabel"]
+    named = [name for name in classes if name in schema.names]
     if not found.get("label") and len(named) == 1:
         found["label"] = named
-    columns = text_columns(place, {word: several for word, several in found.items() if several})
+    columns = text_columns(place, found)
     if "label" not in columns:
         return columns, ()
     label = found["label"][0]
-    names = tuple(str(name) for name in features.get(label, {}).get("names") or ())
+    given = features.get(label, {}).get("names") or []
+    if not isinstance(given, list):
+        message = f"{place}: the names of classes in its Hugging Face metadata are no list: {shown([given])[:60]}"
+        raise TutelageError(message, "write the file again with the datasets package, or without these metadata")
+    names = tuple(map(str, given))
     if pa.types.is_integer(schema.field(label).type):
         if names:
             columns["label"] = [names[int(v)] if v and 0 <= int(v) < len(names) else "" for v in columns["label"]]
@@ -348,15 +355,10 @@ def _parquet_columns(place: Path, wanted: Mapping[str, Sequence[str]]) -> tuple[
     return columns, names
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    """Whether the values of a column can be read as text."""
-    return not pa.types.is_nested(kind) and not pa.types.is_binary(kind)
-
-
 def _features(schema: pa.Schema) -> dict[str, dict]:
     """Return what Hugging Face's metadata says about the columns; empty if there is none."""
     try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        features = json_of((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
     except (KeyError, ValueError, TypeError, AttributeError):
         return {}

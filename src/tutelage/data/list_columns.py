@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from tutelage.data.sources import clean
 from tutelage.errors import TutelageError, shown
+from tutelage.regular_file import regular
 
 
 def parquet_shards(place: Path) -> list[Path]:
@@ -20,10 +21,35 @@ def parquet_shards(place: Path) -> list[Path]:
 
 def read_schema(place: Path) -> pa.Schema:
     try:
+        regular(place)
         return pq.read_schema(place)
-    except (pa.ArrowInvalid, OSError) as error:
-        hint = "check that it is a whole Parquet file, or copy it again"
-        raise TutelageError(f"{place} cannot be read: {error}", hint) from None
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(place, error) from None
+
+
+def read_columns(place: Path, names: Iterable[str]) -> pa.Table:
+    """Return columns of a Parquet file. Raises TutelageError: they cannot be read, or two have the same name."""
+    wanted = sorted(set(names))
+    if twice := [name for name in wanted if len(read_schema(place).get_all_field_indices(name)) > 1]:
+        raise TutelageError(f"{place} has two columns {shown(twice)}", "rename one of them")
+    try:
+        return pq.read_table(place, columns=wanted)
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(place, error) from None
+
+
+def _unreadable(place: Path, error: Exception) -> TutelageError:
+    why = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+    return TutelageError(f"{place} cannot be read: {why}", "check that it is a whole Parquet file, or copy it again")
+
+
+def named_file(folder: Path, name: str, *below: str) -> str:
+    """Return the absolute path of a file that a list names, relative to a folder or to one `below` it; "" if there is none.
+
+    A list from Windows has backslashes, which are read as slashes where no file has that very name.
+    """
+    ways = (os.path.join(folder, *above, one) for one in (name, name.replace("\\", "/")) for above in ((), *zip(below)))
+    return next((os.path.abspath(way) for way in ways if os.path.isfile(way)), "")
 
 
 def find_columns(place: Path, header: Sequence[str], columns: Mapping[str, Sequence[str]]) -> dict[str, list[int]]:
@@ -61,27 +87,43 @@ def text_cells(
 
 
 def text_columns(place: Path, names: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """Return columns of a Parquet file as text, by our names; "" for null. names: our name -> the columns that may be it."""
-    table = pq.read_table(place, columns=sorted({name for several in names.values() for name in several}))
-    try:
-        cells = {n: [clean("" if v is None else str(v)) for v in table[n].to_pylist()] for n in table.column_names}
-    except UnicodeDecodeError as error:
-        message = f"{place} holds a text that is not UTF-8: {error.object[:80]!r}"
-        raise TutelageError(message, "write it again with texts in UTF-8") from None
-    return _agreed(place, {word: {name: cells[name] for name in several} for word, several in names.items()})
+    """Return columns of a Parquet file as text, by our names; "" for null and NaN. names: our name -> the columns that may be it.
 
-
-def listed_file(place: Path, name: str, folder: str = "") -> str:
-    """Return the absolute path, without `./` and the like, of a file that a list names; "" if it does not exist.
-
-    It is looked for beside the list, then in `folder` beside it; a list from Windows may name it with backslashes.
+    Raises:
+        TutelageError: a column cannot be read, or holds lists, structs or bytes; two that may be the same hold different things.
     """
-    ways = (
-        os.path.join(place.parent, *inside, one)
-        for one in (name, name.replace("\\", "/"))
-        for inside in ((), (folder,))
-    )
-    return next((os.path.abspath(way) for way in ways if os.path.isfile(way)), "")
+    table = read_columns(place, [name for several in names.values() for name in several])
+    cells = {word: {name: _texts(place, table, word, name) for name in several} for word, several in names.items()}
+    return _agreed(place, cells)
+
+
+def _texts(place: Path, table: pa.Table, word: str, name: str) -> list[str]:
+    kind = table.schema.field(name).type
+    if not is_plain(kind):
+        message = f"{place}: column {name} holds {kind}, but {word} must be text or a number in each row"
+        raise TutelageError(message, "write that column again as text, or rename it if it is something else")
+    try:
+        return [clean(_text(value)) for value in table[name].to_pylist()]
+    except (
+        ValueError,
+        pa.ArrowException,
+        OverflowError,
+    ) as error:  # bytes that are no text, a time that Python cannot hold
+        message = f"{place}: column {name} cannot be read as text: {error}"
+        raise TutelageError(message, "write that column again as text in UTF-8") from None
+
+
+def _text(value: object) -> str:
+    """Return a cell as text: "" for null and NaN, a whole number without decimals, which a column with gaps has as 1.0."""
+    if isinstance(value, float):
+        return "" if value != value else str(int(value)) if value.is_integer() else str(value)
+    return "" if value is None else str(value)
+
+
+def is_plain(kind: pa.DataType) -> bool:
+    """Whether the values of a column are numbers, text or the like: neither lists or structs nor bytes."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return not (pa.types.is_nested(kind) or "binary" in str(kind))
 
 
 def _agreed(place: Path, columns: Mapping[str, Mapping[str, list[str]]]) -> dict[str, list[str]]:
@@ -96,11 +138,8 @@ def _agreed(place: Path, columns: Mapping[str, Mapping[str, list[str]]]) -> dict
         for name, more in others:
             pairs = [(one, other) for one, other in zip(cells, more, strict=True) if one != other]
             if word in ("path", "image"):  # beside the path, a name without its folder, or a number, is no other image
-                pairs = [
-                    (one, other)
-                    for one, other in pairs
-                    if listed_file(place, other) not in ("", listed_file(place, one))
-                ]
+                files = [(named_file(place.parent, one), named_file(place.parent, other)) for one, other in pairs]
+                pairs = [(one, other) for one, other in files if other not in ("", one)]
             if pairs:
                 message = f"{place} has two columns that may be the {word}, {first} and {name}, and they differ"
                 raise TutelageError(message, f"keep one of them, or rename the one that is not the {word}")

@@ -27,6 +27,7 @@ IGNORE = 255
 UNKNOWN = -1  # the meaning of what is not a class
 MOST_CLASSES = 255
 MOST_STRANGE = 100  # values of one mask that are not a class: of floats there can be as many as pixels
+TAKES = 64  # bytes of memory for a pixel while the colours of a mask are turned into numbers, as int64
 
 Colour = tuple[int, int, int]
 
@@ -269,7 +270,7 @@ def kind_of(coding: MaskEncoding) -> ImageCodec:
     about = "as stored, by colour " + repr(
         (len(coding.classes), coding.colours, coding.ignored) if coding.coloured else len(coding.classes)
     )
-    return ImageCodec(f"masks-{hashlib.sha256(about.encode()).hexdigest()[:8]}", 1, decode)
+    return ImageCodec(f"masks-{hashlib.sha256(about.encode()).hexdigest()[:8]}", 1, decode, TAKES)
 
 
 @dataclass(frozen=True)

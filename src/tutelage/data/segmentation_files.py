@@ -10,14 +10,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from tutelage.data.class_list import read_coding
 from tutelage.data.labelled_images import LabelledPlace, LabelledRef
 from tutelage.data.list_columns import (
     find_columns,
-    listed_file,
+    named_file,
     parquet_shards,
+    read_columns,
     read_schema,
     text_cells,
     text_columns,
@@ -112,7 +111,7 @@ def _read_list(place: Path, columns: dict[str, list[str]]) -> LabelledPlace:
         if not image or not mask:
             without.append(clean(image or mask or "an empty row"))
             continue
-        paths = {name: listed_file(place, name) for name in (image, mask)}
+        paths = {name: named_file(place.parent, name) for name in (image, mask)}
         if gone := [clean(name) for name, path in paths.items() if not path]:
             lost += gone
             continue
@@ -165,7 +164,7 @@ def _read_shard(place: Path, split: str) -> LabelledPlace:
     found = find_columns(place, schema.names, {word: _COLUMNS[word] for word in ("split", "group")})
     texts = text_columns(place, {word: [schema.names[at] for at in places] for word, places in found.items()})
     splits, groups = (texts.get(word) or [""] * len(refs) for word in ("split", "group"))
-    empty = pq.read_table(place, columns=[column]).column(column).is_null().to_pylist()
+    empty = read_columns(place, [column]).column(column).is_null().to_pylist()
     errors = unknown_splits(place, splits)
     if without := [ref.id for ref, none in zip(refs, empty, strict=True) if none]:
         errors.append(TutelageError(f"{place} has {len(without)} images without a mask: {shown(without, 20)}", BOTH))

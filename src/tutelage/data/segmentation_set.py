@@ -15,12 +15,23 @@ from pathlib import Path
 import numpy as np
 
 from tutelage.data.decode import size_of
+from tutelage.data.image_cache import in_turn, memory_for
 from tutelage.data.labelled_images import LabelledRef
-from tutelage.data.masks import IGNORE, Colour, MaskEncoding, Shade, colours_count, numbered, read_values, truth_of
+from tutelage.data.masks import (
+    IGNORE,
+    TAKES,
+    Colour,
+    MaskEncoding,
+    Shade,
+    colours_count,
+    numbered,
+    read_values,
+    truth_of,
+)
 from tutelage.data.segmentation_files import FORMS, read_pairs
 from tutelage.data.sources import ImageRef, Rejected, missing, read_bytes
 from tutelage.data.target_set import TargetSet, _grouped, _held_out, _merge, check_places
-from tutelage.errors import TutelageError, Unreadable, raise_all, shown
+from tutelage.errors import TutelageError, Unreadable, number_of, raise_all, shown
 from tutelage.image_size import Size, sides
 
 CHUNK = 64  # images and masks in memory at a time
@@ -145,8 +156,8 @@ def _examined(images: Sequence[LabelledRef], coding: MaskEncoding) -> tuple[list
             part = [(image, image.mask) for image in images[start : start + CHUNK] if image.mask]
             pictures = dict(read_bytes([image.ref for image, _ in part]))
             masks = dict(read_bytes([mask for _, mask in part]))
-            given = [(*pair, pictures[i], masks[i], coding) for i, pair in enumerate(part)]
-            found += pool.map(lambda one: _pair(*one), given)
+            given = ((*pair, pictures[i], masks[i], coding) for i, pair in enumerate(part))
+            found += in_turn(pool, lambda one: _pair(*one), ((one, memory_for(one[3], 0, TAKES)) for one in given))
     usable = [one for one in found if not isinstance(one, Rejected)]
     coloured = coding.coloured
     if coloured and all(False in one for one in usable):
@@ -236,7 +247,7 @@ def _lost(made: TargetSet, pairs: Sequence[_Pair], target: str | Path) -> list[T
         rows = np.flatnonzero(made.splits == split)
         lost = [name for name, seen in zip(made.classes, made.shows(rows).sum(axis=0), strict=True) if not seen]
         if len(rows) and lost:
-            which = f"{len(lost)} classes in the {len(rows)} {split} images: {shown(lost, 10)}"
+            which = f"{number_of(len(lost), 'class', 'classes')} in the {len(rows)} {split} images: {shown(lost, 10)}"
             hint = "add images so that train and test show every class, give another --test, or remove the class"
             if lost == list(made.classes[1:]):  # often masks of black and white
                 hint = "255 is no class; if the masks are 0 and 255, write `name 0 0 0` and `name 255 255 255` into classes.txt"

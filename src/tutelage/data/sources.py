@@ -7,12 +7,10 @@ unpacked to disk. An image that cannot be used becomes a `Rejected` (while listi
 
 from __future__ import annotations
 
-import errno
 import gzip
 import hashlib
 import os
 import re
-import stat
 import struct
 import tarfile
 from collections import defaultdict
@@ -40,6 +38,7 @@ from tutelage.data.walk import (
 )
 from tutelage.errors import TutelageError, Unreadable, did_you_mean, shown
 from tutelage.progress import logger
+from tutelage.regular_file import regular
 
 __all__ = ["IMAGE_SUFFIXES", "TAR_SUFFIXES", "ImageRef", "Rejected", "list_images", "read_bytes", "what_is_ours"]
 MAX_BYTES = 1 << 30  # no image of at most decode.MAX_PIXELS needs more
@@ -100,7 +99,7 @@ def list_images(root: str | Path) -> tuple[list[ImageRef], list[Rejected]]:
 def file_ref(path: str, id: str) -> ImageRef:
     """Return the reference of one image file. Raises OSError if it is missing or not a regular file."""
     path = os.path.abspath(path)
-    status = _regular(path)
+    status = regular(path)
     return ImageRef(id, path, "file", 0, status.st_size, fingerprints_of("file", path, status)(0))
 
 
@@ -180,14 +179,6 @@ def _inside(path: str, id: str, named: bool) -> Sequence[ImageRef | Rejected]:
     return [Rejected(id, reason)]
 
 
-def _regular(path: str) -> os.stat_result:
-    """Return the status of a regular file. Raises OSError for anything else, which would block or never end."""
-    status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EINVAL, "not a regular file", path)
-    return status
-
-
 def fingerprints_of(kind: str, path: str, status: os.stat_result) -> Callable[[int], bytes]:
     """Return a function from position to fingerprint for one container."""
     head = f"{kind}\0".encode() + os.fsencode(path) + struct.pack("<xqq", status.st_size, status.st_mtime_ns)
@@ -213,7 +204,7 @@ def _open_tar(path: str) -> IO[bytes]:
 
 def _list_tar(path: str, id: str) -> list[ImageRef | Rejected]:
     """Return the images of a tar. Of members with the same name the last one counts, as when unpacked."""
-    status = _regular(path)
+    status = regular(path)
     fingerprint = fingerprints_of("tar", path, status)
     last: dict[str, ImageRef] = {}
     rejected: list[Rejected] = []
@@ -329,7 +320,7 @@ def _read_parquet(refs: list[ImageRef]) -> Iterator[bytes | Unreadable]:
 
 
 def _list_parquet(path: str, id: str) -> list[ImageRef]:
-    fingerprint = fingerprints_of("parquet", path, _regular(path))
+    fingerprint = fingerprints_of("parquet", path, regular(path))
     with pq.ParquetFile(path) as file:
         image_column(file.schema_arrow, path)
         rows = file.metadata.num_rows

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tutelage.errors import TutelageError, Unreadable
+from tutelage.regular_file import bytes_in
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "bytes")
 MASK_COLUMNS = ("mask", "annotation")  # masks of classes, beside the images
@@ -23,7 +24,11 @@ def text_rows(place: Path, columns: str) -> list[list[str]]:
     Raises:
         TutelageError: not a readable list. columns: those it should have, for the message.
     """
-    data = place.read_bytes()
+    hint = f"use a text list in UTF-8 with the columns {columns}"
+    try:
+        data = bytes_in(place)
+    except OSError as error:
+        raise TutelageError(f"{place} cannot be read: {error.strerror}", hint) from error
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -19,7 +19,7 @@ from tutelage.data.class_names import faults_of_names
 from tutelage.data.gallery import place_names, unique_ids
 from tutelage.data.labelled_images import FORMS, LabelledPlace, LabelledRef, read_labelled
 from tutelage.data.sources import SOURCE, ImageRef, Rejected, missing
-from tutelage.errors import TutelageError, did_you_mean, raise_all, shown
+from tutelage.errors import TutelageError, did_you_mean, number_of, raise_all, shown
 from tutelage.json_object import JSON
 
 TEST_SHARE = 0.2  # share held out if no test split is given
@@ -142,7 +142,7 @@ def read_any(target: str | Path, classes: Sequence[str]) -> TargetSet:
     if unknown:
         near = [(name, did_you_mean(name, classes, 1)) for name in unknown]
         fixes = "; ".join(f"{name!r}: {hint}" for name, hint in near if hint) or "rename or remove the others"
-        message = f"{target} has {len(unknown)} classes that the run does not have: {shown(map(repr, unknown), 20)}"
+        message = f"{target} has {number_of(len(unknown), 'class', 'classes')} that the run does not have: {shown(map(repr, unknown), 20)}"
         raise TutelageError(message, f"the run's classes are {shown(map(repr, classes), 20)}; {fixes}")
     return _numbered(listing.images, tuple(classes), listing.notes, listing.rejected)
 
@@ -231,10 +231,12 @@ def _unclear_folders(
     unused = [name for name in listings[""].names if name not in names]
     way = "add images or remove these {}, or name the classes to use with --classes"
     if classes is None and empty:
-        message = f"{len(empty)} class folders hold no images: {shown(sorted(empty), 10)}"
+        count = number_of(len(empty), "class folder holds", "class folders hold")
+        message = f"{count} no images: {shown(sorted(empty), 10)}"
         errors.append(TutelageError(message, way.format("folders")))
     if classes is None and unused:
-        message = f"{len(unused)} class names of the target set have no images: {shown(map(repr, unused), 10)}"
+        count = number_of(len(unused), "class name of the target set has", "class names of the target set have")
+        message = f"{count} no images: {shown(map(repr, unused), 10)}"
         errors.append(TutelageError(message, way.format("names")))
     places = [place for one in listings.values() for place in one.inside.items()]
     if pattern is None and (question := folders_inside(places, names)):
@@ -254,7 +256,9 @@ def _faults(images: list[LabelledRef], names: tuple[str, ...], target: str | Pat
         errors.append(TutelageError(message, "give its parent folder, if this is the folder of one class"))
     single = [name for name in names if train[name] == 1]
     if single:
-        message = f"{target}: {len(single)} classes have one train image: {shown(single, 10)}"
+        message = (
+            f"{target}: {number_of(len(single), 'class has', 'classes have')} one train image: {shown(single, 10)}"
+        )
         hint = "add images until every class has at least 2, or name only the other classes with --classes"
         errors.append(TutelageError(message, hint))
     for split in ("val", "test"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tarfile
 import zlib
 from pathlib import Path, PurePosixPath
@@ -10,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from tutelage.data.decode import hidden
 from tutelage.data.sources import TAR_SUFFIXES, clean
 from tutelage.errors import TutelageError, shown
+from tutelage.regular_file import json_of, regular
 
 LABEL_KEYS = ("label", "cls", "class", "class_name")  # of the .json beside an image, the first that is there
 MOST = 1 << 20  # bytes of a .cls or .json; a larger one is none
@@ -28,6 +28,7 @@ def labels_of(tar: Path) -> dict[str, str]:
     """
     labels: dict[str, str] = {}
     try:
+        regular(tar)
         with tarfile.open(tar, errors="surrogateescape") as members:
             while (member := members.next()) is not None:
                 members.members.clear()  # type: ignore[attr-defined]  # tarfile would keep all of them
@@ -57,7 +58,7 @@ def label_of(labels: dict[str, str], image: str) -> str:
 
 def _in_json(text: str) -> str:
     try:
-        about = json.loads(text)
+        about = json_of(text)
     except ValueError:
         return ""
     found = [about[key] for key in LABEL_KEYS if isinstance(about, dict) and key in about]

@@ -11,19 +11,21 @@ import gzip
 import hashlib
 import json
 import lzma
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal
 
 import PIL
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
-from pydantic import BaseModel, Field, ValidationError
 
-from tutelage.deploy.runtime import ABOUT, EXPORT, FLOAT, LABELS, listed
+from tutelage.deploy.export_contents import labels_of, preprocess_of, recommended_of
+from tutelage.deploy.runtime import ABOUT, EXPORT, LABELS, NAMES, listed
 from tutelage.errors import TutelageError, raise_all, shown
 from tutelage.files import write_text
+from tutelage.json_object import JSON
+from tutelage.regular_file import bytes_in
 from tutelage.version import __version__
 
 MEGABYTES = 200  # largest model: base 64 adds a third, and a browser's longest text is 512 MB
@@ -35,28 +37,8 @@ LOOPBACK = "127.0.0.1"
 TALL_FIRST = int(PIL.__version__.partition(".")[0]) >= 13
 
 
-class Input(BaseModel):
-    name: str
-    dtype: Literal["float32", "uint8"]
-    layout: Literal["NCHW", "NHWC"]
-
-
-class Output(BaseModel):
-    name: str
-    kind: Literal["logits", "probabilities"]
-
-
-class Preprocess(BaseModel):
-    """Contents of preprocess.json: how an image becomes the model's input, and what the output means."""
-
-    decode_short_side: int | None = Field(ge=1)
-    size: int = Field(ge=1)
-    resize: Literal["squash", "crop", "pad"]
-    mean: list[float] = Field(min_length=3, max_length=3)
-    std: list[float] = Field(min_length=3, max_length=3)
-    input: Input
-    output: Output
-    unsure_below: float | None = None
+# keys of preprocess.json that the page needs
+NEEDED = ("decode_short_side", "size", "resize", "mean", "std", "input", "output", "unsure_below")
 
 
 def write_page(folder: Path, out: Path) -> Path:
@@ -92,10 +74,17 @@ def _faults_of(out: Path) -> list[TutelageError]:
     if not nearest.is_dir():
         return [_unwritable(out, f"{nearest} is a file")]
     path = out / "index.html"
-    if path.exists() and (path.is_dir() or GENERATOR not in path.read_bytes()[:1000].decode(errors="replace")):
+    if path.exists() and GENERATOR not in _start_of(path):
         hint = "choose another --out: a new folder, or one with such a page"
         return [TutelageError(f"--out {out}: its index.html was not written by tutelage demo-page", hint)]
     return []
+
+
+def _start_of(path: Path) -> str:
+    """Return how a file begins; an empty text if it cannot be read."""
+    with suppress(OSError):
+        return bytes_in(path)[:1000].decode(errors="replace")
+    return ""
 
 
 def _unwritable(out: Path, reason: str) -> TutelageError:
@@ -122,11 +111,13 @@ def serve(server: ThreadingHTTPServer, page: bytes) -> None:
     """Answer / and /index.html with the page until Ctrl-C."""
 
     class Handler(BaseHTTPRequestHandler):
+        def handle(self) -> None:
+            with suppress(ConnectionError):  # the browser was closed, or asked no further
+                super().handle()
+
         def do_GET(self) -> None:
-            if self.headers.get("Host", "").split(":")[0] not in (
-                LOOPBACK,
-                "localhost",
-            ):  # a page of another site asks
+            host = self.headers.get("Host", "").split(":")[0].lower()
+            if host not in (LOOPBACK, "localhost"):  # a page of another site asks
                 self.send_error(403)
                 return
             if self.path.partition("?")[0] not in ("/", "/index.html"):
@@ -151,18 +142,18 @@ def serve(server: ThreadingHTTPServer, page: bytes) -> None:
 
 def _page(folder: Path) -> str:
     """The HTML of an export folder's page. Raises TutelageError: see write_page."""
-    name, data = _checked(folder)
-    labels = data[LABELS].decode("utf-8").removesuffix("\n").split("\n")
+    name, export, data = _checked(folder)
     about = _preprocess(folder, data[ABOUT])
+    labels = labels_of(data[LABELS], export, about, folder / LABELS)
     package = files("tutelage")
     runtime = package / "deploy" / "onnxruntime_web"
     sources = ("page.css", "preprocess.js", "page.js")
     texts = {name: (package / "deploy" / "page" / name).read_text(encoding="utf-8") for name in sources}
-    everything = json.dumps({"labels": labels, "preprocess": about.model_dump(), "tall_first": TALL_FIRST})
+    everything = json.dumps({"labels": labels, "preprocess": about, "tall_first": TALL_FIRST})
     environment = Environment(loader=PackageLoader("tutelage", "deploy/page"), autoescape=True)
     return environment.get_template("index.html.j2").render(
         generator=f"{GENERATOR} {__version__}", title=_title(folder), labels=labels, version=__version__, file=name,
-        megabytes=len(data[name]) / 1e6, size=about.size, resize=about.resize, unsure_below=about.unsure_below,
+        megabytes=len(data[name]) / 1e6, size=about["size"], resize=about["resize"], unsure_below=about["unsure_below"],
         style=Markup((package / "reporting" / "style.css").read_text(encoding="utf-8") + texts["page.css"]),
         wasm=Markup(_packed(lzma.decompress((runtime / "ort-wasm-simd-threaded.wasm.xz").read_bytes()))),
         model=Markup(_packed(data[name])), about=Markup(everything.replace("<", "\\u003c")),
@@ -173,10 +164,11 @@ def _page(folder: Path) -> str:
     )  # fmt: skip
 
 
-def _checked(folder: Path) -> tuple[str, dict[str, bytes]]:
-    """Return the name of the model that export.json recommends, and the bytes of the files a page needs, their hashes checked."""
+def _checked(folder: Path) -> tuple[str, JSON, dict[str, bytes]]:
+    """Return the name of the model that export.json recommends, what it says, and the bytes of the files a page needs, their hashes
+    checked."""
     export = listed(folder, "--export ")
-    name = str(export.get("recommended", FLOAT))
+    name = recommended_of(export, (*NAMES.values(),), folder / EXPORT)
     if (folder / name).is_file() and (large := (folder / name).stat().st_size) > MEGABYTES * 1e6:
         message = f"{name} is {large / 1e6:,.0f} MB, but browsers can open models of at most {MEGABYTES} MB"
         hint = "use a smaller student, or `tutelage predict`, which has no such limit"
@@ -195,20 +187,19 @@ def _checked(folder: Path) -> tuple[str, dict[str, bytes]]:
         message = f"{name} has ONNX IR version {version[0]}; onnxruntime-web reads version {IR_VERSION} or less"
         hint = f"export again with tutelage {__version__}, or lower the model's ir_version"
         raise TutelageError(f"--export {folder}: {message}", hint)
-    return name, data
+    return name, export, data
 
 
-def _preprocess(folder: Path, data: bytes) -> Preprocess:
-    """Parse and check preprocess.json."""
-    if b'"segmentation"' in data:
+def _preprocess(folder: Path, data: bytes) -> JSON:
+    """Return what the page needs of preprocess.json, checked."""
+    about = preprocess_of(data, folder / ABOUT)
+    if about.get("task") == "segmentation":
         message = f"{folder} holds a segmentation model, but the page needs a classifier"
         raise TutelageError(message, "use `tutelage predict`, which writes masks")
-    try:
-        return Preprocess.model_validate_json(data)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(str(part) for part in fault["loc"])
-        raise TutelageError(f"{folder / ABOUT}: {where}: {fault['msg']}", "export again") from None
+    if not isinstance(about["size"], int):
+        message = f"{folder} holds a model for images of {about['size']} pixels, but the page needs squares"
+        raise TutelageError(message, "use `tutelage predict`, or train with a --student-size of one number")
+    return {name: about.get(name) for name in NEEDED}
 
 
 def _title(folder: Path) -> str:

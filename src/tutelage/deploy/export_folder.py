@@ -59,5 +59,6 @@ def changed_by_hand(folder: Path) -> bool:
     except TutelageError:
         return True
     said = {name: value for name, value in about.items() if name != "hash"}
-    more = {path.name for path in folder.iterdir()} - {*about["files"], *about.get("added", ()), EXPORT}
-    return bool(about.get("hash") != hash_of(said) or changed_files(folder, about["files"]) or more)
+    if about.get("hash") != hash_of(said) or changed_files(folder, about["files"]):
+        return True
+    return bool({path.name for path in folder.iterdir()} - {*about["files"], *about.get("added", ()), EXPORT})

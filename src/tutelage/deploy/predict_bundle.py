@@ -5,19 +5,21 @@ from __future__ import annotations
 import ast
 import inspect
 
-from tutelage import errors, image_size, json_object
+from tutelage import errors, image_size, json_object, regular_file
 from tutelage.data import decode, image_kinds, upsample, walk
-from tutelage.deploy import predict_cli, predict_masks, prediction_files, runtime
+from tutelage.deploy import export_contents, predict_cli, predict_masks, prediction_files, runtime
 
 # Each imports only from those before it.
 PARTS = (
     errors,
     image_size,
     json_object,
+    regular_file,
     image_kinds,
     decode,
     walk,
     upsample,
+    export_contents,
     runtime,
     prediction_files,
     predict_masks,

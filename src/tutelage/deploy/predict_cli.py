@@ -13,6 +13,8 @@ from tutelage.deploy.predict_masks import predictions
 from tutelage.deploy.runtime import NAMES, files_in, open_export
 from tutelage.errors import TutelageError, harmless, rendered
 
+MOST_THREADS = 1024  # onnxruntime starts all of them at once
+
 
 @contextlib.contextmanager
 def counted(total: int) -> Iterator[Callable[[int], None]]:
@@ -32,6 +34,13 @@ def counted(total: int) -> Iterator[Callable[[int], None]]:
             print(file=sys.stderr)
 
 
+def _threads(text: str) -> int:
+    """Return a number of threads from its text."""
+    if not (text.isdecimal() and len(text) < 9 and 1 <= int(text) <= MOST_THREADS):
+        raise argparse.ArgumentTypeError(f"{text} must be a whole number, 1 to {MOST_THREADS}")
+    return int(text)
+
+
 def main(folder: Path, words: Sequence[str] | None = None) -> int:
     """Run the command line of an export folder's predict.py; return exit code 0, or 2 after an error message."""
     parser = argparse.ArgumentParser(description="Classify images with the model in this folder.")
@@ -39,7 +48,7 @@ def main(folder: Path, words: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", default="predictions.csv", help=".csv, or .parquet if pyarrow is installed")
     parser.add_argument("--top", type=int, default=1, help="number of classes listed for each image")
     parser.add_argument("--model", choices=["auto", *NAMES], default="auto", help="auto: what the export recommends")
-    parser.add_argument("--threads", type=int, help="threads of onnxruntime; default: all cores")
+    parser.add_argument("--threads", type=_threads, help="threads of onnxruntime; default: all cores")
     given = parser.parse_args(words)
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     try:

@@ -7,7 +7,6 @@ decode and resize of data/decode.py that training and evaluation use.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -20,8 +19,11 @@ import numpy as np
 from tutelage.data.decode import decode, fit
 from tutelage.data.image_kinds import SUFFIXES
 from tutelage.data.walk import CLOSED, CONTAINER, IMAGE, walk
+from tutelage.deploy.export_contents import labels_of, preprocess_of, recommended_of
 from tutelage.errors import TutelageError, Unreadable, shown
+from tutelage.image_size import sides
 from tutelage.json_object import JSON
+from tutelage.regular_file import bytes_in, json_of, text_in
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -138,16 +140,51 @@ def open_export(folder: Path, which: str = "auto", threads: int | None = None) -
         threads: of onnxruntime; None for its default.
 
     Raises:
-        TutelageError: not an export folder, a file changed or missing, or the model is not in it.
+        TutelageError: not an export folder, a file changed or missing, the model is not in it, or the files do not fit each other.
     """
     about = checked(folder)
-    name = about["recommended"] if which == "auto" else NAMES[which]
+    name = recommended_of(about, (*NAMES.values(),), folder / EXPORT) if which == "auto" else NAMES[which]
     if name not in about["files"]:
         there = ", ".join(one for one, file in NAMES.items() if file in about["files"])
         raise TutelageError(f"--model {which}: {folder} has no {name}", f"use --model {there}, or export again")
-    preprocess = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-    labels = (folder / LABELS).read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    return Model(session_of(folder / name, threads), preprocess, labels, name)
+    preprocess, labels = contents(folder, about)
+    session = session_of(folder / name, threads)
+    _check_shapes(session, preprocess, len(labels), folder / name)
+    return Model(session, preprocess, labels, name)
+
+
+def contents(folder: Path, about: JSON) -> tuple[JSON, list[str]]:
+    """Return the contents of preprocess.json and the class names, checked. about: contents of export.json, from `checked`."""
+    if lacking := [name for name in (ABOUT, LABELS) if name not in about["files"]]:
+        raise TutelageError(f"{folder / EXPORT} does not list {' and '.join(lacking)}", "export again")
+    preprocess = preprocess_of(bytes_in(folder / ABOUT), folder / ABOUT)
+    return preprocess, labels_of(bytes_in(folder / LABELS), about, preprocess, folder / LABELS)
+
+
+def _check_shapes(session: InferenceSession, preprocess: JSON, classes: int, path: Path) -> None:
+    """Check that a model takes the input that preprocess.json describes, and returns as many classes as labels.txt names."""
+    (height, width), given = sides(preprocess["size"]), preprocess["input"]
+    shape = (3, height, width) if given["layout"] == "NCHW" else (height, width, 3)
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    kind = {"float32": "tensor(float)", "uint8": "tensor(uint8)"}[given["dtype"]]
+    takes = [f"{one.name} {one.type} {tuple(one.shape[1:])}" for one in inputs]
+    if (
+        len(inputs) != 1
+        or (inputs[0].name, inputs[0].type) != (given["name"], kind)
+        or not _fits(inputs[0].shape, shape)
+    ):
+        message = f"{path} takes {shown(takes)}, but {ABOUT} beside it says {given['name']} {kind} {shape}"
+        raise TutelageError(message, "export again")
+    if not _fits(outputs[0].shape, (classes,)):
+        message = f"{path} returns {outputs[0].shape[1]} classes, but {LABELS} beside it names {classes}"
+        raise TutelageError(message, "export again")
+
+
+def _fits(shape: Sequence[object], wanted: Sequence[int]) -> bool:
+    """Whether a model's shape, whose first side is the batch, begins with these sides; those that are open have names."""
+    return len(shape) > len(wanted) and all(
+        side == want for side, want in zip(shape[1:], wanted, strict=False) if isinstance(side, int)
+    )
 
 
 def checked(folder: Path) -> JSON:
@@ -170,7 +207,7 @@ def listed(folder: Path, flag: str = "") -> JSON:
         TutelageError: there is no valid export.json.
     """
     try:
-        about = json.loads((folder / EXPORT).read_text(encoding="utf-8"))
+        about = json_of(text_in(folder / EXPORT))
         return {**about, "files": dict(about["files"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = getattr(error, "strerror", None) or "cannot be read"
@@ -219,9 +256,7 @@ def files_in(places: Sequence[str]) -> list[str]:
 def file_bytes(path: str) -> bytes:
     """Return the bytes of a file. Raises Unreadable: it cannot be read."""
     try:
-        if not Path(path).is_file() and Path(path).exists():  # reading a pipe or a device might never end
-            raise Unreadable("not a regular file")
-        return Path(path).read_bytes()
+        return bytes_in(path)
     except OSError as error:
         raise Unreadable(error.strerror or "cannot be read") from None
 

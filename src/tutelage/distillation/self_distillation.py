@@ -6,6 +6,7 @@ by their pixels: two crops of S x S and four of S/2 x S/2 count as three images 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -56,6 +57,13 @@ def extra_flops(module: torch.nn.Module, student: Student, steps_an_image: float
     return round(LARGE * steps_an_image * whole + trained)
 
 
+def averaged(module: torch.nn.Module, state: Mapping[str, torch.Tensor], images: torch.Tensor) -> torch.Tensor:
+    """Return the float32 outputs (B, K) of a module for images, with the weights and buffers of its average, which stay as they are."""
+    now = {name: value.clone() for name, value in state.items()}  # copies: its BatchNorm must not change
+    # weights that layers share are in the average under each of their names, with the same values
+    return torch.func.functional_call(module, now, (images,), tie_weights=False).float()
+
+
 def self_distill(
     state: loop.TrainState,
     student: Student,
@@ -92,9 +100,7 @@ def self_distill(
         nonlocal waiting
         waiting = step < optimization.WARM_UP * plan.steps
         with torch.no_grad(), hardware.autocast():
-            # copies: its BatchNorm must not change
-            now = {name: value.clone() for name, value in state.average.state.items()}
-            targets = torch.func.functional_call(plain, now, (torch.cat(crops[:LARGE]),)).float()
+            targets = averaged(plain, state.average.state, torch.cat(crops[:LARGE]))
         with hardware.autocast():
             outputs = [*module(torch.cat(crops[:LARGE])).chunk(LARGE), *module(torch.cat(crops[LARGE:])).chunk(SMALL)]
         loss = losses.self_distillation(outputs, list(targets.chunk(LARGE)), plain.centre)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tutelage.errors import TutelageError, did_you_mean
 from tutelage.image_size import Size, sides
+from tutelage.regular_file import regular
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")  # of weight files
 
@@ -118,8 +119,10 @@ def weights_path(weights: str, kind: str = "teacher") -> Path | None:
         except OSError:
             beside = []
         raise TutelageError(f"{flag}: no such file; {expected}", did_you_mean(path.name, [*words, *beside]))
-    if not path.is_file():  # reading a pipe or a device might never end
-        raise TutelageError(f"{flag} is not a regular file; {expected}", "copy what it holds into a file")
+    try:
+        regular(path)
+    except OSError as error:
+        raise TutelageError(f"{flag} is {error.strerror}; {expected}", "copy what it holds into a file") from error
     if path.suffix not in SUFFIXES:
         raise TutelageError(f"{flag} is a file ending in {path.suffix!r}; {expected}", "rename or convert it")
     return path

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from tutelage.errors import TutelageError, shown
 from tutelage.image_size import Size, sides
-from tutelage.models.weights import TimmModel
+from tutelage.models.weights import TimmModel, first_line
 
 FINEST = 4  # smallest stride used; finer features cost the most and carry the least information
 
@@ -39,7 +39,7 @@ def levels_of(module: TimmModel, name: str, size: Size, kind: str = "teacher") -
         module: a timm model; its train or eval mode is kept. name: timm's. size: of its input.
 
     Raises:
-        TutelageError: the model gives no features of intermediate layers.
+        TutelageError: the model gives no features of intermediate layers, or cannot take its size.
     """
     was, device = module.training, next(module.parameters()).device
     height, width = (-(-side // 32) * 32 if "patch" not in name else side for side in sides(size))
@@ -52,6 +52,9 @@ def levels_of(module: TimmModel, name: str, size: Size, kind: str = "teacher") -
     except (AttributeError, TypeError, NotImplementedError) as error:
         message = f"--{kind} {name} gives no features of intermediate layers"
         raise TutelageError(message, "use a timm model with forward_intermediates, which nearly all have") from error
+    except (RuntimeError, ValueError, AssertionError) as error:
+        message = f"--{kind} {name} cannot be used at {size} pixels: {first_line(error)}"
+        raise TutelageError(message, f"use another --{kind}-size, or another --{kind}") from error
     finally:
         module.train(was)
     found = {}

@@ -13,7 +13,6 @@ import re
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import ParamSpec
 
@@ -21,13 +20,14 @@ from tutelage.data.sources import missing
 from tutelage.data.target_set import check_places
 from tutelage.device import check_hardware
 from tutelage.errors import TutelageError, raise_all, single
-from tutelage.image_size import Size, sides
+from tutelage.image_size import Size
 from tutelage.models.aliases import check_size, full_name, weights_path
+from tutelage.pipeline.trial import try_student, try_teacher
 from tutelage.progress import processes
 from tutelage.run_folder import Run, check_owner
 from tutelage.settings import flag, shared_flags
-from tutelage.settings.command_flags import WITHOUT_TARGETS, CurateSettings, Curation, DistillSettings, RunSettings
-from tutelage.tasks import Task, task_of
+from tutelage.settings.command_flags import WITHOUT_TARGETS, CurateSettings, Curation, RunSettings
+from tutelage.tasks import task_of
 
 P = ParamSpec("P")
 KINDS = ("teacher", "student")
@@ -67,7 +67,7 @@ def preflight(settings: shared_flags.Stage, cache: Path) -> None:
         faults += task_of(task).check(settings)
     raise_all(faults)
     raise_all([fault for kind in named for fault in _raised(_try_file, settings, kind)])
-    _try_student(settings, task_of(task))
+    raise_all([fault for attempt in (try_teacher, try_student) for fault in _raised(attempt, settings, task_of(task))])
 
 
 def _raised(check: Callable[P, object], *given: P.args, **named: P.kwargs) -> list[TutelageError]:
@@ -164,7 +164,7 @@ def share_of(shard: str) -> tuple[int, int]:
     text = shard
     if shard == "env":
         text = f"{os.environ.get('RANK', '?')}/{os.environ.get('WORLD_SIZE', '?')}"
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
     if not found or int(found[1]) >= int(found[2]):
         place = shard if text == shard else f"{shard}, which is {text}"
         raise TutelageError(
@@ -272,34 +272,6 @@ def _check_model(settings: shared_flags.Stage, kind: str, hub: bool) -> None:
             build(full, "scratch", 0, size, kind)
     if hub and weights == "pretrained":
         check_within_reach(full, kind)
-
-
-def _try_student(settings: shared_flags.Stage, task: Task) -> None:
-    """Train the student for one step on random pixels: not every architecture can take every size and objective."""
-    if not isinstance(settings, DistillSettings) or (Path(settings.out) / "distill").exists():
-        return
-    import torch
-
-    objective, size = settings.objective, settings.student_size or "its own"
-    try:
-        with torch.random.fork_rng(devices=[]):
-            student = task.student(replace(settings, student_weights="scratch"), 2)
-            features = (
-                8 if objective == "task-agnostic" else 0
-            )  # of a teacher; any number shows whether they can be matched
-            module = task.distillation_module(student, features, settings).train()
-            outputs = module(torch.randn(2, 3, *sides(student.size)))
-            parts = outputs if isinstance(outputs, tuple) else (outputs,)
-            torch.stack([part.square().mean() for part in parts if part is not None]).sum().backward()
-            module.eval()(torch.randn(1, 3, *sides(student.size)))
-    except TutelageError:
-        raise
-    except Exception as error:  # timm's models raise almost anything for a size that they cannot take
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        message = (
-            f"--student {settings.student} at {size} pixels cannot be trained with --objective {objective}: {reason}"
-        )
-        raise TutelageError(message, "use another --student-size, or another --student") from error
 
 
 def _try_file(settings: shared_flags.Stage, kind: str) -> None:

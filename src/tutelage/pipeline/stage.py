@@ -15,6 +15,7 @@ from tutelage.files import atomic_write, write_text
 from tutelage.json_object import JSON
 from tutelage.pipeline.preflight import preflight
 from tutelage.progress import logger, main_process, processes
+from tutelage.regular_file import json_of
 from tutelage.results import StageResult
 from tutelage.run_folder import Run
 from tutelage.settings.command_flags import WITHOUT_TARGETS, Curation, DistillSettings, EvaluateSettings, ExportSettings
@@ -136,7 +137,7 @@ class MetricsLog:
         self._path, self._hardware, self._tracker = path, hardware, tracker if hardware.is_main_process else "none"
         if hardware.is_main_process:
             path.parent.mkdir(parents=True, exist_ok=True)
-            rows = path.read_text(encoding="utf-8", errors="replace").splitlines() if start and path.exists() else []
+            rows = path.read_text(encoding="utf-8", errors="replace").splitlines() if start and path.is_file() else []
             write_text(path, "".join(f"{row}\n" for row in rows if _step_of(row) <= start))
         if tracker != "none":
             from accelerate.tracking import filter_trackers
@@ -180,7 +181,7 @@ def write_metrics(run: Run, stage: str, rows: Sequence[JSON], tracker: str, hard
 def _step_of(row: str) -> float:
     """Return the step of one row; infinity for an incomplete row: a full disk leaves half a line."""
     try:
-        return json.loads(row)["step"]
+        return json_of(row)["step"]
     except (ValueError, TypeError, KeyError):
         return float("inf")
 

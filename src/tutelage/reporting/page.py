@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import csv
 import io
-import json
 import shlex
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from tutelage.files import write_json, write_text
 from tutelage.json_object import JSON
 from tutelage.metrics import reliability
 from tutelage.progress import duration
+from tutelage.regular_file import json_of
 from tutelage.reporting import charts
 from tutelage.reporting.decisions import answer, committee
 from tutelage.reporting.diagnosis import diagnose
@@ -146,12 +146,14 @@ def _charts(run: Path, results: JSON, labels: np.ndarray, probabilities: dict[st
 
 def _metrics(path: Path) -> list[JSON]:
     rows = []
-    for row in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for row in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
         try:
-            rows.append(json.loads(row))
+            rows.append(json_of(row))
         except ValueError:  # a line cut short by a full disk
             continue
-    return [row for row in rows if isinstance(row.get("loss"), float) and np.isfinite(row["loss"])]
+    return [
+        row for row in rows if isinstance(row, dict) and isinstance(row.get("loss"), float) and np.isfinite(row["loss"])
+    ]
 
 
 def disagreement(one: JSON, classes: list[str]) -> dict[str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-import tomllib
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping
@@ -18,12 +17,14 @@ from pydantic import BeforeValidator, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from tutelage.errors import TutelageError, did_you_mean, harmless, raise_all
-from tutelage.files import file_hash
+from tutelage.files import file_hash, toml_of
+from tutelage.regular_file import text_in
 from tutelage.settings import presets
 from tutelage.settings.shared_flags import Group, declared, default_of
 
 P = ParamSpec("P")
 NO_PATHS = {"classes", "group_by", "templates", "methods", "set"}  # texts that are never a path
+ANY_BYTES = {"images"}  # of `predict`, whose table can hold any name of a file
 LONGEST_NAME = 255  # bytes of one part of a path
 LONGEST_PATH = 4000  # bytes; Linux takes 4,095, with what is put below it
 
@@ -152,12 +153,13 @@ def _unknown(name: str, known: Collection[str], kind: str) -> TutelageError:
 
 def _read_toml(path: Path, known: Collection[str]) -> tuple[dict[str, object], list[TutelageError]]:
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        raw = toml_of(text_in(path))
     except FileNotFoundError:
         near = did_you_mean(path.name, [p.name for p in path.parent.glob("*.toml")] if path.parent.is_dir() else [])
         return {}, [TutelageError(f"--config {path} does not exist", near or "name a TOML file of settings")]
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        return {}, [TutelageError(f"--config {path}: {error}", "name a TOML file of settings, such as budget = 10")]
+    except (OSError, ValueError) as error:  # no file, no text, no TOML
+        why = getattr(error, "strerror", None) or error
+        return {}, [TutelageError(f"--config {path}: {why}", "name a TOML file of settings, such as budget = 10")]
     values = {name.replace("-", "_"): value for name, value in raw.items()}
     errors = [_unknown(name, known, f"{path}: setting") for name in values if name not in known]
     return {name: value for name, value in values.items() if name in known}, errors
@@ -184,7 +186,7 @@ def _validate(
             errors.append(TutelageError(f"{flag(name)} {value} must not be a boolean", hint))
             continue
         fault = _empty(name, value) if name in values and one.default != value else None
-        if fault := fault or _impossible_text(name, value):
+        if fault := fault or _no_utf8(name, value) or _impossible_text(name, value):
             errors.append(fault)
             continue
         try:
@@ -198,6 +200,15 @@ def _empty(name: str, value: object) -> TutelageError | None:
     """Return an error for an empty text, which as a path would be the current folder."""
     if value == "" or (isinstance(value, list) and "" in value):
         return TutelageError(f"{flag(name)} is empty", f"give {flag(name)} a value, or leave it out; this folder is .")
+    return None
+
+
+def _no_utf8(name: str, value: object) -> TutelageError | None:
+    """Return an error for a text that no file of a run can hold: one that is not UTF-8, as Linux permits for names of files."""
+    for text in value if isinstance(value, list) else [value]:
+        if isinstance(text, str) and name not in ANY_BYTES and any("\ud800" <= one <= "\udfff" for one in text):
+            hint = "give it in UTF-8; a file or folder with such a name must be renamed first"
+            return TutelageError(f"{flag(name)} is not valid UTF-8: {text!a}", hint)
     return None
 
 
@@ -239,8 +250,10 @@ def _fault(name: str, value: object, fault: ErrorDetails, hint: object) -> Tutel
         return TutelageError(message, f"add {flag(name)} to the command or the TOML file")
     reason = fault["msg"].partition(", unable to")[0]
     message = re.sub(r": (Input should be|Value error,) ", " must be ", f"{flag(name)} {value}: {reason}", count=1)
+    message = message.replace("must be a valid integer", "must be a whole number").replace("a valid number", "a number")
     choices = typing.get_args(_base(hint)) if fault["type"] == "literal_error" else ()
-    return TutelageError(message, did_you_mean(str(value), [str(c) for c in choices]))
+    near = did_you_mean(str(value), [str(c) for c in choices])
+    return TutelageError(message, near or f"give a value that fits: {_help(hint)}")
 
 
 def _help(hint: object) -> str:

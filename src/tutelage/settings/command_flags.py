@@ -7,6 +7,7 @@ from typing import Literal
 from tutelage.settings import shared_flags
 from tutelage.settings.shared_flags import declared, setting
 
+MOST_THREADS = 1024  # of onnxruntime, which starts all of them at once
 WITHOUT_TARGETS = ("task-agnostic", "dino")  # objectives that use no class probabilities, and so no committee
 
 
@@ -22,7 +23,9 @@ class Curation(
 ):
     """Settings of `curate` that `run` has too."""
 
-    budget: int | None = setting(None, "number of labels per class to use, or of masks in total; default: all", ge=1)
+    budget: int | None = setting(
+        None, "number of labels per class to use, or of masks in total; default: all", ge=1, le=shared_flags.MOST_IMAGES
+    )
 
 
 class CurateSettings(Curation):
@@ -132,7 +135,7 @@ class ExportSettings(shared_flags.FinishedRun, shared_flags.Cache, shared_flags.
     bake_preprocess: bool = setting(False, "put normalisation and softmax into the graph: pixels in, probabilities out")
     no_int8: bool = setting(False, "do not make an int8 model")
     int8_loss: float = setting(0.01, "largest accuracy loss of int8; layers stay float until it is met", gt=0, le=1)
-    calibration: int = setting(512, "images of the transfer set to calibrate int8 with", ge=1)
+    calibration: int = setting(512, "images of the transfer set to calibrate int8 with", ge=1, le=10**6)
     tolerance: float = setting(
         1e-4, "largest difference from the student, as a share of its largest output", gt=0, le=1
     )
@@ -147,9 +150,9 @@ class PredictSettings(shared_flags.FinishedExport, shared_flags.Json):
 
     images: list[str] = setting((), "images, or folders of images", min_length=1)
     out: str = setting("predictions.csv", "file for the predictions: .csv or .parquet", min_length=1, free=True)
-    top: int = setting(1, "number of classes per image, the most likely first", ge=1)
+    top: int = setting(1, "number of classes per image, the most likely first", ge=1, le=10**6)
     model: Literal["auto", "float", "int8"] = setting("auto", "model to use; auto: the one that the export recommends")
-    threads: int | None = setting(None, "threads of onnxruntime; default: all cores", ge=1)
+    threads: int | None = setting(None, "threads of onnxruntime; default: all cores", ge=1, le=MOST_THREADS)
 
 
 class DemoSettings(shared_flags.Seed, shared_flags.Smoke, shared_flags.Json):
@@ -179,7 +182,7 @@ class CacheFolder(shared_flags.Group):
 class CacheSettings(CacheFolder, shared_flags.Json):
     """Settings of `cache`."""
 
-    prune: float | None = setting(None, "remove entries not used for this many days", ge=0)
+    prune: float | None = setting(None, "remove entries not used for this many days", ge=0, le=10**6)
 
 
 class DoctorSettings(CacheFolder, shared_flags.Json):

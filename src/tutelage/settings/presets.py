@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+
+from tutelage.regular_file import json_of, text_in
 
 PRESETS: dict[str, dict[str, object]] = {
     "none": {},
@@ -33,7 +34,7 @@ def _task(values: dict[str, object]) -> str:
     if "task" in values:
         return str(values["task"])
     try:
-        curated = (Path(str(values.get("out", ""))) / "curate" / "result.json").read_text(encoding="utf-8")
-        return str(json.loads(curated).get("task", ""))
-    except (OSError, ValueError):
+        curated = text_in(Path(str(values.get("out", ""))) / "curate" / "result.json")
+        return str(json_of(curated).get("task", ""))
+    except (OSError, ValueError, AttributeError):
         return ""

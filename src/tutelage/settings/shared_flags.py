@@ -15,6 +15,9 @@ from typing import Any, Literal, dataclass_transform
 
 from tutelage.image_size import sides
 
+MOST_IMAGES = 10**10  # in a gallery
+MOST_GIB = 10**9
+
 
 def setting(
     default: object, help: str, *, free: bool = False, reads: Callable[[object], object] | None = None, **limits: float
@@ -90,8 +93,8 @@ class Gallery(Group):
     strategy: Literal["auto", "all", "random", "best", "balanced", "diverse", "hard", "text"] = setting(
         "auto", "how gallery images are chosen; auto: balanced if --total or --per-query is given, else all"
     )
-    total: int | None = setting(None, "size of the transfer set, labelled images included", ge=1)
-    per_query: int | None = setting(None, "gallery images per query, instead of --total", ge=1)
+    total: int | None = setting(None, "size of the transfer set, labelled images included", ge=1, le=MOST_IMAGES)
+    per_query: int | None = setting(None, "gallery images per query, instead of --total", ge=1, le=MOST_IMAGES)
     balance: Literal["query", "class"] = setting(
         "query", "what takes turns in choosing images: each labelled image, or each class"
     )
@@ -113,7 +116,7 @@ class Search(Group):
         "exact search, or an inverted file, its recall measured; auto: exact up to 5 million images or if memory is short",
     )
     memory: float | None = setting(
-        None, "GiB of memory for the search; default: half of the free memory", gt=0, free=True
+        None, "GiB of memory for the search; default: half of the free memory", gt=0, le=MOST_GIB, free=True
     )
     embeddings: list[str] = setting(
         (), "precomputed embeddings of the gallery, by image name: Parquet, .npy with names, or a clip-retrieval folder"
@@ -184,6 +187,7 @@ class TeacherCache(Group):
         20.0,
         "GiB of cached teacher outputs; above it, logits or coarser grids are cached, or the teacher runs online",
         ge=0,
+        le=MOST_GIB,
         free=True,
     )
 
@@ -216,7 +220,10 @@ class Distillation(TeacherCache):
     )
     temperature: float = setting(1.0, "softens targets and student outputs in the distillation", gt=0, le=100)
     feature_weight: float = setting(
-        2.0, "weight of the loss on the teacher's pooled features, added to the loss on the targets; 0: off", ge=0
+        2.0,
+        "weight of the loss on the teacher's pooled features, added to the loss on the targets; 0: off",
+        ge=0,
+        le=1e6,
     )
 
 
@@ -227,9 +234,10 @@ class Schedule(Group):
         None,
         "passes over the transfer set; default: 400,000 images in total (segmentation: 8,000), in 4 to 100 passes",
         ge=1,
+        le=10**6,
     )
-    steps: int | None = setting(None, "optimizer steps, instead of --epochs", ge=1)
-    batch_size: int = setting(128, "images per step, over all processes; default for segmentation: 8", ge=2)
+    steps: int | None = setting(None, "optimizer steps, instead of --epochs", ge=1, le=10**8)
+    batch_size: int = setting(128, "images per step, over all processes; default for segmentation: 8", ge=2, le=2**16)
     lr: float | None = setting(
         None,
         "learning rate at batch 128, scaled by sqrt(batch / 128); default: 0.008 from random weights, else 0.002; masks: 0.02, 0.005",

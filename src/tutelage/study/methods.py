@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
 from tutelage.errors import TutelageError, did_you_mean, raise_all, shown
+from tutelage.files import toml_of
 from tutelage.json_object import JSON
 from tutelage.settings.presets import PRESETS
 
@@ -80,7 +80,7 @@ def listed(values: Sequence[str]) -> list[str]:
 
 
 def numbers(values: Sequence[str], flag: str, least: int) -> list[int]:
-    """Parse a list of whole numbers, each at least `least`; flag: the option's name, for the error message.
+    """Parse a list of whole numbers, each at least `least` and of at most 18 digits; flag: the option's name, for the error message.
 
     Raises:
         TutelageError: the list is empty, or a value is too small or not a whole number.
@@ -89,7 +89,7 @@ def numbers(values: Sequence[str], flag: str, least: int) -> list[int]:
     if not found:
         hint = f"use {flag} {max(5, least)}"
         raise TutelageError(f"{flag} without a number: expected whole numbers of at least {least}", hint)
-    wrong = [value for value in found if not value.isdecimal() or int(value) < least]
+    wrong = [value for value in found if not value.isdecimal() or len(value) > 18 or int(value) < least]
     if wrong:
         raise TutelageError(f"{flag} {shown(wrong)}: expected whole numbers of at least {least}, such as 5,10,25")
     return [int(value) for value in found]
@@ -149,8 +149,8 @@ def _override(text: str, names: Sequence[str], known: Sequence[str]) -> tuple[st
         message = f"--set {text}: {setting} is not a setting of `tutelage run` that a method can have"
         raise TutelageError(message, did_you_mean(setting, known))
     try:
-        return name, setting, tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+        return name, setting, toml_of(f"value = {value}")["value"]
+    except ValueError:
         return name, setting, value.strip()
 
 

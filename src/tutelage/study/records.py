@@ -22,6 +22,7 @@ from tutelage.reporting.diagnosis import diagnose
 from tutelage.reporting.example_predictions import read_counts, read_evidence
 from tutelage.run_folder import Run
 from tutelage.settings.command_flags import FREE, RunSettings
+from tutelage.settings.stored import stored
 from tutelage.study.methods import Method
 from tutelage.study.results_table import Record, read_record, record_name
 from tutelage.tasks import task_of
@@ -43,7 +44,11 @@ def kept_record(folder: Path, method: str, budget: int, seed: int, settings: JSO
         return None
     asked, made = compared(settings), record["settings"]
     unused = task_of(asked["task"]).UNUSED
-    differing = {name for name, value in asked.items() if made.get(name) != value and name not in unused}
+    differing = {
+        name
+        for name, value in asked.items()
+        if stored(name, made.get(name)) != stored(name, value) and name not in unused
+    }
     other = [f"{name}: {made.get(name)} -> {value}" for name, value in asked.items() if name in differing]
     if other:
         hint = "use the same settings, or another --results (and --out)"

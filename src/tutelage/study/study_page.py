@@ -5,15 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import re
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from tutelage.errors import TutelageError, shown
-from tutelage.files import write_json, write_text
+from tutelage.files import toml_of, write_json, write_text
 from tutelage.json_object import JSON
+from tutelage.regular_file import text_in
 from tutelage.reporting import charts
 from tutelage.reporting.cost import cost_of, shares
 from tutelage.reporting.example_predictions import read_evidence, read_pictures
@@ -74,13 +74,14 @@ def _read_study(folder: Path) -> JSON:
     """Contents of study.toml."""
     path = folder / STUDY
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return toml_of(text_in(path))
     except FileNotFoundError as error:
         message = f"{folder} holds no study ({STUDY} is missing)"
         raise TutelageError(message, "create one with `tutelage compare`") from error
-    except tomllib.TOMLDecodeError as error:
+    except (OSError, ValueError) as error:  # no file, no text, no TOML
+        why = getattr(error, "strerror", None) or error
         hint = "run the study's `tutelage compare` again: it rewrites the file, and finished runs count as done"
-        raise TutelageError(f"{path} is not valid TOML ({error})", hint) from error
+        raise TutelageError(f"{path} is not valid TOML ({why})", hint) from error
 
 
 def answer(cells: list[Cell], budget: int, best: Cell, references: dict[int, Reference]) -> str:

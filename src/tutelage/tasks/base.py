@@ -18,6 +18,7 @@ from tutelage.data.masks import Labels
 from tutelage.data.target_set import TargetSet
 from tutelage.errors import TutelageError
 from tutelage.features.view_batches import Inference, ViewSettings
+from tutelage.image_size import Size
 from tutelage.json_object import JSON
 from tutelage.reporting.scores import MetricSpec
 from tutelage.results import AdaptationResult
@@ -84,6 +85,7 @@ class Task(Protocol):
     RARE_CLASSES: float  # with --class-weight balanced, a class weighs (C x share)^-RARE_CLASSES in the distillation
     UNUSED: tuple[str, ...]  # settings without effect
     BUDGET_PER_CLASS: bool  # whether --budget counts labels of each class, not labelled images in all
+    TRIES_ALL_TEACHERS: bool  # whether a teacher may be unfit at its own size too
     PILOT: bool  # whether --pilot can hold each label out of a run of its own
     # Names of scores
     METRICS: MetricSpec  # the scores that `judged` returns; METRICS.main is the key of the main one
@@ -113,6 +115,10 @@ class Task(Protocol):
     # The teacher
     def flops_of(self, encoder: FrozenEncoder) -> int:
         """Return the FLOPs of the frozen encoder for one image, summed over its windows."""
+
+    def check_teacher(self, module: nn.Module, name: str, size: Size, window: Size | None) -> None:
+        """Run a teacher's module on one blank image, as this task does; raises whatever the architecture raises. name: timm's. size,
+        window: of its input."""
 
     def frozen_network(self, encoder: FrozenEncoder, accelerator: Accelerator) -> FeatureExtractor:
         """Return the frozen encoder as a network that gives the features on which heads are fitted."""

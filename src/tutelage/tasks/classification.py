@@ -15,6 +15,7 @@ from tutelage.data.target_set import TargetSet, read_any, read_target_set
 from tutelage.device import flops
 from tutelage.errors import TutelageError
 from tutelage.features.view_batches import CLEAN, Inference, ViewSettings, view_outputs
+from tutelage.image_size import Size, sides
 from tutelage.json_object import JSON
 from tutelage.metrics import LEAST_LOG, classification, log_softmax, softmax
 from tutelage.models import linear_probe
@@ -54,7 +55,7 @@ class Classification(Task):
     RARE_CLASSES = 0.5
     UNUSED = ("decoder", "task_agnostic_features")
     METRICS, SCORE_TITLE, IMAGE_SCORE = CLASSES, "accuracy", "accuracy"
-    BUDGET_PER_CLASS, PILOT = True, True
+    BUDGET_PER_CLASS, TRIES_ALL_TEACHERS, PILOT = True, False, True
 
     def check(self, settings: shared_flags.Group) -> list[TutelageError]:
         task, other, faults = "with --task classification", "or use --task segmentation", []
@@ -85,6 +86,11 @@ class Classification(Task):
 
     def flops_of(self, encoder: FrozenEncoder) -> int:
         return flops(encoder.module, encoder.size)
+
+    def check_teacher(self, module: nn.Module, name: str, size: Size, window: Size | None) -> None:
+        import torch
+
+        module(torch.zeros(1, 3, *sides(size)))
 
     def frozen_network(self, encoder: FrozenEncoder, accelerator: Accelerator) -> FeatureExtractor:
         from tutelage.models.adapted_teacher import network_of

@@ -19,7 +19,7 @@ from tutelage.data.upsample import decided
 from tutelage.device import flops
 from tutelage.errors import TutelageError
 from tutelage.features.view_batches import CLEAN, MIRRORED, Inference, ViewSettings, forward_batches, view_outputs
-from tutelage.image_size import sides
+from tutelage.image_size import Size, sides
 from tutelage.json_object import JSON
 from tutelage.models.linear_probe import judgeable
 from tutelage.reporting.scores import MASKS
@@ -59,7 +59,7 @@ class Segmentation(Task):
     RARE_CLASSES = 1.0
     UNUSED = ()
     METRICS, SCORE_TITLE, IMAGE_SCORE = MASKS, "mean IoU", "miou_of_images"
-    BUDGET_PER_CLASS, PILOT = False, False
+    BUDGET_PER_CLASS, TRIES_ALL_TEACHERS, PILOT = False, True, False
 
     def check(self, settings: shared_flags.Group) -> list[TutelageError]:
         return faults_of(settings)
@@ -92,6 +92,13 @@ class Segmentation(Task):
         unit = pyramid_of(encoder).levels[-1].stride
         along = [window_starts(*both, unit) for both in zip(sides(encoder.size), sides(encoder.at_once), strict=True)]
         return len(along[0]) * len(along[1]) * flops(encoder.module, encoder.at_once)
+
+    def check_teacher(self, module: nn.Module, name: str, size: Size, window: Size | None) -> None:
+        from tutelage.models.segmentation_grids import check_windows, levels_of
+
+        levels = levels_of(module, name, window or size)
+        if window is not None:
+            check_windows(module, levels, window, size)
 
     def frozen_network(self, encoder: FrozenEncoder, accelerator: Accelerator) -> FeatureExtractor:
         from tutelage.models.segmentation_teachers import network_of
