@@ -647,8 +647,8 @@ def test_paths_with_control_characters(tutelage, task, name):
     """A path that could not be shown or written down is refused with its flag, harmlessly for the terminal; nothing is made."""
     for flag in ("--out", "--target"):
         text = refused(tutelage(*task.words("curate", flag, str(task.root / name))))
-        assert f"error: {flag} '" in text
-        assert "holds control characters, or bytes that are not UTF-8" in text
+        assert f"error: {flag} " in text
+        assert "holds control characters" in text or "is not valid UTF-8" in text
         assert text.replace("\n", "").isprintable()
     assert not (task.root / name).exists()
 

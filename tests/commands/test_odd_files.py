@@ -74,7 +74,7 @@ def described(features: str) -> pa.Table:
         (table(image=IMAGES, label=not_text()), "column label cannot be read as text"),
         (
             pa.Table.from_arrays([IMAGES, pa.array(LABELS), pa.array(LABELS)], ["image", "label", "label"]),
-            "two columns label",
+            "2 columns called label",
         ),
         (
             described('{"info": {"features": {"label": {"_type": "ClassLabel", "names": 5}}}}'),

@@ -169,7 +169,7 @@ def test_parquet_shards(tmp_path: Path):
     shard(tmp_path / "hf" / "data" / "train-00001-of-00002.parquet", [3, 0, 1, None], names)
     shard(tmp_path / "hf" / "data" / "validation-00000-of-00001.parquet", [0], names)
     shard(tmp_path / "hf" / "data" / "test-00000-of-00001.parquet", [1, 3], names)
-    assert "1 class names of the target set have no images: 'never'" in message(tmp_path / "hf")
+    assert "1 class name of the target set has no images: 'never'" in message(tmp_path / "hf")
     found = read_target_set(tmp_path / "hf", classes=["cow", "ape", "zebra"])
     assert found.classes == ("zebra", "ape", "cow")
     assert counts(found)["train", "zebra"] == 2
@@ -578,7 +578,7 @@ def test_lists_that_are_not_utf8(tmp_path):
         assert f"{name} is not UTF-8: line {1 if coding == 'utf-16' else 4} is b'" in message(tmp_path / name)
     column = pa.array([b"elk", b"elk", b"M\xf6we", b"M\xf6we"]).view(pa.string())
     pq.write_table(pa.table({"path": [f"{i}.png" for i in range(4)], "label": column}), tmp_path / "d.parquet")
-    assert r"d.parquet holds a text that is not UTF-8: b'M\xf6we'" in message(tmp_path / "d.parquet")
+    assert "d.parquet: column label cannot be read as text" in message(tmp_path / "d.parquet")
 
 
 def test_labels_of_a_list_are_those_of_a_parquet_file(tmp_path):
@@ -895,7 +895,7 @@ def test_class_names_without_rows(tmp_path):
     """Names of the metadata without an image are told, numbers too; --classes leaves them out; those of --test do not count."""
     digits = [str(i) for i in range(4)]
     shard(tmp_path / "d" / "train-0.parquet", [0, 1, 3] * 2, digits)
-    assert "1 class names of the target set have no images: '2'" in message(tmp_path / "d")
+    assert "1 class name of the target set has no images: '2'" in message(tmp_path / "d")
     assert read_target_set(tmp_path / "d", classes=["0", "1", "3"]).classes == ("0", "1", "3")
     put(tmp_path / "own", {"ape": 4, "cow": 4})
     other = shard(tmp_path / "other.parquet", [0, 1], ["ape", "cow", "never"])

@@ -16,7 +16,7 @@ from cyclopts import Parameter
 from pydantic import BeforeValidator, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from tutelage.errors import TutelageError, did_you_mean, harmless, raise_all
+from tutelage.errors import TutelageError, did_you_mean, raise_all
 from tutelage.files import file_hash, toml_of
 from tutelage.regular_file import text_in
 from tutelage.settings import presets
@@ -213,15 +213,15 @@ def _no_utf8(name: str, value: object) -> TutelageError | None:
 
 
 def _impossible_text(name: str, value: object) -> TutelageError | None:
-    """Return an error for a text that can be no path, if the setting may be one: it holds a NUL, control characters or
-    bytes that are not UTF-8, which settings.toml and a terminal could not, or is too long in all or in one name."""
+    """Return an error for a text that can be no path, if the setting may be one: it holds control characters, which a terminal would obey,
+    or is too long in all or in one name."""
     for text in value if isinstance(value, list) else [value]:
         if not isinstance(text, str) or name in NO_PATHS:
             continue
         if "\0" in text:
             return TutelageError(f"{flag(name)} {text!r} holds a NUL character", "leave it out: no path can hold one")
-        if harmless(text) != text or "\n" in text or "\t" in text:
-            message = f"{flag(name)} {ascii(text)[:120]} holds control characters, or bytes that are not UTF-8"
+        if re.search(r"[\x00-\x1f\x7f-\x9f]", text):
+            message = f"{flag(name)} {ascii(text)[:120]} holds control characters"
             return TutelageError(message, "rename the file or folder, or leave them out")
         if (count := len(text.encode("utf-8", "surrogateescape"))) > LONGEST_PATH:
             message = f"{flag(name)} {text[:40]}... has {count} bytes, but systems take paths of at most {LONGEST_PATH}"
