@@ -201,7 +201,7 @@ def test_dry_run(task, tutelage, tmp_path):
     ("task-oriented", "2", ("--set", "task-oriented"), "METHOD.SETTING=VALUE"),
     ("scratch", "5,ten", (), "--budgets ten"),
     ("scratch", "2", ("--set", "scratch.student=mobilenet9"), "no such model"),
-    ("", "2", (), "--methods without a method"),
+    ("", "2", (), "--methods is empty"),
     ("scratch", ",", (), "--budgets without a number"),
 ])  # fmt: skip
 def test_bad_words(task, tutelage, tmp_path, methods, budgets, more, said):

@@ -199,7 +199,8 @@ def _validate(
 def _empty(name: str, value: object) -> TutelageError | None:
     """Return an error for an empty text, which as a path would be the current folder."""
     if value == "" or (isinstance(value, list) and "" in value):
-        return TutelageError(f"{flag(name)} is empty", f"give {flag(name)} a value, or leave it out; this folder is .")
+        here = "" if name in NO_PATHS else "; the current folder is `.`"
+        return TutelageError(f"{flag(name)} is empty", f"give it a value, or leave it out{here}")
     return None
 
 
