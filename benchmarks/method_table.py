@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -47,24 +48,29 @@ def paired(one: dict[int, float], other: dict[int, float]) -> str:
     return f"{np.mean(points):+.1f}{error}" if points else ""
 
 
+def table(results: Path, of: str, against: Sequence[str]) -> list[str]:
+    """The lines of the table: scores of both, of teacher and committee, and what `of` gains over each of the others."""
+    names = [*against, of, "teacher", "committee"]
+    lines = [
+        f"| set | seeds | {' | '.join([*names, *(f'{of} - {one}' for one in against)])} |",
+        f"|{' --- |' * (2 + len(names) + len(against))}",
+    ]
+    for folder in sorted(path for path in results.iterdir() if path.is_dir()):
+        found = read(folder, MAIN.get(folder.name, "accuracy"))
+        if of in found and all(one in found for one in against):
+            scores = [spread(list(found[one].values())) if one in found else "" for one in names]
+            gains = [paired(found[of], found[one]) for one in against]
+            lines.append(f"| {folder.name} | {len(found[of])} | {' | '.join([*scores, *gains])} |")
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path)
     parser.add_argument("--of", default="task-oriented")
     parser.add_argument("--against", nargs="*", default=["scratch", "paper"])
     given = parser.parse_args()
-    sets = {
-        folder.name: found
-        for folder in sorted(path for path in given.results.iterdir() if path.is_dir())
-        if given.of in (found := read(folder, MAIN.get(folder.name, "accuracy")))
-    }
-    names = list(dict.fromkeys([given.of, *given.against, *(name for found in sets.values() for name in found)]))
-    print("| set | seeds |", " | ".join([*names, *(f"{given.of} - {name}" for name in given.against)]), "|")
-    print("|" + " --- |" * (2 + len(names) + len(given.against)))
-    for name, found in sets.items():
-        scores = [spread(list(found[one].values())) if one in found else "" for one in names]
-        gains = [paired(found[given.of], found.get(one, {})) for one in given.against]
-        print(f"| {name} | {len(found[given.of])} |", " | ".join([*scores, *gains]), "|")
+    print("\n".join(table(given.results, given.of, given.against)))
 
 
 if __name__ == "__main__":

@@ -101,6 +101,24 @@ def test_where_to_change_what():
         assert (ROOT / "src" / "tutelage" / place).exists(), place
 
 
+def test_tables_are_those_of_the_records():
+    """The table of the method in docs/results.md is the one that its command prints, and the README's numbers are in it."""
+    made = runpy.run_path(str(ROOT / "benchmarks" / "method_table.py"))["table"]
+    head, _, *rows = made(ROOT / "docs" / "results" / "method", "task-oriented", ["scratch", "paper"])
+    assert len(rows) >= 9
+    assert "\n".join([head, f"|{' --- |' * 9}", *rows]) in (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    numbers = {
+        name: [one.strip() for one in row.split("|")[3:6]] for row in rows for name in [row.split("|")[1].strip()]
+    }
+    for line, name in (
+        ("| digits |", "digits"),
+        ("| photos of food |", "food"),
+        ("| skin lesions (HAM10K) |", "ham10k"),
+    ):
+        (row,) = (one for one in README.splitlines() if one.startswith(line))
+        assert [one.strip(" *") for one in row.split("|")[3:6]] == numbers[name]
+
+
 def test_words_of_the_field():
     """Code and docs use the field's terms; the dated entries of the log stay as they were written."""
     private = re.compile(r"\b(told|taught|mend|pile|is no number|the teacher's word)\b", re.IGNORECASE)
