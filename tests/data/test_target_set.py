@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from conftest import DATA
+from conftest import DATA, draw
 from tutelage.data.label_budget import draw_budget, folds, shortfalls
 from tutelage.data.sources import read_bytes
 from tutelage.data.target_set import TargetSet, read_any, read_target_set
@@ -972,3 +972,21 @@ def test_classes_that_are_called_like_splits_alone(tmp_path):
     assert error.value.hint.startswith(
         "test and train are read as splits; rename them, or use a list, if they are classes"
     )
+
+
+@pytest.mark.parametrize("form", ["list", "shard"])
+def test_numbers_with_gaps_as_labels(tmp_path, form):
+    """A column of labels with gaps, which pandas turns into floats with NaN, has the classes 0 and 1, and the rows without are named."""
+    labels = pa.array([0.0, 0.0, 1.0, 1.0, float("nan"), None])
+    names = [f"{i}.png" for i in range(6)]
+    for i, name in enumerate(names):
+        draw(tmp_path / name, i % 2, i)
+    data = [(tmp_path / name).read_bytes() for name in names]
+    column = {"path": names} if form == "list" else {"image": pa.array(data)}
+    pq.write_table(pa.table({**column, "label": labels}), tmp_path / "a.parquet")
+    if form == "list":
+        assert "2 rows without a label: 4.png, 5.png" in message(tmp_path / "a.parquet")
+    else:
+        found = read_target_set(str(tmp_path / "a.parquet"))
+        assert found.classes == ("0", "1")
+        assert [one.reason for one in found.rejected] == ["has no label"] * 2
