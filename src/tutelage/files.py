@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import json
 import os
+import secrets
 import shutil
 import tomllib
 from collections.abc import Iterator
@@ -26,7 +27,6 @@ from tutelage.json_object import JSON
 from tutelage.regular_file import json_of, regular, text_in
 
 TEMPORARY = ".tutelage-partial-"  # what the names of files and folders being written begin with
-_numbers = itertools.count()
 
 
 def hash_of(value: object) -> str:
@@ -37,12 +37,15 @@ def hash_of(value: object) -> str:
 
 def temporary_beside(path: Path) -> Path:
     """Return an unused path in the folder of `path`, for what is to become `path`, however long its name is."""
-    return path.with_name(f"{TEMPORARY}{os.getpid()}-{next(_numbers)}")
+    return path.with_name(f"{TEMPORARY}{secrets.token_hex(12)}")  # several machines may share a cache
 
 
 def unused_beside(path: Path, why: str) -> Path:
     """Return an unused path beside `path`, for what is moved aside: its name, cut where it is too long, with why and when."""
-    name = f"{os.fsdecode(os.fsencode(path.name)[:200])}.{why}-{datetime.now():%Y%m%d-%H%M%S}"
+    short = path.name
+    while len(os.fsencode(short)) > 200:
+        short = short[:-1]
+    name = f"{short}.{why}-{datetime.now():%Y%m%d-%H%M%S}"
     found = (path.with_name(f"{name}-{number}" if number else name) for number in itertools.count())
     return next(place for place in found if not place.exists())
 
@@ -160,9 +163,11 @@ def intact(path: Path, stage: Path | None = None) -> Path:
     result = (stage or path.parent) / "result.json"
     hashes = (read_json(result) or {}).get("files", {})
     if not isinstance(hashes, dict):
-        raise damaged(result, "files is no object")
+        raise damaged(result, "`files` is not a JSON object")
     name = path.relative_to(stage.parent).as_posix() if stage else path.name
     if not path.is_file() or hashes.get(name, digest := file_hash(path)) != digest:
         message = f"{path} is {'not the file that the run wrote' if path.is_file() else 'missing'}"
-        raise TutelageError(message, f"put it back, or delete {path.parent} and repeat the command that made the run")
+        raise TutelageError(
+            message, f"put it back, or delete {stage or path.parent} and repeat the command that made the run"
+        )
     return path

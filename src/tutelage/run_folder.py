@@ -6,6 +6,7 @@ A stage is done when its result.json holds the hash of its inputs.
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import re
 import shutil
@@ -133,7 +134,7 @@ class Run:
         try:
             found = toml_of(text_in(self.path / SETTINGS))
             if odd := [name for name, table in found.items() if not isinstance(table, dict)]:
-                raise ValueError(f"{shown(odd)} is no table")
+                raise ValueError(f"{shown(odd)} is not a table")
             return found
         except FileNotFoundError:
             return {}
@@ -223,9 +224,15 @@ class Run:
         return old
 
     def copy_aside(self) -> Path:
-        """Copy the run, without its checkpoints, to a folder beside it, before its results are replaced. Returns that folder."""
-        old = unused_beside(self.path, "old")
-        shutil.copytree(self.path, old, ignore=shutil.ignore_patterns(LOCK, "checkpoints"))
+        """Copy the run, without its checkpoints, to a folder beside it, before its results are replaced. Returns that folder, which may be
+        there since an earlier start that did not come to the end of the first stage."""
+        mark = (self.path / "curate" / "result.json").read_bytes()
+        for one in self.path.parent.glob(f"{glob.escape(self.path.name)}.old-*/curate/result.json"):
+            if one.read_bytes() == mark:
+                return one.parent.parent
+        old, copy = unused_beside(self.path, "old"), temporary_beside(self.path)
+        shutil.copytree(self.path, copy, ignore=shutil.ignore_patterns(LOCK, "checkpoints"))
+        copy.rename(old)
         return old
 
     def _check_version(self) -> None:

@@ -870,3 +870,24 @@ def test_a_run_inside_the_target(tutelage, tmp_path, out: str):
         assert (
             Run(place).kept("curate")["images"]["transfer"] == 8
         )  # 6 labelled, 2 of the pool; a montage would be one more
+
+
+@pytest.mark.parametrize(
+    "users",
+    [
+        {".lock": "", "rejected.csv": "mine"},
+        {".lock": "4711", "movie.1080.partial": "mine"},
+        {"curate/split_copies.csv": "mine", "rejected.csv": "mine"},
+        {"settings.toml": "[settings]\ntheme = 'dark'\n", "notes.txt": "mine"},
+    ],
+)
+def test_a_folder_of_others_is_no_run(task, tutelage, users: dict[str, str]):
+    """--out on a folder with a lock, settings or folders of another program is refused; nothing in it changes."""
+    for name, text in users.items():
+        (task.out / name).parent.mkdir(parents=True, exist_ok=True)
+        (task.out / name).write_text(text)
+    message = refused(tutelage(*task.words("curate")))
+    assert "another program" in message or "contains other files" in message
+    assert {name: (task.out / name).read_text() for name in task.files()} | (
+        {".lock": users[".lock"]} if ".lock" in users else {}
+    ) == users

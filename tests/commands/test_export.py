@@ -150,6 +150,49 @@ def test_predict_is_evaluate(finished, tmp_path):
     seconds_without_torch("predict", str(finished.out), str(finished.target), "--out", str(out))
 
 
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, and its content."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("out", "users"),
+    [
+        ("labels.csv", {"labels.csv": "path,class\na.png,cat\n"}),
+        ("p.csv", {"p.rejected.csv": "path,reason\na.png,blurred\n"}),
+        ("p.parquet", {"p.parquet": "a table of mine"}),
+        ("p.csv/q.csv", {"p.csv": "a file in the place of a folder"}),
+        ("photo.png", {"photo.png": "no table"}),
+        ("/proc/p.csv", {}),
+    ],
+)
+def test_predict_replaces_no_file_of_others(finished, tmp_path, out: str, users: dict[str, str]):
+    """Lists and tables of the user's, also such as `predict` writes itself, and places that take no file: one error, nothing changes."""
+    for name, text in users.items():
+        (tmp_path / name).write_text(text)
+    before = tree(tmp_path)
+    code, said = quick("predict", finished.out, finished.target / "test", "--out", tmp_path / out)
+    assert code == 2
+    assert said.count("error: ") == 1
+    assert "hint: " in said
+    assert tree(tmp_path) == before
+
+
+def test_predict_replaces_its_own_files(finished, tmp_path):
+    """The same call again, and one for fewer images, replace what the first wrote, and the files beside it stay."""
+    (tmp_path / "p.csv.partial").write_text("mine")
+    (tmp_path / "broken.png").write_text("no image")
+    for places in (
+        (finished.target / "test", tmp_path / "broken.png"),
+        (finished.target / "test",),
+        (finished.target / "test" / "c1",),
+    ):
+        assert quick("predict", finished.out, *places, "--out", tmp_path / "p.csv")[0] == 0
+        assert (tmp_path / "p.rejected.csv").exists() == (len(places) == 2)
+    assert len(rows_of(tmp_path / "p.csv")) == 4
+    assert (tmp_path / "p.csv.partial").read_text() == "mine"
+
+
 def bare_site(folder: Path, *modules: Any) -> dict[str, str]:
     """An environment in which only these packages can be imported."""
     folder.mkdir()
@@ -429,6 +472,11 @@ def test_masks(tmp_path):
     rows = rows_of(tmp_path / "p.csv")
     assert list(rows[0]) == ["path", "mask", *(f"share_{name}" for name in CLASSES)]
     assert result["masks"] == str(tmp_path / "p")
+    before = tree(data)  # the masks of the target set, and photos, lie where masks would be painted
+    for out in (data / "target" / "masks.csv", data / "target" / "images" / "test.csv", data / "gallery.csv"):
+        with pytest.raises(TutelageError, match="there already"):
+            tutelage.predict(export=tmp_path / "run", images=[data / "target" / "images" / "test"], out=out)
+    assert tree(data) == before
     right = []
     for row in rows:
         mask = np.asarray(Image.open(row["mask"]))

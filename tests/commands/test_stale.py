@@ -249,7 +249,7 @@ def test_new_images_that_were_trained_on(task, capsys):
     (other / "c1" / "link.png").symlink_to("nothing.png")
     assert len(_new_images(str(other), load_task(task.out, cache), cache)) == 5
     said = capsys.readouterr().err
-    assert f"2 of 5 images of {other} are, or look like copies of, training images of the run" in said
+    assert f"of 5 images of {other}, 2 were trained on, or look like copies of such images" in said
     assert "1 images cannot be used and are not scored: c1/link.png" in said
 
 

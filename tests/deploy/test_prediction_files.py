@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tutelage.data.decode import RECORD, predicted_files
+from tutelage.data.decode import RECORDS, predicted_files
 from tutelage.deploy.prediction_files import outputs, write_predictions
 from tutelage.deploy.runtime import Predictions
 from tutelage.errors import TutelageError
@@ -94,12 +94,15 @@ def test_earlier_predictions_are_replaced(tmp_path: Path, ending: str, masks: bo
     out = tmp_path / f"p.{ending}"
     predict(out, "1.png", "2.png", masks=masks, rejected=("3.png",))
     first = {*hashes(tmp_path)}
-    assert first == {RECORD, out.name, "p.rejected.csv", *(["p/1.png", "p/2.png"] if masks else [])}
+    (record,) = (path.name for path in tmp_path.glob(RECORDS))
+    assert first == {record, out.name, "p.rejected.csv", *(["p/1.png", "p/2.png"] if masks else [])}
     assert predicted_files(str(tmp_path)) >= {out.name, "p.rejected.csv"}
     assert predicted_files(str(tmp_path / "p")) == ({"1.png", "2.png"} if masks else frozenset())
     monkeypatch.chdir(tmp_path)
     predict(Path(out.name), "1.png", masks=masks)
-    assert {*hashes(tmp_path)} == {RECORD, out.name, *(["p/1.png"] if masks else [])}
+    assert {*hashes(tmp_path)} == {record, out.name, *(["p/1.png"] if masks else [])}
+    predict(tmp_path / "q.csv", "1.png", masks=masks)  # another table in the same folder
+    predict(Path(out.name), "1.png", masks=masks)
     for name in ("p/1.png", "p/mine.png") if masks else (out.name,):
         was = (tmp_path / name).read_bytes() if (tmp_path / name).exists() else None
         (tmp_path / name).write_bytes(b"mine")
@@ -132,3 +135,20 @@ def test_odd_names_of_images_in_tables(tmp_path: Path):
     with pytest.raises(TutelageError, match="not UTF-8"):
         predict(tmp_path / "p.parquet", *names)
     assert not (tmp_path / "p.parquet").exists()
+
+
+def test_masks_that_were_corrected_are_the_users(tmp_path: Path):
+    """A predicted mask that was painted over by hand is an image of the user's again, and is not replaced."""
+    out = tmp_path / "p.csv"
+    predict(out, "1.png", "2.png", masks=True)
+    Image.new("L", (4, 4), 1).save(tmp_path / "p" / "2.png")
+    assert predicted_files(str(tmp_path / "p")) == {"1.png"}
+
+
+def test_what_comes_while_it_predicts_stays(tmp_path: Path):
+    """A file that appears at the place of the table during the call is not replaced."""
+    with outputs(tmp_path / "p.csv", False, ["1.png"]) as place:
+        (tmp_path / "p.csv").write_text("mine")
+        with pytest.raises(TutelageError, match="there already"):
+            write_predictions(place, {"path": ["1.png"], "class": ["cat"]}, [])
+    assert (tmp_path / "p.csv").read_text() == "mine"

@@ -302,7 +302,7 @@ def _new_images(target: str, task: TaskData, cache_dir: Path) -> Labelled:
         )
     if known := count_trained_on(images, task.transfer):
         logger.info(
-            f"{known:,} of {len(images):,} images of {target} are, or look like copies of, training images of the run"
+            f"of {len(images):,} images of {target}, {known:,} were trained on, or look like copies of such images"
         )
     labels = kind.labels_of(found, good, images, cache_dir)
     return Labelled([found.refs[i].id for i in good], images, labels, np.full(len(good), ""))

@@ -42,7 +42,7 @@ SYSTEM_FOLDERS = (
     *("~snapshot", "@snapshots", "files_trashbin", "files_versions"),  # NetApp, snapper, Nextcloud
     *("__pycache__", "node_modules"),  # Python, npm
 )
-RECORD = ".tutelage-predictions.json"  # lists what `predict` has written in a folder and in the folders of masks directly below it
+RECORDS = ".tutelage-predictions-*.json"  # of each table of `predict`, beside it: what the call has written
 MAX_PIXELS = 178_956_970  # Pillow's own limit: 2 x 1 GiB / 4 / 3
 RESIZES = ("squash", "crop", "pad")
 PAD_GREY = 128
@@ -67,18 +67,31 @@ def hidden(name: str) -> bool:
 
 def written_here(folder: str) -> dict[str, list[str]]:
     """Return the files that predictions wrote in a folder, or in the folders directly below it, by their path there, with their SHA-256."""
+    return {
+        name: digests for record in sorted(Path(folder).glob(RECORDS)) for name, digests in recorded(record).items()
+    }
+
+
+def recorded(record: Path) -> dict[str, list[str]]:
+    """Return what one record of predictions lists; nothing if it is missing or damaged."""
     try:
-        files = json_of(text_in(Path(folder, RECORD)))["files"]
+        files = json_of(text_in(record))["files"]
         return {str(name): list(map(str, digests)) for name, digests in files.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 
 def predicted_files(folder: str) -> frozenset[str]:
-    """Return the names of those files of a folder that predictions wrote, such as masks: no images of the user's."""
+    """Return the names of those files of a folder that are as predictions wrote them, such as masks: no images of the user's."""
     above, name = os.path.split(os.path.abspath(folder))
-    below = (path.partition("/") for path in written_here(above))
-    return frozenset(written_here(folder)) | {rest for first, _, rest in below if first == name}
+    below = {path.partition("/"): digests for path, digests in written_here(above).items()}
+    listed = written_here(folder) | {rest: digests for (first, _, rest), digests in below.items() if first == name}
+    return frozenset(one for one, digests in listed.items() if file_digest(Path(folder, one)) in digests)
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file in hex; "" if it is missing."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
 def decode(data: bytes, short_side: int | None = None) -> tuple[np.ndarray, tuple[int, int]]:

@@ -112,7 +112,7 @@ def serve(server: ThreadingHTTPServer, page: bytes) -> None:
 
     class Handler(BaseHTTPRequestHandler):
         def handle(self) -> None:
-            with suppress(ConnectionError):  # the browser was closed, or asked no further
+            with suppress(ConnectionError):  # the browser was closed, or dropped the connection
                 super().handle()
 
         def do_GET(self) -> None:

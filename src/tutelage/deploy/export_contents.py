@@ -89,7 +89,7 @@ def preprocess_of(data: bytes, place: object) -> JSON:
     try:
         about = json_of(data)
     except ValueError as error:
-        raise _wrong(place, f"it is no JSON: {error}") from None
+        raise _wrong(place, f"it is not valid JSON: {error}") from None
     if not isinstance(about, dict):
         raise _wrong(place, "a JSON object is expected")
     for name, (possible, expected) in RULES.items():

@@ -7,7 +7,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from tutelage.deploy.runtime import EXPORT, changed_files, file_hash, listed
+from tutelage.data.decode import file_digest
+from tutelage.deploy.runtime import EXPORT, changed_files, listed
 from tutelage.errors import TutelageError
 from tutelage.files import hash_of, temporary_beside, unused_beside, write_json
 from tutelage.json_object import JSON
@@ -34,7 +35,7 @@ def settle(folder: Path, place: Path, about: JSON) -> Path | None:
         the new path of the old export if it had been changed by hand; else None, and the old export is deleted.
     """
     paths = sorted(path for path in folder.iterdir() if path.is_file())
-    write_about(folder, {"files": {path.name: file_hash(path) for path in paths}, **about})
+    write_about(folder, {"files": {path.name: file_digest(path) for path in paths}, **about})
     old = None
     if place.exists():
         old = unused_beside(place, "old")

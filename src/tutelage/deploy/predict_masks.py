@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,10 +89,11 @@ def paint_images(
 
 def _free(stem: str, taken: set[str]) -> str:
     """A file name, without its ending, that no other image of this call has."""
-    stem = os.fsencode(stem)[:240].decode(sys.getfilesystemencoding(), "surrogateescape")
+    while len(os.fsencode(stem)) > 240:
+        stem = stem[:-1]
     name, number = stem, 1
-    while name in taken:
+    while name.casefold() in taken:  # some file systems do not tell A from a
         number += 1
         name = f"{stem}-{number}"
-    taken.add(name)
+    taken.add(name.casefold())
     return name

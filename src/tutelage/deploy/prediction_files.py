@@ -1,13 +1,14 @@
 """The files that predictions are written to, which replace nothing but what earlier calls wrote. Loads no torch.
 
-What a call has written is recorded, with its hash, in a file of the folder (decode.RECORD): only files that are as they were written are
-replaced or removed, and none of them is taken for an image.
+What a call has written is recorded, with its hash, in a file beside its table (decode.RECORDS): only files that are as they were written
+are replaced or removed, and none of them is taken for an image.
 """
 
 from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
 import json
 import os
 import shutil
@@ -19,8 +20,7 @@ from types import ModuleType
 
 import numpy as np
 
-from tutelage.data.decode import RECORD, written_here
-from tutelage.deploy.runtime import file_hash
+from tutelage.data.decode import RECORDS, file_digest, recorded
 from tutelage.errors import TutelageError, shown
 
 ENDINGS = (".csv", ".parquet")
@@ -43,7 +43,7 @@ def rejected_list(out: Path) -> Path:
 
 @contextlib.contextmanager
 def outputs(out: Path, masks: bool, images: Sequence[str]) -> Iterator[Outputs]:
-    """Check before anything is predicted that the outputs can be written and replace no file of others; clear up afterwards.
+    """Check before anything is predicted that the outputs can be written and replace nobody else's files; clear up afterwards.
 
     Args:
         out: the table. masks: whether masks are painted. images: paths of the images, which the table will hold.
@@ -55,20 +55,12 @@ def outputs(out: Path, masks: bool, images: Sequence[str]) -> Iterator[Outputs]:
     folder = out.with_suffix("") if masks else None
     try:
         _check_name(out, images)
-        there = [path for path in (out, rejected_list(out)) if os.path.lexists(path)]
-        if folder is not None and os.path.lexists(folder):
-            there += [path for path in folder.rglob("*") if not path.is_dir()] if folder.is_dir() else [folder]
-        record = written_here(str(out.parent))
-        others = [path for path in there if not _as_recorded(path, record, out.parent)]
-        if others:
-            what = f"{shown(sorted(map(str, others)), 3)} {'is' if len(others) == 1 else 'are'} there already"
-            message = f"--out {out}: {what}, not written by predictions or changed since"
-            raise TutelageError(message, "choose another --out, or move that aside")
+        _check_free(out, folder)
         above = next(place for place in out.absolute().parents if place.exists())
         with tempfile.TemporaryFile(dir=above):  # what the file system allows, permissions do not always tell
             pass
         out.parent.mkdir(parents=True, exist_ok=True)
-        staged = Path(tempfile.mkdtemp(prefix=".tutelage-partial-", dir=out.parent))
+        staged = Path(tempfile.mkdtemp(prefix=".tutelage-predicting-", dir=out.parent))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise TutelageError(f"--out {out} cannot be written: {reason}", "choose another --out") from error
@@ -76,6 +68,23 @@ def outputs(out: Path, masks: bool, images: Sequence[str]) -> Iterator[Outputs]:
         yield Outputs(out, folder, staged)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
+
+
+def _check_free(out: Path, folder: Path | None) -> None:
+    """Raise an error if the places of the outputs hold anything but what earlier calls wrote there, as they wrote it."""
+    there = [path for path in (out, rejected_list(out)) if os.path.lexists(path)]
+    if folder is not None and os.path.lexists(folder):
+        there += [path for path in folder.rglob("*") if not path.is_dir()] if folder.is_dir() else [folder]
+    record = recorded(_record_of(out))
+    if others := [path for path in there if not _as_recorded(path, record, out.parent)]:
+        what = f"{shown(sorted(map(str, others)), 3)} {'is' if len(others) == 1 else 'are'} there already"
+        message = f"--out {out}: {what}, not written by predictions or changed since"
+        raise TutelageError(message, "choose another --out, or move that aside")
+
+
+def _record_of(out: Path) -> Path:
+    """Return the record of a table; of one name and another ending it is the same, as the folder of masks is."""
+    return out.with_name(RECORDS.replace("*", hashlib.sha256(os.fsencode(out.stem)).hexdigest()[:16]))
 
 
 def _check_name(out: Path, images: Sequence[str]) -> None:
@@ -105,7 +114,7 @@ def _is_utf8(text: str) -> bool:
 
 def _as_recorded(path: Path, record: Mapping[str, Sequence[str]], folder: Path) -> bool:
     digests = record.get(path.relative_to(folder).as_posix(), ())
-    return bool(digests) and path.is_file() and not path.is_symlink() and file_hash(path) in digests
+    return bool(digests) and not path.is_symlink() and file_digest(path) in digests
 
 
 def _parquet() -> ModuleType:
@@ -165,26 +174,27 @@ def write_predictions(
 
 def _settle(place: Outputs) -> None:
     """Move the staged files to their place, and remove those of an earlier call. Whenever it is killed, what is there is recorded."""
-    folder, old = place.out.parent, written_here(str(place.out.parent))
+    _check_free(place.out, place.masks)  # once more: predicting may have taken hours
+    folder, old = place.out.parent, recorded(_record_of(place.out))
     paths = [path for path in place.staged.rglob("*") if path.is_file()]
-    new = {path.relative_to(place.staged).as_posix(): [file_hash(path)] for path in paths}
+    new = {path.relative_to(place.staged).as_posix(): [file_digest(path)] for path in paths}
     mine = {place.out.name, rejected_list(place.out).name}
     gone = [name for name in old if (name in mine or _below(name, place.masks)) and name not in new]
-    _record(folder, {**old, **{name: [*old.get(name, []), *digests] for name, digests in new.items()}})
+    _record(place, {**old, **{name: [*old.get(name, []), *digests] for name, digests in new.items()}})
     for name in gone:
         (folder / name).unlink(missing_ok=True)
     for name in sorted(new):
         (folder / name).parent.mkdir(exist_ok=True)
         (place.staged / name).replace(folder / name)
-    _record(folder, {name: digests for name, digests in {**old, **new}.items() if name not in gone})
+    _record(place, {name: digests for name, digests in {**old, **new}.items() if name not in gone})
 
 
 def _below(name: str, folder: Path | None) -> bool:
     return folder is not None and name.startswith(f"{folder.name}/")
 
 
-def _record(folder: Path, files: Mapping[str, Sequence[str]]) -> None:
-    partial = Path(tempfile.mkstemp(prefix=".tutelage-partial-", dir=folder)[1])
+def _record(place: Outputs, files: Mapping[str, Sequence[str]]) -> None:
+    record = _record_of(place.out)
+    partial = place.staged / record.name
     partial.write_text(json.dumps({"files": files}, indent=1), encoding="ascii")
-    partial.chmod(0o644)
-    partial.replace(folder / RECORD)
+    partial.replace(record)

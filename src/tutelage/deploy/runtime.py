@@ -6,7 +6,6 @@ decode and resize of data/decode.py that training and evaluation use.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tutelage.data.decode import decode, fit
+from tutelage.data.decode import decode, file_digest, fit
 from tutelage.data.image_kinds import SUFFIXES
 from tutelage.data.walk import CLOSED, CONTAINER, IMAGE, walk
 from tutelage.deploy.export_contents import labels_of, preprocess_of, recommended_of
@@ -176,7 +175,7 @@ def _check_shapes(session: InferenceSession, preprocess: JSON, classes: int, pat
         message = f"{path} takes {shown(takes)}, but {ABOUT} beside it says {given['name']} {kind} {shape}"
         raise TutelageError(message, "export again")
     if not _fits(outputs[0].shape, (classes,)):
-        message = f"{path} returns {outputs[0].shape[1]} classes, but {LABELS} beside it names {classes}"
+        message = f"{path} returns {tuple(outputs[0].shape[1:])}, but {LABELS} beside it names {classes}"
         raise TutelageError(message, "export again")
 
 
@@ -215,14 +214,9 @@ def listed(folder: Path, flag: str = "") -> JSON:
         raise TutelageError(f"{flag}{folder} is not an export folder ({EXPORT}: {reason})", hint) from None
 
 
-def file_hash(path: Path) -> str:
-    """SHA-256 (hex) of a file; "" if there is none."""
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
-
-
 def changed_files(folder: Path, files: dict[str, str]) -> list[str]:
     """Names of the files that are missing or whose SHA-256 differs."""
-    return [name for name, digest in files.items() if file_hash(folder / name) != digest]
+    return [name for name, digest in files.items() if file_digest(folder / name) != digest]
 
 
 def files_in(places: Sequence[str]) -> list[str]:

@@ -31,10 +31,12 @@ def warn_of_old_export(run: Path) -> None:
 
 
 def move_old_export(run: Run) -> None:
-    """Move a run's export/ aside if it is not of the student that the run has now."""
+    """Move a run's export/ aside if it is not of the student that the run has now; one that is damaged or in use stays."""
     place = run.path / "export"
-    exported, delivered = read_json(place / "export.json"), run.kept("finetune")
-    if exported and delivered and exported.get("outputs") != delivered.get("outputs"):
+    with contextlib.suppress(TutelageError, OSError):
+        exported, delivered = read_json(place / "export.json"), run.kept("finetune")
+        if not (exported and delivered) or exported.get("outputs") == delivered.get("outputs"):
+            return
         old = unused_beside(place, "old")
         place.rename(old)
         logger.warning(

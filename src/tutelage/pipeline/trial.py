@@ -58,7 +58,7 @@ def try_student(settings: shared_flags.Stage, task: Task) -> None:
         TutelageError: it cannot take its size or the objective.
     """
     stage = next((name for kind, name in TRAINING if isinstance(settings, kind)), "")
-    if not isinstance(settings, BaselineSettings) or (Path(settings.out) / stage).exists():
+    if not isinstance(settings, BaselineSettings) or (not settings.overwrite and (Path(settings.out) / stage).exists()):
         return
     import torch
 
@@ -66,7 +66,7 @@ def try_student(settings: shared_flags.Stage, task: Task) -> None:
     from tutelage.models.weights import first_line
     from tutelage.training.optimization import EMA
 
-    size, how = settings.student_size or "its own", "on labels"
+    size, how = f"{settings.student_size} pixels" if settings.student_size else "its own size", "on labels"
     try:
         with torch.random.fork_rng(devices=[]):
             student = task.student(replace(settings, student_weights="scratch"), 2)
@@ -84,5 +84,5 @@ def try_student(settings: shared_flags.Stage, task: Task) -> None:
     except TutelageError:
         raise
     except Exception as error:  # timm's models raise almost anything for a size that they cannot take
-        message = f"--student {settings.student} at {size} pixels cannot be trained {how}: {first_line(error)}"
+        message = f"--student {settings.student} at {size} cannot be trained {how}: {first_line(error)}"
         raise TutelageError(message, "use another --student-size, or another --student") from error
