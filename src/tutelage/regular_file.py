@@ -27,13 +27,13 @@ def bytes_in(path: str | Path) -> bytes:
 
 
 def text_in(path: str | Path, encoding: str = "utf-8") -> str:
-    """Return the text of a regular file. Raises OSError: there is none, or it is something else; UnicodeDecodeError: it is no text."""
+    """Return the text of a regular file. Raises OSError: there is none, or it is something else; UnicodeDecodeError: another encoding."""
     regular(path)
     return Path(path).read_text(encoding=encoding)
 
 
 def json_of(text: str | bytes) -> Any:  # whatever the text holds
-    """Parse JSON. Raises ValueError: it is none, or is nested too deeply."""
+    """Parse JSON. Raises ValueError: it is not JSON, or is nested too deeply."""
     try:
         return json.loads(text)
     except RecursionError:

@@ -7,6 +7,9 @@ digits, two images may be alike without being copies, so nothing is left out.
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 
 from tutelage.curation.duplicates import SEARCHES, copies_among
@@ -65,7 +68,9 @@ def count_trained_on(images: Images, trained: Images) -> int:
     keys = {key.tobytes() for key in trained.keys}
     found = {i for i, key in enumerate(images.keys) if key.tobytes() in keys}
     if len(trained) > 0 and len(images) + len(trained) <= MOST_COMPARED:
-        thumbs = np.stack([thumbnail(part[i]) for part in (images, trained) for i in range(len(part))])
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            both = [pool.map(lambda i, part=part: thumbnail(part[i]), range(len(part))) for part in (images, trained)]
+            thumbs = np.stack([thumb for part in both for thumb in part])
         pairs = copies_among(layout(thumbs), thumbs, np.arange(len(images)), lambda count: None)
         found |= {int(new) for old, new in pairs if new < len(images) <= old}
     return len(found)

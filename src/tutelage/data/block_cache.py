@@ -3,7 +3,7 @@
 `CACHE/<kind>-<hash>/` belongs to one way of computing rows, which its `about.json` records. A block is one file of Arrow
 tensors: it is written under a temporary name and renamed when it is whole, so a killed process loses only the block that
 it was writing, and of two that write the same block the later replaces the other's. A file that is truncated or otherwise
-no block, or whose checksum is another, counts as absent, and its rows are computed again.
+damaged, or whose checksum does not match, counts as absent, and its rows are computed again.
 """
 
 from __future__ import annotations
@@ -100,9 +100,10 @@ class BlockCache:
     def read(self, name: str) -> dict[str, np.ndarray] | None:
         """Return the read-only arrays of a block, mapped and not yet read; None if it is absent."""
         path = self.folder / f"{name}{SUFFIX}"
+        return self._open(path) if _whole(path) else None
+
+    def _open(self, path: Path) -> dict[str, np.ndarray] | None:
         try:
-            if not _whole(path):
-                return None
             with pa.memory_map(str(path)) as file:
                 return {column: pa.ipc.read_tensor(file).to_numpy() for column in self.columns}
         except (OSError, pa.ArrowException):
@@ -116,14 +117,21 @@ class BlockCache:
         return block[column]
 
     def find(self, keys: np.ndarray) -> Rows:
-        """Look up keys, (n, bytes) uint8, in all blocks."""
-        read = [self.read(path.stem) for path in sorted(self.folder.glob(f"*{SUFFIX}"))]
-        blocks = tuple(block for block in read if block is not None)
+        """Look up keys, (n, bytes) uint8, in all blocks; those that hold any are read whole, for their checksums, the others are not."""
+        return self._find(keys, frozenset())
+
+    def _find(self, keys: np.ndarray, broken: frozenset[Path]) -> Rows:
+        opened = {path: self._open(path) for path in sorted(self.folder.glob(f"*{SUFFIX}")) if path not in broken}
+        paths = [path for path, block in opened.items() if block is not None]
+        blocks = tuple(block for block in opened.values() if block is not None)
         known = [block[self.columns[0]] for block in blocks]
         starts = np.cumsum([0, *map(len, known)])
         count = starts[-1]
         _, first, group = np.unique(as_void(np.concatenate([*known, keys])), return_index=True, return_inverse=True)
         first = first[group[count:]]  # where each key occurs first: in a block, or behind all blocks, among `keys`
+        used = np.unique(np.searchsorted(starts, first[first < count], side="right") - 1).tolist()
+        if damaged := {paths[number] for number in used if not _whole(paths[number])}:
+            return self._find(keys, broken | damaged)
         return Rows(blocks, starts, np.where(first < count, first, -1), np.unique(first[first >= count]) - count)
 
     def lost(self) -> TutelageError:
@@ -134,13 +142,16 @@ class BlockCache:
 
 def _whole(path: Path) -> bool:
     """Whether a block ends with the checksum of what it holds. That is computed once by a process, as long as the file stays as it is."""
-    status = path.stat()
-    state = (status.st_ino, status.st_size, status.st_mtime_ns)
-    if _checked.get(path) == state:
-        return True
-    with path.open("rb") as file:
-        file.seek(max(status.st_size - CHECKSUM, 0))
-        whole = file.read() == _checksum(path, CHECKSUM)
+    try:
+        status = path.stat()
+        state = (status.st_ino, status.st_size, status.st_mtime_ns)
+        if _checked.get(path) == state:
+            return True
+        with path.open("rb") as file:
+            file.seek(max(status.st_size - CHECKSUM, 0))
+            whole = file.read() == _checksum(path, CHECKSUM)
+    except OSError:
+        return False
     if whole:
         _checked[path] = state
     return whole

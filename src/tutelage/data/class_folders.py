@@ -17,7 +17,8 @@ def folders_inside(places: Iterable[tuple[str, Counter[str]]], names: Sequence[s
         places: class folders, such as cat or train/cat, each with the folders inside it that hold images ("" for itself) and their
             numbers of images. names: the classes.
     """
-    asked = _unclear([one for one in places if one[0].rpartition("/")[2] in names])
+    known = frozenset(names)
+    asked = _unclear([one for one in places if one[0].rpartition("/")[2] in known])
     if not asked:
         return None
     place, folders = asked[0]

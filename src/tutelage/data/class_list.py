@@ -35,7 +35,7 @@ VOID = (
 
 _Line = tuple[str, Colour | None]
 
-_GAP = r"(?:\s+-\s+|[\s,;:=|]+|(?=[(\[#]))+"
+_GAP = r"(?>(?:\s+-\s+|[\s,;:=|]+|(?=[(\[#]))+)"  # atomic, or long blanks would take exponential time
 _COLOUR = (
     r"(?:(?:rgb\s*)?[(\[]?\s*(?P<red>\d{1,3})[,;\s]+(?P<green>\d{1,3})[,;\s]+(?P<blue>\d{1,3})\s*[)\]]?"
     r"|#(?P<hex>[0-9a-f]{6}))"

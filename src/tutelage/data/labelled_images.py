@@ -200,11 +200,9 @@ def _add_classes(listing: LabelledPlace, folder: Path, prefix: str, split: str) 
 
 def _only_ours(folder: Path) -> bool:
     """Whether a folder holds nothing but what tutelage has written, such as runs and their cache."""
-    names = [name for name in os.listdir(folder) if not hidden(name)]
-    below = [folder / name for name in names]
-    return bool(what_is_ours(folder, os.listdir(folder))) or (
-        bool(below) and all(one.is_dir() and _only_ours(one) for one in below)
-    )
+    names = os.listdir(folder)
+    below = [folder / name for name in names if not hidden(name)]
+    return bool(what_is_ours(folder, names)) or (bool(below) and all(one.is_dir() and _only_ours(one) for one in below))
 
 
 def _refuse_labels_inside(folder: Path, shards: Mapping[str, str], whole: bool) -> None:
@@ -271,17 +269,17 @@ def _read_list(place: Path, columns: dict[str, list[str]], names: tuple[str, ...
     splits, groups = columns.get("split") or [""] * count, columns.get("group") or [""] * count
     errors = unknown_splits(place, splits)
     lost, unlabelled, torn = [], [], []
-    seen: dict[str, tuple[str, str]] = {}
+    seen: dict[str, tuple[str, str, str]] = {}
     for name, label, split, group in zip(columns["path"], columns["label"], splits, groups, strict=True):
-        path = named_file(place.parent, name, label)
+        path, row = named_file(place.parent, name, label), (label, split_word(split) or split or "train", group)
         if not label:
             unlabelled.append(clean(name))
         elif not path:
             lost.append(clean(name))
         elif path in seen:
-            torn += [clean(name)] if seen[path] != (label, split) else []
+            torn += [clean(name)] if seen[path] != row else []
         else:
-            seen[path] = (label, split)
+            seen[path] = row
             ref, split = file_ref(path, clean(name.removeprefix("./"))), split_word(split) or "train"
             listing.images.append(LabelledRef(ref, clean(label), split, clean(group)))
     if lost:
@@ -290,8 +288,8 @@ def _read_list(place: Path, columns: dict[str, list[str]], names: tuple[str, ...
         message = f"{place} has {len(unlabelled)} rows without a label: {shown(unlabelled, 20)}"
         errors.append(TutelageError(message, "label or remove these rows"))
     if torn:
-        message = f"{place}: {len(torn)} paths are listed twice with two labels or splits: {shown(torn, 20)}"
-        errors.append(TutelageError(message, "list every path once, with the right label and split"))
+        message = f"{place}: {len(torn)} paths are listed twice with two labels, splits or groups: {shown(torn, 20)}"
+        errors.append(TutelageError(message, "list every path once, with the right label, split and group"))
     raise_all(errors)
     if len(seen) < count:
         listing.notes.append(f"{place}: {count - len(seen)} rows repeat another row and are counted once")

@@ -38,6 +38,16 @@ def read_columns(place: Path, names: Iterable[str]) -> pa.Table:
         raise _unreadable(place, error) from None
 
 
+def null_rows(place: Path, column: str) -> list[bool]:
+    """Return whether each row of a column of a Parquet file is null; a few rows are in memory at a time."""
+    try:
+        with pq.ParquetFile(place) as file:
+            parts = [batch.column(0).is_null() for batch in file.iter_batches(64, columns=[column])]
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(place, error) from None
+    return [null for part in parts for null in part.to_pylist()]
+
+
 def _unreadable(place: Path, error: Exception) -> TutelageError:
     why = getattr(error, "strerror", None) or str(error).partition("\n")[0]
     return TutelageError(f"{place} cannot be read: {why}", "check that it is a whole Parquet file, or copy it again")
@@ -133,14 +143,15 @@ def _agreed(place: Path, columns: Mapping[str, Mapping[str, list[str]]]) -> dict
         TutelageError: columns that may be the same hold different things; of images, that name different files.
     """
     chosen: dict[str, list[str]] = {}
-    for word, several in columns.items():
+    for word, several in sorted(columns.items(), key=lambda column: column[0] != "label"):
         (first, cells), *others = several.items()
+        labels = chosen.get("label", [""] * len(cells))  # a list may name files in the folders of their classes
         for name, more in others:
-            pairs = [(one, other) for one, other in zip(cells, more, strict=True) if one != other]
+            rows = [row for row in zip(cells, more, labels, strict=True) if row[0] != row[1]]
             if word in ("path", "image"):  # beside the path, a name without its folder, or a number, is no other image
-                files = [(named_file(place.parent, one), named_file(place.parent, other)) for one, other in pairs]
-                pairs = [(one, other) for one, other in files if other not in ("", one)]
-            if pairs:
+                files = [[named_file(place.parent, one, label) for one in row] for *row, label in rows]
+                rows = [other for one, other in files if other not in ("", one)]
+            if rows:
                 message = f"{place} has two columns that may be the {word}, {first} and {name}, and they differ"
                 raise TutelageError(message, f"keep one of them, or rename the one that is not the {word}")
         chosen[word] = cells

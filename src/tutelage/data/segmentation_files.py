@@ -15,8 +15,8 @@ from tutelage.data.labelled_images import LabelledPlace, LabelledRef
 from tutelage.data.list_columns import (
     find_columns,
     named_file,
+    null_rows,
     parquet_shards,
-    read_columns,
     read_schema,
     text_cells,
     text_columns,
@@ -115,7 +115,7 @@ def _read_list(place: Path, columns: dict[str, list[str]]) -> LabelledPlace:
         if gone := [clean(name) for name, path in paths.items() if not path]:
             lost += gone
             continue
-        row = (paths[mask], split_word(split) or split, group)
+        row = (paths[mask], split_word(split) or split or "train", group)
         before = seen.setdefault(paths[image], row)
         if before != row:
             twice.append(clean(image))
@@ -164,7 +164,7 @@ def _read_shard(place: Path, split: str) -> LabelledPlace:
     found = find_columns(place, schema.names, {word: _COLUMNS[word] for word in ("split", "group")})
     texts = text_columns(place, {word: [schema.names[at] for at in places] for word, places in found.items()})
     splits, groups = (texts.get(word) or [""] * len(refs) for word in ("split", "group"))
-    empty = read_columns(place, [column]).column(column).is_null().to_pylist()
+    empty = null_rows(place, column)
     errors = unknown_splits(place, splits)
     if without := [ref.id for ref, none in zip(refs, empty, strict=True) if none]:
         errors.append(TutelageError(f"{place} has {len(without)} images without a mask: {shown(without, 20)}", BOTH))

@@ -34,8 +34,6 @@ from tutelage.data.target_set import TargetSet, _grouped, _held_out, _merge, che
 from tutelage.errors import TutelageError, Unreadable, number_of, raise_all, shown
 from tutelage.image_size import Size, sides
 
-CHUNK = 64  # images and masks in memory at a time
-
 
 @dataclass(frozen=True)
 class _Pair:
@@ -142,7 +140,7 @@ def _numbered(pairs: Sequence[_Pair], coding: MaskEncoding, rejected: Sequence[R
 
 
 def _examined(images: Sequence[LabelledRef], coding: MaskEncoding) -> tuple[list[_Pair], list[Rejected], bool]:
-    """Read every image's header and decode every mask, CHUNK pairs at a time; images whose mask cannot be used are rejected.
+    """Read every image's header and decode every mask; images whose mask cannot be used are rejected.
 
     Returns:
         the pairs; the rejected; whether the colours of pixels say the class in all masks, and not their numbers.
@@ -150,14 +148,13 @@ def _examined(images: Sequence[LabelledRef], coding: MaskEncoding) -> tuple[list
     Raises:
         TutelageError: the masks could be meant either way.
     """
-    found: list[dict[bool, _Pair] | Rejected] = []
+    part = [(image, image.mask) for image in images if image.mask]
+    sizes = {at: _size(data) for at, data in read_bytes([image.ref for image, _ in part])}
+    masks = read_bytes([mask for _, mask in part])  # each container is read once, in its own order
+    given = (((at, *part[at], sizes[at], data, coding), memory_for(data, 0, TAKES)) for at, data in masks)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(0, len(images), CHUNK):
-            part = [(image, image.mask) for image in images[start : start + CHUNK] if image.mask]
-            pictures = dict(read_bytes([image.ref for image, _ in part]))
-            masks = dict(read_bytes([mask for _, mask in part]))
-            given = ((*pair, pictures[i], masks[i], coding) for i, pair in enumerate(part))
-            found += in_turn(pool, lambda one: _pair(*one), ((one, memory_for(one[3], 0, TAKES)) for one in given))
+        rows = [*in_turn(pool, lambda one: (one[0], _pair(*one[1:])), given)]
+    found = [pair for _, pair in sorted(rows, key=lambda row: row[0])]
     usable = [one for one in found if not isinstance(one, Rejected)]
     coloured = coding.coloured
     if coloured and all(False in one for one in usable):
@@ -166,9 +163,13 @@ def _examined(images: Sequence[LabelledRef], coding: MaskEncoding) -> tuple[list
 
 
 def _pair(
-    image: LabelledRef, mask: ImageRef, picture: bytes | Unreadable, data: bytes | Unreadable, coding: MaskEncoding
+    image: LabelledRef, mask: ImageRef, size: tuple[int, int] | None, data: bytes | Unreadable, coding: MaskEncoding
 ) -> dict[bool, _Pair] | Rejected:
-    """Examine one image and its mask, by the colours of its pixels (True), by their numbers (False), or both. picture, data: the bytes."""
+    """Examine one image and its mask, by the colours of its pixels (True), by their numbers (False), or both.
+
+    Args:
+        size: of the image, None if it cannot be read. data: the bytes of the mask.
+    """
     try:
         if isinstance(data, Unreadable):
             raise data
@@ -181,8 +182,8 @@ def _pair(
         kept, strange = numbered(values, replace(coding, coloured=coloured))
         counts = np.bincount(kept.reshape(-1), minlength=IGNORE + 1)[: len(coding.classes)]
         height, width = kept.shape
-        sizes = _size(picture) or (height, width), (height, width)
-        palette = values.colours if values.indexed else {}
+        sizes = size or (height, width), (height, width)
+        palette = {n: c for n, c in values.colours.items() if values.indexed and n < len(coding.classes)}
         found[coloured] = _Pair(image, mask, strange, colours, sizes, counts, truth_of(kept), palette, shades, clear)
     return found
 

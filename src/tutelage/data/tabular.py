@@ -41,7 +41,6 @@ def text_rows(place: Path, columns: str) -> list[list[str]]:
         rows = csv.reader(io.StringIO(text, newline=""), delimiter=mark, skipinitialspace=True)
         return [row for row in rows if any(map(str.strip, row))]
     except csv.Error as error:
-        hint = f"use a text list in UTF-8 with the columns {columns}"
         raise TutelageError(f"{place} cannot be read: {error}", hint) from None
 
 

@@ -227,8 +227,9 @@ def _unclear_folders(
 ) -> list[TutelageError]:
     """Return errors for classes without images, and for class folders that may hold several. classes, pattern: as given by the user."""
     errors: list[TutelageError] = []
-    empty = {name for one in listings.values() for name in one.empty if name.rpartition("/")[2] not in names}
-    unused = [name for name in listings[""].names if name not in names]
+    known = frozenset(names)
+    empty = {name for one in listings.values() for name in one.empty if name.rpartition("/")[2] not in known}
+    unused = [name for name in listings[""].names if name not in known]
     way = "add images or remove these {}, or name the classes to use with --classes"
     if classes is None and empty:
         count = number_of(len(empty), "class folder holds", "class folders hold")

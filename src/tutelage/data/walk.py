@@ -1,7 +1,7 @@
 """What lies in a folder: the only walk of training, evaluation and `predict`. Only the standard library.
 
-- Each real folder is walked once, whatever links lead to it: as what lies in the place itself, else by the first link to it. A link to a
-  folder that holds the link or the place is not followed.
+- Each real folder is walked once, whatever links lead to it: under its own path if it lies in the place, otherwise under the
+  first link that leads to it. A link to a folder that holds the link or the place is not followed.
 - Hidden names, folders of storage systems, and what tutelage itself wrote (runs, studies, exports, caches, predictions) are left out.
 - A file is an image by its ending or by its first bytes; what else lies there is counted and said.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ ARCHIVES = (".zip", ".7z", ".rar", ".tar.xz", ".txz", ".tar.bz2", ".tbz", ".tbz2
 # Never opened to look whether they are images: there may be one beside every image.
 _BESIDE = ".txt .json .jsonl .csv .tsv .xml .xmp .yaml .yml .toml .md .html .cls .npy .npz .pt .py .log"
 SIDECARS = tuple(_BESIDE.split())
+_CACHE = re.compile(r"(images|masks|outputs|embeddings)(-.+)?-[0-9a-f]{24}")
 IMAGE, CONTAINER, ARCHIVE, OTHER, CLOSED = "image", "container", "archive", "other", "closed"
 
 
@@ -111,8 +113,7 @@ def what_is_ours(folder: str | Path, names: Sequence[str]) -> str:
         return "a study"
     if "export.json" in names and "preprocess.json" in names:
         return "an export"
-    kind = os.path.basename(folder).partition("-")[0]
-    return "a cache" if "about.json" in names and kind in ("images", "masks", "outputs", "embeddings") else ""
+    return "a cache" if "about.json" in names and _CACHE.fullmatch(os.path.basename(folder)) else ""
 
 
 def _ours_above(place: str, known: dict[Path, str]) -> str:
@@ -127,7 +128,8 @@ def _ours_above(place: str, known: dict[Path, str]) -> str:
 
 
 def _marked(folder: Path) -> str:
-    """As `what_is_ours`, but a study is none, since its runs are, and a run's settings must name tutelage: much may lie below a folder."""
+    """As `what_is_ours`, but a study does not count, because its runs do, and a run's settings must name
+    tutelage: much may lie below a folder."""
     try:
         what = what_is_ours(folder, os.listdir(folder))
         foreign = what == "a run" and b"tutelage" not in (folder / "settings.toml").read_bytes()

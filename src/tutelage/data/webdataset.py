@@ -12,7 +12,7 @@ from tutelage.errors import TutelageError, shown
 from tutelage.regular_file import json_of, regular
 
 LABEL_KEYS = ("label", "cls", "class", "class_name")  # of the .json beside an image, the first that is there
-MOST = 1 << 20  # bytes of a .cls or .json; a larger one is none
+MOST = 1 << 20  # bytes of a .cls or .json; larger ones are ignored
 
 
 def tars_of(folder: Path) -> list[Path]:
@@ -32,8 +32,10 @@ def labels_of(tar: Path) -> dict[str, str]:
         with tarfile.open(tar, errors="surrogateescape") as members:
             while (member := members.next()) is not None:
                 members.members.clear()  # type: ignore[attr-defined]  # tarfile would keep all of them
-                stem, _, ending = clean(member.name).removeprefix("./").rpartition(".")
-                if ending.lower() not in ("cls", "json") or not member.isreg() or member.size > MOST:
+                name = clean(member.name).removeprefix("./")
+                stem, _, ending = name.rpartition(".")
+                passed_over = any(map(hidden, name.split("/"))) or not member.isreg() or member.size > MOST
+                if passed_over or ending.lower() not in ("cls", "json"):
                     continue
                 file = members.extractfile(member)
                 try:

@@ -16,7 +16,7 @@ from tutelage.errors import TutelageError, shown
 from tutelage.files import write_json, write_text
 from tutelage.json_object import JSON
 from tutelage.metrics import reliability
-from tutelage.progress import duration
+from tutelage.progress import duration, logger
 from tutelage.regular_file import json_of
 from tutelage.reporting import charts
 from tutelage.reporting.decisions import answer, committee
@@ -173,14 +173,18 @@ def disagreement(one: JSON, classes: list[str]) -> dict[str, str]:
 
 
 def montage(path: Path) -> str:
-    """The montage as base-64 text, shrunk if it is large; empty if there is none."""
-    if not path.exists():
+    """The montage as base-64 text, shrunk if it is large; empty if there is none, or something else in its place."""
+    try:
+        with Image.open(path) as picture:
+            if path.stat().st_size <= MONTAGE:
+                return base64.b64encode(path.read_bytes()).decode("ascii")
+            picture.thumbnail((1400, 3000))
+            return encoded(picture, "JPEG", quality=75)
+    except FileNotFoundError:
         return ""
-    if path.stat().st_size <= MONTAGE:
-        return base64.b64encode(path.read_bytes()).decode("ascii")
-    with Image.open(path) as picture:
-        picture.thumbnail((1400, 3000))
-        return encoded(picture, "JPEG", quality=75)
+    except Exception as error:  # Pillow's readers raise almost anything
+        logger.warning(f"{path} is not the picture that curate wrote, and is left out: {error}")
+        return ""
 
 
 def transfer_set(curated: JSON) -> str:
