@@ -27,6 +27,7 @@ from tutelage.data.block_cache import BlockCache, cache_folder, gather
 from tutelage.data.decode import fit
 from tutelage.data.image_cache import decoded
 from tutelage.data.sources import ImageRef, Rejected
+from tutelage.features.view_batches import at_least
 from tutelage.models.adapted_teacher import FeatureExtractor, half_precision
 from tutelage.progress import Advance
 
@@ -140,7 +141,8 @@ class ByNetwork:
         network = self.network
         batch = views.to_input(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2), network.mean, network.std)
         with torch.inference_mode():
-            return half_precision(network.forward(batch.to(network.device)).float().cpu().numpy(), network.name)
+            features = at_least(network.forward, batch.to(network.device))
+            return half_precision(features.float().cpu().numpy(), network.name)
 
 
 class EmbeddingCache:
