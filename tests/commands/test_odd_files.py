@@ -263,7 +263,7 @@ def test_settings_that_are_no_tables(tutelage, task):
     """A settings.toml with values where tables are expected is one error."""
     task.out.mkdir(parents=True)
     (task.out / "settings.toml").write_text('settings = 5\n[versions]\ntutelage = "0"\n')
-    assert "settings is no table" in refused(tutelage(*task.words("curate")))
+    assert "settings is not a table" in refused(tutelage(*task.words("curate")))
 
 
 def test_the_cache_beside_a_writer(tutelage, tmp_path):

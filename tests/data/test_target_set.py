@@ -342,7 +342,7 @@ def test_faults_of_lists(tmp_path: Path):
         "path,label,split\n1.png,a,train\n./1.png,b,train\n2.png,b,dev\n3.png,,test\n4.png,a,test\n4.png,a,val\n",
     )
     text = message(path)
-    assert "2 paths are listed twice with two labels or splits: ./1.png, 4.png" in text
+    assert "2 paths are listed twice with two labels, splits or groups: ./1.png, 4.png" in text
     assert "1 rows without a label: 3.png" in text
     assert "column split holds 'dev'" in text
     pq.write_table(pa.table({"path": ["1.png"], "x": [1]}), tmp_path / "l.parquet")

@@ -432,7 +432,7 @@ def written(name: str, data: bytes) -> Callable[[Path], object]:
         (changed(decode_short_side="x"), "decode_short_side is 'x'"),
         (changed(unsure_below="often"), "unsure_below is 'often'"),
         (written("preprocess.json", b"[1]"), "a JSON object is expected"),
-        (written("preprocess.json", b"\xff\xfe{"), "it is no JSON"),
+        (written("preprocess.json", b"\xff\xfe{"), "it is not valid JSON"),
         (written("preprocess.json", b"[" * 100_000), "it is nested too deeply"),
         (written("labels.txt", b"red\xff\ngreen\nblue\n"), "labels.txt does not fit its model: it is not UTF-8"),
         (written("labels.txt", b"red\n"), "labels.txt"),
