@@ -990,3 +990,19 @@ def test_numbers_with_gaps_as_labels(tmp_path, form):
         found = read_target_set(str(tmp_path / "a.parquet"))
         assert found.classes == ("0", "1")
         assert [one.reason for one in found.rejected] == ["has no label"] * 2
+
+
+def test_classes_that_differ_in_case(tmp_path):
+    """Classes cat and Cat are kept apart, as a and A must be, and a note names them."""
+    put(tmp_path, {"cat": 3, "Cat": 3, "dog": 3})
+    found = read_target_set(str(tmp_path))
+    assert found.classes == ("Cat", "cat", "dog")
+    assert any("differ in case only are kept apart: Cat and cat" in note for note in found.notes)
+
+
+def test_a_misspelt_split(tmp_path):
+    """A folder beside the splits that is none of them is named where it is why there are no train images."""
+    for split in ("trian", "test"):
+        put(tmp_path / split, {"cat": 3, "dog": 3})
+    assert "has no train images" in (said := message(tmp_path))
+    assert "folders beside test that are not read: trian" in said

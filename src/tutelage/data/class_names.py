@@ -49,6 +49,15 @@ def faults_of_names(names: Iterable[str], place: object) -> list[TutelageError]:
     return errors
 
 
+def differ_in_case(names: Iterable[str]) -> list[str]:
+    """Return a note for classes whose names differ in case only: letters may, but a folder Cat beside cat is often a slip."""
+    alike: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        alike[name.casefold()].append(name)
+    pairs = [" and ".join(group) for group in alike.values() if len(group) > 1]
+    return [f"classes whose names differ in case only are kept apart: {shown(pairs)}"] if pairs else []
+
+
 def check_folders(folder: Path) -> None:
     """Raise TutelageError if the name of a folder directly in this one, which becomes that of a class, is not UTF-8."""
     names = sorted(os.fsencode(item.name) for item in folder.iterdir() if item.is_dir())

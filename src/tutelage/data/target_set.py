@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from tutelage.data.class_folders import folders_inside
-from tutelage.data.class_names import faults_of_names
+from tutelage.data.class_names import differ_in_case, faults_of_names
 from tutelage.data.gallery import place_names, unique_ids
 from tutelage.data.labelled_images import FORMS, LabelledPlace, LabelledRef, read_labelled
 from tutelage.data.sources import SOURCE, ImageRef, Rejected, missing
@@ -120,7 +120,8 @@ def read_target_set(
     if pattern:
         images = _grouped(images, pattern)
     images = _held_out(images, shares, notes)
-    raise_all(_faults(images, names, target))
+    raise_all(_faults(images, names, target, notes))
+    notes += differ_in_case(names)
     images = [replace(i, ref=replace(i.ref, id=ids[i.ref.fingerprint])) for i in images]
     return _numbered(images, names, notes, rejected)
 
@@ -245,12 +246,15 @@ def _unclear_folders(
     return errors
 
 
-def _faults(images: list[LabelledRef], names: tuple[str, ...], target: str | Path) -> list[TutelageError]:
-    """Return everything that makes a target set unusable."""
+def _faults(
+    images: list[LabelledRef], names: tuple[str, ...], target: str | Path, notes: Sequence[str]
+) -> list[TutelageError]:
+    """Return everything that makes a target set unusable. notes: what was seen while it was read."""
     train = Counter(image.label for image in images if image.split == "train")
     if not train:
         hint = f"check the path and the names of its folders; tutelage reads {FORMS}"
-        return [TutelageError(f"{target} has no train images", hint)]
+        seen = f" ({'; '.join(notes)})" if notes else ""
+        return [TutelageError(f"{target} has no train images{seen}", hint)]
     errors = faults_of_names(names, target)
     if len(names) < 2:
         message = f"{target} has one class only ({shown(names)}), but at least 2 are needed"
