@@ -26,8 +26,7 @@ def predict(settings: PredictSettings) -> PredictionsResult:
     opened = runtime.open_export(export_folder(settings.export), settings.model, settings.threads)
     paths = runtime.files_in(settings.images)
     with progress("predict", len(paths)) as advance:
-        result, listed = predictions(opened, paths, Path(settings.out), settings.top, advance)
-    columns = result.columns(settings.top)
+        result, columns, listed = predictions(opened, paths, Path(settings.out), settings.top, advance)
     if listed:
         first = shown((f"{name} ({reason})" for name, reason in result.rejected), 3)
         logger.info(f"{len(result.rejected):,} of {len(paths):,} images cannot be read, see {listed}: {first}")

@@ -84,7 +84,7 @@ def preprocess_of(data: bytes, place: object) -> JSON:
     """Return the contents of preprocess.json. place: its path, for the message.
 
     Raises:
-        TutelageError: it is no JSON object, or a value in it is missing or impossible.
+        TutelageError: it is not a JSON object, or a value in it is missing or impossible.
     """
     try:
         about = json_of(data)

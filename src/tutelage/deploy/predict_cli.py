@@ -54,7 +54,7 @@ def main(folder: Path, words: Sequence[str] | None = None) -> int:
     try:
         model, paths = open_export(folder, given.model, given.threads), files_in(given.images)
         with counted(len(paths)) as advance:
-            result, rejected = predictions(model, paths, Path(given.out), given.top, advance)
+            result, _, rejected = predictions(model, paths, Path(given.out), given.top, advance)
     except TutelageError as error:
         print(rendered(error), file=sys.stderr)
         return 2

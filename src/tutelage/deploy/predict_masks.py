@@ -40,14 +40,14 @@ class MaskPredictions:
 
 def predictions(
     model: Model, paths: Sequence[str], out: Path, top: int, advance: Callable[[int], None] = lambda n: None
-) -> tuple[Predictions | MaskPredictions, Path | None]:
+) -> tuple[Predictions | MaskPredictions, dict[str, list[object]], Path | None]:
     """Predict image files and write the table: of classes, or of masks, which are painted in a folder named like `out` without its suffix.
 
     Args:
         paths: of the images. out: the table. top: number of classes listed for each image. advance: called with numbers of images.
 
     Returns:
-        the predictions, and the path of the list of images that cannot be read, None if all could be read.
+        the predictions, the columns of their table, and the path of the list of images that cannot be read, None if all could be read.
 
     Raises:
         TutelageError: `out` cannot be written, or would replace what earlier predictions did not write; no image can be read.
@@ -57,7 +57,8 @@ def predictions(
             result = paint_images(model, paths, place.staged / place.masks.name, place.masks, advance)
         else:
             result = predict_images(model, paths, advance=advance)
-        return result, write_predictions(place, result.columns(top), result.rejected)
+        columns = result.columns(top)
+        return result, columns, write_predictions(place, columns, result.rejected)
 
 
 def paint_images(

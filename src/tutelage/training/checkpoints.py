@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,9 +49,10 @@ class Resumable:
         Returns:
             the number of steps done; 0 if there is no checkpoint.
         """
-        tensors, step = self._newest()
-        if not tensors:
+        path, step = self._newest()
+        if path is None:
             return 0
+        tensors = load_file(path)
         module.load_state_dict(_under("model.", tensors))
         for name, value in _under("average.", tensors).items():
             average.state[name].copy_(value)
@@ -68,20 +70,26 @@ class Resumable:
         optimizer.load_state_dict(layout)
         return step
 
-    def _newest(self) -> tuple[dict[str, torch.Tensor], int]:
+    def _newest(self) -> tuple[Path | None, int]:
         for path in sorted(self.folder.glob(f"{self.stage}-*.safetensors"), reverse=True):
             try:
                 with safe_open(path, "pt") as file:
                     about = file.metadata() or {}
                 if about.get("inputs") != self.inputs:
                     continue
-                tensors = load_file(path)
-                if about.get("hash") == _hash(tensors):
-                    return tensors, int(about["step"])
+                status = path.stat()
+                if about.get("hash") == _hash_in(path, (status.st_ino, status.st_size, status.st_mtime_ns)):
+                    return path, int(about["step"])
             except (SafetensorError, OSError):
                 pass
             logger.warning(f"{path} is damaged: training goes on from the checkpoint before it, or from the start")
-        return {}, 0
+        return None, 0
+
+
+@functools.lru_cache(maxsize=16)
+def _hash_in(path: Path, state: tuple[int, int, int]) -> str:
+    """Return the hash of a checkpoint's tensors. state: of the file, so that it is read once as long as it stays as it is."""
+    return _hash(load_file(path))
 
 
 def _hash(tensors: dict[str, torch.Tensor]) -> str:
