@@ -25,6 +25,7 @@ from tutelage.errors import TutelageError
 from tutelage.finetuning import supervised
 from tutelage.metrics import log_softmax
 from tutelage.pipeline.stage import HELD_OUT_LOGITS
+from tutelage.run_folder import TRAINED
 from tutelage.settings import declared, resolve
 from tutelage.settings.command_flags import CurateSettings
 
@@ -304,6 +305,13 @@ def test_evaluate_on_new_images(data):
     assert again["distilled"]["test"] == result["distilled"]["test"]
     assert new["test_images"] == 24
     assert (Path(result["run"]) / "evaluate" / "result.json").read_bytes() == before
+    for stage in (one for one in TRAINED if any((Path(result["run"]) / one).glob("*.safetensors"))):
+        kept = (Path(result["run"]) / stage / "result.json").rename(Path(result["run"]) / "kept.json")
+        with pytest.raises(TutelageError, match=f"{stage} holds weights, but no result.json") as error:
+            tutelage.evaluate(run=result["run"])  # not the scores of the other models, as if this one had never been
+        assert f"tutelage {stage} --out" in error.value.hint
+        kept.rename(Path(result["run"]) / stage / "result.json")
+    assert tutelage.evaluate(run=result["run"]).reused
 
 
 @pytest.mark.slow

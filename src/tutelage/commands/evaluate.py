@@ -98,9 +98,16 @@ def evaluate(settings: EvaluateSettings) -> EvaluationResult:
 
 
 def _results(run: Run) -> Stages:
-    """Return the result of each stage; None where it is missing or was made from another transfer set."""
+    """Return the result of each stage; None where it is missing or was made from another transfer set.
+
+    Raises:
+        TutelageError: a stage's folder holds weights, but not their result.json, so that its scores would be left out.
+    """
     stages = {name: run.kept(name) for name in TRAINED}
     for name, result in stages.items():
+        if result is None and any((run.path / name).glob("*.safetensors")):
+            message = f"{run.path / name} holds weights, but no result.json: the stage was interrupted, or the file was removed"
+            raise TutelageError(message, f"repeat the command of the run, or `tutelage {name} --out {run.path} ...`: it makes it anew")
         if result and run.outdated(result):
             logger.info(f"{name} is left out: it was made from another transfer set; tutelage {name} redoes it")
             stages[name] = None
