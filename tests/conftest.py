@@ -17,12 +17,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported, as the command does
 os.environ |= {"HF_ENDPOINT": "http://127.0.0.1:9", "COLUMNS": "120"}  # no hub
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers share the cores
+
+# The same examples in every run of the suite; `--hypothesis-profile random` draws others, ten times as many.
+settings.register_profile("suite", max_examples=40, derandomize=True, deadline=None, database=None)
+settings.register_profile("random", max_examples=400, deadline=None)
+settings.load_profile("suite")
 
 # Real images. Tests that want them are skipped where they are not.
 DATA = Path(os.environ.get("TUTELAGE_TEST_DATA") or "no-test-data")

@@ -104,8 +104,8 @@ def _level(quiet: bool) -> int:
     name = "WARNING" if quiet else os.environ.get("TUTELAGE_LOG") or "INFO"
     levels = logging.getLevelNamesMapping()
     if name.upper() not in levels:
-        near = did_you_mean(name, [*levels])
-        raise TutelageError(f"TUTELAGE_LOG={name} is not a logging level", near or "use INFO or WARNING")
+        hint = did_you_mean(name, [*levels], "use INFO or WARNING")
+        raise TutelageError(f"TUTELAGE_LOG={name} is not a logging level", hint)
     return levels[name.upper()]
 
 
@@ -145,9 +145,9 @@ def _parsed(words: list[str]) -> tuple[Callable[..., Result] | None, dict[str, o
     for name in names:  # for one command, only its own function is imported
         app.command(function_of(name), name=name)
     if words and not words[0].startswith("-") and words[0] not in COMMANDS:
-        near = did_you_mean(words[0], COMMANDS)
+        hint = did_you_mean(words[0], COMMANDS, "run `tutelage --help` to see what each one does")
         message = f"unknown command {words[0]!r}; the commands are {', '.join(COMMANDS)}"
-        raise TutelageError(message, near or "run `tutelage --help` to see what each one does")
+        raise TutelageError(message, hint)
     if not words or {"--help", "-h", "--version"} & set(words):
         app(words or ["--help"], exit_on_error=False, print_error=False, result_action="return_value")
         return None, {}
@@ -201,7 +201,7 @@ def _check_flags(words: list[str]) -> None:
     for word in words[1:]:
         name = word.split("=", 1)[0]
         if name.startswith("--") and len(name) > 2 and name.replace("_", "-") not in known:
-            hint = did_you_mean(name, known) or "use one of " + " ".join(known)
+            hint = did_you_mean(name, known, "use one of " + " ".join(known))
             faults.append(TutelageError(f"tutelage {words[0]} has no flag {name}", hint))
     raise_all(faults)
 

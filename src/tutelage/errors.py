@@ -22,10 +22,10 @@ class TutelageError(Exception):
 
     Args:
         message: what is wrong with which value, and where ("--budget -3: at least 1 label per class is needed").
-        hint: what to do now; empty where the message already says so.
+        hint: what to do now.
     """
 
-    def __init__(self, message: str, hint: str = ""):
+    def __init__(self, message: str, hint: str):
         self.message, self.hint = message, hint
 
     def __str__(self) -> str:
@@ -38,6 +38,7 @@ class SeveralErrors(TutelageError):
 
     def __init__(self, errors: list[TutelageError]):
         self.errors = errors
+        super().__init__("\n".join(one.message for one in errors), "\n".join(one.hint for one in errors))
 
     def __str__(self) -> str:
         return "\n".join(str(error) for error in self.errors)
@@ -53,7 +54,10 @@ class FilesMissing(TutelageError):
     def __init__(self, place: object, names: list[str], where: str):
         self.place, self.names, self.where = place, names, where
         few = shown(names, MOST_NAMED if len(names) <= MOST_NAMED else 20)
-        super().__init__(f"{place} names {len(names)} files that do not exist: {few}", f"paths are {where}")
+        super().__init__(
+            f"{place} names {number_of(len(names), 'file that does', 'files that do')} not exist: {few}",
+            f"paths are {where}",
+        )
 
 
 class Unreadable(Exception):
@@ -88,8 +92,8 @@ def raise_all(errors: list[TutelageError]) -> None:
         raise SeveralErrors(errors)
 
 
-def did_you_mean(word: str, words: Iterable[str], most: int = 3) -> str:
-    """Return "did you mean 'a' or 'b'?" for the nearest words, or an empty text when none is near.
+def did_you_mean(word: str, words: Iterable[str], otherwise: str, most: int = 3) -> str:
+    """Return "did you mean 'a' or 'b'?" for the nearest words, or another text when none is near.
 
     Words much farther away than the nearest are left out: '--lr' resembles '--galery' only by its dashes. A word that only looks the same
     is shown with its code points.
@@ -100,7 +104,7 @@ def did_you_mean(word: str, words: Iterable[str], most: int = 3) -> str:
     near = difflib.get_close_matches(word, words, n=most, cutoff=0.6)
     likeness = [difflib.SequenceMatcher(None, one, word).ratio() for one in near]
     near = [one for one, like in zip(near, likeness, strict=True) if like > likeness[0] - 0.1]
-    return f"did you mean {' or '.join(repr(w) for w in near)}?" if near else ""
+    return f"did you mean {' or '.join(repr(w) for w in near)}?" if near else otherwise
 
 
 def number_of(count: int, one: str, many: str = "") -> str:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TextIO
 
-from tutelage.errors import harmless
+from tutelage.errors import harmless, number_of
 
 PLAIN_EVERY = 15.0  # seconds between plain lines
 SHOWN_AFTER = 1.0  # seconds; work that finishes sooner prints no line
@@ -126,4 +126,4 @@ def _lines(what: str, total: int, done: int) -> Iterator[Advance]:
     yield advance
     seconds = time.monotonic() - start
     if count and seconds >= SHOWN_AFTER:
-        logger.info(f"{what}: {count:,} images in {duration(seconds)}, {count / seconds:,.0f} images/s")
+        logger.info(f"{what}: {number_of(count, 'image')} in {duration(seconds)}, {count / seconds:,.0f} images/s")

@@ -235,12 +235,12 @@ def test_rows_and_queries_that_are_not_finite_are_named(value, tmp_path):
         lambda: best_query(vectors, queries),
         lambda: list(vectors.blocks()),
     ):
-        with pytest.raises(TutelageError, match=f"NaN or infinite numbers in row {BLOCK + 7}, {BLOCK + 9}$"):
+        with pytest.raises(TutelageError, match=f"NaN or infinite numbers in row {BLOCK + 7}, {BLOCK + 9}\nhint: "):
             run()
-    with pytest.raises(TutelageError, match=f"row {BLOCK + 9}$"):
+    with pytest.raises(TutelageError, match=f"row {BLOCK + 9}\nhint: "):
         vectors.rows(np.array([4, BLOCK + 9]))
     queries[2, 1] = value
-    with pytest.raises(TutelageError, match=r"NaN or infinite numbers in query 2$"):
+    with pytest.raises(TutelageError, match=r"NaN or infinite numbers in query 2\nhint: "):
         search(vectors, queries, 3)
 
 

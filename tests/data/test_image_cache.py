@@ -330,12 +330,15 @@ def test_memory_of_images_being_decoded(tmp_path: Path, monkeypatch, limit: int,
     for number in range(6):  # 18 MB while they are decoded
         pixels = np.full((1500, 1500, 3), 40 * number, np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{number}.png")
-    lock, now, seen = threading.Lock(), [0], [0]
+    lock, now, seen, reached = threading.Lock(), [0], [0], threading.Event()
 
     def counted(data: bytes, side: int | None) -> tuple[np.ndarray, tuple[int, int]]:
         with lock:
             now[0] += 1
             seen[0] = max(seen[0], now[0])
+            if seen[0] == most:
+                reached.set()
+        reached.wait(10)  # on a busy machine the others take their time
         time.sleep(0.1)
         try:
             return decode(data, side)

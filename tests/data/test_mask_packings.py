@@ -298,7 +298,7 @@ def test_floats_that_are_no_class(tmp_path, value):
     """Of floats only whole numbers in range are classes; what else there is, is told."""
     masks = [drawn(seed).astype(np.float32) for seed in range(4)]
     masks[1][2, 2:5] = value
-    with pytest.raises(TutelageError, match=rf"{value:g} in 1 masks \(3 pixels, most in train/1.png\)"):
+    with pytest.raises(TutelageError, match=rf"{value:g} in 1 mask \(3 pixels, most in train/1.png\)"):
         read_dense_set(write(tmp_path, [saved(mask, "TIFF") for mask in masks], CLASSES))
 
 

@@ -282,7 +282,7 @@ def test_images_and_masks_without_each_other(tutelage, place):
     (place / "target" / "images" / "test" / "test2.png").unlink()
     text = refused(curate(tutelage, place))
     assert "2 images without a mask: train/train1.png, val/val0.png" in text
-    assert "1 masks without an image: test/test2.png" in text
+    assert "1 mask without an image: test/test2.png" in text
 
 
 def test_faults_inside_masks_are_told_together(tutelage, place):
@@ -295,8 +295,8 @@ def test_faults_inside_masks_are_told_together(tutelage, place):
     write_pair(place / "target", "train", "strange", image, mask)
     text = refused(curate(tutelage, place))
     assert "train/apart.png (48 x 64, mask 40 x 64)" in text
-    assert "77 in 1 masks (10 pixels, most in train/strange.png)" in text
-    assert "9 in 1 masks (1 pixels" in text
+    assert "77 in 1 mask (10 pixels, most in train/strange.png)" in text
+    assert "9 in 1 mask (1 pixel" in text
     assert "0 to 2, and 255" in text
 
 
@@ -316,7 +316,7 @@ def test_unnamed_colours(place):
     mask[:2, :3] = (9, 8, 7)
     write_pair(place / "target", "train", "colours", image, mask)
     (place / "target" / "classes.txt").write_text("ground 0 0 0\ndisc 1 1 1\nsquare 2 2 2\n")
-    with pytest.raises(TutelageError, match=r"\(9, 8, 7\) in 1 masks \(6 pixels, most in train/colours.png\)"):
+    with pytest.raises(TutelageError, match=r"\(9, 8, 7\) in 1 mask \(6 pixels, most in train/colours.png\)"):
         read_dense_set(place / "target")
 
 
@@ -399,8 +399,8 @@ def test_what_only_deserves_a_word(tutelage, place):
     path.write_bytes(path.read_bytes()[:60])
     done = curate(tutelage, place, "--budget", "5", "--max-rejected", "0.2")
     assert done.returncode == 0, done.stderr
-    assert "1 masks show one class or none: train/small.png" in done.stderr
-    assert "1 images are smaller than the student's 32 x 64 pixels and are enlarged: train/small.png" in done.stderr
+    assert "1 mask shows one class or none: train/small.png" in done.stderr
+    assert "1 image is smaller than the student's 32 x 64 pixels and enlarged: train/small.png" in done.stderr
     assert "5 labelled images; number of images that show each class: ground 5" in done.stderr
     rejected = (place / "run" / "rejected.csv").read_text()
     assert "train/broken.png,its mask: " in rejected
@@ -447,7 +447,7 @@ def test_one_name_for_two_files(tutelage, place):
         Image.open(first).convert("RGB").save(first.with_suffix(".bmp"))
     told = refused(curate(tutelage, place))
     for kind in ("images", "masks"):
-        assert f"{kind} has 1 names twice, with two endings: train/" in told
+        assert f"{kind} has 1 name twice, with two endings: train/" in told
 
 
 @pytest.mark.parametrize(
@@ -494,7 +494,7 @@ def test_an_image_listed_twice(drawn, tmp_path, other: str):
     assert len(found.refs) == len(rows)
     assert "3 rows repeat another row and are counted once" in " ".join(found.notes)
     again = [rows[0][0], rows[1][1], "train"] if other == "mask" else [*rows[0][:2], "test"]
-    with pytest.raises(TutelageError, match="1 images are listed twice with two masks, splits or groups"):
+    with pytest.raises(TutelageError, match="1 image is listed twice with two masks, splits or groups"):
         read_dense_set(write(again))
 
 

@@ -147,7 +147,7 @@ def test_lists(tmp_path: Path):
     listed(tmp_path, "Label;Path;x\na;1.png;\nb;./3.png;\nb;4.png;\na;2.png;\na;2.png;\n", "semi.csv")
     found = read_target_set(tmp_path / "semi.csv", test=0.3)
     assert len(found.refs) == 4
-    assert "1 rows repeat another row" in found.notes[0]
+    assert "1 row repeats another row" in found.notes[0]
     assert "3.png" in {ref.id for ref in found.refs}
     (tmp_path / "a,b.png").write_bytes(PNG)
     (tmp_path / "plain.txt").write_text('"a,b.png",a\n1.png,a\n3.png,b\n4.png,b\n')
@@ -343,7 +343,7 @@ def test_faults_of_lists(tmp_path: Path):
     )
     text = message(path)
     assert "2 paths are listed twice with two labels, splits or groups: ./1.png, 4.png" in text
-    assert "1 rows without a label: 3.png" in text
+    assert "1 row without a label: 3.png" in text
     assert "column split holds 'dev'" in text
     pq.write_table(pa.table({"path": ["1.png"], "x": [1]}), tmp_path / "l.parquet")
     assert "no label column (columns: path, x)" in message(tmp_path / "l.parquet")

@@ -25,6 +25,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from conftest import Task, draw, make_task
 from forked import Forked, forked
+from spoil import DAMAGE
+from spoil import spoil as spoil_one
 
 RUN = ("--val", "0.34", "--batch-size", "16", "--finetune", "auto")
 STUDENT = ("--student", "mobilenetv3_small_050")  # one whose int8 file holds its decisions
@@ -45,27 +47,12 @@ def scores_of(out: Path) -> object:
 
 def spoil(path: Path, chance: np.random.Generator, others: list[Path]) -> str:
     """Damage one file; return how."""
-    data, size = path.read_bytes(), path.stat().st_size
-    kind = str(chance.choice(["flip", "cut", "empty", "gone", "longer", "other", "folder", "text"]))
-    if kind == "flip" and size:
-        spoilt = bytearray(data)
-        for at in chance.integers(0, size, min(size, int(chance.integers(1, 9)))):
-            spoilt[at] ^= int(chance.integers(1, 256))
-        path.write_bytes(bytes(spoilt))
-    elif kind == "cut":
-        path.write_bytes(data[: int(chance.integers(0, max(1, size)))])
-    elif kind == "empty":
-        path.write_bytes(b"")
-    elif kind == "longer":
-        path.write_bytes(data + chance.bytes(100))
-    elif kind == "other":
+    kind = str(chance.choice([*DAMAGE, "other"]))
+    if kind == "other":
         path.write_bytes(others[int(chance.integers(len(others)))].read_bytes())
-    elif kind == "text":
-        path.write_bytes(b'{"a": [1, 2, {"b": null}]}\n')
-    else:
-        path.unlink()
-        if kind == "folder":
-            path.mkdir()
+        return kind
+    for _ in range(int(chance.integers(1, 9)) if kind == "flip" else 1):
+        spoil_one(path, kind, int(chance.integers(1 << 24)), int(chance.integers(1, 256)))
     return kind
 
 

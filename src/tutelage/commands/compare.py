@@ -96,7 +96,9 @@ def compare(settings: CompareSettings) -> StudyResult | StudyEstimate:
             failed[name] = kind + " ".join(str(error).split())
             logger.info(f"{name} has failed, the others go on: {failed[name]}")
     if len(failed) and not any(kept_record(kept, *work.identity(*one)) for one in plan):
-        raise TutelageError(f"no run of the study could be finished: {next(iter(failed.values()))}")
+        first = next(iter(failed.values()))
+        hint = "correct that and repeat the command; traceback.txt in the folder of a run says more"
+        raise TutelageError(f"no run of the study could be finished: {first}", hint)
     from tutelage.study.study_page import write_study
 
     work.write_settings(about, failed)

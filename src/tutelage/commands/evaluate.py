@@ -16,7 +16,7 @@ from tutelage.data.manifest import Labelled, TaskData, load_task
 from tutelage.data.masks import Labels
 from tutelage.device import accelerator, flops, latency_ms
 from tutelage.distillation.committee_mixture import Mixture
-from tutelage.errors import TutelageError, shown
+from tutelage.errors import TutelageError, number_of, shown
 from tutelage.features.view_batches import Inference, ViewSettings
 from tutelage.files import hash_of
 from tutelage.json_object import JSON
@@ -107,7 +107,9 @@ def _results(run: Run) -> Stages:
     for name, result in stages.items():
         if result is None and any((run.path / name).glob("*.safetensors")):
             message = f"{run.path / name} holds weights, but no result.json: the stage was interrupted, or the file was removed"
-            raise TutelageError(message, f"repeat the command of the run, or `tutelage {name} --out {run.path} ...`: it makes it anew")
+            raise TutelageError(
+                message, f"repeat the command of the run, or `tutelage {name} --out {run.path} ...`: it makes it anew"
+            )
         if result and run.outdated(result):
             logger.info(f"{name} is left out: it was made from another transfer set; tutelage {name} redoes it")
             stages[name] = None
@@ -298,13 +300,15 @@ def _new_images(target: str, task: TaskData, cache_dir: Path) -> Labelled:
         logger.info(note)
     if found.rejected:
         first = shown((f"{item.id} ({item.reason})" for item in found.rejected), 3)
-        logger.info(f"{target}: {len(found.rejected):,} images cannot be used and are not scored: {first}")
+        logger.info(
+            f"{target}: {number_of(len(found.rejected), 'image is', 'images are')} unusable and not scored: {first}"
+        )
     store = Store(cache_dir, task.side)
     store.add(found.refs)
     images, good, bad = store.find(found.refs)
     if bad:
         raise TutelageError(
-            f"{target}: {len(bad):,} images cannot be used: {shown((f'{one.id} ({one.reason})' for one in bad), NAMED)}",
+            f"{target}: {number_of(len(bad), 'image')} cannot be used: {shown((f'{one.id} ({one.reason})' for one in bad), NAMED)}",
             "fix or remove them",
         )
     if known := count_trained_on(images, task.transfer):

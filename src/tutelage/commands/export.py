@@ -17,7 +17,7 @@ from tutelage.deploy.quantise import LEAST_CALIBRATION, HeldOut, Quantised, quan
 from tutelage.deploy.runtime import FLOAT, INT8, model_input, session_of
 from tutelage.device import cpu
 from tutelage.environment import versions
-from tutelage.errors import TutelageError
+from tutelage.errors import TutelageError, number_of
 from tutelage.files import hash_of, intact, write_json, write_text
 from tutelage.image_size import sides
 from tutelage.json_object import JSON
@@ -60,9 +60,11 @@ def export(settings: ExportSettings) -> ExportResult:
     with open_run(settings) as (run, cache_dir):
         few = min(settings.calibration, stages["curate"]["images"]["transfer"])
         if not settings.no_int8 and few < LEAST_CALIBRATION:
+            many = number_of(few, "image is", "images are")
+            message = f"{many} too few to calibrate int8 with: at least {LEAST_CALIBRATION} are needed, 500 are better"
+            more = few < stages["curate"]["images"]["transfer"]
             raise TutelageError(
-                f"{few} images to calibrate int8 with are too few: at least {LEAST_CALIBRATION} are needed, 500 are better",
-                f"{'raise --calibration' if few < stages['curate']['images']['transfer'] else 'use a larger transfer set'}, or --no-int8",
+                message, f"{'raise --calibration' if more else 'use a larger transfer set'}, or --no-int8"
             )
         job, place = _delivered(run, stages, cache_dir, settings), run.path / "export"
         baked, size = settings.bake_preprocess, job.student.size

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from tutelage.data.block_cache import gather
 from tutelage.data.sources import ImageRef
-from tutelage.errors import TutelageError, shown
+from tutelage.errors import TutelageError, number_of, shown
 from tutelage.files import hash_of
 from tutelage.regular_file import regular, text_in
 
@@ -190,12 +190,16 @@ def _read(path: Path, flag: str) -> tuple[list[str], np.ndarray]:
         raise TutelageError(f"{flag} {path} cannot be read: {error}", hint) from error
     if rows.ndim != 2 or rows.dtype.kind != "f" or not rows.shape[1]:
         expected = "(images, features) in floating point"
-        raise TutelageError(f"{flag} {path} has shape {rows.shape}, {rows.dtype} instead of {expected}")
+        message = f"{flag} {path} has shape {rows.shape}, {rows.dtype} instead of {expected}"
+        raise TutelageError(message, "write one row for each image, for example rows.astype('float32')")
     names = _names_beside(path, flag)
     if not len(rows):
         raise TutelageError(f"{flag} {path} holds no vectors", "embed the gallery again")
     if len(names) != len(rows):
-        raise TutelageError(f"{flag} {path} has {len(rows):,} vectors and {len(names):,} names", "name each vector")
+        raise TutelageError(
+            f"{flag} {path} has {number_of(len(rows), 'vector')} and {number_of(len(names), 'name')}",
+            "name each vector",
+        )
     return names, rows
 
 

@@ -24,14 +24,17 @@ def checked(vectors: Vectors, queries: np.ndarray, usable: np.ndarray | None, k:
     """Raise an error for queries, masks and numbers of neighbours that do not fit the gallery."""
     if queries.ndim != 2 or queries.shape[1] != vectors.width:
         message = f"queries of shape {queries.shape} must be (queries, {vectors.width}), as wide as the gallery"
-        raise TutelageError(message)
+        raise TutelageError(message, "embed the queries by the model that embedded the gallery")
     broken = np.flatnonzero(~np.isfinite(np.einsum("qd,qd->q", queries, queries)))
     if len(broken):
-        raise TutelageError(f"NaN or infinite numbers in query {shown(broken)}")
+        raise TutelageError(
+            f"NaN or infinite numbers in query {shown(broken)}", "embed these images anew, or leave them out"
+        )
     if usable is not None and (usable.shape != (vectors.count,) or usable.dtype != bool):
-        raise TutelageError(f"usable: {usable.shape} {usable.dtype} must be ({vectors.count},) bool, one for each row")
+        message = f"usable: {usable.shape} {usable.dtype} must be ({vectors.count},) bool, one for each row"
+        raise TutelageError(message, "pass None to use all rows")
     if k < 1:
-        raise TutelageError(f"{k} neighbours: at least 1 is needed")
+        raise TutelageError(f"{k} neighbours: at least 1 is needed", "ask for one or more")
 
 
 def search(

@@ -20,9 +20,8 @@ def _opened(part: Part) -> np.ndarray:
     """Return the rows of a part, (n, D) float16 or float32; those of a file are mapped and not yet read."""
     rows = part() if callable(part) else part
     if rows.ndim != 2 or rows.shape[1] < 1 or rows.dtype not in (np.dtype(np.float16), np.dtype(np.float32)):
-        raise TutelageError(
-            f"an array has shape {rows.shape}, {rows.dtype}, but embeddings must be (rows, features), float16 or float32"
-        )
+        message = f"an array has shape {rows.shape}, {rows.dtype}, but embeddings must be (rows, features), float16 or float32"
+        raise TutelageError(message, "convert it, for example rows.reshape(len(rows), -1).astype('float32')")
     return rows
 
 
@@ -46,12 +45,13 @@ class Vectors:
     def __post_init__(self):
         widths = sorted({width for _, width in self._shapes})
         if len(widths) != 1:
-            raise TutelageError(
+            message = (
                 f"parts with {shown(widths) or 'no'} features: at least one part is needed, and all of the same width"
             )
+            raise TutelageError(message, "embed all parts by the same model")
         if self.mean is not None and (self.mean.shape != (self.width,) or not np.isfinite(self.mean).all()):
             message = f"a mean of shape {self.mean.shape} must be ({self.width},) finite numbers, as many as a row has"
-            raise TutelageError(message)
+            raise TutelageError(message, "take the mean of these rows, or None")
 
     @cached_property
     def _shapes(self) -> tuple[tuple[int, ...], ...]:
@@ -93,7 +93,7 @@ class Vectors:
         positions = np.asarray(positions, dtype=np.int64)
         outside = positions[(positions < 0) | (positions >= self.count)]
         if len(outside):
-            raise TutelageError(f"no row {shown(outside)}: rows are 0 to {self.count - 1}")
+            raise TutelageError(f"no row {shown(outside)}: rows are 0 to {self.count - 1}", "count from 0")
         rows = np.empty((len(positions), self.width), dtype=np.float32)
         gather(lambda part: _opened(self.parts[part]), self._starts, positions, rows)
         if self.mean is not None:
@@ -101,7 +101,7 @@ class Vectors:
         squares = np.einsum("nd,nd->n", rows, rows)
         broken = ~np.isfinite(squares)
         if broken.any():
-            raise TutelageError(f"NaN or infinite numbers in row {shown(positions[broken])}")
+            raise TutelageError(f"NaN or infinite numbers in row {shown(positions[broken])}", "embed these images anew")
         if self.mean is not None:
             rows *= np.divide(1, np.sqrt(squares), out=np.zeros_like(squares), where=squares > 0)[:, None]
         return rows
@@ -111,7 +111,7 @@ def mean_of(parts: tuple[Part, ...], sample: int = 100_000) -> np.ndarray:
     """Return the mean (D,) float32 of up to `sample` rows, evenly spaced over all parts: the same rows at every call."""
     vectors = Vectors(parts, None)
     if not vectors.count:
-        raise TutelageError("no rows to take a mean of")
+        raise TutelageError("no rows to take a mean of", "give at least one image")
     positions = np.linspace(0, vectors.count - 1, min(sample, vectors.count)).astype(np.int64)
     blocks = (vectors.rows(positions[start : start + BLOCK]) for start in range(0, len(positions), BLOCK))
     total = sum((rows.sum(axis=0, dtype=np.float64) for rows in blocks), np.zeros(vectors.width))

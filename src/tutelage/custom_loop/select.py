@@ -95,12 +95,13 @@ def _check(
     """Raise an error for arguments that do not fit each other. shape: of the gallery."""
     known = get_args(Strategy)
     if strategy not in known:
-        near = did_you_mean(strategy, known) or f"use one of {', '.join(known)}"
+        near = did_you_mean(strategy, known, f"use one of {', '.join(known)}")
         raise TutelageError(f"strategy {strategy!r} is unknown", near)
     if balance not in get_args(Balance):
         raise TutelageError(f"balance {balance!r} is unknown", "use 'query' or 'class'")
     if queries.ndim != 2 or queries.shape[1] != shape[1]:
-        raise TutelageError(f"queries of shape {queries.shape} must be (queries, {shape[1]}), as wide as the gallery")
+        message = f"queries of shape {queries.shape} must be (queries, {shape[1]}), as wide as the gallery"
+        raise TutelageError(message, "embed the queries by the model that embedded the gallery")
     if strategy not in ("all", "random") and not len(queries):
         raise TutelageError(f"strategy {strategy!r} needs queries", "give queries, or use strategy 'random'")
     if labels is None and (strategy == "hard" or balance == "class"):
@@ -108,6 +109,8 @@ def _check(
             f"strategy {strategy!r} with balance {balance!r} needs labels", "give the class of each query"
         )
     if labels is not None and np.shape(labels) != (len(queries),):
-        raise TutelageError(f"labels of shape {np.shape(labels)} must be ({len(queries)},), one for each query")
+        message = f"labels of shape {np.shape(labels)} must be ({len(queries)},), one for each query"
+        raise TutelageError(message, "give the class number of each query, in the same order")
     if usable.shape != shape[:1] or usable.dtype != bool:
-        raise TutelageError(f"usable: {usable.shape} {usable.dtype} must be ({shape[0]},) bool, one for each row")
+        message = f"usable: {usable.shape} {usable.dtype} must be ({shape[0]},) bool, one for each row"
+        raise TutelageError(message, "leave usable out to use all rows")

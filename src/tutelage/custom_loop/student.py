@@ -45,7 +45,8 @@ class Preprocess:
         """
         if isinstance(image, np.ndarray):
             if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-                raise TutelageError(f"an image of shape {image.shape}, {image.dtype}, must be (H, W, 3) uint8, RGB")
+                message = f"an image of shape {image.shape}, {image.dtype}, must be (H, W, 3) uint8, RGB"
+                raise TutelageError(message, "open it by PIL.Image, or convert it to RGB with values from 0 to 255")
             image = Image.fromarray(image)
         pixels = torch.from_numpy(fit(shrunken(image, self.side)[0], self.size, self.resize))
         return to_input(pixels.permute(2, 0, 1)[None], self.mean, self.std)[0]

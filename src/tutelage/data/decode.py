@@ -180,7 +180,9 @@ def fit(rgb: np.ndarray, size: Size, resize: str) -> np.ndarray:
         top, left = (size - inner.shape[0]) // 2, (size - inner.shape[1]) // 2
         canvas[top : top + inner.shape[0], left : left + inner.shape[1]] = inner
         return canvas
-    raise TutelageError(f"resize {resize!r} is not one of {', '.join(RESIZES)}", did_you_mean(resize, RESIZES))
+    raise TutelageError(
+        f"resize {resize!r} is unknown", did_you_mean(resize, RESIZES, f"use one of {', '.join(RESIZES)}")
+    )
 
 
 def content_key(rgb: np.ndarray, original_size: tuple[int, int]) -> bytes:

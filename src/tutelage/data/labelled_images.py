@@ -11,7 +11,6 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import takewhile
 from pathlib import Path
 
 import pyarrow as pa
@@ -37,10 +36,10 @@ from tutelage.data.sources import (
     list_images,
     what_is_ours,
 )
-from tutelage.data.split_names import SHARDS, holder, split_folders, split_of_shard, split_word, unknown_splits
+from tutelage.data.split_names import holder, split_folders, split_of_shard, split_word, unknown_splits
 from tutelage.data.tabular import image_column, text_rows
 from tutelage.data.webdataset import label_of, labels_of, tars_of
-from tutelage.errors import FilesMissing, TutelageError, raise_all, shown
+from tutelage.errors import FilesMissing, TutelageError, number_of, raise_all, shown
 from tutelage.regular_file import json_of
 
 FORMS = (
@@ -183,10 +182,10 @@ def _add_classes(listing: LabelledPlace, folder: Path, prefix: str, split: str) 
     inside: dict[str, Counter[str]] = defaultdict(Counter)
     shards: dict[str, str] = {}  # shard -> class
     for ref in refs:
-        label, *folders = ref.id.split("/")
-        if folders and not label.lower().endswith(SHARDS):
+        if folders := _folders_of(ref, folder):
+            label = folders[0]
             listing.images.append(LabelledRef(replace(ref, id=prefix + ref.id), label, split))
-            inside[label]["/".join(takewhile(lambda name: not name.lower().endswith(SHARDS), folders[:-1]))] += 1
+            inside[label]["/".join(folders[1:])] += 1
             shards |= {ref.container: label} if ref.kind != "file" else {}
         else:
             listing.rejected.append(Rejected(prefix + ref.id, "lies in no class folder"))
@@ -196,6 +195,16 @@ def _add_classes(listing: LabelledPlace, folder: Path, prefix: str, split: str) 
     folders = (item for item in sorted(folder.iterdir()) if item.is_dir() and not hidden(item.name))
     without = (item for item in folders if clean(item.name) not in inside and not _only_ours(item))
     listing.empty += [prefix + clean(item.name) for item in without]
+
+
+def _folders_of(ref: ImageRef, folder: Path) -> list[str]:
+    """Return the names of the folders below this one that an image lies in; what a tar or Parquet file calls a folder is none."""
+    names = ref.id.split("/")[:-1]
+    return (
+        names
+        if ref.kind == "file"
+        else names[: len(Path(ref.container).relative_to(os.path.abspath(folder)).parts) - 1]
+    )
 
 
 def _only_ours(folder: Path) -> bool:
@@ -285,7 +294,7 @@ def _read_list(place: Path, columns: dict[str, list[str]], names: tuple[str, ...
     if lost:
         errors.append(FilesMissing(place, lost, f"relative to {place.parent}"))
     if unlabelled:
-        message = f"{place} has {len(unlabelled)} rows without a label: {shown(unlabelled, 20)}"
+        message = f"{place} has {number_of(len(unlabelled), 'row')} without a label: {shown(unlabelled, 20)}"
         errors.append(TutelageError(message, "label or remove these rows"))
     if torn:
         message = f"{place}: {len(torn)} paths are listed twice with two labels, splits or groups: {shown(torn, 20)}"

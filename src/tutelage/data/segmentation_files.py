@@ -25,7 +25,7 @@ from tutelage.data.masks import MaskEncoding
 from tutelage.data.sources import ImageRef, Rejected, clean, file_ref, fingerprints_of, list_images
 from tutelage.data.split_names import split_of_shard, split_word, splits_among, unknown_splits
 from tutelage.data.tabular import MASK_COLUMNS, mask_column, text_rows
-from tutelage.errors import FilesMissing, TutelageError, raise_all, shown
+from tutelage.errors import FilesMissing, TutelageError, number_of, raise_all, shown
 
 FORMS = (
     "images/<split>/* and masks/<split>/*.png, a list (.csv, .txt, .tsv, .parquet) with the columns image, mask and split, or "
@@ -80,14 +80,14 @@ def _read_folder(place: Path) -> LabelledPlace:
         by_name[kind] = {os.path.splitext(ref.id)[0]: ref for ref in refs}
         twice = [ref.id for ref in refs if by_name[kind][os.path.splitext(ref.id)[0]] is not ref]
         if twice:
-            message = f"{place}/{kind} has {len(twice)} names twice, with two endings: {shown(twice, 20)}"
+            message = f"{place}/{kind} has {number_of(len(twice), 'name')} twice, with two endings: {shown(twice, 20)}"
             errors.append(TutelageError(message, "keep one file of each name: a mask belongs to one image"))
         listing.rejected += [Rejected(f"{kind}/{bad.id}", bad.reason) for bad in rejected]
     images, masks = by_name["images"], by_name["masks"]
     for kind, rest, other in (("image", images.keys() - masks, "a mask"), ("mask", masks.keys() - images, "an image")):
         if rest:
             names = sorted(by_name[f"{kind}s"][name].id for name in rest)
-            message = f"{place} has {len(names)} {kind}s without {other}: {shown(names, 20)}"
+            message = f"{place} has {number_of(len(names), kind)} without {other}: {shown(names, 20)}"
             move = "move images without labels to --gallery" if kind == "image" else "remove these masks"
             errors.append(TutelageError(message, f"use the same names in masks/ and images/, or {move}"))
     raise_all(errors)
@@ -125,16 +125,21 @@ def _read_list(place: Path, columns: dict[str, list[str]]) -> LabelledPlace:
         else:
             repeated += 1
     if twice:
-        message = f"{place}: {len(twice)} images are listed twice with two masks, splits or groups: {shown(twice, 20)}"
+        count = number_of(len(twice), "image is", "images are")
+        message = f"{place}: {count} listed twice with two masks, splits or groups: {shown(twice, 20)}"
         errors.append(TutelageError(message, "list every image once, with the right mask and split"))
     if without:
-        message = f"{place} has {len(without)} rows without an image or without a mask: {shown(without, 20)}"
+        message = (
+            f"{place} has {number_of(len(without), 'row')} without an image or without a mask: {shown(without, 20)}"
+        )
         errors.append(TutelageError(message, BOTH))
     if lost:
         errors.append(FilesMissing(place, lost, f"relative to {place.parent}"))
     raise_all(errors)
     if repeated:
-        listing.notes.append(f"{place}: {repeated} rows repeat another row and are counted once")
+        listing.notes.append(
+            f"{place}: {number_of(repeated, 'row repeats another row and is', 'rows repeat another row and are')} counted once"
+        )
     return listing
 
 
@@ -167,7 +172,8 @@ def _read_shard(place: Path, split: str) -> LabelledPlace:
     empty = null_rows(place, column)
     errors = unknown_splits(place, splits)
     if without := [ref.id for ref, none in zip(refs, empty, strict=True) if none]:
-        errors.append(TutelageError(f"{place} has {len(without)} images without a mask: {shown(without, 20)}", BOTH))
+        message = f"{place} has {number_of(len(without), 'image')} without a mask: {shown(without, 20)}"
+        errors.append(TutelageError(message, BOTH))
     raise_all(errors)
     fingerprint = fingerprints_of("mask", os.path.abspath(place), os.stat(place))
     for row, (ref, own, group) in enumerate(zip(refs, splits, groups, strict=True)):

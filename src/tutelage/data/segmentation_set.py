@@ -206,7 +206,7 @@ def _faults(pairs: Sequence[_Pair], coding: MaskEncoding, target: str | Path, le
         hint = f"check the names of its folders; tutelage reads {FORMS}"
         errors.append(TutelageError(f"{target} has no train images with a mask", hint))
     if coloured and not coding.coloured:
-        message = f"{len(coloured)} masks hold colours, but classes.txt does not say which class each colour is"
+        message = f"{number_of(len(coloured), 'mask holds', 'masks hold')} colours, but classes.txt does not say which class each colour is"
         hint = (
             "write `name red green blue` for every class into classes.txt and `ignore red green blue` for colours of no "
             "class, or use masks of class numbers (one channel or a palette, 255 = no class)"
@@ -218,15 +218,20 @@ def _faults(pairs: Sequence[_Pair], coding: MaskEncoding, target: str | Path, le
         if one.sizes[0] != one.sizes[1]
     ]
     if apart:
-        message = f"{len(apart)} images and masks differ in height x width: {shown(apart)}"
-        errors.append(TutelageError(message, "resize each mask to the size of its image, by nearest neighbour"))
+        count = number_of(len(apart), "image differs from its mask", "images differ from their masks")
+        errors.append(
+            TutelageError(
+                f"{count} in height x width: {shown(apart)}",
+                "resize each mask to the size of its image, by nearest neighbour",
+            )
+        )
     where: dict[str, list[tuple[int, str]]] = defaultdict(list)
     for pair in pairs:
         for value, pixels in pair.strange.items():
             where[value].append((pixels, pair.mask.id))
     if where:
         values = [
-            f"{value} in {len(at)} masks ({sum(n for n, _ in at):,} pixels, most in {max(at)[1]})"
+            f"{value} in {number_of(len(at), 'mask')} ({number_of(sum(n for n, _ in at), 'pixel')}, most in {max(at)[1]})"
             for value, at in sorted(where.items(), key=lambda item: -sum(n for n, _ in item[1]))
         ]
         numbers = f"0 to {len(coding.classes) - 1}, and 255 for no class"
@@ -264,9 +269,9 @@ def _remarks(made: TargetSet, pairs: Sequence[_Pair], size: tuple[int, int]) -> 
     plain = [ref.id for ref, one in zip(made.refs, few, strict=True) if one]
     sizes = ((pair.image.ref.id, *pair.sizes[0]) for pair in pairs)
     small = [id for id, height, width in sizes if height < size[0] or width < size[1]]
-    notes = [f"{len(plain)} masks show one class or none: {shown(plain)}"] if plain else []
+    notes = [f"{number_of(len(plain), 'mask shows', 'masks show')} one class or none: {shown(plain)}"] if plain else []
     if small:
-        text = f"{len(small)} images are smaller than the student's {size[0]} x {size[1]} pixels and are enlarged"
+        text = f"{number_of(len(small), 'image is', 'images are')} smaller than the student's {size[0]} x {size[1]} pixels and enlarged"
         notes.append(f"{text}: {shown(small)}")
     return notes
 

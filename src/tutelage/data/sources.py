@@ -130,7 +130,8 @@ def missing(path: str | Path, flag: str = "") -> TutelageError:
     """Return the error for a path that does not exist, with similar names beside it; `flag` ("--target ") is put first."""
     path = Path(path)
     try:
-        hint = did_you_mean(path.name, os.listdir(path.absolute().parent))
+        beside = os.listdir(path.absolute().parent)
+        hint = did_you_mean(path.name, beside, f"check the path; {path.absolute().parent} is there")
     except OSError:
         hint = f"there is no {path.parent} either"
     return TutelageError(f"{flag}{path}: no such file or folder", hint)

@@ -141,7 +141,7 @@ def read_any(target: str | Path, classes: Sequence[str]) -> TargetSet:
     listing = read_labelled(Path(target))
     unknown = sorted({image.label for image in listing.images} - set(classes))
     if unknown:
-        near = [(name, did_you_mean(name, classes, 1)) for name in unknown]
+        near = [(name, did_you_mean(name, classes, "", 1)) for name in unknown]
         fixes = "; ".join(f"{name!r}: {hint}" for name, hint in near if hint) or "rename or remove the others"
         message = f"{target} has {number_of(len(unknown), 'class', 'classes')} that the run does not have: {shown(map(repr, unknown), 20)}"
         raise TutelageError(message, f"the run's classes are {shown(map(repr, classes), 20)}; {fixes}")
@@ -203,9 +203,9 @@ def _number(value: str | Path | float | None) -> float | None:
 
 
 def _kept(names: tuple[str, ...], classes: Sequence[str]) -> tuple[str, ...]:
-    known = f"a class of the target set ({shown(names, 20)})"
-    unknown = [c for c in classes if c not in names]
-    raise_all([TutelageError(f"--classes: {c!r} is not {known}", did_you_mean(c, names)) for c in unknown])
+    unknown, otherwise = [c for c in classes if c not in names], f"the classes are {shown(map(repr, names), 20)}"
+    wrong = "is not a class of the target set"
+    raise_all([TutelageError(f"--classes: {c!r} {wrong}", did_you_mean(c, names, otherwise)) for c in unknown])
     return tuple(name for name in names if name in set(classes))
 
 
@@ -271,7 +271,8 @@ def _faults(
         if lost:
             known = f"train has {shown(sorted(train), 10)}"
             message = f"{split} has classes that train lacks: {shown(lost, 10)} ({known})"
-            errors.append(TutelageError(message, did_you_mean(lost[0], train)))
+            otherwise = "call the classes the same in every split, or name the classes to use with --classes"
+            errors.append(TutelageError(message, did_you_mean(lost[0], train, otherwise)))
     where: dict[str, set[str]] = defaultdict(set)
     for image in images:
         where[image.group].add(image.split)
@@ -279,7 +280,9 @@ def _faults(
     if torn:
         which = shown(f"{g} ({', '.join(sorted(where[g]))})" for g in torn)
         hint = "keep every group in one split, or give --val and --test as fractions, which keep groups whole"
-        errors.append(TutelageError(f"{len(torn)} groups are in several splits: {which}", hint))
+        errors.append(
+            TutelageError(f"{number_of(len(torn), 'group is', 'groups are')} in several splits: {which}", hint)
+        )
     return errors
 
 
@@ -302,12 +305,13 @@ def _merge(
         if not split:
             part = [image for image in part if image.split not in listings]
         elif own[split]:
-            notes.append(f"the target set's own {own[split]} {split} images are left out: {places[split]} is given")
+            count = number_of(own[split], f"{split} image is", f"{split} images are")
+            notes.append(f"the target set's own {count} left out: {places[split]} is given")
         images += part
         listed.append(([image.ref for image in part], listing.rejected))
     first: dict[bytes, LabelledRef] = {}
     if twice := [i for i in images if first.setdefault(i.ref.fingerprint, i).split != i.split]:
-        message = f"{len(twice)} images are in two splits: {shown(i.ref.id for i in twice)}"
+        message = f"{number_of(len(twice), 'image is', 'images are')} in two splits: {shown(i.ref.id for i in twice)}"
         raise TutelageError(message, "keep every image in one split only")
     renamed = unique_ids(listed, place_names(list(places.values())))
     new = [ref.id for refs, _ in renamed for ref in refs]
@@ -324,7 +328,7 @@ def _held_out(images: list[LabelledRef], shares: dict[str, float], notes: list[s
     raise_all(
         [
             TutelageError(
-                f"--{split} {share} conflicts with the {counts[split]} {split} images of the target set",
+                f"--{split} {share} conflicts with the {number_of(counts[split], f'{split} image')} of the target set",
                 f"use one of the two: leave out --{split}, or give it a path",
             )
             for split, share in shares.items()

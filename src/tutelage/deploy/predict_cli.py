@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tutelage.deploy.predict_masks import predictions
 from tutelage.deploy.runtime import NAMES, files_in, open_export
-from tutelage.errors import TutelageError, harmless, rendered
+from tutelage.errors import TutelageError, harmless, number_of, rendered
 
 MOST_THREADS = 1024  # onnxruntime starts all of them at once
 
@@ -59,11 +59,14 @@ def main(folder: Path, words: Sequence[str] | None = None) -> int:
         print(rendered(error), file=sys.stderr)
         return 2
     except OSError as error:
-        print(rendered(TutelageError(f"{error.filename or given.out}: {error.strerror}")), file=sys.stderr)
+        fault = TutelageError(
+            f"{error.filename or given.out}: {error.strerror}", "choose another --out, or free space there"
+        )
+        print(rendered(fault), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; nothing was written", file=sys.stderr)
         return 130
     more = f"; {len(result.rejected):,} rejected, {rejected}" if rejected else ""
-    print(harmless(f"{len(result.paths):,} images, {given.out}{more}"))
+    print(harmless(f"{number_of(len(result.paths), 'image')}, {given.out}{more}"))
     return 0

@@ -21,7 +21,7 @@ from types import ModuleType
 import numpy as np
 
 from tutelage.data.decode import RECORDS, file_digest, recorded
-from tutelage.errors import TutelageError, shown
+from tutelage.errors import TutelageError, number_of, shown
 
 ENDINGS = (".csv", ".parquet")
 LONGEST = 255  # bytes of a file's name
@@ -101,8 +101,9 @@ def _check_name(out: Path, images: Sequence[str]) -> None:
     if out.suffix.lower() == ".parquet":
         _parquet()
         if odd := [path for path in images if not _is_utf8(path)]:
-            message = f"--out {out}: {len(odd)} names of images are not UTF-8, which Parquet cannot hold: {shown(map(ascii, odd), 3)}"
-            raise TutelageError(message, "use a .csv, or rename these files")
+            count = number_of(len(odd), "name of an image is", "names of images are")
+            message = f"{count} not UTF-8, which Parquet cannot hold: {shown(map(ascii, odd), 3)}"
+            raise TutelageError(f"--out {out}: {message}", "use a .csv, or rename these files")
 
 
 def _is_utf8(text: str) -> bool:
@@ -156,7 +157,8 @@ def write_predictions(
     """
     if rejected and not columns["path"]:
         first = shown((f"{name} ({reason})" for name, reason in rejected), 3)
-        raise TutelageError(f"none of {len(rejected):,} files can be read as an image: {first}")
+        message = f"none of {number_of(len(rejected), 'file')} can be read as an image: {first}"
+        raise TutelageError(message, "check the path, or convert these files to JPEG or PNG")
     if place.out.suffix.lower() == ".parquet":
         import pyarrow
 

@@ -118,7 +118,8 @@ def weights_path(weights: str, kind: str = "teacher") -> Path | None:
             beside = [entry.name for entry in path.absolute().parent.iterdir() if entry.suffix in SUFFIXES]
         except OSError:
             beside = []
-        raise TutelageError(f"{flag}: no such file; {expected}", did_you_mean(path.name, [*words, *beside]))
+        hint = did_you_mean(path.name, [*words, *beside], "check the path")
+        raise TutelageError(f"{flag}: no such file; {expected}", hint)
     try:
         regular(path)
     except OSError as error:

@@ -148,14 +148,14 @@ def resolve_clip(name: str) -> tuple[str, str]:
     known = open_clip.list_models()
     if arch not in known:
         same = [k for k in [*CLIPS, *known] if k.lower() == arch.lower()]
-        near = f"did you mean {same[0]!r}?" if same else did_you_mean(arch, [*CLIPS, *known])
+        near = f"did you mean {same[0]!r}?" if same else did_you_mean(arch, [*CLIPS, *known], "")
         hint = f"use a short name ({shown(CLIPS, 10)}) or one of open_clip's {len(known)} names"
         hint = f"{near} Otherwise {hint}" if near else f"{hint}, which open_clip.list_models() lists"
         raise TutelageError(f"--clip {name}: no such model", hint)
     tags = open_clip.list_pretrained_tags_by_model(arch)
     if tag and tag not in tags:
         message = f"--clip {name}: no weights with that tag ({arch} has {shown(tags, 30) or 'none'})"
-        raise TutelageError(message, did_you_mean(tag, tags))
+        raise TutelageError(message, did_you_mean(tag, tags, "leave the tag out to get the usual weights"))
     preferred = (t for start in (*PREFERRED, "") for t in tags if t.startswith(start))
     return arch, tag or next(preferred, "")
 

@@ -62,14 +62,14 @@ def resolve(name: str, kind: str = "teacher") -> str:
     arch, _, tag = name.partition(".")
     if not timm.is_model(arch) or ":" in name:
         known = timm.list_models()
-        near = did_you_mean(arch, [*own, *other, *known])
+        near = did_you_mean(arch, [*own, *other, *known], "")
         hint = f"use a short name ({shown(own, 30)}) or one of timm's {len(known)} names"
         hint = f"{near} Otherwise {hint}" if near else f"{hint}, which timm.list_models('*vit*') searches"
         raise TutelageError(f"--{kind} {name}: no such model", hint)
     tags = [full.partition(".")[2] for full in get_arch_pretrained_cfgs(arch)]
     if tag and tag not in tags:
-        near = did_you_mean(name, [f"{arch}.{t}" for t in tags])
-        raise TutelageError(f"--{kind} {name}: no weights with that tag ({arch} has {shown(tags) or 'none'})", near)
+        hint = did_you_mean(name, [f"{arch}.{t}" for t in tags], f"use {arch}, without a tag, to get the usual weights")
+        raise TutelageError(f"--{kind} {name}: no weights with that tag ({arch} has {shown(tags) or 'none'})", hint)
     return as_trained(name)
 
 

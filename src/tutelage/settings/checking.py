@@ -147,7 +147,7 @@ def flag(name: str) -> str:
 
 
 def _unknown(name: str, known: Collection[str], kind: str) -> TutelageError:
-    hint = did_you_mean(name, known) or f"use one of {', '.join(known)}"
+    hint = did_you_mean(name, known, f"use one of {', '.join(known)}")
     return TutelageError(f"{kind} {name!r} is unknown", hint)
 
 
@@ -155,8 +155,9 @@ def _read_toml(path: Path, known: Collection[str]) -> tuple[dict[str, object], l
     try:
         raw = toml_of(text_in(path))
     except FileNotFoundError:
-        near = did_you_mean(path.name, [p.name for p in path.parent.glob("*.toml")] if path.parent.is_dir() else [])
-        return {}, [TutelageError(f"--config {path} does not exist", near or "name a TOML file of settings")]
+        beside = [one.name for one in path.parent.glob("*.toml")] if path.parent.is_dir() else []
+        hint = did_you_mean(path.name, beside, "name a TOML file of settings")
+        return {}, [TutelageError(f"--config {path} does not exist", hint)]
     except (OSError, ValueError) as error:  # no file, no text, no TOML
         why = getattr(error, "strerror", None) or error
         return {}, [TutelageError(f"--config {path}: {why}", "name a TOML file of settings, such as budget = 10")]
@@ -253,8 +254,8 @@ def _fault(name: str, value: object, fault: ErrorDetails, hint: object) -> Tutel
     message = re.sub(r": (Input should be|Value error,) ", " must be ", f"{flag(name)} {value}: {reason}", count=1)
     message = message.replace("must be a valid integer", "must be a whole number").replace("a valid number", "a number")
     choices = typing.get_args(_base(hint)) if fault["type"] == "literal_error" else ()
-    near = did_you_mean(str(value), [str(c) for c in choices])
-    return TutelageError(message, near or f"give a value that fits: {_help(hint)}")
+    otherwise = f"give a value that fits: {_help(hint)}"
+    return TutelageError(message, did_you_mean(str(value), [str(c) for c in choices], otherwise))
 
 
 def _help(hint: object) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from tutelage.data.gallery import list_gallery
 from tutelage.data.image_cache import short_side
 from tutelage.device import accelerator, flops, training_flops
+from tutelage.errors import number_of
 from tutelage.image_size import Size, sides
 from tutelage.pipeline.stage import needed, training_steps
 from tutelage.progress import duration, logger
@@ -157,7 +158,9 @@ def estimate(planned: list[Planned], match: str) -> StudyEstimate:
         plan.append(f"{variant.name}, budget {budget}, seed {seed}: {'shared' if not took else duration(took)}")
     for line in plan:
         logger.info(line)
-    logger.info(f"{len(runs)} runs, about {duration(1.2 * seconds)} in all, last stages and evaluation included")
+    logger.info(
+        f"{number_of(len(runs), 'run')}, about {duration(1.2 * seconds)} in all, last stages and evaluation included"
+    )
     disk = {"gibibytes": room + images, "outputs_gibibytes": room}
     return StudyEstimate(runs=len(runs), hours=1.2 * seconds / 3600, **disk, plan=plan)
 

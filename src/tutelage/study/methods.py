@@ -91,7 +91,7 @@ def numbers(values: Sequence[str], flag: str, least: int) -> list[int]:
         raise TutelageError(f"{flag} without a number: expected whole numbers of at least {least}", hint)
     wrong = [value for value in found if not value.isdecimal() or len(value) > 18 or int(value) < least]
     if wrong:
-        raise TutelageError(f"{flag} {shown(wrong)}: expected whole numbers of at least {least}, such as 5,10,25")
+        raise TutelageError(f"{flag} {shown(wrong)}: expected whole numbers of at least {least}", f"use {flag} 5,10,25")
     return [int(value) for value in found]
 
 
@@ -113,11 +113,12 @@ def variants_of(names: Sequence[str], overrides: Sequence[str], known: Sequence[
     for name in found:
         if not re.fullmatch(r"[a-z-]+(:[A-Za-z0-9._-]+)?", name):
             form = "METHOD or METHOD:LABEL, with a label of letters, digits, dots, dashes and underscores"
-            faults.append(TutelageError(f"--methods {name}: expected {form}"))
+            faults.append(TutelageError(f"--methods {name}: expected {form}", "for example task-oriented:no-labels"))
         elif name.partition(":")[0] not in METHODS:
-            near = did_you_mean(name.partition(":")[0], METHODS)
-            message = f"--methods {name}: expected one of {', '.join(METHODS)}, or one of them with :LABEL"
-            faults.append(TutelageError(message, near))
+            hint = did_you_mean(name.partition(":")[0], METHODS, f"use one of {', '.join(METHODS)}")
+            faults.append(
+                TutelageError(f"--methods {name}: no such method (a label of one's own follows after a colon)", hint)
+            )
     settings: dict[str, JSON] = {}
     for text in overrides:
         try:
@@ -141,13 +142,13 @@ def _override(text: str, names: Sequence[str], known: Sequence[str]) -> tuple[st
     name, _, setting = target.strip().rpartition(".")
     setting = setting.replace("-", "_")
     if not equals or not name:
-        raise TutelageError(f"--set {text}: expected METHOD.SETTING=VALUE, such as task-agnostic.lr=3e-3")
+        raise TutelageError(f"--set {text}: expected METHOD.SETTING=VALUE", "for example --set task-agnostic.lr=3e-3")
     if name not in names and not any(one.partition(":")[0] == name for one in names):
         message = f"--set {text}: {name} is not in the study, whose methods are {', '.join(names)}"
-        raise TutelageError(message, did_you_mean(name, names))
+        raise TutelageError(message, did_you_mean(name, names, f"add --methods {name}"))
     if setting not in known:
         message = f"--set {text}: {setting} is not a setting of `tutelage run` that a method can have"
-        raise TutelageError(message, did_you_mean(setting, known))
+        raise TutelageError(message, did_you_mean(setting, known, "`tutelage run --help` lists them"))
     try:
         return name, setting, toml_of(f"value = {value}")["value"]
     except ValueError:
