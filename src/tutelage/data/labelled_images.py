@@ -301,7 +301,8 @@ def _read_list(place: Path, columns: dict[str, list[str]], names: tuple[str, ...
         errors.append(TutelageError(message, "list every path once, with the right label, split and group"))
     raise_all(errors)
     if len(seen) < count:
-        listing.notes.append(f"{place}: {count - len(seen)} rows repeat another row and are counted once")
+        repeated = number_of(count - len(seen), "row repeats another row and is", "rows repeat another row and are")
+        listing.notes.append(f"{place}: {repeated} counted once")
     return listing
 
 
