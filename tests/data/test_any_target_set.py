@@ -116,17 +116,36 @@ def test_no_name_that_can_be_seen_is_refused(names):
         assert sorted(read_target_set(place).classes) == sorted(names)
 
 
-WORDS = ["train", "test", "val", "training", "images", "cat", "dog", "data", "set 1"]
-TREES = some.dictionaries(
-    some.lists(some.sampled_from(WORDS), min_size=1, max_size=4).map("/".join),
-    some.integers(min_value=1, max_value=4),
-    min_size=1,
-    max_size=8,
+CLASSES_OF_ANIMALS = ("cat", "dog", "fox", "cow 2")
+SPLITS = (
+    ("",),
+    ("train/", "test/"),
+    ("training/", "testing/"),
+    ("train/", "val/", "test/"),
+    ("train2017/", "val2017/"),
+)
+WORDS = ("train", "test", "val", "training", "images", "cat", "dog", "data", "set 1", "@eaDir", ".thumbnails", "x.tar")
+COUNTS = some.integers(min_value=1, max_value=4)
+STRAYS = some.dictionaries(
+    some.lists(some.sampled_from(WORDS), min_size=1, max_size=4).map("/".join), COUNTS, max_size=2
 )
 
 
+@some.composite
+def trees(draw):
+    """Folders, each with its number of images: classes in a usual layout, and up to two folders anywhere."""
+    around, inside = draw(some.sampled_from(["", "data/", "set 1/"])), draw(some.sampled_from(["", "images/"]))
+    names = draw(some.lists(some.sampled_from(CLASSES_OF_ANIMALS), min_size=2, unique=True))
+    usual = {
+        f"{around}{split}{inside}{name}": 1 + draw(COUNTS)
+        for split in draw(some.sampled_from(SPLITS))
+        for name in names
+    }
+    return usual | draw(STRAYS)
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])  # caplog is cleared each time
-@given(tree=TREES)
+@given(tree=trees())
 @example(tree={"train/cat": 3, "train/dog": 3, "test/cat": 2, "test/dog": 2})
 @example(tree={"cat": 3, "dog": 3})
 @example(tree={"training/cat": 3, "training/dog": 3, "test/cat": 1, "test/dog": 1})
@@ -145,7 +164,14 @@ def test_any_tree_of_folders(tree, caplog):
             return
         used = {ref.id for ref in found.refs} | {one.id for one in found.rejected}
         assert len(used) == len(found.refs) + len(found.rejected)
-        lost = [below for below, count in tree.items() for i in range(count) if f"{below}/{i}.png" not in used]
+        system = [below for below in tree if {"@eaDir", ".thumbnails"} & {*below.split("/")}]
+        assert not any(name.startswith(f"{below}/") for name in used for below in system)
+        lost = {
+            below
+            for below, count in tree.items()
+            for i in range(count)
+            if below not in system and f"{below}/{i}.png" not in used
+        }
         said = "\n".join([*found.notes, *(record.getMessage() for record in caplog.records)])
         for below in lost:
             assert any(re.search(rf"\b{re.escape(word)}\b", said) for word in below.split("/")), (below, said)
