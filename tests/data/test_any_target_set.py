@@ -134,7 +134,7 @@ STRAYS = some.dictionaries(
 @some.composite
 def trees(draw):
     """Folders, each with its number of images: classes in a usual layout, and up to two folders anywhere."""
-    around, inside = draw(some.sampled_from(["", "data/", "set 1/"])), draw(some.sampled_from(["", "images/"]))
+    around, inside = draw(some.sampled_from(["", "", "", "data/"])), draw(some.sampled_from(["", "", "", "images/"]))
     names = draw(some.lists(some.sampled_from(CLASSES_OF_ANIMALS), min_size=2, unique=True))
     usual = {
         f"{around}{split}{inside}{name}": 1 + draw(COUNTS)
