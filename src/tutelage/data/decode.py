@@ -32,7 +32,7 @@ from tutelage.regular_file import json_of, text_in
 # Folders that systems and tools make, with previews, copies and deleted files in them: names in lower case. Those that begin with a
 # dot are passed over anyway.
 SYSTEM_FOLDERS = (
-    *("$recycle.bin", "recycler", "system volume information", "found.000", "msocache"),  # Windows
+    *("$recycle.bin", "system volume information", "found.000", "msocache"),  # Windows
     *("$windows.~bt", "$windows.~ws"),
     *("__macosx", "temporary items", "network trash folder", "thevolumesettingsfolder"),  # macOS
     *("lost+found", "lost.dir"),  # Linux, Android
@@ -62,7 +62,7 @@ _TURNS = {
 
 def hidden(name: str) -> bool:
     """Return whether a file or folder of this name is passed over: hidden ones, and those of systems and tools."""
-    return name.startswith(".") or name.lower() in SYSTEM_FOLDERS
+    return name.startswith(".") or name.lower() in SYSTEM_FOLDERS or name == "RECYCLER"  # recycler may be a class
 
 
 def written_here(folder: str) -> dict[str, list[str]]:

@@ -9,78 +9,25 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-
-import pyarrow as pa
 
 from tutelage.data.class_names import are_numbers, check_folders
 from tutelage.data.decode import hidden
-from tutelage.data.list_columns import (
-    find_columns,
-    is_plain,
-    named_file,
-    parquet_shards,
-    read_schema,
-    text_cells,
-    text_columns,
-)
-from tutelage.data.sources import (
-    IMAGE_SUFFIXES,
-    TAR_SUFFIXES,
-    ImageRef,
-    Rejected,
-    clean,
-    file_ref,
-    list_images,
-    what_is_ours,
-)
-from tutelage.data.split_names import holder, split_folders, split_of_shard, split_word, unknown_splits
-from tutelage.data.tabular import image_column, text_rows
-from tutelage.data.webdataset import label_of, labels_of, tars_of
-from tutelage.errors import FilesMissing, TutelageError, number_of, raise_all, shown
-from tutelage.regular_file import json_of
+from tutelage.data.labelled_lists import label_values, read_list, read_parquet, read_shard
+from tutelage.data.labelled_place import LabelledPlace, LabelledRef
+from tutelage.data.list_columns import parquet_shards
+from tutelage.data.sources import TAR_SUFFIXES, ImageRef, Rejected, clean, list_images, what_is_ours
+from tutelage.data.split_names import holder, split_folders, splits_of_shards
+from tutelage.data.walk import OTHER, kind_of_file
+from tutelage.data.webdataset import key_of, label_of, labels_of, tars_of
+from tutelage.errors import TutelageError, shown
 
 FORMS = (
     "a folder train|val|test/<class>/*, a folder of classes, a list (.csv, .txt, .tsv, .parquet), Parquet shards, or WebDataset tars "
     "with .cls or .json labels"
 )
-
-_COLUMNS = {
-    "path": ("path", "file_name", "filename", "file", "image"),
-    "label": ("label", "class"),
-    "split": ("split",),
-    "group": ("group",),
-}
-_INSIDE = {word: _COLUMNS[word] for word in ("label", "split", "group")}  # beside the bytes of images
-
-
-@dataclass(frozen=True, slots=True)
-class LabelledRef:
-    """One labelled image: its class by name, its split (train, val or test), its group ("" = none)."""
-
-    ref: ImageRef
-    label: str
-    split: str = "train"
-    group: str = ""
-    mask: ImageRef | None = None  # instead of a class
-
-
-@dataclass
-class LabelledPlace:
-    """The labelled images of one path.
-
-    names: the classes in the order of its metadata, or empty. empty: class folders without images. inside: class folder, such as cat or
-    train/cat -> the folders inside it that hold images ("" for itself), with their numbers of images.
-    """
-
-    images: list[LabelledRef] = field(default_factory=list)
-    names: tuple[str, ...] = ()
-    empty: list[str] = field(default_factory=list)
-    inside: dict[str, Counter[str]] = field(default_factory=dict)
-    rejected: list[Rejected] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
 
 
 def read_labelled(place: Path) -> LabelledPlace:
@@ -89,9 +36,9 @@ def read_labelled(place: Path) -> LabelledPlace:
     if place.is_dir():
         listing = _read_folder(place)
     elif suffix in (".csv", ".txt", ".tsv"):
-        listing = _read_list(place, *_csv_columns(place))
+        listing = read_list(place)
     elif suffix == ".parquet":
-        listing = _read_parquet(place)
+        listing = read_parquet(place)
     elif place.name.lower().endswith(TAR_SUFFIXES):
         listing = LabelledPlace()
         _add_tars(listing, [place], "", "")
@@ -114,21 +61,12 @@ def _read_folder(place: Path) -> LabelledPlace:
     splits = split_folders(folders)
     if splits:
         for folder, split in ((holder(one), split) for one, split in splits.items()):
-            prefix = clean(folder.relative_to(place).as_posix()) + "/"
-            inside, tars = sorted(folder.glob("[!.]*.parquet")), tars_of(folder)
-            classes = any(p.is_dir() and not hidden(p.name) for p in folder.iterdir())
-            if inside and not classes:
-                _add_shards(listing, inside, prefix, split)
-            elif tars and not classes:
-                _add_tars(listing, tars, prefix, split)
-            else:
-                _add_classes(listing, folder, prefix, split)
-        if others := [p.name for p in folders if p not in splits]:
-            first = next(iter(splits)).name
-            listing.notes.append(f"{place}: folders beside {first} that are not read: {shown(others)}")
-    elif shards := parquet_shards(place):
+            _add_split(listing, folder, clean(folder.relative_to(place).as_posix()) + "/", split)
+        _note_others(listing, place, list(splits))
+    elif shards := parquet_shards(place, folders):
         _add_shards(listing, shards, "", "")
-    elif not folders and (tars := tars_of(place)):
+        _note_others(listing, place, [*shards, shards[0].parent])
+    elif (tars := tars_of(place)) and not any(map(_holds_images, folders)):
         _add_tars(listing, tars, "", "")
     else:
         _add_classes(listing, place, "", "train")
@@ -137,10 +75,38 @@ def _read_folder(place: Path) -> LabelledPlace:
     return listing
 
 
+def _add_split(listing: LabelledPlace, folder: Path, prefix: str, split: str) -> None:
+    """Add the folder of one split: classes, Parquet files or tars."""
+    folders = [one for one in folder.iterdir() if one.is_dir() and not hidden(one.name)]
+    if shards := parquet_shards(folder, folders):
+        _add_shards(listing, shards, prefix, split)
+        _note_others(listing, folder, [*shards, shards[0].parent])
+    elif (tars := tars_of(folder)) and not any(map(_holds_images, folders)):
+        _add_tars(listing, tars, prefix, split)
+    else:
+        _add_classes(listing, folder, prefix, split)
+
+
+def _holds_images(folder: Path) -> bool:
+    """Whether a folder holds images of the user's, at any depth."""
+    return not _only_ours(folder) and bool(list_images(folder)[0])
+
+
+def _note_others(listing: LabelledPlace, place: Path, read: Sequence[Path]) -> None:
+    """Note the folders, images, containers and archives of a place that are not among those that are read."""
+    others = [one for one in sorted(place.iterdir()) if one not in read and not hidden(one.name)]
+    folders = [one.name for one in others if one.is_dir() and not _only_ours(one)]
+    files = [one.name for one in others if one.is_file() and kind_of_file(str(one)) != OTHER]
+    for what, names in (("folders", folders), ("files", files)):
+        if names:
+            listing.notes.append(f"{place}: {what} beside {read[0].name} that are not read: {shown(names)}")
+
+
 def _add_shards(listing: LabelledPlace, shards: Sequence[Path], prefix: str, split: str) -> None:
     """Add Parquet files with images inside; without a split, it is taken from each file's name."""
+    splits = {} if split else splits_of_shards(shards)
     for shard in shards:
-        part = _read_shard(shard, split or split_of_shard(shard))
+        part = read_shard(shard, split or splits[shard])
         names = {*listing.names, *part.names}
         if are_numbers(names):  # bare numbers: each file lists only its own classes
             part.names = tuple(sorted(names, key=int))
@@ -154,16 +120,18 @@ def _add_shards(listing: LabelledPlace, shards: Sequence[Path], prefix: str, spl
 
 def _add_tars(listing: LabelledPlace, tars: Sequence[Path], prefix: str, split: str) -> None:
     """Add WebDataset tars; without a split, it is taken from each file's name. Images without a label are rejected."""
-    found = len(listing.images)
+    found, splits = len(listing.images), {} if split else splits_of_shards(tars)
     for tar in tars:
         refs, rejected = list_images(tar)
-        labels = labels_of(tar)
+        labels, stems = labels_of(tar), {key_of(ref.id.partition("/")[2])[0] for ref in refs}
         for ref in refs:
             id = prefix + ref.id
-            if label := label_of(labels, ref.id.partition("/")[2]):
-                listing.images.append(LabelledRef(replace(ref, id=id), label, split or split_of_shard(tar)))
+            if label := label_of(labels, ref.id.partition("/")[2], stems):
+                listing.images.append(LabelledRef(replace(ref, id=id), label, split or splits[tar]))
             else:
-                listing.rejected.append(Rejected(id, "has no label: no .cls beside it, and no .json with a key label"))
+                listing.rejected.append(
+                    Rejected(id, "has no label: no .cls beside it, and no .json with a label, text or a number")
+                )
         listing.rejected += [Rejected(prefix + bad.id, bad.reason) for bad in rejected]
     if len(listing.images) == found:
         first = f", such as {listing.rejected[0].id}: {listing.rejected[0].reason}" if listing.rejected else ""
@@ -241,132 +209,4 @@ def _labels_inside(shard: Path) -> set[str]:
     """Return the labels that a tar or a Parquet file of images holds."""
     if shard.name.lower().endswith(TAR_SUFFIXES):
         return {*labels_of(shard).values()}
-    return {*_parquet_columns(shard, {"label": _COLUMNS["label"]})[0].get("label", ())} - {""}
-
-
-def _read_parquet(place: Path) -> LabelledPlace:
-    """Read one Parquet file: with the images inside, or a list of paths."""
-    schema = read_schema(place)
-    try:
-        image_column(schema, str(place))
-    except TutelageError:
-        if "path" not in find_columns(place, schema.names, _COLUMNS):
-            raise
-        return _read_list(place, *_with_labels(place, _COLUMNS))
-    return _read_shard(place, "train")
-
-
-def _read_shard(place: Path, split: str) -> LabelledPlace:
-    """Read the rows of a Parquet file with image bytes; a `split` column in the file overrides `split`."""
-    columns, names = _with_labels(place, _INSIDE)
-    refs, rejected = list_images(place)
-    listing = LabelledPlace(names=names, rejected=rejected)
-    splits, groups = columns.get("split") or [""] * len(refs), columns.get("group") or [""] * len(refs)
-    raise_all(unknown_splits(place, splits))
-    for ref, label, own, group in zip(refs, columns["label"], splits, groups, strict=True):
-        if label:
-            listing.images.append(LabelledRef(ref, label, split_word(own) or split, group))
-        else:
-            listing.rejected.append(Rejected(ref.id, "has no label"))
-    return listing
-
-
-def _read_list(place: Path, columns: dict[str, list[str]], names: tuple[str, ...]) -> LabelledPlace:
-    """Read images named by a list, relative to its folder (or to the folder of their class in it)."""
-    listing = LabelledPlace(names=names)
-    count = len(columns["path"])
-    splits, groups = columns.get("split") or [""] * count, columns.get("group") or [""] * count
-    errors = unknown_splits(place, splits)
-    lost, unlabelled, torn = [], [], []
-    seen: dict[str, tuple[str, str, str]] = {}
-    for name, label, split, group in zip(columns["path"], columns["label"], splits, groups, strict=True):
-        path, row = named_file(place.parent, name, label), (label, split_word(split) or split or "train", group)
-        if not label:
-            unlabelled.append(clean(name))
-        elif not path:
-            lost.append(clean(name))
-        elif path in seen:
-            torn += [clean(name)] if seen[path] != row else []
-        else:
-            seen[path] = row
-            ref, split = file_ref(path, clean(name.removeprefix("./"))), split_word(split) or "train"
-            listing.images.append(LabelledRef(ref, clean(label), split, clean(group)))
-    if lost:
-        errors.append(FilesMissing(place, lost, f"relative to {place.parent}"))
-    if unlabelled:
-        message = f"{place} has {number_of(len(unlabelled), 'row')} without a label: {shown(unlabelled, 20)}"
-        errors.append(TutelageError(message, "label or remove these rows"))
-    if torn:
-        message = f"{place}: {len(torn)} paths are listed twice with two labels, splits or groups: {shown(torn, 20)}"
-        errors.append(TutelageError(message, "list every path once, with the right label, split and group"))
-    raise_all(errors)
-    if len(seen) < count:
-        repeated = number_of(count - len(seen), "row repeats another row and is", "rows repeat another row and are")
-        listing.notes.append(f"{place}: {repeated} counted once")
-    return listing
-
-
-def _lacking(place: Path, header: Sequence[str], words: Iterable[str]) -> TutelageError:
-    names = "; ".join(f"{word} may be called {' or '.join(_COLUMNS[word])}" for word in words)
-    message = f"{place} has no {' and no '.join(words)} column (columns: {shown(header, 20)})"
-    return TutelageError(message, f"add or rename a column: {names}")
-
-
-def _csv_columns(place: Path) -> tuple[dict[str, list[str]], tuple[str, ...]]:
-    """Return the columns of a text list, with a header, or without one as `file.jpg,class`."""
-    rows = text_rows(place, "path,label")
-    if not rows:
-        raise TutelageError(f"{place} is an empty list", "write a list with the columns path,label")
-    if rows[0][0].strip().lower().endswith(IMAGE_SUFFIXES):  # no header: file.jpg,class
-        rows.insert(0, ["path", "label"][: len(rows[0])])
-    header, *rows = rows
-    found = find_columns(place, header, _COLUMNS)
-    if lacking := [word for word in ("path", "label") if word not in found]:
-        raise _lacking(place, header, lacking)
-    return text_cells(place, header, rows, found), ()
-
-
-def _with_labels(place: Path, wanted: Mapping[str, Sequence[str]]) -> tuple[dict[str, list[str]], tuple[str, ...]]:
-    """Return what `_parquet_columns` does. Raises TutelageError: no labels."""
-    columns, names = _parquet_columns(place, wanted)
-    if "label" not in columns:
-        raise _lacking(place, read_schema(place).names, ["label"])
-    return columns, names
-
-
-def _parquet_columns(place: Path, wanted: Mapping[str, Sequence[str]]) -> tuple[dict[str, list[str]], tuple[str, ...]]:
-    """Return those of the wanted columns that exist, as text, and the class names in the metadata's order (or ())."""
-    schema = read_schema(place)
-    features = _features(schema)
-    found = {}
-    for word, places in find_columns(place, schema.names, wanted).items():
-        plain = [at for at in places if is_plain(schema.field(at).type)]
-        found[word] = [schema.names[at] for at in plain or places]
-    classes = [name for name, feature in features.items() if feature.get("_type") == "ClassLabel"]
-    named = [name for name in classes if name in schema.names]
-    if not found.get("label") and len(named) == 1:
-        found["label"] = named
-    columns = text_columns(place, found)
-    if "label" not in columns:
-        return columns, ()
-    label = found["label"][0]
-    given = features.get(label, {}).get("names") or []
-    if not isinstance(given, list):
-        message = f"{place}: the names of classes in its Hugging Face metadata are no list: {shown([given])[:60]}"
-        raise TutelageError(message, "write the file again with the datasets package, or without these metadata")
-    names = tuple(map(str, given))
-    if pa.types.is_integer(schema.field(label).type):
-        if names:
-            columns["label"] = [names[int(v)] if v and 0 <= int(v) < len(names) else "" for v in columns["label"]]
-        else:
-            names = tuple(str(v) for v in sorted({int(v) for v in columns["label"] if v}))
-    return columns, names
-
-
-def _features(schema: pa.Schema) -> dict[str, dict]:
-    """Return what Hugging Face's metadata says about the columns; empty if there is none."""
-    try:
-        features = json_of((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
-    except (KeyError, ValueError, TypeError, AttributeError):
-        return {}
+    return label_values(shard)

@@ -10,13 +10,32 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tutelage.data.sources import clean
+from tutelage.data.tabular import image_column
 from tutelage.errors import TutelageError, shown
 from tutelage.regular_file import regular
 
 
-def parquet_shards(place: Path) -> list[Path]:
-    """Return the Parquet files of a folder, or of `data/` in it."""
-    return sorted(place.glob("[!.]*.parquet")) or sorted(place.glob("data/[!.]*.parquet"))
+def parquet_shards(place: Path, folders: Sequence[Path] = ()) -> list[Path]:
+    """Return the Parquet files of a folder, or of `data/` in it.
+
+    folders: those in it that may be classes: beside them, files without images, such as embeddings, do not count.
+    """
+    for folder in (place, place / "data"):
+        inside = sorted(folder.iterdir()) if folder.is_dir() else []
+        found = [
+            one for one in inside if one.name.lower().endswith(".parquet") and one.name[0] != "." and one.is_file()
+        ]
+        if found and (folder != place or not folders or any(map(_has_images, found))):
+            return found
+    return []
+
+
+def _has_images(place: Path) -> bool:
+    try:
+        image_column(read_schema(place), str(place))
+    except TutelageError as error:
+        return "no image column" not in error.message
+    return True
 
 
 def read_schema(place: Path) -> pa.Schema:

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 from tutelage.data.class_list import read_coding
-from tutelage.data.labelled_images import LabelledPlace, LabelledRef
+from tutelage.data.labelled_place import LabelledPlace, LabelledRef
 from tutelage.data.list_columns import (
     find_columns,
     named_file,
@@ -23,7 +23,7 @@ from tutelage.data.list_columns import (
 )
 from tutelage.data.masks import MaskEncoding
 from tutelage.data.sources import ImageRef, Rejected, clean, file_ref, fingerprints_of, list_images
-from tutelage.data.split_names import split_of_shard, split_word, splits_among, unknown_splits
+from tutelage.data.split_names import split_word, splits_among, splits_of_shards, unknown_splits
 from tutelage.data.tabular import MASK_COLUMNS, mask_column, text_rows
 from tutelage.errors import FilesMissing, TutelageError, number_of, raise_all, shown
 
@@ -52,7 +52,7 @@ def read_pairs(place: Path) -> tuple[LabelledPlace, MaskEncoding]:
         listing = _read_folder(place)
     elif place.is_dir() and (shards := parquet_shards(place)):
         listing = LabelledPlace(
-            [image for shard in shards for image in _read_shard(shard, split_of_shard(shard)).images]
+            [image for shard, split in splits_of_shards(shards).items() for image in _read_shard(shard, split).images]
         )
     elif suffix == ".parquet" and mask_column(read_schema(place), place):
         listing = _read_shard(place, "train")

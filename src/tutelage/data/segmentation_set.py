@@ -16,7 +16,7 @@ import numpy as np
 
 from tutelage.data.decode import size_of
 from tutelage.data.image_cache import in_turn, memory_for
-from tutelage.data.labelled_images import LabelledRef
+from tutelage.data.labelled_place import LabelledRef
 from tutelage.data.masks import (
     IGNORE,
     TAKES,

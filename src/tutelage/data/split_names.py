@@ -74,10 +74,26 @@ def split_word(name: str) -> str:
     return _SPLITS[word[1]] if word else ""
 
 
-def split_of_shard(shard: Path) -> str:
-    """Return the split that the name of a shard begins with, or train."""
-    named = re.match(r"(train|test|validation|valid|val)(?:ing)?(?=[-_.])", shard.name.lower())
-    return _SPLITS[named[1]] if named else "train"
+def splits_of_shards(shards: Sequence[Path]) -> dict[Path, str]:
+    """Return the split that the name of each shard says, such as train-00000-of-00002.parquet; train where none says any.
+
+    A word inside a name, as in cifar10_test.tar, counts only where the shards then are of several splits: it may be about the images.
+
+    Raises:
+        TutelageError: some names say a split and others do not, so that test images might be trained on.
+    """
+    words = {
+        one: re.search(r"(?:^|[-_. ])(" + "|".join(_SPLITS) + r")(?:ing)?(?=\d*[-_. ])", one.name.lower())
+        for one in shards
+    }
+    if len({_SPLITS[word[1]] for word in words.values() if word}) < 2:
+        words = {one: word if word and not word.start(1) else None for one, word in words.items()}
+    without = [one for one, word in words.items() if not word]
+    if without and len(without) < len(shards):
+        named = next(one.name for one, word in words.items() if word)
+        message = f"{without[0].parent}: {shown(one.name for one in without)} says no split, but {named} beside it does"
+        raise TutelageError(message, "begin the name of each shard with train, val or test")
+    return {one: _SPLITS[word[1]] if word else "train" for one, word in words.items()}
 
 
 def unknown_splits(place: Path, splits: Iterable[str]) -> list[TutelageError]:

@@ -17,7 +17,8 @@ import numpy as np
 from tutelage.data.class_folders import folders_inside
 from tutelage.data.class_names import differ_in_case, faults_of_names
 from tutelage.data.gallery import place_names, unique_ids
-from tutelage.data.labelled_images import FORMS, LabelledPlace, LabelledRef, read_labelled
+from tutelage.data.labelled_images import FORMS, read_labelled
+from tutelage.data.labelled_place import LabelledPlace, LabelledRef
 from tutelage.data.sources import SOURCE, ImageRef, Rejected, missing
 from tutelage.errors import TutelageError, did_you_mean, number_of, raise_all, shown
 from tutelage.json_object import JSON
@@ -111,8 +112,8 @@ def read_target_set(
             errors.append(error)
     raise_all(errors)
     images, rejected, notes, ids = _merge(listings, places)
-    labels = {image.label for image in images}
-    names = tuple(n for n in listings[""].names if n in labels) or tuple(sorted({i.label for i in listings[""].images}))
+    labels = {image.label for image in images} & {image.label for image in listings[""].images}
+    names = tuple(name for name in listings[""].names if name in labels) or tuple(sorted(labels))
     if classes is not None:
         names = _kept(names, classes)
         images = [image for image in images if image.label in names]
@@ -179,7 +180,8 @@ def check_places(
         share = _number(value)
         if share is not None and not 0 < share < 1:
             message = f"--{split} {value} must be a path, or a fraction above 0 and below 1"
-            errors.append(TutelageError(message, f"use, for example, --{split} 0.2"))
+            beside = f"./{value}" if isinstance(value, str) and Path(value).exists() else "0.2"
+            errors.append(TutelageError(message, f"use, for example, --{split} {beside}"))
         elif share is not None:
             shares[split] = share
         elif value is not None:
@@ -213,7 +215,7 @@ def _grouped(images: list[LabelledRef], pattern: re.Pattern[str]) -> list[Labell
     found = [pattern.search(image.ref.id) for image in images]
     lost = [image.ref.id for image, match in zip(images, found, strict=True) if match is None]
     if lost:
-        message = f"--group-by {pattern.pattern!r} finds nothing in {len(lost)} ids: {shown(lost)}"
+        message = f"--group-by {pattern.pattern!r} finds nothing in {number_of(len(lost), 'id')}: {shown(lost)}"
         hint = "use a pattern that matches every image's id, or add '|$' at its end if some images have no group"
         raise TutelageError(message, hint)
     groups = [(m.group(1) if pattern.groups else m.group()) or "" for m in found if m]

@@ -109,11 +109,20 @@ def what_is_ours(folder: str | Path, names: Sequence[str]) -> str:
     """
     if "settings.toml" in names and (".lock" in names or "curate" in names):
         return "a run"
-    if "study.toml" in names:
+    if "study.toml" in names and _begins(os.path.join(folder, "study.toml"), b"[study]"):
         return "a study"
     if "export.json" in names and "preprocess.json" in names:
         return "an export"
     return "a cache" if "about.json" in names and _CACHE.fullmatch(os.path.basename(folder)) else ""
+
+
+def _begins(path: str, start: bytes) -> bool:
+    """Whether a file of that name begins so; another program may call its own the same."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(start)) == start
+    except OSError:
+        return False
 
 
 def _ours_above(place: str, known: dict[Path, str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tarfile
 import zlib
+from collections.abc import Container, Mapping
 from pathlib import Path, PurePosixPath
 
 from tutelage.data.decode import hidden
@@ -26,13 +27,13 @@ def labels_of(tar: Path) -> dict[str, str]:
 
     Of a tar that breaks off, the labels before that; the image listing (sources.py) says that it is broken.
     """
-    labels: dict[str, str] = {}
+    found: dict[str, dict[str, str]] = {"json": {}, "cls": {}}
     try:
         regular(tar)
         with tarfile.open(tar, errors="surrogateescape") as members:
             while (member := members.next()) is not None:
                 members.members.clear()  # type: ignore[attr-defined]  # tarfile would keep all of them
-                name = clean(member.name).removeprefix("./")
+                name = str(PurePosixPath(clean(member.name)))
                 stem, _, ending = name.rpartition(".")
                 passed_over = any(map(hidden, name.split("/"))) or not member.isreg() or member.size > MOST
                 if passed_over or ending.lower() not in ("cls", "json"):
@@ -45,17 +46,27 @@ def labels_of(tar: Path) -> dict[str, str]:
                     raise TutelageError(message, "write the labels again in UTF-8") from None
                 label = text.strip("\r\n") if ending.lower() == "cls" else _in_json(text)
                 if label.strip():
-                    labels[stem] = label
+                    found[ending.lower()][stem] = label
     except (tarfile.TarError, OSError, EOFError, zlib.error):
         pass
-    return labels
+    return (
+        found["json"] | found["cls"]
+    )  # what a .json says may be a name where the .cls is a number: one of them for all
 
 
-def label_of(labels: dict[str, str], image: str) -> str:
-    """Return the label of a member; "" without one. By the name up to its last dot or, as in WebDataset, up to its first."""
+def label_of(labels: Mapping[str, str], image: str, members: Container[str] = ()) -> str:
+    """Return the label of a member; "" without one. By the name up to its last dot or, as in WebDataset, up to its first.
+
+    members: stems of all images: 0.seg.png beside 0.jpg is a mask or another picture of the sample, not one more image of its class.
+    """
+    stem, key = key_of(image)
+    return labels.get(stem) or ("" if key != stem and key in members else labels.get(key, ""))
+
+
+def key_of(image: str) -> tuple[str, str]:
+    """Return the name of a member without what follows its last dot, and without what follows its first."""
     path = PurePosixPath(image)
-    stems = (path.with_suffix(""), path.with_name(path.name.partition(".")[0]) if path.name[0] != "." else path)
-    return next((labels[str(stem)] for stem in stems if str(stem) in labels), "")
+    return str(path.with_suffix("")), str(path.with_name(path.name.partition(".")[0]) if path.name[0] != "." else path)
 
 
 def _in_json(text: str) -> str:
@@ -64,4 +75,7 @@ def _in_json(text: str) -> str:
     except ValueError:
         return ""
     found = [about[key] for key in LABEL_KEYS if isinstance(about, dict) and key in about]
-    return str(found[0]) if found and isinstance(found[0], (str, int)) and not isinstance(found[0], bool) else ""
+    label = found[0] if found else ""
+    if isinstance(label, float) and label.is_integer():  # as pandas writes numbers
+        label = int(label)
+    return str(label) if isinstance(label, (str, int)) and not isinstance(label, bool) else ""
