@@ -115,7 +115,8 @@ def _file_fault(error: OSError, given: dict[str, object]) -> TutelageError:
     out = Path(str(given.get("out") or given.get("run") or ".")).absolute()
     cache = Path(str(given.get("cache") or out.parent / "cache"))
     if error.errno in NO_WRITING:
-        return TutelageError(where, "choose an --out and a --cache that can be written, or get write permission there")
+        others = " and ".join(f"another --{name}" for name in ("out", "cache") if name in given)
+        return TutelageError(where, f"{f'choose {others}, or ' * bool(others)}get write permission there")
     if error.errno not in NO_ROOM:
         return TutelageError(where, "check this path and its disk, then run the same command again to resume")
     full = Path(error.filename or cache).absolute()

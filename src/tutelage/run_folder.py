@@ -22,6 +22,7 @@ from tutelage.errors import TutelageError, shown
 from tutelage.files import (
     damaged,
     file_hash,
+    hash_of,
     no_room,
     read_json,
     remove_leftovers,
@@ -314,6 +315,22 @@ class Run:
         """Return the result of every stage by its folder; empty where it is missing or made from another transfer set."""
         found = {name: self.kept(name) or {} for name in STAGES}
         return {name: {} if self.outdated(one) else one for name, one in found.items()}
+
+    def evaluation(self) -> JSON:
+        """Return the result of `evaluate`. Raises TutelageError: there is none, or it is of other models than the run has now."""
+        found = self.kept("evaluate")
+        if found is None or "inputs" not in found:
+            raise TutelageError(f"{self.path} has not been evaluated", f"run `tutelage evaluate {self.path}` first")
+        if found["inputs"] != self.evaluation_inputs():
+            message = f"{self.path / 'evaluate'} holds the scores of other models than the run does now"
+            raise TutelageError(message, f"run `tutelage evaluate {self.path}`")
+        return found
+
+    def evaluation_inputs(self) -> str:
+        """Return the hash of what an evaluation depends on: how images are resized, and the models."""
+        stages = {name: self.kept(name) for name in TRAINED}
+        outputs = {name: one["outputs"] if one and not self.outdated(one) else None for name, one in stages.items()}
+        return hash_of(["evaluate", self.chosen().get("resize"), outputs])
 
     def outdated(self, result: JSON) -> bool:
         """Whether a stage's result was made from another transfer set than the folder holds now."""

@@ -7,6 +7,7 @@ chooses the images that the student is trained on. Only these are decoded into t
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -249,7 +250,7 @@ def embed_share(shard: str, settings: CurateSettings) -> ShardResult:
     from tutelage.curation.embedders import GalleryEmbedder
 
     share, start = share_of(shard), time.monotonic()
-    out = Path(settings.out).absolute()
+    out = Path(os.path.abspath(settings.out))
     cache = Path(settings.cache) if settings.cache else out.parent / "cache"
 
     with as_single_process():

@@ -80,7 +80,7 @@ def evaluate(settings: EvaluateSettings) -> EvaluationResult:
         for name, result in stages.items():
             if result:
                 MADE[name](**result)  # a file that holds something else is an error
-        inputs = hash_of(["evaluate", kept["resize"], {name: one and one["outputs"] for name, one in stages.items()}])
+        inputs = run.evaluation_inputs()
         if settings.target is None and (done := run.done("evaluate", inputs)):
             write_page(run.path)
             return EvaluationResult(**done, reused=True)
@@ -101,9 +101,14 @@ def _results(run: Run) -> Stages:
     """Return the result of each stage; None where it is missing or was made from another transfer set.
 
     Raises:
-        TutelageError: a stage's folder holds weights, but not their result.json, so that its scores would be left out.
+        TutelageError: a stage that was scored before is gone, or its folder holds weights, but not their result.json.
     """
-    stages = {name: run.kept(name) for name in TRAINED}
+    stages, before = {name: run.kept(name) for name in TRAINED}, run.kept("evaluate") or {}
+    for model, name in {"teacher": "adapt", "committee": "committee", **STUDENTS}.items():
+        if before.get(model) and stages[name] is None and not (run.path / name).exists():
+            message = f"{run.path / name} is gone, and with it the {model}, which was scored before"
+            hint = f"put the folder back, repeat the command of the run, or remove {run.path / 'evaluate'} to do without it"
+            raise TutelageError(message, hint)
     for name, result in stages.items():
         if result is None and any((run.path / name).glob("*.safetensors")):
             message = f"{run.path / name} holds weights, but no result.json: the stage was interrupted, or the file was removed"

@@ -17,7 +17,7 @@ from tutelage.curation.vectors import Vectors, mean_of
 from tutelage.data.block_cache import as_void
 from tutelage.data.sources import ImageRef, Rejected
 from tutelage.device import free_memory
-from tutelage.errors import TutelageError
+from tutelage.errors import TutelageError, shown
 from tutelage.progress import progress
 from tutelage.settings.command_flags import Curation
 
@@ -38,7 +38,9 @@ def fill_pool(
     cache, pieces, _ = encoder.embedded(refs, settings, ticking=ticking)
     embedded = cache.load(pieces)
     if not len(embedded):
-        raise TutelageError("the gallery has no readable image", "see rejected.csv, and use another --gallery")
+        bad = [f"{one.id} ({one.reason})" for one in embedded.rejected]
+        message = f"no image of the gallery can be used: {shown(bad, 3)}"
+        raise TutelageError(message, "use another --gallery, or other --embeddings if they are the reason")
     mean = mean_of(embedded.parts)
     # A CLIP model embeds texts and images in different regions: their cosine is used as in its training, not centred.
     vectors = Vectors(embedded.parts, mean if encoder.words is None else np.zeros_like(mean))

@@ -265,6 +265,8 @@ def _vectors(table: pa.Table, path: Path, flag: str) -> np.ndarray:
         what = f"{len(columns)} columns of vectors" + (f": {shown(columns)}" if columns else "")
         raise TutelageError(f"{flag} {path} has {what}", "give one column of lists of floating-point numbers only")
     column = table.column(columns[0])
+    if not len(column):
+        raise TutelageError(f"{flag} {path} holds no vectors", "embed the gallery again")
     lengths = set(pc.call_function("list_value_length", [column]).to_pylist())
     if len(lengths) != 1 or None in lengths:
         message = f"{flag} {path} has vectors of {shown(map(str, lengths))} features, not all of one width"

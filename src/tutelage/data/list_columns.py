@@ -23,7 +23,7 @@ def parquet_shards(place: Path, folders: Sequence[Path] = ()) -> list[Path]:
     for folder in (place, place / "data"):
         inside = sorted(folder.iterdir()) if folder.is_dir() else []
         found = [
-            one for one in inside if one.name.lower().endswith(".parquet") and one.name[0] != "." and one.is_file()
+            one for one in inside if one.name.lower().endswith(".parquet") and one.name[0] != "." and not one.is_dir()
         ]
         if found and (folder != place or not folders or any(map(_has_images, found))):
             return found

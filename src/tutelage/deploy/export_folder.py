@@ -40,9 +40,14 @@ def settle(folder: Path, place: Path, about: JSON) -> Path | None:
     if place.exists():
         old = unused_beside(place, "old")
         place.rename(old)
-    folder.rename(place)
+    try:
+        folder.rename(place)
+    except OSError:
+        if old is not None:
+            old.rename(place)
+        raise
     if old is not None and not changed_by_hand(old):
-        shutil.rmtree(old)
+        old.unlink() if old.is_symlink() else shutil.rmtree(old)  # what a link leads to lies elsewhere and stays
         old = None
     return old
 

@@ -15,7 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import ModuleType
 
 import numpy as np
@@ -184,7 +184,8 @@ def _settle(place: Outputs) -> None:
     gone = [name for name in old if (name in mine or _below(name, place.masks)) and name not in new]
     _record(place, {**old, **{name: [*old.get(name, []), *digests] for name, digests in new.items()}})
     for name in gone:
-        (folder / name).unlink(missing_ok=True)
+        if (folder / name).is_file() and _as_recorded(folder / name, old, folder):
+            (folder / name).unlink()
     for name in sorted(new):
         (folder / name).parent.mkdir(exist_ok=True)
         (place.staged / name).replace(folder / name)
@@ -192,7 +193,7 @@ def _settle(place: Outputs) -> None:
 
 
 def _below(name: str, folder: Path | None) -> bool:
-    return folder is not None and name.startswith(f"{folder.name}/")
+    return folder is not None and PurePosixPath(name).parts[:-1] == (folder.name,) and PurePosixPath(name).name != ".."
 
 
 def _record(place: Outputs, files: Mapping[str, Sequence[str]]) -> None:

@@ -58,6 +58,5 @@ def finished(run: Path) -> dict[str, JSON]:
     stages = Run(run).results()
     for made, stage in ((CurationResult, "curate"), (FinetuneResult, "finetune")):
         made(**stages[stage])  # a file that holds something else is an error
-    if "delivered" not in stages["evaluate"]:
-        raise TutelageError(f"{run} has not been evaluated", f"run `tutelage evaluate {run}` first")
+    Run(run).evaluation()
     return stages

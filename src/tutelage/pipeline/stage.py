@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,7 +66,7 @@ def open_run(settings: Stage | EvaluateSettings | ExportSettings, together: bool
     """
     stage = settings if isinstance(settings, Stage) else None
     out = settings.out if isinstance(settings, Stage) else settings.run
-    path = Path(out).absolute()
+    path = Path(os.path.abspath(out))  # without .., beside whose name nothing could be put
     if processes() > 1 and not together and path not in _HELD:
         raise TutelageError(
             f"running this stage in {processes()} processes (WORLD_SIZE in the environment) is not supported: "

@@ -97,7 +97,7 @@ def _on_test(results: JSON, stages: JSON) -> str:
     if teacher := (results.get("teacher") or {}).get("test"):
         times = results["teacher"]["parameters"] / max(1, delivered["parameters"])
         phrase = words.phrase.format(100 * main_score(teacher))
-        text += f"; the teacher, {times:.0f} times as large, {phrase}"
+        text += f"; the teacher, {times:.{0 if times >= 10 else 1}f} times as large, {phrase}"
     return f"{text}. {ONE_SEED}"
 
 

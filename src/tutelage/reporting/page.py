@@ -17,7 +17,7 @@ from tutelage.files import write_json, write_text
 from tutelage.json_object import JSON
 from tutelage.metrics import reliability
 from tutelage.progress import duration, logger
-from tutelage.regular_file import json_of
+from tutelage.regular_file import json_of, regular
 from tutelage.reporting import charts
 from tutelage.reporting.decisions import answer, committee
 from tutelage.reporting.diagnosis import diagnose
@@ -40,12 +40,10 @@ def write_page(run: Path) -> Path:
     Raises:
         TutelageError: the folder holds no run, or a run without scores.
     """
+    if not (run / "settings.toml").exists():
+        raise TutelageError(f"{run} is not a run folder", "create one with `tutelage run --out DIR ...`")
     stages = Run(run).results()
-    results = stages["evaluate"] or None
-    made = (run / "settings.toml").exists()
-    if not made or results is None:
-        hint = f"run `tutelage evaluate --run {run}`" if made else "create one with `tutelage run --out DIR ...`"
-        raise TutelageError(f"{run} holds no evaluated run", hint)
+    results = Run(run).evaluation()
     settings = Run(run).chosen()
     labels, probabilities, apart = read_evidence(run / "evaluate")
     classes = results["classes"]
@@ -175,6 +173,7 @@ def disagreement(one: JSON, classes: list[str]) -> dict[str, str]:
 def montage(path: Path) -> str:
     """The montage as base-64 text, shrunk if it is large; empty if there is none, or something else in its place."""
     try:
+        regular(path)
         with Image.open(path) as picture:
             if path.stat().st_size <= MONTAGE:
                 return base64.b64encode(path.read_bytes()).decode("ascii")

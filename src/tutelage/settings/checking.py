@@ -16,7 +16,7 @@ from cyclopts import Parameter
 from pydantic import BeforeValidator, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from tutelage.errors import TutelageError, did_you_mean, raise_all
+from tutelage.errors import TutelageError, did_you_mean, raise_all, shown
 from tutelage.files import file_hash, toml_of
 from tutelage.regular_file import text_in
 from tutelage.settings import presets
@@ -163,6 +163,9 @@ def _read_toml(path: Path, known: Collection[str]) -> tuple[dict[str, object], l
         return {}, [TutelageError(f"--config {path}: {why}", "name a TOML file of settings, such as budget = 10")]
     values = {name.replace("-", "_"): value for name, value in raw.items()}
     errors = [_unknown(name, known, f"{path}: setting") for name in values if name not in known]
+    for name in values:
+        if len(spelt := [one for one in raw if one.replace("-", "_") == name]) > 1:
+            errors.append(TutelageError(f"{path} has {shown(spelt)}, which are one setting", "keep one of them"))
     return {name: value for name, value in values.items() if name in known}, errors
 
 
@@ -186,21 +189,21 @@ def _validate(
             hint = f"give a value: {_help(hints[name])}"
             errors.append(TutelageError(f"{flag(name)} {value} must not be a boolean", hint))
             continue
-        fault = _empty(name, value) if name in values and one.default != value else None
+        fault = _empty(name, value, hints[name]) if name in values and one.default != value else None
         if fault := fault or _no_utf8(name, value) or _impossible_text(name, value):
             errors.append(fault)
             continue
         try:
             checked[name] = TypeAdapter(hints[name]).validate_python(value)
         except ValidationError as error:
-            errors.append(_fault(name, value, error.errors()[0], hints[name]))
+            errors.append(_fault(name, value, error.errors()[0], hints[name], "config" in hints))
     return checked, errors
 
 
-def _empty(name: str, value: object) -> TutelageError | None:
+def _empty(name: str, value: object, hint: object) -> TutelageError | None:
     """Return an error for an empty text, which as a path would be the current folder."""
     if value == "" or (isinstance(value, list) and "" in value):
-        here = "" if name in NO_PATHS else "; the current folder is `.`"
+        here = "" if name in NO_PATHS or not _takes_text(hint) else "; the current folder is `.`"
         return TutelageError(f"{flag(name)} is empty", f"give it a value, or leave it out{here}")
     return None
 
@@ -246,10 +249,10 @@ def _base(hint: object) -> object:
     return typing.get_args(hint)[0]
 
 
-def _fault(name: str, value: object, fault: ErrorDetails, hint: object) -> TutelageError:
+def _fault(name: str, value: object, fault: ErrorDetails, hint: object, toml: bool) -> TutelageError:
     if value in ("", [], ()):
         message = f"no {flag(name)} was given ({_help(hint)})"
-        return TutelageError(message, f"add {flag(name)} to the command or the TOML file")
+        return TutelageError(message, f"add {flag(name)} to the command{' or the TOML file' * toml}")
     reason = fault["msg"].partition(", unable to")[0]
     message = re.sub(r": (Input should be|Value error,) ", " must be ", f"{flag(name)} {value}: {reason}", count=1)
     message = message.replace("must be a valid integer", "must be a whole number").replace("a valid number", "a number")

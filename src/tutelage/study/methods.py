@@ -111,8 +111,8 @@ def variants_of(names: Sequence[str], overrides: Sequence[str], known: Sequence[
         message = f"--methods without a method: expected one or several of {', '.join(METHODS)}"
         faults.append(TutelageError(message, "use --methods scratch,task-oriented"))
     for name in found:
-        if not re.fullmatch(r"[a-z-]+(:[A-Za-z0-9._-]+)?", name):
-            form = "METHOD or METHOD:LABEL, with a label of letters, digits, dots, dashes and underscores"
+        if not re.fullmatch(r"[a-z-]+(:[A-Za-z0-9._-]{1,60})?", name):
+            form = "METHOD or METHOD:LABEL, with a label of at most 60 letters, digits, dots, dashes and underscores"
             faults.append(TutelageError(f"--methods {name}: expected {form}", "for example task-oriented:no-labels"))
         elif name.partition(":")[0] not in METHODS:
             hint = did_you_mean(name.partition(":")[0], METHODS, f"use one of {', '.join(METHODS)}")

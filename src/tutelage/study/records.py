@@ -127,6 +127,7 @@ def write_record(folder: Path, run: Run, method: Method, identity: tuple[str, in
         record["validation"] = adapted["validation"][adapted["mode"]]
         kept = ("name", "size", "weights", "hash", "licence")
         record["teacher_weights"] = {one: adapted["teacher"][one] for one in kept}
+    record["hash"] = hash_of(record)
     write_json(folder / f"{record_name(name, budget, seed)}.json", record)
     return record
 

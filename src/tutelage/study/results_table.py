@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from tutelage.errors import TutelageError
-from tutelage.files import read_json
+from tutelage.files import hash_of, read_json
 from tutelage.json_object import JSON
 from tutelage.reporting.cost import cost_of
 from tutelage.reporting.scores import CLASSES, MetricSpec, main_score, words_of
@@ -92,12 +92,27 @@ def read_record(path: Path) -> Record | None:
     except TutelageError as error:
         message = f"{path}, the record of a finished run, is not valid JSON ({error.__cause__})"
         raise TutelageError(message, "remove it, and it is computed again") from error
-    if record is not None and not {"right", "pixels"} & record.keys():
-        raise TutelageError(
-            f"{path} is a record of another version, without the student's result on each test image",
-            "remove it, and it is computed again",
-        )
+    if record is not None and (why := _fault(record, path.stem)):
+        raise TutelageError(f"{path} is not the record of that run: {why}", "remove it, and it is computed again")
     return record
+
+
+def _fault(record: Record, name: str) -> str:
+    """Return what is wrong with a record that was changed, copied or made by another version; an empty text for a whole one."""
+    if not {"right", "pixels"} & record.keys():
+        return "it is of another version, without the student's result on each test image"
+    try:
+        if record_name(record["method"], record["budget"], record["seed"]) != name:
+            return f"it is of {record['method']}, budget {record['budget']}, seed {record['seed']}"
+        counts, test = counts_in(record), record["student"]["test"]
+        if len(counts) != record["test_images"]:
+            return f"it has results of {len(counts)} test images, not of {record['test_images']}"
+        if "right" in record and round(abs(float(counts.mean()) - test["accuracy"]), 6):
+            return f"its accuracy is {test['accuracy']}, but {int(counts.sum())} of {len(counts)} images are right"
+    except (KeyError, TypeError, ValueError, AttributeError, zlib.error) as error:
+        return f"it is damaged ({type(error).__name__}: {error})"
+    without = {key: value for key, value in record.items() if key != "hash"}
+    return "" if record.get("hash", hash_of(without)) == hash_of(without) else "it was changed after it was written"
 
 
 def cells_of(records: Iterable[Record], methods: list[str]) -> list[Cell]:

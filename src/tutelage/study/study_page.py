@@ -7,8 +7,10 @@ import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from pydantic import BaseModel, Field, ValidationError
 
 from tutelage.errors import TutelageError, shown
 from tutelage.files import toml_of, write_json, write_text
@@ -22,6 +24,24 @@ from tutelage.reporting.table import TITLES
 from tutelage.run_folder import STUDY, Run, folder_name
 from tutelage.study import results_table, study_charts
 from tutelage.study.results_table import Cell, Record, Reference, compared
+
+
+class _Plan(BaseModel, strict=True):
+    methods: list[str]
+    budgets: list[int]
+    seeds: list[int]
+    set: list[str]
+    match: str
+    results: str
+    plan: list[str]
+    failed: list[Annotated[str, Field(pattern=": ")]]
+
+
+class _StudyFile(BaseModel, strict=True):
+    """What study.toml holds, apart from tables of facts."""
+
+    study: _Plan
+    settings: dict[str, object]
 
 
 def write_study(folder: Path) -> JSON:
@@ -39,6 +59,11 @@ def write_study(folder: Path) -> JSON:
     records = results_table.read_records(Path(study["results"] or folder / "results"), study["plan"])
     if not records:
         raise TutelageError(f"{folder}: no run of the study is finished", "run the study's command again")
+    if strange := {record["method"] for record in records} - {*study["methods"]}:
+        hint = "run the study's `tutelage compare` again: it rewrites the file"
+        raise TutelageError(
+            f"{folder / STUDY} plans runs of {shown(sorted(strange))}, but does not list it as a method", hint
+        )
     cells = results_table.cells_of(records, study["methods"])
     budget, references = results_table.main_budget(cells), results_table.references_of(cells)
     table, best = results_table.rows(cells, budget)
@@ -64,8 +89,9 @@ def write_study(folder: Path) -> JSON:
         costs_of_methods=[{"method": cell.method, **cell.cost} for cell in cells if cell.budget == budget], shared=summary["shared"],
         command=command("compare", given), facts=_facts(about, records), **_of_a_run(folder, best),
     )  # fmt: skip
+    rows = _csv(summary, records)
     write_json(report / "results.json", {**summary, "records": records})
-    write_text(report / "results.csv", _csv(summary, records))
+    write_text(report / "results.csv", rows)
     write_text(report / "index.html", page)
     return summary
 
@@ -74,14 +100,19 @@ def _read_study(folder: Path) -> JSON:
     """Contents of study.toml."""
     path = folder / STUDY
     try:
-        return toml_of(text_in(path))
+        about = toml_of(text_in(path))
+        _StudyFile.model_validate(about)
+        return about
     except FileNotFoundError as error:
         message = f"{folder} holds no study ({STUDY} is missing)"
         raise TutelageError(message, "create one with `tutelage compare`") from error
     except (OSError, ValueError) as error:  # no file, no text, no TOML
         why = getattr(error, "strerror", None) or error
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
         hint = "run the study's `tutelage compare` again: it rewrites the file, and finished runs count as done"
-        raise TutelageError(f"{path} is not valid TOML ({why})", hint) from error
+        raise TutelageError(f"{path} is not as `tutelage compare` wrote it ({why})", hint) from error
 
 
 def answer(cells: list[Cell], budget: int, best: Cell, references: dict[int, Reference]) -> str:
