@@ -341,6 +341,204 @@ def test_masks_that_are_transparent_throughout(tmp_path):
         read_dense_set(write(tmp_path, files, COLOURED))
 
 
+# Palettes that differ
+
+
+def gif(mask: np.ndarray, colours: tuple[tuple[int, int, int], ...] = COLOURS) -> bytes:
+    """A GIF as Pillow saves it: colours that no pixel has leave the palette, and the indices behind them move up."""
+    image = Image.fromarray(mask)
+    image.putpalette([part for colour in colours for part in colour])
+    return saved(image, "GIF")
+
+
+def lacking(seed: int, lost: int) -> np.ndarray:
+    """A mask without one class."""
+    mask = drawn(seed, void=False)
+    return np.where(mask == lost, 0, mask).astype(np.uint8)
+
+
+def test_gifs_with_palettes_of_their_own(tmp_path):
+    """GIFs, of which each numbers its colours anew, are refused with index, colours and files, and read if classes.txt has the colours."""
+    masks = [lacking(seed, 1 if seed == 2 else VOID) for seed in range(6)]
+    folder = write(tmp_path, [gif(mask) for mask in masks], CLASSES)
+    for reader in (read_dense_set, lambda place: read_any_dense(place, CLASSES)):
+        with pytest.raises(TutelageError) as error:
+            reader(folder)
+        assert "palettes differ: index 1 is (220, 20, 60) in t" in error.value.message
+        assert "and (0, 0, 142) in train/2.png" in error.value.message
+        assert "list the colours in classes.txt, `name red green blue`" in error.value.hint
+    assert read(write(tmp_path, [gif(mask) for mask in masks], COLOURED)) == expected(masks)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_gifs_in_grey(tmp_path, seed):
+    """Grey numbers saved as GIF, which renumbers them in files that lack one, are refused, or read where classes.txt lists their greys."""
+    masks = [lacking(seed + i, i % 3 if i % 3 else VOID) for i in range(6)]
+    masks[seed % 4][2, 2] = VOID
+    files = [saved(mask, "GIF") for mask in masks]
+    with pytest.raises(TutelageError, match=r"palettes differ: index 1 is \((1, 1, 1|2, 2, 2)\) in"):
+        read_dense_set(write(tmp_path, files, CLASSES))
+    greys = ["ground 0 0 0", "disc 1 1 1", "square 2 2 2", "ignore 255 255 255"]
+    assert read(write(tmp_path, files, greys)) == expected(masks)
+    assert read(write(tmp_path, [saved(mask) for mask in masks], CLASSES)) == expected(masks)
+
+
+def test_indices_that_are_right(tmp_path):
+    """Palettes of plain greys, and those that differ only in colours that no pixel has, of 255 or of clear pixels, count by index."""
+    masks = [drawn(seed, void=False) for seed in range(3)]
+    bare = Image.fromarray(masks[1])
+    bare.putpalette([part for n in range(256) for part in (n, n, n)])
+    less = Image.fromarray(np.minimum(masks[2], 1))
+    less.putpalette([*COLOURS[0], *COLOURS[1], 9, 9, 9])
+    voids = [paletted(drawn(seed), void=(seed, 9, 9)) for seed in (3, 4)]
+    clear = [Image.fromarray(np.where(drawn(seed) == VOID, 7, drawn(seed)).astype(np.uint8)) for seed in (5, 6)]
+    for seed, image in enumerate(clear):
+        image.putpalette([*sum(COLOURS, ()), *([0] * 12), seed, 1, 1])
+    files = [paletted(masks[0]), saved(bare), saved(less), *voids, *(saved(image, transparency=7) for image in clear)]
+    found = read(write(tmp_path, [*files, saved(drawn(7)), gif(drawn(8, void=False))], CLASSES))
+    assert found == expected(
+        [*masks[:2], np.minimum(masks[2], 1), *(drawn(seed) for seed in range(3, 8)), drawn(8, void=False)]
+    )
+
+
+# Masks that cannot be used
+
+
+@pytest.mark.parametrize("lost", ["train", "val", "test"])
+def test_a_split_whose_masks_are_all_rejected(tmp_path, lost):
+    """A split that loses all its masks is an error with the reasons, not a set without that split."""
+    masks = [drawn(seed) for seed in range(6)]
+    folder = write(tmp_path, [saved(mask) for mask in masks], CLASSES)
+    for kind in ("images", "masks"):
+        (folder / kind / "val").mkdir()
+        for name in ("2.png", "3.png"):
+            (folder / kind / "train" / name).rename(folder / kind / "val" / name)
+    first, second = sorted((folder / "masks" / lost).iterdir())
+    first.write_bytes(saved(np.zeros((6, 9), np.uint8), "JPEG"))
+    assert len(read_dense_set(folder).rejected) == 1
+    second.write_bytes(b"P7\nWIDTH 9\n")
+    with pytest.raises(TutelageError) as error:
+        read_dense_set(folder)
+    told = error.value.message
+    assert (
+        f"has no {lost} mask that can be used, of 2: a JPEG changes the values of a mask: PNG is read (1 mask: {lost}/"
+        in told
+    )
+    assert "not an image" in told
+    assert "save these masks as PNG" in error.value.hint
+    for path in (first, second):
+        path.write_bytes(saved(drawn(9)))
+    assert len(read_dense_set(folder).refs) == 6
+    first.write_bytes(b"junk")
+    second.write_bytes(b"junk")
+    assert len(read_any_dense(folder, CLASSES).refs) == 4  # scored whatever the split
+
+
+@pytest.mark.parametrize("junk", [b"P7\nWIDTH 9\n", b"Pf\n9 6\n-1.0\n", b"junk", b""])
+def test_masks_that_are_all_rejected(tmp_path, junk):
+    """Where no mask can be used, the reason is told, for training and for scoring, and nothing about the names of folders."""
+    folder = write(tmp_path, [saved(np.zeros((6, 9), np.uint8), "JPEG"), *([junk] * 4)], CLASSES)
+    for reader in (read_dense_set, lambda place: read_any_dense(place, CLASSES)):
+        with pytest.raises(TutelageError) as error:
+            reader(folder)
+        told = str(error.value)
+        assert "has no mask that can be used, of 5: " in told
+        assert "a JPEG changes the values" in told
+        assert "(4 masks: " in told
+        assert "folders" not in told
+
+
+def test_a_test_split_of_jpegs_through_the_command(tutelage, tmp_path):
+    """Few rejected masks that are the whole test split are refused, however many --max-rejected allows."""
+    place = write_scenes(tmp_path)
+    for path in (place / "target" / "masks" / "test").iterdir():
+        path.write_bytes(saved(np.array(Image.open(path)), "JPEG"))
+    text = refused(curate(tutelage, place, "--max-rejected", "0.9"))
+    assert "has no test mask that can be used, of 4: a JPEG changes the values of a mask" in text
+
+
+# Hints that lead out
+
+
+def told_of(folder: Path) -> TutelageError:
+    with pytest.raises(TutelageError, match="values that are not a class") as error:
+        read_dense_set(folder)
+    return error.value
+
+
+@pytest.mark.parametrize("void", [False, True])
+@pytest.mark.parametrize("packing", ["grey", "16 bits", "palette"])
+def test_numbers_with_gaps(tmp_path, packing, void):
+    """Masks of 0, 127 and 254 are refused with lines for classes.txt that make them readable, and so do other numbers."""
+    masks, levels = [drawn(seed, void) for seed in range(4)], np.full(256, VOID, np.uint8)
+    levels[:3] = 0, 127, 254
+    spread = [levels[mask] for mask in masks]
+    files = [saved(mask.astype(np.uint16) if packing == "16 bits" else mask) for mask in spread]
+    if packing == "palette":
+        files = [paletted(mask, (0, 127, 254)) for mask in masks]
+    hint = told_of(write(tmp_path / "spread", files, CLASSES)).hint
+    lines = [line for line in hint.split("`") if line.startswith(("name", "ignore"))]
+    assert lines[:3] == [
+        f"name {r} {g} {b}" for r, g, b in (COLOURS if packing == "palette" else [(n, n, n) for n in (0, 127, 254)])
+    ]
+    lines[:3] = [line.replace("name", name) for line, name in zip(lines[:3], CLASSES, strict=True)]
+    assert read(write(tmp_path / "named", files, lines)) == expected(masks)
+    assert "number the classes from 0 without gaps" in hint
+    assert read(write(tmp_path / "numbered", [saved(mask) for mask in masks], CLASSES)) == expected(masks)
+
+
+def test_numbers_from_1(tmp_path):
+    """Masks of 1 to 3 with three names are refused with the advice to subtract 1, which makes them readable."""
+    masks = [drawn(seed) for seed in range(4)]
+    files = [saved(np.where(mask == VOID, VOID, mask + 1).astype(np.uint8)) for mask in masks]
+    assert told_of(write(tmp_path, files, CLASSES)).hint.startswith("the masks number the classes from 1: subtract 1")
+    assert read(write(tmp_path, [saved(mask) for mask in masks], CLASSES)) == expected(masks)
+
+
+def test_numbers_with_a_class_too_many(tmp_path):
+    """Masks of 0 to 2 with two names are refused with three ways out: another name, no class, or 0 as none and the others less 1."""
+    masks = [drawn(seed) for seed in range(4)]
+    hint = told_of(write(tmp_path, [saved(mask) for mask in masks], CLASSES[1:])).hint
+    assert "set these pixels to 255" in hint
+    assert "name 3 classes in classes.txt" in hint
+    assert "if 0 is no class, set it to 255 and subtract 1 from all others" in hint
+    assert read(write(tmp_path, [saved(mask) for mask in masks], CLASSES)) == expected(masks)
+    less = [np.where((mask == VOID) | (mask == 0), VOID, mask - 1).astype(np.uint8) for mask in masks]
+    assert read(write(tmp_path, [saved(mask) for mask in less], CLASSES[1:])) == [one.tolist() for one in less]
+
+
+def test_a_number_far_off_beside_listed_colours(tmp_path):
+    """Where classes.txt has colours but the masks hold numbers, no hint says to write colours."""
+    masks = [drawn(seed, void=False) for seed in range(4)]
+    masks[0][3, 3] = 77
+    hint = told_of(write(tmp_path, [saved(mask) for mask in masks], COLOURED)).hint
+    assert "set these pixels to 255" in hint
+    assert "colours" not in hint
+
+
+@pytest.mark.parametrize("splits", [("train", "test"), ("test",)])
+def test_a_class_that_is_left_out(tmp_path, splits):
+    """A class without a pixel in a split can be left out as the hint says, also where the others have pixels of it."""
+    masks = [lacking(seed, 1 if ("test" if seed > 3 else "train") in splits else VOID) for seed in range(6)]
+    with pytest.raises(TutelageError, match=r"no pixel of 1 class in the 2 test images: disc") as error:
+        read_dense_set(write(tmp_path, [saved(mask) for mask in masks], CLASSES))
+    assert "set its pixels to 255, subtract 1 from the numbers above it and remove its name" in str(error.value)
+    less = [np.where(mask == 1, VOID, mask // 2).astype(np.uint8) for mask in masks]
+    assert read(write(tmp_path, [saved(mask) for mask in less], CLASSES[::2])) == [one.tolist() for one in less]
+    files = [saved(shown_in(COLOURS, mask)) for mask in masks]
+    with pytest.raises(TutelageError, match="write `ignore red green blue` in place of its name"):
+        read_dense_set(write(tmp_path, files, COLOURED))
+    lines = [COLOURED[0], COLOURED[1].replace("disc", "ignore"), COLOURED[2]]
+    assert read(write(tmp_path, files, lines)) == [one.tolist() for one in less]
+
+
+def test_the_last_class_left_out(tmp_path):
+    """To leave out the last class, no number has to change."""
+    with pytest.raises(TutelageError, match="square") as error:
+        read_dense_set(write(tmp_path, [saved(lacking(seed, 2)) for seed in range(4)], CLASSES))
+    assert "subtract" not in str(error.value)
+
+
 # classes.txt
 
 
