@@ -548,6 +548,7 @@ def test_the_last_class_left_out(tmp_path):
         "{n} {name}", "{n}: {name}", "{n}) {name}", "({n}) {name}", "{n}={name}", "{n} = {name}", "{n} - {name}", "{n}. {name}",
         "{n},{name}",
         "{n}\t{name}", "{name} {n}", "{name}: {n}", "{name}={n}", "{name} ({n})", "{name}, {n}", "{name} - {n}", "{name}\t{n}",
+        "{n} -> {name}", "{n}->{name}", "{n} => {name}", "{n} → {name}", "{n} – {name}", "{name} -> {n}", "{name} => {n}",
     ],
 )  # fmt: skip
 def test_lines_with_numbers(tmp_path, form):
@@ -571,6 +572,8 @@ def test_lines_with_numbers(tmp_path, form):
         "({r}, {g}, {b}) {name}", "#{r:02x}{g:02x}{b:02x} {name}", "{n} {name} {r} {g} {b}", "{n}: {name}: {r} {g} {b}",
         "{name} {n} {r} {g} {b}",
         "{n} {r} {g} {b} {name}", "{n};{name};{r};{g};{b}", "{n} #{r:02x}{g:02x}{b:02x} {name}",
+        "{name} -> {r} {g} {b}", "{name} => ({r}, {g}, {b})", "{r} {g} {b} -> {name}", "{n} -> {name} -> {r},{g},{b}",
+        "{name}:{r},{g},{b}::",
     ],
 )  # fmt: skip
 def test_lines_with_colours(tmp_path, form):
@@ -614,9 +617,13 @@ def test_numbers_that_are_part_of_a_name(tmp_path, names):
         (["0: a", "0: b", "1: c"], "numbers its classes 0, 0, 1, not 0 to 2"),
         (["0: a", "b", "2: c"], r"numbers some classes \(0, 2\) and 1 not"),
         (["-1 void", "0 a", "1 b"], "numbers its classes -1, 0, 1, not 0 to 2"),
-        (["0: a", "255: crack"], "write `name 0 0 0` and `name 255 255 255`"),
-        (["a 0 0 0 255", "b 128 0 0 255"], "numbers its classes 0, 128"),
-        (["a 100 0 0 255", "b 128 0 0 255"], "numbers its classes 100, 128"),
+        (["0: a", "255: crack"], "write `name 0 0 0`, `name 255 255 255`"),
+        (["0 / a", "1 / b"], "leave a sign in the name: '/ a', '/ b'"),
+        (["a * 0", "b * 1"], "leave a sign in the name"),
+        (["a 0.1 0.5 0.5", "b 0.1 0.2 0.3"], "could mean several things"),
+        (["a 0xff8040", "b 0x000000"], "could mean several things"),
+        (["a rgb(1, 2, 3) x", "b rgb(4, 5, 6) x"], "could mean several things"),
+        (["a" * 20_000, "b"], "names of more than 1,000 characters"),
         (["a 1 2 3", "4 5 6 b"], "could mean several things: 'a 1 2 3', '4 5 6 b'"),
         (["1 2 3 a 4 5 6", "1 2 3 b 7 8 9"], "could mean several things"),
         (["a 0 0 300", "b 0 0 0"], "could mean several things: 'a 0 0 300'"),
@@ -628,6 +635,103 @@ def test_lines_that_could_mean_several_things(tmp_path, lines, told):
     with pytest.raises(TutelageError, match=told) as error:
         read_dense_set(write(tmp_path, [saved(drawn(seed)) for seed in range(4)], lines))
     assert error.value.hint
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "{n} {name} {r} {g} {b} {a}", "{n}: {name} ({r},{g},{b},{a})", "{n},{name},{r},{g},{b},{a}", "{n}\t{name}\t{r}\t{g}\t{b}\t{a}",
+        "{name} {r} {g} {b} {a}", "{name}: {r} {g} {b} {a}", "{name} [{r}, {g}, {b}, {a}]", "{name} rgba({r}, {g}, {b}, 0.5)",
+        "({r},{g},{b},{a}) {name}", "{r} {g} {b} {a} {name}", "{n} ({r},{g},{b},{a}) {name}", "{name} #{r:02x}{g:02x}{b:02x}{a:02x}",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("alpha", [255, 128])
+@pytest.mark.parametrize("colours", [COLOURS, GREYS, ((0, 0, 0), (1, 1, 1), (2, 2, 2))])
+def test_colours_with_an_opacity(tmp_path, form, alpha, colours):
+    """A fourth number of a colour becomes no part of the name and no colour: such lines are refused, and read when it is left out."""
+    rows = [(n, name, *colours[n]) for n, name in enumerate(CLASSES)]
+    lines = [form.format(n=n, name=name, r=r, g=g, b=b, a=alpha) for n, name, r, g, b in rows]
+    folder = write(tmp_path, [saved(shown_in(colours, drawn(seed, void=False))) for seed in range(4)], lines)
+    if (
+        alpha != 255
+        and colours[1] == (1, 1, 1)
+        and form.startswith(("{name} {r} {g}", "{name}: {r} {g}", "{r} {g} {b} {a}"))
+    ):
+        return  # numbers 0 to 2, and colours of their own
+    with pytest.raises(TutelageError, match="lines of four numbers, which may be a colour with its opacity") as error:
+        read_dense_set(folder)
+    assert "leave out the opacity" in error.value.hint
+    for cut in ("0.5", "{a:02x}", "{a}"):
+        form = (
+            form.replace(f", {cut}", "")
+            .replace(f",{cut}", "")
+            .replace(f" {cut}", "")
+            .replace(f"\t{cut}", "")
+            .replace(cut, "")
+        )
+    (folder / "classes.txt").write_text(
+        "\n".join(form.replace("rgba", "rgb").format(n=n, name=name, r=r, g=g, b=b) for n, name, r, g, b in rows)
+    )
+    assert (read_dense_set(folder).classes, read_dense_set(folder).colours) == (CLASSES, colours)
+
+
+def test_names_with_a_number_beside_colours(tmp_path):
+    """Names that end with a number are read beside colours where brackets, or nothing but the numbers, tell names apart."""
+    files, names = (
+        [saved(shown_in(COLOURS, drawn(seed, void=False))) for seed in range(4)],
+        ("phase 1", "phase 2", "gas"),
+    )
+    plain = [f"{name} {r} {g} {b}" for name, (r, g, b) in zip(names, COLOURS, strict=True)]
+    numbered = [f"{n}: {name} ({r}, {g}, {b})" for n, (name, (r, g, b)) in enumerate(zip(names, COLOURS, strict=True))]
+    for lines in (plain, numbered):
+        assert read_dense_set(write(tmp_path, files, lines)).classes == names
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        (["# label : colour", "a", "b", "c"], "look like comments: '# label : colour'"),
+        (["#classes", "a", "b"], "look like comments"),
+        (["// classes", "a", "b"], "look like comments"),
+        (["a # the first", "b"], "look like comments"),
+        (["a 1 2 3 // the first", "b 4 5 6"], "look like comments"),
+        (["a #fff", "b #000"], "colours that are cut short: 'a #fff', 'b #000'"),
+        (["#fff: a", "#000: b"], "colours that are cut short"),
+        (["a #000", "b #111"], "colours that are cut short"),
+    ],
+)
+def test_lines_with_a_sharp(tmp_path, lines, told):
+    """Comments, which would become classes, and colours of three digits, which would stay in names, are refused with what to do."""
+    with pytest.raises(TutelageError, match=told) as error:
+        read_dense_set(write(tmp_path, [saved(drawn(seed)) for seed in range(4)], lines))
+    assert error.value.hint
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("Room #101", "Room #102", "hall"),
+        ("#", "!", "?"),
+        ("#wet", "#dry", "#new"),
+        ("C#", "C++", "F#"),
+        ("a->b", "b->c", "c -> a"),
+    ],
+)
+def test_signs_that_are_part_of_a_name(tmp_path, names):
+    """Sharps and arrows within names stay as they are."""
+    assert read_dense_set(write(tmp_path, [saved(drawn(seed)) for seed in range(4)], names)).classes == names
+
+
+def test_greys_whose_numbers_stand_in_classes_txt(tmp_path):
+    """`127: disc` for masks of 0, 127 and 255 is refused with lines that make them readable."""
+    masks, levels = [drawn(seed, void=False) for seed in range(4)], np.array([0, 127, 255], np.uint8)
+    files = [saved(levels[mask]) for mask in masks]
+    lines = [f"{number}: {name}" for number, name in zip(levels, CLASSES, strict=True)]
+    with pytest.raises(TutelageError, match="numbers its classes 0, 127, 255") as error:
+        read_dense_set(write(tmp_path, files, lines))
+    lines = [line for line in error.value.hint.split("`") if line.startswith("name")]
+    lines = [line.replace("name", name) for line, name in zip(lines, CLASSES, strict=True)]
+    assert read(write(tmp_path, files, lines)) == expected(masks)
 
 
 def test_numbers_and_bits_through_the_command(tutelage, tmp_path):
