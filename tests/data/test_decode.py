@@ -17,6 +17,7 @@ from PIL import Image, ImageChops, features
 
 from conftest import DATA
 from tutelage.data.decode import MAX_PIXELS, RESIZES, content_key, decode, fit, size_of
+from tutelage.data.masks import read_values
 from tutelage.data.sources import list_images, read_bytes
 from tutelage.deploy.runtime import files_in
 from tutelage.errors import TutelageError, Unreadable
@@ -171,6 +172,54 @@ def test_one_bit_and_grey():
     assert pixels(encoded(Image.fromarray(np.array([[0, 77, 255]], np.uint8)), "PNG")) == [
         [[0] * 3, [77] * 3, [255] * 3]
     ]
+
+
+def bmp(pixels: np.ndarray, bits: int, palette: list[tuple[int, int, int]], headless: bool = False) -> bytes:
+    """A BMP of 1, 4 or 8 bits a pixel with a palette, as Pillow cannot write all of them. headless: without the file's header."""
+    rows = [
+        np.packbits([v >> b & 1 for v in row for b in range(bits)[::-1]]).tobytes() for row in pixels[::-1].tolist()
+    ]
+    body = b"".join(row + bytes(-len(row) % 4) for row in rows)
+    colours = b"".join(bytes([b, g, r, 0]) for r, g, b in palette)
+    head = struct.pack("<IiiHHIIiiII", 40, *pixels.shape[::-1], 1, bits, 0, len(body), 0, 0, len(palette), 0)
+    start = 14 + len(head) + len(colours)
+    return (b"" if headless else b"BM" + struct.pack("<IHHI", start + len(body), 0, 0, start)) + head + colours + body
+
+
+@pytest.mark.parametrize("headless", [False, True])
+@pytest.mark.parametrize("bits", [1, 4, 8])
+def test_a_bmp_of_black_and_white(bits: int, headless: bool):
+    """A BMP with a palette of black and white is read right whatever its bits, as image and mask, or refused with what to do."""
+    numbers = np.zeros((8, 16), np.uint8)
+    numbers[:, 4:12] = 1
+    data = bmp(numbers, bits, [(0, 0, 0), (255, 255, 255)], headless)
+    if bits == 4:
+        for read in (decode, read_values, size_of):
+            with pytest.raises(Unreadable, match=r"a BMP of 4 bits a pixel .* save it as PNG"):
+                read(data)
+        return
+    assert (decode(data)[0] == 255 * numbers[..., None]).all()
+    assert np.array_equal(read_values(data).pixels, numbers)
+
+
+def test_a_bmp_that_pillow_wrote():
+    """A palette image of black and white, and one of black alone, come back from BMP as they were."""
+    for numbers in (np.eye(9, 13, dtype=np.uint8), np.zeros((9, 13), np.uint8)):
+        image = Image.fromarray(numbers)
+        image.putpalette([0, 0, 0, 255, 255, 255][: 3 * (1 + int(numbers.max()))])
+        data = encoded(image, "BMP")
+        assert (decode(data)[0] == 255 * numbers[..., None]).all()
+        assert np.array_equal(read_values(data).pixels, numbers)
+
+
+@pytest.mark.parametrize("width", [3, 4, 16])
+def test_a_bmp_of_few_greys(width: int):
+    """A BMP of 4 bits whose palette is the numbers themselves is refused; one of 8 bits, or with other colours, is read."""
+    numbers, ramp = np.arange(8 * width, dtype=np.uint8).reshape(8, width) % 16, [(n, n, n) for n in range(16)]
+    with pytest.raises(Unreadable, match="save it as PNG"):
+        decode(bmp(numbers, 4, ramp))
+    assert np.array_equal(read_values(bmp(numbers, 8, ramp)).pixels, numbers)
+    assert np.array_equal(read_values(bmp(numbers, 4, [(n, 0, n) for n in range(16)])).pixels, numbers)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])

@@ -341,6 +341,204 @@ def test_masks_that_are_transparent_throughout(tmp_path):
         read_dense_set(write(tmp_path, files, COLOURED))
 
 
+# Palettes that differ
+
+
+def gif(mask: np.ndarray, colours: tuple[tuple[int, int, int], ...] = COLOURS) -> bytes:
+    """A GIF as Pillow saves it: colours that no pixel has leave the palette, and the indices behind them move up."""
+    image = Image.fromarray(mask)
+    image.putpalette([part for colour in colours for part in colour])
+    return saved(image, "GIF")
+
+
+def lacking(seed: int, lost: int) -> np.ndarray:
+    """A mask without one class."""
+    mask = drawn(seed, void=False)
+    return np.where(mask == lost, 0, mask).astype(np.uint8)
+
+
+def test_gifs_with_palettes_of_their_own(tmp_path):
+    """GIFs, of which each numbers its colours anew, are refused with index, colours and files, and read if classes.txt has the colours."""
+    masks = [lacking(seed, 1 if seed == 2 else VOID) for seed in range(6)]
+    folder = write(tmp_path, [gif(mask) for mask in masks], CLASSES)
+    for reader in (read_dense_set, lambda place: read_any_dense(place, CLASSES)):
+        with pytest.raises(TutelageError) as error:
+            reader(folder)
+        assert "palettes differ: index 1 is (220, 20, 60) in t" in error.value.message
+        assert "and (0, 0, 142) in train/2.png" in error.value.message
+        assert "list the colours in classes.txt, `name red green blue`" in error.value.hint
+    assert read(write(tmp_path, [gif(mask) for mask in masks], COLOURED)) == expected(masks)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_gifs_in_grey(tmp_path, seed):
+    """Grey numbers saved as GIF, which renumbers them in files that lack one, are refused, or read where classes.txt lists their greys."""
+    masks = [lacking(seed + i, i % 3 if i % 3 else VOID) for i in range(6)]
+    masks[seed % 4][2, 2] = VOID
+    files = [saved(mask, "GIF") for mask in masks]
+    with pytest.raises(TutelageError, match=r"palettes differ: index 1 is \((1, 1, 1|2, 2, 2)\) in"):
+        read_dense_set(write(tmp_path, files, CLASSES))
+    greys = ["ground 0 0 0", "disc 1 1 1", "square 2 2 2", "ignore 255 255 255"]
+    assert read(write(tmp_path, files, greys)) == expected(masks)
+    assert read(write(tmp_path, [saved(mask) for mask in masks], CLASSES)) == expected(masks)
+
+
+def test_indices_that_are_right(tmp_path):
+    """Palettes of plain greys, and those that differ only in colours that no pixel has, of 255 or of clear pixels, count by index."""
+    masks = [drawn(seed, void=False) for seed in range(3)]
+    bare = Image.fromarray(masks[1])
+    bare.putpalette([part for n in range(256) for part in (n, n, n)])
+    less = Image.fromarray(np.minimum(masks[2], 1))
+    less.putpalette([*COLOURS[0], *COLOURS[1], 9, 9, 9])
+    voids = [paletted(drawn(seed), void=(seed, 9, 9)) for seed in (3, 4)]
+    clear = [Image.fromarray(np.where(drawn(seed) == VOID, 7, drawn(seed)).astype(np.uint8)) for seed in (5, 6)]
+    for seed, image in enumerate(clear):
+        image.putpalette([*sum(COLOURS, ()), *([0] * 12), seed, 1, 1])
+    files = [paletted(masks[0]), saved(bare), saved(less), *voids, *(saved(image, transparency=7) for image in clear)]
+    found = read(write(tmp_path, [*files, saved(drawn(7)), gif(drawn(8, void=False))], CLASSES))
+    assert found == expected(
+        [*masks[:2], np.minimum(masks[2], 1), *(drawn(seed) for seed in range(3, 8)), drawn(8, void=False)]
+    )
+
+
+# Masks that cannot be used
+
+
+@pytest.mark.parametrize("lost", ["train", "val", "test"])
+def test_a_split_whose_masks_are_all_rejected(tmp_path, lost):
+    """A split that loses all its masks is an error with the reasons, not a set without that split."""
+    masks = [drawn(seed) for seed in range(6)]
+    folder = write(tmp_path, [saved(mask) for mask in masks], CLASSES)
+    for kind in ("images", "masks"):
+        (folder / kind / "val").mkdir()
+        for name in ("2.png", "3.png"):
+            (folder / kind / "train" / name).rename(folder / kind / "val" / name)
+    first, second = sorted((folder / "masks" / lost).iterdir())
+    first.write_bytes(saved(np.zeros((6, 9), np.uint8), "JPEG"))
+    assert len(read_dense_set(folder).rejected) == 1
+    second.write_bytes(b"P7\nWIDTH 9\n")
+    with pytest.raises(TutelageError) as error:
+        read_dense_set(folder)
+    told = error.value.message
+    assert (
+        f"has no {lost} mask that can be used, of 2: a JPEG changes the values of a mask: PNG is read (1 mask: {lost}/"
+        in told
+    )
+    assert "not an image" in told
+    assert "save these masks as PNG" in error.value.hint
+    for path in (first, second):
+        path.write_bytes(saved(drawn(9)))
+    assert len(read_dense_set(folder).refs) == 6
+    first.write_bytes(b"junk")
+    second.write_bytes(b"junk")
+    assert len(read_any_dense(folder, CLASSES).refs) == 4  # scored whatever the split
+
+
+@pytest.mark.parametrize("junk", [b"P7\nWIDTH 9\n", b"Pf\n9 6\n-1.0\n", b"junk", b""])
+def test_masks_that_are_all_rejected(tmp_path, junk):
+    """Where no mask can be used, the reason is told, for training and for scoring, and nothing about the names of folders."""
+    folder = write(tmp_path, [saved(np.zeros((6, 9), np.uint8), "JPEG"), *([junk] * 4)], CLASSES)
+    for reader in (read_dense_set, lambda place: read_any_dense(place, CLASSES)):
+        with pytest.raises(TutelageError) as error:
+            reader(folder)
+        told = str(error.value)
+        assert "has no mask that can be used, of 5: " in told
+        assert "a JPEG changes the values" in told
+        assert "(4 masks: " in told
+        assert "folders" not in told
+
+
+def test_a_test_split_of_jpegs_through_the_command(tutelage, tmp_path):
+    """Few rejected masks that are the whole test split are refused, however many --max-rejected allows."""
+    place = write_scenes(tmp_path)
+    for path in (place / "target" / "masks" / "test").iterdir():
+        path.write_bytes(saved(np.array(Image.open(path)), "JPEG"))
+    text = refused(curate(tutelage, place, "--max-rejected", "0.9"))
+    assert "has no test mask that can be used, of 4: a JPEG changes the values of a mask" in text
+
+
+# Hints that lead out
+
+
+def told_of(folder: Path) -> TutelageError:
+    with pytest.raises(TutelageError, match="values that are not a class") as error:
+        read_dense_set(folder)
+    return error.value
+
+
+@pytest.mark.parametrize("void", [False, True])
+@pytest.mark.parametrize("packing", ["grey", "16 bits", "palette"])
+def test_numbers_with_gaps(tmp_path, packing, void):
+    """Masks of 0, 127 and 254 are refused with lines for classes.txt that make them readable, and so do other numbers."""
+    masks, levels = [drawn(seed, void) for seed in range(4)], np.full(256, VOID, np.uint8)
+    levels[:3] = 0, 127, 254
+    spread = [levels[mask] for mask in masks]
+    files = [saved(mask.astype(np.uint16) if packing == "16 bits" else mask) for mask in spread]
+    if packing == "palette":
+        files = [paletted(mask, (0, 127, 254)) for mask in masks]
+    hint = told_of(write(tmp_path / "spread", files, CLASSES)).hint
+    lines = [line for line in hint.split("`") if line.startswith(("name", "ignore"))]
+    assert lines[:3] == [
+        f"name {r} {g} {b}" for r, g, b in (COLOURS if packing == "palette" else [(n, n, n) for n in (0, 127, 254)])
+    ]
+    lines[:3] = [line.replace("name", name) for line, name in zip(lines[:3], CLASSES, strict=True)]
+    assert read(write(tmp_path / "named", files, lines)) == expected(masks)
+    assert "number the classes from 0 without gaps" in hint
+    assert read(write(tmp_path / "numbered", [saved(mask) for mask in masks], CLASSES)) == expected(masks)
+
+
+def test_numbers_from_1(tmp_path):
+    """Masks of 1 to 3 with three names are refused with the advice to subtract 1, which makes them readable."""
+    masks = [drawn(seed) for seed in range(4)]
+    files = [saved(np.where(mask == VOID, VOID, mask + 1).astype(np.uint8)) for mask in masks]
+    assert told_of(write(tmp_path, files, CLASSES)).hint.startswith("the masks number the classes from 1: subtract 1")
+    assert read(write(tmp_path, [saved(mask) for mask in masks], CLASSES)) == expected(masks)
+
+
+def test_numbers_with_a_class_too_many(tmp_path):
+    """Masks of 0 to 2 with two names are refused with three ways out: another name, no class, or 0 as none and the others less 1."""
+    masks = [drawn(seed) for seed in range(4)]
+    hint = told_of(write(tmp_path, [saved(mask) for mask in masks], CLASSES[1:])).hint
+    assert "set these pixels to 255" in hint
+    assert "name 3 classes in classes.txt" in hint
+    assert "if 0 is no class, set it to 255 and subtract 1 from all others" in hint
+    assert read(write(tmp_path, [saved(mask) for mask in masks], CLASSES)) == expected(masks)
+    less = [np.where((mask == VOID) | (mask == 0), VOID, mask - 1).astype(np.uint8) for mask in masks]
+    assert read(write(tmp_path, [saved(mask) for mask in less], CLASSES[1:])) == [one.tolist() for one in less]
+
+
+def test_a_number_far_off_beside_listed_colours(tmp_path):
+    """Where classes.txt has colours but the masks hold numbers, no hint says to write colours."""
+    masks = [drawn(seed, void=False) for seed in range(4)]
+    masks[0][3, 3] = 77
+    hint = told_of(write(tmp_path, [saved(mask) for mask in masks], COLOURED)).hint
+    assert "set these pixels to 255" in hint
+    assert "colours" not in hint
+
+
+@pytest.mark.parametrize("splits", [("train", "test"), ("test",)])
+def test_a_class_that_is_left_out(tmp_path, splits):
+    """A class without a pixel in a split can be left out as the hint says, also where the others have pixels of it."""
+    masks = [lacking(seed, 1 if ("test" if seed > 3 else "train") in splits else VOID) for seed in range(6)]
+    with pytest.raises(TutelageError, match=r"no pixel of 1 class in the 2 test images: disc") as error:
+        read_dense_set(write(tmp_path, [saved(mask) for mask in masks], CLASSES))
+    assert "set its pixels to 255, subtract 1 from the numbers above it and remove its name" in str(error.value)
+    less = [np.where(mask == 1, VOID, mask // 2).astype(np.uint8) for mask in masks]
+    assert read(write(tmp_path, [saved(mask) for mask in less], CLASSES[::2])) == [one.tolist() for one in less]
+    files = [saved(shown_in(COLOURS, mask)) for mask in masks]
+    with pytest.raises(TutelageError, match="write `ignore red green blue` in place of its name"):
+        read_dense_set(write(tmp_path, files, COLOURED))
+    lines = [COLOURED[0], COLOURED[1].replace("disc", "ignore"), COLOURED[2]]
+    assert read(write(tmp_path, files, lines)) == [one.tolist() for one in less]
+
+
+def test_the_last_class_left_out(tmp_path):
+    """To leave out the last class, no number has to change."""
+    with pytest.raises(TutelageError, match="square") as error:
+        read_dense_set(write(tmp_path, [saved(lacking(seed, 2)) for seed in range(4)], CLASSES))
+    assert "subtract" not in str(error.value)
+
+
 # classes.txt
 
 
@@ -350,6 +548,7 @@ def test_masks_that_are_transparent_throughout(tmp_path):
         "{n} {name}", "{n}: {name}", "{n}) {name}", "({n}) {name}", "{n}={name}", "{n} = {name}", "{n} - {name}", "{n}. {name}",
         "{n},{name}",
         "{n}\t{name}", "{name} {n}", "{name}: {n}", "{name}={n}", "{name} ({n})", "{name}, {n}", "{name} - {n}", "{name}\t{n}",
+        "{n} -> {name}", "{n}->{name}", "{n} => {name}", "{n} → {name}", "{n} – {name}", "{name} -> {n}", "{name} => {n}",
     ],
 )  # fmt: skip
 def test_lines_with_numbers(tmp_path, form):
@@ -373,6 +572,8 @@ def test_lines_with_numbers(tmp_path, form):
         "({r}, {g}, {b}) {name}", "#{r:02x}{g:02x}{b:02x} {name}", "{n} {name} {r} {g} {b}", "{n}: {name}: {r} {g} {b}",
         "{name} {n} {r} {g} {b}",
         "{n} {r} {g} {b} {name}", "{n};{name};{r};{g};{b}", "{n} #{r:02x}{g:02x}{b:02x} {name}",
+        "{name} -> {r} {g} {b}", "{name} => ({r}, {g}, {b})", "{r} {g} {b} -> {name}", "{n} -> {name} -> {r},{g},{b}",
+        "{name}:{r},{g},{b}::",
     ],
 )  # fmt: skip
 def test_lines_with_colours(tmp_path, form):
@@ -416,9 +617,13 @@ def test_numbers_that_are_part_of_a_name(tmp_path, names):
         (["0: a", "0: b", "1: c"], "numbers its classes 0, 0, 1, not 0 to 2"),
         (["0: a", "b", "2: c"], r"numbers some classes \(0, 2\) and 1 not"),
         (["-1 void", "0 a", "1 b"], "numbers its classes -1, 0, 1, not 0 to 2"),
-        (["0: a", "255: crack"], "write `name 0 0 0` and `name 255 255 255`"),
-        (["a 0 0 0 255", "b 128 0 0 255"], "numbers its classes 0, 128"),
-        (["a 100 0 0 255", "b 128 0 0 255"], "numbers its classes 100, 128"),
+        (["0: a", "255: crack"], "write `name 0 0 0`, `name 255 255 255`"),
+        (["0 / a", "1 / b"], "leave a sign in the name: '/ a', '/ b'"),
+        (["a * 0", "b * 1"], "leave a sign in the name"),
+        (["a 0.1 0.5 0.5", "b 0.1 0.2 0.3"], "could mean several things"),
+        (["a 0xff8040", "b 0x000000"], "could mean several things"),
+        (["a rgb(1, 2, 3) x", "b rgb(4, 5, 6) x"], "could mean several things"),
+        (["a" * 20_000, "b"], "names of more than 1,000 characters"),
         (["a 1 2 3", "4 5 6 b"], "could mean several things: 'a 1 2 3', '4 5 6 b'"),
         (["1 2 3 a 4 5 6", "1 2 3 b 7 8 9"], "could mean several things"),
         (["a 0 0 300", "b 0 0 0"], "could mean several things: 'a 0 0 300'"),
@@ -430,6 +635,103 @@ def test_lines_that_could_mean_several_things(tmp_path, lines, told):
     with pytest.raises(TutelageError, match=told) as error:
         read_dense_set(write(tmp_path, [saved(drawn(seed)) for seed in range(4)], lines))
     assert error.value.hint
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "{n} {name} {r} {g} {b} {a}", "{n}: {name} ({r},{g},{b},{a})", "{n},{name},{r},{g},{b},{a}", "{n}\t{name}\t{r}\t{g}\t{b}\t{a}",
+        "{name} {r} {g} {b} {a}", "{name}: {r} {g} {b} {a}", "{name} [{r}, {g}, {b}, {a}]", "{name} rgba({r}, {g}, {b}, 0.5)",
+        "({r},{g},{b},{a}) {name}", "{r} {g} {b} {a} {name}", "{n} ({r},{g},{b},{a}) {name}", "{name} #{r:02x}{g:02x}{b:02x}{a:02x}",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("alpha", [255, 128])
+@pytest.mark.parametrize("colours", [COLOURS, GREYS, ((0, 0, 0), (1, 1, 1), (2, 2, 2))])
+def test_colours_with_an_opacity(tmp_path, form, alpha, colours):
+    """A fourth number of a colour becomes no part of the name and no colour: such lines are refused, and read when it is left out."""
+    rows = [(n, name, *colours[n]) for n, name in enumerate(CLASSES)]
+    lines = [form.format(n=n, name=name, r=r, g=g, b=b, a=alpha) for n, name, r, g, b in rows]
+    folder = write(tmp_path, [saved(shown_in(colours, drawn(seed, void=False))) for seed in range(4)], lines)
+    if (
+        alpha != 255
+        and colours[1] == (1, 1, 1)
+        and form.startswith(("{name} {r} {g}", "{name}: {r} {g}", "{r} {g} {b} {a}"))
+    ):
+        return  # numbers 0 to 2, and colours of their own
+    with pytest.raises(TutelageError, match="lines of four numbers, which may be a colour with its opacity") as error:
+        read_dense_set(folder)
+    assert "leave out the opacity" in error.value.hint
+    for cut in ("0.5", "{a:02x}", "{a}"):
+        form = (
+            form.replace(f", {cut}", "")
+            .replace(f",{cut}", "")
+            .replace(f" {cut}", "")
+            .replace(f"\t{cut}", "")
+            .replace(cut, "")
+        )
+    (folder / "classes.txt").write_text(
+        "\n".join(form.replace("rgba", "rgb").format(n=n, name=name, r=r, g=g, b=b) for n, name, r, g, b in rows)
+    )
+    assert (read_dense_set(folder).classes, read_dense_set(folder).colours) == (CLASSES, colours)
+
+
+def test_names_with_a_number_beside_colours(tmp_path):
+    """Names that end with a number are read beside colours where brackets, or nothing but the numbers, tell names apart."""
+    files, names = (
+        [saved(shown_in(COLOURS, drawn(seed, void=False))) for seed in range(4)],
+        ("phase 1", "phase 2", "gas"),
+    )
+    plain = [f"{name} {r} {g} {b}" for name, (r, g, b) in zip(names, COLOURS, strict=True)]
+    numbered = [f"{n}: {name} ({r}, {g}, {b})" for n, (name, (r, g, b)) in enumerate(zip(names, COLOURS, strict=True))]
+    for lines in (plain, numbered):
+        assert read_dense_set(write(tmp_path, files, lines)).classes == names
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        (["# label : colour", "a", "b", "c"], "look like comments: '# label : colour'"),
+        (["#classes", "a", "b"], "look like comments"),
+        (["// classes", "a", "b"], "look like comments"),
+        (["a # the first", "b"], "look like comments"),
+        (["a 1 2 3 // the first", "b 4 5 6"], "look like comments"),
+        (["a #fff", "b #000"], "colours that are cut short: 'a #fff', 'b #000'"),
+        (["#fff: a", "#000: b"], "colours that are cut short"),
+        (["a #000", "b #111"], "colours that are cut short"),
+    ],
+)
+def test_lines_with_a_sharp(tmp_path, lines, told):
+    """Comments, which would become classes, and colours of three digits, which would stay in names, are refused with what to do."""
+    with pytest.raises(TutelageError, match=told) as error:
+        read_dense_set(write(tmp_path, [saved(drawn(seed)) for seed in range(4)], lines))
+    assert error.value.hint
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("Room #101", "Room #102", "hall"),
+        ("#", "!", "?"),
+        ("#wet", "#dry", "#new"),
+        ("C#", "C++", "F#"),
+        ("a->b", "b->c", "c -> a"),
+    ],
+)
+def test_signs_that_are_part_of_a_name(tmp_path, names):
+    """Sharps and arrows within names stay as they are."""
+    assert read_dense_set(write(tmp_path, [saved(drawn(seed)) for seed in range(4)], names)).classes == names
+
+
+def test_greys_whose_numbers_stand_in_classes_txt(tmp_path):
+    """`127: disc` for masks of 0, 127 and 255 is refused with lines that make them readable."""
+    masks, levels = [drawn(seed, void=False) for seed in range(4)], np.array([0, 127, 255], np.uint8)
+    files = [saved(levels[mask]) for mask in masks]
+    lines = [f"{number}: {name}" for number, name in zip(levels, CLASSES, strict=True)]
+    with pytest.raises(TutelageError, match="numbers its classes 0, 127, 255") as error:
+        read_dense_set(write(tmp_path, files, lines))
+    lines = [line for line in error.value.hint.split("`") if line.startswith("name")]
+    lines = [line.replace("name", name) for line, name in zip(lines, CLASSES, strict=True)]
+    assert read(write(tmp_path, files, lines)) == expected(masks)
 
 
 def test_numbers_and_bits_through_the_command(tutelage, tmp_path):

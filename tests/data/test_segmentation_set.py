@@ -215,6 +215,50 @@ def test_real_street_scenes():
     assert (len(found.classes), found.rejected) == (11, ())
 
 
+def test_what_lies_beside_images_and_masks(tutelage, place):
+    """Parquet files, tars, archives and images beside images/ and masks/ are not read, and the log names them."""
+    target = place / "target"
+    plain = read_dense_set(target)
+    assert not any("beside" in note for note in plain.notes)
+    for name in ("train-0.parquet", "more.tar.gz", "old.zip", "cover.png", "readme.md", ".hidden.tar"):
+        (target / name).write_bytes(b"anything")
+    found = read_dense_set(target)
+    assert same(found, plain)
+    note = "files beside images/ and masks/ that are not read: cover.png, more.tar.gz, old.zip, train-0.parquet"
+    assert [one for one in found.notes if "beside" in one] == [f"{target}: {note}"]
+    assert note in curate(tutelage, place).stderr
+
+
+def test_containers_that_cannot_be_read(tmp_path):
+    """Where images and masks lie in damaged tars, the error says that these cannot be read."""
+    for kind in ("images", "masks"):
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / "train.tar").write_bytes(b"junk")
+    (tmp_path / "classes.txt").write_text("a\nb\n")
+    with pytest.raises(TutelageError, match=r"has no images with masks: images/train.tar \(.*masks/train.tar \("):
+        read_dense_set(tmp_path)
+
+
+@pytest.mark.parametrize("below", ["", "data"])
+def test_what_lies_beside_shards(drawn, tmp_path, below):
+    """What lies beside Parquet files with images and masks is named too."""
+    (tmp_path / below).mkdir(exist_ok=True)
+    for split in ("train", "test"):
+        images = sorted((drawn / "target" / "images" / split).iterdir())
+        columns = {"image": images, "mask": [drawn / "target" / "masks" / split / one.name for one in images]}
+        rows = {name: [{"bytes": one.read_bytes()} for one in column] for name, column in columns.items()}
+        pq.write_table(pa.table(rows), tmp_path / below / f"{split}-0.parquet")
+    shutil.copy(drawn / "target" / "classes.txt", tmp_path)
+    for name in {"more.tar", f"{below}/old.zip"}:
+        (tmp_path / name.lstrip("/")).write_bytes(b"anything")
+    found = read_dense_set(tmp_path)
+    assert (len(found.refs), {*found.splits.tolist()}) == (10, {"train", "test"})
+    notes = "; ".join(found.notes)
+    assert "beside test-0.parquet that are not read: " in notes
+    assert "more.tar" in notes
+    assert "old.zip" in notes
+
+
 # Budget
 
 

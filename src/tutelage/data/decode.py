@@ -20,9 +20,10 @@ import io
 import os
 import struct
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
-from PIL import Image, ImageChops, ImageFile, JpegImagePlugin, TiffImagePlugin
+from PIL import BmpImagePlugin, Image, ImageChops, ImageFile, JpegImagePlugin, TiffImagePlugin
 
 from tutelage.data.image_kinds import KINDS, is_raw, opener_of, unread_kind
 from tutelage.errors import TutelageError, Unreadable, did_you_mean
@@ -212,7 +213,30 @@ def _open(data: bytes) -> ImageFile.ImageFile:
         raise Unreadable(f"zero-sized: {width} x {height} pixels")
     if width * height > MAX_PIXELS:
         raise Unreadable(f"{width} x {height} pixels, the limit is {MAX_PIXELS:,} pixels in all")
+    if isinstance(image, BmpImagePlugin.BmpImageFile):
+        _unpack_greys(image, data)
     return image
+
+
+def _unpack_greys(image: BmpImagePlugin.BmpImageFile, data: bytes) -> None:
+    """Have a BMP of greys unpacked by the bits of its header: by its palette alone Pillow takes one of 4 or 8 bits for one of 1 or 8.
+
+    Raises:
+        Unreadable: Pillow cannot unpack such pixels.
+    """
+    header = data[14:] if data.startswith(b"BM") else data
+    bits = header[10 if header[0] == 12 else 14]
+    name, area, start, how = image.tile[0]
+    if (
+        (image.mode, bits) in (("1", 1), ("L", 8))
+        or image.mode not in ("1", "L")
+        or (image.mode == "L" and name != "raw")
+    ):
+        return
+    if (image.mode, bits, name) != ("1", 8, "raw") or not isinstance(how, tuple):
+        raise Unreadable(f"a BMP of {bits} bits a pixel with a palette of greys is not read: save it as PNG")
+    a_byte_each = (name, area, start, ("1;8", *how[1:]))  # a named tuple only in newer Pillows
+    image.tile = [cast(Any, a_byte_each)]
 
 
 def _rgb(image: Image.Image, short_side: int | None) -> tuple[Image.Image, tuple[int, int]]:

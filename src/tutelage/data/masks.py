@@ -69,13 +69,15 @@ class Values:
     """Raw contents of one mask file.
 
     pixels: (H, W) int32 or float32 numbers as they are stored, or (H, W, 3) uint8 colours. colours: those that numbers show, of the
-    palette if indexed, else grey. clear: (H, W) bool, where the mask is fully transparent, if it is anywhere.
+    palette if indexed, else grey. paletted: whether a palette of the file gives numbers their colours: one of plain greys, 0 to n, does
+    so only in a GIF, which is never without. clear: (H, W) bool, where the mask is fully transparent, if it is anywhere.
     """
 
     pixels: np.ndarray
     colours: dict[int, Colour] = field(default_factory=dict)
     indexed: bool = False
     clear: np.ndarray | None = None
+    paletted: bool = False
 
     def shade(self, number: int) -> Shade:
         """Return what a number shows."""
@@ -85,7 +87,7 @@ class Values:
         """Return the numbers from 0 to 255 in a mask of one channel, without transparent pixels, and what they show."""
         seen = self.pixels if self.clear is None else self.pixels[~self.clear]
         numbers, odd = _small(seen)
-        return frozenset(self.shade(number) for number in np.unique(numbers[~odd]).tolist())
+        return frozenset(self.shade(number) for number in np.flatnonzero(np.bincount(numbers[~odd])).tolist())
 
 
 def made_colours(count: int) -> tuple[Colour, ...]:
@@ -110,7 +112,7 @@ def read_values(data: bytes) -> Values:
         if image.format == "JPEG" or str(image.info.get("compression")).endswith("jpeg"):
             raise Unreadable("a JPEG changes the values of a mask: PNG is read")
         white, signed = _white(image, data), getattr(image, "tag_v2", {}).get(SAMPLEFORMAT) == (2,)
-        image = turned(image)
+        gif, image = image.format == "GIF", turned(image)
         if image.mode not in ("1", "L", "LA", "P", "PA", "F") and not image.mode.startswith("I"):
             if white > 255:
                 raise Unreadable("16 bits a channel are not read: save its colours with 8 bits")
@@ -127,7 +129,7 @@ def read_values(data: bytes) -> Values:
     greys = [(round(255 * number / most),) * 3 for number in range(most + 1)]
     indexed = palette != [[number] * 3 for number in range(len(palette))]
     colours = {number: (r, g, b) for number, (r, g, b) in enumerate(palette if indexed else greys)}
-    return Values(numbers, colours, indexed, _clear(image, numbers))
+    return Values(numbers, colours, indexed, _clear(image, numbers), indexed or gif)
 
 
 def _as_stored(mode: str, pixels: np.ndarray, white: int, signed: bool) -> np.ndarray:
