@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import numpy as np
 import onnxruntime
@@ -495,3 +496,29 @@ def test_masks(tmp_path):
     assert "pipeline_tag: image-segmentation" in (tmp_path / "run" / "export" / "MODEL_CARD.md").read_text()
     with pytest.raises(TutelageError, match="holds a segmentation model, but the page needs a classifier"):
         tutelage.demo_page(export=tmp_path / "run", out=tmp_path / "page")
+
+
+def test_an_export_from_within_and_through_a_link(finished, tmp_path, monkeypatch):
+    """`tutelage export ..` in the export's own folder makes it anew, and one behind a link is replaced where the link was."""
+    run = Path(shutil.copytree(finished.out, tmp_path / "run"))
+    monkeypatch.chdir(run / "export")
+    assert quick("export", "..", "--no-int8", "--cache", finished.out.parent / "cache") == (0, ANY)
+    assert {path.name for path in run.iterdir() if path.name.startswith((".tutelage", "export"))} == {"export"}
+    (run / "export").rename(tmp_path / "elsewhere")
+    (run / "export").symlink_to(tmp_path / "elsewhere")
+    assert quick("export", run, "--no-int8", "--cache", finished.out.parent / "cache") == (0, ANY)
+    assert not (run / "export").is_symlink()
+    assert (tmp_path / "elsewhere" / "model.onnx").exists()
+
+
+def test_scores_of_another_run(finished, tmp_path):
+    """Scores of other models, as from a folder that was copied over, are neither exported nor reported; a stage that is gone is named."""
+    run = Path(shutil.copytree(finished.out, tmp_path / "run"))
+    result = json.loads((run / "evaluate" / "result.json").read_text())
+    (run / "evaluate" / "result.json").write_text(json.dumps({**result, "inputs": "0" * 64}))
+    for command_of in (tutelage.export, tutelage.report):
+        with pytest.raises(TutelageError, match="holds the scores of other models"):
+            command_of(run=run)
+    shutil.rmtree(run / "adapt")
+    with pytest.raises(TutelageError, match="adapt is gone, and with it the teacher, which was scored before"):
+        tutelage.evaluate(run=run)

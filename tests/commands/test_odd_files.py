@@ -238,7 +238,9 @@ def test_pipes_instead_of_files_of_ours(tutelage, task):
         Run(task.root / "run").settings()
     (task.root / "made" / "settings.toml").write_text('[versions]\ntutelage = "0"\n')
     assert "curate/result.json is not as tutelage wrote it" in refused(tutelage("evaluate", str(task.root / "made")))
-    with pytest.raises(TutelageError, match=r"study\.toml is not valid TOML \(not a regular file\)"):
+    with pytest.raises(
+        TutelageError, match=r"study\.toml is not as `tutelage compare` wrote it \(not a regular file\)"
+    ):
         write_study(task.root / "study")
     assert "a .lock that cannot be read: not a regular file" in refused(
         tutelage(*task.words("curate", "--out", str(task.root / "lock")))

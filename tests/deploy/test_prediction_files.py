@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -152,3 +153,17 @@ def test_what_comes_while_it_predicts_stays(tmp_path: Path):
         with pytest.raises(TutelageError, match="there already"):
             write_predictions(place, {"path": ["1.png"], "class": ["cat"]}, [])
     assert (tmp_path / "p.csv").read_text() == "mine"
+
+
+def test_a_record_that_names_other_files_deletes_none(tmp_path: Path):
+    """Masks that an earlier call wrote are removed only where the record's hash says that they are these, below the folder of masks."""
+    out = tmp_path / "p.csv"
+    predict(out, "1.png", "2.png", masks=True)
+    (tmp_path / "mine.txt").write_text("mine")
+    (record,) = tmp_path.glob(RECORDS)
+    about = json.loads(record.read_text())
+    about["files"] |= {"p/../mine.txt": ["0" * 64], "p/../../mine.txt": ["0" * 64]}
+    record.write_text(json.dumps(about))
+    predict(out, "1.png", masks=True)
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+    assert not (tmp_path / "p" / "2.png").exists()

@@ -149,7 +149,7 @@ def test_folders_without_scores(finished, tmp_path, what, tutelage):
         shutil.copytree(finished.out, folder, ignore=shutil.ignore_patterns("evaluate"))
     done = tutelage("report", "--run", str(folder))
     assert done.returncode == 2
-    assert "holds no evaluated run" in done.stderr
+    assert ("has not been evaluated" if what == "no scores" else "is not a run folder") in done.stderr
     assert ("tutelage evaluate" if what == "no scores" else "tutelage run") in done.stderr
     with pytest.raises(TutelageError):
         package.report(run=str(folder))

@@ -225,6 +225,11 @@ def test_a_failed_run_leaves_the_others(task, tmp_path, capsys):
     assert "scratch is right for" in page
 
 
+def changed(record: dict) -> str:
+    """A record that a test has made up, without the hash of the real one."""
+    return json.dumps({name: value for name, value in record.items() if name != "hash"})
+
+
 @pytest.fixture(scope="module")
 def many(task, tmp_path_factory) -> Path:
     """The same study with three seeds, the later two made up from the first."""
@@ -234,7 +239,7 @@ def many(task, tmp_path_factory) -> Path:
             one = json.loads(path.read_text())
             one["seed"] = seed
             one["student"]["test"]["accuracy"] += 0.01 * seed
-            path.with_name(path.name.replace("seed-0", f"seed-{seed}")).write_text(json.dumps(one))
+            path.with_name(path.name.replace("seed-0", f"seed-{seed}")).write_text(changed(one))
     about = tomllib.loads((folder / "study.toml").read_text())
     about["study"]["plan"] = [path.stem for path in sorted((folder / "results").glob("*.json"))]
     (folder / "study.toml").write_text(toml(about))
@@ -308,7 +313,7 @@ def test_what_is_not_finished_is_said(many, tmp_path):
     for path in (folder / "results").glob("task-oriented-*.json"):  # the best method, whose teacher can be told about
         record = json.loads(path.read_text())
         record["student"]["test"]["accuracy"] = 1.0
-        path.write_text(json.dumps(record))
+        path.write_text(changed(record))
     assert write_study(folder)["missing"] == ["task-oriented-budget-2-seed-2"]
     page = (folder / "report" / "index.html").read_text()
     assert "Not finished: 1 of" in page
@@ -325,7 +330,7 @@ def test_a_class_without_test_images_is_said(many, tmp_path):
         for model in ("student", "teacher"):
             if record[model]:
                 record[model]["test"]["recall"][1] = None
-        path.write_text(json.dumps(record))
+        path.write_text(changed(record))
     write_study(folder)
     assert "Without test images: c1." in (folder / "report" / "index.html").read_text()
 
@@ -335,7 +340,7 @@ RECORD = "results/task-oriented-budget-2-seed-0.json"
 
 @pytest.mark.parametrize(("file", "text", "said"), [
     (RECORD, "{", "is not valid JSON"), (RECORD, '{"method": "task-oriented"}', "remove it"),
-    ("study.toml", "methods = [", "is not valid TOML"),
+    ("study.toml", "methods = [", "is not as `tutelage compare` wrote it"),
 ])  # fmt: skip
 def test_broken_files_of_a_study(many, tutelage, tmp_path, file, text, said):
     """A record or a study.toml that cannot be read is named with the mend; the page that is there stays."""
@@ -349,11 +354,62 @@ def test_broken_files_of_a_study(many, tutelage, tmp_path, file, text, said):
     assert (folder / "report" / "index.html").read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"seed": 1}, "it is of task-oriented, budget 2, seed 1"),
+        ({"budget": "2"}, "changed after it was written"),
+        ({"test_images": 3}, "has results of"),
+        ({"right": "!!!"}, "damaged"),
+        ({"student": {}}, "damaged"),
+        ({"classes": ["c0"]}, "changed after it was written"),
+    ],
+)
+def test_records_that_were_changed_or_copied(many, tutelage, tmp_path, change, said):
+    """A record under another run's name, or changed by hand, is named instead of being compared; the results that are there stay."""
+    folder = Path(shutil.copytree(many, tmp_path / "study"))
+    before = (folder / "report" / "results.json").read_bytes()
+    (folder / RECORD).write_text(json.dumps({**json.loads((folder / RECORD).read_text()), **change}))
+    done = tutelage("report", str(folder))
+    assert done.returncode == 2
+    assert "is not the record of that run" in done.stderr
+    assert said in done.stderr
+    assert (folder / "report" / "results.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"failed": ["x"]}, {"failed": 3}, {"results": 5}, {"plan": [5]}, {"methods": ["scratch"]}, {"seeds": None}],
+)
+def test_a_study_file_that_was_changed(many, tutelage, tmp_path, change):
+    """A study.toml with odd values is one error, with the way to have it written again."""
+    folder = Path(shutil.copytree(many, tmp_path / "study"))
+    about = tomllib.loads((folder / "study.toml").read_text())
+    about["study"] = {name: one for name, one in {**about["study"], **change}.items() if one is not None}
+    (folder / "study.toml").write_text(toml(about))
+    done = tutelage("report", str(folder))
+    assert done.returncode == 2, done.stderr
+    assert "study.toml" in done.stderr
+    assert "run the study's `tutelage compare` again" in done.stderr
+
+
+def test_settings_of_ones_own_called_study(task, tutelage, tmp_path):
+    """A study.toml of the user's in --out is not taken for that of a study, and stays; places that are no folders are named."""
+    (tmp_path / "study.toml").write_text("budgets = [2]  # mine\n")
+    done = tutelage("compare", "--config", str(tmp_path / "study.toml"), *words(task, out=tmp_path)[1:])
+    assert done.returncode == 2
+    assert "contains other files" in done.stderr
+    assert (tmp_path / "study.toml").read_text() == "budgets = [2]  # mine\n"
+    done = tutelage(*words(task, out=tmp_path / "new"), "--results", str(tmp_path / "study.toml"))
+    assert done.returncode == 2
+    assert "is not a folder" in done.stderr
+
+
 def test_results_of_other_test_images_are_refused(many, tmp_path):
     """Records that were scored on other test images are not compared: the page is refused, the run named."""
     folder = Path(shutil.copytree(many, tmp_path / "study"))
     path = folder / "results" / "task-oriented-budget-2-seed-2.json"
-    path.write_text(path.read_text().replace(json.loads(path.read_text())["test"], "0" * 64))
+    path.write_text(changed({**json.loads(path.read_text()), "test": "0" * 64}))
     with pytest.raises(TutelageError, match="task-oriented, budget 2, seed 2"):
         write_study(folder)
 
