@@ -364,7 +364,7 @@ def test_what_does_not_hold_leaves_the_old_one(finished, monkeypatch):
 def test_too_few_to_calibrate(finished):
     """int8 is not calibrated with a handful of images; the message says the two ways out."""
     with pytest.raises(
-        TutelageError, match=r"8 images to calibrate int8 with are too few: at least 32 .*\nhint: .*--no-int8"
+        TutelageError, match=r"8 images are too few to calibrate int8 with: at least 32 .*\nhint: .*--no-int8"
     ):
         tutelage.export(run=finished.out, calibration=8)
 
@@ -405,7 +405,7 @@ def test_bad_input(copy, finished, tmp_path):
             "your own images",
         ),
         (("predict", copy, empty), "no image in", ".jpg"),
-        (("predict", copy, finished.out / "settings.toml"), "none of 1 files can be read", "not an image"),
+        (("predict", copy, finished.out / "settings.toml"), "the only file cannot be read", "not an image"),
         (("predict", copy, finished.gallery, "--model", "half"), "--model half", "'float'"),
         (("export", tmp_path), "is not a run folder", "tutelage run --out"),
         (("export", finished.out, "--format", "coreml", "tflite"), "--format tflite", "macOS"),

@@ -250,7 +250,7 @@ def test_new_images_that_were_trained_on(task, capsys):
     assert len(_new_images(str(other), load_task(task.out, cache), cache)) == 5
     said = capsys.readouterr().err
     assert f"of 5 images of {other}, 2 were trained on, or look like copies of such images" in said
-    assert "1 images cannot be used and are not scored: c1/link.png" in said
+    assert "1 image is unusable and not scored: c1/link.png" in said
 
 
 def test_half_a_line_of_metrics(tmp_path):

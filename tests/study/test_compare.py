@@ -359,8 +359,8 @@ def test_broken_files_of_a_study(many, tutelage, tmp_path, file, text, said):
     [
         ({"seed": 1}, "it is of task-oriented, budget 2, seed 1"),
         ({"budget": "2"}, "changed after it was written"),
-        ({"test_images": 3}, "has results of"),
-        ({"right": "!!!"}, "damaged"),
+        ({"test_images": 3}, "changed after it was written"),
+        ({"right": "!!!"}, "it has results of 0 test images, not of 12"),
         ({"student": {}}, "damaged"),
         ({"classes": ["c0"]}, "changed after it was written"),
     ],

@@ -157,8 +157,10 @@ def write_predictions(
     """
     if rejected and not columns["path"]:
         first = shown((f"{name} ({reason})" for name, reason in rejected), 3)
-        message = f"none of {number_of(len(rejected), 'file')} can be read as an image: {first}"
-        raise TutelageError(message, "check the path, or convert these files to JPEG or PNG")
+        what = f"none of {len(rejected):,} files can" if len(rejected) > 1 else "the only file cannot"
+        raise TutelageError(
+            f"{what} be read as an image: {first}", "check the path, or convert these files to JPEG or PNG"
+        )
     if place.out.suffix.lower() == ".parquet":
         import pyarrow
 
