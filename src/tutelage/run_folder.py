@@ -136,6 +136,8 @@ class Run:
             found = toml_of(text_in(self.path / SETTINGS))
             if odd := [name for name, table in found.items() if not isinstance(table, dict)]:
                 raise ValueError(f"{shown(odd)} is not a table")
+            if lost := {"settings", "versions", "machine"} - found.keys():  # written together
+                raise ValueError(f"it lacks {shown(sorted(lost))}")
             return found
         except FileNotFoundError:
             return {}

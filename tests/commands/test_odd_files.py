@@ -236,7 +236,9 @@ def test_pipes_instead_of_files_of_ours(tutelage, task):
     assert "contains other files, such as settings.toml" in refused(tutelage("evaluate", str(task.root / "run")))
     with pytest.raises(TutelageError, match=r"settings\.toml is not as tutelage wrote it: not a regular file"):
         Run(task.root / "run").settings()
-    (task.root / "made" / "settings.toml").write_text('[versions]\ntutelage = "0"\n')
+    (task.root / "made" / "settings.toml").write_text(
+        '[settings]\nseed = 0\n[versions]\ntutelage = "0"\n[machine]\nthreads = 1\n'
+    )
     assert "curate/result.json is not as tutelage wrote it" in refused(tutelage("evaluate", str(task.root / "made")))
     with pytest.raises(
         TutelageError, match=r"study\.toml is not as `tutelage compare` wrote it \(not a regular file\)"
@@ -255,7 +257,9 @@ def test_pipes_instead_of_files_of_ours(tutelage, task):
 @pytest.mark.parametrize("text", ['{"a": 1}', "[]", DEEP])
 def test_a_result_of_something_else(tutelage, tmp_path, text):
     """A result.json with other contents is one error that names it."""
-    (tmp_path / "settings.toml").write_text('[versions]\ntutelage = "0"\n')
+    (tmp_path / "settings.toml").write_text(
+        '[settings]\nseed = 0\n[versions]\ntutelage = "0"\n[machine]\nthreads = 1\n'
+    )
     (tmp_path / "curate").mkdir()
     (tmp_path / "curate" / "result.json").write_text(text)
     assert "curate/result.json is not as tutelage wrote it" in refused(tutelage("evaluate", str(tmp_path)))
