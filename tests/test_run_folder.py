@@ -170,3 +170,11 @@ def test_a_setting_that_was_changed_by_hand(tmp_path: Path):
             TutelageError, match=r"settings\.toml is not as tutelage wrote it: --resize zoom must be 'squash'"
         ):
             run.chosen()
+
+
+@pytest.mark.parametrize("text", ["", "[versions]\ntutelage = '1'\n", "[settings]\nseed = 0\n"])
+def test_settings_that_were_cut_off(tmp_path, text):
+    """A settings.toml that lost its end, though it still is TOML, is damaged: no default stands in for what it said."""
+    (tmp_path / "settings.toml").write_text(text)
+    with pytest.raises(TutelageError, match="is not as tutelage wrote it: it lacks machine"):
+        Run(tmp_path).settings()
