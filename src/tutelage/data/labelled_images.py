@@ -16,11 +16,10 @@ from pathlib import Path
 from tutelage.data.class_names import are_numbers, check_folders
 from tutelage.data.decode import hidden
 from tutelage.data.labelled_lists import label_values, read_list, read_parquet, read_shard
-from tutelage.data.labelled_place import LabelledPlace, LabelledRef
+from tutelage.data.labelled_place import LabelledPlace, LabelledRef, files_beside
 from tutelage.data.list_columns import parquet_shards
 from tutelage.data.sources import TAR_SUFFIXES, ImageRef, Rejected, clean, list_images, what_is_ours
 from tutelage.data.split_names import holder, split_folders, splits_of_shards
-from tutelage.data.walk import OTHER, kind_of_file
 from tutelage.data.webdataset import key_of, label_of, labels_of, tars_of
 from tutelage.errors import TutelageError, shown
 
@@ -94,12 +93,10 @@ def _holds_images(folder: Path) -> bool:
 
 def _note_others(listing: LabelledPlace, place: Path, read: Sequence[Path]) -> None:
     """Note the folders, images, containers and archives of a place that are not among those that are read."""
-    others = [one for one in sorted(place.iterdir()) if one not in read and not hidden(one.name)]
-    folders = [one.name for one in others if one.is_dir() and not _only_ours(one)]
-    files = [one.name for one in others if one.is_file() and kind_of_file(str(one)) != OTHER]
-    for what, names in (("folders", folders), ("files", files)):
-        if names:
-            listing.notes.append(f"{place}: {what} beside {read[0].name} that are not read: {shown(names)}")
+    others = [one for one in sorted(place.iterdir()) if one.is_dir() and one not in read and not hidden(one.name)]
+    if folders := [one.name for one in others if not _only_ours(one)]:
+        listing.notes.append(f"{place}: folders beside {read[0].name} that are not read: {shown(folders)}")
+    listing.notes += files_beside(place, read, read[0].name)
 
 
 def _add_shards(listing: LabelledPlace, shards: Sequence[Path], prefix: str, split: str) -> None:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from tutelage.data.decode import hidden
 from tutelage.data.sources import ImageRef, Rejected
+from tutelage.data.walk import OTHER, kind_of_file
+from tutelage.errors import shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,3 +38,13 @@ class LabelledPlace:
     inside: dict[str, Counter[str]] = field(default_factory=dict)
     rejected: list[Rejected] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+
+def files_beside(folder: Path, read: Sequence[Path], what: str) -> list[str]:
+    """Return a note that names the images, Parquet files, tars and archives of a folder that are not among those that are read.
+
+    what: is read instead.
+    """
+    files = [one for one in sorted(folder.iterdir()) if one.is_file() and one not in read and not hidden(one.name)]
+    others = [one.name for one in files if kind_of_file(str(one)) != OTHER]
+    return [f"{folder}: files beside {what} that are not read: {shown(others)}"] if others else []

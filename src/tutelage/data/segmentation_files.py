@@ -8,12 +8,10 @@ classes.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 from tutelage.data.class_list import read_coding
-from tutelage.data.decode import hidden
-from tutelage.data.labelled_place import LabelledPlace, LabelledRef
+from tutelage.data.labelled_place import LabelledPlace, LabelledRef, files_beside
 from tutelage.data.list_columns import (
     find_columns,
     named_file,
@@ -27,7 +25,6 @@ from tutelage.data.masks import MaskEncoding
 from tutelage.data.sources import ImageRef, Rejected, clean, file_ref, fingerprints_of, list_images
 from tutelage.data.split_names import split_word, splits_among, splits_of_shards, unknown_splits
 from tutelage.data.tabular import MASK_COLUMNS, mask_column, text_rows
-from tutelage.data.walk import OTHER, kind_of_file
 from tutelage.errors import FilesMissing, TutelageError, number_of, raise_all, shown
 
 FORMS = (
@@ -53,7 +50,7 @@ def read_pairs(place: Path) -> tuple[LabelledPlace, MaskEncoding]:
     suffix = place.suffix.lower()
     if place.is_dir() and (place / "images").is_dir():
         listing = _read_folder(place)
-        listing.notes += _beside(place, [], "images/ and masks/")
+        listing.notes += files_beside(place, [], "images/ and masks/")
     elif place.is_dir() and (shards := parquet_shards(place)):
         listing = LabelledPlace()
         for shard, split in splits_of_shards(shards).items():
@@ -61,7 +58,7 @@ def read_pairs(place: Path) -> tuple[LabelledPlace, MaskEncoding]:
             listing.images += part.images
             listing.rejected += part.rejected
         for folder in dict.fromkeys((place, shards[0].parent)):
-            listing.notes += _beside(folder, shards, shards[0].name)
+            listing.notes += files_beside(folder, shards, shards[0].name)
     elif suffix == ".parquet" and mask_column(read_schema(place), place):
         listing = _read_shard(place, "train")
     elif suffix in (".parquet", ".csv", ".txt", ".tsv"):
@@ -75,16 +72,6 @@ def read_pairs(place: Path) -> tuple[LabelledPlace, MaskEncoding]:
         why = f": {shown(bad, 3)}" if bad else ""
         raise TutelageError(f"{place} has no images with masks{why}", f"{way}; tutelage reads {FORMS}")
     return listing, coding
-
-
-def _beside(folder: Path, read: Sequence[Path], what: str) -> list[str]:
-    """Return a note that names the images, Parquet files, tars and archives of a folder that are not among those that are read.
-
-    what: is read instead.
-    """
-    files = [one for one in sorted(folder.iterdir()) if one.is_file() and one not in read and not hidden(one.name)]
-    others = [one.name for one in files if kind_of_file(str(one)) != OTHER]
-    return [f"{folder}: files beside {what} that are not read: {shown(others)}"] if others else []
 
 
 def _read_folder(place: Path) -> LabelledPlace:

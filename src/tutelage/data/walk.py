@@ -19,6 +19,7 @@ from pathlib import Path
 from tutelage.data.decode import hidden, predicted_files
 from tutelage.data.image_kinds import HEAD, SUFFIXES, UNREAD_SUFFIXES, is_image
 from tutelage.errors import TutelageError, shown
+from tutelage.regular_file import bytes_in
 
 IMAGE_SUFFIXES = (*SUFFIXES, *UNREAD_SUFFIXES)  # the latter are listed, and rejected when they are read
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -117,10 +118,9 @@ def what_is_ours(folder: str | Path, names: Sequence[str]) -> str:
 
 
 def _begins(path: str, start: bytes) -> bool:
-    """Whether a file of that name begins so; another program may call its own the same."""
+    """Whether a regular file of that name begins so; another program may call its own the same."""
     try:
-        with open(path, "rb") as file:
-            return file.read(len(start)) == start
+        return bytes_in(path).startswith(start)
     except OSError:
         return False
 
@@ -141,7 +141,7 @@ def _marked(folder: Path) -> str:
     tutelage: much may lie below a folder."""
     try:
         what = what_is_ours(folder, os.listdir(folder))
-        foreign = what == "a run" and b"tutelage" not in (folder / "settings.toml").read_bytes()
+        foreign = what == "a run" and b"tutelage" not in bytes_in(folder / "settings.toml")
     except OSError:
         return ""
     return "" if foreign or what == "a study" else what

@@ -49,9 +49,8 @@ def labels_of(tar: Path) -> dict[str, str]:
                     found[ending.lower()][stem] = label
     except (tarfile.TarError, OSError, EOFError, zlib.error):
         pass
-    return (
-        found["json"] | found["cls"]
-    )  # what a .json says may be a name where the .cls is a number: one of them for all
+    # What a .json says may be a name where the .cls is a number: the .cls counts wherever there is one.
+    return found["json"] | found["cls"]
 
 
 def label_of(labels: Mapping[str, str], image: str, members: Container[str] = ()) -> str:
