@@ -429,6 +429,20 @@ def test_a_class_that_loses_all_its_images(tutelage, task):
     assert len(rejected(task)) == 6
 
 
+@pytest.mark.parametrize(("split", "more"), [("test", ()), ("val", ()), ("test", ("--val", "0.2"))])
+def test_a_split_that_loses_all_its_images(tutelage, task, split, more):
+    """When no test or validation image can be used the run stops and says so: nothing would be judged on them."""
+    if split == "val":
+        shutil.copytree(task.target / "test", task.target / "val")
+        for path in (task.target / "val").rglob("*.png"):
+            path.write_bytes(b"")
+    else:
+        for path in (task.target / "test").rglob("*.png"):
+            path.write_bytes(path.read_bytes()[:60])
+    text = refused(tutelage(*task.words("run", "--max-rejected", "1", *more)))
+    assert f"no {split} image can be used, of " in text
+
+
 def test_one_image_with_two_labels_or_in_two_splits(tutelage, task):
     """The same pixels under two labels, or among labelled and test images, are refused with the pairs."""
     shutil.copy(task.target / "train" / "c0" / "0.png", task.target / "train" / "c1" / "copy.png")

@@ -271,6 +271,24 @@ def test_other_images_can_be_scored(data, whole):
         (data / "target" / "classes.txt").write_text("\n".join(CLASSES) + "\n")
 
 
+@pytest.mark.parametrize(("order", "kept"), [((0, 1, 2), True), ((0, 2, 1), False), ((2, 1, 0), False)])
+def test_masks_that_number_the_classes_anew(data, whole, tmp_path, order, kept):
+    """`evaluate --target` refuses masks whose palette gives a class the colour that another class of the run has."""
+    folder = shutil.copytree(data / "target", tmp_path / "other")
+    colours = read_json(Path(whole["run"]) / "curate" / "result.json")["colours"]
+    for path in (folder / "masks").rglob("*.png"):
+        mask = Image.open(path).copy()
+        mask.putpalette([part for number in order for part in colours[number]] + [0] * 3 * 253)
+        mask.save(path)
+    if kept:
+        assert tutelage.evaluate(run=whole["run"], target=str(folder)).to_json()["delivered"]["test"]["images"] == 13
+        return
+    with pytest.raises(
+        TutelageError, match=r"the palettes differ: .* in these masks, but . \(.*\) in those of the run"
+    ):
+        tutelage.evaluate(run=whole["run"], target=str(folder))
+
+
 def test_compare(data):
     """A study takes masks without a word of its own: methods, seeds, one page with mIoU."""
     study = data / "study"

@@ -220,11 +220,11 @@ def test_what_lies_beside_images_and_masks(tutelage, place):
     target = place / "target"
     plain = read_dense_set(target)
     assert not any("beside" in note for note in plain.notes)
-    for name in ("train-0.parquet", "more.tar.gz", "old.zip", "cover.png", "readme.md", ".hidden.tar"):
+    for name in ("train-0.parquet", "more.tar.gz", "old.zip", "cover.png", "readme.md", ".hidden.tar", "splits.csv"):
         (target / name).write_bytes(b"anything")
     found = read_dense_set(target)
     assert same(found, plain)
-    note = "files beside images/ and masks/ that are not read: cover.png, more.tar.gz, old.zip, train-0.parquet"
+    note = "files beside images/ and masks/ that are not read: cover.png, more.tar.gz, old.zip, splits.csv, train-0.parquet"
     assert [one for one in found.notes if "beside" in one] == [f"{target}: {note}"]
     assert note in curate(tutelage, place).stderr
 

@@ -167,11 +167,13 @@ def test_numbers_and_names_in_one_tar(tmp_path):
     assert read_target_set(tmp_path / "json").classes == ("0", "1")
 
 
-@pytest.mark.parametrize("folder", ["recycler", "study"])
-def test_classes_that_are_called_like_other_things(tmp_path, folder):
+@pytest.mark.parametrize(
+    ("folder", "text"), [("recycler", "name = 'x'\n"), ("study", "name = 'x'\n"), ("study", "[study]\nname = 'x'\n")]
+)
+def test_classes_that_are_called_like_other_things(tmp_path, folder, text):
     """A class of recycling bins is a class, and so is a folder in which another program keeps a study.toml."""
     put(tmp_path, {"b": 3, folder: 3})
-    (tmp_path / "study" / "study.toml").write_text("name = 'x'\n") if folder == "study" else None
+    (tmp_path / "study" / "study.toml").write_text(text) if folder == "study" else None
     assert set(read_target_set(tmp_path).classes) == {"b", folder}
 
 

@@ -200,6 +200,8 @@ def test_dry_run(task, tutelage, tmp_path):
     ("task-agnostic", "2", ("--set", "agnostik.lr=1e-3"), "did you mean 'task-agnostic'"),
     ("task-oriented", "2", ("--set", "task-oriented"), "METHOD.SETTING=VALUE"),
     ("scratch", "5,ten", (), "--budgets ten"),
+    ("scratch,paper", "2", ("--set", "scratch.lr=fast"), "--set scratch.lr=fast: --lr fast"),
+    ("scratch,paper", "2", ("--set", "paper.feature-weight=-1"), "--set paper.feature-weight=-1: --feature-weight -1"),
     ("scratch", "2", ("--set", "scratch.student=mobilenet9"), "no such model"),
     ("", "2", (), "--methods is empty"),
     ("scratch", ",", (), "--budgets without a number"),

@@ -15,13 +15,13 @@ from pathlib import Path
 
 from tutelage.commands.curate import curate
 from tutelage.commands.run import walk
+from tutelage.data.walk import is_study
 from tutelage.errors import TutelageError, number_of
-from tutelage.files import toml, toml_of, write_text
+from tutelage.files import toml, write_text
 from tutelage.json_object import JSON
 from tutelage.pipeline.preflight import preflight
 from tutelage.pipeline.stage import open_run, settings_of
 from tutelage.progress import duration, logger, processes
-from tutelage.regular_file import text_in
 from tutelage.results import CurationResult, StudyEstimate, StudyResult
 from tutelage.run_folder import STUDY, folder_name
 from tutelage.settings import command, declared, resolve
@@ -55,7 +55,7 @@ def compare(settings: CompareSettings) -> StudyResult | StudyEstimate:
     for name, place in (("--out", folder), ("--results", kept)):
         if place.exists() and not place.is_dir():
             raise TutelageError(f"{name} {place} is not a folder", "choose a folder, which may be new")
-    if folder.is_dir() and any(folder.iterdir()) and not _is_study(folder / STUDY):
+    if folder.is_dir() and any(folder.iterdir()) and not is_study(folder / STUDY):
         hint = f"use a new folder, such as --out {folder / 'study'}, or the folder of a study"
         raise TutelageError(f"--out {folder} contains other files", hint)
     of_all = {name: value for name, value in vars(settings).items() if name in of_runs}
@@ -109,14 +109,6 @@ def compare(settings: CompareSettings) -> StudyResult | StudyEstimate:
     summary = write_study(folder)
     logger.info(f"done in {duration(time.monotonic() - started)}; open {summary['page']}")
     return StudyResult(**summary)
-
-
-def _is_study(path: Path) -> bool:
-    """Whether a study.toml is one that `compare` wrote, a damaged one included, and not the user's own settings."""
-    try:
-        return isinstance(study := toml_of(text_in(path)).get("study"), dict) and "plan" in study
-    except (OSError, ValueError):
-        return path.exists()
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import numpy as np
 from tutelage.data.image_cache import Images, Store
 from tutelage.data.manifest import Labelled, TaskData, load_task
 from tutelage.data.masks import Labels
+from tutelage.data.target_set import TargetSet
 from tutelage.device import accelerator, flops, latency_ms
 from tutelage.distillation.committee_mixture import Mixture
 from tutelage.errors import TutelageError, number_of, shown
@@ -295,6 +296,22 @@ def _student(context: _Context, name: str, result: JSON, teacher: _Teacher | Non
     return {**scores, "test": context.judged(predictions)}, predictions
 
 
+def _check_palette(found: TargetSet, task: TaskData) -> None:
+    """Raise an error if masks of numbers show a class in the colour that another class has in the run's masks: they number it anew."""
+    known = [(r, g, b) for r, g, b in task.about["colours"]] if found.colours else []
+    if found.coloured or (found.colours and task.about["coloured"]):
+        return
+    for number, colour in enumerate(found.colours):
+        if colour in known and (other := known.index(colour)) != number:
+            name, of_run = task.classes[number], task.classes[other]
+            message = f"the palettes differ: {colour} is {number} ({name}) in these masks, but {other} ({of_run}) in those of the run"
+            hint = (
+                "list the colours in classes.txt, `name red green blue` for every class, so that colours count; "
+                "if the numbers are right, save the masks without palettes, in grey"
+            )
+            raise TutelageError(message, hint)
+
+
 def _new_images(target: str, task: TaskData, cache_dir: Path) -> Labelled:
     """Return the labelled images of another target set, with the run's classes."""
     from tutelage.curation.split_copies import count_trained_on
@@ -308,6 +325,7 @@ def _new_images(target: str, task: TaskData, cache_dir: Path) -> Labelled:
         logger.info(
             f"{target}: {number_of(len(found.rejected), 'image is', 'images are')} unusable and not scored: {first}"
         )
+    _check_palette(found, task)
     store = Store(cache_dir, task.side)
     store.add(found.refs)
     images, good, bad = store.find(found.refs)

@@ -107,12 +107,25 @@ def split_labels(target: TargetSet, images: Images, rows: np.ndarray, budget: in
         budget: labels per class; None takes all. seed: of the draw.
 
     Raises:
-        TutelageError: an image with two labels or in two splits, a class without a usable train image.
+        TutelageError: an image with two labels or in two splits, a class or a split without a usable image.
     """
     keys = [key.tobytes() for key in images.keys]
+    _check_splits(target, rows)
     _check_labels(target, rows, keys)
     drawn = _draw(target, rows, keys, budget, seed)
     return LabelledSplit(target, images, rows, keys, drawn, rows[target.splits[rows] != "train"])
+
+
+def _check_splits(target: TargetSet, rows: np.ndarray) -> None:
+    """Raise an error if none of the validation or test images can be used: nothing would be judged on them, without a word."""
+    emptied = [split for split in ("val", "test") if split in target.splits and split not in target.splits[rows]]
+    hint = "see rejected.csv in the run folder, and repair these images, or give others with --val or --test"
+    raise_all(
+        [
+            TutelageError(f"no {split} image can be used, of {(target.splits == split).sum():,}", hint)
+            for split in emptied
+        ]
+    )
 
 
 def _check_labels(target: TargetSet, rows: np.ndarray, keys: list[bytes]) -> None:

@@ -12,6 +12,8 @@ from tutelage.data.sources import ImageRef, Rejected
 from tutelage.data.walk import OTHER, kind_of_file
 from tutelage.errors import shown
 
+LISTS = (".csv", ".tsv")
+
 
 @dataclass(frozen=True, slots=True)
 class LabelledRef:
@@ -41,10 +43,10 @@ class LabelledPlace:
 
 
 def files_beside(folder: Path, read: Sequence[Path], what: str) -> list[str]:
-    """Return a note that names the images, Parquet files, tars and archives of a folder that are not among those that are read.
+    """Return a note that names the images, lists, Parquet files, tars and archives of a folder that are not among those that are read.
 
     what: is read instead.
     """
     files = [one for one in sorted(folder.iterdir()) if one.is_file() and one not in read and not hidden(one.name)]
-    others = [one.name for one in files if kind_of_file(str(one)) != OTHER]
+    others = [one.name for one in files if one.suffix.lower() in LISTS or kind_of_file(str(one)) != OTHER]
     return [f"{folder}: files beside {what} that are not read: {shown(others)}"] if others else []

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import tomllib
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -110,19 +111,24 @@ def what_is_ours(folder: str | Path, names: Sequence[str]) -> str:
     """
     if "settings.toml" in names and (".lock" in names or "curate" in names):
         return "a run"
-    if "study.toml" in names and _begins(os.path.join(folder, "study.toml"), b"[study]"):
+    if "study.toml" in names and is_study(Path(folder, "study.toml")):
         return "a study"
     if "export.json" in names and "preprocess.json" in names:
         return "an export"
     return "a cache" if "about.json" in names and _CACHE.fullmatch(os.path.basename(folder)) else ""
 
 
-def _begins(path: str, start: bytes) -> bool:
-    """Whether a regular file of that name begins so; another program may call its own the same."""
+def is_study(path: Path) -> bool:
+    """Whether a study.toml is one that `tutelage compare` wrote, a damaged one included; another program may call its own the same."""
     try:
-        return bytes_in(path).startswith(start)
+        data = bytes_in(path)
     except OSError:
         return False
+    try:
+        study = tomllib.loads(data.decode()).get("study")
+    except (ValueError, RecursionError):
+        return data.startswith(b"[study]")
+    return isinstance(study, dict) and "plan" in study
 
 
 def _ours_above(place: str, known: dict[Path, str]) -> str:

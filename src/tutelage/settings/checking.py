@@ -172,32 +172,38 @@ def _read_toml(path: Path, known: Collection[str]) -> tuple[dict[str, object], l
 def _validate(
     settings: Callable[..., Group], values: dict[str, object]
 ) -> tuple[dict[str, object], list[TutelageError]]:
-    hints = hints_of(settings)
-    for name, value in values.items():  # accept any sequence or a single item for a list, and a Path for text
-        if isinstance(value, (tuple, list)):
-            values[name] = [str(item) for item in value]
-        elif isinstance(value, bool) or not isinstance(value, (str, Path, int, float)):
-            continue
-        elif _base(hints[name]) == list[str]:
-            values[name] = [str(value)]
-        elif isinstance(value, Path) or _takes_text(hints[name]):
-            values[name] = str(value)
     checked, errors = {}, []
     for name, one in declared(settings).items():
-        value = values.get(name, default_of(one))
-        if isinstance(value, bool) and not isinstance(one.default, bool):  # otherwise true would count as 1
-            hint = f"give a value: {_help(hints[name])}"
-            errors.append(TutelageError(f"{flag(name)} {value} must not be a boolean", hint))
-            continue
-        fault = _empty(name, value, hints[name]) if name in values and one.default != value else None
-        if fault := fault or _no_utf8(name, value) or _impossible_text(name, value):
-            errors.append(fault)
-            continue
         try:
-            checked[name] = TypeAdapter(hints[name]).validate_python(value)
-        except ValidationError as error:
-            errors.append(_fault(name, value, error.errors()[0], hints[name], "config" in hints))
+            checked[name] = checked_value(settings, name, values.get(name, default_of(one)))
+        except TutelageError as error:
+            errors.append(error)
     return checked, errors
+
+
+def checked_value(settings: Callable[..., Group], name: str, value: object) -> object:
+    """Return the value of one setting in its type: any sequence or a single item for a list, a Path for text.
+
+    Raises:
+        TutelageError: the setting cannot have this value.
+    """
+    hints, default = hints_of(settings), default_of(declared(settings)[name])
+    if isinstance(value, (tuple, list)):
+        value = [str(item) for item in value]
+    elif not isinstance(value, bool) and isinstance(value, (str, Path, int, float)):
+        if _base(hints[name]) == list[str]:
+            value = [str(value)]
+        elif isinstance(value, Path) or _takes_text(hints[name]):
+            value = str(value)
+    if isinstance(value, bool) and not isinstance(default, bool):  # otherwise true would count as 1
+        raise TutelageError(f"{flag(name)} {value} must not be a boolean", f"give a value: {_help(hints[name])}")
+    fault = _empty(name, value, hints[name]) if value != default else None
+    if fault := fault or _no_utf8(name, value) or _impossible_text(name, value):
+        raise fault
+    try:
+        return TypeAdapter(hints[name]).validate_python(value)
+    except ValidationError as error:
+        raise _fault(name, value, error.errors()[0], hints[name], "config" in hints) from None
 
 
 def _empty(name: str, value: object, hint: object) -> TutelageError | None:

@@ -10,6 +10,8 @@ from functools import cache
 from tutelage.errors import TutelageError, did_you_mean, raise_all, shown
 from tutelage.files import toml_of
 from tutelage.json_object import JSON
+from tutelage.settings.checking import checked_value
+from tutelage.settings.command_flags import RunSettings
 from tutelage.settings.presets import PRESETS
 
 CLIP_TAGS = ("clip", "openai", "laion", "datacomp", "siglip", "dfn", "metaclip")  # in timm's tags of CLIP-like weights
@@ -104,7 +106,7 @@ def variants_of(names: Sequence[str], overrides: Sequence[str], known: Sequence[
         known: names of the settings that a method may override.
 
     Raises:
-        TutelageError: unknown methods or settings; all of them in one error.
+        TutelageError: unknown methods or settings, or values that do not fit; all of them in one error.
     """
     faults, found = [], listed(names)
     if not found:
@@ -150,9 +152,15 @@ def _override(text: str, names: Sequence[str], known: Sequence[str]) -> tuple[st
         message = f"--set {text}: {setting} is not a setting of `tutelage run` that a method can have"
         raise TutelageError(message, did_you_mean(setting, known, "`tutelage run --help` lists them"))
     try:
-        return name, setting, toml_of(f"value = {value}")["value"]
+        given: object = toml_of(f"value = {value}")["value"]
     except ValueError:
-        return name, setting, value.strip()
+        given = value.strip()
+    if setting != "budget":  # of which a method may have several
+        try:
+            checked_value(RunSettings, setting, given)
+        except TutelageError as error:
+            raise TutelageError(f"--set {text}: {error.message}", error.hint) from None
+    return name, setting, given
 
 
 @cache
