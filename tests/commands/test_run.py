@@ -141,24 +141,27 @@ def kept_loss(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["probe-then-full", "auto"])  # auto tries them all, full too
+@pytest.mark.parametrize("mode", ["probe-then-full", "transductive", "auto"])  # auto tries them all, full too
 def test_adapt_modes(data, mode, monkeypatch):
     """Every way to adapt the teacher runs through to a student; `auto` keeps what validates best, far above chance."""
     monkeypatch.setattr("tutelage.commands.adapt.FULL_PASSES", 4)  # three schedules of folds take their time
     monkeypatch.setattr(
         "tutelage.commands.adapt.FULL_RATE", 1e-4
     )  # of so few images larger steps gave logits beyond 65,504
+    if mode == "transductive":
+        monkeypatch.setattr("tutelage.commands.adapt.CLEARLY", -1e9)  # the probe is perfect here
     result = go(data, f"adapt-{mode}", adapt=mode, steps=2, **LEARNS)
     found = about(result, "adapt")
     assert found["mode"] == mode or mode == "auto"
     if mode == "auto":
         losses = {name: one["log_loss"] for name, one in found["validation"].items()}
-        assert set(losses) == {"probe", "full", "probe-then-full"}
+        assert {*losses, "transductive"} == {"probe", "transductive", "full", "probe-then-full"}
         assert losses[found["mode"]] == min(losses.values())
     else:
-        assert (Path(result["run"]) / "adapt" / "weights.safetensors").exists()
+        kept = "head.safetensors" if mode == "transductive" else "weights.safetensors"
+        assert (Path(result["run"]) / "adapt" / kept).exists()
     steps = steps_of(Path(result["run"]) / "adapt" / "metrics.jsonl")
-    assert (steps == []) == (found["mode"] == "probe")
+    assert (steps == []) == (found["mode"] in ("probe", "transductive"))
     assert steps == sorted(set(steps))  # of the last fit alone
     assert result["teacher"]["test"]["accuracy"] > 0.8
     assert result["teacher"]["test"]["images"] == result["distilled"]["test"]["images"] == 30

@@ -2,8 +2,9 @@
 
 `probe` fits multinomial logistic regression on frozen features and chooses its strength by validation; `full` fine-tunes the
 whole network with smaller learning rates for earlier layers, chooses the number of passes by validation, and then trains on all
-labels; `probe-then-full` starts full fine-tuning from the probe; `auto` keeps the mode with the best validation log loss. In
-every mode the logits are calibrated on held-out images, because their sharpness becomes that of the student's targets.
+labels; `probe-then-full` starts full fine-tuning from the probe; `transductive` fits a head on the labels and on the pool, and
+keeps the probe where held-out labels do not clearly prefer that head; `auto` keeps the mode with the best validation log loss.
+In every mode the logits are calibrated on held-out images, because their sharpness becomes that of the student's targets.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from tutelage.device import accelerator, training_flops
 from tutelage.features.view_batches import CLEAN, Inference, view_outputs
 from tutelage.files import atomic_write, hash_of
 from tutelage.json_object import JSON
+from tutelage.metrics import log_softmax, paired_gain
 from tutelage.models import linear_probe
 from tutelage.pipeline.stage import HELD_OUT_LOGITS, open_run, save_weights, write_metrics
 from tutelage.progress import logger, progress
@@ -45,6 +47,7 @@ PIXELS = 2**16  # held-out pixels, evenly spaced over all masks, on which a head
 FULL_PASSES = 24  # largest number of passes of full fine-tuning
 FULL_RATE = 3e-4  # learning rate of the head at batch 128; earlier layers times LAYER_DECAY per group
 LAYER_DECAY = 0.75
+CLEARLY = 2.0  # standard errors; with 1, the transductive head was taken for drawings that it got wrong more often
 THE_TEACHER = ("teacher", "teacher_weights", "teacher_size", "teacher_window")  # known by the encoder's hash and sizes
 
 
@@ -62,15 +65,9 @@ def adapt(settings: AdaptSettings) -> AdaptationResult:
         if done := run.done("adapt", inputs):
             return AdaptationResult(**done, reused=True)
         work = _Work(run, cache_dir, settings, encoder)
-        found: dict[str, _Adapted] = {}
-        if settings.adapt != "full":
-            found["probe"] = _probe(work)
-        if settings.adapt in ("full", "auto"):
-            found["full"] = _full(work, None)
-        if settings.adapt in ("probe-then-full", "auto"):
-            found["probe-then-full"] = _full(work, found["probe"])
+        found = _tried(work, settings.adapt)
         auto = settings.adapt == "auto"
-        mode = min(found, key=lambda name: found[name].scores["log_loss"]) if auto else settings.adapt
+        mode = min(found, key=lambda name: found[name].scores["log_loss"]) if auto else [*found][-1]
         best, classes, folder = found[mode], len(work.task.classes), run.path / "adapt"
         for name, one in found.items():
             scores = ", ".join(f"{title} {one.scores[key]:.3f}" for key, title in JUDGED.items() if key in one.scores)
@@ -149,6 +146,20 @@ class _Work:
             self.fair &= linear_probe.judgeable(self.truth, self.folds)
 
 
+def _tried(work: _Work, adapt: str) -> dict[str, _Adapted]:
+    """Return the modes that --adapt asks for, with those that they start from before them."""
+    found: dict[str, _Adapted] = {}
+    if adapt != "full":
+        found["probe"] = _probe(work)
+    if adapt in ("transductive", "auto"):
+        found |= _transductive(work, found["probe"])
+    if adapt in ("full", "auto"):
+        found["full"] = _full(work, None)
+    if adapt in ("probe-then-full", "auto"):
+        found["probe-then-full"] = _full(work, found["probe"])
+    return found
+
+
 def _features(work: _Work, images: Images) -> np.ndarray:
     """Return (n, D) float32 features of whole images, from the cache; compute and cache the missing ones."""
     from tutelage.features.output_cache import compute_outputs
@@ -160,15 +171,18 @@ def _features(work: _Work, images: Images) -> np.ndarray:
     return work.cache.table(images, CLEAN).rows()
 
 
+def _pool_features(work: _Work, count: int) -> np.ndarray:
+    """Return the features of at most `count` images of the transfer set, drawn at random."""
+    sample = np.random.default_rng(0).permutation(len(work.task.transfer))[:count]
+    return _features(work, work.task.transfer.take(np.sort(sample)))
+
+
 def _probe(work: _Work) -> _Adapted:
     """Choose the probe's strength by validation, fit it on all labels, and calibrate its logits."""
     task, truth = work.task, work.truth
     features = _features(work, task.train.images)
 
-    def sampled(count: int) -> np.ndarray:  # the scale of the features may be learnt from the transfer set
-        sample = np.random.default_rng(0).permutation(len(task.transfer))[:count]
-        return _features(work, task.transfer.take(np.sort(sample)))
-
+    sampled = partial(_pool_features, work)  # the scale of the features may be learnt from the transfer set
     fitter = work.kind.head_fitter(work.network, sampled, len(task.classes), work.settings.class_weight)
     tried: dict[float, tuple[dict[str, float], np.ndarray]] = {}
     for strength in fitter.strengths if work.fair.any() else ():  # takes a second or two on 100 images
@@ -188,6 +202,43 @@ def _probe(work: _Work) -> _Adapted:
         return fitter.fit(strength, some, truth[positions]).calibrated(scores["temperature"])
 
     return _Adapted(scores, logits, f"strength {strength:g}", fitted(np.arange(len(task.train))), fitted)
+
+
+def _transductive(work: _Work, probe: _Adapted) -> dict[str, _Adapted]:
+    """Fit the transductive head; return it only if its held-out log loss is better than the probe's by CLEARLY standard errors, paired by
+    image, since a pool that is unlike the labels misleads it."""
+    from tutelage.models.transductive_head import POOL, expected_shares, fit_transductive
+
+    task, truth, weight = work.task, work.truth, work.settings.class_weight
+    if truth.ndim > 1 or not work.fair.any():  # masks; or nothing could judge it
+        return {}
+    features, pool = _features(work, task.train.images), _pool_features(work, POOL)
+    scale = linear_probe.scale_of(pool)
+
+    def fitted(positions: np.ndarray) -> TeacherHead:
+        assert probe.refit
+        shares = expected_shares(log_softmax(probe.refit(positions)(pool)))
+        return fit_transductive(features[positions], truth[positions], pool, shares, scale, weight)
+
+    whole = fitted(np.arange(len(truth)))
+    if task.val:
+        logits = whole(_features(work, task.val.images))
+    else:
+        assert work.folds is not None
+        logits = np.zeros((len(truth), len(task.classes)), np.float32)
+        for fold in np.unique(work.folds):
+            logits[work.folds == fold] = fitted(np.flatnonzero(work.folds != fold))(features[work.folds == fold])
+            work.clock.tick()
+    scores, logits = _judged(work, logits)
+    each = (-linear_probe.log_loss(one[work.fair], work.judged[work.fair]) for one in (logits, probe.logits))
+    gain, error = paired_gain(*each)
+    found = f"its held-out log loss is {gain:.3f} ± {error:.3f} better than the probe's"
+    if kept := gain > CLEARLY * error:
+        logger.info(f"teacher, transductive head: {found}")
+    else:
+        logger.info(f"teacher, transductive head: {found}, which is not clear: the probe is kept")
+    head = whole.calibrated(scores["temperature"])
+    return {"transductive": _Adapted(scores, logits, f"a pool of {len(pool):,} images", head)} if kept else {}
 
 
 def _judged(work: _Work, logits: np.ndarray) -> tuple[dict[str, float], np.ndarray]:

@@ -19,11 +19,13 @@ from tutelage.image_size import Size
 from tutelage.json_object import JSON
 from tutelage.models.linear_probe import LinearHead
 from tutelage.models.teachers import FrozenEncoder, build_teacher
+from tutelage.models.transductive_head import CosineHead
 from tutelage.models.weights import parameters_of, weights_hash
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+HEADS = {"probe": LinearHead, "transductive": CosineHead}  # mode -> head on the frozen encoder's features
 MOST = 6e4  # logits are clamped to this, which fits in float16; softmax is 0 or 1 long before
 
 
@@ -140,10 +142,10 @@ def load_adapted(folder: Path, result: JSON, weights: str, accelerator: Accelera
         folder: adapt/ of the run. result: its result.json. weights: --teacher-weights of the run.
     """
     about = result["teacher"]
-    if result["mode"] == "probe":
+    if kind := HEADS.get(result["mode"]):
         encoder = same_encoder(folder, about, weights)
-        head = LinearHead(**load_arrays(intact(folder / "head.safetensors")))
-        size = parameters_of(encoder.module) + head.weight.size + head.bias.size
+        head = kind(**load_arrays(intact(folder / "head.safetensors")))
+        size = parameters_of(encoder.module) + sum(one.size for one in vars(head).values())
         return AdaptedTeacher(network_of(encoder, accelerator), head, encoder.module, size)
     encoder = fine_tuned_encoder(about)
     state = load_file(intact(folder / "weights.safetensors"))
@@ -158,14 +160,17 @@ def with_logits(teacher: AdaptedTeacher) -> AdaptedTeacher:
     """Return the same teacher with its head inside the network, so that logits are cached, which take less space than features."""
     network, head = teacher.network, teacher.head
     assert isinstance(head, LinearHead)
-    weight, bias = (torch.from_numpy(one).to(network.device) for one in (head.weight, head.bias))
+    arrays = {name: torch.from_numpy(one).to(network.device) for name, one in vars(head).items()}
 
     def forward(images: torch.Tensor) -> torch.Tensor:
-        return network.forward(images).float() @ weight.T + bias
+        features = network.forward(images).float()
+        if isinstance(head, CosineHead):
+            features = nn.functional.normalize((features - arrays["mean"]) / arrays["std"], eps=1e-6)
+        return features @ arrays["weight"].T + arrays["bias"]
 
-    digest = weights_hash({"weight": weight, "bias": bias})
+    digest = weights_hash(arrays)
     inside = replace(
-        network, forward=forward, width=len(bias), hash=f"{network.hash[:32]}{digest[:32]}", output="logits"
+        network, forward=forward, width=len(head.bias), hash=f"{network.hash[:32]}{digest[:32]}", output="logits"
     )
     return replace(teacher, network=inside, head=lambda logits: logits)
 

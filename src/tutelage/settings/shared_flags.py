@@ -157,8 +157,9 @@ class Teacher(TeacherWeights):
 class Adaptation(Group):
     """How the teacher is adapted."""
 
-    adapt: Literal["probe", "probe-then-full", "full", "auto"] = setting(
-        "probe", "how the teacher is adapted to the task"
+    adapt: Literal["probe", "transductive", "probe-then-full", "full", "auto"] = setting(
+        "probe",
+        "how the teacher is adapted to the task; transductive: a head fitted on labels and pool (classification)",
     )
 
 

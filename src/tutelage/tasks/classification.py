@@ -127,12 +127,14 @@ class Classification(Task):
         return module
 
     def teacher_entries(self, encoder: FrozenEncoder, network: FeatureExtractor, mode: str, classes: int) -> JSON:
-        return {"width": encoder.features if mode == "probe" else classes}  # of pooled features, or of logits
+        return {
+            "width": encoder.features if mode in ("probe", "transductive") else classes
+        }  # of pooled features, or of logits
 
     def largest_outputs(self, encoder: FrozenEncoder, settings: RunSettings, classes: int) -> tuple[int, int, bool]:
         task_agnostic = settings.objective == "task-agnostic"
         views_each = 1 if task_agnostic else len(self.views(settings).looks)
-        return encoder.features, views_each, task_agnostic or settings.adapt == "probe"
+        return encoder.features, views_each, task_agnostic or settings.adapt in ("probe", "transductive")
 
     def widths(self, result: AdaptationResult, settings: DistillSettings) -> list[int]:
         features = result.teacher.features

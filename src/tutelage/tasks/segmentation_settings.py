@@ -8,7 +8,7 @@ import re
 from tutelage.errors import TutelageError
 from tutelage.image_size import sides
 from tutelage.settings.command_flags import DistillSettings
-from tutelage.settings.shared_flags import Group, Resize, Student, Teacher
+from tutelage.settings.shared_flags import Adaptation, Group, Resize, Student, Teacher
 
 OBJECTIVES = ("task-oriented", "pseudo-label", "task-agnostic")
 COMPARISONS = ("contrastive", "cosine")
@@ -24,6 +24,8 @@ def faults_of(settings: Group) -> list[TutelageError]:
         if objective == "task-agnostic" and comparison not in COMPARISONS:
             hint = f"use one of {', '.join(COMPARISONS)}"
             faults.append(TutelageError(f"--task-agnostic-loss {comparison} {task}", hint))
+    if isinstance(settings, Adaptation) and settings.adapt == "transductive":
+        faults.append(TutelageError(f"--adapt transductive {task}", "use --adapt probe, or --adapt auto"))
     if isinstance(settings, Teacher):
         faults += _window_faults(settings)
     if isinstance(settings, Resize) and settings.resize != "squash":
