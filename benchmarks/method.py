@@ -7,8 +7,8 @@ they stand: ham10k, digits, food, cwfid. Ten labels per class (of masks 20 and 1
 Every run leaves its record in --results, and is not computed again where that is there. One part left out each, on development sets:
 
 python benchmarks/method.py FOLDER --sets cifar10 whurs19 fashion emoji --steps 600 --results docs/results/left-out
-    --methods task-oriented teacher-only task-oriented:calibrated task-oriented:no-labels task-oriented:no-features
-    --set task-oriented:calibrated.sharpness=1 task-oriented:no-labels.label-share=0 task-oriented:no-features.feature-weight=0
+    --methods task-oriented teacher-only task-oriented:no-labels task-oriented:no-features
+    --set task-oriented:no-labels.label-share=0 task-oriented:no-features.feature-weight=0
 
 With other models, of all methods, such as a student from pretrained weights, or a ViT as teacher:
 

@@ -262,7 +262,6 @@ class DistillationResult(StudentResult):
     processes: int
     online: bool
     target_seconds: float
-    sharpness: float | None = None
     target_shares: list[float] | None = None
     agreement_with_targets: float | None = None
 

@@ -45,7 +45,7 @@ from tutelage.run_folder import Run
         (["run", "--epochs", "1", "--epochs", "2"], "--epochs specified multiple times"),
         (["run", "--target", "d", "--gallery", "g", "--out", "o", "--flip", "horizontl"], "did you mean 'horizontal'?"),
         (["run", "--target", "d", "--gallery", "g", "--out", "o", "--lr", "2"], "--lr 2"),
-        (["run", "--target", "d", "--gallery", "g", "--out", "o", "--sharpness", "inf"], "--sharpness inf"),
+        (["run", "--target", "d", "--gallery", "g", "--out", "o", "--feature-weight", "inf"], "--feature-weight inf"),
         (["cache", "--prune", "inf"], "--prune inf"),
         (
             ["curate", "--target", "d", "--gallery", "g", "--out", "o", "--memory", "inf"],
@@ -96,10 +96,10 @@ def test_settings_of_the_targets_have_their_ranges(tutelage, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     words = ("run", "--target", "d", "--gallery", "g", "--out", "o")
     text = refused(
-        tutelage(*words, "--label-share", "1", "--sharpness", "0", "--committee", "alll", "--preset", "papr")
+        tutelage(*words, "--label-share", "1", "--temperature", "0", "--committee", "alll", "--preset", "papr")
     )
     for given, allowed in (
-        ("--label-share 1", "less than 1"), ("--sharpness 0", "greater than 0"), ("--committee alll", "'auto', 'none' or 'only'"),
+        ("--label-share 1", "less than 1"), ("--temperature 0", "greater than 0"), ("--committee alll", "'auto', 'none' or 'only'"),
         ("--preset papr", "'none' or 'paper'"),
     ):  # fmt: skip
         assert allowed in text[text.index(f"error: {given}") :].split("error: ")[1]

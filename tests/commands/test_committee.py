@@ -12,7 +12,7 @@ import torch
 import tutelage
 from textures import write_textures
 from tutelage.data.manifest import load_task
-from tutelage.distillation.committee_mixture import BIAS, Mixture, bias_for_iou, bias_of, mixture_of, sharpness_of
+from tutelage.distillation.committee_mixture import BIAS, Mixture, bias_for_iou, bias_of, mixture_of
 from tutelage.errors import TutelageError
 from tutelage.features.view_batches import Inference
 from tutelage.finetuning import supervised
@@ -124,29 +124,15 @@ def test_rare_pixels_are_named_where_that_pays():
 
 
 def test_the_mixture_is_its_formula():
-    """p ~ (teacher^(1-w) students^w)^(sharpness / T), and, without students, the teacher's alone."""
+    """p ~ (teacher^(1-w) students^w)^(1 / T), and, without students, the teacher's alone."""
     teacher, students = np.log([[0.5, 0.25, 0.25]]), np.log([[0.2, 0.6, 0.2]])
-    mixed = np.exp(Mixture(0.5, 2.0, 4.0)(teacher, students))
+    mixed = np.exp(Mixture(0.5, 0.5)(teacher, students))
     np.testing.assert_allclose(mixed, [np.array([0.1, 0.15, 0.05]) / 0.3], rtol=1e-6)
     np.testing.assert_allclose(np.exp(Mixture()(teacher, None)), [[0.5, 0.25, 0.25]], rtol=1e-6)
     np.testing.assert_allclose(np.exp(Mixture(1.0)(None, students)), [[0.2, 0.6, 0.2]], rtol=1e-6)
-    biased = np.exp(Mixture(0.5, 2.0, 2.0, tuple(np.log([1.0, 2.0, 1.0])))(teacher, students))
+    biased = np.exp(Mixture(0.5, 2.0, tuple(np.log([1.0, 2.0, 1.0])))(teacher, students))
     root = np.array([0.1, 0.15, 0.05]) ** 0.25 * [1, 2, 1]
-    np.testing.assert_allclose(biased, [root**2 / (root**2).sum()], rtol=1e-6)
-
-
-def test_targets_are_sharpened_until_they_are_sure():
-    """Log probabilities are multiplied by 1 to 2, so that the largest probability comes nearest to 0.8 on the mean; pixels count alike."""
-
-    def of(largest: float) -> np.ndarray:
-        return np.log(np.tile([[largest, 1 - largest]], (6, 1))).astype(np.float32)
-
-    assert sharpness_of(of(0.9)) == 1.0
-    assert sharpness_of(of(2 / 3)) == pytest.approx(2.0)  # (2/3)^s / ((2/3)^s + (1/3)^s) = 0.8
-    assert sharpness_of(of(0.55)) == 2.0
-    between = sharpness_of(of(0.7))
-    assert between == pytest.approx(np.log(4) / np.log(7 / 3), abs=0.03)
-    assert sharpness_of(np.moveaxis(of(0.7).reshape(2, 3, 1, 2), -1, 1)) == between
+    np.testing.assert_allclose(biased, [root / root.sum()], rtol=1e-6)
 
 
 @pytest.mark.slow

@@ -92,8 +92,6 @@ def test_two_processes_agree_without_batchnorm(data):
         "scratch",
         "--budget",
         "2",
-        "--sharpness",
-        "2",
     )
     tracked = ("--tracker", "tensorboard") if importlib.util.find_spec("tensorboard") else ()
     runs = [

@@ -218,7 +218,7 @@ def test_without_validation_images_nothing_is_judged(data, capsys, monkeypatch):
 
 
 PAPER = {
-    "committee": "none", "label_share": 0.0, "sharpness": 1.0, "temperature": 1.0, "feature_weight": 0.0, "objective": "task-oriented",
+    "committee": "none", "label_share": 0.0, "temperature": 1.0, "feature_weight": 0.0, "objective": "task-oriented",
 }  # fmt: skip
 
 
@@ -255,7 +255,7 @@ def test_a_preset_reaches_every_command_that_has_its_settings(command, tmp_path)
     whole = {**PAPER, "finetune": "full"}
     assert {name: found[name] for name in whole if name in known} == {n: v for n, v in whole.items() if n in known}
     assert {n for n in known if found[n] != defaults[n]} <= {*whole, "preset"}
-    assert resolve(settings, {**needed, "preset": "paper", "sharpness": 3.0}).sharpness == 3.0
+    assert resolve(settings, {**needed, "preset": "paper", "temperature": 3.0}).temperature == 3.0
     with pytest.raises(TutelageError, match="--preset papr"):
         resolve(settings, {**needed, "preset": "papr"})
 

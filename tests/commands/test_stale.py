@@ -92,7 +92,7 @@ def of_stage(stage, run: Run, **given):
         ),
         (AdaptSettings, {"flip": "none"}, {"flip": "both"}, set(STAGES[1:])),
         (CommitteeSettings, {"steps": 1}, {"steps": 2}, set(STAGES[2:])),
-        (DistillSettings, {"sharpness": 2.0}, {"sharpness": 1.0}, {"distill", "finetune", "evaluate"}),
+        (DistillSettings, {"temperature": 2.0}, {"temperature": 1.0}, {"distill", "finetune", "evaluate"}),
         (DistillSettings, {"lr": 0.1}, {"lr": 0.2}, set(STAGES[2:])),
         (FinetuneSettings, {"finetune": "keep"}, {"finetune": "head"}, {"finetune", "evaluate"}),
         (BaselineSettings, {"steps": 1}, {"steps": 2}, {"baseline", "finetune", "evaluate"}),

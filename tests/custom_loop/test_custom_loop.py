@@ -109,9 +109,7 @@ def test_items_are_what_distill_trains_on(recorded):
     assert (len(dataset), dataset.labelled) == (114, 24)
     loose = tutelage.DistillationDataset(recorded.folder, committee="none")
     assert not torch.equal(loose[40].target, dataset[40].target), "the teacher's targets are not the students'"
-    calibrated = tutelage.DistillationDataset(recorded.folder, sharpness=1.0, size=48)
-    assert calibrated[40].view.shape == (3, 48, 48)
-    assert calibrated[40].target.max() < dataset[40].target.max()
+    assert tutelage.DistillationDataset(recorded.folder, size=48)[40].view.shape == (3, 48, 48)
 
 
 @pytest.mark.slow

@@ -35,13 +35,19 @@ def test_a_record_counts_for_the_settings_that_it_was_made_with(tmp_path):
     """Given the same settings a run counts as done, whatever a setting says that its task does not read; with any other it is refused."""
     published = PUBLISHED / "compare" / "fashion" / "task-oriented-budget-10-seed-0.json"
     record = json.loads(published.read_text())
-    made = {**record["settings"], "task": "classification", "decoder": "lraspp", "sharpness": 2.0, "committee": "auto"}
+    made = {
+        **record["settings"],
+        "task": "classification",
+        "decoder": "lraspp",
+        "feature_weight": 2.0,
+        "committee": "auto",
+    }
     (tmp_path / published.name).write_text(json.dumps({**record, "settings": made}))
     for same in ({}, {"decoder": "fpn"}, {"device": "cuda"}, {"preset": "none"}):
         assert kept_record(tmp_path, "task-oriented", 10, 0, {**made, **same}) is not None
     assert kept_record(tmp_path, "task-oriented", 10, 1, made) is None
     for other, told in (
-        ({"sharpness": 1.0}, "sharpness: 2.0 -> 1.0"), ({"task": "segmentation"}, "task: classification -> segmentation"),
+        ({"feature_weight": 1.0}, "feature_weight: 2.0 -> 1.0"), ({"task": "segmentation"}, "task: classification -> segmentation"),
         ({"label_share": 0.0}, "label_share: None -> 0.0"),
     ):  # fmt: skip
         with pytest.raises(TutelageError, match=told):

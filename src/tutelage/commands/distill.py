@@ -8,7 +8,7 @@ their true labels. `--objective` selects other ways to distil, with which this m
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ import numpy as np
 from tutelage.compute_cost import CostMeter
 from tutelage.data.manifest import TaskData, load_task, transfer_keys
 from tutelage.device import accelerator, flops, training_flops
-from tutelage.distillation.committee_mixture import Mixture, sharpness_of
+from tutelage.distillation.committee_mixture import Mixture
 from tutelage.errors import TutelageError
 from tutelage.features.view_batches import Inference, ViewSettings
 from tutelage.files import file_hash, hash_of
@@ -166,9 +166,9 @@ def targets_of(
     from tutelage.distillation.targets import Targets
 
     s, task_agnostic = job.settings, job.settings.objective == "task-agnostic"
-    mixture, students, outputs = Mixture(sharpness=s.sharpness or 1.0), None, None
+    mixture, students, outputs = Mixture(), None, None
     if job.committee:
-        mixture = Mixture.of(job.committee, s.committee, s.sharpness or 1.0)
+        mixture = Mixture.of(job.committee, s.committee)
         students = member_outputs(job.run.path / "committee", job.kind.grid(s)) if mixture.weight > 0 else None
     if mixture.weight < 1:
         outputs = _teacher_outputs(job, task, hardware, clock, meter)
@@ -179,12 +179,9 @@ def targets_of(
         of_teacher = outputs.log_probabilities(positions) if outputs else None
         return mixture(of_teacher, students(positions) if students else None)
 
-    if s.sharpness is None and not task_agnostic:
-        some = np.linspace(0, len(task.transfer) - 1, job.kind.COUNTED).astype(np.int64)
-        mixture = replace(mixture, sharpness=sharpness_of(log_probabilities(np.unique(some))))
     matched = outputs is not None and (task_agnostic or _matches_features(job, outputs))
     features = projected_features(outputs) if outputs and matched else None
-    return Targets(task.transfer, job.views, log_probabilities, features, mixture.sharpness)
+    return Targets(task.transfer, job.views, log_probabilities, features)
 
 
 def _matches_features(job: _Distillation, outputs: TeacherOutputs) -> bool:
@@ -311,7 +308,6 @@ def _learnt(job: _Distillation, task: TaskData, built: Student, targets: Targets
     found = job.kind.log_probabilities(built.module, built, inference, job.kind.grid(job.settings))
     shares = np.moveaxis(np.exp(asked), 1, -1).reshape(-1, asked.shape[1]).mean(axis=0)
     return {
-        "sharpness": targets.sharpness,
         "target_shares": [round(float(share), 4) for share in shares],
         "agreement_with_targets": float((found.argmax(axis=1) == asked.argmax(axis=1)).mean()),
     }

@@ -51,7 +51,6 @@ class DistillationDataset(Dataset[DistillationItem]):
         size: of the views, pixels or "HEIGHTxWIDTH"; None for that of the run's student.
         committee: "auto", the committee's probabilities; "none", the adapted teacher's; "only", those of the labels-only students. None:
             as the run distils; after `curate` and `adapt` alone, "none".
-        sharpness: factor on the targets' log probabilities; 1 leaves them calibrated. None: as the run distils.
         cache: folder of decoded images and teacher outputs; None: cache/ beside the run.
 
     Attributes:
@@ -68,7 +67,6 @@ class DistillationDataset(Dataset[DistillationItem]):
         student: str | None = None,
         size: Size | None = None,
         committee: Literal["auto", "none", "only"] | None = None,
-        sharpness: float | None = None,
         cache: str | Path | None = None,
     ):
         from tutelage.commands.distill import distillation_of, targets_of
@@ -78,7 +76,7 @@ class DistillationDataset(Dataset[DistillationItem]):
 
         folder = Run(Path(run).absolute())
         curated = CurationResult(**folder.result("curate", "DistillationDataset"))
-        settings = _settings(folder, student, size, committee, sharpness)
+        settings = _settings(folder, student, size, committee)
         self._run, self._cache = folder.path, Path(cache) if cache else folder.path.parent / "cache"
         job = distillation_of(folder, self._cache, settings)
         if job.level is None:
@@ -130,23 +128,21 @@ class DistillationDataset(Dataset[DistillationItem]):
         """Return what workers that are not forked need: the targets as rows, without the teacher and the pixels."""
         every, targets = np.arange(len(self)), self._targets
         rows = np.concatenate([targets.log_probabilities(every[i : i + 1024]) for i in range(0, len(self), 1024)])
-        state = {**vars(self), "_kept": (targets.settings, rows, targets.sharpness)}
+        state = {**vars(self), "_kept": (targets.settings, rows)}
         return {name: one for name, one in state.items() if name not in ("_targets", "_labels")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        views, rows, sharpness = state.pop("_kept")
+        views, rows = state.pop("_kept")
         vars(self).update(state)
         task = load_task(self._run, self._cache)
         self._labels = task.train.labels
-        self._targets = Targets(task.transfer, views, rows.__getitem__, None, sharpness)
+        self._targets = Targets(task.transfer, views, rows.__getitem__)
 
 
-def _settings(
-    run: Run, student: str | None, size: Size | None, committee: str | None, sharpness: float | None
-) -> DistillSettings:
+def _settings(run: Run, student: str | None, size: Size | None, committee: str | None) -> DistillSettings:
     """Return the settings with which `distill` would prepare the run's targets; arguments that are not None replace the run's."""
     there = (run.path / "committee" / "result.json").exists()
-    given = {"student": student, "student_size": size, "committee": committee, "sharpness": sharpness}
+    given = {"student": student, "student_size": size, "committee": committee}
     chosen: dict[str, Any] = {"committee": "auto" if there else "none"}
     for settings in (run.chosen(), given):
         chosen |= {name: one for name, one in settings.items() if one is not None and name in declared(DistillSettings)}

@@ -1,4 +1,4 @@
-"""The mixture of adapted teacher and labels-only students: weight, temperature, class biases and sharpness, from held-out labels."""
+"""The mixture of adapted teacher and labels-only students: weight, temperature, and class biases, from held-out labels."""
 
 from __future__ import annotations
 
@@ -12,39 +12,36 @@ from tutelage.metrics import confusion, intersection_over_union, log_softmax, pa
 from tutelage.models.linear_probe import best_temperature, log_loss
 from tutelage.results import CommitteeResult
 
-SURE, SHARPEST = 0.8, 2.0  # wanted mean confidence of the targets; largest sharpness used to reach it
 WEIGHTS = np.linspace(0, 1, 11)  # of the students in the mixture, all tried
 BIAS = 3.0  # largest bias of a class, in nats
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """How the committee's members are mixed: p ~ ((teacher^(1 - weight) students^weight)^(1 / temperature) e^bias)^sharpness.
+    """How the committee's members are mixed: p ~ (teacher^(1 - weight) students^weight)^(1 / temperature) e^bias.
 
-    weight: of the students, in [0, 1]. temperature, bias of each class (none: 0): calibrated on held-out labels. sharpness: 1 leaves the
-    targets calibrated.
+    weight: of the students, in [0, 1]. temperature, bias of each class (none: 0): calibrated on held-out labels.
     """
 
     weight: float = 0.0
     temperature: float = 1.0
-    sharpness: float = 1.0
     bias: tuple[float, ...] = ()
 
     @classmethod
-    def of(cls, members: CommitteeResult, committee: str, sharpness: float = 1.0) -> Mixture:
+    def of(cls, members: CommitteeResult, committee: str) -> Mixture:
         """Return the mixture described by a committee's result. committee: "auto", or "only" for the students without the teacher.
 
         Raises:
             TutelageError: committee is "only", and there are no students.
         """
         if committee != "only":
-            return cls(members.weight, members.temperature, sharpness, tuple(members.bias))
+            return cls(members.weight, members.temperature, tuple(members.bias))
         if not members.folds:
             raise TutelageError(
                 "--committee only needs a class with two labels or more: no class has labels to hold out, so there is no committee",
                 "label more images, or use --committee auto",
             )
-        return cls(1.0, members.students_temperature, sharpness, tuple(members.students_bias))
+        return cls(1.0, members.students_temperature, tuple(members.students_bias))
 
     def __call__(self, teacher: np.ndarray | None, students: np.ndarray | None) -> np.ndarray:
         """Mix log probabilities, (B, C) or (B, C, h, w) float32, of both. One of them may be None: the other counts alone."""
@@ -53,25 +50,9 @@ class Mixture:
         else:
             mixed = (1 - self.weight) * teacher + self.weight * students
         if not self.bias:
-            return log_softmax(mixed * np.float32(self.sharpness / self.temperature))
+            return log_softmax(mixed * np.float32(1 / self.temperature))
         bias = np.array(self.bias, np.float32).reshape(-1, *[1] * (mixed.ndim - 2))
-        return log_softmax((mixed / np.float32(self.temperature) + bias) * np.float32(self.sharpness))
-
-
-def sharpness_of(log_probabilities: np.ndarray) -> float:
-    """Return the sharpness, 1 to SHARPEST, at which the mean confidence of the targets is closest to SURE.
-
-    Targets calibrated on few labels are flat where the teacher is unsure, and a student trained on them for few steps stays undecided;
-    where the targets are confident already, sharpening them further only makes the student overfit them.
-
-    Args:
-        log_probabilities: (n, C) float32 of some images, or (n, C, h, w).
-    """
-
-    def sure(sharpness: float) -> float:
-        return float(np.exp(log_softmax(log_probabilities * np.float32(sharpness))).max(axis=1).mean())
-
-    return min(np.linspace(1, SHARPEST, 21).tolist(), key=lambda one: abs(sure(one) - SURE))
+        return log_softmax(mixed / np.float32(self.temperature) + bias)
 
 
 def mixture_of(

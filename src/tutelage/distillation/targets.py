@@ -50,15 +50,13 @@ class Targets:
     """The targets of all images: one per image, whatever the view; a target on a grid is cropped like the view.
 
     log_probabilities: positions (B,) -> (B, C) float32, or (B, C, h, w) over the whole image. features: positions -> (B, d) float32, or
-    (B, d, h, w); None if no features are matched. settings: of the views that the student sees. sharpness: of the log
-    probabilities; 1 leaves them calibrated.
+    (B, d, h, w); None if no features are matched. settings: of the views that the student sees.
     """
 
     images: Images
     settings: ViewSettings
     log_probabilities: Callable[[np.ndarray], np.ndarray]
     features: Callable[[np.ndarray], np.ndarray] | None = None
-    sharpness: float = 1.0
 
     def probabilities(
         self, positions: np.ndarray, passes: np.ndarray, temperature: float = 1.0, hard: bool = False

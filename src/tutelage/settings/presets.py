@@ -11,7 +11,6 @@ PRESETS: dict[str, dict[str, object]] = {
     "paper": {
         "objective": "task-oriented",
         "committee": "none",
-        "sharpness": 1.0,
         "label_share": 0.0,
         "temperature": 1.0,
         "feature_weight": 0.0,

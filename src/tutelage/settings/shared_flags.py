@@ -207,12 +207,6 @@ class Distillation(TeacherCache):
         "auto",
         "auto: targets from teacher and labels-only students, weighted on held-out labels; none: teacher only; only: students only",
     )
-    sharpness: float | None = setting(
-        None,
-        "factor on the targets' log probabilities, 1: as calibrated; default: 1 to 2, closest to a mean confidence of 0.8",
-        gt=0,
-        le=100,
-    )
     label_share: float | None = setting(
         None,
         "share of each batch that is labelled images with their labels; default: 4 x labelled / transfer set, at most 3/8",
