@@ -31,7 +31,7 @@ def in_python(code: str) -> str:
 
 
 def test_help_is_quick(tutelage):
-    """`tutelage --help`, a process of its own, names every command within a second and loads neither torch nor timm."""
+    """`tutelage --help`, a process of its own, names every command within 0.7 seconds and loads neither torch nor timm."""
     took = []
     for _ in range(3):  # the processor's seconds and the best of three: other tests run beside this one
         began = os.times()
@@ -40,7 +40,7 @@ def test_help_is_quick(tutelage):
         took.append(ended.children_user + ended.children_system - began.children_user - began.children_system)
         assert done.returncode == 0
         assert all(name in done.stdout for name in COMMANDS)
-    assert 0 < min(took) < 1
+    assert 0 < min(took) < 0.7
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "tutelage.cli" in loaded
     assert not {"torch", "timm"} & loaded

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import importlib
 import inspect
@@ -142,13 +143,15 @@ def _parsed(words: list[str]) -> tuple[Callable[..., Result] | None, dict[str, o
         help="Turn a few labelled images and many unlabelled ones into a small, fast vision model, distilled from a foundation model. "
         "--quiet with any command prints warnings and errors only.",
     )
-    names = [words[0]] if words and words[0] in COMMANDS else list(COMMANDS)
-    for name in names:  # for one command, only its own function is imported
-        app.command(function_of(name), name=name)
     if words and not words[0].startswith("-") and words[0] not in COMMANDS:
         hint = did_you_mean(words[0], COMMANDS, "run `tutelage --help` to see what each one does")
         message = f"unknown command {words[0]!r}; the commands are {', '.join(COMMANDS)}"
         raise TutelageError(message, hint)
+    if words and words[0] in COMMANDS:
+        app.command(function_of(words[0]), name=words[0])
+    else:
+        for name in COMMANDS:
+            app.command(_summary_of(name), name=name)
     if not words or {"--help", "-h", "--version"} & set(words):
         app(words or ["--help"], exit_on_error=False, print_error=False, result_action="return_value")
         return None, {}
@@ -162,6 +165,18 @@ def _parsed(words: list[str]) -> tuple[Callable[..., Result] | None, dict[str, o
         hint = f"{hint}; " if hint else ""
         raise TutelageError(message, f"{hint}run `tutelage {words[0]} --help` for its flags and values") from error
     return function_of(words[0]), dict(bound.arguments)
+
+
+def _summary_of(name: str) -> Callable[[], None]:
+    """Return a function with the docstring of a command, read from its file: importing them all takes most of a second."""
+
+    def summary() -> None: ...
+
+    function = name.replace("-", "_")
+    tree = ast.parse(Path(__file__).with_name("commands").joinpath(f"{function}.py").read_text(encoding="utf-8"))
+    found = next(one for one in tree.body if isinstance(one, ast.FunctionDef) and one.name == function)
+    summary.__doc__ = ast.get_docstring(found)
+    return summary
 
 
 def _with_flags(words: list[str]) -> list[str]:
