@@ -1006,3 +1006,4 @@ def test_a_misspelt_split(tmp_path):
         put(tmp_path / split, {"cat": 3, "dog": 3})
     assert "has no train images" in (said := message(tmp_path))
     assert "folders beside test that are not read: trian" in said
+    assert "hint: if trian holds the train images, rename it to train" in said

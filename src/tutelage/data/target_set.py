@@ -5,6 +5,7 @@ Nothing is decoded here. The supported formats are those of `labelled.read_label
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import re
 from collections import Counter, defaultdict
@@ -254,7 +255,10 @@ def _faults(
     """Return everything that makes a target set unusable. notes: what was seen while it was read."""
     train = Counter(image.label for image in images if image.split == "train")
     if not train:
+        folders = [one.name for one in sorted(Path(target).iterdir()) if one.is_dir()] if Path(target).is_dir() else []
+        near = difflib.get_close_matches("train", folders, n=1)
         hint = f"check the path and the names of its folders; tutelage reads {FORMS}"
+        hint = f"if {near[0]} holds the train images, rename it to train; else {hint}" if near else hint
         seen = f" ({'; '.join(notes)})" if notes else ""
         return [TutelageError(f"{target} has no train images{seen}", hint)]
     errors = faults_of_names(names, target)
