@@ -221,14 +221,11 @@ def _transductive(work: _Work, probe: _Adapted) -> dict[str, _Adapted]:
         return fit_transductive(features[positions], truth[positions], pool, shares, scale, weight)
 
     whole = fitted(np.arange(len(truth)))
-    if task.val:
-        logits = whole(_features(work, task.val.images))
-    else:
-        assert work.folds is not None
-        logits = np.zeros((len(truth), len(task.classes)), np.float32)
-        for fold in np.unique(work.folds):
-            logits[work.folds == fold] = fitted(np.flatnonzero(work.folds != fold))(features[work.folds == fold])
-            work.clock.tick()
+    logits = (
+        whole(_features(work, task.val.images))
+        if task.val
+        else _by_fold(work, lambda rest, held: fitted(rest)(features[held]))
+    )
     scores, logits = _judged(work, logits)
     each = (-linear_probe.log_loss(one[work.fair], work.judged[work.fair]) for one in (logits, probe.logits))
     gain, error = paired_gain(*each)
@@ -269,12 +266,12 @@ def _full(work: _Work, probe: _Adapted | None) -> _Adapted:
         if task.val:
             logits = _logits(work, _fine_tuned(work, head, every, count), task.val.images)
         else:
-            assert work.folds is not None
-            logits = np.zeros((len(every), len(task.classes), *work.truth.shape[1:]), np.float32)
-            for fold in np.unique(work.folds):
-                held, rest = np.flatnonzero(work.folds == fold), np.flatnonzero(work.folds != fold)
+
+            def outside(rest: np.ndarray, held: np.ndarray, count: int = count) -> np.ndarray:
                 start = probe.refit(rest) if probe and probe.refit else None
-                logits[held] = _logits(work, _fine_tuned(work, start, rest, count), task.train.images.take(held))
+                return _logits(work, _fine_tuned(work, start, rest, count), task.train.images.take(held))
+
+            logits = _by_fold(work, outside)
         tried[count] = _judged(work, logits)
         if len(tried) > 1 and tried[count][0]["log_loss"] > tried[passes[len(tried) - 2]][0]["log_loss"]:
             break
@@ -283,6 +280,17 @@ def _full(work: _Work, probe: _Adapted | None) -> _Adapted:
     module = _fine_tuned(work, head, every, best, rows.append)
     module.get_buffer("temperature").fill_(tried[best][0]["temperature"])
     return _Adapted(*tried[best], f"{best} passes", module=module, rows=rows)
+
+
+def _by_fold(work: _Work, logits_of: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
+    """Return the logits of each labelled image by a teacher adapted without its fold. logits_of: positions to adapt on, those held out."""
+    assert work.folds is not None
+    logits = np.zeros((len(work.truth), len(work.task.classes), *work.truth.shape[1:]), np.float32)
+    for fold in np.unique(work.folds):
+        held = work.folds == fold
+        logits[held] = logits_of(np.flatnonzero(~held), np.flatnonzero(held))
+        work.clock.tick()
+    return logits
 
 
 def _fine_tuned(

@@ -298,9 +298,9 @@ def _student(context: _Context, name: str, result: JSON, teacher: _Teacher | Non
 
 def _check_palette(found: TargetSet, task: TaskData) -> None:
     """Raise an error if masks of numbers show a class in the colour that another class has in the run's masks: they number it anew."""
-    known = [(r, g, b) for r, g, b in task.about["colours"]] if found.colours else []
-    if found.coloured or (found.colours and task.about["coloured"]):
+    if not found.colours or found.coloured or task.about["coloured"]:
         return
+    known = [(r, g, b) for r, g, b in task.about["colours"]]
     for number, colour in enumerate(found.colours):
         if colour in known and (other := known.index(colour)) != number:
             name, of_run = task.classes[number], task.classes[other]
